@@ -1,0 +1,121 @@
+"""What passes between the rooms: batches, samples, estimates and the one interface of a model."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Integer, Num
+
+Key = jax.Array
+"""A typed key, `jax.random.key(seed)`."""
+
+Keys = jax.Array
+"""One typed key an example, shape [N]."""
+
+Params = Any
+"""A tree of float32 arrays with stable string names."""
+
+Aux = Any
+"""State that a loss carries between steps; an empty dict for most."""
+
+Metrics = Mapping[str, Float[Array, "B"]]
+"""Per-example scalars that are logged beside the loss."""
+
+
+class UserError(Exception):
+  """Something that only the user can mend: printed as one line, exit code 2."""
+
+
+class ImageSpec(NamedTuple):
+  """What one example of a data set is.
+
+  Attributes:
+    height, width, channels: shape of an image in pixels.
+    num_levels: L, the number of grey levels; pixels are the integers 0..L-1. None for float data.
+    num_classes: number of labels, 0 for an unlabelled set.
+  """
+
+  height: int
+  width: int
+  channels: int
+  num_levels: int | None
+  num_classes: int
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    return (self.height, self.width, self.channels)
+
+  @property
+  def num_dims(self) -> int:
+    return self.height * self.width * self.channels
+
+
+class Batch(NamedTuple):
+  """Examples as they travel from the host to the devices.
+
+  Attributes:
+    image: levels 0..L-1 as uint8, or float32 latents.
+    label: class numbers, 0 for an unlabelled set.
+    mask: 1 for an example, 0 for padding.
+    index: the example's global number: step * batch_size + position while training, its place
+      in the split during a full pass. Randomness of an example derives from it alone.
+  """
+
+  image: Num[Array | np.ndarray, "B H W C"]
+  label: Integer[Array | np.ndarray, "B"]
+  mask: Float[Array | np.ndarray, "B"]
+  index: Integer[Array | np.ndarray, "B"]
+
+
+class Samples(NamedTuple):
+  """Generated images.
+
+  Attributes:
+    images: in [-1, 1] up to the model's error; not clipped, not quantised.
+    num_evaluations: network evaluations spent on one image, conditional and unconditional
+      counted separately.
+  """
+
+  images: Float[Array, "N H W C"]
+  num_evaluations: int
+
+
+class Estimate(NamedTuple):
+  """A likelihood estimate of each example.
+
+  Attributes:
+    bits_per_dim: minus log2-likelihood (or a bound of it) over the number of dimensions.
+    terms: its parts, in the same unit, by name.
+  """
+
+  bits_per_dim: Float[Array, "B"]
+  terms: Mapping[str, Float[Array, "B ..."]]
+
+
+class Generative(NamedTuple):
+  """A generative model as pure functions: all that the binaries know of it.
+
+  A capability that a model lacks is None (or missing from `likelihoods`).
+
+  Attributes:
+    init: key -> (params, aux).
+    loss: (params, aux, key, batch, train) -> (loss of each example [B], metrics, aux).
+    sample: (params, keys [N], labels [N] or None) -> Samples; image i depends on keys[i] alone.
+    likelihoods: name -> (params, keys [B], batch) -> Estimate, in bits/dim at `num_levels`.
+    denoise: (params, xt, t [B], labels or None) -> x0 estimate. Diffusion only.
+    encode: (params, key, batch) -> latents. VAEs and latent models only.
+    decode: (params, latents) -> images in [-1, 1].
+    num_levels: grey levels that the likelihoods count (None: a density).
+    num_classes: classes that `sample` takes as labels, 0 for an unconditional model.
+  """
+
+  init: Callable[[Key], tuple[Params, Aux]]
+  loss: Callable[[Params, Aux, Key, Batch, bool], tuple[Array, Metrics, Aux]]
+  sample: Callable[[Params, Keys, Array | None], Samples]
+  likelihoods: Mapping[str, Callable[[Params, Keys, Batch], Estimate]]
+  denoise: Callable[[Params, Array, Array, Array | None], Array] | None = None
+  encode: Callable[[Params, Key, Batch], Array] | None = None
+  decode: Callable[[Params, Array], Array] | None = None
+  num_levels: int | None = None
+  num_classes: int = 0
