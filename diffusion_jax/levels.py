@@ -1,0 +1,23 @@
+"""Grey levels and the [-1, 1] axis on which models work."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num, UInt8
+
+
+def from_levels(
+  image: Num[Array, "B H W C"], num_levels: int | None
+) -> Float[Array, "B H W C"]:
+  """Levels k = 0..L-1 to 2 k / (L - 1) - 1; float data (L None) as it is."""
+  x = image.astype(jnp.float32)
+  return x if num_levels is None else x * (2.0 / (num_levels - 1)) - 1.0
+
+
+def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+  """Images in [-1, 1] to 0..255: floor(127.5 x + 128), clipped; every k / 127.5 - 1 returns k.
+
+  It is the nearest level, without the half-level bias of floor(127.5 (x + 1)). Not-a-number
+  becomes 0.
+  """
+  x = np.nan_to_num(np.asarray(image, np.float64), nan=-1.0)
+  return np.clip(np.floor(127.5 * x + 128.0), 0, 255).astype(np.uint8)
