@@ -1,0 +1,108 @@
+"""Variance-preserving processes with T discrete steps: alpha_t^2 + sigma_t^2 = 1.
+
+Time t lies in [0, 1] with 0 = data. Step n of 1..T of the literature is t = n / T; the network
+sees the number n - 1 of 0..T-1, as in the original code of DDPM.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DiscreteVP:
+  """A process on the grid t = n / T.
+
+  Attributes:
+    alphas_cumprod: alpha_bar_n = alpha_n^2 for n = 0..T in float64; alpha_bar_0 = 1.
+  """
+
+  alphas_cumprod: Float[np.ndarray, "T1"]
+
+  @property
+  def num_timesteps(self) -> int:
+    """T."""
+    return len(self.alphas_cumprod) - 1
+
+  def alpha_sigma(self, t: Float[Array, "B"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    """alpha_t and sigma_t, rounded once to float32 from float64 tables."""
+    alpha_bar = self.alphas_cumprod
+    return self._lookup(np.sqrt(alpha_bar), t), self._lookup(np.sqrt(1.0 - alpha_bar), t)
+
+  def log_snr(self, t: Float[Array, "B"]) -> Float[Array, "B"]:
+    """log(alpha_t^2 / sigma_t^2); infinite at t = 0."""
+    with np.errstate(divide="ignore"):
+      table = np.log(self.alphas_cumprod) - np.log(1.0 - self.alphas_cumprod)
+    return self._lookup(table, t)
+
+  def network_time(self, t: Float[Array, "B"]) -> Float[Array, "B"]:
+    """What the network's time embedding takes: n - 1 of 0..T-1."""
+    return jnp.round(t * self.num_timesteps) - 1.0
+
+  def time_at(self, quantile: Float[Array, "B"]) -> Float[Array, "B"]:
+    """The training time at a quantile in [0, 1): each n / T, n = 1..T, equally often."""
+    num = self.num_timesteps
+    return (jnp.minimum(jnp.floor(quantile * num), num - 1) + 1.0) / num
+
+  def _lookup(self, table: Float[np.ndarray, "T1"], t: Float[Array, "B"]) -> Float[Array, "B"]:
+    step = jnp.round(t * self.num_timesteps).astype(jnp.int32)
+    return jnp.asarray(table, jnp.float32)[step]
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearVP:
+  """Betas rising linearly from `beta_start` to `beta_end` over T steps.
+
+  Source: Ho et al. 2020 (arXiv 2006.11239), section 4.
+  """
+
+  num_timesteps: int = 1000
+  beta_start: float = 1e-4
+  beta_end: float = 0.02
+
+  def __post_init__(self):
+    _check_num_timesteps(self.num_timesteps)
+    if not 0 < self.beta_start <= self.beta_end < 1:
+      raise ValueError(
+        f"beta_start={self.beta_start}, beta_end={self.beta_end}: "
+        "both must lie between 0 and 1, in that order"
+      )
+
+  def create(self) -> DiscreteVP:
+    return _from_betas(np.linspace(self.beta_start, self.beta_end, self.num_timesteps))
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineVP:
+  """alpha_bar(t) = cos^2((t + s) / (1 + s) pi / 2), normalised at 0, with betas capped.
+
+  Source: Nichol and Dhariwal 2021 (arXiv 2102.09672), equation 17; s = 0.008, cap 0.999.
+  """
+
+  num_timesteps: int = 1000
+  offset: float = 0.008
+  max_beta: float = 0.999
+
+  def __post_init__(self):
+    _check_num_timesteps(self.num_timesteps)
+    if self.offset < 0 or not 0 < self.max_beta < 1:
+      raise ValueError(
+        f"offset={self.offset}, max_beta={self.max_beta}: offset must not be negative and "
+        "max_beta must lie between 0 and 1"
+      )
+
+  def create(self) -> DiscreteVP:
+    t = np.arange(self.num_timesteps + 1) / self.num_timesteps
+    f = np.cos((t + self.offset) / (1 + self.offset) * np.pi / 2) ** 2
+    return _from_betas(np.minimum(1 - f[1:] / f[:-1], self.max_beta))
+
+
+def _check_num_timesteps(num_timesteps: int) -> None:
+  if num_timesteps < 1:
+    raise ValueError(f"num_timesteps={num_timesteps} must be at least 1")
+
+
+def _from_betas(betas: Float[np.ndarray, "T"]) -> DiscreteVP:
+  return DiscreteVP(np.concatenate([[1.0], np.cumprod(1.0 - betas)]))
