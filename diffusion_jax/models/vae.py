@@ -1,0 +1,155 @@
+"""A convolutional variational autoencoder: residual encoder and decoder around a latent vector.
+
+The posterior is q(z | x) = N(mean(x), diag exp(log_var(x))); Kingma and Welling 2014
+(arXiv 1312.6114), section 3.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from diffusion_jax.models.layers import Conv3, Norm, ResBlock, Upsample, kernel_init
+from diffusion_jax.types import ImageSpec, Key, Params
+
+
+class VAENetworks(NamedTuple):
+  """A VAE's networks as pure functions.
+
+  Attributes:
+    init: key -> params {"encoder", "decoder"}.
+    encode: (params, x [B H W C], dropout_key or None) -> (mean [B D], log_var [B D]).
+    decode: (params, z [B D], dropout_key or None) -> [B H W P], the observation model's raw
+      parameters.
+    latent_dim: D.
+  """
+
+  init: Callable[[Key], Params]
+  encode: Callable[..., tuple[Float[Array, "B D"], Float[Array, "B D"]]]
+  decode: Callable[..., Float[Array, "B H W P"]]
+  latent_dim: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvVAE:
+  """Config of the networks.
+
+  Attributes:
+    latent_dim: D, size of z.
+    channels: width at full resolution.
+    multipliers: width of each level over `channels`; every level halves the resolution.
+    num_blocks: residual blocks a level.
+    dropout: rate inside the residual blocks.
+    dtype: compute type; parameters and statistics stay float32.
+    remat: recompute each block's activations in the backward pass to save memory.
+  """
+
+  latent_dim: int = 16
+  channels: int = 64
+  multipliers: tuple[int, ...] = (1, 2)
+  num_blocks: int = 1
+  dropout: float = 0.0
+  dtype: Literal["float32", "bfloat16"] = "float32"
+  remat: bool = False
+
+  def __post_init__(self):
+    if min(self.latent_dim, self.channels, self.num_blocks, *self.multipliers, 1) < 1:
+      raise ValueError("latent_dim, channels, num_blocks and multipliers must be at least 1")
+    if not self.multipliers:
+      raise ValueError("multipliers is empty; it needs one number a level")
+    if not 0 <= self.dropout < 1:
+      raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+
+  def create(self, spec: ImageSpec, num_outputs: int) -> VAENetworks:
+    """Builds the pure functions.
+
+    Args:
+      spec: shape of the images.
+      num_outputs: P, parameters a pixel of the observation model.
+
+    Raises:
+      ValueError: the image's sides cannot be halved once a level.
+    """
+    factor = 2 ** (len(self.multipliers) - 1)
+    if spec.height % factor or spec.width % factor:
+      raise ValueError(
+        f"images of {spec.height}x{spec.width} cannot be halved {len(self.multipliers) - 1} times; "
+        f"use sides divisible by {factor} or fewer multipliers"
+      )
+    encoder = Encoder(self)
+    decoder = Decoder(self, (spec.height // factor, spec.width // factor), num_outputs)
+    return VAENetworks(
+      lambda key: _init(self, encoder, decoder, spec, key),
+      lambda params, x, key=None: _apply(encoder, params["encoder"], x, key),
+      lambda params, z, key=None: _apply(decoder, params["decoder"], z, key),
+      self.latent_dim,
+    )
+
+
+def _init(config: ConvVAE, encoder: nn.Module, decoder: nn.Module, spec: ImageSpec, key: Key):
+  key1, key2 = jax.random.split(key)
+  images, latents = jnp.zeros((1, *spec.shape)), jnp.zeros((1, config.latent_dim))
+  return {
+    "encoder": encoder.init(key1, images, False)["params"],
+    "decoder": decoder.init(key2, latents, False)["params"],
+  }
+
+
+def _apply(module: nn.Module, params: Params, x: Array, dropout_key: Key | None):
+  rngs = {} if dropout_key is None else {"dropout": dropout_key}
+  return module.apply({"params": params}, x, dropout_key is not None, rngs=rngs)
+
+
+def _block(config: ConvVAE, width: int, name: str):
+  kind = nn.remat(ResBlock, static_argnums=(3,)) if config.remat else ResBlock
+  return kind(width, config.dropout, jnp.dtype(config.dtype), name=name)
+
+
+class Encoder(nn.Module):
+  """Images to the mean and log-variance of q(z | x), both float32."""
+
+  config: ConvVAE
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B H W C"], train: bool
+  ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
+    config, dtype = self.config, jnp.dtype(self.config.dtype)
+    h = Conv3(config.channels, dtype=dtype, name="conv_in")(x)
+    for level, multiplier in enumerate(config.multipliers):
+      if level:
+        h = Conv3(h.shape[-1], stride=2, dtype=dtype, name=f"level{level}_half")(h)
+      for i in range(config.num_blocks):
+        block = _block(config, config.channels * multiplier, f"level{level}_block{i}")
+        h = block(h, None, train)
+    h = nn.swish(Norm(dtype, name="norm_out")(h)).astype(jnp.float32)
+    h = h.reshape(h.shape[0], -1)
+    mean, log_var = jnp.split(nn.Dense(2 * config.latent_dim, name="posterior")(h), 2, axis=-1)
+    return mean, log_var
+
+
+class Decoder(nn.Module):
+  """Latents to the raw parameters of p(x | z), float32."""
+
+  config: ConvVAE
+  start: tuple[int, int]
+  num_outputs: int
+
+  @nn.compact
+  def __call__(self, z: Float[Array, "B D"], train: bool) -> Float[Array, "B H W P"]:
+    config, dtype = self.config, jnp.dtype(self.config.dtype)
+    width = config.channels * config.multipliers[-1]
+    h = nn.Dense(self.start[0] * self.start[1] * width, dtype=dtype, name="dense_in")(z)
+    h = h.reshape(-1, *self.start, width)
+    for level, multiplier in reversed(list(enumerate(config.multipliers))):
+      for i in range(config.num_blocks):
+        block = _block(config, config.channels * multiplier, f"level{level}_block{i}")
+        h = block(h, None, train)
+      if level:
+        h = Upsample(dtype, name=f"level{level}_double")(h)
+    h = nn.swish(Norm(dtype, name="norm_out")(h)).astype(jnp.float32)
+    return Conv3(self.num_outputs, init=kernel_init, name="conv_out")(h)
