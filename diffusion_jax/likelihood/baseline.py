@@ -1,0 +1,63 @@
+"""The weakest model worth beating: every pixel on its own, by counting."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+
+def pixel_histogram(
+  images: Iterable[UInt8[np.ndarray, "N H W C"]], num_levels: int
+) -> Float[np.ndarray, "H W C L"]:
+  """P(level) of each pixel, with one added to every count (Laplace), float64."""
+  counts = None
+  for chunk in images:
+    shape, num_dims = chunk.shape[1:], chunk[0].size
+    slot = chunk.reshape(-1, num_dims).astype(np.int64) + num_levels * np.arange(num_dims)
+    found = np.bincount(slot.ravel(), minlength=num_dims * num_levels).reshape(*shape, num_levels)
+    counts = found if counts is None else counts + found
+  if counts is None:
+    raise ValueError("no images to count")
+  return (counts + 1.0) / (counts + 1.0).sum(axis=-1, keepdims=True)
+
+
+def independent_pixel_bits(
+  train: Iterable[UInt8[np.ndarray, "N H W C"]],
+  test: Iterable[UInt8[np.ndarray, "N H W C"]],
+  num_levels: int,
+) -> float:
+  """Bits/dim of the test images under independent pixels counted on the training images.
+
+  Args:
+    train, test: chunks of images with levels 0..num_levels-1.
+    num_levels: L.
+
+  Returns:
+    Mean of -log2 P(pixel) over all pixels of all test images.
+  """
+  bits = -np.log2(pixel_histogram(train, num_levels))
+  total, count = 0.0, 0
+  for chunk in test:
+    total += np.take_along_axis(bits[None], chunk[..., None].astype(np.int64), axis=-1).sum()
+    count += chunk.size
+  return float(total / count)
+
+
+def independent_binary_bits(
+  train: Iterable[UInt8[np.ndarray, "N H W C"]],
+  test: Iterable[UInt8[np.ndarray, "N H W C"]],
+  num_levels: int,
+) -> float:
+  """The same for images that were binarised at random, on with probability k / (L - 1).
+
+  It is what a Bernoulli decoder is measured against: both expect over the binarisations.
+  """
+  levels = np.arange(num_levels) / (num_levels - 1)
+  p_on = pixel_histogram(train, num_levels) @ levels
+  bits_on, bits_off = -np.log2(p_on), -np.log2(1.0 - p_on)
+  total, count = 0.0, 0
+  for chunk in test:
+    x = levels[chunk]
+    total += (x * bits_on + (1.0 - x) * bits_off).sum()
+    count += chunk.size
+  return float(total / count)

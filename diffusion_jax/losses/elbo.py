@@ -1,0 +1,60 @@
+"""The evidence lower bound of a VAE: ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z)), p(z) = N(0, I).
+
+Since log p(x) = ELBO + KL(q(z|x) || p(z|x)), minus the ELBO bounds the negative log-likelihood
+from above. Kingma and Welling 2014 (arXiv 1312.6114).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax import distributions
+
+
+class ElboTerms(NamedTuple):
+  """Parts of minus the ELBO, in nats an example.
+
+  Attributes:
+    reconstruction: -E_q[log p(x|z)], from one z.
+    kl: KL(q(z|x) || p(z)) of each latent dimension, exact.
+  """
+
+  reconstruction: Float[Array, "B"]
+  kl: Float[Array, "B D"]
+
+  @property
+  def negative_elbo(self) -> Float[Array, "B"]:
+    return self.reconstruction + jnp.sum(self.kl, axis=-1)
+
+
+def elbo_terms(
+  log_prob: Float[Array, "B"], mean: Float[Array, "B D"], log_var: Float[Array, "B D"]
+) -> ElboTerms:
+  """The terms for log p(x|z) of one z ~ N(mean, exp(log_var)) an example."""
+  return ElboTerms(-log_prob, distributions.gaussian_kl(mean, log_var, 0.0, 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class ELBO:
+  """Minus the ELBO with a weight on the KL and free bits.
+
+  Attributes:
+    beta: weight of the KL (Higgins et al. 2017); 1 is the bound itself.
+    free_bits: nats of each latent dimension that cost nothing: its KL, averaged over the batch,
+      counts at least this much (Kingma et al. 2016, arXiv 1606.04934, equation 15).
+  """
+
+  beta: float = 1.0
+  free_bits: float = 0.0
+
+  def __post_init__(self):
+    if self.beta < 0 or self.free_bits < 0:
+      raise ValueError(f"beta={self.beta}, free_bits={self.free_bits} must not be negative")
+
+  def __call__(self, terms: ElboTerms, mask: Float[Array, "B"]) -> Float[Array, "B"]:
+    """The loss of each example in nats; its mean over the masked batch is the objective."""
+    average = jnp.sum(terms.kl * mask[:, None], axis=0) / jnp.maximum(jnp.sum(mask), 1.0)
+    kl = jnp.where(average > self.free_bits, terms.kl, self.free_bits)
+    return terms.reconstruction + self.beta * jnp.sum(kl, axis=-1)
