@@ -1,0 +1,145 @@
+"""A denoising diffusion model: process, network, loss, sampler and guidance as one Generative."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from diffusion_jax import randomness
+from diffusion_jax.levels import from_levels
+from diffusion_jax.losses import DENOISING_LOSSES
+from diffusion_jax.models import NETWORKS
+from diffusion_jax.processes import PROCESSES, DiscreteVP, Preconditioned, precondition
+from diffusion_jax.samplers import SAMPLERS, Guidance
+from diffusion_jax.types import Batch, Generative, ImageSpec, Keys, Samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+  """Config of the wiring.
+
+  Attributes:
+    prediction: what the network's output means.
+    conditional: give the network the class; needs a labelled data set.
+    label_dropout: share of training examples whose class is hidden (the null class), so that
+      guidance has an unconditional model to push away from.
+  """
+
+  prediction: Literal["eps", "x0", "v"] = "eps"
+  conditional: bool = False
+  label_dropout: float = 0.1
+
+  sections: ClassVar[Mapping[str, Any]] = {
+    "process": PROCESSES,
+    "model": NETWORKS,
+    "loss": DENOISING_LOSSES,
+    "sampler": SAMPLERS,
+    "guidance": Guidance,
+  }
+
+  def __post_init__(self):
+    if not 0 <= self.label_dropout < 1:
+      raise ValueError(f"label_dropout={self.label_dropout} must be at least 0 and below 1")
+
+  def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> Generative:
+    """Wires the built sections into a Generative.
+
+    Args:
+      parts: section name -> instance, for each of `sections`.
+      spec: of the data set.
+
+    Raises:
+      ValueError: parts that do not fit each other or the data.
+    """
+    self._check(parts, spec)
+    process = parts["process"].create()
+    parts["sampler"].coefficients(process)
+    num_labels = spec.num_classes + 1 if self.conditional else 0
+    backbone = parts["model"].create(spec, num_labels)
+    wiring = _Wiring(
+      spec=spec,
+      process=process,
+      network=precondition(backbone.apply, process, self.prediction),
+      loss=parts["loss"],
+      sampler=parts["sampler"],
+      guidance=parts["guidance"],
+      null_label=spec.num_classes if self.conditional else None,
+      label_dropout=self.label_dropout,
+    )
+    return Generative(
+      init=lambda key: (backbone.init(key), {}),
+      loss=lambda *args: _loss(wiring, *args),
+      sample=lambda *args: _sample(wiring, *args),
+      likelihoods={},
+      denoise=wiring.network.denoise,
+      num_levels=spec.num_levels,
+      num_classes=spec.num_classes if self.conditional else 0,
+    )
+
+  def _check(self, parts: Mapping[str, Any], spec: ImageSpec) -> None:
+    if self.conditional and not spec.num_classes:
+      raise ValueError(
+        "generative.conditional is true but the data set has no labels; "
+        "set --config.generative.conditional=false"
+      )
+    guided = parts["guidance"].weight != 1.0
+    if guided and not (self.conditional and self.label_dropout > 0):
+      raise ValueError(
+        f"guidance.weight={parts['guidance'].weight} needs a class-conditional model trained with "
+        "label dropout; set --config.guidance.weight=1 (this model: conditional="
+        f"{self.conditional}, label_dropout={self.label_dropout})"
+      )
+
+
+class _Wiring(NamedTuple):
+  spec: ImageSpec
+  process: DiscreteVP
+  network: Preconditioned
+  loss: Any
+  sampler: Any
+  guidance: Guidance
+  null_label: int | None
+  label_dropout: float
+
+
+def _loss(wiring: _Wiring, params, aux, key, batch: Batch, train: bool):
+  example_key, dropout_key = jax.random.split(key)
+  dropout_key = jax.random.fold_in(dropout_key, batch.index[0])  # another for each microbatch
+  keys = randomness.example_keys(example_key, batch.index)
+  labels = _training_labels(wiring, keys, batch.label, train)
+  loss = wiring.loss(
+    wiring.network,
+    wiring.process,
+    params,
+    keys,
+    from_levels(batch.image, wiring.spec.num_levels),
+    labels,
+    dropout_key if train else None,
+  )
+  return loss, {}, aux
+
+
+def _training_labels(
+  wiring: _Wiring, keys: Keys, labels: Int[Array, "B"], train: bool
+) -> Int[Array, "B"] | None:
+  """None for an unconditional model; some hidden behind the null class while training."""
+  if wiring.null_label is None:
+    return None
+  if not train:
+    return labels
+  hidden = randomness.uniform(randomness.fold_in(keys, 2)) < wiring.label_dropout
+  return jnp.where(hidden, wiring.null_label, labels)
+
+
+def _sample(wiring: _Wiring, params, keys: Keys, labels: Int[Array, "N"] | None = None) -> Samples:
+  if wiring.null_label is not None and labels is None:
+    labels = jnp.full(keys.shape[0], wiring.null_label)
+  denoise = wiring.guidance.bind(wiring.network, params, labels, wiring.null_label)
+  samples = wiring.sampler(denoise, wiring.process, keys, wiring.spec.shape)
+  return samples._replace(
+    num_evaluations=samples.num_evaluations * wiring.guidance.num_evaluations
+  )
+

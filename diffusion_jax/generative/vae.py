@@ -1,0 +1,108 @@
+"""A variational autoencoder: networks, observation model and ELBO as one Generative."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax import randomness
+from diffusion_jax.distributions import nats_to_bits_per_dim
+from diffusion_jax.levels import from_levels
+from diffusion_jax.losses import VAE_LOSSES, ElboTerms, elbo_terms
+from diffusion_jax.models import DECODERS, VAES, VAENetworks
+from diffusion_jax.types import Batch, Estimate, Generative, ImageSpec, Keys, Params, Samples
+
+
+@dataclasses.dataclass(frozen=True)
+class VAE:
+  """Config of the wiring; everything it needs stands in its sections."""
+
+  sections: ClassVar[Mapping[str, Any]] = {
+    "model": VAES,
+    "decoder": DECODERS,
+    "loss": VAE_LOSSES,
+  }
+
+  def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> Generative:
+    """Wires the built sections into a Generative.
+
+    Args:
+      parts: section name -> instance, for each of `sections`.
+      spec: of the data set.
+
+    Raises:
+      ValueError: parts that do not fit each other or the data.
+    """
+    decoder = parts["decoder"]
+    counted_levels = decoder.num_levels(spec.num_levels)
+    networks = parts["model"].create(spec, decoder.num_outputs(spec.channels))
+    wiring = _Wiring(spec, networks, decoder, parts["loss"])
+    return Generative(
+      init=lambda key: (networks.init(key), {}),
+      loss=lambda *args: _loss(wiring, *args),
+      sample=lambda *args: _sample(wiring, *args),
+      likelihoods={"elbo": lambda *args: _elbo(wiring, *args)},
+      encode=lambda *args: _encode(wiring, *args),
+      decode=lambda params, latents: decoder.mean(networks.decode(params, latents)),
+      num_levels=counted_levels,
+    )
+
+
+class _Wiring(NamedTuple):
+  spec: ImageSpec
+  networks: VAENetworks
+  decoder: Any
+  loss: Any
+
+
+def _terms(
+  wiring: _Wiring, params: Params, keys: Keys, batch: Batch, dropout_key=None
+) -> ElboTerms:
+  x = from_levels(batch.image, wiring.spec.num_levels)
+  mean, log_var = wiring.networks.encode(params, x, dropout_key)
+  z = _posterior_sample(keys, mean, log_var)
+  raw = wiring.networks.decode(params, z, dropout_key)
+  return elbo_terms(wiring.decoder.log_prob(raw, x, wiring.spec.num_levels), mean, log_var)
+
+
+def _posterior_sample(keys: Keys, mean: Array, log_var: Array) -> Float[Array, "B D"]:
+  return mean + jnp.exp(0.5 * log_var) * randomness.normal(keys, mean.shape[1:])
+
+
+def _loss(wiring: _Wiring, params, aux, key, batch: Batch, train: bool):
+  example_key, dropout_key = jax.random.split(key)
+  dropout_key = jax.random.fold_in(dropout_key, batch.index[0])  # another for each microbatch
+  keys = randomness.example_keys(example_key, batch.index)
+  terms = _terms(wiring, params, keys, batch, dropout_key if train else None)
+  metrics = {
+    "bits_per_dim": nats_to_bits_per_dim(terms.negative_elbo, wiring.spec.num_dims),
+    "reconstruction_nats": terms.reconstruction,
+    "kl_nats": jnp.sum(terms.kl, axis=-1),
+  }
+  return wiring.loss(terms, batch.mask), metrics, aux
+
+
+def _elbo(wiring: _Wiring, params: Params, keys: Keys, batch: Batch) -> Estimate:
+  terms = _terms(wiring, params, keys, batch)
+  num_dims = wiring.spec.num_dims
+  parts = {
+    "reconstruction": nats_to_bits_per_dim(terms.reconstruction, num_dims),
+    "kl": nats_to_bits_per_dim(jnp.sum(terms.kl, axis=-1), num_dims),
+  }
+  return Estimate(nats_to_bits_per_dim(terms.negative_elbo, num_dims), parts)
+
+
+def _sample(wiring: _Wiring, params: Params, keys: Keys, labels=None) -> Samples:
+  """Images of the prior: the mean of p(x | z) for z ~ N(0, I)."""
+  del labels
+  z = randomness.normal(keys, (wiring.networks.latent_dim,))
+  return Samples(wiring.decoder.mean(wiring.networks.decode(params, z)), 1)
+
+
+def _encode(wiring: _Wiring, params: Params, key, batch: Batch) -> Float[Array, "B D"]:
+  x = from_levels(batch.image, wiring.spec.num_levels)
+  mean, log_var = wiring.networks.encode(params, x)
+  return _posterior_sample(randomness.example_keys(key, batch.index), mean, log_var)
