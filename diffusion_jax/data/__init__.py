@@ -1,0 +1,32 @@
+"""Data sets with random access, and batches as a pure function of (seed, step). NumPy only."""
+
+from diffusion_jax.data.arrays import Arrays
+from diffusion_jax.data.digits import Digits
+from diffusion_jax.data.folder import Folder
+from diffusion_jax.data.pipeline import Prefetcher, TrainStream, full_pass
+from diffusion_jax.data.source import ArraySource, Source, fingerprint
+from diffusion_jax.data.synthetic import Synthetic
+from diffusion_jax.data.tfds import Tfds
+
+SOURCES = {
+  "digits": Digits,
+  "tfds": Tfds,
+  "folder": Folder,
+  "arrays": Arrays,
+  "synthetic": Synthetic,
+}
+
+__all__ = [
+  "SOURCES",
+  "ArraySource",
+  "Arrays",
+  "Digits",
+  "Folder",
+  "Prefetcher",
+  "Source",
+  "Synthetic",
+  "Tfds",
+  "TrainStream",
+  "fingerprint",
+  "full_pass",
+]

@@ -1,0 +1,174 @@
+"""Batches as a pure function of (seed, step), and their prefetch.
+
+There is no state to save: batch k of a run is the same before and after a restart, and on any
+number of processes.
+"""
+
+import functools
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from diffusion_jax.data.source import Source
+from diffusion_jax.types import Batch
+
+FLIPS = 1 << 32
+"""Added to the seed's key word for flips, so that they share no draws with the permutations."""
+
+
+@functools.lru_cache(maxsize=3)
+def permutation(seed: int, epoch: int, num: int) -> Int[np.ndarray, "N"]:
+  """The order of the records in one epoch; read-only."""
+  words = np.random.Philox(key=[seed, epoch]).random_raw(num)
+  order = np.argsort(words, kind="stable")
+  order.setflags(write=False)
+  return order
+
+
+def flips(seed: int, position: Int[np.ndarray, "B"]) -> Bool[np.ndarray, "B"]:
+  """Whether the image at each global position is flipped: a coin of (seed, position) alone.
+
+  Args:
+    seed: of the run.
+    position: consecutive global positions.
+  """
+  # Philox gives four words a counter value: start at the block that holds the first position.
+  first, skip = int(position[0]) // 4, int(position[0]) % 4
+  words = np.random.Philox(key=[seed + FLIPS, 0], counter=first).random_raw(skip + len(position))
+  return words[skip:] >> np.uint64(63) == 1
+
+
+class TrainStream:
+  """An endless shuffled stream: every record once an epoch, batches running across epochs.
+
+  Args:
+    source: the split.
+    batch_size: images of the global batch.
+    seed: of the order and the flips.
+    flip: mirror half of the images left to right.
+    process_index, process_count: this process takes its contiguous slice of each global batch.
+
+  Raises:
+    ValueError: the processes do not divide the batch.
+  """
+
+  def __init__(
+    self,
+    source: Source,
+    batch_size: int,
+    seed: int,
+    flip: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+  ):
+    if batch_size % process_count:
+      raise ValueError(f"{process_count} processes do not divide a batch of {batch_size}")
+    self._source, self._batch_size, self._seed, self._flip = source, batch_size, seed, flip
+    local = batch_size // process_count
+    self._slice = slice(process_index * local, (process_index + 1) * local)
+
+  def batch(self, step: int) -> Batch:
+    """This process's part of batch `step` (counted from 0); `index` is the global position."""
+    first = step * self._batch_size
+    position = np.arange(first + self._slice.start, first + self._slice.stop, dtype=np.int64)
+    image, label = self._source.gather(self._records(position))
+    if self._flip:
+      turned = flips(self._seed, position)
+      image[turned] = image[turned, :, ::-1]
+    mask = np.ones(len(position), np.float32)
+    return Batch(image, label, mask, position.astype(np.uint32))
+
+  def _records(self, position: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
+    num = len(self._source)
+    epoch, place = position // num, position % num
+    record = np.empty_like(position)
+    for e in np.unique(epoch):
+      here = epoch == e
+      record[here] = permutation(self._seed, int(e), num)[place[here]]
+    return record
+
+
+def full_pass(
+  source: Source, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+  """Every example once, in order; the last batch is padded and the padding masked.
+
+  Args:
+    source: the split.
+    batch_size: images of the global batch.
+    process_index, process_count: this process gets its contiguous slice of each global batch.
+  """
+  local = batch_size // process_count
+  for first in range(0, len(source), batch_size):
+    position = first + process_index * local + np.arange(local)
+    image, label = source.gather(np.minimum(position, len(source) - 1))
+    mask = (position < len(source)).astype(np.float32)
+    yield Batch(image, label, mask, position.astype(np.uint32))
+
+
+class Prefetcher:
+  """Calls `function(step)` for successive steps in a background thread.
+
+  Args:
+    function: makes a batch; it may already send it to the devices.
+    start_step, stop_step: the steps, the last excluded.
+    depth: finished batches that may wait.
+
+  Attributes:
+    wait_sec: seconds that `get` has spent waiting so far.
+  """
+
+  def __init__(
+    self, function: Callable[[int], Any], start_step: int, stop_step: int, depth: int = 2
+  ):
+    self.wait_sec = 0.0
+    self._queue: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+    self._closed = threading.Event()
+    self._failure: BaseException | None = None
+    steps = range(start_step, stop_step)
+    self._thread = threading.Thread(target=self._work, args=(function, steps), daemon=True)
+    self._thread.start()
+
+  def get(self) -> Any:
+    """The next batch; raises what the function raised, StopIteration after the last."""
+    if self._failure is not None:
+      raise self._failure
+    begun = time.perf_counter()
+    batch, self._failure = self._queue.get()
+    self.wait_sec += time.perf_counter() - begun
+    if self._failure is not None:
+      raise self._failure
+    return batch
+
+  def close(self) -> None:
+    """Stops the thread; returns when it has ended."""
+    self._closed.set()
+    self._thread.join()
+
+  def __enter__(self) -> "Prefetcher":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.close()
+
+  def _work(self, function: Callable[[int], Any], steps: range) -> None:
+    try:
+      for step in steps:
+        if self._closed.is_set():
+          return
+        self._put(function(step), None)
+      self._put(None, StopIteration("no more steps"))
+    except BaseException as error:
+      self._put(None, error)
+
+  def _put(self, batch: Any, error: BaseException | None) -> None:
+    while not self._closed.is_set():
+      try:
+        return self._queue.put((batch, error), timeout=0.1)
+      except queue.Full:
+        continue

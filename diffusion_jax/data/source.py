@@ -1,0 +1,146 @@
+"""What a data set is to the pipeline: a length, a specification and random access."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int, Int32, UInt8
+from PIL import Image, ImageOps
+
+from diffusion_jax.types import ImageSpec
+
+
+class Source(Protocol):
+  """One split of a data set.
+
+  Attributes:
+    name: for people, "digits train".
+    spec: shape, levels and classes.
+  """
+
+  name: str
+  spec: ImageSpec
+
+  def __len__(self) -> int: ...
+
+  def gather(
+    self, index: Int[np.ndarray, "B"]
+  ) -> tuple[UInt8[np.ndarray, "B H W C"], Int32[np.ndarray, "B"]]:
+    """The images and labels at these places; safe to call from several threads."""
+    ...
+
+
+class ArraySource:
+  """A split that lies in memory.
+
+  Args:
+    name: for people.
+    images: levels 0..L-1.
+    labels: class numbers; None for an unlabelled set.
+    num_levels: L.
+    num_classes: of the whole data set; 0 for an unlabelled one.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    images: UInt8[np.ndarray, "N H W C"],
+    labels: Int[np.ndarray, "N"] | None,
+    num_levels: int,
+    num_classes: int,
+  ):
+    self.name = name
+    self.spec = ImageSpec(*images.shape[1:], num_levels, num_classes)
+    self._images = np.ascontiguousarray(images)
+    self._labels = np.zeros(len(images), np.int32) if labels is None else labels.astype(np.int32)
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def gather(
+    self, index: Int[np.ndarray, "B"]
+  ) -> tuple[UInt8[np.ndarray, "B H W C"], Int32[np.ndarray, "B"]]:
+    return self._images[index], self._labels[index]
+
+
+def fixed_order(num: int, seed: int = 0) -> Int[np.ndarray, "N"]:
+  """A permutation of 0..num-1 that stays the same in every version of NumPy.
+
+  It sorts the raw words of the Philox counter-based generator (Salmon et al. 2011), whose stream
+  is part of NumPy's compatibility promise; `Generator.permutation` is not.
+  """
+  return np.argsort(np.random.Philox(key=seed).random_raw(num), kind="stable")
+
+
+def fingerprint(source: Source, num_probes: int = 64) -> str:
+  """A short hash of a split's content: length, specification and evenly spaced examples."""
+  probes = np.unique(np.linspace(0, len(source) - 1, num_probes).astype(np.int64))
+  images, labels = source.gather(probes)
+  digest = hashlib.sha256(repr((len(source), tuple(source.spec))).encode())
+  digest.update(images.tobytes())
+  digest.update(labels.astype("<i4").tobytes())
+  return digest.hexdigest()[:16]
+
+
+class DecodedSource:
+  """A split whose examples are read one by one, by several threads.
+
+  Args:
+    name: for people.
+    spec: of the images.
+    num: examples.
+    read: place -> (image, label); raises for an unreadable one.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    spec: ImageSpec,
+    num: int,
+    read: Callable[[int], tuple[UInt8[np.ndarray, "H W C"], int]],
+  ):
+    self.name, self.spec = name, spec
+    self._num, self._read = num, read
+    self._pool = ThreadPoolExecutor(os.cpu_count())
+
+  def __len__(self) -> int:
+    return self._num
+
+  def gather(
+    self, index: Int[np.ndarray, "B"]
+  ) -> tuple[UInt8[np.ndarray, "B H W C"], Int32[np.ndarray, "B"]]:
+    images = np.empty((len(index), *self.spec.shape), np.uint8)
+    labels = np.empty(len(index), np.int32)
+
+    def fill(place: int) -> None:
+      images[place], labels[place] = self._read(int(index[place]))
+
+    list(self._pool.map(fill, range(len(index))))
+    return images, labels
+
+
+def in_memory_if_small(source: Source, max_ram_gib: float) -> Source:
+  """Decodes a whole split once if it fits: gathering from an array is far cheaper."""
+  if len(source) * source.spec.num_dims > max_ram_gib * 2**30:
+    return source
+  images, labels = source.gather(np.arange(len(source)))
+  spec = source.spec
+  return ArraySource(source.name, images, labels, spec.num_levels or 256, spec.num_classes)
+
+
+def fit_image(image: Image.Image, size: int | None, channels: int) -> UInt8[np.ndarray, "H W C"]:
+  """A picture as an array: grey or colour, and on request resized and centre-cropped.
+
+  Args:
+    image: transparency is dropped, palettes are resolved.
+    size: the shorter side is resized to it (bicubic, antialiased) and the longer one cropped on
+      both ends; None leaves the picture's size.
+    channels: 1 or 3.
+  """
+  image = image.convert("L" if channels == 1 else "RGB")
+  if size is not None and image.size != (size, size):
+    image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+  return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)

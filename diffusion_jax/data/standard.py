@@ -1,0 +1,258 @@
+"""The small standard sets, downloaded and prepared in TFDS's own layout without TensorFlow.
+
+Addresses, sizes and SHA-256 sums are those that tensorflow-datasets ships with its builders.
+"""
+
+import gzip
+import hashlib
+import io
+import os
+import queue
+import shutil
+import tarfile
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from diffusion_jax.types import UserError
+
+CONNECT_SEC = 8.0
+"""A server that has not answered by then counts as out of reach."""
+
+
+class Split(NamedTuple):
+  """A split as it lies in the archives.
+
+  Attributes:
+    images: pixels.
+    labels: feature name -> class numbers.
+  """
+
+  images: UInt8[np.ndarray, "N H W C"]
+  labels: Mapping[str, np.ndarray]
+
+
+class Content(NamedTuple):
+  """A whole data set.
+
+  Attributes:
+    splits: by TFDS's names.
+    class_names: label feature -> names in order; empty where the archives have none.
+  """
+
+  splits: Mapping[str, Split]
+  class_names: Mapping[str, list[str]]
+
+
+Files = Mapping[str, Path]
+"""Archives by file name."""
+
+
+def prepare(name: str, data_dir: Path) -> Path:
+  """Downloads (unless the archives are there) and prepares a standard set.
+
+  Args:
+    name: a key of STANDARD.
+    data_dir: gets `<name>/<version>/`; archives are kept in `downloads/<name>/`.
+
+  Returns:
+    The prepared folder; it appears whole or not at all.
+
+  Raises:
+    UserError: no network, a wrong checksum, a folder that cannot be written.
+  """
+  import tensorflow_datasets as tfds
+
+  try:
+    data_dir.mkdir(parents=True, exist_ok=True)
+    official = tfds.builder(name, data_dir=str(data_dir))
+    files = {
+      info.filename: _obtain(url, data_dir / "downloads" / name / info.filename, info.checksum)
+      for url, info in official.url_infos.items()
+    }
+    print(f"preparing {name} in {data_dir}: about a minute, once", flush=True)
+    return _write(official, STANDARD[name](files), data_dir)
+  except OSError as error:
+    raise UserError(
+      f"{data_dir} cannot be written ({error}); choose another --config.data.data_dir"
+    ) from error
+
+
+def _obtain(url: str, path: Path, checksum: str) -> Path:
+  """The archive at `path`, downloaded if need be; its SHA-256 is checked either way."""
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with _connect(url, path) as answer, part.open("wb") as file:
+      print(f"downloading {url}", flush=True)
+      shutil.copyfileobj(answer, file, 1 << 20)
+    _check_sum(part, url, checksum)
+    os.replace(part, path)
+  _check_sum(path, url, checksum)
+  return path
+
+
+def _check_sum(path: Path, url: str, checksum: str) -> None:
+  with path.open("rb") as file:
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+  if found != checksum:
+    raise UserError(
+      f"{path} has SHA-256 {found}, expected {checksum}; delete it and put {url} there"
+    )
+
+
+def _connect(url: str, path: Path) -> Any:
+  """Opens a URL, giving up after CONNECT_SEC whatever the resolver and the network do."""
+  answers: queue.Queue[Any] = queue.Queue()
+
+  def connect() -> None:
+    try:
+      answers.put(urllib.request.urlopen(url, timeout=CONNECT_SEC))
+    except Exception as error:
+      answers.put(error)
+
+  threading.Thread(target=connect, daemon=True).start()
+  try:
+    answer = answers.get(timeout=CONNECT_SEC)
+  except queue.Empty:
+    answer = TimeoutError("no answer")
+  if isinstance(answer, Exception):
+    raise UserError(
+      f"cannot download {url} ({answer}); put that file at {path} and start again, or train on "
+      "what needs no download: --config=configs/ddpm_digits.py"
+    )
+  return answer
+
+
+def _write(official: Any, content: Content, data_dir: Path) -> Path:
+  """Writes TFDS's layout into a temporary folder and moves it into place in one step."""
+  target = data_dir / official.name / str(official.version)
+  with tempfile.TemporaryDirectory(dir=data_dir, prefix=".preparing_") as scratch:
+    builder = _builder_class(official, content)(data_dir=scratch, file_format="array_record")
+    builder.download_and_prepare()
+    target.parent.mkdir(exist_ok=True)
+    os.replace(builder.data_dir, target)
+  return target
+
+
+def _builder_class(official: Any, content: Content) -> Any:
+  """A builder with the official one's name, version and features, fed from memory."""
+  import tensorflow_datasets as tfds
+
+  features = official.info.features
+  for key, names in content.class_names.items():
+    features[key].names = names
+
+  with tfds.core.registered.skip_registration():
+
+    class Builder(tfds.core.GeneratorBasedBuilder):
+      name = official.name
+      VERSION = official.version
+
+      def _info(self):
+        return tfds.core.DatasetInfo(
+          builder=self, description=official.info.description, features=features,
+          supervised_keys=official.info.supervised_keys, homepage=official.info.homepage,
+          citation=official.info.citation,
+        )  # fmt: skip
+
+      def _split_generators(self, dl_manager):
+        del dl_manager
+        return {name: _examples(name, split, features) for name, split in content.splits.items()}
+
+      def _generate_examples(self):
+        raise NotImplementedError  # each split brings its own generator
+
+  return Builder
+
+
+def _examples(name: str, split: Split, features: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+  for i, image in enumerate(split.images):
+    key = f"{name}_{i:05d}"
+    example: dict[str, Any] = {n: int(values[i]) for n, values in split.labels.items()}
+    yield key, {**example, "image": _png(image), **({"id": key} if "id" in features else {})}
+
+
+def _png(image: UInt8[np.ndarray, "H W C"]) -> io.BytesIO:
+  """PNG bytes: the one form in which TFDS takes images without TensorFlow."""
+  file = io.BytesIO()
+  Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, format="PNG")
+  file.seek(0)
+  return file
+
+
+def _read_cifar10(files: Files) -> Content:
+  folder = "cifar-10-batches-bin"
+  names = [f"data_batch_{i}.bin" for i in range(1, 6)]
+  parts = _members(files["cifar-10-binary.tar.gz"], folder)
+  train = _cifar_split(b"".join(parts[n] for n in names), ("label",))
+  test = _cifar_split(parts["test_batch.bin"], ("label",))
+  return Content({"train": train, "test": test}, {"label": _lines(parts["batches.meta.txt"])})
+
+
+def _read_cifar100(files: Files) -> Content:
+  keys = ("coarse_label", "label")
+  parts = _members(files["cifar-100-binary.tar.gz"], "cifar-100-binary")
+  splits = {name: _cifar_split(parts[f"{name}.bin"], keys) for name in ("train", "test")}
+  names = {
+    "coarse_label": _lines(parts["coarse_label_names.txt"]),
+    "label": _lines(parts["fine_label_names.txt"]),
+  }
+  return Content(splits, names)
+
+
+def _members(archive: Path, folder: str) -> dict[str, bytes]:
+  """The files of a tar's folder, by name."""
+  with tarfile.open(archive) as tar:
+    found = {m.name: tar.extractfile(m) for m in tar if m.isfile()}
+    return {
+      Path(name).name: file.read()
+      for name, file in found.items()
+      if file is not None and Path(name).parent.name == folder
+    }
+
+
+def _cifar_split(data: bytes, keys: tuple[str, ...]) -> Split:
+  """Records of one byte a label, then 3 planes of 32x32."""
+  rows = np.frombuffer(data, np.uint8).reshape(-1, len(keys) + 3072)
+  images = rows[:, len(keys) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+  return Split(np.ascontiguousarray(images), {key: rows[:, i] for i, key in enumerate(keys)})
+
+
+def _lines(text: bytes) -> list[str]:
+  return text.decode().split()
+
+
+def _read_mnist(files: Files) -> Content:
+  stems = {"train": "train", "test": "t10k"}
+  splits = {
+    name: Split(
+      _idx(files[f"{stem}-images-idx3-ubyte.gz"])[..., None],
+      {"label": _idx(files[f"{stem}-labels-idx1-ubyte.gz"])},
+    )
+    for name, stem in stems.items()
+  }
+  return Content(splits, {})
+
+
+def _idx(path: Path) -> UInt8[np.ndarray, "..."]:
+  """An array of bytes in the idx format: magic 0 0 8 rank, sizes big-endian, data."""
+  data = gzip.decompress(path.read_bytes())
+  rank = data[3]
+  shape = np.frombuffer(data, ">u4", rank, 4).astype(int)
+  return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+STANDARD: Mapping[str, Callable[[Files], Content]] = {
+  "cifar10": _read_cifar10,
+  "cifar100": _read_cifar100,
+  "mnist": _read_mnist,
+  "fashion_mnist": _read_mnist,
+}

@@ -1,0 +1,160 @@
+"""Data sets of tensorflow-datasets, read without TensorFlow from their array_record files."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from diffusion_jax.config import nearest
+from diffusion_jax.data import standard
+from diffusion_jax.data.source import DecodedSource, Source, fit_image, in_memory_if_small
+from diffusion_jax.types import ImageSpec, UserError
+
+NO_DOWNLOAD = "--config=configs/ddpm_digits.py needs no download"
+
+
+def default_data_dir() -> Path:
+  """TFDS's own choice: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+  return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+  """An image data set of tensorflow-datasets, prepared as array_record.
+
+  cifar10, cifar100, mnist and fashion_mnist are downloaded and prepared at first use.
+
+  Attributes:
+    dataset: "name", "name/config" or "name:version".
+    train_split, test_split: in TFDS's notation, e.g. "train[:90%]" or "train+test"; a test_split
+      of none: nothing is held out.
+    data_dir: where data sets lie; none: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+    image_size: resize the shorter side to it and crop the centre; none: all have one size.
+    image_key, label_key: features of the set; a label_key of none: unlabelled.
+    max_ram_gib: a split that is smaller once decoded is kept in memory.
+    flip: mirror half of the training images.
+  """
+
+  dataset: str = "cifar10"
+  train_split: str = "train"
+  test_split: str | None = "test"
+  data_dir: str | None = None
+  image_size: int | None = None
+  image_key: str = "image"
+  label_key: str | None = "label"
+  max_ram_gib: float = 8.0
+  flip: bool = False
+
+  def __post_init__(self):
+    if self.image_size is not None and self.image_size < 1:
+      raise ValueError(f"image_size={self.image_size} must be at least 1, or none")
+
+  def load(self, split: str) -> Source:
+    """Opens a split; prepares a standard set that is not there yet.
+
+    Raises:
+      UserError: the set, its split, a feature or its format is not there; no network.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(self._folder()))
+    self._check_format(builder.info)
+    part = self.train_split if split == "train" else self.test_split
+    spec = self._spec(builder.info)
+    try:
+      records = builder.as_data_source(split=part)
+    except Exception as error:
+      known = ", ".join(builder.info.splits)
+      raise UserError(
+        f"--config.data.{split}_split={part}: {self.dataset} has the splits {known}"
+      ) from error
+    name = f"{self.dataset} {part}"
+    source = DecodedSource(name, spec, len(records), lambda i: self._read(records[i], spec))
+    return in_memory_if_small(source, self.max_ram_gib)
+
+  def has_split(self, split: str) -> bool:
+    return split == "train" or self.test_split is not None
+
+  def _folder(self) -> Path:
+    """The prepared version to read."""
+    root = Path(self.data_dir).expanduser() if self.data_dir else default_data_dir()
+    name, _, version = self.dataset.partition(":")
+    found = _prepared(root / name, version)
+    if found is None:
+      if name not in standard.STANDARD or version:
+        raise self._explain_missing(root, name)
+      found = standard.prepare(name, root)
+    return found
+
+  def _explain_missing(self, root: Path, name: str) -> UserError:
+    import tensorflow_datasets as tfds
+
+    flag = f"--config.data.dataset={self.dataset}"
+    here = sorted(p.parent.name for p in root.glob(f"{name}/*/*/dataset_info.json"))
+    if here:
+      return UserError(f"{flag} has configs: write {', '.join(f'{name}/{c}' for c in here)}")
+    local = {p.parent.parent.name for p in root.glob("*/*/dataset_info.json")}
+    known = set(tfds.list_builders(with_community_datasets=False))
+    if name.partition("/")[0] in known:
+      return UserError(
+        f"{flag} is not in {root}; prepare it with: pip install 'diffusion_jax[tfds-prepare]' && "
+        f"python -m diffusion_jax.prepare {self.dataset} --data_dir={root}"
+      )
+    hint = nearest(name, known | local).partition(" Allowed:")[0]
+    names = ", ".join(sorted(local | set(standard.STANDARD)))
+    return UserError(
+      f"{flag}: tensorflow-datasets has no such set.{hint} Ready to use: {names}; {NO_DOWNLOAD}"
+    )
+
+  def _check_format(self, info: Any) -> None:
+    if info.file_format is None or info.file_format.value != "array_record":
+      raise UserError(
+        f"{self.dataset} in {info.data_dir} is stored as {getattr(info.file_format, 'value', '?')},"
+        f" which cannot be read at random; prepare it anew as array_record: python -m "
+        f"diffusion_jax.prepare {self.dataset} --data_dir=ANOTHER_FOLDER"
+      )
+
+  def _spec(self, info: Any) -> ImageSpec:
+    features = info.features
+    for field, key in (("image_key", self.image_key), ("label_key", self.label_key)):
+      if key is not None and key not in features:
+        raise UserError(
+          f"--config.data.{field}={key}: {self.dataset} has the features {', '.join(features)}"
+        )
+    height, width, channels = features[self.image_key].shape
+    if self.image_size is not None:
+      height = width = self.image_size
+    if height is None or width is None:
+      raise UserError(
+        f"{self.dataset} has pictures of many sizes; set --config.data.image_size, e.g. =64"
+      )
+    return ImageSpec(height, width, 1 if channels == 1 else 3, 256, self._num_classes(features))
+
+  def _num_classes(self, features: Any) -> int:
+    if self.label_key is None:
+      return 0
+    num = getattr(features[self.label_key], "num_classes", None)
+    if num is None:
+      raise UserError(
+        f"--config.data.label_key={self.label_key} is not a class label of {self.dataset}; set it "
+        "to none for an unlabelled set"
+      )
+    return num
+
+  def _read(self, record: Any, spec: ImageSpec) -> tuple[np.ndarray, int]:
+    image = np.asarray(record[self.image_key])
+    label = 0 if self.label_key is None else int(record[self.label_key])
+    if image.shape == spec.shape:
+      return image, label
+    picture = Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image)
+    return fit_image(picture, self.image_size, spec.channels), label
+
+
+def _prepared(folder: Path, version: str) -> Path | None:
+  """The folder of a version (the newest without one), if it is prepared."""
+  versions = [p.parent for p in folder.glob("*/dataset_info.json")]
+  wanted = [p for p in versions if not version or p.name == version]
+  return max(wanted, key=lambda p: [int(n) for n in p.name.split(".")], default=None)
