@@ -1,0 +1,211 @@
+"""The jitted train and eval steps. Losses return one value an example; averages are taken here."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
+
+from diffusion_jax import randomness, sharding
+from diffusion_jax.state import EMA, Adam, TrainState, create_state
+from diffusion_jax.types import Aux, Batch, Generative, Key, Params
+
+Scalars = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """Config of the training loop.
+
+  Attributes:
+    num_steps: length of the run.
+    batch_size: images of the global batch.
+    seed: of the parameters, the data order and every draw.
+    accumulation_steps: microbatches that one batch is cut into to save memory. Times and noise of
+      each image stay the same.
+    max_skipped_in_a_row: the run stops after so many successive non-finite updates.
+  """
+
+  num_steps: int = 100_000
+  batch_size: int = 128
+  seed: int = 0
+  accumulation_steps: int = 1
+  max_skipped_in_a_row: int = 20
+
+  def __post_init__(self):
+    for name in ("num_steps", "batch_size", "accumulation_steps", "max_skipped_in_a_row"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+    if not 0 <= self.seed < 2**31:
+      raise ValueError(f"seed={self.seed} must lie between 0 and 2^31 - 1")
+
+
+def make_init(
+  generative: Generative, optimizer: Adam, training: Training
+) -> Callable[[], TrainState]:
+  """The state of step 0 as a function of the seed alone."""
+
+  def init() -> TrainState:
+    params, aux = generative.init(jax.random.fold_in(jax.random.key(training.seed), 2**31))
+    return create_state(params, aux, optimizer.create(training.num_steps))
+
+  return init
+
+
+def make_train_step(
+  generative: Generative, optimizer: Adam, ema: EMA, training: Training, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
+  """One update: gradient of the mean loss, clip, optimizer, EMA; skipped where not finite.
+
+  Returns:
+    A pure function (state, batch) -> (state, scalars), to be jitted with `jit_train_step`. The
+    scalars are loss and its metrics, grad_norm before the clip, learning_rate, num_skipped and
+    num_skipped_in_a_row.
+  """
+  transform, rate = optimizer.create(training.num_steps), optimizer.rate(training.num_steps)
+  clip_parts = optimizer.clip_scope == "microbatch"
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+    key = jax.random.fold_in(jax.random.key(training.seed), state.step)
+    params = jax.lax.with_sharding_constraint(state.params, sharding.replicated(mesh))
+    grads, scalars, aux = _gradient(
+      generative, params, state.aux, key, batch, training.accumulation_steps,
+      optimizer.clip_norm if clip_parts else None,
+    )  # fmt: skip
+    norm = optax.global_norm(grads)
+    grads = grads if clip_parts else clip_by_norm(grads, norm, optimizer.clip_norm)
+    finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(norm)
+    updates = state.step - state.num_skipped
+    new_params, opt_state = _apply(transform, grads, state)
+    candidate = state._replace(
+      params=new_params,
+      opt_state=opt_state,
+      ema=ema.update(state.ema, new_params, updates),
+      aux=aux,
+    )
+    scalars |= {"grad_norm": norm, "learning_rate": rate(updates)}
+    state = _advance(finite, candidate, state)
+    return state, scalars | {
+      "num_skipped": state.num_skipped,
+      "num_skipped_in_a_row": state.num_skipped_in_a_row,
+    }
+
+  return train_step
+
+
+def jit_train_step(train_step: Callable, state: Any, mesh: Mesh) -> Any:
+  """Jits a train step over the mesh, donating the state it consumes.
+
+  Args:
+    train_step: (state, batch) -> (state, scalars).
+    state: a TrainState of arrays or ShapeDtypeStructs.
+    mesh: the devices.
+  """
+  layout = sharding.state_shardings(mesh, state)
+  return jax.jit(
+    train_step,
+    in_shardings=(layout, sharding.batch_sharding(mesh)),
+    out_shardings=(layout, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )
+
+
+def clip_by_norm(grads: Params, norm: Float[Array, ""], limit: float | None) -> Params:
+  """Scales gradients down to a global norm of `limit`; None leaves them."""
+  if limit is None:
+    return grads
+  factor = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-30))
+  return jax.tree.map(lambda g: g * factor, grads)
+
+
+def _apply(transform: optax.GradientTransformation, grads: Params, state: TrainState):
+  updates, opt_state = transform.update(grads, state.opt_state, state.params)
+  return optax.apply_updates(state.params, updates), opt_state
+
+
+def _advance(finite: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
+  """The new state if the update was finite, else the old one with the skip counted."""
+  kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+  skipped = jnp.where(finite, 0, 1)
+  return kept._replace(
+    step=old.step + 1,
+    num_skipped=old.num_skipped + skipped,
+    num_skipped_in_a_row=jnp.where(finite, 0, old.num_skipped_in_a_row + 1),
+  )
+
+
+def _gradient(generative, params, aux, key, batch: Batch, parts: int, clip_norm: float | None):
+  """Gradient and scalars of the mean loss, over `parts` microbatches one after the other."""
+
+  def objective(params, aux, part):
+    losses, metrics, aux = generative.loss(params, aux, key, part, True)
+    scalars = {"loss": losses, **metrics}
+    means = {n: masked_mean(v, part.mask) for n, v in scalars.items()}
+    return means["loss"], (means, aux)
+
+  def one(aux, part):
+    grads, (scalars, aux) = jax.grad(objective, has_aux=True)(params, aux, part)
+    if clip_norm is not None:
+      grads = clip_by_norm(grads, optax.global_norm(grads), clip_norm)
+    return aux, (grads, scalars)
+
+  if parts == 1:
+    aux, (grads, scalars) = one(aux, batch)
+    return grads, scalars, aux
+  return _accumulate(one, aux, split_batch(batch, parts), parts)
+
+
+def _accumulate(one: Callable, aux, batches: Batch, parts: int):
+  def step(carry, part):
+    aux, total = carry
+    aux, result = one(aux, part)
+    return (aux, jax.tree.map(jnp.add, total, result)), None
+
+  first = jax.tree.map(lambda x: x[0], batches)
+  zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, aux, first)[1])
+  (aux, total), _ = jax.lax.scan(step, (aux, zeros), batches)
+  grads, scalars = jax.tree.map(lambda x: x / parts, total)
+  return grads, scalars, aux
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+  """Cuts a batch into [parts, B / parts, ...], every parts-th example together.
+
+  Strided, so that each device keeps its own examples.
+  """
+  return jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch
+  )
+
+
+def masked_mean(values: Float[Array, "B"], mask: Float[Array, "B"]) -> Float[Array, ""]:
+  """Mean over the examples that are not padding."""
+  return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def make_eval_step(
+  generative: Generative, seed: int
+) -> Callable[[Params, Aux, Batch], Scalars]:
+  """Held-out figures of each example of a batch, from one fixed noise an example.
+
+  Returns:
+    (params, aux, batch) -> name -> values [B]: "loss", the loss's metrics, and "name/term" of every
+    likelihood in bits/dim.
+  """
+
+  def eval_step(params: Params, aux: Aux, batch: Batch) -> Scalars:
+    key: Key = jax.random.fold_in(jax.random.key(seed), 2**31 + 1)
+    losses, metrics, _ = generative.loss(params, aux, key, batch, False)
+    values = {"loss": losses, **metrics}
+    keys = randomness.example_keys(jax.random.fold_in(key, 1), batch.index)
+    for name, likelihood in generative.likelihoods.items():
+      estimate = likelihood(params, keys, batch)
+      values[f"{name}/bits_per_dim"] = estimate.bits_per_dim
+      values |= {f"{name}/{n}": v for n, v in estimate.terms.items() if v.ndim == 1}
+    return values
+
+  return eval_step
