@@ -1,0 +1,279 @@
+"""Checkpoints: state, step, config and checksums as one atomic unit. The only user of orbax.
+
+A folder holds one folder a step. Only a committed step whose checksums hold is ever restored.
+"""
+
+import dataclasses
+import json
+import logging
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
+
+from diffusion_jax.checksum import checksums, named_leaves
+from diffusion_jax.types import UserError
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file that it writes
+
+MIXED = "a checkpoint of another model; use the config that the run was started with"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpointing:
+  """Config of what is saved.
+
+  Attributes:
+    every_steps: between two checkpoints; the last step is always saved.
+    keep_last: newest checkpoints that are kept.
+    keep_every_steps: checkpoints of these multiples are kept for good; none: no others.
+  """
+
+  every_steps: int = 1000
+  keep_last: int = 3
+  keep_every_steps: int | None = None
+
+  def __post_init__(self):
+    for name in ("every_steps", "keep_last", "keep_every_steps"):
+      if getattr(self, name) is not None and getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+class CheckpointError(Exception):
+  """A save failed: the run must stop rather than go on without checkpoints."""
+
+
+class Damage(NamedTuple):
+  """A step that could not be restored, and why."""
+
+  step: int
+  reason: str
+
+
+class Restored(NamedTuple):
+  """A state read back.
+
+  Attributes:
+    step: of the checkpoint.
+    state: the tree that was asked for, in the shardings that were asked for.
+    meta: what was saved beside it.
+    damaged: newer steps that were passed over.
+  """
+
+  step: int
+  state: Any
+  meta: Mapping[str, Any]
+  damaged: tuple[Damage, ...]
+
+
+class Checkpoints:
+  """Saves in the background; every process calls every method.
+
+  Args:
+    directory: the folder; it is made.
+    config: when to save and what to keep.
+  """
+
+  def __init__(self, directory: Path, config: Checkpointing):
+    policies: list[preservation.PreservationPolicy] = [preservation.LatestN(config.keep_last)]
+    if config.keep_every_steps:
+      policies.append(preservation.EveryNSteps(config.keep_every_steps))
+    self._manager = ocp.CheckpointManager(
+      directory.absolute(),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=preservation.AnyPreservationPolicy(policies),
+        cleanup_tmp_directories=True,
+      ),
+    )
+
+  def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+    """Copies the state to the host, then writes it in the background; donating it is safe.
+
+    Args:
+      step: batches consumed; a step that is there already is left as it is.
+      state: tree of arrays.
+      meta: JSON values saved beside the state; "leaves" is added.
+
+    Raises:
+      CheckpointError: this save, or the one before, failed.
+    """
+    if step in self.steps():
+      return
+    content = ocp.args.Composite(
+      state=ocp.args.StandardSave(state),
+      meta=ocp.args.JsonSave(_seal({**meta, "leaves": _describe(state)})),
+    )
+    try:
+      saved = self._manager.save(step, args=content, force=True)
+    except Exception as error:
+      raise CheckpointError(f"saving a checkpoint failed: {error}") from error
+    if not saved:
+      raise CheckpointError(f"checkpoint {step} was refused: a newer one is in the folder")
+
+  def check(self) -> None:
+    """Raises CheckpointError if a save in the background has failed."""
+    try:
+      self._manager.check_for_errors()
+    except Exception as error:
+      raise CheckpointError(f"writing a checkpoint failed: {error}") from error
+
+  def wait(self) -> None:
+    """Returns once everything is on disk; raises CheckpointError if it cannot be."""
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:
+      raise CheckpointError(f"writing a checkpoint failed: {error}") from error
+
+  def steps(self) -> list[int]:
+    """Committed steps, and the one that is being written, in order."""
+    return sorted(self._manager.all_steps())
+
+  def close(self) -> None:
+    """Waits for the last save."""
+    self.wait()
+    self._manager.close()
+
+
+def saved_steps(directory: Path) -> list[int]:
+  """Steps that have a folder, in order; without any check of what is in it."""
+  if not directory.is_dir():
+    return []
+  return sorted(int(p.name) for p in directory.iterdir() if p.is_dir() and p.name.isdigit())
+
+
+def restore(directory: Path, target: Any, step: int | None = None) -> Restored:
+  """Reads the newest good checkpoint, or a given one. Changes nothing on disk.
+
+  Args:
+    directory: of the checkpoints.
+    target: tree of ShapeDtypeStructs with shardings; a part of the saved tree, such as
+      {"ema": ...}, restores only that.
+    step: None tries the newest first and falls back to older ones.
+
+  Raises:
+    UserError: there is none, the given step is missing or damaged, all are damaged, or the
+      checkpoint is of another model.
+  """
+  damaged: list[Damage] = []
+  for candidate in _candidates(directory, step):
+    try:
+      state, meta = _read(directory / str(candidate), target)
+      return Restored(candidate, state, meta, tuple(damaged))
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+      raise
+    except Exception as error:
+      damaged.append(Damage(candidate, _first_line(error)))
+  listed = "; ".join(f"{d.step}: {d.reason}" for d in damaged)
+  advice = "give another --step" if step is not None else "restore a copy, or use --fresh"
+  raise UserError(f"{directory}: no checkpoint can be read ({listed}); {advice}")
+
+
+def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
+  """What was saved beside the newest readable state, or a given one, without the state.
+
+  Raises:
+    UserError: as `restore`.
+  """
+  for candidate in _candidates(directory, step):
+    try:
+      return _load_meta(directory / str(candidate))
+    except Exception:
+      continue
+  raise UserError(f"{directory}: no checkpoint can be read; restore a copy, or train again")
+
+
+def _candidates(directory: Path, step: int | None) -> list[int]:
+  """Steps to try, newest first."""
+  steps = saved_steps(directory)
+  if not steps:
+    raise UserError(f"{directory} holds no checkpoint; train first, or check --workdir")
+  if step is None:
+    return steps[::-1]
+  if step not in steps:
+    listed = ", ".join(map(str, steps))
+    raise UserError(f"--step={step}: no such checkpoint in {directory}; there are {listed}")
+  return [step]
+
+
+def quarantine(directory: Path, damaged: tuple[Damage, ...]) -> list[Path]:
+  """Moves damaged steps to checkpoints_damaged/ beside the folder, to make room for new ones."""
+  aside = directory.with_name(directory.name + "_damaged")
+  moved = []
+  for damage in damaged:
+    aside.mkdir(exist_ok=True)
+    number = 0
+    while (place := aside / f"{damage.step}{f'.{number}' * bool(number)}").exists():
+      number += 1
+    shutil.move(directory / str(damage.step), place)
+    moved.append(place)
+  return moved
+
+
+def _read(folder: Path, target: Any) -> tuple[Any, dict[str, Any]]:
+  """One step's state and meta; raises any Exception for damage, UserError for another model."""
+  meta = _load_meta(folder)
+  leaves = meta.pop("leaves")
+  _check_structure(folder, leaves, target)
+  args = ocp.args.PyTreeRestore(
+    item=target,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+    partial_restore=True,
+  )
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    state = reader.restore((folder / "state").absolute(), args=args)
+  for name, sums in checksums(state).items():
+    if list(sums) != leaves[name]["checksum"]:
+      raise ValueError(f"the checksum of {name} does not hold")
+  return state, meta
+
+
+def _load_meta(folder: Path) -> dict[str, Any]:
+  return _unseal(json.loads((folder / "meta" / "metadata").read_text()))
+
+
+def _seal(meta: dict[str, Any]) -> dict[str, Any]:
+  return {**meta, "crc32": zlib.crc32(json.dumps(meta, sort_keys=True).encode())}
+
+
+def _unseal(sealed: dict[str, Any]) -> dict[str, Any]:
+  meta = {name: value for name, value in sealed.items() if name != "crc32"}
+  if _seal(meta) != sealed:
+    raise ValueError("the checksum of meta does not hold")
+  return meta
+
+
+def _describe(state: Any) -> dict[str, dict[str, Any]]:
+  """Shape, type and checksum of each leaf by its path."""
+  sums = checksums(state)
+  return {
+    name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": list(sums[name])}
+    for name, leaf in named_leaves(state).items()
+  }
+
+
+def _check_structure(folder: Path, saved: Mapping[str, Any], target: Any) -> None:
+  """Refuses a target whose leaves are not those that were saved."""
+  wanted = named_leaves(target)
+  for name, leaf in wanted.items():
+    if name not in saved:
+      raise UserError(f"{folder} has no {name}: it is {MIXED}")
+    there, here = saved[name], (str(leaf.dtype), list(leaf.shape))
+    if (there["dtype"], there["shape"]) != here:
+      raise UserError(
+        f"{folder}: {name} is {there['dtype']}{there['shape']}, this model needs "
+        f"{here[0]}{here[1]}: it is {MIXED}"
+      )
+  roots = {name.split("/")[0] for name in wanted}
+  extra = [n for n in saved if n not in wanted and n.split("/")[0] in roots]
+  if extra:
+    raise UserError(f"{folder} also has {extra[0]}: it is {MIXED}")
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip().splitlines() or [type(error).__name__]
+  return text[0][:200]
