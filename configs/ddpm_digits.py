@@ -1,0 +1,31 @@
+"""Class-conditional diffusion on scikit-learn's 8x8 digits: the embedded default.
+
+Command:  python -m diffusion_jax.train --config=configs/ddpm_digits.py
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict(
+    {
+      "generative": {"name": "diffusion", "prediction": "eps", "conditional": True},
+      "process": {"name": "cosine_vp"},
+      "model": {
+        "name": "unet",
+        "channels": 32,
+        "multipliers": (1, 2),
+        "num_blocks": 1,
+        "attention_resolutions": (4,),
+      },
+      "loss": {"name": "simple"},
+      "sampler": {"name": "ddim", "steps": 50},
+      "guidance": {"weight": 2.0},
+      "data": {"name": "digits"},
+      "optimizer": {"name": "adam", "learning_rate": 1e-3, "warmup_steps": 100, "schedule": "cosine"},
+      "ema": {"decay": 0.995, "warmup": True},
+      "training": {"num_steps": 2000, "batch_size": 128},
+      "checkpoint": {"every_steps": 500},
+      "logging": {"every_steps": 100, "sample_every_steps": 500, "num_samples": 80},
+    }
+  )

@@ -1,0 +1,24 @@
+"""A convolutional VAE on scikit-learn's 8x8 digits, measured at their 17 grey levels.
+
+Command:  python -m diffusion_jax.train --config=configs/vae_digits.py
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict(
+    {
+      "generative": {"name": "vae"},
+      "model": {"name": "conv_vae", "latent_dim": 16, "channels": 32, "multipliers": (1, 2)},
+      "decoder": {"name": "discretized_logistic"},
+      "loss": {"name": "elbo"},
+      "data": {"name": "digits"},
+      "optimizer": {"name": "adam", "learning_rate": 1e-3, "warmup_steps": 100, "schedule": "cosine"},
+      "ema": {"decay": 0.995, "warmup": True},
+      "training": {"num_steps": 3000, "batch_size": 128},
+      "eval": {"every_steps": 500},
+      "checkpoint": {"every_steps": 1000},
+      "logging": {"every_steps": 100, "sample_every_steps": 1000, "num_samples": 64},
+    }
+  )

@@ -1,0 +1,164 @@
+"""A whole config: which sections there are, and which changes a run can live with."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffusion_jax.checkpoint import Checkpointing
+from diffusion_jax.config import Override, Section, nearest, resolve, to_dict
+from diffusion_jax.data import SOURCES
+from diffusion_jax.generative import GENERATIVES
+from diffusion_jax.log import Logging
+from diffusion_jax.sharding import MeshShape
+from diffusion_jax.state import EMA, OPTIMIZERS, Adam
+from diffusion_jax.step import Training
+from diffusion_jax.types import Generative, ImageSpec, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluating:
+  """Config of the held-out figures taken while training.
+
+  Attributes:
+    every_steps: between two passes over the test split; none: only at the end.
+    batch_size: images of a batch of the pass.
+  """
+
+  every_steps: int | None = None
+  batch_size: int = 256
+
+  def __post_init__(self):
+    if min(self.every_steps or 1, self.batch_size) < 1:
+      raise ValueError("every_steps and batch_size must be at least 1")
+
+
+COMMON: Mapping[str, Section] = {
+  "generative": GENERATIVES,
+  "data": SOURCES,
+  "optimizer": OPTIMIZERS,
+  "ema": EMA,
+  "training": Training,
+  "eval": Evaluating,
+  "checkpoint": Checkpointing,
+  "logging": Logging,
+  "mesh": MeshShape,
+}
+
+# Fields that a resumed run may change: how it runs, not what it is. Where the data lies may change
+# too; that it is the same data is checked by its fingerprint.
+CHANGEABLE = {
+  "model": {"dtype", "remat"},
+  "data": {"path", "test_path", "data_dir", "max_ram_gib", "test_split", "test_fraction"},
+  "optimizer": {"*"},
+  "training": {"num_steps", "accumulation_steps", "max_skipped_in_a_row"},
+  **{name: {"*"} for name in ("ema", "eval", "checkpoint", "logging", "mesh")},
+  **{name: {"*"} for name in ("sampler", "guidance")},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A resolved config.
+
+  Attributes:
+    sections: name -> built dataclass, for the common sections and the model's own.
+    layout: name -> the registry or class that each was built from.
+  """
+
+  sections: Mapping[str, Any]
+  layout: Mapping[str, Section]
+
+  @property
+  def data(self) -> Any:
+    return self.sections["data"]
+
+  @property
+  def optimizer(self) -> Adam:
+    return self.sections["optimizer"]
+
+  @property
+  def ema(self) -> EMA:
+    return self.sections["ema"]
+
+  @property
+  def training(self) -> Training:
+    return self.sections["training"]
+
+  @property
+  def eval(self) -> Evaluating:
+    return self.sections["eval"]
+
+  @property
+  def checkpoint(self) -> Checkpointing:
+    return self.sections["checkpoint"]
+
+  @property
+  def logging(self) -> Logging:
+    return self.sections["logging"]
+
+  @property
+  def mesh(self) -> MeshShape:
+    return self.sections["mesh"]
+
+  def create(self, spec: ImageSpec) -> Generative:
+    """Wires the model for a data set.
+
+    Raises:
+      UserError: parts that do not fit each other or the data.
+    """
+    try:
+      return self.sections["generative"].create(self.sections, spec)
+    except ValueError as error:
+      raise UserError(f"config: {error}") from error
+
+  def to_dict(self) -> dict[str, dict[str, Any]]:
+    """All sections with all fields, as config.json holds them."""
+    return {n: to_dict(self.sections[n], section) for n, section in self.layout.items()}
+
+
+def load(raw: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Experiment:
+  """Builds an experiment from a config file's or config.json's content and overrides.
+
+  Raises:
+    UserError: see `config.resolve`.
+  """
+  layout = {**COMMON, **_model_sections(raw, overrides)}
+  return Experiment(resolve(raw, overrides, layout), layout)
+
+
+def _model_sections(raw: Mapping[str, Any], overrides: Sequence[Override]) -> Mapping[str, Section]:
+  """The sections that the chosen kind of model brings, looked up before all are checked."""
+  section = raw.get("generative", {})
+  name = section.get("name") if hasattr(section, "get") else section
+  for override in overrides:
+    if (override.section, override.field) == ("generative", "name"):
+      name = override.text
+  if name not in GENERATIVES:
+    raise UserError(f"config.generative.name is '{name}'.{nearest(str(name), GENERATIVES)}")
+  return GENERATIVES[name].sections
+
+
+def differences(
+  old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[str], list[str]]:
+  """Fields in which two resolved configs differ, as "section.field: old -> new".
+
+  Returns:
+    Those with which a run cannot continue, and those with which it can.
+  """
+  fatal, harmless = [], []
+  for section in sorted({*old, *new}):
+    before, after = dict(old.get(section, {})), dict(new.get(section, {}))
+    for field in sorted({*before, *after}):
+      if _plain(before.get(field)) != _plain(after.get(field)):
+        text = f"{section}.{field}: {before.get(field)} -> {after.get(field)}"
+        may_change = {"*", field} & CHANGEABLE.get(section, set())
+        (harmless if may_change else fatal).append(text)
+  return fatal, harmless
+
+
+def _plain(value: Any) -> Any:
+  """Tuples as JSON has them."""
+  return list(value) if isinstance(value, tuple) else value
+
+

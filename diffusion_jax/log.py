@@ -1,0 +1,222 @@
+"""What a person sees of a run: progress lines, metrics.jsonl, TensorBoard, image grids."""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from diffusion_jax.types import ImageSpec, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+  """Config of what is written while training.
+
+  Attributes:
+    every_steps: between two progress lines and rows of metrics.jsonl.
+    sample_every_steps: between two sample grids; none: only at the end.
+    num_samples: images of a grid.
+    tensorboard: also write scalars and grids to tensorboard/.
+    wandb_project: also send scalars and grids to this Weights & Biases project.
+  """
+
+  every_steps: int = 100
+  sample_every_steps: int | None = 5000
+  num_samples: int = 64
+  tensorboard: bool = True
+  wandb_project: str | None = None
+
+  def __post_init__(self):
+    for name in ("every_steps", "sample_every_steps", "num_samples"):
+      if getattr(self, name) is not None and getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+def image_grid(images: UInt8[np.ndarray, "N H W C"], columns: int) -> UInt8[np.ndarray, "A B C"]:
+  """Tiles images row by row on white, enlarged by whole pixels to at least 32 a side."""
+  num, height, width, channels = images.shape
+  rows, gap = math.ceil(num / columns), 2
+  zoom = max(1, math.ceil(32 / min(height, width)))
+  images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
+  tall, wide = images.shape[1] + gap, images.shape[2] + gap
+  grid = np.full((rows * tall + gap, columns * wide + gap, channels), 255, np.uint8)
+  for i, image in enumerate(images):
+    top, left = gap + i // columns * tall, gap + i % columns * wide
+    grid[top : top + image.shape[0], left : left + image.shape[1]] = image
+  return grid
+
+
+def grid_columns(num_images: int, num_classes: int) -> int:
+  """One column a class where there are few, else nearly square."""
+  return num_classes if 2 <= num_classes <= 16 else math.ceil(math.sqrt(num_images))
+
+
+def write_png(path: Path, image: UInt8[np.ndarray, "H W C"]) -> None:
+  """Writes a grey or colour image so that no reader ever sees half of it."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f".{path.name}.part")
+  picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
+  picture.save(part, format="PNG")
+  os.replace(part, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes JSON in one move: the old file stays until the new one is whole."""
+  part = path.with_name(f".{path.name}.part")
+  part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+  os.replace(part, path)
+
+
+class Logger:
+  """Writes one run's figures; on other processes than the first it writes nothing.
+
+  Args:
+    workdir: the run's folder.
+    config: what to write.
+    start_step: rows and scalars of later steps, left by a run that died, are dropped.
+    num_steps: length of the run, for the bar and the time left.
+    active: whether this process writes.
+  """
+
+  def __init__(
+    self, workdir: Path, config: Logging, start_step: int, num_steps: int, active: bool = True
+  ):
+    self._workdir, self._active, self._num_steps = workdir, active, num_steps
+    self._tensorboard = self._wandb = self._jsonl = self._bar = None
+    if not active:
+      return
+    self._jsonl = _open_jsonl(workdir / "metrics.jsonl", start_step)
+    if config.tensorboard:
+      self._tensorboard = _open_tensorboard(workdir / "tensorboard", start_step)
+    if config.wandb_project:
+      self._wandb = _open_wandb(config.wandb_project, workdir)
+    self._start_step = start_step
+
+  def start_bar(self) -> None:
+    """Shows the bar, once there is something to show; only on a terminal."""
+    if self._active and sys.stderr.isatty():
+      from tqdm import tqdm
+
+      self._bar = tqdm(total=self._num_steps, initial=self._start_step, unit="step")
+
+  def print(self, text: str) -> None:
+    """Prints a line above the progress bar."""
+    if not self._active:
+      return
+    if self._bar is not None:
+      self._bar.write(text, file=sys.stdout)
+    else:
+      print(text, flush=True)
+
+  def advance(self, step: int) -> None:
+    """Moves the bar to `step` batches done."""
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
+
+  def progress(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
+    """One line a logging interval: step, loss, images/s, data wait, time left."""
+    text = (
+      f"loss {scalars['loss']:.4f}  {scalars['images_per_sec']:,.0f} images/s  "
+      f"data wait {scalars['data_wait_share']:.1%}"
+    )
+    if scalars.get("num_skipped"):
+      text += f"  skipped {scalars['num_skipped']:.0f}"
+    if self._bar is not None:
+      self._bar.set_postfix_str(text)
+    else:
+      self.print(f"step {step:>7,}/{self._num_steps:,}  {text}  ETA {duration(seconds_left)}")
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Appends one row to metrics.jsonl, TensorBoard and wandb. Not-a-number becomes null."""
+    if self._jsonl is not None:
+      finite = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
+      self._jsonl.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
+      self._jsonl.flush()
+    if self._tensorboard is not None:
+      for name, value in values.items():
+        self._tensorboard.add_scalar(name, value, step)
+    if self._wandb is not None:
+      self._wandb.log(dict(values), step=step)
+
+  def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> Path | None:
+    """Writes a grid to samples/, TensorBoard and wandb; "samples" is the file step_<step>.png."""
+    if not self._active:
+      return None
+    stem = "step" if name == "samples" else name
+    path = self._workdir / "samples" / f"{stem}_{step:08d}.png"
+    write_png(path, grid)
+    if self._tensorboard is not None:
+      self._tensorboard.add_image(name, grid, step, dataformats="HWC")
+    if self._wandb is not None:
+      import wandb
+
+      self._wandb.log({name: wandb.Image(grid)}, step=step)
+    return path
+
+  def close(self) -> None:
+    """Flushes and closes everything."""
+    for sink in (self._bar, self._jsonl, self._tensorboard):
+      if sink is not None:
+        sink.close()
+    if self._wandb is not None:
+      self._wandb.finish(quiet=True)
+
+
+def _open_jsonl(path: Path, start_step: int):
+  """Opens for appending, without the rows that the resumed run will write again."""
+  if path.exists():
+    rows = [line for line in path.read_text().splitlines() if _row_step(line) <= start_step]
+    part = path.with_name(f".{path.name}.part")
+    part.write_text("".join(row + "\n" for row in rows))
+    os.replace(part, path)
+  return path.open("a")
+
+
+def _row_step(line: str) -> float:
+  """Step of a row; a row that a kill cut short is dropped."""
+  try:
+    return json.loads(line)["step"]
+  except (ValueError, KeyError, TypeError):
+    return math.inf
+
+
+def _open_tensorboard(path: Path, start_step: int):
+  from tensorboardX import SummaryWriter
+
+  return SummaryWriter(str(path), purge_step=start_step + 1 if start_step else None)
+
+
+def _open_wandb(project: str, workdir: Path):
+  try:
+    import wandb
+  except ImportError as error:
+    raise UserError(
+      f"logging.wandb_project={project} needs wandb: pip install 'diffusion_jax[wandb]'"
+    ) from error
+  return wandb.init(project=project, name=workdir.name, dir=str(workdir), resume="allow")
+
+
+def describe_data(name: str, num: int, spec: ImageSpec) -> str:
+  """One line: "digits train, 1,500 images of 8x8x1, 17 levels, 10 classes"."""
+  size = "x".join(str(n) for n in spec.shape)
+  levels = f", {spec.num_levels} levels" if spec.num_levels else ""
+  classes = f"{spec.num_classes} classes" if spec.num_classes else "no labels"
+  return f"{name}, {num:,} images of {size}{levels}, {classes}"
+
+
+def duration(seconds: float) -> str:
+  """Seconds as 1h05m, 3m20s or 12s."""
+  seconds = max(round(seconds), 0)
+  hours, minutes = seconds // 3600, seconds // 60 % 60
+  if hours:
+    return f"{hours}h{minutes:02d}m"
+  return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"

@@ -1,0 +1,98 @@
+"""Figures of the training loop: read late, so that the host never waits for the device."""
+
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from jaxtyping import Array
+
+LAG = 2
+"""Steps that may be in flight before the scalars of the oldest are read."""
+
+
+class NonFinite(Exception):
+  """Too many updates in a row were skipped.
+
+  Attributes:
+    first, last: steps (counted from 1) whose loss or gradient was not finite.
+  """
+
+  def __init__(self, first: int, last: int):
+    super().__init__(f"loss or gradient was not finite in steps {first} to {last}")
+    self.first, self.last = first, last
+
+
+class Meter:
+  """Means over a logging interval, images/s and the share of time spent waiting for data.
+
+  Args:
+    batch_size: images of a global batch.
+    max_skipped_in_a_row: successive skipped updates that end the run.
+  """
+
+  def __init__(self, batch_size: int, max_skipped_in_a_row: int):
+    self._batch_size, self._limit = batch_size, max_skipped_in_a_row
+    self._pending: deque[tuple[int, Mapping[str, Array]]] = deque()
+    self._rows: list[dict[str, float]] = []
+    self.restart()
+
+  def restart(self, wait_sec: float = 0.0) -> None:
+    """Begins an interval now."""
+    self._rows = []
+    self._started, self._paused_sec, self._waited_sec = time.perf_counter(), 0.0, wait_sec
+
+  def push(self, step: int, scalars: Mapping[str, Array]) -> None:
+    """Takes the scalars of the step that was just dispatched.
+
+    Raises:
+      NonFinite: the limit of skipped updates is reached.
+    """
+    self._pending.append((step, scalars))
+    while len(self._pending) > LAG:
+      self._read()
+
+  def drain(self) -> None:
+    """Waits for every step in flight; raises NonFinite as `push` does."""
+    while self._pending:
+      self._read()
+
+  @contextlib.contextmanager
+  def pause(self) -> Iterator[None]:
+    """Time inside (saving, sampling) does not count as training."""
+    begun = time.perf_counter()
+    yield
+    self._paused_sec += time.perf_counter() - begun
+
+  def interval(self, wait_sec: float) -> dict[str, float]:
+    """Figures since the last call: means of the scalars, speed, data wait.
+
+    Args:
+      wait_sec: seconds spent waiting for data since the run began.
+    """
+    self.drain()
+    seconds = max(time.perf_counter() - self._started - self._paused_sec, 1e-9)
+    figures = {name: _mean([row[name] for row in self._rows]) for name in self._rows[0]}
+    for count in ("num_skipped", "num_skipped_in_a_row", "learning_rate"):
+      figures[count] = self._rows[-1][count]
+    figures["images_per_sec"] = len(self._rows) * self._batch_size / seconds
+    figures["step_sec"] = seconds / len(self._rows)
+    figures["data_wait_share"] = min((wait_sec - self._waited_sec) / seconds, 1.0)
+    self.restart(wait_sec)
+    return figures
+
+  def _read(self) -> None:
+    step, scalars = self._pending.popleft()
+    row = {name: float(np.asarray(value)) for name, value in scalars.items()}
+    self._rows.append(row)
+    in_a_row = int(row["num_skipped_in_a_row"])
+    if in_a_row >= self._limit:
+      raise NonFinite(step - in_a_row + 1, step)
+
+
+def _mean(values: list[float]) -> float:
+  """Mean of the finite values: a skipped step has none to add."""
+  finite = [v for v in values if math.isfinite(v)]
+  return sum(finite) / len(finite) if finite else math.nan

@@ -1,0 +1,79 @@
+"""What a run shows of itself: sample grids, reconstructions and held-out figures, when due."""
+
+from collections.abc import Callable
+
+import jax
+
+from diffusion_jax import evaluation, log, runs, sampling
+from diffusion_jax.job import Job
+from diffusion_jax.levels import to_uint8
+from diffusion_jax.state import TrainState
+from diffusion_jax.step import make_eval_step
+
+Show = Callable[[log.Logger, int, TrainState, bool], None]
+
+
+def make_show(job: Job) -> Show:
+  """A function (logger, step, state, last) that shows what is due at a step; all at the last."""
+  config, generative = job.experiment, job.generative
+  draw = sampling.make_draw(generative, job.mesh, config.logging.num_samples)
+  eval_step = jax.jit(make_eval_step(generative, config.training.seed))
+
+  def show(logger: log.Logger, step: int, state: TrainState, last: bool) -> None:
+    if last or _due(step, config.logging.sample_every_steps):
+      show_samples(job, logger, step, state, draw)
+      if generative.encode is not None:
+        show_reconstructions(job, logger, step, state)
+    if last or _due(step, config.eval.every_steps):
+      values = show_held_out(job, logger, step, state, eval_step)
+      if last:
+        runs.write_final(job.workdir, step, values)
+
+  return show
+
+
+def _due(step: int, every: int | None) -> bool:
+  return every is not None and step % every == 0
+
+
+def show_samples(
+  job: Job, logger: log.Logger, step: int, state: TrainState, draw: sampling.Draw
+) -> None:
+  """A grid from the EMA weights, each time from the same noise and labels."""
+  num, classes = job.experiment.logging.num_samples, job.generative.num_classes
+  labels = sampling.cycle_labels(range(classes), num) if classes else None
+  images = to_uint8(draw(state.ema, labels, num, job.experiment.training.seed))
+  grid = log.image_grid(images, log.grid_columns(num, classes))
+  path = logger.image(step, "samples", grid)
+  logger.print(f"step {step:,}: samples in {path}")
+
+
+def show_reconstructions(job: Job, logger: log.Logger, step: int, state: TrainState) -> None:
+  """A grid of held-out images, each row above its reconstructions."""
+  num = job.experiment.logging.num_samples
+  batch = sampling.first_examples(job.test or job.train, num)
+  decoded = to_uint8(sampling.make_reconstruct(job.generative, job.mesh)(state.ema, batch))
+  originals = sampling.as_pictures(batch.image, job.train.spec.num_levels)
+  columns = log.grid_columns(num, 0)
+  rows = sampling.paired_rows(originals, decoded, columns)
+  path = logger.image(step, "reconstructions", log.image_grid(rows, columns))
+  logger.print(f"step {step:,}: held-out images above their reconstructions in {path}")
+
+
+def show_held_out(
+  job: Job, logger: log.Logger, step: int, state: TrainState, eval_step: Callable
+) -> dict[str, float]:
+  """Figures of the whole test split from the EMA weights, printed and logged."""
+  if job.test is None:
+    return {}
+  size = job.experiment.eval.batch_size
+  figures = evaluation.held_out(eval_step, state.ema, state.aux, job.test, job.mesh, size)
+  for line in evaluation.summarize(figures, job.generative):
+    logger.print(f"step {step:,}: held-out {line}")
+  values = evaluation.flatten(figures)
+  baseline = evaluation.baseline_bits(job.generative, job.train, job.test)
+  if baseline is not None:
+    values["independent_pixels/bits_per_dim"] = baseline
+    logger.print(f"step {step:,}: held-out independent-pixel baseline {baseline:.4f} bits/dim")
+  logger.scalars(step, {f"held_out/{name}": value for name, value in values.items()})
+  return values

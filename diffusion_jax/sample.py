@@ -1,0 +1,156 @@
+"""Draws images from a run: python -m diffusion_jax.sample --workdir=runs/ddpm_digits --out=grid.png
+
+Restores the newest good checkpoint's EMA weights on whatever devices are there. The run's sampler,
+steps and guidance are its config's; --config.sampler.*, --config.guidance.* change them.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from diffusion_jax import checkpoint, log, runs, sampling, sharding
+from diffusion_jax.experiment import Experiment
+from diffusion_jax.job import stored_spec
+from diffusion_jax.levels import to_uint8
+from diffusion_jax.types import Generative, Params, UserError
+
+
+def main(argv: list[str]) -> None:
+  args, overrides = parser().parse(argv)
+  runs.enable_compilation_cache()
+  check(args)
+  experiment = runs.stored_experiment(args.workdir, overrides)
+  directory = args.workdir / "checkpoints"
+  generative = experiment.create(stored_spec(directory, args.step))
+  labels = choose_labels(args.labels, args.num, generative.num_classes)
+  params = restore_ema(directory, args.step, experiment, generative)
+  begun = time.perf_counter()
+  if args.reconstruct:
+    images, labels, columns = reconstruct(experiment, generative, params, args.num)
+  else:
+    mesh = sharding.create_mesh(experiment.mesh)
+    draw = sampling.make_draw(generative, mesh, args.batch_size)
+    images = to_uint8(draw(params, labels, args.num, args.seed))
+    columns = log.grid_columns(args.num, len(set(labels.tolist())) if labels is not None else 0)
+  write(args.out, images, labels, columns)
+  seconds = time.perf_counter() - begun
+  print(f"{describe(experiment)}, seed {args.seed}: {len(images):,} images in {args.out}, "
+        f"{seconds:.1f} s with compilation")  # fmt: skip
+
+
+def parser() -> runs.Parser:
+  flags = runs.Parser("sample", description=__doc__)
+  flags.add_argument("--workdir", type=Path, required=True, help="the run's folder")
+  flags.add_argument("--num", type=int, default=64, help="images (64)")
+  flags.add_argument(
+    "--out", type=Path, required=True,
+    help="a .png (one grid), an .npz (arrays images, labels) or a folder (one PNG an image)",
+  )  # fmt: skip
+  flags.add_argument("--labels", help="classes in turn, e.g. 0,1,2; all classes by default")
+  flags.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone")
+  flags.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
+  flags.add_argument("--batch_size", type=int, default=64, help="images drawn at once (64)")
+  flags.add_argument("--reconstruct", action="store_true", help="held-out images above their "
+                     "reconstructions, for models that encode")  # fmt: skip
+  return flags
+
+
+def check(args) -> None:
+  """Refuses bad flags before anything is loaded."""
+  for name in ("num", "batch_size"):
+    if getattr(args, name) < 1:
+      raise UserError(f"--{name}={getattr(args, name)}: must be at least 1")
+  if not 0 <= args.seed < 2**31:
+    raise UserError(f"--seed={args.seed}: must lie between 0 and 2^31 - 1")
+  if args.step != "latest" and not args.step.isdigit():
+    raise UserError(f"--step={args.step}: must be latest or a number, e.g. --step=1000")
+  args.step = None if args.step == "latest" else int(args.step)
+  check_out(args.out)
+
+
+def check_out(out: Path) -> None:
+  """Refuses a place that cannot be written, or a folder with something in it."""
+  if out.suffix not in (".png", ".npz", ""):
+    raise UserError(f"--out={out}: use a name ending in .png or .npz, or a folder without a dot")
+  folder = out.parent if out.suffix else out
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = not out.suffix and any(folder.iterdir())
+  except OSError as error:
+    raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
+  if taken:
+    raise UserError(f"--out={out}: the folder is not empty; choose another or empty it")
+  if not os.access(folder, os.W_OK) or out.is_dir() == bool(out.suffix):
+    raise UserError(f"--out={out} cannot be written; choose another")
+
+
+def choose_labels(text: str | None, num: int, num_classes: int) -> np.ndarray | None:
+  """The class of each image: those asked for in turn; None for an unconditional model."""
+  if not num_classes:
+    if text is not None:
+      raise UserError(f"--labels={text}: this model is not class-conditional; leave --labels out")
+    return None
+  names = range(num_classes) if text is None else text.split(",")
+  try:
+    classes = [int(name) for name in names]
+  except ValueError:
+    classes = []
+  if not classes or not all(0 <= c < num_classes for c in classes):
+    raise UserError(f"--labels={text}: must be numbers from 0 to {num_classes - 1}, e.g. 0,1,2")
+  return sampling.cycle_labels(classes, num)
+
+
+def restore_ema(
+  directory: Path, step: int | None, experiment: Experiment, generative: Generative
+) -> Params:
+  """The averaged weights of a checkpoint, on this machine's devices."""
+  mesh = sharding.create_mesh(experiment.mesh)
+  shapes = {"ema": jax.eval_shape(lambda: generative.init(jax.random.key(0))[0])}
+  target = sharding.as_target(shapes, jax.tree.map(lambda _: sharding.replicated(mesh), shapes))
+  restored = checkpoint.restore(directory, target, step)
+  for damage in restored.damaged:
+    print(f"checkpoint {damage.step} is damaged ({damage.reason}); using an older one")
+  print(f"restored the EMA weights of step {restored.step:,} on {mesh.size} device(s)")
+  return restored.state["ema"]
+
+
+def reconstruct(experiment: Experiment, generative: Generative, params: Params, num: int):
+  """Held-out images and their reconstructions in turn, their labels, and the grid's columns."""
+  mesh = sharding.create_mesh(experiment.mesh)
+  call = sampling.make_reconstruct(generative, mesh)
+  data = experiment.data
+  source = data.load("test" if data.has_split("test") else "train")
+  batch = sampling.first_examples(source, num)
+  decoded = to_uint8(call(params, batch))
+  originals = sampling.as_pictures(batch.image, source.spec.num_levels)
+  columns = log.grid_columns(len(decoded), 0)
+  return sampling.paired_rows(originals, decoded, columns), None, columns
+
+
+def write(out: Path, images: np.ndarray, labels: np.ndarray | None, columns: int) -> None:
+  """Writes a grid, arrays, or one picture an image."""
+  if out.suffix == ".png":
+    log.write_png(out, log.image_grid(images, columns))
+  elif out.suffix == ".npz":
+    labels = np.full(len(images), -1, np.int32) if labels is None else labels
+    part = out.with_name(f".{out.stem}.part.npz")
+    np.savez_compressed(part, images=images, labels=labels)
+    os.replace(part, out)
+  else:
+    for i, image in enumerate(images):
+      log.write_png(out / f"{i:06d}.png", image)
+
+
+def describe(experiment: Experiment) -> str:
+  """The sampler in words, as far as the model has one."""
+  parts = experiment.to_dict()
+  words = [f"{parts['sampler']['name']}, {parts['sampler']['steps']} steps"] * ("sampler" in parts)
+  words += [f"guidance {parts['guidance']['weight']:g}"] * ("guidance" in parts)
+  return ", ".join(words) or parts["generative"]["name"]
+
+
+if __name__ == "__main__":
+  runs.run_main(main)

@@ -1,0 +1,106 @@
+"""Drawing images over the mesh: any split of the work gives the same images."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, UInt8
+
+from diffusion_jax import sharding
+from diffusion_jax.data import Source
+from diffusion_jax.levels import from_levels, to_uint8
+from diffusion_jax.types import Batch, Generative, Params, UserError
+
+Draw = Callable[[Params, Int[np.ndarray, "N"] | None, int, int], Float[np.ndarray, "N H W C"]]
+
+
+def make_draw(generative: Generative, mesh: Mesh, batch_size: int) -> Draw:
+  """A function that draws images in batches over all devices.
+
+  Args:
+    generative: the model.
+    mesh: the devices.
+    batch_size: images of one batch, rounded up to a multiple of the devices.
+
+  Returns:
+    (params, labels [N] or None, num N, seed) -> images in about [-1, 1]. Image i has the key
+    fold_in(key(seed), i), whatever the batch size and the number of devices.
+  """
+  batch_size = -(-batch_size // mesh.size) * mesh.size
+  rows = sharding.batch_sharding(mesh)
+
+  @jax.jit
+  def sample(params, seed, index, labels):
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
+    return jax.lax.with_sharding_constraint(generative.sample(params, keys, labels).images, rows)
+
+  def draw(params, labels, num, seed):
+    images = []
+    for first in range(0, num, batch_size):
+      index = np.arange(first, first + batch_size, dtype=np.uint32)
+      own = None if labels is None else sharding.put_rows(labels[index % num], mesh)
+      images.append(sharding.fetch(sample(params, seed, sharding.put_rows(index, mesh), own)))
+    return np.concatenate(images)[:num]
+
+  return draw
+
+
+def make_reconstruct(generative: Generative, mesh: Mesh) -> Callable[[Params, Batch], np.ndarray]:
+  """(params, batch) -> images decoded from one posterior sample each, for models that encode.
+
+  Raises:
+    UserError: the model has no encoder or no decoder.
+  """
+  encode, decode = generative.encode, generative.decode
+  if encode is None or decode is None:
+    raise UserError("this model cannot reconstruct: it has no encoder; leave --reconstruct out")
+
+  @jax.jit
+  def reconstruct(params, batch):
+    return decode(params, encode(params, jax.random.key(0), batch))
+
+  def call(params, batch):
+    sent = jax.tree.map(lambda x: sharding.put_rows(x, mesh), _pad(batch, mesh.size))
+    return sharding.fetch(reconstruct(params, sent))[: len(batch.index)]
+
+  return call
+
+
+def _pad(batch: Batch, unit: int) -> Batch:
+  """Repeats the last example until `unit` divides the batch."""
+
+  def pad(x):
+    return np.pad(x, [(0, -len(x) % unit)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+
+  return jax.tree.map(pad, batch)
+
+
+def cycle_labels(classes: Sequence[int], num: int) -> Int[np.ndarray, "N"]:
+  """The classes in turn, `num` in all."""
+  return np.resize(np.asarray(classes, np.int32), num)
+
+
+def first_examples(source: Source, num: int) -> Batch:
+  """The first images of a source as a batch."""
+  index = np.arange(min(num, len(source)))
+  image, label = source.gather(index)
+  return Batch(image, label, np.ones(len(index), np.float32), index.astype(np.uint32))
+
+
+def paired_rows(
+  originals: UInt8[np.ndarray, "N H W C"], others: UInt8[np.ndarray, "N H W C"], columns: int
+) -> UInt8[np.ndarray, "M H W C"]:
+  """Rows of originals and of what became of them, in turn; the last row is filled with white."""
+  rows = []
+  for first in range(0, len(originals), columns):
+    for images in (originals, others):
+      row = images[first : first + columns]
+      blank = np.full((columns - len(row), *row.shape[1:]), 255, np.uint8)
+      rows.append(np.concatenate([row, blank]))
+  return np.concatenate(rows)
+
+
+def as_pictures(image: np.ndarray, num_levels: int | None) -> UInt8[np.ndarray, "N H W C"]:
+  """Images of a data set, levels 0..L-1, as 0..255."""
+  return to_uint8(np.asarray(from_levels(image, num_levels)))
