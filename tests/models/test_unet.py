@@ -1,0 +1,149 @@
+"""The U-Net is the published one: count, places of attention, initial weights."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.checksum import named_leaves
+from diffusion_jax.models import UNet
+from diffusion_jax.models.layers import sinusoidal_embedding
+from diffusion_jax.types import ImageSpec
+
+CIFAR = ImageSpec(32, 32, 3, 256, 10)
+DDPM = UNet(channels=128, multipliers=(1, 2, 2, 2), num_blocks=2, attention_resolutions=(16,), dropout=0.1)
+SPEC = ImageSpec(8, 8, 1, 256, 3)
+TINY = UNet(channels=32, multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,))
+
+
+def create(config, num_labels=0):
+  """The network for SPEC, compiled: eager layers one by one are slower than compiling them."""
+  network = config.create(SPEC, num_labels)
+  return network._replace(init=jax.jit(network.init), apply=jax.jit(network.apply))
+
+
+@pytest.fixture(scope="module")
+def ddpm_shapes():
+  return named_leaves(jax.eval_shape(DDPM.create(CIFAR, 0).init, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+  network = create(TINY, 4)
+  return network, network.init(jax.random.key(0))
+
+
+def test_ddpm_cifar_has_the_published_number_of_parameters(ddpm_shapes):
+  assert sum(leaf.size for leaf in ddpm_shapes.values()) == 35_746_307
+
+
+def test_attention_sits_at_16_and_in_the_middle(ddpm_shapes):
+  found = {name.split("/")[0] for name in ddpm_shapes if "attention" in name}
+  down = {f"down1_block{i}_attention" for i in range(2)}
+  up = {f"up1_block{i}_attention" for i in range(3)}
+  assert found == down | up | {"middle_attention"}
+
+
+def test_shortcuts_are_there_only_where_the_width_changes(ddpm_shapes):
+  found = {name.split("/")[0] for name in ddpm_shapes if "shortcut" in name}
+  assert found == {"down1_block0"} | {f"up{level}_block{i}" for level in range(4) for i in range(3)}
+
+
+def test_initial_weights_have_the_recipes_scale():
+  """Uniform with variance 1 / fan_avg; 1e-10 of it for second convs, attention out, last conv."""
+  wide = dataclasses.replace(TINY, channels=64)
+  params = named_leaves(create(wide).init(jax.random.key(1)))
+  for name, value in params.items():
+    if name.endswith("bias"):
+      assert (value == 0).all(), name
+    if not name.endswith("kernel"):
+      continue
+    field = np.prod(value.shape[:-2])
+    variance = 2 / (field * (value.shape[-2] + value.shape[-1]))
+    zero = any(n in name for n in ("conv2/", "conv_out/", "out/", "proj"))
+    variance *= 1e-10 if zero else 1.0
+    assert abs(np.var(value) / variance - 1) < 5 * np.sqrt(0.8 / value.size), name
+    assert np.abs(value).max() <= np.sqrt(3 * variance) * 1.0001, name
+
+
+def test_the_output_starts_at_nearly_zero(tiny):
+  network, params = tiny
+  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+  out = network.apply(params, x, jnp.zeros(2), jnp.zeros(2, jnp.int32))
+  assert 0 < np.abs(out).max() < 1e-3
+
+
+def moved(params):
+  """Weights away from their nearly-zero start, so that every part has an effect."""
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(9), len(leaves))
+  new = [p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+  return jax.tree.unflatten(tree, new)
+
+
+def test_time_and_label_matter_and_examples_do_not_mix(tiny):
+  network, params = tiny
+  params = moved(params)
+  x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+  t, y = jnp.asarray([0.0, 5.0, 9.0]), jnp.asarray([0, 1, 3])
+  out = network.apply(params, x, t, y)
+  np.testing.assert_allclose(network.apply(params, x[1:2], t[1:2], y[1:2]), out[1:2], atol=1e-5)
+  assert np.abs(network.apply(params, x, t + 50, y) - out).max() > 1e-3
+  assert np.abs(network.apply(params, x, t, y * 0 + 2) - out).max() > 1e-3
+
+
+def test_dropout_acts_only_with_a_key():
+  network = create(dataclasses.replace(TINY, dropout=0.5))
+  params = moved(network.init(jax.random.key(0)))
+  x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.zeros(2)
+  still = network.apply(params, x, t, None)
+  assert (network.apply(params, x, t, None) == still).all()
+  once = network.apply(params, x, t, None, jax.random.key(1))
+  assert np.abs(once - still).max() > 1e-3
+  assert np.abs(network.apply(params, x, t, None, jax.random.key(2)) - once).max() > 1e-3
+
+
+def test_remat_changes_memory_not_gradients():
+  x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.zeros(2)
+
+  def gradient(remat):
+    network = create(dataclasses.replace(TINY, remat=remat))
+    params = moved(network.init(jax.random.key(0)))
+    return jax.jit(jax.grad(lambda p: jnp.mean(network.apply(p, x, t, None) ** 2)))(params)
+
+  plain, rematted = gradient(False), gradient(True)
+  assert jax.tree.structure(plain) == jax.tree.structure(rematted)
+  for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rematted), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters():
+  network = create(dataclasses.replace(TINY, dtype="bfloat16"))
+  params = moved(network.init(jax.random.key(0)))
+  assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+  x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.zeros(2)
+  exact = create(TINY).apply(params, x, t, None)
+  rough = network.apply(params, x, t, None).astype(jnp.float32)
+  error = np.abs(rough - exact).max() / np.abs(exact).max()
+  assert 1e-5 < error < 0.1
+
+
+def test_sinusoidal_embedding_is_its_formula():
+  t = np.asarray([0.0, 1.0, 37.0, 999.0])
+  frequency = 10000.0 ** (-np.arange(64) / 63)
+  angle = t[:, None] * frequency
+  exact = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+  np.testing.assert_allclose(sinusoidal_embedding(jnp.asarray(t), 128), exact, atol=1e-4)
+
+
+def test_sides_that_cannot_be_halved_are_refused():
+  with pytest.raises(ValueError, match="divisible by 8"):
+    DDPM.create(ImageSpec(28, 28, 1, 256, 10), 0)
+
+
+@pytest.mark.parametrize("fields", [{"multipliers": ()}, {"channels": 0}, {"dropout": 1.0}])
+def test_impossible_networks_are_refused(fields):
+  with pytest.raises(ValueError, match=next(iter(fields))):
+    dataclasses.replace(TINY, **fields)

@@ -1,0 +1,165 @@
+"""Samplers on Gaussian data, where every step is a known linear map."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.processes import LinearVP, Preconditioned, expand
+from diffusion_jax.samplers import DDIM, Ancestral, Guidance, linear
+from diffusion_jax.samplers.grids import visited_steps
+
+PROCESS = LinearVP().create()
+SPACINGS = ["leading", "trailing", "linspace"]
+
+# Final standard deviation from x_T ~ N(0, 1) for data N(0, 0.25), by 50-digit arithmetic:
+# steps, spacing -> DDIM, ancestral with the small variance, with the large one.
+FINAL_STD = {
+  (10, "leading"): (0.374128, 0.333263, 0.589025),
+  (10, "trailing"): (0.369955, 0.333475, 0.493901),
+  (10, "linspace"): (0.361612, 0.322835, 0.598766),
+  (50, "leading"): (0.472439, 0.444123, 0.517229),
+  (50, "trailing"): (0.471403, 0.444100, 0.511719),
+  (50, "linspace"): (0.471915, 0.443193, 0.517574),
+  (100, "leading"): (0.485981, 0.468256, 0.508490),
+  (100, "trailing"): (0.485447, 0.468219, 0.506722),
+  (100, "linspace"): (0.485848, 0.467954, 0.508578),
+  (1000, "trailing"): (0.498495, 0.496110, 0.500752),
+}
+
+
+def posterior_mean(xt, t):
+  """E[x0 | x_t] for data N(0, 0.25)."""
+  alpha, sigma = map(expand, PROCESS.alpha_sigma(t))
+  return alpha * 0.25 / (alpha**2 * 0.25 + sigma**2) * xt
+
+
+def propagated_std(steps: linear.LinearSteps) -> float:
+  """Standard deviation after all steps, by the recursion on the variance in float64."""
+  ab = PROCESS.alphas_cumprod[np.round(steps.t * 1000).astype(int)]
+  gain = np.sqrt(ab) * 0.25 / (ab * 0.25 + 1 - ab)
+  variance = 1.0
+  for x0, xt, noise, g in zip(steps.x0, steps.xt, steps.noise, gain, strict=True):
+    variance = (x0 * g + xt) ** 2 * variance + noise**2
+  return variance**0.5
+
+
+def samplers(steps, spacing):
+  return (
+    DDIM(steps=steps, spacing=spacing),
+    Ancestral(steps=steps, spacing=spacing, variance="fixed_small"),
+    Ancestral(steps=steps, spacing=spacing, variance="fixed_large"),
+  )
+
+
+@pytest.mark.parametrize(("steps", "spacing"), FINAL_STD)
+def test_coefficients_carry_a_gaussian_to_the_known_spread(steps, spacing):
+  found = [propagated_std(s.coefficients(PROCESS)) for s in samplers(steps, spacing)]
+  np.testing.assert_allclose(found, FINAL_STD[steps, spacing], atol=6e-7)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_ddim_from_the_command_path_is_that_linear_map(spacing):
+  """eta = 0 is deterministic: each image is its own start times one known number."""
+  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(4))
+  sampler = DDIM(steps=50, spacing=spacing, clip=False)
+  out = np.asarray(sampler(posterior_mean, PROCESS, keys, (2, 2, 1)).images)
+  start = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), (2, 2, 1)))(keys)
+  np.testing.assert_allclose(out / np.asarray(start), FINAL_STD[50, spacing][0], rtol=2e-4)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_ancestral_draws_have_the_known_spread(variance):
+  sampler = Ancestral(steps=50, variance=variance, clip=False)
+  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(1), i))(jnp.arange(1000))
+  out = np.asarray(sampler(posterior_mean, PROCESS, keys, (8, 8, 1)).images)
+  exact = FINAL_STD[50, "trailing"][1 if variance == "fixed_small" else 2]
+  assert abs(out.std() / exact - 1) < 5 / np.sqrt(2 * out.size)
+  assert abs(out.mean()) < 5 * exact / np.sqrt(out.size)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_ddim_at_eta_one_is_the_ancestral_sampler(spacing):
+  ddim = DDIM(steps=20, eta=1.0, spacing=spacing).coefficients(PROCESS)
+  small = Ancestral(steps=20, variance="fixed_small", spacing=spacing).coefficients(PROCESS)
+  for a, b in zip(ddim, small, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize(("variance", "power"), [("fixed_large", 1.0), ("fixed_small", 0.0)])
+def test_all_steps_give_ddpms_own_posterior(variance, power):
+  """Equation 7 of Ho et al. 2020 at T steps, written in betas."""
+  betas = np.linspace(1e-4, 0.02, 1000)[::-1]
+  ab = np.cumprod(1 - betas[::-1])[::-1]
+  prev = np.append(ab[1:], 1.0)
+  steps = Ancestral(variance=variance).coefficients(PROCESS)
+  np.testing.assert_allclose(steps.x0, np.sqrt(prev) * betas / (1 - ab), rtol=1e-9)
+  np.testing.assert_allclose(steps.xt, np.sqrt(1 - betas) * (1 - prev) / (1 - ab), rtol=1e-9, atol=1e-15)
+  small = betas * (1 - prev) / (1 - ab)
+  expected = np.where(power, betas, small)
+  np.testing.assert_allclose(steps.noise[:-1] ** 2, expected[:-1], rtol=1e-9)
+  assert steps.noise[-1] == 0
+
+
+def test_visited_steps_of_each_spacing():
+  assert visited_steps(1000, 4, "leading").tolist() == [751, 501, 251, 1]
+  assert visited_steps(1000, 4, "trailing").tolist() == [1000, 750, 500, 250]
+  assert visited_steps(1000, 4, "linspace").tolist() == [1000, 667, 334, 1]
+  for spacing in SPACINGS:
+    assert visited_steps(1000, 1000, spacing).tolist() == list(range(1000, 0, -1))
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_steps_beyond_the_process_are_refused(steps):
+  with pytest.raises(ValueError, match=f"steps={steps} must lie between 1 and the process's 1000"):
+    DDIM(steps=steps).coefficients(PROCESS)
+
+
+def test_eta_out_of_range_is_refused():
+  with pytest.raises(ValueError, match="eta=2"):
+    DDIM(eta=2.0)
+
+
+def test_an_image_depends_on_its_own_key_alone():
+  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(2), i))(jnp.arange(6))
+  sampler = Ancestral(steps=5)
+  whole = sampler(posterior_mean, PROCESS, keys, (3, 3, 1)).images
+  part = sampler(posterior_mean, PROCESS, keys[4:], (3, 3, 1)).images
+  np.testing.assert_allclose(whole[4:], part, atol=1e-6)
+
+
+def test_clipping_holds_each_estimate():
+  keys = jax.random.split(jax.random.key(0), 3)
+  far = lambda xt, t: jnp.full_like(xt, 9.0)  # noqa: E731
+  for sampler in (DDIM(steps=3), Ancestral(steps=3)):
+    assert (sampler(far, PROCESS, keys, (2, 2, 1)).images == 1.0).all()
+    loose = dataclasses.replace(sampler, clip=False)
+    np.testing.assert_allclose(loose(far, PROCESS, keys, (2, 2, 1)).images, 9.0, rtol=1e-5)
+
+
+def label_reader(asked):
+  """A network that answers with the label, so that guidance can be read off."""
+
+  def denoise(params, xt, t, labels):
+    asked.append(xt.shape[0])
+    return xt * 0 + labels[:, None, None, None].astype(jnp.float32)
+
+  return Preconditioned(output=denoise, target=denoise, denoise=denoise)
+
+
+def test_guidance_is_the_line_through_both_estimates():
+  asked, xt, t = [], jnp.ones((2, 2, 2, 1)), jnp.ones(2)
+  guided = Guidance(3.0).bind(label_reader(asked), {}, jnp.asarray([1, 2]), 10)(xt, t)
+  np.testing.assert_allclose(guided[:, 0, 0, 0], [10 + 3 * (1 - 10), 10 + 3 * (2 - 10)])
+  assert asked == [4]
+  assert Guidance(3.0).num_evaluations == 2
+
+
+def test_guidance_of_one_asks_once():
+  asked, xt, t = [], jnp.ones((2, 2, 2, 1)), jnp.ones(2)
+  plain = Guidance(1.0).bind(label_reader(asked), {}, jnp.asarray([1, 2]), 10)(xt, t)
+  assert plain[:, 0, 0, 0].tolist() == [1.0, 2.0]
+  assert asked == [2]
+  assert Guidance(1.0).num_evaluations == 1

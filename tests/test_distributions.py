@@ -1,0 +1,106 @@
+"""Densities and divergences against float64 references and their own identities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffusion_jax import distributions
+
+LEVELS = [2, 17, 256]
+
+
+def grid(num_levels):
+  return 2.0 * np.arange(num_levels) / (num_levels - 1) - 1.0
+
+
+def bin_edges(num_levels):
+  """Open ends around each level's bin, float64."""
+  half = 1.0 / (num_levels - 1)
+  low, high = grid(num_levels) - half, grid(num_levels) + half
+  low[0], high[-1] = -np.inf, np.inf
+  return low, high
+
+
+@pytest.mark.parametrize(("m1", "v1", "m2", "v2"), [(0.3, 0.2, -1.0, 2.0), (0, 1, 0, 1), (5, 3, 5, 0.1)])
+def test_gaussian_kl_is_the_integral(m1, v1, m2, v2):
+  x = np.linspace(m1 - 12 * np.sqrt(v1), m1 + 12 * np.sqrt(v1), 200_001)
+  p, q = stats.norm(m1, np.sqrt(v1)), stats.norm(m2, np.sqrt(v2))
+  integral = np.trapezoid(p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), x)
+  kl = distributions.gaussian_kl(*map(jnp.float32, (m1, np.log(v1), m2, np.log(v2))))
+  np.testing.assert_allclose(kl, integral, rtol=2e-6, atol=1e-9)
+
+
+def test_gaussian_kl_of_nearly_equal_gaussians_keeps_its_digits():
+  """KL(N(0, e^r) || N(0, 1)) = r^2 / 4 + O(r^3): subtracting in float32 would lose it."""
+  r = jnp.asarray([1e-2, -1e-2, 1e-3, 1e-4], jnp.float32)
+  kl = np.asarray(distributions.gaussian_kl(jnp.zeros(4), r, 0.0, 0.0), np.float64)
+  exact = np.asarray(r, np.float64) ** 2 / 4 + np.asarray(r, np.float64) ** 3 / 12
+  assert (kl >= 0).all()
+  np.testing.assert_allclose(kl[:2], exact[:2], rtol=1e-3)
+  np.testing.assert_allclose(kl[2:], exact[2:], atol=2e-10)
+
+
+@pytest.mark.parametrize("num_levels", LEVELS)
+@pytest.mark.parametrize("log_scale", [-7.0, -4.0, -1.0, 1.0])
+@pytest.mark.parametrize("mean", [-1.3, -0.31, 0.0, 0.999])
+def test_discretized_logistic_matches_float64_and_sums_to_one(num_levels, log_scale, mean):
+  low, high = bin_edges(num_levels)
+  law = stats.logistic(mean, np.exp(log_scale))
+  exact = np.where(low > mean, law.sf(low) - law.sf(high), law.cdf(high) - law.cdf(low))
+  log_prob = distributions.discretized_logistic_log_prob(
+    jnp.asarray(grid(num_levels), jnp.float32), jnp.float32(mean), jnp.float32(log_scale), num_levels
+  )
+  seen = exact > 1e-30
+  np.testing.assert_allclose(np.exp(np.float64(log_prob)).sum(), 1.0, rtol=2e-5)
+  # In float32 the edge x - half_bin is rounded: its error over the scale is what log P may lose.
+  tolerance = 1e-4 + 2e-7 / np.exp(log_scale)
+  np.testing.assert_allclose(log_prob[seen], np.log(exact[seen]), rtol=2e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize("num_levels", LEVELS)
+@pytest.mark.parametrize("std", [0.01, 0.1, 1.0, 3.0])
+@pytest.mark.parametrize("mean", [-1.1, -0.31, 0.25])
+def test_discretized_gaussian_matches_float64_and_sums_to_one(num_levels, std, mean):
+  low, high = bin_edges(num_levels)
+  law = stats.norm(mean, std)
+  exact = np.where(low > mean, law.sf(low) - law.sf(high), law.cdf(high) - law.cdf(low))
+  log_prob = distributions.discretized_gaussian_log_prob(
+    jnp.asarray(grid(num_levels), jnp.float32), jnp.float32(mean), jnp.float32(np.log(std)), num_levels
+  )
+  seen = exact > 1e-20
+  np.testing.assert_allclose(np.exp(np.float64(log_prob)).sum(), 1.0, rtol=1e-4)
+  np.testing.assert_allclose(log_prob[seen], np.log(exact[seen]), rtol=2e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+  "log_prob",
+  [distributions.discretized_logistic_log_prob, distributions.discretized_gaussian_log_prob],
+)
+def test_discretized_gradients_stay_finite_far_away(log_prob):
+  def total(mean, log_scale):
+    return jnp.sum(log_prob(jnp.asarray(grid(256), jnp.float32), mean, log_scale, 256))
+
+  for mean in (-30.0, -1.0, 0.0, 30.0):
+    for log_scale in (-7.0, 0.0, 5.0):
+      value, grads = jax.value_and_grad(total, (0, 1))(jnp.float32(mean), jnp.float32(log_scale))
+      assert np.isfinite([value, *grads]).all(), (mean, log_scale)
+
+
+def test_bernoulli_is_the_expected_log_probability_of_the_binarised_pixel():
+  logits, x = jnp.asarray([-3.0, 0.0, 40.0]), jnp.asarray([0.0, 0.25, 1.0])
+  p = 1.0 / (1.0 + np.exp(-np.float64(logits)))
+  exact = [np.log(1 - p[0]), 0.25 * np.log(p[1]) + 0.75 * np.log(1 - p[1]), np.log(p[2])]
+  np.testing.assert_allclose(distributions.bernoulli_log_prob(x, logits), exact, rtol=1e-6, atol=1e-7)
+
+
+def test_gaussian_log_prob_is_scipys():
+  x, mean, log_std = jnp.asarray([0.3, -4.0]), jnp.asarray([0.0, 1.0]), jnp.asarray([-1.0, 0.5])
+  exact = stats.norm(np.float64(mean), np.exp(np.float64(log_std))).logpdf(np.float64(x))
+  np.testing.assert_allclose(distributions.gaussian_log_prob(x, mean, log_std), exact, rtol=1e-6)
+
+
+def test_uniform_over_256_levels_is_8_bits():
+  nats = jnp.float32(48 * np.log(256))
+  np.testing.assert_allclose(distributions.nats_to_bits_per_dim(nats, 48), 8.0, rtol=1e-6)
