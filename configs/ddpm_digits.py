@@ -22,7 +22,12 @@ def get_config() -> ConfigDict:
       "sampler": {"name": "ddim", "steps": 50},
       "guidance": {"weight": 2.0},
       "data": {"name": "digits"},
-      "optimizer": {"name": "adam", "learning_rate": 2e-3, "warmup_steps": 100, "schedule": "cosine"},
+      "optimizer": {
+        "name": "adam",
+        "learning_rate": 2e-3,
+        "warmup_steps": 100,
+        "schedule": "cosine",
+      },
       "ema": {"decay": 0.995, "warmup": True},
       "training": {"num_steps": 1000, "batch_size": 64},
       "checkpoint": {"every_steps": 500},

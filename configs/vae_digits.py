@@ -14,7 +14,12 @@ def get_config() -> ConfigDict:
       "decoder": {"name": "discretized_logistic"},
       "loss": {"name": "elbo"},
       "data": {"name": "digits"},
-      "optimizer": {"name": "adam", "learning_rate": 1e-3, "warmup_steps": 100, "schedule": "cosine"},
+      "optimizer": {
+        "name": "adam",
+        "learning_rate": 1e-3,
+        "warmup_steps": 100,
+        "schedule": "cosine",
+      },
       "ema": {"decay": 0.995, "warmup": True},
       "training": {"num_steps": 3000, "batch_size": 128},
       "eval": {"every_steps": 500},

@@ -42,9 +42,7 @@ def gaussian_kl(
   return 0.5 * (jnp.expm1(ratio) - ratio + distance)
 
 
-def bernoulli_log_prob(
-  x: Float[Array, "..."], logits: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def bernoulli_log_prob(x: Float[Array, "..."], logits: Float[Array, "..."]) -> Float[Array, "..."]:
   """x log p + (1 - x) log(1 - p) with p = sigmoid(logits), for x in [0, 1].
 
   For x strictly between 0 and 1 it is the expected log-probability of a pixel that was

@@ -160,5 +160,3 @@ def differences(
 def _plain(value: Any) -> Any:
   """Tuples as JSON has them."""
   return list(value) if isinstance(value, tuple) else value
-
-

@@ -6,10 +6,10 @@ from jaxtyping import Array, Float, Num, UInt8
 
 
 def from_levels(
-  image: Num[Array, "B H W C"], num_levels: int | None
+  image: Num[Array | np.ndarray, "B H W C"], num_levels: int | None
 ) -> Float[Array, "B H W C"]:
   """Levels k = 0..L-1 to 2 k / (L - 1) - 1; float data (L None) as it is."""
-  x = image.astype(jnp.float32)
+  x = jnp.asarray(image, jnp.float32)
   return x if num_levels is None else x * (2.0 / (num_levels - 1)) - 1.0
 
 

@@ -6,12 +6,13 @@ batch it sits in nor the device that holds it changes its noise.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from diffusion_jax.types import Key, Keys
 
 
-def example_keys(key: Key, index: Integer[Array, "B"]) -> Keys:
+def example_keys(key: Key, index: Integer[Array | np.ndarray, "B"]) -> Keys:
   """One key an example [B], from a key of the step or seed and the example's global number."""
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 

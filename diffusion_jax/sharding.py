@@ -56,9 +56,7 @@ def create_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -
       f"mesh data={shape.data}, fsdp={shape.fsdp} does not fit {len(devices)} device(s); "
       f"their product must be {len(devices)}, e.g. --config.mesh.data=-1 --config.mesh.fsdp=1"
     )
-  return jax.make_mesh(
-    (*sizes, 1), (*BATCH_AXES, "tensor"), (AxisType.Auto,) * 3, devices=devices
-  )
+  return jax.make_mesh((*sizes, 1), (*BATCH_AXES, "tensor"), (AxisType.Auto,) * 3, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -129,9 +129,7 @@ class EMA:
     return jnp.minimum(self.decay, (1.0 + step) / (10.0 + step)).astype(jnp.float32)
 
 
-def create_state(
-  params: Params, aux: Aux, optimizer: optax.GradientTransformation
-) -> TrainState:
+def create_state(params: Params, aux: Aux, optimizer: optax.GradientTransformation) -> TrainState:
   """The state before the first step; the average starts at the initial parameters."""
   return TrainState(
     step=jnp.int32(0),

@@ -187,9 +187,7 @@ def masked_mean(values: Float[Array, "B"], mask: Float[Array, "B"]) -> Float[Arr
   return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
-def make_eval_step(
-  generative: Generative, seed: int
-) -> Callable[[Params, Aux, Batch], Scalars]:
+def make_eval_step(generative: Generative, seed: int) -> Callable[[Params, Aux, Batch], Scalars]:
   """Held-out figures of each example of a batch, from one fixed noise an example.
 
   Returns:

@@ -112,7 +112,9 @@ def test_another_name_starts_from_its_own_defaults_in_any_order(swap):
 
 
 def test_the_same_name_keeps_the_files_values():
-  assert resolve({"net": {"name": "small", "width": 9}}, "--config.net.name=small")["net"].width == 9
+  assert (
+    resolve({"net": {"name": "small", "width": 9}}, "--config.net.name=small")["net"].width == 9
+  )
 
 
 def test_a_section_written_out_builds_itself_again():

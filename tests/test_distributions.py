@@ -23,7 +23,9 @@ def bin_edges(num_levels):
   return low, high
 
 
-@pytest.mark.parametrize(("m1", "v1", "m2", "v2"), [(0.3, 0.2, -1.0, 2.0), (0, 1, 0, 1), (5, 3, 5, 0.1)])
+@pytest.mark.parametrize(
+  ("m1", "v1", "m2", "v2"), [(0.3, 0.2, -1.0, 2.0), (0, 1, 0, 1), (5, 3, 5, 0.1)]
+)
 def test_gaussian_kl_is_the_integral(m1, v1, m2, v2):
   x = np.linspace(m1 - 12 * np.sqrt(v1), m1 + 12 * np.sqrt(v1), 200_001)
   p, q = stats.norm(m1, np.sqrt(v1)), stats.norm(m2, np.sqrt(v2))
@@ -50,7 +52,10 @@ def test_discretized_logistic_matches_float64_and_sums_to_one(num_levels, log_sc
   law = stats.logistic(mean, np.exp(log_scale))
   exact = np.where(low > mean, law.sf(low) - law.sf(high), law.cdf(high) - law.cdf(low))
   log_prob = distributions.discretized_logistic_log_prob(
-    jnp.asarray(grid(num_levels), jnp.float32), jnp.float32(mean), jnp.float32(log_scale), num_levels
+    jnp.asarray(grid(num_levels), jnp.float32),
+    jnp.float32(mean),
+    jnp.float32(log_scale),
+    num_levels,
   )
   seen = exact > 1e-30
   np.testing.assert_allclose(np.exp(np.float64(log_prob)).sum(), 1.0, rtol=2e-5)
@@ -67,7 +72,10 @@ def test_discretized_gaussian_matches_float64_and_sums_to_one(num_levels, std, m
   law = stats.norm(mean, std)
   exact = np.where(low > mean, law.sf(low) - law.sf(high), law.cdf(high) - law.cdf(low))
   log_prob = distributions.discretized_gaussian_log_prob(
-    jnp.asarray(grid(num_levels), jnp.float32), jnp.float32(mean), jnp.float32(np.log(std)), num_levels
+    jnp.asarray(grid(num_levels), jnp.float32),
+    jnp.float32(mean),
+    jnp.float32(np.log(std)),
+    num_levels,
   )
   seen = exact > 1e-20
   np.testing.assert_allclose(np.exp(np.float64(log_prob)).sum(), 1.0, rtol=1e-4)
@@ -92,7 +100,9 @@ def test_bernoulli_is_the_expected_log_probability_of_the_binarised_pixel():
   logits, x = jnp.asarray([-3.0, 0.0, 40.0]), jnp.asarray([0.0, 0.25, 1.0])
   p = 1.0 / (1.0 + np.exp(-np.float64(logits)))
   exact = [np.log(1 - p[0]), 0.25 * np.log(p[1]) + 0.75 * np.log(1 - p[1]), np.log(p[2])]
-  np.testing.assert_allclose(distributions.bernoulli_log_prob(x, logits), exact, rtol=1e-6, atol=1e-7)
+  np.testing.assert_allclose(
+    distributions.bernoulli_log_prob(x, logits), exact, rtol=1e-6, atol=1e-7
+  )
 
 
 def test_gaussian_log_prob_is_scipys():

@@ -41,4 +41,5 @@ def test_noise_is_standard_normal_and_uniform_is_uniform():
   assert abs(noise.mean()) < 5 / np.sqrt(noise.size)
   assert abs(noise.var() - 1) < 5 * np.sqrt(2 / noise.size)
   assert abs(u.mean() - 0.5) < 5 / np.sqrt(12 * u.size)
-  assert 0 <= u.min() and u.max() < 1
+  assert u.min() >= 0
+  assert u.max() < 1

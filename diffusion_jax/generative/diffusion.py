@@ -139,7 +139,4 @@ def _sample(wiring: _Wiring, params, keys: Keys, labels: Int[Array, "N"] | None 
     labels = jnp.full(keys.shape[0], wiring.null_label)
   denoise = wiring.guidance.bind(wiring.network, params, labels, wiring.null_label)
   samples = wiring.sampler(denoise, wiring.process, keys, wiring.spec.shape)
-  return samples._replace(
-    num_evaluations=samples.num_evaluations * wiring.guidance.num_evaluations
-  )
-
+  return samples._replace(num_evaluations=samples.num_evaluations * wiring.guidance.num_evaluations)

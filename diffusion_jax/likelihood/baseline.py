@@ -3,13 +3,16 @@
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 
-def pixel_histogram(
-  images: Iterable[UInt8[np.ndarray, "N H W C"]], num_levels: int
-) -> Float[np.ndarray, "H W C L"]:
-  """P(level) of each pixel, with one added to every count (Laplace), float64."""
+def pixel_histogram(images: Iterable[np.ndarray], num_levels: int) -> Float[np.ndarray, "H W C L"]:
+  """P(level) of each pixel, with one added to every count (Laplace), float64.
+
+  Args:
+    images: chunks [N, H, W, C] with levels 0..num_levels-1.
+    num_levels: L.
+  """
   counts = None
   for chunk in images:
     shape, num_dims = chunk.shape[1:], chunk[0].size
@@ -22,14 +25,14 @@ def pixel_histogram(
 
 
 def independent_pixel_bits(
-  train: Iterable[UInt8[np.ndarray, "N H W C"]],
-  test: Iterable[UInt8[np.ndarray, "N H W C"]],
+  train: Iterable[np.ndarray],
+  test: Iterable[np.ndarray],
   num_levels: int,
 ) -> float:
   """Bits/dim of the test images under independent pixels counted on the training images.
 
   Args:
-    train, test: chunks of images with levels 0..num_levels-1.
+    train, test: chunks [N, H, W, C] with levels 0..num_levels-1.
     num_levels: L.
 
   Returns:
@@ -44,8 +47,8 @@ def independent_pixel_bits(
 
 
 def independent_binary_bits(
-  train: Iterable[UInt8[np.ndarray, "N H W C"]],
-  test: Iterable[UInt8[np.ndarray, "N H W C"]],
+  train: Iterable[np.ndarray],
+  test: Iterable[np.ndarray],
   num_levels: int,
 ) -> float:
   """The same for images that were binarised at random, on with probability k / (L - 1).

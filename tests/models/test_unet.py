@@ -13,7 +13,9 @@ from diffusion_jax.models.layers import sinusoidal_embedding
 from diffusion_jax.types import ImageSpec
 
 CIFAR = ImageSpec(32, 32, 3, 256, 10)
-DDPM = UNet(channels=128, multipliers=(1, 2, 2, 2), num_blocks=2, attention_resolutions=(16,), dropout=0.1)
+DDPM = UNet(
+  channels=128, multipliers=(1, 2, 2, 2), num_blocks=2, attention_resolutions=(16,), dropout=0.1
+)
 SPEC = ImageSpec(8, 8, 1, 256, 3)
 TINY = UNet(channels=32, multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,))
 

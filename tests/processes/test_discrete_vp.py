@@ -35,7 +35,12 @@ def test_bound_of_gaussian_data_under_the_cosine_schedule(variance, bits):
 
 @pytest.mark.parametrize(
   ("std", "variance", "bits"),
-  [(0.25, "small", 0.845273), (0.5, "large", 1.212529), (1, "small", 2.881831), (2, "large", 3.212410)],
+  [
+    (0.25, "small", 0.845273),
+    (0.5, "large", 1.212529),
+    (1, "small", 2.881831),
+    (2, "large", 3.212410),
+  ],
 )
 def test_bound_of_gaussian_data_under_the_linear_schedule(std, variance, bits):
   ab = LinearVP().create().alphas_cumprod

@@ -96,7 +96,9 @@ def test_all_steps_give_ddpms_own_posterior(variance, power):
   prev = np.append(ab[1:], 1.0)
   steps = Ancestral(variance=variance).coefficients(PROCESS)
   np.testing.assert_allclose(steps.x0, np.sqrt(prev) * betas / (1 - ab), rtol=1e-9)
-  np.testing.assert_allclose(steps.xt, np.sqrt(1 - betas) * (1 - prev) / (1 - ab), rtol=1e-9, atol=1e-15)
+  np.testing.assert_allclose(
+    steps.xt, np.sqrt(1 - betas) * (1 - prev) / (1 - ab), rtol=1e-9, atol=1e-15
+  )
   small = betas * (1 - prev) / (1 - ab)
   expected = np.where(power, betas, small)
   np.testing.assert_allclose(steps.noise[:-1] ** 2, expected[:-1], rtol=1e-9)

@@ -1,0 +1,77 @@
+"""The denoising loss against the closed form of Gaussian data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import randomness
+from diffusion_jax.losses import Simple
+from diffusion_jax.losses.denoising import draw
+from diffusion_jax.processes import LinearVP, expand, precondition
+
+PROCESS = LinearVP(num_timesteps=50, beta_start=0.001, beta_end=0.2).create()
+S2 = 0.25
+NUM = 4000
+
+
+def keys(num=NUM):
+  return randomness.example_keys(jax.random.key(0), jnp.arange(num))
+
+
+def posterior_mean(xt, t):
+  alpha, sigma = map(expand, PROCESS.alpha_sigma(t))
+  return alpha * S2 / (alpha**2 * S2 + sigma**2) * xt
+
+
+def exact_output(name):
+  """The minimiser of the loss: E[target | xt]."""
+
+  def output(params, xt, time, labels, key):
+    t = (time + 1) / 50
+    alpha, sigma = map(expand, PROCESS.alpha_sigma(t))
+    x0 = posterior_mean(xt, t)
+    eps = (xt - alpha * x0) / sigma
+    return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[name]
+
+  return output
+
+
+def minimum(name):
+  """Mean over t of Var(target | xt), float64."""
+  ab = PROCESS.alphas_cumprod[1:]
+  mmse = S2 * (1 - ab) / (ab * S2 + 1 - ab)
+  return np.mean({"x0": mmse, "eps": ab / (1 - ab) * mmse, "v": mmse / (1 - ab)}[name])
+
+
+@pytest.mark.parametrize("name", ["eps", "x0", "v"])
+def test_the_exact_predictor_reaches_the_closed_form_minimum(name):
+  x0 = 0.5 * jax.random.normal(jax.random.key(5), (NUM, 4, 4, 1))
+  network = precondition(exact_output(name), PROCESS, name)
+  losses = np.asarray(Simple()(network, PROCESS, {}, keys(), x0, None), np.float64)
+  error = losses.std() / np.sqrt(NUM)
+  assert abs(losses.mean() - minimum(name)) < 4 * error
+  assert error < 0.03 * minimum(name)
+
+
+def test_noise_is_standard_and_times_cover_the_grid():
+  t, eps = draw(PROCESS, keys(), (8, 8, 1))
+  steps = np.round(np.asarray(t) * 50)
+  counts = np.bincount(steps.astype(int), minlength=51)
+  assert counts[0] == 0
+  # 80 a step with a standard deviation of about 9.
+  assert np.abs(counts[1:] - NUM / 50).max() < 5 * np.sqrt(NUM / 50)
+  assert abs(np.var(eps) - 1) < 5 * np.sqrt(2 / eps.size)
+
+
+def test_noise_is_independent_of_time():
+  t, eps = draw(PROCESS, keys(), (4, 4, 1))
+  correlation = np.corrcoef(np.asarray(t), np.asarray(eps).mean(axis=(1, 2, 3)))[0, 1]
+  assert abs(correlation) < 5 / np.sqrt(NUM)
+
+
+def test_labels_reach_the_network_as_they_are():
+  seen = []
+  network = precondition(lambda p, x, t, labels, k: seen.append(labels) or x, PROCESS, "eps")
+  Simple()(network, PROCESS, {}, keys(3), jnp.zeros((3, 2, 2, 1)), jnp.asarray([2, 0, 1]))
+  assert seen[0].tolist() == [2, 0, 1]
