@@ -34,15 +34,15 @@ def agreement(classifier: SVC, file: Path) -> float:
 
 
 def main() -> None:
-  flags = argparse.ArgumentParser(description=__doc__)
-  flags.add_argument("--workdir", default="runs/ddpm_digits")
-  flags.add_argument("--num", type=int, default=500)
-  flags.add_argument("overrides", nargs="*", help="e.g. --config.guidance.weight=1 after --")
-  args = flags.parse_args()
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--workdir", default="runs/ddpm_digits")
+  parser.add_argument("--num", type=int, default=500)
+  parser.add_argument("overrides", nargs="*", help="e.g. --config.guidance.weight=1 after --")
+  args = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "samples.npz"
-    command = [sys.executable, "-m", "diffusion_jax.sample", f"--workdir={args.workdir}",
-               f"--num={args.num}", f"--out={file}", "--batch_size=250", *args.overrides]  # fmt: skip
+    flags = [f"--workdir={args.workdir}", f"--num={args.num}", f"--out={file}", "--batch_size=250"]
+    command = [sys.executable, "-m", "diffusion_jax.sample", *flags, *args.overrides]
     subprocess.run(command, check=True)
     classifier, accuracy = fit_classifier()
     share = agreement(classifier, file)

@@ -1,0 +1,241 @@
+"""The train step: one update that is right, sharded, and skipped where it is not finite."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import sharding, step
+from diffusion_jax.checksum import named_leaves
+from diffusion_jax.generative import Diffusion
+from diffusion_jax.losses import Simple
+from diffusion_jax.models import UNet
+from diffusion_jax.processes import LinearVP
+from diffusion_jax.samplers import DDIM, Guidance
+from diffusion_jax.sharding import MeshShape, create_mesh
+from diffusion_jax.state import EMA, Adam
+from diffusion_jax.step import Training
+from diffusion_jax.types import Batch, Generative, ImageSpec
+
+
+def quadratic() -> Generative:
+  """loss_i = |w - image_i|^2 / 2: gradients and steps can be written down."""
+
+  def loss(params, aux, key, batch, train):
+    error = params["w"] - batch.image[:, 0, 0, 0].astype(jnp.float32)
+    return 0.5 * error**2, {"error": error}, aux
+
+  return Generative(lambda key: ({"w": jnp.float32(1.0)}, {}), loss, lambda *_: None, {})
+
+
+def batch(values):
+  image = np.asarray(values, np.float32).reshape(-1, 1, 1, 1)
+  num = len(image)
+  return Batch(
+    image, np.zeros(num, np.int32), np.ones(num, np.float32), np.arange(num, dtype=np.uint32)
+  )
+
+
+def build(generative, optimizer, training=None, devices=1, ema=None):
+  """A state and a jitted step on the first devices."""
+  training = training or Training(batch_size=8)
+  mesh = create_mesh(MeshShape(), jax.devices()[:devices])
+  state = jax.jit(step.make_init(generative, optimizer, training))()
+  state = jax.device_put(state, sharding.state_shardings(mesh, state))
+  function = step.make_train_step(generative, optimizer, ema or EMA(0.5), training, mesh)
+  jitted = step.jit_train_step(function, state, mesh)
+  return state, lambda s, b: jitted(s, sharding.put_batch(b, mesh))
+
+
+def test_one_update_by_hand():
+  """Mean gradient w - mean(x) = -3; Adam's first update is the rate against its sign."""
+  state, train_step = build(quadratic(), Adam(learning_rate=0.1, clip_norm=None))
+  state, scalars = train_step(state, batch([2, 6] * 4))
+  np.testing.assert_allclose(scalars["loss"], (0.5 + 12.5) / 2)
+  np.testing.assert_allclose(scalars["error"], -3.0)
+  np.testing.assert_allclose(scalars["grad_norm"], 3.0)
+  np.testing.assert_allclose(state.params["w"], 1.1, rtol=1e-6)
+  np.testing.assert_allclose(state.ema["w"], 1.05, rtol=1e-6)
+  assert int(state.step) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_non_finite_update_is_skipped_and_counted(bad):
+  """1e30 squared overflows: a loss of infinity with a finite gradient is no update either."""
+  state, train_step = build(quadratic(), Adam(learning_rate=0.1))
+  state, _ = train_step(state, batch(np.arange(8)))
+  before = jax.tree.map(np.asarray, state)
+  for skipped in (1, 2):
+    state, scalars = train_step(state, batch([bad] * 8))
+    for name in ("params", "opt_state", "ema", "aux"):
+      kept = jax.tree.map(lambda a, b: bool(a == b), getattr(before, name), getattr(state, name))
+      assert all(jax.tree.leaves(kept)), name
+    assert int(scalars["num_skipped_in_a_row"]) == int(state.num_skipped) == skipped
+  assert int(state.step) == 3
+  state, scalars = train_step(state, batch(np.arange(8)))
+  assert int(scalars["num_skipped_in_a_row"]) == 0
+  assert int(scalars["num_skipped"]) == 2
+  assert float(state.params["w"]) != float(before.params["w"])
+
+
+def test_skipped_updates_do_not_advance_the_schedule():
+  state, train_step = build(quadratic(), Adam(learning_rate=1.0, warmup_steps=10))
+  rates = []
+  for values in ([1] * 8, [np.nan] * 8, [1] * 8):
+    state, scalars = train_step(state, batch(values))
+    rates.append(float(scalars["learning_rate"]))
+  np.testing.assert_allclose(rates, [0.0, 0.1, 0.1], atol=1e-7)
+
+
+def test_clipping_scales_the_whole_gradient():
+  grads = {"a": jnp.asarray([3.0]), "b": jnp.asarray([[4.0]])}
+  clipped = step.clip_by_norm(grads, jnp.float32(5.0), 1.0)
+  np.testing.assert_allclose([clipped["a"][0], clipped["b"][0, 0]], [0.6, 0.8], rtol=1e-6)
+  assert step.clip_by_norm(grads, jnp.float32(5.0), 10.0)["a"] == 3.0
+  assert step.clip_by_norm(grads, jnp.float32(5.0), None) is grads
+
+
+@pytest.mark.parametrize(
+  ("scope", "expected"), [("global", (-1.0, 3.0)), ("microbatch", (0.0, 0.0))]
+)
+def test_clip_scope(scope, expected):
+  """Microbatch gradients +4 and -10: clipped to 1 each they cancel; their mean -3 clips to -1."""
+  optimizer = Adam(learning_rate=0.1, clip_norm=1.0, clip_scope=scope, b1=0.0)
+  training = Training(batch_size=8, accumulation_steps=2)
+  state, train_step = build(quadratic(), optimizer, training)
+  state, scalars = train_step(state, batch([-3, 11] * 4))
+  np.testing.assert_allclose(scalars["grad_norm"], expected[1], atol=1e-6)
+  moment = named_leaves(state.opt_state)["0/mu/w"]
+  np.testing.assert_allclose(moment, expected[0], atol=1e-6)
+
+
+# ---- A real network on several meshes -----------------------------------------------------------
+
+SPEC = ImageSpec(8, 8, 1, 256, 3)
+PARTS = {
+  "process": LinearVP(num_timesteps=50),
+  "model": UNet(
+    channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,), dropout=0.3
+  ),
+  "loss": Simple(),
+  "sampler": DDIM(steps=2),
+  "guidance": Guidance(),
+}
+
+
+def unet(**changes) -> Generative:
+  return Diffusion(conditional=True).create(PARTS | changes, SPEC)
+
+
+def images(num=16) -> Batch:
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (num, 8, 8, 1)).astype(np.uint8)
+  label = rng.integers(0, 3, num).astype(np.int32)
+  return Batch(image, label, np.ones(num, np.float32), np.arange(num, dtype=np.uint32) + 64)
+
+
+def two_steps(mesh, accumulation_steps=1, **changes):
+  """Loss of two steps and the parameters after them."""
+  training = Training(batch_size=16, accumulation_steps=accumulation_steps)
+  optimizer, generative = Adam(learning_rate=1e-2), unet(**changes)
+  shapes = jax.eval_shape(step.make_init(generative, optimizer, training))
+  layout = sharding.state_shardings(mesh, shapes)
+  state = jax.jit(step.make_init(generative, optimizer, training), out_shardings=layout)()
+  function = step.make_train_step(generative, optimizer, EMA(0.9), training, mesh)
+  train_step = step.jit_train_step(function, state, mesh)
+  losses = []
+  for _ in range(2):
+    state, scalars = train_step(state, sharding.put_batch(images(), mesh))
+    losses.append(float(scalars["loss"]))
+  return losses, {n: np.asarray(v) for n, v in named_leaves(state.params).items()}
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+  return two_steps(create_mesh(MeshShape(), jax.devices()[:1]))
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(4, 1), (8, 1), (8, 4)])
+def test_the_same_training_on_any_mesh(devices, fsdp, on_one_device):
+  """Noise, times, label dropout and dropout belong to the example, not to the device.
+
+  Losses differ by the order of float32 sums only. Adam's first steps divide by |gradient|, so a
+  rounding error in a gradient near zero can move a weight: its share is bounded instead.
+  """
+  losses, params = two_steps(create_mesh(MeshShape(-1, fsdp), jax.devices()[:devices]))
+  np.testing.assert_allclose(losses, on_one_device[0], rtol=2e-5)
+  moved = [np.abs(params[n] - v) > 1e-4 for n, v in on_one_device[1].items()]
+  assert np.mean(np.concatenate([m.ravel() for m in moved])) < 0.01
+
+
+def test_another_seed_for_dropout_would_be_seen(on_one_device):
+  """The comparison above can fail: without dropout the losses are others."""
+  model = dataclasses.replace(PARTS["model"], dropout=0.0)
+  losses, _ = two_steps(create_mesh(MeshShape(), jax.devices()[:1]), model=model)
+  assert abs(losses[1] / on_one_device[0][1] - 1) > 1e-4
+
+
+def test_draws_are_bitwise_the_same_on_any_mesh():
+  from diffusion_jax import randomness
+  from diffusion_jax.losses.denoising import draw
+
+  process = LinearVP().create()
+
+  def draws(index):
+    keys = randomness.example_keys(jax.random.fold_in(jax.random.key(0), 7), index)
+    return draw(process, keys, (8, 8, 1)), randomness.uniform(randomness.fold_in(keys, 2))
+
+  index = np.arange(100, 116, dtype=np.uint32)
+  results = []
+  for devices in (1, 4, 8):
+    mesh = create_mesh(MeshShape(), jax.devices()[:devices])
+    results.append(jax.tree.map(np.asarray, jax.jit(draws)(sharding.put_rows(index, mesh))))
+  for other in results[1:]:
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, results[0], other)))
+
+
+def test_accumulation_is_the_whole_batch_in_parts():
+  model = dataclasses.replace(PARTS["model"], dropout=0.0)
+  mesh = create_mesh(MeshShape(), jax.devices()[:4])
+  whole, _ = two_steps(mesh, model=model)
+  parts, _ = two_steps(mesh, accumulation_steps=4, model=model)
+  np.testing.assert_allclose(parts, whole, rtol=2e-5)
+
+
+def test_microbatches_draw_their_own_dropout():
+  """Two copies of the same examples in two microbatches, with the same keys, differ by dropout."""
+  generative = unet()
+  params = jax.tree.map(lambda p: p + 0.05, jax.jit(generative.init)(jax.random.key(0))[0])
+  first, key = images(4), jax.random.key(1)
+  same = first._replace(index=first.index)
+  other = first._replace(index=np.r_[first.index[1:], first.index[:1]])
+  loss = jax.jit(generative.loss, static_argnums=4)
+  a, b = loss(params, {}, key, first, True)[0], loss(params, {}, key, same, True)[0]
+  assert (a == b).all()
+  assert (loss(params, {}, key, other, True)[0] != a).any()
+
+
+def test_split_batch_keeps_each_devices_examples():
+  parts = step.split_batch(batch(np.arange(8)), 2)
+  assert parts.image[..., 0, 0, 0].tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
+def test_masked_mean_leaves_padding_out():
+  assert step.masked_mean(jnp.asarray([1.0, 3.0, 99.0]), jnp.asarray([1.0, 1.0, 0.0])) == 2.0
+
+
+@pytest.mark.parametrize(
+  "fields", [{"num_steps": 0}, {"batch_size": 0}, {"seed": -1}, {"accumulation_steps": 0}]
+)
+def test_impossible_training_is_refused(fields):
+  with pytest.raises(ValueError, match=next(iter(fields))):
+    Training(**fields)
+
+
+def test_keys_of_init_and_evaluation_lie_beyond_every_step():
+  """fold_in takes 32 bits: numbers from 2^31 on are never a step's, whose limit is int32."""
+  numbers = [0, 1, 2**31 - 1, 2**31, 2**31 + 1]
+  keys = [jax.random.fold_in(jax.random.key(0), n) for n in numbers]
+  assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == len(numbers)
