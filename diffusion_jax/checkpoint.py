@@ -5,7 +5,6 @@ A folder holds one folder a step. Only a committed step whose checksums hold is 
 
 import dataclasses
 import json
-import logging
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -18,8 +17,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserva
 
 from diffusion_jax.checksum import checksums, named_leaves
 from diffusion_jax.types import UserError
-
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file that it writes
 
 MIXED = "a checkpoint of another model; use the config that the run was started with"
 
@@ -100,10 +97,13 @@ class Checkpoints:
       meta: JSON values saved beside the state; "leaves" is added.
 
     Raises:
-      CheckpointError: this save, or the one before, failed.
+      CheckpointError: this save, or the one before, failed, or the folder has a newer step.
     """
-    if step in self.steps():
+    steps = self.steps()
+    if step in steps:
       return
+    if steps and step < steps[-1]:
+      raise CheckpointError(f"checkpoint {step} is older than {steps[-1]}, which is in the folder")
     content = ocp.args.Composite(
       state=ocp.args.StandardSave(state),
       meta=ocp.args.JsonSave(_seal({**meta, "leaves": _describe(state)})),
@@ -113,7 +113,7 @@ class Checkpoints:
     except Exception as error:
       raise CheckpointError(f"saving a checkpoint failed: {error}") from error
     if not saved:
-      raise CheckpointError(f"checkpoint {step} was refused: a newer one is in the folder")
+      raise CheckpointError(f"checkpoint {step} was refused by orbax")
 
   def check(self) -> None:
     """Raises CheckpointError if a save in the background has failed."""

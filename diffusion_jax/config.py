@@ -7,6 +7,7 @@ central schema: what a class declares is what its section may hold.
 
 import dataclasses
 import difflib
+import math
 import runpy
 import types
 import typing
@@ -157,7 +158,7 @@ def _field_types(cls: type) -> dict[str, Any]:
 
 def _check(value: Any, hint: Any, where: str) -> Any:
   """Returns `value` in the form that a field of type `hint` holds, or raises."""
-  if hint is float and type(value) is int:
+  if hint is float and type(value) in (int, float) and math.isfinite(value):
     return float(value)
   if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
     return tuple(_check(v, typing.get_args(hint)[0], where) for v in value)
@@ -168,7 +169,7 @@ def _check(value: Any, hint: Any, where: str) -> Any:
       except UserError:
         continue
   elif (typing.get_origin(hint) is Literal and value in typing.get_args(hint)) or (
-    isinstance(hint, type) and type(value) is hint
+    hint is not float and isinstance(hint, type) and type(value) is hint
   ):
     return value
   raise UserError(f"{where} is {value!r}; it must be {describe(hint)}.")
@@ -202,8 +203,10 @@ def _parse_one(text: str, hint: Any) -> Any:
     return text.lower() == "true"
   if hint is str:
     return text
-  if hint in (int, float):
-    return hint(text)
+  if hint is int:
+    return int(text)
+  if hint is float:
+    return float(text) if math.isfinite(float(text)) else _refuse(text)
   if typing.get_origin(hint) is Literal:
     return {str(v): v for v in typing.get_args(hint)}.get(text) or _refuse(text)
   if typing.get_origin(hint) is tuple:

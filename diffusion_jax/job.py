@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from diffusion_jax import checkpoint, runs, sharding
+from diffusion_jax import checkpoint, log, runs, sharding
 from diffusion_jax.data import Source, fingerprint
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.state import TrainState
 from diffusion_jax.step import make_init
-from diffusion_jax.types import Generative, ImageSpec
+from diffusion_jax.types import Generative, ImageSpec, UserError
 
 
 class Job(NamedTuple):
@@ -53,6 +53,9 @@ def prepare(experiment: Experiment, workdir: Path) -> Job:
   sharding.check_batch_size(training.batch_size, mesh, parts, "training.batch_size")
   source = data.load("train")
   test = data.load("test") if data.has_split("test") else None
+  if test is not None and test.spec != source.spec:
+    train_is, test_is = (log.describe_data(s.name, len(s), s.spec) for s in (source, test))
+    raise UserError(f"the splits do not fit each other: {train_is}; {test_is}")
   return Job(experiment, experiment.create(source.spec), source, test, mesh, workdir)
 
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import logging
 import math
 import os
 import platform
@@ -36,6 +37,9 @@ class StoppedEarly(Exception):
 class Parser(argparse.ArgumentParser):
   """argparse whose errors are UserErrors, and that leaves --config.* to our own parser."""
 
+  def __init__(self, prog: str, description: str | None):
+    super().__init__(prog, description=description, allow_abbrev=False)
+
   def error(self, message: str) -> NoReturn:
     raise UserError(f"{message}; try python -m diffusion_jax.{self.prog} --help")
 
@@ -51,6 +55,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
   0 done; 2 the user must change something, one line and no traceback; 75 stopped early, the same
   command continues; 1 anything else, with its traceback.
   """
+  logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file that it writes
   try:
     code = main(sys.argv[1:]) or DONE
   except UserError as error:
@@ -60,7 +65,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     print(stopped, flush=True)
     code = STOPPED_EARLY
   except KeyboardInterrupt:
-    print("stopped before there was anything to save; start again", file=sys.stderr)
+    print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
     code = STOPPED_EARLY
   except Exception:
     traceback.print_exc()

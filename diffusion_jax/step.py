@@ -76,7 +76,7 @@ def make_train_step(
       generative, params, state.aux, key, batch, training.accumulation_steps,
       optimizer.clip_norm if clip_parts else None,
     )  # fmt: skip
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     grads = grads if clip_parts else clip_by_norm(grads, norm, optimizer.clip_norm)
     finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(norm)
     updates = state.step - state.num_skipped
@@ -150,7 +150,7 @@ def _gradient(generative, params, aux, key, batch: Batch, parts: int, clip_norm:
   def one(aux, part):
     grads, (scalars, aux) = jax.grad(objective, has_aux=True)(params, aux, part)
     if clip_norm is not None:
-      grads = clip_by_norm(grads, optax.global_norm(grads), clip_norm)
+      grads = clip_by_norm(grads, optax.tree.norm(grads), clip_norm)
     return aux, (grads, scalars)
 
   if parts == 1:

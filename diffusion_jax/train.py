@@ -66,19 +66,20 @@ def print_start(job: Job, state: TrainState, resumed: bool) -> None:
 def train(job: Job, state: TrainState, stop_requested: Callable[[], str | None]) -> None:
   """The loop, from the state's step to the last, with everything that it opens closed after it."""
   config, first = job.experiment, int(state.step)
-  feed, meta = make_feed(job), describe(job)
-  train_step, show = compile_step(job, state, feed(first)), make_show(job)
-  meter = Meter(config.training.batch_size, config.training.max_skipped_in_a_row)
+  feed, meta, show = make_feed(job), describe(job), make_show(job)
   with contextlib.ExitStack() as stack:
     logger = log.Logger(job.workdir, config.logging, first, job.num_steps, is_writer())
     stack.callback(logger.close)
+    if first >= job.num_steps:  # stopped after its last checkpoint: only the figures are missing
+      return show(logger, first, state, True)
+    train_step = compile_step(job, state, feed(first))
     saver = Checkpoints(job.checkpoints, config.checkpoint)
     stack.callback(saver.close)
     batches = stack.enter_context(Prefetcher(feed, first, job.num_steps))
+    meter = Meter(config.training.batch_size, config.training.max_skipped_in_a_row)
     logger.start_bar()
-    meter.restart()
     for step in range(first + 1, job.num_steps + 1):
-      state, scalars = train_step(state, batches.get())
+      state, scalars = train_step(state, next_batch(batches, saver, state, meta))
       last = step == job.num_steps
       try:
         meter.push(step, scalars)
@@ -98,6 +99,16 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], str | None])
           saver.wait()
           raise runs.StoppedEarly(f"{signal}: saved step {step:,}; the same command continues")
         show(logger, step, state, last)
+
+
+def next_batch(batches: Prefetcher, saver: Checkpoints, state: TrainState, meta):
+  """The next batch; where the data fail, what was learned so far is saved first."""
+  try:
+    return batches.get()
+  except Exception:
+    if step := int(state.step):
+      saver.save(step, state, meta)
+    raise
 
 
 def make_feed(job: Job):

@@ -43,12 +43,9 @@ class Arrays:
         f"it needs {split}_images (and {split}_labels)" + " or images" * (split == "train")
       )
     images = self._check_images(name, arrays[name])
-    keys = [n for n in (k.replace("images", "labels") for k in arrays) if n in arrays]
-    labels = arrays.get(name.replace("images", "labels"))
-    if labels is not None:
-      self._check_labels(name.replace("images", "labels"), labels, len(images))
-    num_classes = int(max(arrays[k].max() for k in keys)) + 1 if labels is not None else 0
+    labels = arrays.get(_labels_key(name))
     stem = Path(self.path).stem
+    num_classes = self._count_classes(arrays)
     return ArraySource(f"{stem} {split}", images, labels, self.num_levels, num_classes)
 
   def has_split(self, split: str) -> bool:
@@ -66,6 +63,20 @@ class Arrays:
   def _images_key(self, arrays: dict[str, np.ndarray], split: str) -> str | None:
     names = (f"{split}_images", "images") if split == "train" else (f"{split}_images",)
     return next((name for name in names if name in arrays), None)
+
+  def _count_classes(self, arrays: dict[str, np.ndarray]) -> int:
+    """Classes of all splits together; 0 where nothing is labelled."""
+    images = [n for n in ("train_images", "test_images", "images") if n in arrays]
+    labelled = [n for n in images if _labels_key(n) in arrays]
+    for name in labelled:
+      self._check_labels(_labels_key(name), arrays[_labels_key(name)], len(arrays[name]))
+    unlabelled = [n for n in images if n not in labelled]
+    if labelled and unlabelled:
+      raise UserError(
+        f"--config.data.path={self.path} has {_labels_key(labelled[0])} but no "
+        f"{_labels_key(unlabelled[0])}; label every split or none"
+      )
+    return max((int(arrays[_labels_key(n)].max()) + 1 for n in labelled), default=0)
 
   def _check_images(self, name: str, images: np.ndarray) -> np.ndarray:
     where = f"--config.data.path={self.path}: {name}"
@@ -86,8 +97,13 @@ class Arrays:
     return images.astype(np.uint8)
 
   def _check_labels(self, name: str, labels: np.ndarray, num: int) -> None:
-    if labels.shape != (num,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+    wrong = labels.shape != (num,) or labels.dtype.kind not in "iu" or not num
+    if wrong or labels.min() < 0:
       raise UserError(
         f"--config.data.path={self.path}: {name} is {labels.dtype}{list(labels.shape)}; it must "
         f"hold one class number from 0 up for each of the {num} images"
       )
+
+
+def _labels_key(images_key: str) -> str:
+  return images_key.removesuffix("images") + "labels"

@@ -70,6 +70,8 @@ class Folder:
     Raises:
       UserError: no such folder, no pictures, unreadable pictures, or sizes that differ.
     """
+    if not self.path:
+      raise UserError("--config.data.path is not set; give a folder of pictures")
     listing = _list_folder(Path(self.path), "path")
     if split == "test" and self.test_path:
       listing = _list_folder(Path(self.test_path), "test_path", listing.classes)
@@ -117,8 +119,6 @@ class Folder:
 
 def _list_folder(root: Path, field: str, classes: list[str] | None = None) -> Listing:
   flag = f"--config.data.{field}={root}"
-  if str(root) in ("", "."):
-    raise UserError(f"--config.data.{field} is not set; give a folder of pictures")
   if not root.is_dir():
     raise UserError(f"{flag}: no such folder; give a folder of pictures")
   files = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
@@ -131,6 +131,8 @@ def _list_folder(root: Path, field: str, classes: list[str] | None = None) -> Li
     raise UserError(f"{flag} holds classes ({names[0]}, ...) and {stray.name}; move it into one")
   if classes is not None and set(names) - set(classes):
     raise UserError(f"{flag} has class {min(set(names) - set(classes))}, which path has not")
+  if classes and not names:
+    raise UserError(f"{flag} has no sub-folders, but path has the classes {', '.join(classes)}")
   classes = names if classes is None else classes
   return Listing(files, [classes.index(t) if t else 0 for t in top], classes)
 

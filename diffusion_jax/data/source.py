@@ -139,7 +139,12 @@ def fit_image(image: Image.Image, size: int | None, channels: int) -> UInt8[np.n
     size: the shorter side is resized to it (bicubic, antialiased) and the longer one cropped on
       both ends; None leaves the picture's size.
     channels: 1 or 3.
+
+  Raises:
+    ValueError: a picture of more than 8 bits a channel.
   """
+  if image.mode.startswith(("I", "F")):
+    raise ValueError(f"{image.mode} has more than 8 bits a channel, which would be cut off")
   image = image.convert("L" if channels == 1 else "RGB")
   if size is not None and image.size != (size, size):
     image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)

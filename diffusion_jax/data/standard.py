@@ -3,12 +3,13 @@
 Addresses, sizes and SHA-256 sums are those that tensorflow-datasets ships with its builders.
 """
 
+import contextlib
 import gzip
 import hashlib
+import http.client
 import io
 import os
 import queue
-import shutil
 import tarfile
 import tempfile
 import threading
@@ -92,11 +93,29 @@ def _obtain(url: str, path: Path, checksum: str) -> Path:
     part = path.with_name(path.name + ".part")
     with _connect(url, path) as answer, part.open("wb") as file:
       print(f"downloading {url}", flush=True)
-      shutil.copyfileobj(answer, file, 1 << 20)
+      _copy(answer, file, url, path)
     _check_sum(part, url, checksum)
     os.replace(part, path)
   _check_sum(path, url, checksum)
   return path
+
+
+def _copy(answer: Any, file: Any, url: str, path: Path) -> None:
+  while True:
+    try:
+      block = answer.read(1 << 20)
+    except (OSError, http.client.HTTPException) as error:
+      raise _cannot_download(url, error, path) from error
+    if not block:
+      return
+    file.write(block)
+
+
+def _cannot_download(url: str, error: Exception, path: Path) -> UserError:
+  return UserError(
+    f"cannot download {url} ({error}); put that file at {path} and start again, or train on "
+    "what needs no download: --config=configs/ddpm_digits.py"
+  )
 
 
 def _check_sum(path: Path, url: str, checksum: str) -> None:
@@ -124,21 +143,23 @@ def _connect(url: str, path: Path) -> Any:
   except queue.Empty:
     answer = TimeoutError("no answer")
   if isinstance(answer, Exception):
-    raise UserError(
-      f"cannot download {url} ({answer}); put that file at {path} and start again, or train on "
-      "what needs no download: --config=configs/ddpm_digits.py"
-    )
+    raise _cannot_download(url, answer, path)
   return answer
 
 
 def _write(official: Any, content: Content, data_dir: Path) -> Path:
   """Writes TFDS's layout into a temporary folder and moves it into place in one step."""
+  import tensorflow_datasets as tfds
+
   target = data_dir / official.name / str(official.version)
   with tempfile.TemporaryDirectory(dir=data_dir, prefix=".preparing_") as scratch:
     builder = _builder_class(official, content)(data_dir=scratch, file_format="array_record")
-    builder.download_and_prepare()
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # it names the temporary folder as the result
+      builder.download_and_prepare()
     target.parent.mkdir(exist_ok=True)
-    os.replace(builder.data_dir, target)
+    if not target.exists():  # another process may have been faster
+      os.replace(builder.data_dir, target)
   return target
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +61,30 @@ class Tfds:
     """
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(self._folder()))
+    folder = self._folder()
+    try:
+      builder = tfds.builder_from_directory(str(folder))
+    except Exception as error:
+      raise UserError(f"{folder} is damaged ({error}); move it away and prepare it anew") from error
     self._check_format(builder.info)
     part = self.train_split if split == "train" else self.test_split
     spec = self._spec(builder.info)
     try:
       records = builder.as_data_source(split=part)
     except Exception as error:
-      known = ", ".join(builder.info.splits)
-      raise UserError(
-        f"--config.data.{split}_split={part}: {self.dataset} has the splits {known}"
-      ) from error
+      raise self._explain_split(split, part, builder.info.splits) from error
+    if not len(records):
+      raise self._explain_split(split, part, builder.info.splits)
     name = f"{self.dataset} {part}"
     source = DecodedSource(name, spec, len(records), lambda i: self._read(records[i], spec))
     return in_memory_if_small(source, self.max_ram_gib)
+
+  def _explain_split(self, split: str, part: str | None, known: Any) -> UserError:
+    sizes = ", ".join(f"{name} ({info.num_examples:,})" for name, info in known.items())
+    nothing = "; none holds nothing out" * (split == "test")
+    return UserError(
+      f"--config.data.{split}_split={part} cannot be read: {self.dataset} has {sizes}{nothing}"
+    )
 
   def has_split(self, split: str) -> bool:
     return split == "train" or self.test_split is not None
@@ -124,7 +135,7 @@ class Tfds:
         raise UserError(
           f"--config.data.{field}={key}: {self.dataset} has the features {', '.join(features)}"
         )
-    height, width, channels = features[self.image_key].shape
+    height, width, channels = self._image_shape(features[self.image_key])
     if self.image_size is not None:
       height = width = self.image_size
     if height is None or width is None:
@@ -132,6 +143,15 @@ class Tfds:
         f"{self.dataset} has pictures of many sizes; set --config.data.image_size, e.g. =64"
       )
     return ImageSpec(height, width, 1 if channels == 1 else 3, 256, self._num_classes(features))
+
+  def _image_shape(self, feature: Any) -> tuple[int | None, int | None, int | None]:
+    shape = getattr(feature, "shape", ())
+    if len(shape) != 3 or np.dtype(feature.np_dtype) != np.uint8:
+      raise UserError(
+        f"--config.data.image_key={self.image_key} of {self.dataset} is {feature}; it must be a "
+        "picture of 8 bits a channel"
+      )
+    return shape
 
   def _num_classes(self, features: Any) -> int:
     if self.label_key is None:
@@ -157,4 +177,4 @@ def _prepared(folder: Path, version: str) -> Path | None:
   """The folder of a version (the newest without one), if it is prepared."""
   versions = [p.parent for p in folder.glob("*/dataset_info.json")]
   wanted = [p for p in versions if not version or p.name == version]
-  return max(wanted, key=lambda p: [int(n) for n in p.name.split(".")], default=None)
+  return max(wanted, key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)], default=None)

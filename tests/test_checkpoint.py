@@ -1,0 +1,312 @@
+"""Checkpoints: whole or not at all, checked bit by bit, restored on any number of devices."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import checkpoint, sharding
+from diffusion_jax.checkpoint import CheckpointError, Checkpointing, Checkpoints
+from diffusion_jax.checksum import checksums, named_leaves
+from diffusion_jax.sharding import MeshShape, create_mesh
+from diffusion_jax.state import Adam, create_state
+from diffusion_jax.types import UserError
+
+
+def make_state(seed=0):
+  key = jax.random.key(seed)
+  params = {"kernel": jax.random.normal(key, (64, 256)), "bias": jnp.arange(7.0)}
+  return create_state(params, {"history": jnp.arange(3)}, Adam().create(10))
+
+
+def on(mesh, tree):
+  """A tree laid out on a mesh, and the target that restores it so."""
+  layout = sharding.state_shardings(mesh, tree)
+  return jax.device_put(tree, layout), sharding.as_target(tree, layout)
+
+
+def same(a, b):
+  return all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Checkpoints 10, 20 and 30; the state of step n was made from seed n."""
+  saver = Checkpoints(tmp_path / "checkpoints", Checkpointing())
+  for step in (10, 20, 30):
+    saver.save(step, make_state(step), {"config": {"step": step}})
+  saver.close()
+  return tmp_path / "checkpoints"
+
+
+def target(state=None):
+  return on(create_mesh(MeshShape()), make_state() if state is None else state)[1]
+
+
+def largest_file(folder: Path) -> Path:
+  return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip_a_bit(folder):
+  file = largest_file(folder / "state")
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 4
+  file.write_bytes(content)
+
+
+def truncate(folder):
+  file = largest_file(folder / "state")
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(folder):
+  for file in folder.rglob("*"):
+    if file.is_file():
+      file.unlink()
+
+
+def change_meta(folder):
+  file = folder / "meta" / "metadata"
+  file.write_text(
+    file.read_text().replace('"step": 30', '"step": 31').replace('"step":30', '"step":31')
+  )
+
+
+def lose_meta(folder):
+  (folder / "meta" / "metadata").unlink()
+
+
+DAMAGES = [flip_a_bit, truncate, empty, change_meta, lose_meta]
+
+
+def test_the_newest_state_comes_back_exactly(folder):
+  restored = checkpoint.restore(folder, target())
+  assert restored.step == 30
+  assert restored.meta["config"] == {"step": 30}
+  assert restored.damaged == ()
+  assert type(restored.state) is type(make_state())
+  assert same(restored.state, make_state(30))
+
+
+def test_a_given_step_comes_back(folder):
+  assert same(checkpoint.restore(folder, target(), step=20).state, make_state(20))
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
+def test_damage_is_noticed_and_the_one_before_is_used(folder, damage):
+  damage(folder / "30")
+  restored = checkpoint.restore(folder, target())
+  assert restored.step == 20
+  assert same(restored.state, make_state(20))
+  assert [d.step for d in restored.damaged] == [30]
+  assert restored.damaged[0].reason
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate], ids=lambda d: d.__name__)
+def test_a_damaged_step_that_was_asked_for_is_refused(folder, damage):
+  damage(folder / "20")
+  with pytest.raises(UserError, match=r"20: .*give another --step"):
+    checkpoint.restore(folder, target(), step=20)
+
+
+def test_with_all_damaged_nothing_is_restored_or_moved(folder):
+  for step in ("10", "20", "30"):
+    flip_a_bit(folder / step)
+  with pytest.raises(UserError, match="no checkpoint can be read"):
+    checkpoint.restore(folder, target())
+  assert checkpoint.saved_steps(folder) == [10, 20, 30]
+
+
+def test_an_empty_folder_of_a_step_is_passed_over(folder):
+  (folder / "40").mkdir()
+  assert checkpoint.restore(folder, target()).step == 30
+  assert checkpoint.read_meta(folder)["config"] == {"step": 30}
+
+
+def test_damaged_steps_are_moved_aside_and_can_be_saved_again(folder):
+  flip_a_bit(folder / "30")
+  restored = checkpoint.restore(folder, target())
+  (place,) = checkpoint.quarantine(folder, restored.damaged)
+  assert place.parent.name == "checkpoints_damaged"
+  assert (place / "state").is_dir()
+  saver = Checkpoints(folder, Checkpointing())
+  saver.save(30, make_state(31), {})
+  saver.close()
+  assert same(checkpoint.restore(folder, target()).state, make_state(31))
+
+
+def test_missing_checkpoints_and_steps_are_named(tmp_path, folder):
+  with pytest.raises(UserError, match="holds no checkpoint; train first"):
+    checkpoint.restore(tmp_path / "nothing", target())
+  with pytest.raises(UserError, match=r"--step=25: .* there are 10, 20, 30"):
+    checkpoint.restore(folder, target(), step=25)
+
+
+def test_another_models_checkpoint_is_refused_by_the_first_leaf_that_differs(folder):
+  wide = make_state()._replace(params={"kernel": jnp.zeros((64, 128)), "bias": jnp.zeros(7)})
+  with pytest.raises(
+    UserError, match=r"params/kernel is float32\[64, 256\].*\[64, 128\].*another model"
+  ):
+    checkpoint.restore(folder, target(wide))
+  more = make_state()._replace(params={**make_state().params, "extra": jnp.zeros(2)})
+  with pytest.raises(UserError, match="has no params/extra"):
+    checkpoint.restore(folder, target(more))
+  less = make_state()._replace(params={"bias": jnp.zeros(7)})
+  with pytest.raises(UserError, match="also has params/kernel"):
+    checkpoint.restore(folder, target(less))
+
+
+def test_a_part_of_the_state_can_be_restored_alone(folder):
+  restored = checkpoint.restore(folder, {"ema": target().ema})
+  assert set(restored.state) == {"ema"}
+  assert same(restored.state["ema"], make_state(30).ema)
+
+
+def test_damage_in_another_part_does_not_matter_to_a_partial_restore_but_its_own_does(folder):
+  """The checksum of each leaf that is restored is checked, whatever file holds it."""
+  flip_a_bit(folder / "30")
+  full = checkpoint.restore(folder, target())
+  hit = full.damaged[0].reason
+  part = checkpoint.restore(folder, {"ema": target().ema})
+  assert (part.step == 20) == ("ema/" in hit)
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (2, 1), (4, 2), (8, 8)])
+def test_saved_on_eight_devices_restored_on_any(tmp_path, devices, fsdp):
+  saved, _ = on(create_mesh(MeshShape(2, 4)), make_state(3))
+  saver = Checkpoints(tmp_path / "c", Checkpointing())
+  saver.save(1, saved, {})
+  saver.close()
+  mesh = create_mesh(MeshShape(-1, fsdp), jax.devices()[:devices])
+  restored = checkpoint.restore(tmp_path / "c", on(mesh, make_state())[1])
+  assert same(restored.state, make_state(3))
+  kernel = restored.state.params["kernel"]
+  assert len(kernel.sharding.device_set) == devices
+  assert kernel.addressable_shards[0].data.size == kernel.size // fsdp
+
+
+def test_checksums_do_not_depend_on_the_layout_but_on_every_bit_and_place():
+  state = make_state(1)
+  sums = checksums(state)
+  for shape in (MeshShape(), MeshShape(2, 4), MeshShape(1, 8)):
+    assert checksums(on(create_mesh(shape), state)[0]) == sums
+  kernel = np.asarray(state.params["kernel"])
+  for change in (
+    lambda w: w.__setitem__((3, 5), -w[3, 5]),
+    lambda w: w.__setitem__(0, w[0][::-1].copy()),
+  ):
+    other = kernel.copy()
+    change(other)
+    assert checksums({"w": jnp.asarray(other)})["w"] != checksums({"w": jnp.asarray(kernel)})["w"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
+def test_checksums_see_one_changed_element_of_any_type(dtype):
+  zeros = jnp.zeros((5, 3), dtype)
+  assert checksums({"a": zeros}) != checksums({"a": zeros.at[4, 2].set(jnp.ones((), dtype))})
+
+
+def test_retention_keeps_the_last_and_every_multiple(tmp_path):
+  saver = Checkpoints(tmp_path / "c", Checkpointing(keep_last=2, keep_every_steps=4))
+  for step in range(1, 8):
+    saver.save(step, {"w": jnp.zeros(2)}, {})
+  saver.close()
+  assert checkpoint.saved_steps(tmp_path / "c") == [4, 6, 7]
+
+
+def test_the_last_good_one_is_there_until_the_next_has_committed(tmp_path):
+  """With keep_last=1 there is always a whole checkpoint, also while the next is being written."""
+  saver = Checkpoints(tmp_path / "c", Checkpointing(keep_last=1))
+  state = make_state()
+  for step in range(1, 6):
+    saver.save(step, state, {})
+    whole = [s for s in checkpoint.saved_steps(tmp_path / "c") if is_whole(tmp_path / "c", s)]
+    assert whole or step == 1
+  saver.close()
+  assert checkpoint.saved_steps(tmp_path / "c") == [5]
+
+
+def is_whole(folder, step):
+  try:
+    checkpoint.restore(folder, target(), step=step)
+  except UserError:
+    return False
+  return True
+
+
+def test_a_step_that_is_there_is_left_alone(folder):
+  saver = Checkpoints(folder, Checkpointing())
+  saver.save(30, make_state(99), {})
+  saver.close()
+  assert same(checkpoint.restore(folder, target()).state, make_state(30))
+
+
+def test_an_older_step_than_the_newest_is_an_error(folder):
+  saver = Checkpoints(folder, Checkpointing())
+  with pytest.raises(CheckpointError, match="25"):
+    saver.save(25, make_state(25), {})
+
+
+def test_a_failed_background_save_is_raised(tmp_path, monkeypatch):
+  saver = Checkpoints(tmp_path / "c", Checkpointing())
+  saver.save(1, make_state(), {})
+  saver.wait()
+  manager = type(saver._manager)
+
+  def fail(*args, **kwargs):
+    raise OSError("no space left on device")
+
+  monkeypatch.setattr(manager, "_finalize", fail, raising=True)
+  saver.save(2, make_state(), {})
+  with pytest.raises(CheckpointError, match="no space left"):
+    saver.wait()
+
+
+SAVER = """
+  import jax, sys
+  from pathlib import Path
+  from diffusion_jax.checkpoint import Checkpointing, Checkpoints
+  saver = Checkpoints(Path(sys.argv[1]), Checkpointing(keep_last=2))
+  for step in range(1, 10_000):
+    saver.save(step, {"w": jax.numpy.full((400, 1000), step, "float32")}, {"step": step})
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [2, 3, 5])
+def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path, after):
+  env = {**os.environ, "XLA_FLAGS": ""}
+  command = [sys.executable, "-c", textwrap.dedent(SAVER), str(tmp_path / "c")]
+  process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+  for line in process.stdout:
+    if int(line) == after:
+      break
+  time.sleep(0.01 * after)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  shape = {"w": jax.ShapeDtypeStruct((400, 1000), jnp.float32)}
+  layout = sharding.state_shardings(create_mesh(MeshShape()), shape)
+  restored = checkpoint.restore(tmp_path / "c", sharding.as_target(shape, layout))
+  assert restored.step >= after - 1
+  assert (restored.state["w"] == restored.step).all()
+  assert restored.meta["step"] == restored.step
+
+
+@pytest.mark.parametrize("fields", [{"every_steps": 0}, {"keep_last": 0}, {"keep_every_steps": 0}])
+def test_impossible_fields_are_refused(fields):
+  with pytest.raises(ValueError, match=next(iter(fields))):
+    Checkpointing(**fields)
+
+
+def test_leaves_are_named_by_their_place():
+  assert "params/kernel" in named_leaves(make_state())
