@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from diffusion_jax.types import ImageSpec
 
 
+@runtime_checkable
 class Source(Protocol):
   """One split of a data set.
 

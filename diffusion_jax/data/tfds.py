@@ -107,6 +107,9 @@ class Tfds:
     here = sorted(p.parent.name for p in root.glob(f"{name}/*/*/dataset_info.json"))
     if here:
       return UserError(f"{flag} has configs: write {', '.join(f'{name}/{c}' for c in here)}")
+    versions = sorted(p.parent.name for p in root.glob(f"{name}/*/dataset_info.json"))
+    if versions:
+      return UserError(f"{flag}: {root / name} has the version {', '.join(versions)}")
     local = {p.parent.parent.name for p in root.glob("*/*/dataset_info.json")}
     known = set(tfds.list_builders(with_community_datasets=False))
     if name.partition("/")[0] in known:
@@ -133,7 +136,7 @@ class Tfds:
     for field, key in (("image_key", self.image_key), ("label_key", self.label_key)):
       if key is not None and key not in features:
         raise UserError(
-          f"--config.data.{field}={key}: {self.dataset} has the features {', '.join(features)}"
+          f"--config.data.{field}={key}: {self.dataset} has the features {', '.join(sorted(features))}"
         )
     height, width, channels = self._image_shape(features[self.image_key])
     if self.image_size is not None:
