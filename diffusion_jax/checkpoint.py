@@ -18,6 +18,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserva
 from diffusion_jax.checksum import checksums, named_leaves
 from diffusion_jax.types import UserError
 
+MIN_SLICE_BYTES = 1 << 20
+"""Arrays are cut among the devices that hold copies only down to this: cutting costs time too."""
+
 MIXED = "a checkpoint of another model; use the config that the run was started with"
 
 
@@ -80,8 +83,14 @@ class Checkpoints:
     policies: list[preservation.PreservationPolicy] = [preservation.LatestN(config.keep_last)]
     if config.keep_every_steps:
       policies.append(preservation.EveryNSteps(config.keep_every_steps))
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICE_BYTES)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     self._manager = ocp.CheckpointManager(
       directory.absolute(),
+      item_handlers={
+        "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        "meta": ocp.JsonCheckpointHandler(),
+      },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=preservation.AnyPreservationPolicy(policies),
         cleanup_tmp_directories=True,
@@ -105,7 +114,7 @@ class Checkpoints:
     if steps and step < steps[-1]:
       raise CheckpointError(f"checkpoint {step} is older than {steps[-1]}, which is in the folder")
     content = ocp.args.Composite(
-      state=ocp.args.StandardSave(state),
+      state=ocp.args.PyTreeSave(state),
       meta=ocp.args.JsonSave(_seal({**meta, "leaves": _describe(state)})),
     )
     try:

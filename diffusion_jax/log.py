@@ -184,7 +184,7 @@ def _open_jsonl(path: Path, start_step: int):
 def _row_step(line: str) -> float:
   """Step of a row; a row that a kill cut short is dropped."""
   try:
-    return json.loads(line)["step"]
+    return float(json.loads(line)["step"])
   except (ValueError, KeyError, TypeError):
     return math.inf
 

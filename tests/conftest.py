@@ -1,9 +1,42 @@
 """Tests run on the CPU with 8 virtual devices, whatever the machine has."""
 
+import atexit
 import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
 
 # The last flag halves the time spent compiling; programs that the tests start do without it.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # one compilation cache for all of a test run
+  CACHE = tempfile.mkdtemp(prefix="diffusion_jax_tests_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+  atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+  """Runs a binary's main in this process: (main, *flags) -> (exit code, stdout, stderr)."""
+  from diffusion_jax import runs
+
+  def run(main, *flags):
+    monkeypatch.setattr(sys, "argv", ["program", *map(str, flags)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+      runs.run_main(main)
+    captured = capsys.readouterr()
+    return ended.value.code, captured.out, captured.err
+
+  return run
+
+
+@pytest.fixture
+def root():
+  """The project's folder."""
+  return Path(__file__).parent.parent

@@ -135,9 +135,8 @@ class Tfds:
     features = info.features
     for field, key in (("image_key", self.image_key), ("label_key", self.label_key)):
       if key is not None and key not in features:
-        raise UserError(
-          f"--config.data.{field}={key}: {self.dataset} has the features {', '.join(sorted(features))}"
-        )
+        known = ", ".join(sorted(features))
+        raise UserError(f"--config.data.{field}={key}: {self.dataset} has the features {known}")
     height, width, channels = self._image_shape(features[self.image_key])
     if self.image_size is not None:
       height = width = self.image_size
