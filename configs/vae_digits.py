@@ -10,7 +10,13 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       "generative": {"name": "vae"},
-      "model": {"name": "conv_vae", "latent_dim": 16, "channels": 32, "multipliers": (1, 2)},
+      "model": {
+        "name": "conv_vae",
+        "latent_dim": 8,
+        "channels": 32,
+        "multipliers": (1, 2),
+        "dropout": 0.2,
+      },
       "decoder": {"name": "discretized_logistic"},
       "loss": {"name": "elbo"},
       "data": {"name": "digits"},
@@ -21,9 +27,9 @@ def get_config() -> ConfigDict:
         "schedule": "cosine",
       },
       "ema": {"decay": 0.995, "warmup": True},
-      "training": {"num_steps": 3000, "batch_size": 128},
-      "eval": {"every_steps": 500},
-      "checkpoint": {"every_steps": 1000},
-      "logging": {"every_steps": 100, "sample_every_steps": 1000, "num_samples": 64},
+      "training": {"num_steps": 1200, "batch_size": 128},
+      "eval": {"every_steps": 400},
+      "checkpoint": {"every_steps": 400},
+      "logging": {"every_steps": 100, "sample_every_steps": 400, "num_samples": 64},
     }
   )

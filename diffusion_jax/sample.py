@@ -145,11 +145,15 @@ def write(out: Path, images: np.ndarray, labels: np.ndarray | None, columns: int
 
 
 def describe(experiment: Experiment) -> str:
-  """The sampler in words, as far as the model has one."""
+  """The model, its sampler with every option, and the guidance, as far as the model has them."""
   parts = experiment.to_dict()
-  words = [f"{parts['sampler']['name']}, {parts['sampler']['steps']} steps"] * ("sampler" in parts)
-  words += [f"guidance {parts['guidance']['weight']:g}"] * ("guidance" in parts)
-  return ", ".join(words) or parts["generative"]["name"]
+  words = [parts["generative"]["name"]]
+  if "sampler" in parts:
+    options = {name: value for name, value in parts["sampler"].items() if name != "name"}
+    words = [parts["sampler"]["name"], *(f"{name} {value}" for name, value in options.items())]
+  if "guidance" in parts:
+    words.append(f"guidance {parts['guidance']['weight']:g}")
+  return ", ".join(words)
 
 
 if __name__ == "__main__":

@@ -29,13 +29,18 @@ def sinusoidal_embedding(time: Float[Array, "B"], dim: int) -> Float[Array, "B D
 
 
 class Norm(nn.Module):
-  """GroupNorm of 32 groups, of fewer where the width is not divisible by 32."""
+  """GroupNorm of 32 groups, of fewer where they would hold less than 4 channels or not divide.
+
+  A group of one channel would remove that channel's mean, and with it the time and class
+  embedding that the block has added to it.
+  """
 
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-    groups = next(g for g in range(min(32, x.shape[-1]), 0, -1) if x.shape[-1] % g == 0)
+    width = x.shape[-1]
+    groups = next(g for g in range(max(min(32, width // 4), 1), 0, -1) if width % g == 0)
     return nn.GroupNorm(num_groups=groups, epsilon=1e-6, dtype=self.dtype, name="group")(x)
 
 

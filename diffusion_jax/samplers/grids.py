@@ -21,7 +21,10 @@ def visited_steps(num_timesteps: int, num_steps: int, spacing: Spacing) -> Int[n
     ValueError: more steps than the process has, or none.
   """
   if not 1 <= num_steps <= num_timesteps:
-    raise ValueError(f"steps={num_steps} must lie between 1 and the process's {num_timesteps}")
+    raise ValueError(
+      f"sampler.steps={num_steps} must lie between 1 and the process's {num_timesteps}; e.g. "
+      f"--config.sampler.steps={num_timesteps}"
+    )
   i = np.arange(num_steps)
   if spacing == "leading":
     zero_based = (i * (num_timesteps // num_steps))[::-1]

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_jax.checksum import named_leaves
 from diffusion_jax.models import UNet
-from diffusion_jax.models.layers import sinusoidal_embedding
+from diffusion_jax.models.layers import Norm, sinusoidal_embedding
 from diffusion_jax.types import ImageSpec
 
 CIFAR = ImageSpec(32, 32, 3, 256, 10)
@@ -46,6 +46,43 @@ def test_attention_sits_at_16_and_in_the_middle(ddpm_shapes):
   down = {f"down1_block{i}_attention" for i in range(2)}
   up = {f"up1_block{i}_attention" for i in range(3)}
   assert found == down | up | {"middle_attention"}
+
+
+def test_ddpm_cifar_normalises_over_32_groups_everywhere():
+  for width in (128, 256, 384, 512):
+    assert groups_of(width) == 32
+
+
+def groups_of(width):
+  """Groups that Norm makes: features of one group only are normalised to mean 0 together."""
+  norm, x = Norm(jnp.dtype("float32")), jax.random.normal(jax.random.key(0), (1, 1, 1, width))
+  y = np.asarray(norm.apply(norm.init(jax.random.key(0), x), x)).ravel()
+  sizes = [n for n in range(1, width + 1) if width % n == 0]
+  size = next(n for n in sizes if np.abs(y.reshape(-1, n).mean(1)).max() < 1e-5)
+  return width // size
+
+
+@pytest.mark.parametrize("width", [8, 12, 32, 64])
+def test_a_group_holds_several_channels_at_any_width(width):
+  assert width // groups_of(width) >= 4
+
+
+@pytest.mark.parametrize("channels", [8, 16, 32])
+def test_time_and_class_reach_the_output_at_any_width(channels):
+  """Groups of one channel would remove what the embedding adds to it."""
+  config = UNet(channels=channels, multipliers=(1,), num_blocks=1, attention_resolutions=())
+  network = create(config, 4)
+  params = network.init(jax.random.key(0))
+  keys = iter(jax.random.split(jax.random.key(1), 1000))
+  params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
+  x = jax.random.normal(jax.random.key(2), (1, 8, 8, 1))
+
+  def output(time, label):
+    return network.apply(params, x, jnp.full(1, time), jnp.full(1, label, jnp.int32))
+
+  spread = float(jnp.std(output(500.0, 1)))
+  assert float(jnp.abs(output(500.0, 1) - output(30.0, 1)).max()) > 0.03 * spread
+  assert float(jnp.abs(output(500.0, 1) - output(500.0, 2)).max()) > 0.03 * spread
 
 
 def test_shortcuts_are_there_only_where_the_width_changes(ddpm_shapes):
