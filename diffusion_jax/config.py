@@ -55,8 +55,8 @@ def load_file(path: str) -> ConfigDict:
     listed = f" Configs here: {', '.join(there)}." if there else ""
     raise UserError(f"--config={path}: no such file: {name}.{listed}")
   try:
-    get_config = runpy.run_path(name).get("get_config")
-    config = get_config(argument) if argument else get_config() if get_config else None
+    get_config = runpy.run_path(name).get("get_config", lambda *_: None)
+    config = get_config(argument) if argument else get_config()
   except Exception as error:
     raise UserError(f"--config={path}: {type(error).__name__}: {error}") from error
   if not isinstance(config, ConfigDict):
@@ -76,7 +76,8 @@ def parse_override(argument: str) -> Override:
     raise UserError(
       f"{argument}: write --config.section.field=value, e.g. --config.training.seed=1."
     )
-  return Override(*parts, text)
+  section, field = parts
+  return Override(section, field, text)
 
 
 def resolve(

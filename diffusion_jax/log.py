@@ -157,7 +157,7 @@ class Logger:
     if self._tensorboard is not None:
       self._tensorboard.add_image(name, grid, step, dataformats="HWC")
     if self._wandb is not None:
-      import wandb
+      import wandb  # pyright: ignore[reportMissingImports]
 
       self._wandb.log({name: wandb.Image(grid)}, step=step)
     return path
@@ -197,7 +197,7 @@ def _open_tensorboard(path: Path, start_step: int):
 
 def _open_wandb(project: str, workdir: Path):
   try:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise UserError(
       f"logging.wandb_project={project} needs wandb: pip install 'diffusion_jax[wandb]'"

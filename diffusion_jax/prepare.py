@@ -33,7 +33,9 @@ def prepare_with_tensorflow(name: str, data_dir: Path) -> str:
   """Runs the set's official builder, writing array_record files; returns their folder."""
   import tensorflow_datasets as tfds
 
-  if name.partition("/")[0].partition(":")[0] not in tfds.list_builders(False):
+  if name.partition("/")[0].partition(":")[0] not in tfds.list_builders(
+    with_community_datasets=False
+  ):
     raise UserError(f"{name}: tensorflow-datasets has no such set; see its catalogue for names")
   if find_spec("tensorflow") is None:
     raise UserError(f"{name} needs TensorFlow: pip install 'diffusion_jax[tfds-prepare]'")

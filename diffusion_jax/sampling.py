@@ -1,6 +1,7 @@
 """Drawing images over the mesh: any split of the work gives the same images."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -101,6 +102,6 @@ def paired_rows(
   return np.concatenate(rows)
 
 
-def as_pictures(image: np.ndarray, num_levels: int | None) -> UInt8[np.ndarray, "N H W C"]:
+def as_pictures(image: Any, num_levels: int | None) -> UInt8[np.ndarray, "N H W C"]:
   """Images of a data set, levels 0..L-1, as 0..255."""
   return to_uint8(np.asarray(from_levels(image, num_levels)))

@@ -41,7 +41,7 @@ class MeshShape:
       raise ValueError("only one of data and fsdp may be -1")
 
 
-def create_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def create_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
   """Arranges the devices (all of them by default) into a mesh.
 
   Raises:
@@ -125,9 +125,9 @@ def put_rows(x: Any, mesh: Mesh) -> jax.Array:
   return jax.device_put(x, batch_sharding(mesh))
 
 
-def fetch(x: jax.Array) -> np.ndarray:
+def fetch(x: Any) -> np.ndarray:
   """The whole of an array on the host of every process."""
   if x.is_fully_addressable or x.is_fully_replicated:
     return np.asarray(x)
-  everywhere = NamedSharding(x.sharding.mesh, P())  # type: ignore[attr-defined]
+  everywhere = NamedSharding(x.sharding.mesh, P())
   return np.asarray(jax.jit(lambda a: a, out_shardings=everywhere)(x))

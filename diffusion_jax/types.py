@@ -65,7 +65,7 @@ class Batch(NamedTuple):
   image: Num[Array | np.ndarray, "B H W C"]
   label: Integer[Array | np.ndarray, "B"]
   mask: Float[Array | np.ndarray, "B"]
-  index: Integer[Array | np.ndarray, "B"]
+  index: Integer[Array | np.ndarray, "B"]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Samples(NamedTuple):

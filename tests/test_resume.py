@@ -15,6 +15,7 @@ from diffusion_jax import checkpoint, runs, sharding
 from diffusion_jax.job import prepare
 from diffusion_jax.step import make_init
 
+pytestmark = pytest.mark.process
 NUM_STEPS = 120
 FLAGS = [
   "--config=configs/smoke.py", f"--config.training.num_steps={NUM_STEPS}",

@@ -1,6 +1,7 @@
 """The embedded data set: 1,797 handwritten digits of 8x8 pixels and 17 grey levels."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class Digits:
   def load(self, split: str) -> Source:
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     order = fixed_order(len(bunch.target))
     chosen = order[:NUM_TRAIN] if split == "train" else order[NUM_TRAIN:]
     images = bunch.images[chosen].astype(np.uint8)[..., None]

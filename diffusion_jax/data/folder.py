@@ -98,8 +98,8 @@ class Folder:
   def _check_sizes(self, files: list[Path]) -> tuple[int, int]:
     """Height and width of every picture, from their headers."""
     with ThreadPoolExecutor() as pool:
-      sizes = list(pool.map(_header_size, files))
-    broken = [file for file, size in zip(files, sizes, strict=True) if size is None]
+      found = list(pool.map(_header_size, files))
+    broken = [file for file, size in zip(files, found, strict=True) if size is None]
     if broken:
       raise UserError(
         f"{len(broken)} of {len(files)} pictures in {self.path} cannot be read, the first is "
@@ -107,6 +107,7 @@ class Folder:
       )
     if self.image_size is not None:
       return self.image_size, self.image_size
+    sizes = [size for size in found if size is not None]
     other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
     if other is not None:
       (h1, w1), (h2, w2) = sizes[0], sizes[other]

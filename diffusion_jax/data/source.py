@@ -54,7 +54,8 @@ class ArraySource:
     num_classes: int,
   ):
     self.name = name
-    self.spec = ImageSpec(*images.shape[1:], num_levels, num_classes)
+    height, width, channels = images.shape[1:]
+    self.spec = ImageSpec(height, width, channels, num_levels, num_classes)
     self._images = np.ascontiguousarray(images)
     self._labels = np.zeros(len(images), np.int32) if labels is None else labels.astype(np.int32)
 

@@ -73,7 +73,7 @@ def prepare(name: str, data_dir: Path) -> Path:
 
   try:
     data_dir.mkdir(parents=True, exist_ok=True)
-    official = tfds.builder(name, data_dir=str(data_dir))
+    official: Any = tfds.builder(name, data_dir=str(data_dir))
     files = {
       info.filename: _obtain(url, data_dir / "downloads" / name / info.filename, info.checksum)
       for url, info in official.url_infos.items()
@@ -171,7 +171,8 @@ def _builder_class(official: Any, content: Content) -> Any:
   for key, names in content.class_names.items():
     features[key].names = names
 
-  with tfds.core.registered.skip_registration():
+  core: Any = tfds.core
+  with core.registered.skip_registration():
 
     class Builder(tfds.core.GeneratorBasedBuilder):
       name = official.name

@@ -63,7 +63,7 @@ class Tfds:
 
     folder = self._folder()
     try:
-      builder = tfds.builder_from_directory(str(folder))
+      builder: Any = tfds.builder_from_directory(str(folder))
     except Exception as error:
       raise UserError(f"{folder} is damaged ({error}); move it away and prepare it anew") from error
     self._check_format(builder.info)

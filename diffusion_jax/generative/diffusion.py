@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from diffusion_jax import randomness
@@ -123,8 +124,8 @@ def _loss(wiring: _Wiring, params, aux, key, batch: Batch, train: bool):
 
 
 def _training_labels(
-  wiring: _Wiring, keys: Keys, labels: Int[Array, "B"], train: bool
-) -> Int[Array, "B"] | None:
+  wiring: _Wiring, keys: Keys, labels: Int[Array | np.ndarray, "B"], train: bool
+) -> Int[Array | np.ndarray, "B"] | None:
   """None for an unconditional model; some hidden behind the null class while training."""
   if wiring.null_label is None:
     return None

@@ -49,14 +49,14 @@ class Conv3(nn.Module):
 
   features: int
   stride: int = 1
-  init: nn.initializers.Initializer = kernel_init
+  kernel: nn.initializers.Initializer = kernel_init
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 D"]:
     strides = (self.stride, self.stride)
     return nn.Conv(
-      self.features, (3, 3), strides, kernel_init=self.init, dtype=self.dtype, name="conv"
+      self.features, (3, 3), strides, kernel_init=self.kernel, dtype=self.dtype, name="conv"
     )(x)
 
 
@@ -92,7 +92,7 @@ class ResBlock(nn.Module):
       h = h + dense(nn.swish(embedding))[:, None, None, :]
     h = nn.swish(Norm(self.dtype, name="norm2")(h))
     h = nn.Dropout(self.dropout, deterministic=not train)(h)
-    h = Conv3(self.features, init=zero_init, dtype=self.dtype, name="conv2")(h)
+    h = Conv3(self.features, kernel=zero_init, dtype=self.dtype, name="conv2")(h)
     if x.shape[-1] != self.features:
       x = nn.Dense(self.features, kernel_init=kernel_init, dtype=self.dtype, name="shortcut")(x)
     return x + h

@@ -6,7 +6,7 @@ Source: Ho et al. 2020 (arXiv 2006.11239), appendix B. With its defaults and thr
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -100,7 +100,7 @@ def _make_init(module: nn.Module, spec: ImageSpec, num_labels: int):
 
 
 def _make_apply(module: nn.Module):
-  def apply(params, x, time, labels, dropout_key=None):
+  def apply(params, x, time, labels, dropout_key=None) -> Any:
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     return module.apply({"params": params}, x, time, labels, dropout_key is not None, rngs=rngs)
 
@@ -128,7 +128,7 @@ class UNetModule(nn.Module):
     h = self._middle(h, embedding, train)
     h = self._up(h, skips, embedding, train)
     h = nn.swish(Norm(self._dtype, name="norm_out")(h))
-    return Conv3(self.out_channels, init=zero_init, dtype=self._dtype, name="conv_out")(h)
+    return Conv3(self.out_channels, kernel=zero_init, dtype=self._dtype, name="conv_out")(h)
 
   @property
   def _dtype(self):

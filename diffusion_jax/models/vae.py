@@ -6,14 +6,14 @@ The posterior is q(z | x) = N(mean(x), diag exp(log_var(x))); Kingma and Welling
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from diffusion_jax.models.layers import Conv3, Norm, ResBlock, Upsample, kernel_init
+from diffusion_jax.models.layers import Conv3, Norm, ResBlock, Upsample
 from diffusion_jax.types import ImageSpec, Key, Params
 
 
@@ -99,7 +99,7 @@ def _init(config: ConvVAE, encoder: nn.Module, decoder: nn.Module, spec: ImageSp
   }
 
 
-def _apply(module: nn.Module, params: Params, x: Array, dropout_key: Key | None):
+def _apply(module: nn.Module, params: Params, x: Array, dropout_key: Key | None) -> Any:
   rngs = {} if dropout_key is None else {"dropout": dropout_key}
   return module.apply({"params": params}, x, dropout_key is not None, rngs=rngs)
 
@@ -152,4 +152,4 @@ class Decoder(nn.Module):
       if level:
         h = Upsample(dtype, name=f"level{level}_double")(h)
     h = nn.swish(Norm(dtype, name="norm_out")(h)).astype(jnp.float32)
-    return Conv3(self.num_outputs, init=kernel_init, name="conv_out")(h)
+    return Conv3(self.num_outputs, name="conv_out")(h)
