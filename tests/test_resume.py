@@ -23,6 +23,7 @@ FLAGS = [
   "--config.logging.every_steps=1", "--config.logging.num_samples=4",
   "--config.logging.tensorboard=false", "--config.data.flip=true", "--config.model.dropout=0.1",
   "--config.optimizer.schedule=cosine", "--config.training.accumulation_steps=2",
+  "--config.model.multipliers=1",  # one level compiles in half the time
 ]  # fmt: skip
 
 

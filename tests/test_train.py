@@ -14,6 +14,9 @@ from diffusion_jax import checkpoint, sample, train
 from diffusion_jax.data.pipeline import TrainStream
 from diffusion_jax.types import UserError
 
+SMOKE = ["--config=configs/smoke.py", "--config.model.multipliers=1"]
+"""One level of the network compiles in half the time; the sampling tests run it with both."""
+
 
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch, root):
@@ -24,7 +27,7 @@ def at_the_root(monkeypatch, root):
 def finished(tmp_path_factory):
   """A finished run of configs/smoke.py."""
   workdir = tmp_path_factory.mktemp("runs") / "smoke"
-  train.main(["--config=configs/smoke.py", f"--workdir={workdir}"])
+  train.main([*SMOKE, f"--workdir={workdir}"])
   return workdir
 
 
@@ -66,7 +69,7 @@ def test_the_grid_has_a_cell_for_each_sample(finished):
 
 
 def test_the_block_at_the_start_says_what_will_run(finished, call, tmp_path):
-  flags = ["--config=configs/smoke.py", f"--workdir={tmp_path}", "--config.training.num_steps=2"]
+  flags = [*SMOKE, f"--workdir={tmp_path}", "--config.training.num_steps=2"]
   code, out, _ = call(train.main, *flags)
   assert code == 0
   for text in (
@@ -81,7 +84,7 @@ def test_the_block_at_the_start_says_what_will_run(finished, call, tmp_path):
 
 def test_a_finished_run_says_so_and_is_left_alone(finished, call):
   before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"}
-  code, out, _ = call(train.main, "--config=configs/smoke.py", f"--workdir={finished}")
+  code, out, _ = call(train.main, *SMOKE, f"--workdir={finished}")
   assert code == 0
   assert "nothing is left to do" in out
   after = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"}
@@ -90,7 +93,7 @@ def test_a_finished_run_says_so_and_is_left_alone(finished, call):
 
 
 def test_a_finished_run_can_be_made_longer(copy, call):
-  flags = ["--config=configs/smoke.py", f"--workdir={copy}", "--config.training.num_steps=25"]
+  flags = [*SMOKE, f"--workdir={copy}", "--config.training.num_steps=25"]
   code, out, _ = call(train.main, *flags)
   assert code == 0
   assert "resuming at step 20 of 25" in out
@@ -104,7 +107,7 @@ def test_figures_that_a_kill_took_are_made_up_for(copy, call):
   """Killed after the last checkpoint, before the last grid and figures."""
   (copy / "held_out.json").unlink()
   (copy / "samples" / "step_00000020.png").unlink()
-  code, out, _ = call(train.main, "--config=configs/smoke.py", f"--workdir={copy}")
+  code, out, _ = call(train.main, *SMOKE, f"--workdir={copy}")
   assert code == 0
   assert "finished: 20 steps" in out
   assert (copy / "samples" / "step_00000020.png").is_file()
@@ -112,7 +115,7 @@ def test_figures_that_a_kill_took_are_made_up_for(copy, call):
 
 
 def test_fresh_moves_the_old_run_aside(copy, call):
-  flags = ["--config=configs/smoke.py", f"--workdir={copy}", "--config.training.num_steps=2"]
+  flags = [*SMOKE, f"--workdir={copy}", "--config.training.num_steps=2"]
   code, out, _ = call(train.main, *flags, "--fresh", "--config.training.seed=7")
   assert code == 0
   assert f"moved the old run to {copy}.old1" in out
@@ -128,7 +131,7 @@ def truncate(folder):
 
 def test_a_truncated_newest_checkpoint_falls_back_and_says_so(copy, call, finished):
   truncate(copy / "checkpoints" / "20" / "state")
-  code, out, err = call(train.main, "--config=configs/smoke.py", f"--workdir={copy}")
+  code, out, err = call(train.main, *SMOKE, f"--workdir={copy}")
   assert (code, err) == (0, "")
   assert "checkpoint 20 is damaged (" in out
   assert f"moved to {copy}/checkpoints_damaged/20" in out
@@ -201,7 +204,7 @@ def test_wrong_input_gives_one_line_and_exit_code_2(name, call, tmp_path):
 def test_empty_folders_and_unreadable_pictures(call, tmp_path):
   data = tmp_path / "data"
   data.mkdir()
-  flags = ["--config=configs/smoke.py", f"--workdir={tmp_path}/run", "--config.data.name=folder"]
+  flags = [*SMOKE, f"--workdir={tmp_path}/run", "--config.data.name=folder"]
   code, _, err = call(train.main, *flags, f"--config.data.path={data}")
   assert code == 2
   assert f"{data}: no pictures there" in one_line(err)
@@ -223,7 +226,7 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_run_is_not_continued_with_something_else(name, finished, call):
   before = (finished / "config.json").read_bytes()
-  flags = ["--config=configs/smoke.py", f"--workdir={finished}", *CHANGES[name]]
+  flags = [*SMOKE, f"--workdir={finished}", *CHANGES[name]]
   code, _, err = call(train.main, *flags)
   assert code == 2
   key, _, value = CHANGES[name][0].removeprefix("--config.").partition("=")
@@ -237,7 +240,7 @@ def test_a_run_is_not_continued_with_something_else(name, finished, call):
 
 def test_data_of_the_same_name_with_other_content_are_refused(call, tmp_path):
   flags = [
-    "--config=configs/smoke.py", f"--workdir={tmp_path}/run", "--config.training.num_steps=2",
+    *SMOKE, f"--workdir={tmp_path}/run", "--config.training.num_steps=2",
     "--config.data.name=arrays", f"--config.data.path={tmp_path}/a.npz",
   ]  # fmt: skip
   images = np.zeros((32, 8, 8, 1), np.uint8)
@@ -258,16 +261,14 @@ def test_splits_that_do_not_fit_are_refused(call, tmp_path):
     "--config.data.name=arrays",
     "--config.generative.conditional=false",
   ]
-  code, _, err = call(
-    train.main, "--config=configs/smoke.py", *flags, f"--config.data.path={tmp_path}/a.npz"
-  )
+  code, _, err = call(train.main, *SMOKE, *flags, f"--config.data.path={tmp_path}/a.npz")
   assert code == 2
   assert "the splits do not fit each other: a train, 8 images of 8x8x1" in one_line(err)
 
 
 def test_a_workdir_that_cannot_be_written(call, tmp_path):
   (tmp_path / "file").write_text("a file, not a folder")
-  code, _, err = call(train.main, "--config=configs/smoke.py", f"--workdir={tmp_path}/file/run")
+  code, _, err = call(train.main, *SMOKE, f"--workdir={tmp_path}/file/run")
   assert code == 2
   assert "cannot be written (Not a directory); choose another --workdir" in one_line(err)
 
@@ -279,7 +280,7 @@ def test_two_processes_cannot_train_in_one_folder(copy, call):
      str(copy / ".lock")], stdout=subprocess.PIPE,
   )  # fmt: skip
   holder.stdout.readline()
-  flags = ["--config=configs/smoke.py", f"--workdir={copy}", "--config.training.num_steps=25"]
+  flags = [*SMOKE, f"--workdir={copy}", "--config.training.num_steps=25"]
   code, _, err = call(train.main, *flags)
   holder.kill()
   holder.wait()
@@ -292,7 +293,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(
 ):
   """A learning rate that throws the parameters to infinity: every update after it is skipped."""
   flags = [
-    "--config=configs/smoke.py", f"--workdir={tmp_path}/run",
+    *SMOKE, f"--workdir={tmp_path}/run",
     "--config.optimizer.learning_rate=1e38", "--config.training.max_skipped_in_a_row=3",
     "--config.checkpoint.every_steps=1",
   ]  # fmt: skip
@@ -314,7 +315,7 @@ def test_data_that_fail_in_mid_run_lose_nothing(call, tmp_path, monkeypatch):
     return whole(self, step)
 
   monkeypatch.setattr(TrainStream, "batch", broken)
-  flags = ["--config=configs/smoke.py", f"--workdir={tmp_path}/run"]
+  flags = [*SMOKE, f"--workdir={tmp_path}/run"]
   code, _, err = call(train.main, *flags)
   assert code == 2
   assert "picture 7" in one_line(err)
