@@ -116,8 +116,8 @@ def test_clip_scope(scope, expected):
 SPEC = ImageSpec(8, 8, 1, 256, 3)
 PARTS = {
   "process": LinearVP(num_timesteps=50),
-  "model": UNet(
-    channels=8, multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,), dropout=0.3
+  "model": UNet(  # 16 channels: its largest kernels are large enough for fsdp to split
+    channels=16, multipliers=(1,), num_blocks=1, attention_resolutions=(), dropout=0.3
   ),
   "loss": Simple(),
   "sampler": DDIM(steps=2),
@@ -145,6 +145,8 @@ def two_steps(mesh, accumulation_steps=1, **changes):
   state = jax.jit(step.make_init(generative, optimizer, training), out_shardings=layout)()
   function = step.make_train_step(generative, optimizer, EMA(0.9), training, mesh)
   train_step = step.jit_train_step(function, state, mesh)
+  split = {n for n, leaf in named_leaves(state.params).items() if not leaf.is_fully_replicated}
+  assert bool(split) == (mesh.shape["fsdp"] > 1)
   losses = []
   for _ in range(2):
     state, scalars = train_step(state, sharding.put_batch(images(), mesh))
