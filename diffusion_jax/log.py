@@ -124,8 +124,9 @@ class Logger:
 
   def progress(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
     """One line a logging interval: step, loss, images/s, data wait, time left."""
+    rate = scalars["images_per_sec"]
     text = (
-      f"loss {scalars['loss']:.4f}  {scalars['images_per_sec']:,.0f} images/s  "
+      f"loss {scalars['loss']:.4f}  {rate:,.{0 if rate >= 100 else 1}f} images/s  "
       f"data wait {scalars['data_wait_share']:.1%}"
     )
     if scalars.get("num_skipped"):

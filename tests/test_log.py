@@ -87,6 +87,13 @@ def test_a_progress_line_says_what_matters(tmp_path, capsys):
   )
 
 
+def test_slow_progress_has_a_decimal(tmp_path, capsys):
+  logger = Logger(tmp_path, Logging(tensorboard=False), 0, 2000)
+  logger.progress(1, {"loss": 1.0, "images_per_sec": 1.84, "data_wait_share": 0.0}, 9.0)
+  logger.close()
+  assert "  1.8 images/s  " in capsys.readouterr().out
+
+
 def test_on_a_terminal_there_is_a_bar(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr("sys.stderr.isatty", lambda: True)
   logger = Logger(tmp_path, Logging(tensorboard=False), 4, 10)
