@@ -1,0 +1,114 @@
+"""How a binary starts and stops: exit codes, signals, the folder, the compilation cache."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from diffusion_jax import prepare, runs
+from diffusion_jax.types import UserError
+
+
+def fail_with(error):
+  def main(argv):
+    raise error
+
+  return main
+
+
+@pytest.mark.parametrize(
+  ("error", "code", "out", "err"),
+  [
+    (UserError("do this"), 2, "", "error: do this\n"),
+    (runs.StoppedEarly("saved"), 75, "saved\n", ""),
+    (KeyboardInterrupt(), 75, "", "goes on from the last checkpoint"),
+    (RuntimeError("a defect"), 1, "", "RuntimeError: a defect"),
+  ],
+)
+def test_exit_codes(call, error, code, out, err):
+  found = call(fail_with(error))
+  assert (found[0], found[1]) == (code, out)
+  assert err in found[2]
+  assert ("Traceback" in found[2]) == (code == 1)
+
+
+def test_done_is_0(call):
+  assert call(lambda argv: None) == (0, "", "")
+
+
+def test_a_signal_asks_to_stop_and_a_second_one_kills(capsys):
+  before = signal.getsignal(signal.SIGINT)
+  with runs.stop_requests() as asked:
+    assert asked() is None
+    signal.raise_signal(signal.SIGINT)
+    assert asked() == "SIGINT"
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+  assert signal.getsignal(signal.SIGINT) is before
+  assert "SIGINT: saving, then stopping (again to stop at once)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("own", [None, "/somewhere/else"])
+def test_compiled_programs_are_kept_in_the_users_cache_unless_told_otherwise(tmp_path, own):
+  """In a process of its own: the setting is one of the whole process."""
+  env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": own or ""}
+  code = (
+    "import jax; from diffusion_jax import runs; runs.enable_compilation_cache();"
+    "print(jax.config.jax_compilation_cache_dir)"
+  )
+  found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+  assert found.stdout.strip() == (own or str(tmp_path / "diffusion_jax" / "xla"))
+
+
+def test_old_runs_are_moved_aside_under_free_names(tmp_path):
+  for number in (1, 2):
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "file").write_text(str(number))
+    runs.prepare_workdir(tmp_path / "run", fresh=True)
+    assert (tmp_path / f"run.old{number}" / "file").read_text() == str(number)
+  assert not any((tmp_path / "run").iterdir())
+
+
+def test_a_damaged_config_is_named(tmp_path):
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(UserError, match=r"config\.json: not JSON .*--fresh"):
+    runs.stored_config(tmp_path)
+
+
+def test_every_start_is_recorded(tmp_path):
+  for _ in range(2):
+    runs.write_environment(tmp_path)
+  starts = json.loads((tmp_path / "environment.json").read_text())["starts"]
+  assert len(starts) == 2
+  assert starts[0]["packages"]["jax"] == jax.__version__
+  assert starts[0]["device_kind"] == "cpu"
+
+
+@pytest.mark.parametrize("held_out", [None, "{", "{}", '{"step": 19}', '{"step": 20}'])
+def test_a_run_is_finished_once_its_last_figures_are_written(tmp_path, held_out):
+  if held_out is not None:
+    (tmp_path / "held_out.json").write_text(held_out)
+  assert runs.is_finished(tmp_path, 20, 20) == (held_out == '{"step": 20}')
+  assert not runs.is_finished(tmp_path, 19, 20)
+
+
+def test_prepare_names_what_it_does_not_know(call, tmp_path, monkeypatch):
+  code, _, err = call(prepare.main, "no_such_set", f"--data_dir={tmp_path}")
+  assert code == 2
+  assert "no_such_set: tensorflow-datasets has no such set" in err
+  monkeypatch.setattr(prepare, "find_spec", lambda name: None)
+  code, _, err = call(prepare.main, "imagenet_v2", f"--data_dir={tmp_path}")
+  assert code == 2
+  assert "imagenet_v2 needs TensorFlow: pip install 'diffusion_jax[tfds-prepare]'" in err
+
+
+def test_prepare_makes_a_standard_set(call, tmp_path, monkeypatch):
+  made = []
+  monkeypatch.setattr(prepare.standard, "prepare", lambda *args: made.append(args) or "the folder")
+  code, out, _ = call(prepare.main, "mnist", f"--data_dir={tmp_path}")
+  assert (code, out) == (0, "prepared the folder\n")
+  assert made == [("mnist", tmp_path)]
