@@ -5,6 +5,7 @@ A folder holds one folder a step. Only a committed step whose checksums hold is 
 
 import dataclasses
 import json
+import re
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -152,7 +153,9 @@ def saved_steps(directory: Path) -> list[int]:
   """Steps that have a folder, in order; without any check of what is in it."""
   if not directory.is_dir():
     return []
-  return sorted(int(p.name) for p in directory.iterdir() if p.is_dir() and p.name.isdigit())
+  return sorted(
+    int(p.name) for p in directory.iterdir() if re.fullmatch("[0-9]+", p.name) and p.is_dir()
+  )
 
 
 def restore(directory: Path, target: Any, step: int | None = None) -> Restored:
@@ -176,6 +179,8 @@ def restore(directory: Path, target: Any, step: int | None = None) -> Restored:
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:
+      if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        raise  # the disk's trouble, not the checkpoint's
       damaged.append(Damage(candidate, _first_line(error)))
   listed = "; ".join(f"{d.step}: {d.reason}" for d in damaged)
   advice = "give another --step" if step is not None else "restore a copy, or use --fresh"

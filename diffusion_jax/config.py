@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import math
 import runpy
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,7 +58,9 @@ def load_file(path: str) -> ConfigDict:
   try:
     get_config = runpy.run_path(name).get("get_config", lambda *_: None)
     config = get_config(argument) if argument else get_config()
-  except Exception as error:
+    if isinstance(config, ConfigDict):
+      config.to_dict()  # raises for a placeholder that nobody has filled
+  except (Exception, SystemExit) as error:
     raise UserError(f"--config={path}: {type(error).__name__}: {error}") from error
   if not isinstance(config, ConfigDict):
     raise UserError(f"--config={path}: the file needs a get_config() that returns a ConfigDict.")
@@ -146,7 +149,7 @@ def _select(registry: Registry, value: dict, overrides: list[Override], where: s
   chosen = next((o.text for o in reversed(overrides) if o.field == "name"), name)
   if chosen is None:
     raise UserError(f"config.{where} needs a name. Allowed: {', '.join(sorted(registry))}.")
-  if chosen not in registry:
+  if not isinstance(chosen, str) or chosen not in registry:
     raise UserError(f"config.{where}.name is '{chosen}'.{nearest(str(chosen), registry)}")
   fields = value if chosen == name else {}
   return registry[chosen], fields, [o for o in overrides if o.field != "name"]
@@ -159,7 +162,7 @@ def _field_types(cls: type) -> dict[str, Any]:
 
 def _check(value: Any, hint: Any, where: str) -> Any:
   """Returns `value` in the form that a field of type `hint` holds, or raises."""
-  if hint is float and type(value) in (int, float) and math.isfinite(value):
+  if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
     return float(value)
   if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
     return tuple(_check(v, typing.get_args(hint)[0], where) for v in value)

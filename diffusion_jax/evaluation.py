@@ -43,9 +43,10 @@ def held_out(
     params, aux: of the model.
     source: the split.
     mesh: the devices.
-    batch_size: rounded up to a multiple of the devices; the last batch is padded and masked.
+    batch_size: at most the split's size, rounded up to a multiple of the devices; the last batch
+      is padded and masked.
   """
-  batch_size = -(-batch_size // mesh.size) * mesh.size
+  batch_size = -(-min(batch_size, len(source)) // mesh.size) * mesh.size
   values: dict[str, list[np.ndarray]] = {}
   for batch in full_pass(source, batch_size, jax.process_index(), jax.process_count()):
     sent = sharding.put_batch(batch, mesh)

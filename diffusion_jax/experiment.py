@@ -28,8 +28,9 @@ class Evaluating:
   batch_size: int = 256
 
   def __post_init__(self):
-    if min(self.every_steps or 1, self.batch_size) < 1:
-      raise ValueError("every_steps and batch_size must be at least 1")
+    for name in ("every_steps", "batch_size"):
+      if getattr(self, name) is not None and getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 COMMON: Mapping[str, Section] = {
@@ -133,7 +134,7 @@ def _model_sections(raw: Mapping[str, Any], overrides: Sequence[Override]) -> Ma
   for override in overrides:
     if (override.section, override.field) == ("generative", "name"):
       name = override.text
-  if name not in GENERATIVES:
+  if not isinstance(name, str) or name not in GENERATIVES:
     raise UserError(f"config.generative.name is '{name}'.{nearest(str(name), GENERATIVES)}")
   return GENERATIVES[name].sections
 

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,8 @@ class Logger:
 def _open_jsonl(path: Path, start_step: int):
   """Opens for appending, without the rows that the resumed run will write again."""
   if path.exists():
-    rows = [line for line in path.read_text().splitlines() if _row_step(line) <= start_step]
+    lines = path.read_text(errors="replace").splitlines()
+    rows = [line for line in lines if _row_step(line) <= start_step]
     part = path.with_name(f".{path.name}.part")
     part.write_text("".join(row + "\n" for row in rows))
     os.replace(part, path)
@@ -193,7 +195,7 @@ def _row_step(line: str) -> float:
 def _open_tensorboard(path: Path, start_step: int):
   from tensorboardX import SummaryWriter
 
-  return SummaryWriter(str(path), purge_step=start_step + 1 if start_step else None)
+  return SummaryWriter(str(path), purge_step=start_step + 1)
 
 
 def _open_wandb(project: str, workdir: Path):
@@ -203,7 +205,13 @@ def _open_wandb(project: str, workdir: Path):
     raise UserError(
       f"logging.wandb_project={project} needs wandb: pip install 'diffusion_jax[wandb]'"
     ) from error
-  return wandb.init(project=project, name=workdir.name, dir=str(workdir), resume="allow")
+  file = workdir / "wandb_id"  # the same run there after a resume here
+  if not file.exists():
+    file.write_text(uuid.uuid4().hex[:8])
+  identity = file.read_text()
+  return wandb.init(
+    project=project, name=workdir.name, dir=str(workdir), id=identity, resume="allow"
+  )
 
 
 def describe_data(name: str, num: int, spec: ImageSpec) -> str:

@@ -14,7 +14,9 @@ from diffusion_jax.types import UserError
 
 
 def main(argv: list[str]) -> None:
-  args, _ = parser().parse(argv)
+  args, overrides = parser().parse(argv)
+  if overrides:
+    raise UserError(f"{overrides[0].flag}: prepare takes no config; see --help")
   data_dir = args.data_dir or default_data_dir()
   if args.name in standard.STANDARD:
     print(f"prepared {standard.prepare(args.name, data_dir)}")

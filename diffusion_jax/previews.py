@@ -1,10 +1,12 @@
 """What a run shows of itself: sample grids, reconstructions and held-out figures, when due."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 
 from diffusion_jax import evaluation, log, runs, sampling
+from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import Job
 from diffusion_jax.levels import to_uint8
 from diffusion_jax.state import TrainState
@@ -18,6 +20,7 @@ def make_show(job: Job) -> Show:
   config, generative = job.experiment, job.generative
   draw = sampling.make_draw(generative, job.mesh, config.logging.num_samples)
   eval_step = jax.jit(make_eval_step(generative, config.training.seed))
+  baseline = functools.cache(lambda: _baseline(job))  # counted once, when it is first shown
 
   def show(logger: log.Logger, step: int, state: TrainState, last: bool) -> None:
     if last or _due(step, config.logging.sample_every_steps):
@@ -25,15 +28,26 @@ def make_show(job: Job) -> Show:
       if generative.encode is not None:
         show_reconstructions(job, logger, step, state)
     if last or _due(step, config.eval.every_steps):
-      values = show_held_out(job, logger, step, state, eval_step)
+      values = show_held_out(job, logger, step, state, eval_step, baseline)
       if last:
         runs.write_final(job.workdir, step, values)
 
   return show
 
 
+def is_due(config: Experiment, step: int) -> bool:
+  """Whether anything is shown at a step, the last one aside."""
+  return _due(step, config.logging.sample_every_steps) or _due(step, config.eval.every_steps)
+
+
 def _due(step: int, every: int | None) -> bool:
   return every is not None and step % every == 0
+
+
+def _baseline(job: Job) -> float | None:
+  if job.test is None:
+    return None
+  return evaluation.baseline_bits(job.generative, job.train, job.test)
 
 
 def show_samples(
@@ -57,11 +71,17 @@ def show_reconstructions(job: Job, logger: log.Logger, step: int, state: TrainSt
   columns = log.grid_columns(num, 0)
   rows = sampling.paired_rows(originals, decoded, columns)
   path = logger.image(step, "reconstructions", log.image_grid(rows, columns))
-  logger.print(f"step {step:,}: held-out images above their reconstructions in {path}")
+  what = "held-out" if job.test else "training"
+  logger.print(f"step {step:,}: {what} images above their reconstructions in {path}")
 
 
 def show_held_out(
-  job: Job, logger: log.Logger, step: int, state: TrainState, eval_step: Callable
+  job: Job,
+  logger: log.Logger,
+  step: int,
+  state: TrainState,
+  eval_step: Callable,
+  baseline: Callable[[], float | None],
 ) -> dict[str, float]:
   """Figures of the whole test split from the EMA weights, printed and logged."""
   if job.test is None:
@@ -71,9 +91,8 @@ def show_held_out(
   for line in evaluation.summarize(figures, job.generative):
     logger.print(f"step {step:,}: held-out {line}")
   values = evaluation.flatten(figures)
-  baseline = evaluation.baseline_bits(job.generative, job.train, job.test)
-  if baseline is not None:
-    values["independent_pixels/bits_per_dim"] = baseline
-    logger.print(f"step {step:,}: held-out independent-pixel baseline {baseline:.4f} bits/dim")
+  if (bits := baseline()) is not None:
+    values["independent_pixels/bits_per_dim"] = bits
+    logger.print(f"step {step:,}: held-out independent-pixel baseline {bits:.4f} bits/dim")
   logger.scalars(step, {f"held_out/{name}": value for name, value in values.items()})
   return values

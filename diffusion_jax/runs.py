@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import errno
 import fcntl
+import io
 import json
 import logging
 import math
@@ -20,6 +22,7 @@ from typing import Any, NoReturn
 
 import jax
 
+from diffusion_jax import checkpoint
 from diffusion_jax import experiment as experiments
 from diffusion_jax.config import Override, load_file, parse_override
 from diffusion_jax.experiment import Experiment
@@ -28,6 +31,12 @@ from diffusion_jax.meter import NonFinite
 from diffusion_jax.types import UserError
 
 DONE, FAILED, USER_ERROR, STOPPED_EARLY = 0, 1, 2, 75
+
+
+USERS_ERRNOS = {
+  errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
+}  # fmt: skip
+"""Paths that cannot be used and disks that are full: for the user to change."""
 
 
 class StoppedEarly(Exception):
@@ -56,23 +65,58 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
   command continues; 1 anything else, with its traceback.
   """
   logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file that it writes
+  out, err = _Unbreakable(sys.stdout), _Unbreakable(sys.stderr)
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    code = _exit_code(main)
+    out.flush()
+    err.flush()
+  sys.exit(code)
+
+
+def _exit_code(main: Callable[[list[str]], int | None]) -> int:
   try:
-    code = main(sys.argv[1:]) or DONE
+    return main(sys.argv[1:]) or DONE
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    code = USER_ERROR
+    return USER_ERROR
   except StoppedEarly as stopped:
-    print(stopped, flush=True)
-    code = STOPPED_EARLY
+    print(stopped)
+    return STOPPED_EARLY
   except KeyboardInterrupt:
-    print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
-    code = STOPPED_EARLY
-  except Exception:
+    print("interrupted; nothing was saved that was not saved before", file=sys.stderr)
+    return FAILED
+  except Exception as error:
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) in USERS_ERRNOS:
+      print(f"error: {error or 'not enough memory'}", file=sys.stderr)
+      return USER_ERROR
     traceback.print_exc()
-    code = FAILED
-  sys.stdout.flush()
-  sys.stderr.flush()
-  sys.exit(code)
+    return FAILED
+
+
+class _Unbreakable(io.TextIOBase):
+  """Writes on, into nothing, once the reader has gone: `| head`, a terminal that was closed."""
+
+  def __init__(self, stream: Any):
+    self._stream = stream
+
+  def write(self, text: str) -> int:
+    self._try(lambda: self._stream.write(text))
+    return len(text)
+
+  def flush(self) -> None:
+    self._try(self._stream.flush)
+
+  def isatty(self) -> bool:
+    return self._stream.isatty()
+
+  def fileno(self) -> int:
+    return self._stream.fileno()
+
+  def _try(self, function: Callable[[], Any]) -> None:
+    try:
+      function()
+    except BrokenPipeError:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 @contextlib.contextmanager
@@ -87,7 +131,8 @@ def stop_requests() -> Iterator[Callable[[], str | None]]:
   def handle(number, frame):
     del frame
     asked.append(signal.Signals(number).name)
-    print(f"\n{asked[0]}: saving, then stopping (again to stop at once)", flush=True)
+    with contextlib.suppress(OSError):  # not print: it may be what the signal has interrupted
+      os.write(2, f"\n{asked[0]}: saving, then stopping (again to stop at once)\n".encode())
     signal.signal(number, before[number])
 
   before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
@@ -112,30 +157,47 @@ def load_experiment(config: str, overrides: Sequence[Override]) -> Experiment:
 
 
 def stored_experiment(workdir: Path, overrides: Sequence[Override]) -> Experiment:
-  """The experiment of a run's folder, with overrides.
+  """The experiment of a run's folder, with overrides; its mesh is that of the devices at hand.
 
   Raises:
     UserError: the folder is missing or holds no run.
   """
-  return experiments.load(stored_config(workdir), overrides)
+  config = {name: section for name, section in stored_config(workdir).items() if name != "mesh"}
+  return experiments.load(config, overrides)
 
 
 def stored_config(workdir: Path) -> dict[str, Any]:
-  """Content of config.json."""
-  path = workdir / "config.json"
-  if not path.is_file():
-    runs = sorted(str(p.parent) for p in Path("runs").glob("*/config.json"))
-    listed = f" Runs here: {', '.join(runs)}." if runs else ""
-    raise UserError(f"--workdir={workdir}: no run there (config.json is missing).{listed}")
+  """Content of config.json, or what the newest checkpoint says of it.
+
+  Raises:
+    UserError: neither is there.
+  """
+  path, checkpoints = workdir / "config.json", workdir / "checkpoints"
   try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(f"{path}: not JSON ({error}); restore it or start over with --fresh") from error
+    config = json.loads(path.read_text())
+    if isinstance(config, dict) and all(isinstance(section, dict) for section in config.values()):
+      return config
+  except (FileNotFoundError, NotADirectoryError, ValueError):
+    pass
+  if checkpoint.saved_steps(checkpoints):  # each checkpoint holds the config too
+    return checkpoint.read_meta(checkpoints)["config"]
+  if path.is_file():
+    raise UserError(f"{path} is damaged; restore it, or start over with --fresh")
+  runs = sorted(str(p.parent) for p in Path("runs").glob("*/config.json"))
+  listed = f" Runs here: {', '.join(runs)}." if runs else ""
+  raise UserError(f"--workdir={workdir}: no run there (config.json is missing).{listed}")
 
 
 def default_workdir(config: str) -> Path:
   """runs/<the config file's stem>."""
   return Path("runs") / Path(config.partition(":")[0]).stem
+
+
+def folder(text: str) -> Path:
+  """Reads --workdir; an empty text (a shell variable that is not set) is refused."""
+  if not text:
+    raise UserError("--workdir= is empty; give a folder or leave it out")
+  return Path(text)
 
 
 def prepare_workdir(workdir: Path, fresh: bool) -> None:
@@ -146,9 +208,7 @@ def prepare_workdir(workdir: Path, fresh: bool) -> None:
   """
   try:
     if fresh and workdir.exists() and any(workdir.iterdir()):
-      aside = _free_name(workdir)
-      workdir.rename(aside)
-      print(f"moved the old run to {aside}")
+      _move_aside(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     probe = workdir / f".write_test_{os.getpid()}"
     probe.touch()
@@ -157,6 +217,17 @@ def prepare_workdir(workdir: Path, fresh: bool) -> None:
     raise UserError(
       f"--workdir={workdir} cannot be written ({error.strerror}); choose another --workdir"
     ) from error
+
+
+def _move_aside(workdir: Path) -> None:
+  if not any((workdir / name).exists() for name in ("config.json", "checkpoints")):
+    raise UserError(f"--fresh: {workdir} is not empty and holds no run; choose another --workdir")
+  if workdir.resolve() == Path.cwd():
+    raise UserError(f"--fresh: cannot move {workdir}, the current folder; start from another one")
+  aside = _free_name(workdir)
+  with lock(workdir):  # a run that is being trained is not moved
+    workdir.rename(aside)
+  print(f"moved the old run to {aside}")
 
 
 def _free_name(path: Path) -> Path:
@@ -251,8 +322,8 @@ def write_final(workdir: Path, step: int, values: Mapping[str, float]) -> None:
 def is_finished(workdir: Path, step: int, num_steps: int) -> bool:
   """Whether nothing is left to do: the last step is saved and its figures are written."""
   try:
-    return step >= num_steps and json.loads((workdir / "held_out.json").read_text())["step"] >= step
-  except (OSError, ValueError, KeyError):
+    return step >= num_steps and json.loads((workdir / "held_out.json").read_text())["step"] == step
+  except (OSError, ValueError, KeyError, TypeError):
     return False
 
 
@@ -260,8 +331,8 @@ def write_environment(workdir: Path) -> None:
   """Adds this start to environment.json: versions, devices, code revision, command."""
   path = workdir / "environment.json"
   try:
-    starts = json.loads(path.read_text())["starts"]
-  except (OSError, ValueError, KeyError):
+    starts = list(json.loads(path.read_text())["starts"])
+  except (OSError, ValueError, KeyError, TypeError):
     starts = []
   packages = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
   starts.append(

@@ -5,6 +5,7 @@ steps and guidance are its config's; --config.sampler.*, --config.guidance.* cha
 """
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -32,9 +33,10 @@ def main(argv: list[str]) -> None:
     images, labels, columns = reconstruct(experiment, generative, params, args.num)
   else:
     mesh = sharding.create_mesh(experiment.mesh)
-    draw = sampling.make_draw(generative, mesh, args.batch_size)
+    draw = sampling.make_draw(generative, mesh, min(args.batch_size, args.num))
     images = to_uint8(draw(params, labels, args.num, args.seed))
-    columns = log.grid_columns(args.num, len(set(labels.tolist())) if labels is not None else 0)
+    asked = len(args.labels.split(",")) if args.labels else generative.num_classes
+    columns = log.grid_columns(args.num, asked)
   write(args.out, images, labels, columns)
   seconds = time.perf_counter() - begun
   print(f"{describe(experiment)}, seed {args.seed}: {len(images):,} images in {args.out}, "
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> None:
 
 def parser() -> runs.Parser:
   flags = runs.Parser("sample", description=__doc__)
-  flags.add_argument("--workdir", type=Path, required=True, help="the run's folder")
+  flags.add_argument("--workdir", type=runs.folder, required=True, help="the run's folder")
   flags.add_argument("--num", type=int, default=64, help="images (64)")
   flags.add_argument(
     "--out", type=Path, required=True,
@@ -65,8 +67,10 @@ def check(args) -> None:
       raise UserError(f"--{name}={getattr(args, name)}: must be at least 1")
   if not 0 <= args.seed < 2**31:
     raise UserError(f"--seed={args.seed}: must lie between 0 and 2^31 - 1")
-  if args.step != "latest" and not args.step.isdigit():
+  if args.step != "latest" and not re.fullmatch("[0-9]+", args.step):
     raise UserError(f"--step={args.step}: must be latest or a number, e.g. --step=1000")
+  if args.reconstruct and args.out.suffix != ".png":
+    raise UserError(f"--out={args.out}: --reconstruct writes a grid; use a name ending in .png")
   args.step = None if args.step == "latest" else int(args.step)
   check_out(args.out)
 

@@ -93,7 +93,7 @@ class Adam:
     )
     return optax.chain(
       optax.scale_by_adam(self.b1, self.b2, self.eps),
-      decay if self.weight_decay else optax.identity(),
+      decay,  # with a weight of 0 too: its state must not depend on it, or no run could change it
       optax.scale_by_learning_rate(self.rate(num_steps)),
     )
 

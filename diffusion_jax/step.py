@@ -63,8 +63,8 @@ def make_train_step(
 
   Returns:
     A pure function (state, batch) -> (state, scalars), to be jitted with `jit_train_step`. The
-    scalars are loss and its metrics, grad_norm before the clip, learning_rate, num_skipped and
-    num_skipped_in_a_row.
+    scalars are loss and its metrics, grad_norm before the clip (the mean over the microbatches
+    where each is clipped), learning_rate, num_skipped and num_skipped_in_a_row.
   """
   transform, rate = optimizer.create(training.num_steps), optimizer.rate(training.num_steps)
   clip_parts = optimizer.clip_scope == "microbatch"
@@ -77,17 +77,18 @@ def make_train_step(
       optimizer.clip_norm if clip_parts else None,
     )  # fmt: skip
     norm = optax.tree.norm(grads)
-    grads = grads if clip_parts else clip_by_norm(grads, norm, optimizer.clip_norm)
-    finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(norm)
+    if not clip_parts:
+      grads, scalars["grad_norm"] = clip_by_norm(grads, norm, optimizer.clip_norm), norm
     updates = state.step - state.num_skipped
     new_params, opt_state = _apply(transform, grads, state)
+    finite = all_finite([scalars["loss"], scalars["grad_norm"], new_params])
     candidate = state._replace(
       params=new_params,
       opt_state=opt_state,
       ema=ema.update(state.ema, new_params, updates),
       aux=aux,
     )
-    scalars |= {"grad_norm": norm, "learning_rate": rate(updates)}
+    scalars["learning_rate"] = rate(updates)
     state = _advance(finite, candidate, state)
     return state, scalars | {
       "num_skipped": state.num_skipped,
@@ -122,6 +123,11 @@ def clip_by_norm(grads: Params, norm: Float[Array, ""], limit: float | None) -> 
   return jax.tree.map(lambda g: g * factor, grads)
 
 
+def all_finite(tree: Any) -> Bool[Array, ""]:
+  """Whether no number of a tree is infinite or not a number."""
+  return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
 def _apply(transform: optax.GradientTransformation, grads: Params, state: TrainState):
   updates, opt_state = transform.update(grads, state.opt_state, state.params)
   return optax.apply_updates(state.params, updates), opt_state
@@ -149,9 +155,8 @@ def _gradient(generative, params, aux, key, batch: Batch, parts: int, clip_norm:
 
   def one(aux, part):
     grads, (scalars, aux) = jax.grad(objective, has_aux=True)(params, aux, part)
-    if clip_norm is not None:
-      grads = clip_by_norm(grads, optax.tree.norm(grads), clip_norm)
-    return aux, (grads, scalars)
+    norm = optax.tree.norm(grads)
+    return aux, (clip_by_norm(grads, norm, clip_norm), scalars | {"grad_norm": norm})
 
   if parts == 1:
     aux, (grads, scalars) = one(aux, batch)

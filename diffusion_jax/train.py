@@ -5,8 +5,8 @@ The same command continues a run that stopped. Overrides are --config.section.fi
 
 import contextlib
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
@@ -15,7 +15,7 @@ from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.data import Prefetcher, TrainStream
 from diffusion_jax.job import Job, describe, prepare, start
 from diffusion_jax.meter import Meter, NonFinite
-from diffusion_jax.previews import make_show
+from diffusion_jax.previews import is_due, make_show
 from diffusion_jax.state import TrainState, count_parameters
 from diffusion_jax.step import jit_train_step, make_train_step
 
@@ -24,23 +24,32 @@ def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   runs.enable_compilation_cache()
   workdir = args.workdir or runs.default_workdir(args.config)
-  job = prepare(runs.load_experiment(args.config, overrides), workdir)
-  runs.prepare_workdir(workdir, args.fresh)
-  with runs.lock(workdir), runs.stop_requests() as stop_requested:
-    state, resumed = start(job)
-    print_start(job, state, resumed)
-    if runs.is_finished(workdir, int(state.step), job.num_steps):
-      print(f"finished: {workdir} has its {int(state.step):,} steps; nothing is left to do")
-      return
-    runs.write_environment(workdir)
-    train(job, state, stop_requested)
-  print(f"finished: {job.num_steps:,} steps; look in {workdir}")
+  with runs.stop_requests() as stop_requested:
+    job = prepare(runs.load_experiment(args.config, overrides), workdir)
+    runs.prepare_workdir(workdir, args.fresh)
+    with runs.lock(workdir):
+      run(job, stop_requested)
+
+
+def run(job: Job, stop_requested: Callable[[], str | None]) -> None:
+  """Starts or continues the run in its folder, which nobody else trains in."""
+  state, resumed = start(job)
+  print_start(job, state, resumed)
+  first = int(state.step)
+  if runs.is_finished(job.workdir, first, job.num_steps):
+    print(f"finished: {job.workdir} has its {first:,} steps; nothing is left to do")
+    return
+  runs.write_environment(job.workdir)
+  train(job, state, stop_requested)
+  print(f"finished: {max(first, job.num_steps):,} steps; look in {job.workdir}")
 
 
 def parser() -> runs.Parser:
   flags = runs.Parser("train", description=__doc__)
   flags.add_argument("--config", required=True, help="config file, e.g. configs/ddpm_digits.py")
-  flags.add_argument("--workdir", type=Path, help="the run's folder; runs/<config> by default")
+  flags.add_argument(
+    "--workdir", type=runs.folder, help="the run's folder; runs/<config> by default"
+  )
   flags.add_argument("--fresh", action="store_true", help="start over; moves the old run aside")
   return flags
 
@@ -79,32 +88,39 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], str | None])
     meter = Meter(config.training.batch_size, config.training.max_skipped_in_a_row)
     logger.start_bar()
     for step in range(first + 1, job.num_steps + 1):
-      state, scalars = train_step(state, next_batch(batches, saver, state, meta))
-      last = step == job.num_steps
+      with saved_on_failure(saver, state, meta):
+        batch = batches.get()
+      state, scalars = train_step(state, batch)
+      last, signal = step == job.num_steps, stop_requested()
+      save = last or signal or step % config.checkpoint.every_steps == 0
       try:
         meter.push(step, scalars)
         if last or step % config.logging.every_steps == 0:
           figures = meter.interval(batches.wait_sec)
           logger.progress(step, figures, (job.num_steps - step) * figures["step_sec"])
           logger.scalars(step, {f"train/{name}": value for name, value in figures.items()})
+        if save or is_due(config, step):
+          meter.drain()  # or the time of steps in flight would count as time spent saving
       except NonFinite as error:
         raise runs.explain_non_finite(error, saver.steps()) from error
       logger.advance(step)
+      saver.check()
       with meter.pause():
-        saver.check()
-        signal = stop_requested()
-        if last or signal or step % config.checkpoint.every_steps == 0:
+        # The checkpoints from before a series of skipped updates must outlive it.
+        if last or signal or (save and not int(state.num_skipped_in_a_row)):
           saver.save(step, state, meta)
         if signal and not last:
           saver.wait()
           raise runs.StoppedEarly(f"{signal}: saved step {step:,}; the same command continues")
-        show(logger, step, state, last)
+        with saved_on_failure(saver, state, meta):
+          show(logger, step, state, last)
 
 
-def next_batch(batches: Prefetcher, saver: Checkpoints, state: TrainState, meta):
-  """The next batch; where the data fail, what was learned so far is saved first."""
+@contextlib.contextmanager
+def saved_on_failure(saver: Checkpoints, state: TrainState, meta: Mapping[str, Any]):
+  """Saves what was learned so far before an error inside ends the run."""
   try:
-    return batches.get()
+    yield
   except Exception:
     if step := int(state.step):
       saver.save(step, state, meta)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -25,7 +26,9 @@ def fail_with(error):
   [
     (UserError("do this"), 2, "", "error: do this\n"),
     (runs.StoppedEarly("saved"), 75, "saved\n", ""),
-    (KeyboardInterrupt(), 75, "", "goes on from the last checkpoint"),
+    (KeyboardInterrupt(), 1, "", "interrupted; nothing was saved that was not saved before\n"),
+    (MemoryError("too much"), 2, "", "error: too much\n"),
+    (OSError(28, "No space left on device"), 2, "", "No space left on device\n"),
     (RuntimeError("a defect"), 1, "", "RuntimeError: a defect"),
   ],
 )
@@ -33,14 +36,14 @@ def test_exit_codes(call, error, code, out, err):
   found = call(fail_with(error))
   assert (found[0], found[1]) == (code, out)
   assert err in found[2]
-  assert ("Traceback" in found[2]) == (code == 1)
+  assert ("Traceback" in found[2]) == isinstance(error, RuntimeError)
 
 
 def test_done_is_0(call):
   assert call(lambda argv: None) == (0, "", "")
 
 
-def test_a_signal_asks_to_stop_and_a_second_one_kills(capsys):
+def test_a_signal_asks_to_stop_and_a_second_one_kills(capfd):
   before = signal.getsignal(signal.SIGINT)
   with runs.stop_requests() as asked:
     assert asked() is None
@@ -49,7 +52,7 @@ def test_a_signal_asks_to_stop_and_a_second_one_kills(capsys):
     with pytest.raises(KeyboardInterrupt):
       signal.raise_signal(signal.SIGINT)
   assert signal.getsignal(signal.SIGINT) is before
-  assert "SIGINT: saving, then stopping (again to stop at once)" in capsys.readouterr().out
+  assert "SIGINT: saving, then stopping (again to stop at once)" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("own", [None, "/somewhere/else"])
@@ -67,16 +70,63 @@ def test_compiled_programs_are_kept_in_the_users_cache_unless_told_otherwise(tmp
 def test_old_runs_are_moved_aside_under_free_names(tmp_path):
   for number in (1, 2):
     (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "config.json").touch()
     (tmp_path / "run" / "file").write_text(str(number))
     runs.prepare_workdir(tmp_path / "run", fresh=True)
     assert (tmp_path / f"run.old{number}" / "file").read_text() == str(number)
   assert not any((tmp_path / "run").iterdir())
 
 
-def test_a_damaged_config_is_named(tmp_path):
-  (tmp_path / "config.json").write_text("{")
-  with pytest.raises(UserError, match=r"config\.json: not JSON .*--fresh"):
+def test_what_is_no_run_is_not_moved_aside(tmp_path, monkeypatch):
+  (tmp_path / "thesis").touch()
+  with pytest.raises(UserError, match="holds no run; choose another --workdir"):
+    runs.prepare_workdir(tmp_path, fresh=True)
+  (tmp_path / "config.json").touch()
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match="the current folder"):
+    runs.prepare_workdir(Path(), fresh=True)
+  assert (tmp_path / "thesis").exists()
+
+
+def test_a_run_that_is_being_trained_is_not_moved_aside(tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "config.json").touch()
+  with runs.lock(tmp_path / "run"), pytest.raises(UserError, match="is already training there"):
+    runs.prepare_workdir(tmp_path / "run", fresh=True)
+  assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_an_empty_workdir_is_refused():
+  with pytest.raises(UserError, match="--workdir= is empty"):
+    runs.folder("")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"generative": 3}'])
+def test_a_damaged_config_is_named(tmp_path, content):
+  (tmp_path / "config.json").write_text(content)
+  with pytest.raises(UserError, match=r"config\.json is damaged"):
     runs.stored_config(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"starts": 3}', "{"])
+def test_a_damaged_environment_is_begun_anew(tmp_path, content):
+  (tmp_path / "environment.json").write_text(content)
+  runs.write_environment(tmp_path)
+  assert len(json.loads((tmp_path / "environment.json").read_text())["starts"]) == 1
+
+
+def test_a_reader_that_has_gone_is_no_error():
+  """`| head -1`: what is printed after it has left goes nowhere, and the program ends well."""
+  code = (
+    "import sys; from diffusion_jax import runs\n"
+    "runs.run_main(lambda argv: [print('line', i, flush=True) for i in range(1000)] and None)"
+  )
+  command = [sys.executable, "-c", code]
+  process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  process.stdout.readline()
+  process.stdout.close()
+  assert process.stderr.read() == ""
+  assert process.wait() == 0
 
 
 def test_every_start_is_recorded(tmp_path):
@@ -88,7 +138,10 @@ def test_every_start_is_recorded(tmp_path):
   assert starts[0]["device_kind"] == "cpu"
 
 
-@pytest.mark.parametrize("held_out", [None, "{", "{}", '{"step": 19}', '{"step": 20}'])
+@pytest.mark.parametrize(
+  "held_out",
+  [None, "{", "{}", "[]", '{"step": null}', '{"step": 19}', '{"step": 21}', '{"step": 20}'],
+)
 def test_a_run_is_finished_once_its_last_figures_are_written(tmp_path, held_out):
   if held_out is not None:
     (tmp_path / "held_out.json").write_text(held_out)
@@ -104,6 +157,12 @@ def test_prepare_names_what_it_does_not_know(call, tmp_path, monkeypatch):
   code, _, err = call(prepare.main, "imagenet_v2", f"--data_dir={tmp_path}")
   assert code == 2
   assert "imagenet_v2 needs TensorFlow: pip install 'diffusion_jax[tfds-prepare]'" in err
+
+
+def test_prepare_takes_no_config(call):
+  code, _, err = call(prepare.main, "mnist", "--config.data.data_dir=x")
+  assert code == 2
+  assert "--config.data.data_dir=x: prepare takes no config" in err
 
 
 def test_prepare_makes_a_standard_set(call, tmp_path, monkeypatch):

@@ -80,6 +80,18 @@ def test_a_non_finite_update_is_skipped_and_counted(bad):
   assert float(state.params["w"]) != float(before.params["w"])
 
 
+def test_an_update_that_leaves_the_range_of_float32_is_skipped():
+  """Gradient and loss are finite, but not what a rate of 1e38 makes of them at a norm of 1e3."""
+  state, train_step = build(quadratic(), Adam(learning_rate=3e38, clip_norm=None))
+  state, _ = train_step(state, batch([-9.0] * 8))  # Adam moves by the rate: still finite
+  before = float(state.params["w"])
+  state, scalars = train_step(state, batch([-9.0] * 8))
+  assert np.isfinite(before)
+  assert float(state.params["w"]) == before
+  assert np.isfinite(state.ema["w"])
+  assert int(scalars["num_skipped"]) == 1
+
+
 def test_skipped_updates_do_not_advance_the_schedule():
   state, train_step = build(quadratic(), Adam(learning_rate=1.0, warmup_steps=10))
   rates = []
@@ -98,10 +110,13 @@ def test_clipping_scales_the_whole_gradient():
 
 
 @pytest.mark.parametrize(
-  ("scope", "expected"), [("global", (-1.0, 3.0)), ("microbatch", (0.0, 0.0))]
+  ("scope", "expected"), [("global", (-1.0, 3.0)), ("microbatch", (0.0, 7.0))]
 )
 def test_clip_scope(scope, expected):
-  """Microbatch gradients +4 and -10: clipped to 1 each they cancel; their mean -3 clips to -1."""
+  """Microbatch gradients +4 and -10: clipped to 1 each they cancel; their mean -3 clips to -1.
+
+  The norm that is logged is that before the clip: 3, or the mean of 4 and 10.
+  """
   optimizer = Adam(learning_rate=0.1, clip_norm=1.0, clip_scope=scope, b1=0.0)
   training = Training(batch_size=8, accumulation_steps=2)
   state, train_step = build(quadratic(), optimizer, training)

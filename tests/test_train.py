@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffusion_jax import checkpoint, sample, train
 from diffusion_jax.data.pipeline import TrainStream
+from diffusion_jax.losses import Simple
 from diffusion_jax.types import UserError
 
 SMOKE = ["--config=configs/smoke.py", "--config.model.multipliers=1"]
@@ -149,6 +150,40 @@ def test_sampling_falls_back_too(copy, call):
   assert "restored the EMA weights of step 15" in out
 
 
+def test_a_lost_config_is_read_from_the_checkpoints(copy, call):
+  (copy / "config.json").unlink()
+  code, out, _ = call(train.main, *SMOKE, f"--workdir={copy}")
+  assert code == 0
+  assert "nothing is left to do" in out
+  code, _, err = call(train.main, *SMOKE, f"--workdir={copy}", "--config.training.seed=5")
+  assert code == 2
+  assert "training.seed: 0 -> 5" in one_line(err)
+
+
+def test_weight_decay_may_change_in_mid_run(copy, call):
+  flags = ["--config.training.num_steps=22", "--config.optimizer.weight_decay=0.1"]
+  code, out, err = call(train.main, *SMOKE, f"--workdir={copy}", *flags)
+  assert code == 0, err
+  assert "optimizer.weight_decay: 0.0 -> 0.1" in out
+
+
+def test_fewer_steps_than_were_made_leave_the_run_at_its_own(copy, call):
+  (copy / "held_out.json").unlink()
+  code, out, _ = call(train.main, *SMOKE, f"--workdir={copy}", "--config.training.num_steps=10")
+  assert code == 0
+  assert "finished: 20 steps" in out
+
+
+def test_sampling_takes_the_devices_that_are_there(copy, call):
+  """Whatever mesh the run was trained on."""
+  config = json.loads((copy / "config.json").read_text())
+  config["mesh"] = {"data": 1, "fsdp": 2}
+  (copy / "config.json").write_text(json.dumps(config))
+  code, out, _ = call(sample.main, f"--workdir={copy}", f"--out={copy}/a.npz", "--num=2")
+  assert code == 0
+  assert "on 8 device(s)" in out
+
+
 ERRORS = {
   "no config": ([], r"required: --config; try python -m diffusion_jax.train --help"),
   "missing config file": (
@@ -165,6 +200,8 @@ ERRORS = {
   "out of range": (["--config.ema.decay=2"], r"config.ema: decay=2.0 must be .* below 1"),
   "not a number": (["--config.optimizer.learning_rate=nan"], r"'nan' is not a number"),
   "one of": (["--config.model.dtype=float16"], r"'float16' is not one of float32, bfloat16"),
+  "every 0": (["--config.eval.every_steps=0"], r"config.eval: every_steps=0 must be at least 1"),
+  "no workdir": (["--workdir="], r"--workdir= is empty"),
   "no value": (["--config.training.seed"], r"write --config.section.field=value"),
   "unknown flag": (["--wrkdir=x"], r"unrecognized arguments: --wrkdir=x; try .* --help"),
   "batch size": (
@@ -291,19 +328,29 @@ def test_two_processes_cannot_train_in_one_folder(copy, call):
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(
   call, tmp_path, monkeypatch
 ):
-  """A learning rate that throws the parameters to infinity: every update after it is skipped."""
+  """From step 7 on every loss is infinite: checkpoints from before that are kept and named."""
+  loss, batch = Simple.__call__, TrainStream.batch
+
+  def infinite_on_black(self, *args):
+    x0 = args[4]
+    return loss(self, *args) / (x0.max() > -1.0)
+
+  def black_from_step_7(self, step):
+    whole = batch(self, step)
+    return whole if step < 6 else whole._replace(image=np.zeros_like(whole.image))
+
+  monkeypatch.setattr(Simple, "__call__", infinite_on_black)
+  monkeypatch.setattr(TrainStream, "batch", black_from_step_7)
   flags = [
-    *SMOKE, f"--workdir={tmp_path}/run",
-    "--config.optimizer.learning_rate=1e38", "--config.training.max_skipped_in_a_row=3",
-    "--config.checkpoint.every_steps=1",
+    *SMOKE, f"--workdir={tmp_path}/run", "--config.training.max_skipped_in_a_row=8",
+    "--config.checkpoint.every_steps=2", "--config.checkpoint.keep_last=2",
   ]  # fmt: skip
   code, _, err = call(train.main, *flags)
   assert code == 2
   line = one_line(err)
-  assert "loss or gradient was not finite in steps" in line
-  assert "max_skipped_in_a_row in a row" in line
-  saved = checkpoint.saved_steps(tmp_path / "run" / "checkpoints")
-  assert f"the last good checkpoint is step {saved[-1]}" in line
+  assert "loss or gradient was not finite in steps 7 to 14" in line
+  assert "training.max_skipped_in_a_row in a row; the last good checkpoint is step 6" in line
+  assert checkpoint.saved_steps(tmp_path / "run" / "checkpoints") == [4, 6]
 
 
 def test_data_that_fail_in_mid_run_lose_nothing(call, tmp_path, monkeypatch):

@@ -8,6 +8,9 @@ import numpy as np
 from diffusion_jax.data.source import ArraySource, Source
 from diffusion_jax.types import UserError
 
+MAX_CLASSES = 1 << 16
+"""More is taken for a mistake: every class costs a row of the label embedding."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
@@ -82,7 +85,7 @@ class Arrays:
     where = f"--config.data.path={self.path}: {name}"
     if images.ndim == 3:
       images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
       raise UserError(
         f"{where} has shape {images.shape}; it must be [N, H, W], [N, H, W, 1] or [N, H, W, 3]"
       )
@@ -98,10 +101,10 @@ class Arrays:
 
   def _check_labels(self, name: str, labels: np.ndarray, num: int) -> None:
     wrong = labels.shape != (num,) or labels.dtype.kind not in "iu" or not num
-    if wrong or labels.min() < 0:
+    if wrong or labels.min() < 0 or labels.max() >= MAX_CLASSES:
       raise UserError(
         f"--config.data.path={self.path}: {name} is {labels.dtype}{list(labels.shape)}; it must "
-        f"hold one class number from 0 up for each of the {num} images"
+        f"hold one class number from 0 to {MAX_CLASSES - 1:,} for each of the {num} images"
       )
 
 

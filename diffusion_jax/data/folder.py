@@ -17,6 +17,7 @@ from diffusion_jax.data.source import (
 )
 from diffusion_jax.types import ImageSpec, UserError
 
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -90,7 +91,7 @@ class Folder:
     try:
       with Image.open(listing.files[place]) as image:
         return fit_image(image, self.image_size, self.channels), listing.labels[place]
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
       raise UserError(
         f"{listing.files[place]} is not a readable picture ({error}); mend it or move it away"
       ) from error
@@ -156,5 +157,5 @@ def _header_size(file: Path) -> tuple[int, int] | None:
   try:
     with Image.open(file) as image:
       return image.height, image.width
-  except (OSError, SyntaxError, ValueError):
+  except UNREADABLE:
     return None

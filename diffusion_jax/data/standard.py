@@ -74,6 +74,9 @@ def prepare(name: str, data_dir: Path) -> Path:
   try:
     data_dir.mkdir(parents=True, exist_ok=True)
     official: Any = tfds.builder(name, data_dir=str(data_dir))
+    target = data_dir / official.name / str(official.version)
+    if (target / "dataset_info.json").is_file():
+      return target
     files = {
       info.filename: _obtain(url, data_dir / "downloads" / name / info.filename, info.checksum)
       for url, info in official.url_infos.items()
@@ -81,20 +84,17 @@ def prepare(name: str, data_dir: Path) -> Path:
     print(f"preparing {name} in {data_dir}: about a minute, once", flush=True)
     return _write(official, STANDARD[name](files), data_dir)
   except OSError as error:
-    raise UserError(
-      f"{data_dir} cannot be written ({error}); choose another --config.data.data_dir"
-    ) from error
+    raise UserError(f"{data_dir} cannot be written ({error}); choose another data_dir") from error
 
 
 def _obtain(url: str, path: Path, checksum: str) -> Path:
   """The archive at `path`, downloaded if need be; its SHA-256 is checked either way."""
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with _connect(url, path) as answer, part.open("wb") as file:
       print(f"downloading {url}", flush=True)
       _copy(answer, file, url, path)
-    _check_sum(part, url, checksum)
     os.replace(part, path)
   _check_sum(path, url, checksum)
   return path

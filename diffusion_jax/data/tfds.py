@@ -76,7 +76,7 @@ class Tfds:
     if not len(records):
       raise self._explain_split(split, part, builder.info.splits)
     name = f"{self.dataset} {part}"
-    source = DecodedSource(name, spec, len(records), lambda i: self._read(records[i], spec))
+    source = DecodedSource(name, spec, len(records), lambda i: self._read(records, i, spec))
     return in_memory_if_small(source, self.max_ram_gib)
 
   def _explain_split(self, split: str, part: str | None, known: Any) -> UserError:
@@ -166,7 +166,13 @@ class Tfds:
       )
     return num
 
-  def _read(self, record: Any, spec: ImageSpec) -> tuple[np.ndarray, int]:
+  def _read(self, records: Any, place: int, spec: ImageSpec) -> tuple[np.ndarray, int]:
+    try:
+      record = records[place]
+    except Exception as error:
+      raise UserError(
+        f"{self.dataset}: example {place} cannot be read ({error}); prepare the set anew"
+      ) from error
     image = np.asarray(record[self.image_key])
     label = 0 if self.label_key is None else int(record[self.label_key])
     if image.shape == spec.shape:
