@@ -106,6 +106,10 @@ class _Unbreakable(io.TextIOBase):
   def flush(self) -> None:
     self._try(self._stream.flush)
 
+  @property
+  def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    return self._stream.encoding
+
   def isatty(self) -> bool:
     return self._stream.isatty()
 
