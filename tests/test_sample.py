@@ -152,7 +152,8 @@ WRONG = {
   "out nowhere": (["--out=/proc/none/a.png"], "--out=/proc/none/a.png cannot be written"),
   "override": (["--config.sampler.stesp=3"], "no field 'stesp'. Did you mean 'steps'"),
   "steps": (["--config.sampler.steps=1000"], "steps=1000"),
-  "reconstruct": (["--reconstruct"], "cannot reconstruct: it has no encoder"),
+  "reconstruct": (["--reconstruct", "--out=x.png"], "cannot reconstruct: it has no encoder"),
+  "reconstruct to arrays": (["--reconstruct"], "--reconstruct writes a grid; use a name ending in"),
 }
 
 
