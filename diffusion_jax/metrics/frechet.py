@@ -1,0 +1,214 @@
+"""The Frechet distance of two Gaussians, and its extrapolation to infinitely many samples."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from diffusion_jax.metrics.features import as_float64, check_features, check_same_width, row_blocks
+from diffusion_jax.metrics.moments import Moments, add, zeros
+
+MIN_NUM_EXTRAPOLATED = 20
+
+
+def frechet_distance(
+  mean1: Float[np.ndarray, "D1"],
+  cov1: Float[np.ndarray, "D2 D2"],
+  mean2: Float[np.ndarray, "D3"],
+  cov2: Float[np.ndarray, "D4 D4"],
+) -> float:
+  """Squared 2-Wasserstein distance of two Gaussians (FID on Inception features).
+
+  |mean1 - mean2|^2 + tr(cov1) + tr(cov2) - 2 tr((cov1 cov2)^(1/2)); Heusel et al. 2017
+  (arXiv 1706.08500), eq. 6. The last trace is the sum of the singular values of R1^T R2 with
+  cov = R R^T, so no small singular value is ever squared: rank-deficient covariances cost no
+  accuracy (square roots of a product lose half of the digits there).
+
+  Returns:
+    The distance; equal Gaussians give 0 up to rounding of either sign.
+
+  Raises:
+    ValueError: shapes that do not fit, or numbers that are not finite.
+  """
+  _check_gaussian(mean1, cov1, "first")
+  _check_gaussian(mean2, cov2, "second")
+  if mean1.shape != mean2.shape:
+    raise ValueError(f"Gaussians of {len(mean1)} and of {len(mean2)} features")
+  return _distance(mean1, _root(cov1), mean2, _root(cov2))
+
+
+class Extrapolation(NamedTuple):
+  """A straight line in 1/N through distances of subsets.
+
+  Attributes:
+    value: its intercept, the distance at N = infinity.
+    standard_error: of the value over fresh samples, the reference taken as fixed.
+    nums: subset sizes, increasing.
+    values: the distance of each subset.
+  """
+
+  value: float
+  standard_error: float
+  nums: Int[np.ndarray, "P"]
+  values: Float[np.ndarray, "P"]
+
+
+def frechet_infinity(
+  features: Float[np.ndarray, "N D1"],
+  mean_ref: Float[np.ndarray, "D2"],
+  cov_ref: Float[np.ndarray, "D3 D3"],
+  num_points: int = 15,
+  min_num: int = 5000,
+  seed: int = 0,
+) -> Extrapolation:
+  """The distance freed of its bias in the number of samples (Chong & Forsyth 2020, 1911.07023).
+
+  Distances of `num_points` random subsets, sizes evenly spaced from `min_num` to N, are fitted by
+  a straight line in 1/N (section 4 there, with plain random subsets). Where N < 10 min_num, the
+  smallest subset has N // 10 samples. What bends the line stays as a bias, about (D / smallest
+  size)^2: 64 Gaussian features, 1,500 samples, true distance 4.27 gave 4.19 on average (the plain
+  distance 5.33). The standard error does not cover it.
+
+  The standard error has two parts: the variance of the distance's influence function times the
+  squared weights that the line and the subsets give each sample (so overlapping subsets are not
+  taken for independent ones), and the line's residual variance after that part is removed. It was
+  within 5% of the spread over repetitions away from 0, and up to 20% below it at distance 0.
+
+  Args:
+    features: samples, N >= 20.
+    mean_ref, cov_ref: the reference's.
+    num_points: subsets, at least 3.
+    min_num: smallest subset.
+    seed: of the subsets.
+
+  Raises:
+    ValueError: too few samples or points, features that are not finite.
+  """
+  check_features(features, "samples", MIN_NUM_EXTRAPOLATED)
+  _check_gaussian(mean_ref, cov_ref, "reference")
+  check_same_width(features, mean_ref[None])
+  if num_points < 3:
+    raise ValueError(f"num_points={num_points}: a line with an error needs at least 3 points")
+  nums = subset_sizes(len(features), num_points, min_num)
+  rng, root_ref = np.random.default_rng(seed), _root(cov_ref)
+  subsets = [rng.permutation(len(features))[:num] for num in nums]
+  values = np.asarray([_distance_to(features, s, mean_ref, root_ref) for s in subsets])
+  error = _intercept_error(values, subsets, _influence(features, mean_ref, root_ref))
+  return Extrapolation(float(_intercept_weights(nums) @ values), error, nums, values)
+
+
+def subset_sizes(num: int, num_points: int, min_num: int) -> Int[np.ndarray, "P"]:
+  """Sizes from min(min_num, num // 10) to num, evenly spaced."""
+  return np.linspace(max(2, min(min_num, num // 10)), num, num_points).astype(np.int64)
+
+
+def frechet_standard_error(
+  features: Float[np.ndarray, "N D1"],
+  mean_ref: Float[np.ndarray, "D2"],
+  cov_ref: Float[np.ndarray, "D3 D3"],
+) -> float:
+  """Standard error of the samples' Frechet distance over fresh samples, to first order.
+
+  It holds the reference fixed and says nothing of the bias in N. It vanishes with the distance:
+  where samples and reference agree within their noise, it is too small.
+  """
+  check_features(features, "samples")
+  _check_gaussian(mean_ref, cov_ref, "reference")
+  check_same_width(features, mean_ref[None])
+  influence = _influence(features, mean_ref, _root(cov_ref))
+  return float(influence.std(ddof=1) / len(features) ** 0.5)
+
+
+def _root(cov: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
+  """R with R R^T = cov; eigenvalues that rounding made negative count as 0."""
+  eigenvalues, vectors = np.linalg.eigh(as_float64(cov))
+  return vectors * np.sqrt(np.clip(eigenvalues, 0.0, None))
+
+
+def _distance(
+  mean1: Float[np.ndarray, "D"],
+  root1: Float[np.ndarray, "D D"],
+  mean2: Float[np.ndarray, "D"],
+  root2: Float[np.ndarray, "D D"],
+) -> float:
+  cross = np.linalg.svd(root1.T @ root2, compute_uv=False).sum()
+  traces = np.square(root1).sum() + np.square(root2).sum()
+  return float(np.square(mean1 - mean2).sum() + traces - 2.0 * cross)
+
+
+def _moments_about(
+  features: Float[np.ndarray, "N D"],
+  rows: Int[np.ndarray, "M"],
+  origin: Float[np.ndarray, "D"],
+) -> Moments:
+  """Moments of some rows minus the origin: no cancellation where both have the same large mean."""
+  moments = zeros(features.shape[1])
+  for block in row_blocks(len(rows)):
+    moments = add(moments, as_float64(features[rows[block]]) - origin)
+  return moments
+
+
+def _distance_to(
+  features: Float[np.ndarray, "N D"],
+  rows: Int[np.ndarray, "M"],
+  mean_ref: Float[np.ndarray, "D"],
+  root_ref: Float[np.ndarray, "D D"],
+) -> float:
+  moments = _moments_about(features, rows, mean_ref)
+  return _distance(moments.mean, _root(moments.covariance), np.zeros_like(mean_ref), root_ref)
+
+
+def _influence(
+  features: Float[np.ndarray, "N D"],
+  mean_ref: Float[np.ndarray, "D"],
+  root_ref: Float[np.ndarray, "D D"],
+) -> Float[np.ndarray, "N"]:
+  """First-order effect of each sample on the distance, centred: d(P_N) - d(P) is its mean.
+
+  With c = x - mean it is 2 (mean - mean_ref)^T c + c^T (I - T) c less its mean, T the optimal map
+  from the samples' Gaussian to the reference's. With cov = R R^T, R^T R_ref = U S V^T and
+  z = R^-1 c, the form c^T T c is z^T U S U^T z; directions without variance are left out.
+  """
+  moments = _moments_about(features, np.arange(len(features)), mean_ref)
+  eigenvalues, vectors = np.linalg.eigh(moments.covariance)
+  kept = eigenvalues > eigenvalues[-1] * len(eigenvalues) * np.finfo(np.float64).eps
+  scales, vectors = np.sqrt(eigenvalues[kept]), vectors[:, kept]
+  u, s, _ = np.linalg.svd((vectors * scales).T @ root_ref, full_matrices=False)
+  whiten, parts = (vectors / scales) @ u, []
+  for rows in row_blocks(len(features)):
+    c = as_float64(features[rows]) - mean_ref - moments.mean
+    parts.append(2.0 * c @ moments.mean + np.square(c).sum(axis=1) - np.square(c @ whiten) @ s)
+  influence = np.concatenate(parts)
+  return influence - influence.mean()
+
+
+def _line(nums: Int[np.ndarray, "P"]) -> Float[np.ndarray, "P 2"]:
+  return np.stack([np.ones(len(nums)), nums[0] / nums], axis=1)
+
+
+def _intercept_weights(nums: Int[np.ndarray, "P"]) -> Float[np.ndarray, "P"]:
+  """w with w @ values = the least-squares intercept."""
+  return np.linalg.pinv(_line(nums))[0]
+
+
+def _intercept_error(
+  values: Float[np.ndarray, "P"],
+  subsets: list[np.ndarray],
+  influence: Float[np.ndarray, "N"],
+) -> float:
+  nums = np.asarray([len(s) for s in subsets])
+  weights, each = _intercept_weights(nums), np.zeros(len(influence))
+  for weight, subset in zip(weights, subsets, strict=True):
+    each[subset] += weight / len(subset)
+  first = influence.var(ddof=1) * np.square(each).sum()
+  rest = values - [influence[s].mean() for s in subsets]
+  residuals = rest - _line(nums) @ (np.linalg.pinv(_line(nums)) @ rest)
+  second = np.square(residuals).sum() / (len(nums) - 2) * np.square(weights).sum()
+  return float(np.sqrt(first + second))
+
+
+def _check_gaussian(mean: np.ndarray, cov: np.ndarray, name: str) -> None:
+  if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+    raise ValueError(f"{name} mean {mean.shape} and covariance {cov.shape} do not fit together")
+  if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+    raise ValueError(f"{name} mean or covariance is not finite (NaN or infinity)")

@@ -1,0 +1,176 @@
+"""The kernel distance (KID on Inception features) with an honest standard error."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from diffusion_jax.metrics.features import as_float64, check_features, check_same_width
+
+MIN_SUBSET = 4
+
+
+class KernelDistance(NamedTuple):
+  """Squared maximum mean discrepancy under the kernel (x.y / D + 1)^3.
+
+  Attributes:
+    value: unbiased, so it may be below 0.
+    standard_deviation: between the subsets (divided by their number), as torch-fidelity reports.
+      It is neither the error of the value nor free of the subset size.
+    standard_error: of the value over fresh samples and fresh reference images.
+  """
+
+  value: float
+  standard_deviation: float
+  standard_error: float
+
+
+class Components(NamedTuple):
+  """What the variance of the unbiased estimate is made of; f is the witness mu_P - mu_Q.
+
+  Attributes:
+    witness_x: variance of f over P.
+    witness_y: variance of f over Q.
+    kernel_xx: mean square of the kernel centred on both sides, over pairs of P.
+    kernel_yy: the same over pairs of Q.
+    kernel_xy: the same over P x Q.
+  """
+
+  witness_x: float
+  witness_y: float
+  kernel_xx: float
+  kernel_yy: float
+  kernel_xy: float
+
+
+def kernel_distance(
+  features1: Float[np.ndarray, "N D1"],
+  features2: Float[np.ndarray, "M D2"],
+  num_subsets: int = 100,
+  subset_size: int = 1000,
+  seed: int = 2020,
+) -> KernelDistance:
+  """Mean over random subsets of the unbiased squared MMD (Binkowski et al. 2018, 1801.01401).
+
+  The subsets are those of torch-fidelity: RandomState(seed), for each subset `subset_size` rows of
+  the first table without replacement, then of the second.
+
+  The standard error follows Hoeffding's decomposition of the two-sample U-statistic (as in
+  Sutherland et al. 2017, 1611.04488, with the terms that rule where P = Q): with n, m images the
+  complete statistic has variance
+
+    V(n, m) = 4 Var_P f / n + 4 Var_Q f / m + 2 |C_P|^2 / (n (n - 1)) + 2 |C_Q|^2 / (m (m - 1))
+              + 4 <C_P, C_Q> / (n m),
+
+  C the covariance operators. Each term is estimated without bias on every subset, and the mean is
+  kept from below 0 (where P = Q that makes the error some 10% too large). Given the data a
+  subset of size s is unbiased for the complete statistic, so the mean over B subsets has variance
+  V(N, M) + (V(s, s) - V(N, M)) / B. Subsets of one sample overlap: their standard deviation over
+  the root of their number would be too small. The value is skewed to the right for small samples:
+  two standard errors held the exact distance in 92% of repetitions of 100 samples, 96% of 400.
+
+  Args:
+    features1: of the samples.
+    features2: of the reference.
+    num_subsets: B.
+    subset_size: s, at least 4 and at most min(N, M): the caller reduces it for small samples.
+    seed: of the subsets.
+
+  Raises:
+    ValueError: sizes that do not fit, or features that are not finite.
+  """
+  check_features(features1, "samples")
+  check_features(features2, "reference features")
+  check_same_width(features1, features2)
+  _check_subsets(num_subsets, subset_size, min(len(features1), len(features2)))
+  rng = np.random.RandomState(seed)
+  values, components = [], []
+  for _ in range(num_subsets):
+    x = as_float64(features1[rng.choice(len(features1), subset_size, replace=False)])
+    y = as_float64(features2[rng.choice(len(features2), subset_size, replace=False)])
+    kernels = cubic_kernel(x, x), cubic_kernel(y, y), cubic_kernel(x, y)
+    values.append(unbiased_mmd(*kernels))
+    components.append(variance_components(*kernels))
+  mean = Components(*(max(0.0, float(c)) for c in np.mean(components, axis=0)))
+  complete = complete_variance(mean, len(features1), len(features2))
+  extra = complete_variance(mean, subset_size, subset_size) - complete
+  error = np.sqrt(complete + extra / num_subsets)
+  return KernelDistance(float(np.mean(values)), float(np.std(values)), float(error))
+
+
+def cubic_kernel(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "M D"]) -> np.ndarray:
+  """(x.y / D + 1)^3 of every pair, [N, M]."""
+  base = x @ y.T / x.shape[1] + 1.0
+  return base * base * base
+
+
+def unbiased_mmd(
+  xx: Float[np.ndarray, "N N"], yy: Float[np.ndarray, "M M"], xy: Float[np.ndarray, "N M"]
+) -> float:
+  """Unbiased squared MMD from the kernel's values (Gretton et al. 2012, eq. 3)."""
+  return float(_off_diagonal_mean(xx) + _off_diagonal_mean(yy) - 2.0 * xy.mean())
+
+
+def variance_components(
+  xx: Float[np.ndarray, "N N"], yy: Float[np.ndarray, "M M"], xy: Float[np.ndarray, "N M"]
+) -> Components:
+  """Unbiased estimates from one sample of each side; single ones may be below 0."""
+  kernel_xx, kernel_yy = _centred_square(xx), _centred_square(yy)
+  rows, columns = xy.mean(axis=1), xy.mean(axis=0)
+  centred = xy - rows[:, None] - columns + xy.mean()
+  kernel_xy = float(np.square(centred).sum() / ((len(rows) - 1) * (len(columns) - 1)))
+  return Components(
+    _witness_variance(xx, rows, kernel_xx, kernel_xy / len(columns)),
+    _witness_variance(yy, columns, kernel_yy, kernel_xy / len(rows)),
+    kernel_xx,
+    kernel_yy,
+    kernel_xy,
+  )
+
+
+def complete_variance(parts: Components, n: int, m: int) -> float:
+  """V(n, m): variance of the unbiased statistic of n and m images."""
+  witness = 4.0 * parts.witness_x / n + 4.0 * parts.witness_y / m
+  own = 2.0 * parts.kernel_xx / (n * (n - 1)) + 2.0 * parts.kernel_yy / (m * (m - 1))
+  return witness + own + 4.0 * parts.kernel_xy / (n * m)
+
+
+def _off_diagonal_mean(kernel: Float[np.ndarray, "N N"]) -> float:
+  n = len(kernel)
+  return float((kernel.sum() - np.trace(kernel)) / (n * (n - 1)))
+
+
+def _centred_square(kernel: Float[np.ndarray, "N N"]) -> float:
+  """Unbiased E[k~(x, x')^2]: the U-centred matrix of Szekely & Rizzo 2014 (eq. 2.1, 2.3)."""
+  n = len(kernel)
+  sums = kernel.sum(axis=1) - np.diagonal(kernel)
+  centred = kernel - (sums / (n - 2))[:, None] - sums / (n - 2)
+  centred += sums.sum() / ((n - 1) * (n - 2))
+  np.fill_diagonal(centred, 0.0)
+  return float(np.square(centred).sum() / (n * (n - 3)))
+
+
+def _witness_variance(
+  kernel: Float[np.ndarray, "N N"],
+  across: Float[np.ndarray, "N"],
+  kernel_own: float,
+  noise_across: float,
+) -> float:
+  """Unbiased Var f over the N images, `across` their mean kernel with the other side.
+
+  The own mean is over N - 1 others but divided by N - 2: the kernel of two images cancels in their
+  difference, which leaves N - 2 terms. Its noise adds kernel_own / (N - 2) to the variance.
+  """
+  n = len(kernel)
+  witness = (kernel.sum(axis=1) - np.diagonal(kernel)) / (n - 2) - across
+  return float(witness.var(ddof=1) - kernel_own / (n - 2) - noise_across)
+
+
+def _check_subsets(num_subsets: int, subset_size: int, num: int) -> None:
+  if num_subsets < 1:
+    raise ValueError(f"num_subsets={num_subsets}: at least 1 is needed")
+  if not MIN_SUBSET <= subset_size <= num:
+    raise ValueError(
+      f"subset_size={subset_size} must be at least {MIN_SUBSET} and at most the {num} images "
+      "of the smaller side"
+    )

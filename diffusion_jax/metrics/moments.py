@@ -1,0 +1,72 @@
+"""Mean and covariance of features that arrive in batches, from sums that merge exactly."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from diffusion_jax.metrics.features import as_float64, check_features, row_blocks
+
+
+class Moments(NamedTuple):
+  """Un-normalised sums over images, float64. Sums of parts add up to the sums of the whole.
+
+  The covariance is a difference of sums: its error is about 1e-16 times the squared mean. Where
+  features stand at 10 with variances down to 2e-6, that moves a Frechet distance by 2e-6.
+
+  Attributes:
+    num: images.
+    total: sum of x, [D].
+    outer: sum of x x^T, [D, D].
+  """
+
+  num: int
+  total: Float[np.ndarray, "D"]
+  outer: Float[np.ndarray, "D D"]
+
+  @property
+  def mean(self) -> Float[np.ndarray, "D"]:
+    """[D]. ValueError where there is no image."""
+    _check_num(self.num, 1)
+    return self.total / self.num
+
+  @property
+  def covariance(self) -> Float[np.ndarray, "D D"]:
+    """[D, D], divided by num - 1. ValueError where there are fewer than two images."""
+    _check_num(self.num, 2)
+    return (self.outer - np.outer(self.total, self.total / self.num)) / (self.num - 1)
+
+
+def zeros(dim: int) -> Moments:
+  """The moments of no image with `dim` features."""
+  return Moments(0, np.zeros(dim), np.zeros((dim, dim)))
+
+
+def add(moments: Moments, features: Float[np.ndarray, "N D"]) -> Moments:
+  """The moments with N more images; float32 features are cast a block at a time.
+
+  Raises:
+    ValueError: features that are not finite, or of another width.
+  """
+  check_features(features, "features", min_num=0)
+  if features.shape[1] != len(moments.total):
+    raise ValueError(f"{features.shape[1]} features an image, not {len(moments.total)}")
+  total, outer = moments.total.copy(), moments.outer.copy()
+  for rows in row_blocks(len(features)):
+    block = as_float64(features[rows])
+    total += block.sum(axis=0)
+    outer += block.T @ block
+  return Moments(moments.num + len(features), total, outer)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+  """The moments of both sets of images together."""
+  if a.total.shape != b.total.shape:
+    raise ValueError(f"moments of {len(a.total)} and of {len(b.total)} features do not merge")
+  return Moments(a.num + b.num, a.total + b.total, a.outer + b.outer)
+
+
+def _check_num(num: int, min_num: int) -> None:
+  if num < min_num:
+    what = "a mean" if min_num == 1 else "a covariance"
+    raise ValueError(f"{num} images are too few for {what}: at least {min_num} are needed")

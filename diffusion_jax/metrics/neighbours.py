@@ -1,0 +1,209 @@
+"""Nearest neighbours, and the metrics that count them: precision, recall, density, coverage."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from diffusion_jax.metrics.features import (
+  as_float64,
+  check_features,
+  check_same_width,
+  row_blocks,
+)
+
+BLOCK_BYTES = 64 * 2**20
+"""One block of distances, float64; three or four arrays of this size exist at a time, beside one
+centred float64 copy of each table."""
+
+
+class Nearest(NamedTuple):
+  """The nearest rows of a database, nearest first; ties go to the lower index.
+
+  Attributes:
+    index: of the rows, [Q, num].
+    distance: Euclidean, [Q, num].
+  """
+
+  index: Int[np.ndarray, "Q K"]  # pyright: ignore[reportIncompatibleMethodOverride]
+  distance: Float[np.ndarray, "Q K"]
+
+
+def nearest(
+  queries: Float[np.ndarray, "Q D1"],
+  database: Float[np.ndarray, "N D2"],
+  num: int = 1,
+  exclude_self: bool = False,
+) -> Nearest:
+  """The `num` rows of the database that are nearest to each query.
+
+  Exact to the rounding of sum((x - y)^2) in float64: equal rows are at distance 0, and d(x, y) is
+  bit for bit d(y, x) wherever the rows stand.
+
+  Args:
+    queries, database: features.
+    num: neighbours, at most N.
+    exclude_self: the queries are the database, and row i is no neighbour of query i.
+
+  Raises:
+    ValueError: too few rows, other widths, or features that are not finite.
+  """
+  check_features(queries, "queries", 1)
+  check_features(database, "database rows", max(1, num + exclude_self))
+  check_same_width(queries, database)
+  if num < 1 or (exclude_self and queries.shape != database.shape):
+    raise ValueError("num must be at least 1, and exclude_self needs queries that are the database")
+  pairs = _Pairs.of(queries, database)
+  found = [_block_nearest(pairs, rows, num, exclude_self) for rows in pairs.blocks()]
+  index, squares = (np.concatenate(part) for part in zip(*found, strict=True))
+  return Nearest(index, np.sqrt(squares))
+
+
+def precision_recall(
+  reference: Float[np.ndarray, "N D1"], samples: Float[np.ndarray, "M D2"], k: int = 3
+) -> tuple[float, float]:
+  """Improved precision and recall (Kynkaanniemi et al. 2019, 1904.06991, eq. 1 and 2).
+
+  Precision is the share of samples within the distance from any reference image to its k-th nearest
+  other one; recall the same with the two sides exchanged. The ball is closed (`<=`).
+
+  Returns:
+    (precision, recall), each in [0, 1].
+
+  Raises:
+    ValueError: k rows or fewer on a side, other widths, or features that are not finite.
+  """
+  _check_sides(reference, samples, k)
+  precise = _num_balls(samples, reference, _squared_radii(reference, k), closed=True) > 0
+  recalled = _num_balls(reference, samples, _squared_radii(samples, k), closed=True) > 0
+  return float(precise.mean()), float(recalled.mean())
+
+
+def density_coverage(
+  reference: Float[np.ndarray, "N D1"], samples: Float[np.ndarray, "M D2"], k: int = 5
+) -> tuple[float, float]:
+  """Density and coverage (Naeem et al. 2020, 2002.09797, eq. 6 and 7).
+
+  Density is the mean number of reference balls around a sample, over k; coverage the share of
+  reference balls that hold a sample. The radius is that of `precision_recall`, the ball is open
+  (`<`, as in the authors' code): samples equal to the reference have density 1.
+
+  Returns:
+    (density, coverage): density is at least 0, coverage in
+    [0, 1] with expectation 1 - prod_{i=1..k} (N - i) / (N + M - i) for equal distributions.
+
+  Raises:
+    ValueError: k rows or fewer on a side, other widths, or features that are not finite.
+  """
+  _check_sides(reference, samples, k)
+  squared_radii = _squared_radii(reference, k)
+  density = _num_balls(samples, reference, squared_radii, closed=False).mean() / k
+  pairs = _Pairs.of(reference, samples)
+  closest = [_block_nearest(pairs, rows, 1, False)[1][:, 0] for rows in pairs.blocks()]
+  return float(density), float((np.concatenate(closest) < squared_radii).mean())
+
+
+class _Pairs(NamedTuple):
+  """Two tables between which distances are asked.
+
+  Distances come fast from |x|^2 + |y|^2 - 2 x.y with a bound of its rounding error; whoever
+  compares them settles what lies within the bound by `exact`. Without that a duplicate is not at
+  distance 0, and `<` and `<=` mean nothing.
+
+  Attributes:
+    x, y: as they came.
+    cx, cy: float64, about the mean of y.
+    xx, yy: squared norms of those.
+  """
+
+  x: Float[np.ndarray, "Q D"]
+  y: Float[np.ndarray, "N D"]
+  cx: Float[np.ndarray, "Q D"]
+  cy: Float[np.ndarray, "N D"]
+  xx: Float[np.ndarray, "Q"]
+  yy: Float[np.ndarray, "N"]
+
+  @classmethod
+  def of(cls, x: Float[np.ndarray, "Q D"], y: Float[np.ndarray, "N D"]) -> "_Pairs":
+    centre = y.mean(axis=0, dtype=np.float64)
+    cy = y - centre
+    cx = cy if x is y else x - centre
+    return cls(x, y, cx, cy, np.einsum("nd,nd->n", cx, cx), np.einsum("nd,nd->n", cy, cy))
+
+  def blocks(self) -> list[slice]:
+    return row_blocks(len(self.x), max(1, BLOCK_BYTES // (8 * len(self.y))))
+
+  def rough(self, rows: slice) -> tuple[Float[np.ndarray, "B N"], Float[np.ndarray, "B 1"]]:
+    """Squared distances of some rows of x, and what bounds their error in each row.
+
+    The bound is twice D + 4 roundings (Higham 2002, section 3.1) of (|x| + |y|)^2.
+    """
+    squares = self.cx[rows] @ self.cy.T
+    squares *= -2.0
+    squares += self.xx[rows, None]
+    squares += self.yy
+    size = np.square(np.sqrt(self.xx[rows, None]) + np.sqrt(self.yy.max()))
+    return squares, (self.x.shape[1] + 4) * np.finfo(np.float64).eps * size
+
+  def exact(self, i: Int[np.ndarray, "P"], j: Int[np.ndarray, "P"]) -> Float[np.ndarray, "P"]:
+    """Squared distances of pairs, from differences: the same bits in either order."""
+    squares = np.empty(len(i))
+    for part in row_blocks(len(i), max(1, BLOCK_BYTES // (8 * self.x.shape[1]))):
+      gap = as_float64(self.x[i[part]]) - self.y[j[part]]
+      squares[part] = np.square(gap, out=gap).sum(axis=1)
+    return squares
+
+
+def _block_nearest(
+  pairs: _Pairs, rows: slice, num: int, exclude_self: bool
+) -> tuple[Int[np.ndarray, "B K"], Float[np.ndarray, "B K"]]:
+  """Indices and squared distances: all that might be among the nearest are measured exactly."""
+  squares, bound = pairs.rough(rows)
+  if exclude_self:
+    squares[np.arange(len(squares)), np.arange(rows.start, rows.stop)] = np.inf
+  last = np.partition(squares, num - 1, axis=1)[:, num - 1, None]
+  i, j = np.nonzero(squares <= last + 2.0 * bound)
+  exact = pairs.exact(i + rows.start, j)
+  order = np.lexsort((j, exact, i))
+  first = np.searchsorted(i, np.arange(len(squares)))
+  chosen = order[first[:, None] + np.arange(num)]
+  return j[chosen], exact[chosen]
+
+
+def _squared_radii(features: Float[np.ndarray, "N D"], k: int) -> Float[np.ndarray, "N"]:
+  """From each row to its k-th nearest other row."""
+  pairs = _Pairs.of(features, features)
+  return np.concatenate([_block_nearest(pairs, rows, k, True)[1][:, -1] for rows in pairs.blocks()])
+
+
+def _num_balls(
+  points: Float[np.ndarray, "Q D"],
+  centres: Float[np.ndarray, "N D"],
+  squared_radii: Float[np.ndarray, "N"],
+  closed: bool,
+) -> Int[np.ndarray, "Q"]:
+  """How many balls hold each point."""
+  inside = _inside(_Pairs.of(points, centres), squared_radii, closed)
+  return np.concatenate([block.sum(axis=1) for block in inside])
+
+
+def _inside(
+  pairs: _Pairs, squared_radii: Float[np.ndarray, "N"], closed: bool
+) -> Iterator[Bool[np.ndarray, "B N"]]:
+  compare = np.less_equal if closed else np.less
+  for rows in pairs.blocks():
+    squares, bound = pairs.rough(rows)
+    held = compare(squares, squared_radii)
+    squares -= squared_radii
+    i, j = np.nonzero(np.abs(squares, out=squares) <= bound)
+    held[i, j] = compare(pairs.exact(i + rows.start, j), squared_radii[j])
+    yield held
+
+
+def _check_sides(reference: np.ndarray, samples: np.ndarray, k: int) -> None:
+  if k < 1:
+    raise ValueError(f"k={k}: at least 1 neighbour is needed")
+  check_features(reference, "reference features", k + 1)
+  check_features(samples, "samples", k + 1)
+  check_same_width(reference, samples)

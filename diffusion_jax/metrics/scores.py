@@ -1,0 +1,55 @@
+"""The inception score of a classifier's logits."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import log_softmax, logsumexp
+
+from diffusion_jax.metrics.features import as_float64, check_features
+
+
+class Score(NamedTuple):
+  """Mean and standard deviation (divided by their number) over the splits."""
+
+  mean: float
+  standard_deviation: float
+
+
+def inception_score(
+  logits: Float[np.ndarray, "N C"], num_splits: int = 10, seed: int | None = 2020
+) -> Score:
+  """exp of the mean KL(p(y|x) || p(y)), over splits (Salimans et al. 2016, 1606.03498).
+
+  Small splits bias it downwards: 5,000 images of 8 classes, balanced and certain, score 8 in one
+  split but 7.936986 in ten shuffled ones.
+
+  Args:
+    logits: of the samples; any constant may be added to a row.
+    num_splits: consecutive parts, sizes equal to within one.
+    seed: of the shuffle before it, RandomState(seed).permutation as torch-fidelity; None keeps the
+      order, as ADM's evaluator.
+
+  Raises:
+    ValueError: fewer than two images or than splits, or logits that are not finite.
+  """
+  check_features(logits, "samples", max(2, num_splits))
+  if num_splits < 1:
+    raise ValueError(f"num_splits={num_splits}: at least 1 is needed")
+  order = slice(None) if seed is None else _permutation(len(logits), seed)
+  log_p = log_softmax(as_float64(logits)[order], axis=1)
+  bounds = [i * len(log_p) // num_splits for i in range(num_splits + 1)]
+  parts = [log_p[a:b] for a, b in pairwise(bounds)]
+  scores = [_score(part) for part in parts]
+  return Score(float(np.mean(scores)), float(np.std(scores)))
+
+
+def _score(log_p: Float[np.ndarray, "N C"]) -> float:
+  # From the logarithms: a class whose every probability underflows would give 0 * infinity.
+  log_q = logsumexp(log_p, axis=0) - np.log(len(log_p))
+  return float(np.exp((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))
+
+
+def _permutation(num: int, seed: int) -> np.ndarray:
+  return np.random.RandomState(seed).permutation(num)
