@@ -1,15 +1,24 @@
-"""Prepares a tensorflow-datasets set: python -m diffusion_jax.prepare mnist --data_dir=DIR
+"""Prepares what is downloaded once: python -m diffusion_jax.prepare mnist --data_dir=DIR
 
-cifar10, cifar100, mnist and fashion_mnist need nothing more; others are built by TensorFlow, once:
-pip install 'diffusion_jax[tfds-prepare]'.
+A data set of tensorflow-datasets: cifar10, cifar100, mnist and fashion_mnist need nothing more;
+others are built by TensorFlow, once: pip install 'diffusion_jax[tfds-prepare]'.
+
+Or `inception`, the weights that FID needs: downloaded, or read from the file that is given
+(prepare inception FILE.pth), checked and stored in the user's cache.
 """
 
+import http.client
+import queue
+import threading
+import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from diffusion_jax import runs
 from diffusion_jax.data import standard
 from diffusion_jax.data.tfds import default_data_dir
+from diffusion_jax.models import inception_weights
 from diffusion_jax.types import UserError
 
 
@@ -17,8 +26,12 @@ def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   if overrides:
     raise UserError(f"{overrides[0].flag}: prepare takes no config; see --help")
+  if args.name != "inception" and args.source is not None:
+    raise UserError(f"{args.source}: only `prepare inception` takes a file; leave it out")
   data_dir = args.data_dir or default_data_dir()
-  if args.name in standard.STANDARD:
+  if args.name == "inception":
+    print(f"prepared {prepare_inception(args.source)}")
+  elif args.name in standard.STANDARD:
     print(f"prepared {standard.prepare(args.name, data_dir)}")
   else:
     print(f"prepared {prepare_with_tensorflow(args.name, data_dir)}")
@@ -26,7 +39,10 @@ def main(argv: list[str]) -> None:
 
 def parser() -> runs.Parser:
   flags = runs.Parser("prepare", description=__doc__)
-  flags.add_argument("name", help="a data set: name, name/config or name:version")
+  flags.add_argument(
+    "name", help="a data set (name, name/config or name:version), or inception: FID's weights"
+  )
+  flags.add_argument("source", nargs="?", type=Path, help="inception: the .pth, if it is here")
   flags.add_argument("--data_dir", type=Path, help="$TFDS_DATA_DIR or ~/tensorflow_datasets")
   return flags
 
@@ -44,6 +60,79 @@ def prepare_with_tensorflow(name: str, data_dir: Path) -> str:
   builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
   builder.download_and_prepare()
   return str(builder.data_dir)
+
+
+def prepare_inception(source: Path | None) -> Path:
+  """Checks and stores the Inception weights, downloaded unless their file is given.
+
+  Returns:
+    Where they are stored; a file that is stored already and whole is kept.
+
+  Raises:
+    UserError: no network, another file, or a cache that cannot be written.
+  """
+  target = inception_weights.default_path()
+  if source is None and _is_stored(target):
+    return target
+  data, where = _download() if source is None else (_read(source), str(source))
+  inception_weights.store(data, where, target)
+  return target
+
+
+def _is_stored(target: Path) -> bool:
+  try:
+    return inception_weights.load(target).is_published
+  except UserError:  # missing or damaged: it is made anew
+    return False
+
+
+def _read(source: Path) -> bytes:
+  try:
+    return source.read_bytes()
+  except OSError as error:
+    raise UserError(f"{source} cannot be read ({error.strerror}); give the .pth file") from error
+
+
+def _download() -> tuple[bytes, str]:
+  """The published file and its address."""
+  answer, url = _connect()
+  print(f"downloading {url}", flush=True)
+  try:
+    with answer:
+      return answer.read(inception_weights.SIZE + 1), url  # never more, whatever is sent
+  except (OSError, http.client.HTTPException) as error:
+    raise _cannot_download(f"{url}: {error}") from error
+
+
+def _connect() -> tuple[Any, str]:
+  """The first address to answer, within CONNECT_SEC whatever the resolver and the network do."""
+  answers: queue.Queue[tuple[Any, str]] = queue.Queue()
+
+  def connect(url: str) -> None:
+    try:
+      answers.put((urllib.request.urlopen(url, timeout=standard.CONNECT_SEC), url))
+    except Exception as error:
+      answers.put((error, url))
+
+  reason = "no answer"
+  for url in inception_weights.URLS:
+    threading.Thread(target=connect, args=(url,), daemon=True).start()
+    try:
+      answer, found = answers.get(timeout=standard.CONNECT_SEC / len(inception_weights.URLS))
+    except queue.Empty:
+      continue
+    if not isinstance(answer, Exception):
+      return answer, found
+    reason = str(answer)
+  raise _cannot_download(f"{inception_weights.URLS[0]}: {reason}")
+
+
+def _cannot_download(reason: str) -> UserError:
+  return UserError(
+    f"cannot download {reason}; on a machine with a network fetch {inception_weights.URLS[0]} "
+    f"({inception_weights.SIZE:,} bytes, SHA-256 {inception_weights.SHA256}), copy it here and "
+    f"start {inception_weights.COMMAND} FILE.pth"
+  )
 
 
 if __name__ == "__main__":
