@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from diffusion_jax.checkpoint import Checkpointing
 from diffusion_jax.config import Override, Section, nearest, resolve, to_dict
 from diffusion_jax.data import SOURCES
 from diffusion_jax.generative import GENERATIVES
+from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
 from diffusion_jax.log import Logging
 from diffusion_jax.sharding import MeshShape
 from diffusion_jax.state import EMA, OPTIMIZERS, Adam
@@ -17,20 +18,42 @@ from diffusion_jax.types import Generative, ImageSpec, UserError
 
 @dataclasses.dataclass(frozen=True)
 class Evaluating:
-  """Config of the held-out figures taken while training.
+  """Config of what is measured, while training and by the evaluation program.
 
   Attributes:
-    every_steps: between two passes over the test split; none: only at the end.
-    batch_size: images of a batch of the pass.
+    every_steps: between two passes over the test split while training; none: only at the end.
+    training_likelihoods: likelihoods that these passes take; a model without an elbo leaves it out.
+    batch_size: images of a batch of a pass, and of a chunk of samples.
+    num_samples: images drawn for the sample metrics; none: as many as the reference split has, at
+      most 50,000.
+    num_seeds: sets of samples from successive seeds; their spread is the figures' error bar.
+    reference_split: the split that samples are compared with.
+    likelihoods: those that the evaluation program measures; none: all that the model has.
+    likelihood_split: the split they are measured on, in full.
+    likelihood_repeats: independent draws an image; two or more separate the error of these draws
+      from that of the images.
+    spectrum_images: images of each split for the loss by log-SNR, evenly spaced; 0: no spectrum.
   """
 
   every_steps: int | None = None
+  training_likelihoods: tuple[str, ...] = ("elbo",)
   batch_size: int = 256
+  num_samples: int | None = None
+  num_seeds: int = 1
+  reference_split: Literal["train", "test"] = "train"
+  likelihoods: tuple[str, ...] | None = None
+  likelihood_split: Literal["train", "test"] = "test"
+  likelihood_repeats: int = 1
+  spectrum_images: int = 2048
 
   def __post_init__(self):
-    for name in ("every_steps", "batch_size"):
+    for name in ("every_steps", "batch_size", "num_seeds", "likelihood_repeats"):
       if getattr(self, name) is not None and getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+    if self.num_samples is not None and self.num_samples < 2:
+      raise ValueError(f"num_samples={self.num_samples} must be at least 2, or none")
+    if self.spectrum_images < 0:
+      raise ValueError(f"spectrum_images={self.spectrum_images} must not be negative")
 
 
 COMMON: Mapping[str, Section] = {
@@ -53,7 +76,8 @@ CHANGEABLE = {
   "optimizer": {"*"},
   "training": {"num_steps", "accumulation_steps", "max_skipped_in_a_row"},
   **{name: {"*"} for name in ("ema", "eval", "checkpoint", "logging", "mesh")},
-  **{name: {"*"} for name in ("sampler", "guidance")},
+  **{name: {"*"} for name in ("sampler", "guidance", "spectrum")},
+  **{name: {"*"} for name in (*DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS)},
 }
 
 

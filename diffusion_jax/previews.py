@@ -8,9 +8,9 @@ import jax
 from diffusion_jax import evaluation, log, runs, sampling
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import Job
-from diffusion_jax.levels import to_uint8
+from diffusion_jax.levels import as_pictures, to_uint8
 from diffusion_jax.state import TrainState
-from diffusion_jax.step import make_eval_step
+from diffusion_jax.step import make_eval_step, measured_likelihoods
 
 Show = Callable[[log.Logger, int, TrainState, bool], None]
 
@@ -19,8 +19,10 @@ def make_show(job: Job) -> Show:
   """A function (logger, step, state, last) that shows what is due at a step; all at the last."""
   config, generative = job.experiment, job.generative
   draw = sampling.make_draw(generative, job.mesh, config.logging.num_samples)
-  eval_step = jax.jit(make_eval_step(generative, config.training.seed))
-  baseline = functools.cache(lambda: _baseline(job))  # counted once, when it is first shown
+  measured = measured_likelihoods(generative, config.eval.training_likelihoods)
+  eval_step = jax.jit(make_eval_step(generative, config.training.seed, measured))
+  # Counted once, when it is first shown; beside no likelihood it would say nothing.
+  baseline = functools.cache(lambda: _baseline(job) if measured else None)
 
   def show(logger: log.Logger, step: int, state: TrainState, last: bool) -> None:
     if last or _due(step, config.logging.sample_every_steps):
@@ -67,7 +69,7 @@ def show_reconstructions(job: Job, logger: log.Logger, step: int, state: TrainSt
   num = job.experiment.logging.num_samples
   batch = sampling.first_examples(job.test or job.train, num)
   decoded = to_uint8(sampling.make_reconstruct(job.generative, job.mesh)(state.ema, batch))
-  originals = sampling.as_pictures(batch.image, job.train.spec.num_levels)
+  originals = as_pictures(batch.image, job.train.spec.num_levels)
   columns = log.grid_columns(num, 0)
   rows = sampling.paired_rows(originals, decoded, columns)
   path = logger.image(step, "reconstructions", log.image_grid(rows, columns))

@@ -1,7 +1,7 @@
 """The jitted train and eval steps. Losses return one value an example; averages are taken here."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from diffusion_jax import randomness, sharding
 from diffusion_jax.state import EMA, Adam, TrainState, create_state
-from diffusion_jax.types import Aux, Batch, Generative, Key, Params
+from diffusion_jax.types import Aux, Batch, Generative, Key, Params, UserError
 
 Scalars = dict[str, Array]
 
@@ -192,12 +192,35 @@ def masked_mean(values: Float[Array, "B"], mask: Float[Array, "B"]) -> Float[Arr
   return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
-def make_eval_step(generative: Generative, seed: int) -> Callable[[Params, Aux, Batch], Scalars]:
+def measured_likelihoods(generative: Generative, names: Sequence[str]) -> list[str]:
+  """Those of `names` that a model has; only the default "elbo" may be missing.
+
+  Raises:
+    UserError: another name that the model does not have.
+  """
+  for name in names:
+    if name not in generative.likelihoods and name != "elbo":
+      has = ",".join(generative.likelihoods)
+      raise UserError(
+        f"eval.training_likelihoods names '{name}', which this model does not have; it has "
+        f"{has or 'none'}: --config.eval.training_likelihoods={has}"
+      )
+  return [name for name in names if name in generative.likelihoods]
+
+
+def make_eval_step(
+  generative: Generative, seed: int, likelihoods: Sequence[str]
+) -> Callable[[Params, Aux, Batch], Scalars]:
   """Held-out figures of each example of a batch, from one fixed noise an example.
 
+  Args:
+    generative: the model.
+    seed: of the noise.
+    likelihoods: names in `generative.likelihoods` to measure too.
+
   Returns:
-    (params, aux, batch) -> name -> values [B]: "loss", the loss's metrics, and "name/term" of every
-    likelihood in bits/dim.
+    (params, aux, batch) -> name -> values [B]: "loss", the loss's metrics, and "name/term" of each
+    of those likelihoods in bits/dim.
   """
 
   def eval_step(params: Params, aux: Aux, batch: Batch) -> Scalars:
@@ -205,8 +228,8 @@ def make_eval_step(generative: Generative, seed: int) -> Callable[[Params, Aux, 
     losses, metrics, _ = generative.loss(params, aux, key, batch, False)
     values = {"loss": losses, **metrics}
     keys = randomness.example_keys(jax.random.fold_in(key, 1), batch.index)
-    for name, likelihood in generative.likelihoods.items():
-      estimate = likelihood(params, keys, batch)
+    for name in likelihoods:
+      estimate = generative.likelihoods[name](params, keys, batch)
       values[f"{name}/bits_per_dim"] = estimate.bits_per_dim
       values |= {f"{name}/{n}": v for n, v in estimate.terms.items() if v.ndim == 1}
     return values

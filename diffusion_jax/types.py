@@ -75,10 +75,12 @@ class Samples(NamedTuple):
     images: in [-1, 1] up to the model's error; not clipped, not quantised.
     num_evaluations: network evaluations spent on one image, conditional and unconditional
       counted separately.
+    estimates: the x0 estimate of every sampler step in order, if it was asked to keep them.
   """
 
   images: Float[Array, "N H W C"]
   num_evaluations: int
+  estimates: Float[Array, "S N H W C"] | None = None
 
 
 class Estimate(NamedTuple):
@@ -93,6 +95,18 @@ class Estimate(NamedTuple):
   terms: Mapping[str, Float[Array, "B ..."]]
 
 
+class SpectrumEstimate(NamedTuple):
+  """How well each example's noise is predicted at each noise level.
+
+  Attributes:
+    log_snr: log(alpha^2 / sigma^2), rising.
+    eps_mse: |eps - eps_hat|^2 over the number of dimensions.
+  """
+
+  log_snr: Float[Array, "M"]
+  eps_mse: Float[Array, "B M"]
+
+
 class Generative(NamedTuple):
   """A generative model as pure functions: all that the binaries know of it.
 
@@ -102,7 +116,11 @@ class Generative(NamedTuple):
     init: key -> (params, aux).
     loss: (params, aux, key, batch, train) -> (loss of each example [B], metrics, aux).
     sample: (params, keys [N], labels [N] or None) -> Samples; image i depends on keys[i] alone.
-    likelihoods: name -> (params, keys [B], batch) -> Estimate, in bits/dim at `num_levels`.
+    likelihoods: name -> (params, keys [B], batch) -> Estimate, in bits/dim at `num_levels`; of a
+      class-conditional model, given the label.
+    spectrum: (params, keys [B], batch) -> SpectrumEstimate. Diffusion only.
+    trajectory: (params, keys [N], labels [N] or None) -> the guided x0 estimate of every sampler
+      step [S N H W C]; for the same keys, the last one is `sample`'s images. Diffusion only.
     denoise: (params, xt, t [B], labels or None) -> x0 estimate. Diffusion only.
     encode: (params, key, batch) -> latents. VAEs and latent models only.
     decode: (params, latents) -> images in [-1, 1].
@@ -114,6 +132,8 @@ class Generative(NamedTuple):
   loss: Callable[[Params, Aux, Key, Batch, bool], tuple[Array, Metrics, Aux]]
   sample: Callable[[Params, Keys, Array | None], Samples]
   likelihoods: Mapping[str, Callable[[Params, Keys, Batch], Estimate]]
+  spectrum: Callable[[Params, Keys, Batch], SpectrumEstimate] | None = None
+  trajectory: Callable[[Params, Keys, Array | None], Array] | None = None
   denoise: Callable[[Params, Array, Array, Array | None], Array] | None = None
   encode: Callable[[Params, Key, Batch], Array] | None = None
   decode: Callable[[Params, Array], Array] | None = None

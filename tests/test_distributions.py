@@ -82,9 +82,52 @@ def test_discretized_gaussian_matches_float64_and_sums_to_one(num_levels, std, m
   np.testing.assert_allclose(log_prob[seen], np.log(exact[seen]), rtol=2e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("num_levels", LEVELS)
+@pytest.mark.parametrize("std", [0.007, 0.1, 1.0])
+@pytest.mark.parametrize("mean", [-1.1, -0.31, 0.25])
+def test_the_tanh_approximation_is_its_formula_in_float64(num_levels, std, mean):
+  """0.5 (1 + tanh(sqrt(2 / pi) (y + 0.044715 y^3))) at both edges, no level below 1e-12."""
+  cdf = [
+    0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+    for y in ((edge - mean) / std for edge in bin_edges(num_levels))
+  ]
+  exact = np.log(np.maximum(cdf[1] - cdf[0], 1e-12))
+  log_prob = np.float64(
+    distributions.approximate_discretized_gaussian_log_prob(
+      jnp.asarray(grid(num_levels), jnp.float32),
+      jnp.float32(mean),
+      jnp.float32(np.log(std)),
+      num_levels,
+    )
+  )
+  # The reference itself subtracts two numbers near 1 in the right tail: 1e-16 of 1e-9.
+  seen = exact > np.log(1e-9)
+  np.testing.assert_allclose(log_prob[seen], exact[seen], rtol=2e-4, atol=1e-4)
+  np.testing.assert_allclose(log_prob.min(), max(exact.min(), np.log(1e-12)), rtol=1e-4)
+  assert (log_prob[exact <= np.log(1e-12)] == np.float32(np.log(1e-12))).all()
+
+
+def test_the_tanh_approximation_stays_near_the_exact_function():
+  """Its cdf is right to 3e-4, so a level's probability is to 6e-4; and it is another function."""
+  arguments = (
+    jnp.asarray(grid(256), jnp.float32),
+    jnp.float32(0.1),
+    jnp.float32(np.log(0.02)),
+    256,
+  )
+  exact = np.exp(np.float64(distributions.discretized_gaussian_log_prob(*arguments)))
+  near = np.exp(np.float64(distributions.approximate_discretized_gaussian_log_prob(*arguments)))
+  assert 1e-5 < np.abs(near - exact).max() < 6e-4
+  np.testing.assert_allclose(near.sum(), 1.0, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   "log_prob",
-  [distributions.discretized_logistic_log_prob, distributions.discretized_gaussian_log_prob],
+  [
+    distributions.discretized_logistic_log_prob,
+    distributions.discretized_gaussian_log_prob,
+    distributions.approximate_discretized_gaussian_log_prob,
+  ],
 )
 def test_discretized_gradients_stay_finite_far_away(log_prob):
   def total(mean, log_scale):

@@ -10,6 +10,7 @@ import pytest
 from diffusion_jax import sharding, step
 from diffusion_jax.checksum import named_leaves
 from diffusion_jax.generative import Diffusion
+from diffusion_jax.likelihood import Spectrum, VariationalBound
 from diffusion_jax.losses import Simple
 from diffusion_jax.models import UNet
 from diffusion_jax.processes import LinearVP
@@ -17,7 +18,7 @@ from diffusion_jax.samplers import DDIM, Guidance
 from diffusion_jax.sharding import MeshShape, create_mesh
 from diffusion_jax.state import EMA, Adam
 from diffusion_jax.step import Training
-from diffusion_jax.types import Batch, Generative, ImageSpec
+from diffusion_jax.types import Batch, Estimate, Generative, ImageSpec, UserError
 
 
 def quadratic() -> Generative:
@@ -137,6 +138,8 @@ PARTS = {
   "loss": Simple(),
   "sampler": DDIM(steps=2),
   "guidance": Guidance(),
+  "spectrum": Spectrum(),
+  "vlb": VariationalBound(),
 }
 
 
@@ -241,6 +244,44 @@ def test_split_batch_keeps_each_devices_examples():
 
 def test_masked_mean_leaves_padding_out():
   assert step.masked_mean(jnp.asarray([1.0, 3.0, 99.0]), jnp.asarray([1.0, 1.0, 0.0])) == 2.0
+
+
+def with_likelihoods(called) -> Generative:
+  """A model with a cheap and a dear likelihood that note that they were called."""
+
+  def likelihood(name, bits):
+    def of(params, keys, batch):
+      called.append(name)
+      value = jnp.full(len(batch.index), bits)
+      return Estimate(value, {"part": value / 2, "curve": value[:, None]})
+
+    return of
+
+  names = {"elbo": likelihood("elbo", 3.0), "vlb": likelihood("vlb", 5.0)}
+  return quadratic()._replace(likelihoods=names)
+
+
+@pytest.mark.parametrize("names", [(), ("elbo",), ("vlb", "elbo")])
+def test_the_eval_step_measures_the_likelihoods_that_it_is_told(names):
+  called = []
+  eval_step = step.make_eval_step(with_likelihoods(called), 0, names)
+  values = eval_step({"w": jnp.float32(1.0)}, {}, batch([1, 3]))
+  assert called == list(names)
+  expected = {f"{n}/{part}" for n in names for part in ("bits_per_dim", "part")}
+  assert set(values) == {"loss", "error"} | expected  # a curve is no scalar of an example
+  np.testing.assert_allclose(values["loss"], [0.0, 2.0])
+  if names:
+    np.testing.assert_allclose(values["elbo/part"], 1.5)
+
+
+def test_only_the_default_elbo_may_be_missing():
+  assert step.measured_likelihoods(quadratic(), ("elbo",)) == []
+  assert step.measured_likelihoods(with_likelihoods([]), ("elbo",)) == ["elbo"]
+  assert step.measured_likelihoods(with_likelihoods([]), ()) == []
+  with pytest.raises(UserError, match=r"names 'vbl'.*it has elbo,vlb: --config\.eval\."):
+    step.measured_likelihoods(with_likelihoods([]), ("elbo", "vbl"))
+  with pytest.raises(UserError, match="it has none"):
+    step.measured_likelihoods(quadratic(), ("vlb",))
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,32 @@
 """A denoising diffusion model: process, network, loss, sampler and guidance as one Generative."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from diffusion_jax import randomness
 from diffusion_jax.levels import from_levels
+from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
 from diffusion_jax.losses import DENOISING_LOSSES
 from diffusion_jax.models import NETWORKS
 from diffusion_jax.processes import PROCESSES, DiscreteVP, Preconditioned, precondition
 from diffusion_jax.samplers import SAMPLERS, Guidance
-from diffusion_jax.types import Batch, Generative, ImageSpec, Keys, Samples
+from diffusion_jax.types import (
+  Batch,
+  Estimate,
+  Generative,
+  ImageSpec,
+  Keys,
+  Params,
+  Samples,
+  SpectrumEstimate,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +50,8 @@ class Diffusion:
     "loss": DENOISING_LOSSES,
     "sampler": SAMPLERS,
     "guidance": Guidance,
+    "spectrum": Spectrum,
+    **DIFFUSION_LIKELIHOODS,
   }
 
   def __post_init__(self):
@@ -56,7 +69,8 @@ class Diffusion:
       ValueError: parts that do not fit each other or the data.
     """
     self._check(parts, spec)
-    process = parts["process"].create()
+    process, spectrum = parts["process"].create(), parts["spectrum"]
+    estimators = [parts[name] for name in DIFFUSION_LIKELIHOODS]
     parts["sampler"].coefficients(process)
     num_labels = spec.num_classes + 1 if self.conditional else 0
     backbone = parts["model"].create(spec, num_labels)
@@ -74,7 +88,9 @@ class Diffusion:
       init=lambda key: (backbone.init(key), {}),
       loss=lambda *args: _loss(wiring, *args),
       sample=lambda *args: _sample(wiring, *args),
-      likelihoods={},
+      likelihoods={e.figure_name: functools.partial(_likelihood, wiring, e) for e in estimators},
+      spectrum=lambda *args: _spectrum(wiring, spectrum, *args),
+      trajectory=lambda *args: _trajectory(wiring, *args),
       denoise=wiring.network.denoise,
       num_levels=spec.num_levels,
       num_classes=spec.num_classes if self.conditional else 0,
@@ -135,9 +151,51 @@ def _training_labels(
   return jnp.where(hidden, wiring.null_label, labels)
 
 
-def _sample(wiring: _Wiring, params, keys: Keys, labels: Int[Array, "N"] | None = None) -> Samples:
+def _likelihood(
+  wiring: _Wiring, estimator: Any, params: Params, keys: Keys, batch: Batch
+) -> Estimate:
+  """Of a class-conditional model, the figure given the label."""
+  return estimator(
+    wiring.network,
+    wiring.process,
+    params,
+    keys,
+    from_levels(batch.image, wiring.spec.num_levels),
+    None if wiring.null_label is None else batch.label,
+    wiring.spec.num_levels,
+  )
+
+
+def _spectrum(
+  wiring: _Wiring, spectrum: Spectrum, params: Params, keys: Keys, batch: Batch
+) -> SpectrumEstimate:
+  return spectrum(
+    wiring.network,
+    wiring.process,
+    params,
+    keys,
+    from_levels(batch.image, wiring.spec.num_levels),
+    None if wiring.null_label is None else batch.label,
+  )
+
+
+def _sample(
+  wiring: _Wiring,
+  params: Params,
+  keys: Keys,
+  labels: Int[Array, "N"] | None = None,
+  keep_estimates: bool = False,
+) -> Samples:
   if wiring.null_label is not None and labels is None:
     labels = jnp.full(keys.shape[0], wiring.null_label)
   denoise = wiring.guidance.bind(wiring.network, params, labels, wiring.null_label)
-  samples = wiring.sampler(denoise, wiring.process, keys, wiring.spec.shape)
+  samples = wiring.sampler(denoise, wiring.process, keys, wiring.spec.shape, keep_estimates)
   return samples._replace(num_evaluations=samples.num_evaluations * wiring.guidance.num_evaluations)
+
+
+def _trajectory(
+  wiring: _Wiring, params: Params, keys: Keys, labels: Int[Array, "N"] | None = None
+) -> Float[Array, "S N H W C"]:
+  estimates = _sample(wiring, params, keys, labels, keep_estimates=True).estimates
+  assert estimates is not None
+  return estimates

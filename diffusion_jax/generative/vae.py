@@ -1,6 +1,7 @@
 """A variational autoencoder: networks, observation model and ELBO as one Generative."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax import randomness
-from diffusion_jax.distributions import nats_to_bits_per_dim
+from diffusion_jax.distributions import gaussian_log_prob, nats_to_bits_per_dim
 from diffusion_jax.levels import from_levels
+from diffusion_jax.likelihood import VAE_LIKELIHOODS
 from diffusion_jax.losses import VAE_LOSSES, ElboTerms, elbo_terms
 from diffusion_jax.models import DECODERS, VAES, VAENetworks
 from diffusion_jax.types import Batch, Estimate, Generative, ImageSpec, Keys, Params, Samples
@@ -24,6 +26,7 @@ class VAE:
     "model": VAES,
     "decoder": DECODERS,
     "loss": VAE_LOSSES,
+    **VAE_LIKELIHOODS,
   }
 
   def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> Generative:
@@ -40,11 +43,15 @@ class VAE:
     counted_levels = decoder.num_levels(spec.num_levels)
     networks = parts["model"].create(spec, decoder.num_outputs(spec.channels))
     wiring = _Wiring(spec, networks, decoder, parts["loss"])
+    estimators = [parts[name] for name in VAE_LIKELIHOODS]
     return Generative(
       init=lambda key: (networks.init(key), {}),
       loss=lambda *args: _loss(wiring, *args),
       sample=lambda *args: _sample(wiring, *args),
-      likelihoods={"elbo": lambda *args: _elbo(wiring, *args)},
+      likelihoods={
+        "elbo": lambda *args: _elbo(wiring, *args),
+        **{e.figure_name: functools.partial(_weighted, wiring, e) for e in estimators},
+      },
       encode=lambda *args: _encode(wiring, *args),
       decode=lambda params, latents: decoder.mean(networks.decode(params, latents)),
       num_levels=counted_levels,
@@ -93,6 +100,22 @@ def _elbo(wiring: _Wiring, params: Params, keys: Keys, batch: Batch) -> Estimate
     "kl": nats_to_bits_per_dim(jnp.sum(terms.kl, axis=-1), num_dims),
   }
   return Estimate(nats_to_bits_per_dim(terms.negative_elbo, num_dims), parts)
+
+
+def _weighted(
+  wiring: _Wiring, estimator: Any, params: Params, keys: Keys, batch: Batch
+) -> Estimate:
+  """An estimate from importance weights p(x, z) / q(z | x); x is encoded once."""
+  x = from_levels(batch.image, wiring.spec.num_levels)
+  mean, log_var = wiring.networks.encode(params, x)
+
+  def log_weight(keys: Keys) -> Float[Array, "B"]:
+    z = _posterior_sample(keys, mean, log_var)
+    log_prob = wiring.decoder.log_prob(wiring.networks.decode(params, z), x, wiring.spec.num_levels)
+    prior = gaussian_log_prob(z, jnp.zeros_like(z), jnp.zeros_like(z))
+    return log_prob + jnp.sum(prior - gaussian_log_prob(z, mean, 0.5 * log_var), axis=-1)
+
+  return estimator(log_weight, keys, wiring.spec.num_dims)
 
 
 def _sample(wiring: _Wiring, params: Params, keys: Keys, labels=None) -> Samples:

@@ -1,9 +1,28 @@
-"""Bits/dim estimators and the baselines that they must beat."""
+"""Bits/dim estimators, the loss spectrum and the baselines that they must beat.
+
+An estimator is a config dataclass under its section's name. `figure_name` is what its figure is
+called; a VAE's "elbo" needs no options and is wired by itself.
+"""
 
 from diffusion_jax.likelihood.baseline import (
   independent_binary_bits,
   independent_pixel_bits,
   pixel_histogram,
 )
+from diffusion_jax.likelihood.importance import ImportanceWeighted
+from diffusion_jax.likelihood.spectrum import Spectrum
+from diffusion_jax.likelihood.variational_bound import VariationalBound
 
-__all__ = ["independent_binary_bits", "independent_pixel_bits", "pixel_histogram"]
+DIFFUSION_LIKELIHOODS = {"vlb": VariationalBound}
+VAE_LIKELIHOODS = {"iwae": ImportanceWeighted}
+
+__all__ = [
+  "DIFFUSION_LIKELIHOODS",
+  "VAE_LIKELIHOODS",
+  "ImportanceWeighted",
+  "Spectrum",
+  "VariationalBound",
+  "independent_binary_bits",
+  "independent_pixel_bits",
+  "pixel_histogram",
+]

@@ -45,7 +45,13 @@ class DDIM:
     )
 
   def __call__(
-    self, denoise: linear.Denoise, process: DiscreteVP, keys: Keys, shape: tuple[int, int, int]
+    self,
+    denoise: linear.Denoise,
+    process: DiscreteVP,
+    keys: Keys,
+    shape: tuple[int, int, int],
+    keep_estimates: bool = False,
   ) -> Samples:
     """Draws one image a key; see `linear.run`."""
-    return linear.run(self.coefficients(process), denoise, keys, shape, self.clip)
+    steps = self.coefficients(process)
+    return linear.run(steps, denoise, keys, shape, self.clip, keep_estimates)

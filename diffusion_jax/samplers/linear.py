@@ -29,7 +29,12 @@ class LinearSteps(NamedTuple):
 
 
 def run(
-  steps: LinearSteps, denoise: Denoise, keys: Keys, shape: tuple[int, int, int], clip: bool
+  steps: LinearSteps,
+  denoise: Denoise,
+  keys: Keys,
+  shape: tuple[int, int, int],
+  clip: bool,
+  keep_estimates: bool = False,
 ) -> Samples:
   """Runs the steps from x_1 ~ N(0, I).
 
@@ -39,6 +44,7 @@ def run(
     keys: one an image; its start and every later noise derive from it alone.
     shape: (H, W, C).
     clip: clip each x0 estimate to [-1, 1].
+    keep_estimates: return the (clipped) x0 estimate of every step too: S times the memory.
   """
 
   def step(x, row):
@@ -46,9 +52,9 @@ def run(
     x0 = denoise(x, jnp.full(x.shape[0], t))
     x0 = jnp.clip(x0, -1.0, 1.0) if clip else x0
     z = randomness.normal(randomness.fold_in(keys, number), shape)
-    return c_x0 * x0 + c_xt * x + c_noise * z, None
+    return c_x0 * x0 + c_xt * x + c_noise * z, x0 if keep_estimates else None
 
   num = len(steps.t)
   rows = (jnp.arange(1, num + 1), *(jnp.asarray(c, jnp.float32) for c in steps))
-  x, _ = jax.lax.scan(step, randomness.normal(randomness.fold_in(keys, 0), shape), rows)
-  return Samples(x, num)
+  x, estimates = jax.lax.scan(step, randomness.normal(randomness.fold_in(keys, 0), shape), rows)
+  return Samples(x, num, estimates)

@@ -1,15 +1,34 @@
 """The wiring: what a config's sections become."""
 
+import itertools
+import runpy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from diffusion_jax import randomness
+from diffusion_jax.experiment import differences, load
 from diffusion_jax.generative import VAE, Diffusion
 from diffusion_jax.generative.diffusion import _training_labels, _Wiring
+from diffusion_jax.likelihood import (
+  DIFFUSION_LIKELIHOODS,
+  VAE_LIKELIHOODS,
+  ImportanceWeighted,
+  Spectrum,
+  VariationalBound,
+)
 from diffusion_jax.losses import ELBO, Simple
-from diffusion_jax.models import Bernoulli, ConvVAE, DiscretizedLogistic, UNet
+from diffusion_jax.models import (
+  Bernoulli,
+  ConvVAE,
+  DiscretizedLogistic,
+  Gaussian,
+  UNet,
+  VAENetworks,
+)
 from diffusion_jax.processes import LinearVP
 from diffusion_jax.samplers import DDIM, Guidance
 from diffusion_jax.types import Batch, ImageSpec
@@ -25,13 +44,16 @@ def parts(**changes):
     "loss": Simple(),
     "sampler": DDIM(steps=3),
     "guidance": Guidance(),
+    "spectrum": Spectrum(5),
+    "vlb": VariationalBound(),
     **changes,
   }
 
 
 def vae_parts(**changes):
   model = ConvVAE(latent_dim=3, channels=8, multipliers=(1,))
-  return {"model": model, "decoder": DiscretizedLogistic(), "loss": ELBO(), **changes}
+  own = {"model": model, "decoder": DiscretizedLogistic(), "loss": ELBO()}
+  return {**own, "iwae": ImportanceWeighted(4, 3), **changes}
 
 
 def batch(num=6):
@@ -73,7 +95,7 @@ def test_labels_are_hidden_as_often_as_asked_and_only_in_training():
 
 def test_a_diffusion_model_has_what_it_claims():
   generative = Diffusion(conditional=True).create(parts(guidance=Guidance(2.0)), SPEC)
-  assert generative.likelihoods == {}
+  assert set(generative.likelihoods) == {"vlb"}
   assert generative.encode is None
   assert generative.decode is None
   assert generative.num_classes == 3
@@ -126,3 +148,191 @@ def test_encode_then_decode_has_the_images_shape():
   z = generative.encode(params, jax.random.key(0), batch())
   images = generative.decode(params, z)
   assert images.shape == (6, 4, 4, 1)
+
+
+# ---- Likelihoods, spectrum, trajectory ----------------------------------------------------------
+
+
+def example_keys(num):
+  return randomness.example_keys(jax.random.key(4), jnp.arange(num))
+
+
+def seen_labels(asked):
+  """A network config whose output is a tenth of the label, and that notes the labels it gets."""
+
+  class Model:
+    def create(self, spec, num_labels):
+      def apply(params, xt, time, labels, dropout_key):
+        asked.append(None if labels is None else labels.shape)
+        value = 0.0 if labels is None else 0.1 * labels[:, None, None, None]
+        return 0 * xt + value
+
+      return type("Backbone", (), {"init": lambda key: {}, "apply": staticmethod(apply)})
+
+  return Model()
+
+
+@pytest.mark.parametrize("name", ["vlb", "spectrum"])
+def test_figures_of_a_conditional_model_are_given_the_label(name):
+  """x0 is a tenth of the label: with its own label every estimate is exact."""
+  config = Diffusion(prediction="x0", conditional=True)
+  spec = SPEC._replace(num_levels=None)
+  generative = config.create(parts(model=seen_labels([])), spec)
+  labels = np.asarray([0, 1, 2, 1, 0, 2], np.int32)
+  image = np.float32(0.1) * np.ones((6, 4, 4, 1), np.float32) * labels[:, None, None, None]
+  own = Batch(image, labels, np.ones(6, np.float32), np.arange(6, dtype=np.uint32))
+  other = own._replace(label=(labels + 1) % 3)
+  if name == "spectrum":
+    right, wrong = (generative.spectrum({}, example_keys(6), b).eps_mse for b in (own, other))
+    np.testing.assert_allclose(right, 0, atol=1e-9)
+    assert (np.asarray(wrong) > 1e-6).all()
+  else:
+    right, wrong = (generative.likelihoods["vlb"]({}, example_keys(6), b) for b in (own, other))
+    assert (np.asarray(wrong.bits_per_dim) > np.asarray(right.bits_per_dim) + 0.1).all()
+
+
+def test_an_unconditional_model_gets_no_labels():
+  asked = []
+  generative = Diffusion(prediction="x0").create(parts(model=seen_labels(asked)), SPEC)
+  generative.spectrum({}, example_keys(6), batch())
+  generative.likelihoods["vlb"]({}, example_keys(6), batch())
+  assert asked
+  assert set(asked) == {None}
+
+
+def test_an_untrained_eps_models_spectrum_is_one():
+  """It predicts no noise at all: the error is the mean of eps^2 at every level."""
+  generative = Diffusion().create(parts(), SPEC)
+  params, _ = jax.jit(generative.init)(jax.random.key(0))
+  found = jax.jit(generative.spectrum)(params, example_keys(300), batch(300))
+  assert found.log_snr.shape == (5,)
+  assert (np.diff(found.log_snr) > 0).all()
+  assert found.eps_mse.shape == (300, 5)
+  assert np.abs(np.mean(found.eps_mse, axis=0) - 1.0).max() < 5 * np.sqrt(2 / (300 * 16))
+
+
+@pytest.mark.parametrize("num_levels", [17, None])
+def test_the_bound_of_a_constant_estimate_at_its_levels(num_levels):
+  """x0 = the estimate of 0: the KLs are the variances' part alone, and the pixel is certain."""
+  generative = Diffusion(prediction="x0").create(
+    parts(model=seen_labels([]), vlb=VariationalBound("fixed_small")),
+    SPEC._replace(num_levels=num_levels),
+  )
+  image = np.full((2, 4, 4, 1), 8 if num_levels else 0, np.uint8 if num_levels else np.float32)
+  certain = Batch(
+    image, np.zeros(2, np.int32), np.ones(2, np.float32), np.arange(2, dtype=np.uint32)
+  )
+  estimate = generative.likelihoods["vlb"]({}, example_keys(2), certain)
+  np.testing.assert_allclose(estimate.terms["denoising"], 0, atol=1e-12)
+  variance = VariationalBound("fixed_small").variances(LinearVP(20).create())[0]
+  nats = 0.5 * np.log(2 * np.pi * variance) if num_levels is None else 0.0
+  np.testing.assert_allclose(estimate.terms["reconstruction"], nats / np.log(2), atol=1e-5)
+
+
+def test_the_trajectory_ends_at_the_samples_images():
+  generative = Diffusion(conditional=True).create(parts(guidance=Guidance(3.0)), SPEC)
+  params = jax.tree.map(lambda p: p + 0.05, jax.jit(generative.init)(jax.random.key(0))[0])
+  keys, labels = example_keys(3), jnp.asarray([0, 2, 1])
+  states = jax.jit(generative.trajectory)(params, keys, labels)
+  samples = generative.sample(params, keys, labels)
+  assert samples.estimates is None
+  assert states.shape == (3, 3, 4, 4, 1)
+  np.testing.assert_allclose(states[-1], samples.images, atol=1e-5)
+  unlabelled = jax.jit(generative.trajectory)(params, keys, None)
+  assert np.abs(unlabelled - states).max() > 1e-3
+
+
+def test_the_trajectory_is_of_the_guided_estimate():
+  """Label / 10 with guidance 2 from the null class 3 is 0.3 + 2 (label / 10 - 0.3)."""
+  config = Diffusion(prediction="x0", conditional=True)
+  generative = config.create(parts(model=seen_labels([]), guidance=Guidance(2.0)), SPEC)
+  states = generative.trajectory({}, example_keys(3), jnp.arange(3))
+  expected = 0.3 + 2 * (np.arange(3) / 10 - 0.3)
+  np.testing.assert_allclose(states[:, :, 0, 0, 0], np.tile(expected, (3, 1)), atol=1e-6)
+
+
+# x = W z + b + 0.5 noise, z ~ N(0, I): W's columns are orthogonal, so the posterior is diagonal.
+W = np.asarray([[1.0, 0.5], [-1.0, 0.5], [0.4, 0.0], [0.0, -0.8]])
+B = np.asarray([0.1, -0.2, 0.0, 0.3])
+PRECISION = np.diag(W.T @ W) / 0.25 + 1
+
+
+class LinearVAE:
+  """The linear model as a VAE's networks; its encoder is the exact posterior, or a wider one."""
+
+  def __init__(self, widening=1.0):
+    self.widening = widening
+
+  def create(self, spec, num_outputs):
+    def encode(params, x, dropout_key=None):
+      mean = (x.reshape(-1, 4) - B) @ (W / 0.25 / PRECISION)
+      return mean.astype(jnp.float32), 0 * mean - np.log(PRECISION) + np.log(self.widening)
+
+    def decode(params, z, dropout_key=None):
+      return (z @ W.T + B).reshape(-1, 4, 1, 1)
+
+    return VAENetworks(lambda key: {}, encode, decode, 2)
+
+
+def linear_vae(widening=1.0, num_draws=5):
+  spec = ImageSpec(4, 1, 1, None, 0)
+  own = vae_parts(
+    model=LinearVAE(widening), decoder=Gaussian(0.5), iwae=ImportanceWeighted(num_draws, 2)
+  )
+  return VAE().create(own, spec)
+
+
+def evidence_bits(num):
+  """Observations of the model, as a batch, and their exact -log2 p(x) a dimension."""
+  law = stats.multivariate_normal(B, W @ W.T + 0.25 * np.eye(4))
+  x = law.rvs(num, random_state=0)
+  zeros = np.zeros(num, np.int32)
+  image = x.astype(np.float32).reshape(num, 4, 1, 1)
+  made = Batch(image, zeros, np.ones(num, np.float32), np.arange(num, dtype=np.uint32))
+  return made, -law.logpdf(x) / (4 * np.log(2))
+
+
+@pytest.mark.parametrize("num_draws", [1, 2, 5])
+def test_a_vae_with_the_exact_posterior_gives_the_evidence_of_each_example(num_draws):
+  observed, exact = evidence_bits(50)
+  generative = linear_vae(num_draws=num_draws)
+  assert set(generative.likelihoods) == {"elbo", f"iwae_{num_draws}"}
+  found = generative.likelihoods[f"iwae_{num_draws}"]({}, example_keys(50), observed)
+  np.testing.assert_allclose(found.bits_per_dim, exact, atol=2e-5)
+
+
+def test_a_vaes_bounds_are_ordered():
+  """ELBO >= IWAE_K >= -log p in bits, within 3 standard errors of the differences."""
+  num, draws = 4000, (1, 5, 50)
+  observed, exact = evidence_bits(num)
+  figures = [linear_vae(2.0, k).likelihoods[f"iwae_{k}"] for k in draws]
+  found = [jax.jit(f)({}, example_keys(num), observed).bits_per_dim for f in figures]
+  elbo = jax.jit(linear_vae(2.0).likelihoods["elbo"])({}, example_keys(num), observed).bits_per_dim
+  chain = [np.float64(v) for v in (elbo, *found, exact)]
+  # KL(q || posterior) of a variance twice too large: (1 - log 2) / 2 nats each of 2 dimensions.
+  same = chain[0] - chain[1]
+  assert abs(same.mean()) < 4 * same.std() / np.sqrt(num)
+  gap = chain[0] - chain[-1]
+  assert abs(gap.mean() - (1 - np.log(2)) / (4 * np.log(2))) < 4 * gap.std() / np.sqrt(num)
+  for larger, smaller in itertools.pairwise(chain[1:]):
+    difference = larger - smaller
+    assert difference.mean() > -3 * difference.std() / np.sqrt(num)
+
+
+def test_every_registered_likelihood_is_a_section_and_is_wired():
+  assert set(DIFFUSION_LIKELIHOODS) < set(Diffusion.sections)
+  assert set(VAE_LIKELIHOODS) < set(VAE.sections)
+  assert len(linear_vae().likelihoods) == 1 + len(VAE_LIKELIHOODS)
+
+
+@pytest.mark.parametrize("kind", ["ddpm_digits", "vae_digits"])
+def test_a_run_from_before_these_sections_continues(kind, root):
+  """They say how a model is measured: an old config.json lacks them."""
+  raw = runpy.run_path(str(root / "configs" / f"{kind}.py"))["get_config"]().to_dict()
+  now = load(raw).to_dict()
+  new = {"spectrum", *DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS} & set(now)
+  assert new
+  before = {n: v for n, v in now.items() if n not in new}
+  fatal, harmless = differences(before, now)
+  assert fatal == []
+  assert {text.split(".")[0] for text in harmless} == new

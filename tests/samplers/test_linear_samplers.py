@@ -165,3 +165,45 @@ def test_guidance_of_one_asks_once():
   assert plain[:, 0, 0, 0].tolist() == [1.0, 2.0]
   assert asked == [2]
   assert Guidance(1.0).num_evaluations == 1
+
+
+# ---- The estimates on the way -------------------------------------------------------------------
+
+
+def four_keys():
+  return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(jnp.arange(4))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("kind", range(3), ids=["ddim", "small", "large"])
+def test_the_last_estimate_is_the_image_and_keeping_them_changes_nothing(kind, spacing):
+  sampler = samplers(7, spacing)[kind]
+  plain = sampler(posterior_mean, PROCESS, four_keys(), (2, 2, 1))
+  kept = sampler(posterior_mean, PROCESS, four_keys(), (2, 2, 1), keep_estimates=True)
+  assert plain.estimates is None
+  assert kept.estimates.shape == (7, 4, 2, 2, 1)
+  assert kept.num_evaluations == plain.num_evaluations == 7
+  np.testing.assert_array_equal(kept.images, plain.images)
+  np.testing.assert_allclose(kept.estimates[-1], kept.images, atol=1e-6)
+  assert np.abs(kept.estimates[0] - kept.images).max() > 0.1
+
+
+def test_estimates_follow_the_known_linear_map():
+  """DDIM on Gaussian data: x_t is the start times one number, its estimate the gain times x_t."""
+  sampler = DDIM(steps=9, clip=False)
+  steps, shape = sampler.coefficients(PROCESS), (2, 2, 1)
+  found = sampler(posterior_mean, PROCESS, four_keys(), shape, keep_estimates=True).estimates
+  start = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), shape))(four_keys())
+  ab = PROCESS.alphas_cumprod[np.round(steps.t * 1000).astype(int)]
+  gain, factor = np.sqrt(ab) * 0.25 / (ab * 0.25 + 1 - ab), 1.0
+  for estimate, x0, xt, g in zip(found, steps.x0, steps.xt, gain, strict=True):
+    np.testing.assert_allclose(estimate, g * factor * np.asarray(start), rtol=2e-4, atol=1e-6)
+    factor *= x0 * g + xt
+
+
+def test_kept_estimates_are_clipped_as_the_sampler_used_them():
+  far = lambda xt, t: jnp.full_like(xt, 9.0)  # noqa: E731
+  for clip, value in ((True, 1.0), (False, 9.0)):
+    sampler = Ancestral(steps=3, clip=clip)
+    out = sampler(far, PROCESS, four_keys(), (2, 2, 1), keep_estimates=True)
+    np.testing.assert_array_equal(out.estimates, np.full((3, 4, 2, 2, 1), value, np.float32))

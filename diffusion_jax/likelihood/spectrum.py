@@ -1,0 +1,78 @@
+"""The loss spectrum: how well the noise is predicted at each noise level.
+
+The variational bound in continuous time is half the integral of this curve over the log-SNR, up to
+its end points (Kingma et al. 2021, arXiv 2107.00630, equation 18), so the curve shows where the
+bits are spent; the gap between training and held-out images shows where a model has memorised.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax import randomness
+from diffusion_jax.processes import DiscreteVP, Preconditioned, expand
+from diffusion_jax.types import Keys, Params, SpectrumEstimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum:
+  """Mean squared error of the predicted noise a dimension, as a function of log-SNR.
+
+  Attributes:
+    num_points: M, evenly spaced in log-SNR over the process; each is moved to the nearest step,
+      and points that meet at one step count once.
+  """
+
+  num_points: int = 24
+
+  def __post_init__(self):
+    if self.num_points < 2:
+      raise ValueError(f"num_points={self.num_points} must be at least 2")
+
+  def steps(self, process: DiscreteVP) -> tuple[Int[np.ndarray, "M"], Float[np.ndarray, "M"]]:
+    """The steps n of 1..T, noisiest first, and their log-SNR, float64."""
+    alpha_bar = process.alphas_cumprod[1:]
+    log_snr = np.log(alpha_bar) - np.log1p(-alpha_bar)
+    points = np.linspace(log_snr[-1], log_snr[0], self.num_points)
+    nearest = np.abs(log_snr - points[:, None]).argmin(axis=1)
+    chosen = np.unique(nearest)[::-1]
+    return chosen + 1, log_snr[chosen]
+
+  def __call__(
+    self,
+    network: Preconditioned,
+    process: DiscreteVP,
+    params: Params,
+    keys: Keys,
+    x0: Float[Array, "B H W C"],
+    labels: Int[Array | np.ndarray, "B"] | None,
+  ) -> SpectrumEstimate:
+    """The error of each example at each point, without clipping and guidance.
+
+    Args:
+      network: gives the x0 estimate; whatever it predicts, the error is that of the noise,
+        |eps - eps_hat|^2 = SNR |x0 - x0_hat|^2.
+      process: q(x_t | x0).
+      params: of the network.
+      keys: one an example; the noise at point m is drawn from fold_in(key, m). The same keys for
+        two sets of images compare them under the same noise.
+      x0: images in [-1, 1].
+      labels: class numbers or None.
+    """
+    steps, log_snr = self.steps(process)
+
+    def point(_, row):
+      number, time, snr = row
+      t = jnp.full(len(x0), time)
+      eps = randomness.normal(randomness.fold_in(keys, number), x0.shape[1:])
+      alpha, sigma = map(expand, process.alpha_sigma(t))
+      error = x0 - network.denoise(params, alpha * x0 + sigma * eps, t, labels)
+      return None, snr * jnp.mean(jnp.square(error), axis=(1, 2, 3))
+
+    floats = (steps / process.num_timesteps, np.exp(log_snr))
+    rows = (jnp.arange(len(steps)), *(jnp.asarray(c, jnp.float32) for c in floats))
+    _, errors = jax.lax.scan(point, None, rows)
+    return SpectrumEstimate(jnp.asarray(log_snr, jnp.float32), errors.T)

@@ -1,0 +1,223 @@
+"""Several runs side by side, with every difference of protocol said."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from diffusion_jax.report.formatting import (
+  DASH,
+  Number,
+  facts,
+  finite,
+  label,
+  shortened,
+  text,
+  with_error,
+)
+from diffusion_jax.report.views import Metrics, run_name, spread
+
+MEASUREMENT = (
+  "num_samples",
+  "num_reference",
+  "reference",
+  "extractor",
+  "protocol",
+  "quantisation",
+  "split",
+  "num_images",
+  "num_levels",
+  "conditional",
+  "options",
+  "data",
+)
+"""Where these differ, two figures must not be ranked against each other."""
+
+
+class Cell(NamedTuple):
+  """A figure of one run; `mark` is † where it was measured otherwise than in the first run."""
+
+  value: Number
+  error: Number | None
+  mark: str
+  best: bool
+
+
+class Row(NamedTuple):
+  """A figure of every run."""
+
+  key: str
+  unit: str
+  better: str
+  cells: list[Cell]
+
+
+class Difference(NamedTuple):
+  """What differs between the first run and another.
+
+  Attributes:
+    run: the other run.
+    what: the part of the protocol.
+    here, there: its value in the first run and in the other one.
+    figures: that it concerns.
+    mark: † where it forbids ranking, ‡ where it is part of what is compared.
+  """
+
+  run: str
+  what: str
+  here: str
+  there: str
+  figures: str
+  mark: str
+
+
+class Comparison(NamedTuple):
+  """The table: runs from left to right, the report's own first."""
+
+  runs: list[str]
+  rows: list[Row]
+  differences: list[Difference]
+
+
+def compare(metrics: Metrics, others: Sequence[Metrics]) -> Comparison | None:
+  """The figures that the runs have, and how their protocols differ; None without other runs."""
+  if not others:
+    return None
+  runs = [metrics, *others]
+  rows = [
+    _row(group, key, runs) for group in ("figures", "likelihoods") for key in _keys(group, runs)
+  ]
+  differences = [d for other in others for d in _differences(metrics, other)]
+  return Comparison(distinct([run_name(r) for r in runs]), rows, differences)
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+  """Names made different by a number where one stands twice."""
+  return [
+    f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
+    for i, name in enumerate(names)
+  ]
+
+
+def _keys(group: str, runs: Sequence[Metrics]) -> list[str]:
+  return list(dict.fromkeys(key for run in runs for key in run.get(group) or {}))
+
+
+def _entry(group: str, key: str, run: Metrics) -> Mapping[str, Any]:
+  return (run.get(group) or {}).get(key) or {}
+
+
+def _row(group: str, key: str, runs: Sequence[Metrics]) -> Row:
+  entries = [_entry(group, key, run) for run in runs]
+  of_samples = group == "figures"
+  better = next((e["better"] for e in entries if e.get("better")), "")
+  better = better if of_samples else "lower"
+  protocols = [_protocol(group, key, run) for run in runs]
+  first = next((p for p, e in zip(protocols, entries, strict=True) if e), {})
+  alike = [_same(first, p) for p in protocols]
+  values = [finite(e.get("value" if of_samples else "bits_per_dim")) for e in entries]
+  best = _best([v if same else None for v, same in zip(values, alike, strict=True)], better)
+  cells = [
+    _cell(e, v, bool(e) and not same, v is not None and same and v == best)
+    for e, v, same in zip(entries, values, alike, strict=True)
+  ]
+  return Row(key, "" if of_samples else "bits/dim", better, cells)
+
+
+def _cell(entry: Mapping[str, Any], value: float | None, differs: bool, best: bool) -> Cell:
+  error = spread(entry)[0]
+  shown, shown_error = with_error(value, error)
+  return Cell(shown, None if error is None else shown_error, "†" if differs else "", best)
+
+
+def _best(values: Sequence[float | None], better: str) -> float | None:
+  """The best of the comparable values, where at least two of them differ."""
+  known = [v for v in values if v is not None]
+  if len(set(known)) < 2 or not better:
+    return None
+  return min(known) if better == "lower" else max(known)
+
+
+def _same(a: Mapping[str, str], b: Mapping[str, str]) -> bool:
+  return all(a.get(key) == b.get(key) for key in MEASUREMENT)
+
+
+def _protocol(group: str, key: str, run: Metrics) -> dict[str, str]:
+  """How a figure was measured, each part as text; empty for a figure that the run lacks."""
+  entry = _entry(group, key, run)
+  if not entry:
+    return {}
+  if group == "likelihoods":
+    names = ("split", "num_images", "num_levels", "conditional", "options")
+    data = (run.get("model") or {}).get("data")
+    return {**{name: _words(entry.get(name)) for name in names}, "data": _data(data)}
+  names = ("num_samples", "num_reference", "protocol")
+  return {
+    **{name: text(entry.get(name), name) for name in names},
+    "reference": _reference(run, entry.get("reference")),
+    "extractor": _extractor(run, entry.get("extractor")),
+    "quantisation": text((run.get("samples") or {}).get("quantisation")),
+  }
+
+
+def _words(value: Any) -> str:
+  if isinstance(value, Mapping):
+    return ", ".join(f"{f.name} {f.text}" for f in facts(value)) or DASH
+  return text(value, "num")
+
+
+def _data(stamp: Mapping[str, Any] | None) -> str:
+  stamp = stamp or {}
+  return " ".join(text(stamp[k]) for k in ("name", "fingerprint") if stamp.get(k)) or DASH
+
+
+def _reference(run: Metrics, name: str | None) -> str:
+  """Data, split and content of a reference; its name where there is no stamp."""
+  stamp = (run.get("references") or {}).get(name) or {}
+  keys = ("data", "split", "fingerprint", "augmentation", "quantisation")
+  return ", ".join(text(stamp[k]) for k in keys if stamp.get(k)) or text(name)
+
+
+def _extractor(run: Metrics, name: str | None) -> str:
+  stamp = (run.get("extractors") or {}).get(name) or {}
+  keys = ("sha256", "resize", "input")
+  return ", ".join([text(name), *(text(stamp[k]) for k in keys if stamp.get(k))])
+
+
+def _sampling(run: Metrics) -> dict[str, str]:
+  """How the images were drawn, each part as text."""
+  samples, model = run.get("samples") or {}, run.get("model") or {}
+  names = ("sampler", "guidance", "num_evaluations", "labels", "seeds")
+  return {
+    **{name: _words(samples.get(name)) for name in names},
+    "weights": text(model.get("weights")),
+    "ema": _words(model.get("ema")),
+  }
+
+
+def _differences(here: Metrics, there: Metrics) -> list[Difference]:
+  name = run_name(there)
+  found: dict[tuple[str, str, str], list[str]] = {}
+  for group in ("figures", "likelihoods"):
+    for key in _entry_keys(group, here, there):
+      a, b = _protocol(group, key, here), _protocol(group, key, there)
+      for what in a:
+        if a[what] != b[what]:
+          found.setdefault((what, a[what], b[what]), []).append(key)
+  num = len(_entry_keys("figures", here, there))
+  measured = [
+    _difference(name, *k, "all figures" if len(v) == num > 1 else ", ".join(v), "†")
+    for k, v in found.items()
+  ]
+  a, b = _sampling(here), _sampling(there)
+  drawn = [_difference(name, k, a[k], b[k], "all samples", "‡") for k in a if a[k] != b[k]]
+  return measured + drawn
+
+
+def _difference(run: str, what: str, here: str, there: str, figures: str, mark: str) -> Difference:
+  """A difference with short hashes, unless those hide it."""
+  if shortened(here) != shortened(there):
+    here, there = shortened(here), shortened(there)
+  return Difference(run, label(what), here, there, figures, mark)
+
+
+def _entry_keys(group: str, here: Metrics, there: Metrics) -> list[str]:
+  return [key for key in here.get(group) or {} if _entry(group, key, there)]

@@ -1,0 +1,91 @@
+"""Pictures as data URIs, with the place that each has in the report."""
+
+import base64
+import dataclasses
+import io
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+SHOWN_WIDTH = 520
+"""CSS pixels. Pictures up to this wide are enlarged by whole pixels, never smoothed."""
+HERO_WIDTH = 380
+"""CSS pixels. The same for the picture beside the headline figures."""
+
+TITLES = {
+  "samples": "Samples",
+  "classes": "Class by class",
+  "progression": "From noise to image",
+  "reconstructions": "Images and their reconstructions",
+  "nearest": "Nearest training images",
+}
+CHANNELS = (1, 3, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """An image of the report.
+
+  Attributes:
+    image: grey, RGB or RGBA.
+    caption: says what is seen, in a sentence; it is also the alternative text.
+  """
+
+  image: UInt8[np.ndarray, "H W C"]
+  caption: str
+
+  def __post_init__(self):
+    if self.image.shape[2] not in CHANNELS or not self.image.size:
+      shape = "x".join(str(n) for n in self.image.shape)
+      raise ValueError(f"a picture of {shape} must have pixels and 1, 3 or 4 channels")
+
+
+class Shown(NamedTuple):
+  """A picture as the template takes it.
+
+  Attributes:
+    name, title, caption: what it is.
+    uri: the PNG.
+    width, height: of the PNG, pixels.
+    shown_width: CSS pixels on a wide screen: a whole multiple of `width` for pixel art.
+    pixelated: whether it is pixel art.
+  """
+
+  name: str
+  title: str
+  caption: str
+  uri: str
+  width: int
+  height: int
+  shown_width: int
+  pixelated: bool
+
+
+def show(name: str, picture: Picture, room: int = SHOWN_WIDTH) -> Shown:
+  """A picture, its title and its size on a wide screen with so much room."""
+  height, width = picture.image.shape[:2]
+  zoom = min(max(1, room // width), 8)
+  title = TITLES.get(name, name.replace("_", " ").capitalize())
+  uri = png_uri(picture.image)
+  return Shown(name, title, picture.caption, uri, width, height, zoom * width, width <= room)
+
+
+def show_all(pictures: Mapping[str, Picture], *names: str) -> list[Shown]:
+  """Those of the names that there are, in the names' order."""
+  return [show(name, pictures[name]) for name in names if name in pictures]
+
+
+def show_others(pictures: Mapping[str, Picture]) -> list[Shown]:
+  """The pictures that have no place of their own."""
+  return [show(name, picture) for name, picture in pictures.items() if name not in TITLES]
+
+
+def png_uri(image: UInt8[np.ndarray, "H W C"]) -> str:
+  """A PNG as a data URI, the same bytes each time."""
+  pixels = image[:, :, 0] if image.shape[2] == 1 else image
+  stream = io.BytesIO()
+  Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="PNG", optimize=True)
+  return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

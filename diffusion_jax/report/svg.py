@@ -1,0 +1,186 @@
+"""Matplotlib drawings as inline SVG in one style, with colours that follow the page's theme."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from diffusion_jax.report.formatting import tick
+
+INK, MUTED, LINE = "#1c2126", "#5d6670", "#dcdfe3"
+COLORS = ("#2563a8", "#c2541f", "#14806a", "#8a5fb0", "#a87a10", "#4f5b67")
+VARIABLES = {
+  INK: "var(--ink)",
+  MUTED: "var(--muted)",
+  LINE: "var(--line)",
+  **{color: f"var(--c{i + 1})" for i, color in enumerate(COLORS)},
+}
+"""Colours of the drawing -> variables of the style sheet, which has a light and a dark value."""
+
+DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.8)), (0, (7, 2, 1.5, 2)))
+GAP = 0.09
+"""Room between two labels of a logarithmic axis, as a share of its length."""
+
+WIDTH = 6.0
+"""Inches, at 72 units an inch: the type is 11.5 units on a drawing 432 units wide."""
+
+STYLE: Any = {
+  "svg.fonttype": "none",
+  "svg.hashsalt": "diffusion_jax",
+  "text.parse_math": False,
+  "font.family": "DejaVu Sans",
+  "font.size": 11.5,
+  "axes.labelsize": 11.5,
+  "axes.labelcolor": MUTED,
+  "axes.edgecolor": MUTED,
+  "axes.linewidth": 0.8,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.grid": True,
+  "axes.axisbelow": True,
+  "axes.facecolor": "none",
+  "figure.facecolor": "none",
+  "grid.color": LINE,
+  "grid.linewidth": 0.8,
+  "text.color": INK,
+  "xtick.color": MUTED,
+  "ytick.color": MUTED,
+  "xtick.major.size": 3,
+  "ytick.major.size": 0,
+  "lines.linewidth": 1.8,
+  "lines.markersize": 4.5,
+  "path.simplify": True,
+}
+
+
+class Key(NamedTuple):
+  """An entry of a legend: a series' name, its colour and how its line is drawn."""
+
+  label: str
+  color: int
+  dash: int
+  kind: str
+
+
+class Plot(NamedTuple):
+  """A drawing with its words.
+
+  Attributes:
+    title: what is plotted.
+    svg: to be put into HTML as it is.
+    alt: what a reader who does not see it needs.
+    keys: the legend; empty for a single series.
+    note: how to read it.
+  """
+
+  title: str
+  svg: Markup
+  alt: str
+  keys: Sequence[Key] = ()
+  note: str = ""
+
+
+def color(i: int) -> str:
+  """The i-th colour; they repeat."""
+  return COLORS[i % len(COLORS)]
+
+
+def dash(i: int) -> Any:
+  """The i-th way to draw a line; they repeat."""
+  return DASHES[i % len(DASHES)]
+
+
+def key(label: str, i: int, kind: str = "line") -> Key:
+  """The legend's entry of the i-th series."""
+  return Key(label, i % len(COLORS) + 1, i % len(DASHES), kind)
+
+
+def draw(name: str, paint: Callable[[Axes], None], height: float = 3.3) -> Markup:
+  """Paints one pair of axes and returns it as SVG.
+
+  Args:
+    name: prefix of all ids in it, unique in the page.
+    paint: draws on the axes.
+    height: inches.
+  """
+  with matplotlib.rc_context(STYLE):
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(visible=False, axis="x")
+    paint(axes)
+    stream = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(stream, format="svg", metadata=nothing)
+  return Markup(inline(stream.getvalue(), name))
+
+
+def inline(svg: str, name: str) -> str:
+  """An SVG file as an element of a page: own ids, the page's colours, no style sheet of its own."""
+  svg = svg[svg.index("<svg") :].strip()
+  svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+  svg = re.sub(
+    r"<(defs|metadata)>\s*(<style.*?</style>.*?|.*?)</\1>\s*", _keep_shapes, svg, flags=re.DOTALL
+  )
+  head, rest = svg.split(">", 1)
+  box = re.search(r'viewBox="[^"]*"', head)
+  assert box is not None
+  rest = re.sub(r'\bid="', f'id="{name}-', rest)
+  rest = re.sub(r'xlink:href="#', f'href="#{name}-', rest)
+  rest = rest.replace("url(#", f"url(#{name}-")
+  for plain, variable in VARIABLES.items():
+    rest = rest.replace(plain, variable)
+  return f'<svg xmlns="http://www.w3.org/2000/svg" {box[0]} aria-hidden="true">{rest}'
+
+
+def _keep_shapes(match: re.Match[str]) -> str:
+  """Definitions stay when they hold shapes; a style sheet or metadata goes."""
+  return "" if match[1] == "metadata" or "<style" in match[2] else match[0]
+
+
+def plain_axis(axis: Any, bins: int = 6) -> None:
+  """Round numbers on a linear axis."""
+  axis.set_major_locator(ticker.MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]))
+  axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: tick(x)))
+
+
+def log_axis(axes: Axes, which: str, values: Sequence[float], at_values: bool = False) -> None:
+  """A logarithmic axis with a handful of ticks at round numbers, or at the values themselves."""
+  getattr(axes, f"set_{which}scale")("log")
+  axis = getattr(axes, f"{which}axis")
+  low, high = getattr(axes, f"get_{which}lim")()
+  places = sorted(set(values)) if at_values else round_numbers(low, high)
+  axis.set_major_locator(ticker.FixedLocator(spaced(places, low, high)))
+  axis.set_minor_locator(ticker.NullLocator())
+  axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: tick(x)))
+
+
+def round_numbers(low: int | float, high: int | float) -> list[float]:
+  """At least three round numbers of a positive range, the roundest that there are."""
+  first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
+  fine = (np.arange(1, 10, step) for step in (1, 0.5, 0.1))
+  for digits in ((1,), (1, 3), (1, 2, 5), *fine):
+    found = [float(f"{d:.2g}e{p}") for p in range(first, last + 1) for d in digits]
+    if len(found := [x for x in found if low <= x <= high]) >= 3:
+      return found
+  return [low, high]
+
+
+def spaced(places: Sequence[int | float], low: int | float, high: int | float) -> list[float]:
+  """Those of the places, from the last one down, that leave room for their labels on a log axis."""
+  kept: list[float] = []
+  for place in sorted(places, reverse=True):
+    if not kept or np.log(kept[-1] / place) >= GAP * np.log(high / low):
+      kept.append(place)
+  return kept[::-1]
+
+
+def spans(values: Sequence[float] | np.ndarray, ratio: int | float) -> bool:
+  """Whether all are positive and the largest is more than `ratio` times the smallest."""
+  return len(values) > 0 and min(values) > 0 and max(values) > ratio * min(values)

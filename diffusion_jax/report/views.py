@@ -1,0 +1,377 @@
+"""metrics.json as the rows that the report shows; a part that is absent gives no rows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from diffusion_jax.report.formatting import (
+  DASH,
+  Fact,
+  Number,
+  count,
+  error_decimals,
+  facts,
+  finite,
+  listed,
+  moment,
+  number,
+  text,
+  with_error,
+)
+
+Metrics = Mapping[str, Any]
+
+DESCRIPTIONS = {
+  "fd_infinity": "Fréchet distance, extrapolated to infinitely many samples",
+  "fid_infinity": "FID, extrapolated to infinitely many samples",
+  "fid": "Fréchet distance on Inception features",
+  "fd": "Fréchet distance",
+  "sfid": "Fréchet distance on spatial Inception features",
+  "kid": "kernel distance on Inception features",
+  "kd": "kernel distance",
+  "is": "Inception score",
+  "precision": "share of samples inside the manifold of the data",
+  "recall": "share of the data inside the manifold of the samples",
+  "density": "samples around each datum, relative to the data",
+  "coverage": "share of the data with a sample near by",
+}
+LIKELIHOODS = {
+  "vlb": "variational bound of the diffusion model",
+  "elbo": "evidence lower bound",
+  "iwae": "importance-weighted bound",
+}
+CARDS = (("fid", "fd"), ("likelihood",), ("precision",), ("recall",), ("kid", "kd"), ("is",))
+NUM_CARDS = 4
+
+
+class Figure(NamedTuple):
+  """A sample metric as one row.
+
+  Attributes:
+    key: its name in metrics.json, which says what it may be compared with.
+    description: in words, with the unit where it has one.
+    value, error: with the digits that the error supports; `error` is None where none is known.
+    error_is: what the error is: "s.d. of 3 seeds" or "s.e.".
+    better: "lower", "higher" or "".
+    num_samples, num_reference: counts.
+    where: features and reference.
+    seeds: the value of each seed, as text; empty for a single seed.
+    protocol: in words.
+  """
+
+  key: str
+  description: str
+  value: Number
+  error: Number | None
+  error_is: str
+  better: str
+  num_samples: Number
+  num_reference: Number
+  where: str
+  seeds: str
+  protocol: str
+
+
+class Term(NamedTuple):
+  """A part of a likelihood, bits/dim.
+
+  Attributes:
+    name: of the part.
+    value, error: its mean and standard error.
+    share: of the whole, in percent.
+    padding: invisible digits after the number that line the decimal points up.
+  """
+
+  name: str
+  value: Number
+  error: Number
+  share: str
+  padding: str
+
+
+class Likelihood(NamedTuple):
+  """A likelihood estimate as one row; all figures in bits/dim, all errors standard errors."""
+
+  key: str
+  description: str
+  value: Number
+  error: Number
+  error_images: Number
+  error_monte_carlo: Number
+  counted: str
+  options: str
+  terms: list[Term]
+
+
+class Card(NamedTuple):
+  """A headline figure."""
+
+  key: str
+  description: str
+  value: Number
+  error: Number | None
+  note: str
+
+
+def describe(key: str, names: Mapping[str, str]) -> str:
+  """The words for the longest name that begins the key; empty for an unknown one."""
+  known = [name for name in names if key == name or key.startswith(f"{name}_")]
+  return names[max(known, key=len)] if known else ""
+
+
+def figure_rows(metrics: Metrics) -> list[Figure]:
+  """The sample metrics in the order of metrics.json."""
+  return [figure_row(key, f) for key, f in metrics.get("figures", {}).items()]
+
+
+def figure_row(key: str, figure: Mapping[str, Any]) -> Figure:
+  """One sample metric."""
+  error, error_is = spread(figure)
+  value, shown_error = with_error(figure.get("value"), error)
+  seeds = figure.get("values") or []
+  where = [figure.get("extractor"), figure.get("reference")]
+  decimals = error_decimals(error)
+  return Figure(
+    key,
+    ", ".join(w for w in (describe(key, DESCRIPTIONS), figure.get("unit")) if w),
+    value,
+    None if error is None else shown_error,
+    error_is,
+    figure.get("better") or "",
+    count(figure.get("num_samples")),
+    count(figure.get("num_reference")),
+    ", ".join(text(w) for w in where if w),
+    " · ".join(number(v, decimals).text for v in seeds) if len(seeds) > 1 else "",
+    figure.get("protocol") or "",
+  )
+
+
+def spread(figure: Mapping[str, Any]) -> tuple[float | None, str]:
+  """The error of a figure and what it is: over seeds where it was measured so, else standard."""
+  over_seeds = finite(figure.get("standard_deviation"))
+  num = len(figure.get("values") or [])
+  if over_seeds is not None and num > 1:
+    return over_seeds, f"s.d. of {num} seeds"
+  if (error := finite(figure.get("standard_error"))) is not None:
+    return error, "s.e."
+  return over_seeds, "s.d." if over_seeds is not None else ""
+
+
+def shared_protocol(rows: Sequence[Figure]) -> str:
+  """The protocol's words where all figures have the same, to be said once; else empty."""
+  words = {row.protocol for row in rows}
+  return words.pop() if len(words) == 1 and len(rows) > 1 else ""
+
+
+def likelihood_rows(metrics: Metrics) -> list[Likelihood]:
+  """The likelihood estimates in the order of metrics.json."""
+  return [likelihood_row(key, x) for key, x in metrics.get("likelihoods", {}).items()]
+
+
+def likelihood_row(key: str, estimate: Mapping[str, Any]) -> Likelihood:
+  """One likelihood estimate."""
+  value, error = with_error(estimate.get("bits_per_dim"), estimate.get("standard_error"))
+  decimals = error_decimals(estimate.get("standard_error"))
+  return Likelihood(
+    key,
+    describe(key, LIKELIHOODS),
+    value,
+    error,
+    number(estimate.get("standard_error_images"), decimals),
+    number(estimate.get("standard_error_monte_carlo"), decimals),
+    "; ".join(counted(estimate)),
+    ", ".join(f"{fact.name} {fact.text}" for fact in facts(estimate.get("options") or {})),
+    terms(estimate),
+  )
+
+
+def counted(estimate: Mapping[str, Any]) -> Iterator[str]:
+  """What a likelihood was measured on, in phrases."""
+  if "num_images" in estimate:
+    num, split = count(estimate["num_images"]).text, text(estimate.get("split"))
+    yield f"{num} {split} images" if split != DASH else f"{num} images"
+  if "num_levels" in estimate:
+    levels = estimate["num_levels"]
+    yield f"{levels} grey levels" if levels else "a density"
+  if estimate.get("conditional"):
+    yield "given the class"
+  if (repeats := estimate.get("repeats")) is not None:
+    yield f"{repeats} noise draw{'' if repeats == 1 else 's'} an image"
+
+
+def terms(estimate: Mapping[str, Any]) -> list[Term]:
+  """The parts of a likelihood, each with the digits that its error supports."""
+  whole, rows = finite(estimate.get("bits_per_dim")), []
+  for name, part in (estimate.get("terms") or {}).items():
+    mean = finite(part.get("mean"))
+    share = f"{mean / whole:.1%}" if whole and mean is not None else DASH
+    value, error = with_error(mean, part.get("standard_error"))
+    rows.append(Term(str(name), value, error, share.replace("-", "−"), ""))
+  tails = [_tail(row.value.text) for row in rows]
+  longest = max(tails, key=len, default="")
+  return [row._replace(padding=longest[len(tail) :]) for row, tail in zip(rows, tails, strict=True)]
+
+
+def _tail(number_text: str) -> str:
+  """The point and the decimals of a number, each digit as 0."""
+  point = number_text.find(".")
+  return "" if point < 0 or "×" in number_text else "." + "0" * (len(number_text) - point - 1)
+
+
+def cards(figures: Sequence[Figure], likelihoods: Sequence[Likelihood]) -> list[Card]:
+  """The few figures that stand at the top."""
+  chosen = [card for group in CARDS if (card := _card(group, figures, likelihoods))]
+  return chosen[:NUM_CARDS]
+
+
+def _card(
+  group: Sequence[str], figures: Sequence[Figure], likelihoods: Sequence[Likelihood]
+) -> Card | None:
+  if group == ("likelihood",):
+    return _likelihood_card(likelihoods[0]) if likelihoods else None
+  for name in group:
+    for figure in figures:
+      wanted = figure.key == name or figure.key.startswith(f"{name}_")
+      if wanted and "infinity" not in figure.key and figure.value.exact:
+        return _figure_card(figure)
+  return None
+
+
+def _figure_card(figure: Figure) -> Card:
+  notes = [f"{figure.better} is better"] if figure.better else []
+  if figure.num_samples.exact:
+    notes.append(f"{figure.num_samples.text} samples")
+  if figure.error_is:
+    notes.append(f"± {figure.error_is}".replace(" ", "\N{NO-BREAK SPACE}"))
+  return Card(figure.key, figure.description, figure.value, figure.error, ", ".join(notes))
+
+
+def _likelihood_card(row: Likelihood) -> Card:
+  error = row.error if row.error.exact else None
+  notes = ["lower is better", *row.counted.split("; ")[:1]]
+  if error:
+    notes.append("±\N{NO-BREAK SPACE}s.e.")
+  return Card(row.key, f"bits/dim, {row.description}", row.value, error, ", ".join(notes))
+
+
+def memorization_rows(metrics: Metrics) -> list[tuple[str, Number, str]]:
+  """Figures of the memorisation check: name, value, what it means."""
+  check = metrics.get("memorization")
+  if not check:
+    return []
+  samples, held_out = check.get("samples_to_train") or {}, check.get("test_to_train") or {}
+  rows = [
+    ("samples to nearest training image, median", samples.get("median"), "distance of features"),
+    ("held-out images to nearest training image, median", held_out.get("median"), "the same"),
+    ("samples to nearest training image, mean", samples.get("mean"), "distance of features"),
+    ("held-out images to nearest training image, mean", held_out.get("mean"), "the same"),
+    (
+      "samples closer than the median held-out image",
+      check.get("closer_than_test"),
+      "share; about 0.5 where samples are as fresh as held-out images",
+    ),
+    ("C_T", check.get("c_t"), "z-score; far below 0: copying"),
+  ]
+  return [(name, number(value), note) for name, value, note in rows if value is not None]
+
+
+def title(metrics: Metrics) -> str:
+  """What was measured: the last part of the run's folder, or the samples' source."""
+  source = (metrics.get("model") or {}).get("workdir")
+  source = source or (metrics.get("samples") or {}).get("source") or "samples"
+  return str(source).rstrip("/").rsplit("/", 1)[-1] or str(source)
+
+
+def run_name(metrics: Metrics) -> str:
+  """A run's folder and step, to tell it from others."""
+  model = metrics.get("model") or {}
+  if "workdir" not in model:
+    return str((metrics.get("samples") or {}).get("source") or "samples")
+  step = model.get("step")
+  return f"{model['workdir']}" + ("" if step is None else f", step {text(step, 'step')}")
+
+
+def subtitle(metrics: Metrics) -> list[str]:
+  """Phrases under the title: step, kind, size, data."""
+  model = metrics.get("model") or {}
+  data = model.get("data") or {}
+  found = [
+    f"step {text(model['step'], 'step')}" if "step" in model else "",
+    {"vae": "variational autoencoder", "diffusion": "diffusion model"}.get(
+      kind := str(model.get("kind", "")), kind
+    ),
+    f"{text(model['parameters'], 'num')} parameters" if "parameters" in model else "",
+    f"trained on {data['name']}" if "name" in data else "",
+    f"{text(model['weights']).replace('ema', 'EMA')} weights" if "weights" in model else "",
+  ]
+  return [phrase for phrase in found if phrase]
+
+
+def strip(metrics: Metrics) -> list[Fact]:
+  """The protocol in one line: what one must know to read the figures."""
+  samples = metrics.get("samples") or {}
+  sampler = dict(samples.get("sampler") or {})
+  name, steps = sampler.get("name"), sampler.get("steps")
+  found = [
+    ("samples", count(samples["num"]).text if "num" in samples else ""),
+    ("seeds", listed(samples.get("seeds") or [])),
+    ("sampler", f"{name}, {steps} steps" if steps is not None else text(name)),
+    ("network evaluations an image", text(samples.get("num_evaluations"))),
+    ("guidance", text((samples.get("guidance") or {}).get("weight"))),
+    ("reference", ", ".join(_reference(r) for r in (metrics.get("references") or {}).values())),
+  ]
+  return [Fact(n, value, False) for n, value in found if value not in ("", DASH)]
+
+
+def _reference(stamp: Mapping[str, Any]) -> str:
+  words = [text(stamp[key]) for key in ("data", "split") if stamp.get(key)]
+  return " ".join([*words, *([f"({text(stamp['num'], 'num')})"] if "num" in stamp else [])])
+
+
+class Block(NamedTuple):
+  """A titled part of the protocol stamp."""
+
+  title: str
+  facts: list[Fact]
+
+
+def protocol(metrics: Metrics) -> list[Block]:
+  """All that is needed to repeat the figures, every leaf of the stamps."""
+  model = {k: v for k, v in (metrics.get("model") or {}).items() if k != "config"}
+  blocks = [Block("Weights", facts(model)), Block("Samples", facts(metrics.get("samples") or {}))]
+  for name, stamp in (metrics.get("extractors") or {}).items():
+    blocks.append(Block(f"Extractor {name}", facts(stamp)))
+  for name, stamp in (metrics.get("references") or {}).items():
+    blocks.append(Block(f"Reference {name}", facts(stamp)))
+  blocks.append(Block("Code", facts(metrics.get("code") or {})))
+  return [block for block in blocks if block.facts]
+
+
+def config_blocks(metrics: Metrics) -> list[Block]:
+  """The run's whole config, section by section."""
+  config = (metrics.get("model") or {}).get("config") or {}
+  return [
+    Block(str(name), facts(section if isinstance(section, Mapping) else {"value": section}))
+    for name, section in config.items()
+  ]
+
+
+class Run(NamedTuple):
+  """Where and how long: seconds of each part with their share, and the machine's facts."""
+
+  facts: list[Fact]
+  seconds: list[tuple[str, str, float]]
+  packages: list[Fact]
+
+
+def run(metrics: Metrics) -> Run | None:
+  """The run that made the figures."""
+  stamp = dict(metrics.get("run") or {})
+  if not stamp:
+    return None
+  seconds, packages = stamp.pop("seconds", None) or {}, stamp.pop("packages", None) or {}
+  if "time" in stamp:
+    stamp["time"] = moment(stamp["time"])
+  known = {name: x for name, s in seconds.items() if (x := finite(s)) is not None}
+  total = sum(known.values()) or 1.0
+  rows = [(name.replace("_", " "), f"{s:,.1f}", s / total) for name, s in known.items()]
+  return Run(facts(stamp), rows, facts(packages))

@@ -1,0 +1,134 @@
+"""The loss spectrum against the closed form of Gaussian data."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import randomness
+from diffusion_jax.likelihood import Spectrum
+from diffusion_jax.processes import CosineVP, LinearVP, expand, precondition
+
+LINEAR, COSINE = LinearVP().create(), CosineVP().create()
+S2 = 0.25
+
+
+def keys(num, seed=0):
+  return randomness.example_keys(jax.random.key(seed), jnp.arange(num))
+
+
+def best_network(process, prediction):
+  """E[x0 | x_t] for data N(0, 0.25), in each parameterisation."""
+
+  def output(params, xt, time, labels, key):
+    alpha, sigma = map(expand, process.alpha_sigma((time + 1) / process.num_timesteps))
+    variance = alpha**2 * S2 + sigma**2
+    x0, eps = alpha * S2 / variance * xt, sigma / variance * xt
+    return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0}[prediction]
+
+  return precondition(output, process, prediction)
+
+
+def exact(log_snr):
+  """E |eps - eps_hat|^2 = SNR s^2 / (1 + SNR s^2)."""
+  snr = np.exp(np.float64(log_snr))
+  return snr * S2 / (1 + snr * S2)
+
+
+def fix_signs(monkeypatch):
+  """Four one-pixel images +-0.5 under noise +-1: the means of all that is quadratic are exact."""
+  eps = jnp.asarray([1.0, -1.0, 1.0, -1.0]).reshape(4, 1, 1, 1)
+  monkeypatch.setattr(randomness, "normal", lambda k, shape: eps)
+  return 0.5 * jnp.asarray([1.0, 1.0, -1.0, -1.0]).reshape(4, 1, 1, 1)
+
+
+@pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_the_error_at_each_level_is_the_closed_form(process, prediction, monkeypatch):
+  x0 = fix_signs(monkeypatch)
+  found = Spectrum()(best_network(process, prediction), process, {}, keys(4), x0, None)
+  mean = np.float64(found.eps_mse).mean(axis=0)
+  np.testing.assert_allclose(mean, exact(found.log_snr), rtol=1e-4)
+
+
+def test_half_its_integral_is_the_bound_in_continuous_time(monkeypatch):
+  """(1/2) log[(1 + s^2 e^max) / (1 + s^2 e^min)] nats a dimension for Gaussian data."""
+  x0 = fix_signs(monkeypatch)
+  found = Spectrum(200)(best_network(LINEAR, "eps"), LINEAR, {}, keys(4), x0, None)
+  log_snr, mse = np.float64(found.log_snr), np.float64(found.eps_mse).mean(axis=0)
+  ends = np.log1p(S2 * np.exp(log_snr[[0, -1]]))
+  np.testing.assert_allclose(np.trapezoid(mse, log_snr) / 2, (ends[1] - ends[0]) / 2, rtol=1e-4)
+
+
+def test_its_own_draws_agree_within_their_standard_errors():
+  x0 = 0.5 * jax.random.normal(jax.random.key(3), (400, 4, 4, 1))
+  network = best_network(LINEAR, "eps")
+  run = jax.jit(lambda k, x: Spectrum()(network, LINEAR, {}, k, x, None))
+  found = run(keys(400), x0)
+  mse = np.float64(found.eps_mse)
+  scores = (mse.mean(axis=0) - exact(found.log_snr)) / (mse.std(axis=0, ddof=1) / math.sqrt(400))
+  assert np.abs(scores).max() < 4.5
+
+
+@pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
+@pytest.mark.parametrize("num_points", [2, 24, 5000])
+def test_points_are_steps_from_end_to_end(process, num_points):
+  steps, log_snr = Spectrum(num_points).steps(process)
+  assert steps[0] == 1000
+  assert steps[-1] == 1
+  assert (np.diff(steps) < 0).all()
+  assert len(steps) <= min(num_points, 1000)
+  np.testing.assert_allclose(log_snr, process.log_snr(jnp.asarray(steps / 1000)), rtol=1e-5)
+
+
+def test_points_are_evenly_spaced_where_the_grid_allows():
+  _, log_snr = Spectrum(24).steps(LINEAR)
+  assert len(log_snr) == 24
+  gap = np.diff(log_snr)
+  np.testing.assert_allclose(gap, (log_snr[-1] - log_snr[0]) / 23, rtol=0.35)
+  # Each is the nearest step: no further than half of the widest gap between steps.
+  widest = np.abs(
+    np.diff(np.log(LINEAR.alphas_cumprod[1:] / (1 - LINEAR.alphas_cumprod[1:])))
+  ).max()
+  assert np.abs(log_snr - np.linspace(log_snr[0], log_snr[-1], 24)).max() <= widest / 2 + 1e-9
+
+
+def test_the_same_keys_are_the_same_noise_for_other_images():
+  """A network that divides x_t by alpha errs by sigma / alpha eps, whatever the image."""
+  network = precondition(lambda p, xt, t, labels, k: 0 * xt, LINEAR, "eps")
+  images = jax.random.normal(jax.random.key(1), (2, 3, 4, 4, 1))
+  first, second = (Spectrum(5)(network, LINEAR, {}, keys(3), x, None).eps_mse for x in images)
+  other = Spectrum(5)(network, LINEAR, {}, keys(3, seed=1), images[0], None).eps_mse
+  np.testing.assert_allclose(first, second, rtol=1e-3)
+  assert (np.abs(np.asarray(first / other) - 1) > 1e-2).mean() > 0.8
+
+
+def test_each_point_draws_its_own_noise():
+  """Predicting no noise errs by the mean of eps^2, uncorrelated over images between points."""
+  network = precondition(lambda p, xt, t, labels, k: 0 * xt, LINEAR, "eps")
+  found = Spectrum(6)(network, LINEAR, {}, keys(500), jnp.zeros((500, 2, 2, 1)), None)
+  correlation = np.corrcoef(found.eps_mse, rowvar=False)
+  assert np.abs(correlation - np.eye(6)).max() < 5 / math.sqrt(500)
+
+
+def test_an_example_depends_on_its_own_key_alone():
+  network, x0 = best_network(LINEAR, "eps"), jax.random.normal(jax.random.key(1), (5, 2, 2, 1))
+  whole = Spectrum(5)(network, LINEAR, {}, keys(5), x0, None).eps_mse
+  part = Spectrum(5)(network, LINEAR, {}, keys(5)[3:], x0[3:], None).eps_mse
+  np.testing.assert_allclose(part, whole[3:], rtol=1e-5)
+
+
+def test_labels_reach_the_network():
+  network = precondition(
+    lambda p, xt, t, labels, k: 0 * xt + labels[:, None, None, None], LINEAR, "x0"
+  )
+  x0 = jnp.asarray([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1)
+  found = Spectrum(3)(network, LINEAR, {}, keys(3), x0, jnp.arange(3))
+  np.testing.assert_allclose(found.eps_mse, 0, atol=1e-6)
+
+
+def test_one_point_is_refused():
+  with pytest.raises(ValueError, match="num_points=1 must be at least 2"):
+    Spectrum(1)
