@@ -4,6 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
 
+QUANTISATION = "floor(127.5 x + 128), clipped to 0..255"
+"""What `to_uint8` does, as figures that depend on it say it."""
+
 
 def from_levels(
   image: Num[Array | np.ndarray, "B H W C"], num_levels: int | None
@@ -21,3 +24,10 @@ def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
   """
   x = np.nan_to_num(np.asarray(image, np.float64), nan=-1.0)
   return np.clip(np.floor(127.5 * x + 128.0), 0, 255).astype(np.uint8)
+
+
+def as_pictures(
+  image: Num[Array | np.ndarray, "B H W C"], num_levels: int | None
+) -> UInt8[np.ndarray, "B H W C"]:
+  """Images of a data set, levels 0..L-1, as 0..255."""
+  return to_uint8(np.asarray(from_levels(image, num_levels)))

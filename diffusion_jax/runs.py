@@ -9,14 +9,10 @@ import json
 import logging
 import math
 import os
-import platform
 import signal
-import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -242,8 +238,32 @@ def _free_name(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-  """Keeps a second training process out of the folder; ends with the process, however it ends.
+def stops_at_once(continues: str) -> Iterator[None]:
+  """SIGTERM and Ctrl-C end the work inside now, with code 75: what it has finished is on disk.
+
+  Args:
+    continues: what starting again does, for the message.
+  """
+
+  def handle(number, frame):
+    del frame
+    raise StoppedEarly(f"{signal.Signals(number).name}: {continues}")
+
+  before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def lock(workdir: Path, doing: str = "training") -> Iterator[None]:
+  """Keeps a second process out of the folder; ends with the process, however it ends.
+
+  Args:
+    workdir: the folder.
+    doing: what the process does, for the message of the second.
 
   Raises:
     UserError: another process holds it.
@@ -255,7 +275,7 @@ def lock(workdir: Path) -> Iterator[None]:
       file.seek(0)
       holder = file.read().strip() or "unknown"
       raise UserError(
-        f"--workdir={workdir}: process {holder} is already training there; stop it or choose "
+        f"--workdir={workdir}: process {holder} is already {doing} there; stop it or choose "
         "another --workdir"
       ) from None
     file.truncate(0)
@@ -329,52 +349,3 @@ def is_finished(workdir: Path, step: int, num_steps: int) -> bool:
     return step >= num_steps and json.loads((workdir / "held_out.json").read_text())["step"] == step
   except (OSError, ValueError, KeyError, TypeError):
     return False
-
-
-def write_environment(workdir: Path) -> None:
-  """Adds this start to environment.json: versions, devices, code revision, command."""
-  path = workdir / "environment.json"
-  try:
-    starts = list(json.loads(path.read_text())["starts"])
-  except (OSError, ValueError, KeyError, TypeError):
-    starts = []
-  packages = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-  starts.append(
-    {
-      "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-      "command": [sys.executable, *sys.orig_argv[1:]],
-      "python": platform.python_version(),
-      "packages": {name: _version(name) for name in packages},
-      "platform": platform.platform(),
-      "devices": [str(d) for d in jax.devices()],
-      "device_kind": jax.devices()[0].device_kind,
-      "num_processes": jax.process_count(),
-      "git_revision": git_revision(),
-    }
-  )
-  write_json(path, {"starts": starts})
-
-
-def _version(name: str) -> str | None:
-  try:
-    return metadata.version(name)
-  except metadata.PackageNotFoundError:
-    return None
-
-
-def git_revision() -> str | None:
-  """The checkout's commit, with "-dirty" for uncommitted changes; None outside a checkout."""
-  folder = Path(__file__).parent
-  command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
-  try:
-    tracked = subprocess.run(
-      ["git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name],
-      capture_output=True, timeout=10, check=False,
-    )  # fmt: skip
-    if tracked.returncode:
-      return None
-    return subprocess.run(
-      command, capture_output=True, text=True, timeout=10, check=True
-    ).stdout.strip()
-  except (OSError, subprocess.SubprocessError):
-    return None

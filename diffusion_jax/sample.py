@@ -9,13 +9,13 @@ import re
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from diffusion_jax import checkpoint, log, runs, sampling, sharding
+from diffusion_jax import log, runs, sampling, sharding
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import stored_spec
-from diffusion_jax.levels import to_uint8
+from diffusion_jax.levels import as_pictures, to_uint8
 from diffusion_jax.types import Generative, Params, UserError
 
 
@@ -27,12 +27,12 @@ def main(argv: list[str]) -> None:
   directory = args.workdir / "checkpoints"
   generative = experiment.create(stored_spec(directory, args.step))
   labels = choose_labels(args.labels, args.num, generative.num_classes)
-  params = restore_ema(directory, args.step, experiment, generative)
+  mesh = sharding.create_mesh(experiment.mesh)
+  params, _ = sampling.restore_ema(directory, args.step, mesh, generative)
   begun = time.perf_counter()
   if args.reconstruct:
-    images, labels, columns = reconstruct(experiment, generative, params, args.num)
+    images, labels, columns = reconstruct(experiment, generative, mesh, params, args.num)
   else:
-    mesh = sharding.create_mesh(experiment.mesh)
     draw = sampling.make_draw(generative, mesh, min(args.batch_size, args.num))
     images = to_uint8(draw(params, labels, args.num, args.seed))
     asked = len(args.labels.split(",")) if args.labels else generative.num_classes
@@ -107,29 +107,16 @@ def choose_labels(text: str | None, num: int, num_classes: int) -> np.ndarray | 
   return sampling.cycle_labels(classes, num)
 
 
-def restore_ema(
-  directory: Path, step: int | None, experiment: Experiment, generative: Generative
-) -> Params:
-  """The averaged weights of a checkpoint, on this machine's devices."""
-  mesh = sharding.create_mesh(experiment.mesh)
-  shapes = {"ema": jax.eval_shape(lambda: generative.init(jax.random.key(0))[0])}
-  target = sharding.as_target(shapes, jax.tree.map(lambda _: sharding.replicated(mesh), shapes))
-  restored = checkpoint.restore(directory, target, step)
-  for damage in restored.damaged:
-    print(f"checkpoint {damage.step} is damaged ({damage.reason}); using an older one")
-  print(f"restored the EMA weights of step {restored.step:,} on {mesh.size} device(s)")
-  return restored.state["ema"]
-
-
-def reconstruct(experiment: Experiment, generative: Generative, params: Params, num: int):
+def reconstruct(
+  experiment: Experiment, generative: Generative, mesh: Mesh, params: Params, num: int
+):
   """Held-out images and their reconstructions in turn, their labels, and the grid's columns."""
-  mesh = sharding.create_mesh(experiment.mesh)
   call = sampling.make_reconstruct(generative, mesh)
   data = experiment.data
   source = data.load("test" if data.has_split("test") else "train")
   batch = sampling.first_examples(source, num)
   decoded = to_uint8(call(params, batch))
-  originals = sampling.as_pictures(batch.image, source.spec.num_levels)
+  originals = as_pictures(batch.image, source.spec.num_levels)
   columns = log.grid_columns(len(decoded), 0)
   return sampling.paired_rows(originals, decoded, columns), None, columns
 

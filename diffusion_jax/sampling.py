@@ -1,19 +1,26 @@
 """Drawing images over the mesh: any split of the work gives the same images."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
-from diffusion_jax import sharding
+from diffusion_jax import checkpoint, sharding
 from diffusion_jax.data import Source
-from diffusion_jax.levels import from_levels, to_uint8
 from diffusion_jax.types import Batch, Generative, Params, UserError
 
-Draw = Callable[[Params, Int[np.ndarray, "N"] | None, int, int], Float[np.ndarray, "N H W C"]]
+
+@runtime_checkable
+class Draw(Protocol):
+  """Draws images; see `make_draw`."""
+
+  def __call__(
+    self, params: Params, labels: Int[np.ndarray, "N"] | None, num: int, seed: int, first: int = 0
+  ) -> Float[np.ndarray, "N H W C"]: ...
 
 
 def make_draw(generative: Generative, mesh: Mesh, batch_size: int) -> Draw:
@@ -25,8 +32,9 @@ def make_draw(generative: Generative, mesh: Mesh, batch_size: int) -> Draw:
     batch_size: images of one batch, rounded up to a multiple of the devices.
 
   Returns:
-    (params, labels [N] or None, num N, seed) -> images in about [-1, 1]. Image i has the key
-    fold_in(key(seed), i), whatever the batch size and the number of devices.
+    (params, labels [N] or None, num N, seed, first) -> images first..first+N-1 of the seed, in
+    about [-1, 1]. Image i has the key fold_in(key(seed), i), whatever the batch size, the number of
+    devices and the images that are drawn with it.
   """
   batch_size = -(-batch_size // mesh.size) * mesh.size
   rows = sharding.batch_sharding(mesh)
@@ -36,15 +44,39 @@ def make_draw(generative: Generative, mesh: Mesh, batch_size: int) -> Draw:
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
     return jax.lax.with_sharding_constraint(generative.sample(params, keys, labels).images, rows)
 
-  def draw(params, labels, num, seed):
+  def draw(params, labels, num, seed, first=0):
     images = []
-    for first in range(0, num, batch_size):
-      index = np.arange(first, first + batch_size, dtype=np.uint32)
-      own = None if labels is None else sharding.put_rows(labels[index % num], mesh)
-      images.append(sharding.fetch(sample(params, seed, sharding.put_rows(index, mesh), own)))
+    for begin in range(0, num, batch_size):
+      place = np.arange(begin, begin + batch_size, dtype=np.uint32)
+      own = None if labels is None else sharding.put_rows(labels[place % num], mesh)
+      index = sharding.put_rows(place + np.uint32(first), mesh)
+      images.append(sharding.fetch(sample(params, seed, index, own)))
     return np.concatenate(images)[:num]
 
   return draw
+
+
+def restore_ema(
+  directory: Path, step: int | None, mesh: Mesh, generative: Generative
+) -> tuple[Params, int]:
+  """The averaged weights of a checkpoint on a mesh's devices, and the checkpoint's step.
+
+  Args:
+    directory: of the checkpoints.
+    step: None: the newest that can be read.
+    mesh: the devices.
+    generative: the model.
+
+  Raises:
+    UserError: as `checkpoint.restore`.
+  """
+  shapes = {"ema": jax.eval_shape(lambda: generative.init(jax.random.key(0))[0])}
+  target = sharding.as_target(shapes, jax.tree.map(lambda _: sharding.replicated(mesh), shapes))
+  restored = checkpoint.restore(directory, target, step)
+  for damage in restored.damaged:
+    print(f"checkpoint {damage.step} is damaged ({damage.reason}); using an older one")
+  print(f"restored the EMA weights of step {restored.step:,} on {mesh.size} device(s)")
+  return restored.state["ema"], restored.step
 
 
 def make_reconstruct(generative: Generative, mesh: Mesh) -> Callable[[Params, Batch], np.ndarray]:
@@ -100,8 +132,3 @@ def paired_rows(
       blank = np.full((columns - len(row), *row.shape[1:]), 255, np.uint8)
       rows.append(np.concatenate([row, blank]))
   return np.concatenate(rows)
-
-
-def as_pictures(image: Any, num_levels: int | None) -> UInt8[np.ndarray, "N H W C"]:
-  """Images of a data set, levels 0..L-1, as 0..255."""
-  return to_uint8(np.asarray(from_levels(image, num_levels)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from diffusion_jax import __version__, log, runs, sharding
+from diffusion_jax import __version__, log, provenance, runs, sharding
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.data import Prefetcher, TrainStream
 from diffusion_jax.job import Job, describe, prepare, start
@@ -39,7 +39,7 @@ def run(job: Job, stop_requested: Callable[[], str | None]) -> None:
   if runs.is_finished(job.workdir, first, job.num_steps):
     print(f"finished: {job.workdir} has its {first:,} steps; nothing is left to do")
     return
-  runs.write_environment(job.workdir)
+  provenance.write_environment(job.workdir)
   train(job, state, stop_requested)
   print(f"finished: {max(first, job.num_steps):,} steps; look in {job.workdir}")
 

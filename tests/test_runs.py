@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from diffusion_jax import prepare, runs
+from diffusion_jax import prepare, provenance, runs
 from diffusion_jax.types import UserError
 
 
@@ -111,7 +111,7 @@ def test_a_damaged_config_is_named(tmp_path, content):
 @pytest.mark.parametrize("content", ["[]", '{"starts": 3}', "{"])
 def test_a_damaged_environment_is_begun_anew(tmp_path, content):
   (tmp_path / "environment.json").write_text(content)
-  runs.write_environment(tmp_path)
+  provenance.write_environment(tmp_path)
   assert len(json.loads((tmp_path / "environment.json").read_text())["starts"]) == 1
 
 
@@ -131,7 +131,7 @@ def test_a_reader_that_has_gone_is_no_error():
 
 def test_every_start_is_recorded(tmp_path):
   for _ in range(2):
-    runs.write_environment(tmp_path)
+    provenance.write_environment(tmp_path)
   starts = json.loads((tmp_path / "environment.json").read_text())["starts"]
   assert len(starts) == 2
   assert starts[0]["packages"]["jax"] == jax.__version__

@@ -3,6 +3,7 @@
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.folder import Folder
+from diffusion_jax.data.pictures import load_pictures
 from diffusion_jax.data.pipeline import Prefetcher, TrainStream, full_pass
 from diffusion_jax.data.source import ArraySource, Source, fingerprint
 from diffusion_jax.data.synthetic import Synthetic
@@ -29,4 +30,5 @@ __all__ = [
   "TrainStream",
   "fingerprint",
   "full_pass",
+  "load_pictures",
 ]

@@ -99,7 +99,7 @@ class Folder:
   def _check_sizes(self, files: list[Path]) -> tuple[int, int]:
     """Height and width of every picture, from their headers."""
     with ThreadPoolExecutor() as pool:
-      found = list(pool.map(_header_size, files))
+      found = list(pool.map(header_size, files))
     broken = [file for file, size in zip(files, found, strict=True) if size is None]
     if broken:
       raise UserError(
@@ -153,7 +153,8 @@ def _part(listing: Listing, split: str, test_fraction: float) -> Listing:
   return Listing(files, labels, listing.classes)
 
 
-def _header_size(file: Path) -> tuple[int, int] | None:
+def header_size(file: Path) -> tuple[int, int] | None:
+  """Height and width of a picture without decoding it; None if it cannot be read."""
   try:
     with Image.open(file) as image:
       return image.height, image.width

@@ -79,9 +79,9 @@ def _images(source: Source, chunk: int = 512) -> Iterator[np.ndarray]:
 
 
 def summarize(figures: Mapping[str, Figure], generative: Generative) -> list[str]:
-  """Lines for a person: the loss, then each likelihood with its terms."""
+  """Lines for a person: the loss, then each likelihood that was measured, with its terms."""
   lines = [f"loss {_text(figures['loss'])}"]
-  for name in generative.likelihoods:
+  for name in (n for n in generative.likelihoods if f"{n}/bits_per_dim" in figures):
     terms = {
       n.removeprefix(f"{name}/"): f"{figure.mean:.4f}"
       for n, figure in figures.items()

@@ -1,5 +1,6 @@
 """Networks. The only room that knows flax; each becomes a pure function here."""
 
+from diffusion_jax.models.classifier import Classifier, ClassifierNetwork
 from diffusion_jax.models.decoders import Bernoulli, DiscretizedLogistic, Gaussian
 from diffusion_jax.models.unet import Network, UNet
 from diffusion_jax.models.vae import ConvVAE, VAENetworks
@@ -17,6 +18,8 @@ __all__ = [
   "NETWORKS",
   "VAES",
   "Bernoulli",
+  "Classifier",
+  "ClassifierNetwork",
   "ConvVAE",
   "DiscretizedLogistic",
   "Gaussian",

@@ -1,0 +1,178 @@
+"""Measures checkpoints: python -m diffusion_jax.evaluate --workdir=runs/ddpm_digits
+
+Writes eval/N/metrics.json, report.html and the samples into the run's folder. Started again after
+any interruption, it goes on where it was. Images of any other program are measured by
+--samples=DIR|file.npz against --reference=DIR|file.npz|stats.npz or the data of a --config.
+"""
+
+import re
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from diffusion_jax import checkpoint, log, runs
+from diffusion_jax.config import Override
+from diffusion_jax.data import load_pictures
+from diffusion_jax.evaluation import bench as benches
+from diffusion_jax.evaluation import chunks, document, files, pictures, study
+from diffusion_jax.evaluation.bench import Bench, Request
+from diffusion_jax.types import UserError
+
+POLL_SEC = 5.0
+
+
+def main(argv: list[str]) -> None:
+  args, overrides = parser().parse(argv)
+  check(args, overrides)
+  runs.enable_compilation_cache()
+  with runs.stops_at_once("the same command goes on where it was"):
+    if args.samples is not None:
+      return measure_files(args, overrides, argv)
+    measure_run(args, overrides, argv)
+
+
+def parser() -> runs.Parser:
+  flags = runs.Parser("evaluate", description=__doc__)
+  flags.add_argument("--workdir", type=runs.folder, help="the run's folder")
+  flags.add_argument("--step", default="latest", help="latest, all, or the step of a checkpoint")
+  flags.add_argument("--watch", action="store_true", help="follow a training run: evaluate each "
+                     "new checkpoint until the last")  # fmt: skip
+  flags.add_argument("--seed", type=int, default=0, help="of samples and draws (0)")
+  flags.add_argument("--sweep", action="append", default=[], metavar="SECTION.FIELD=V1,V2",
+                     help="also measure these settings; several axes make a grid")  # fmt: skip
+  flags.add_argument("--compare", action="append", default=[], type=Path, metavar="DIR",
+                     help="another evaluated run, for the report")  # fmt: skip
+  flags.add_argument("--features", help="file of the data set's own features, or none")
+  flags.add_argument("--inception", help="file of Inception weights, or none")
+  flags.add_argument("--inception_sha256", choices=["published", "any"], default="published",
+                     help="any: also take other weights; never named fid")  # fmt: skip
+  flags.add_argument("--samples", type=Path, help="images to measure: a folder or an .npz")
+  flags.add_argument("--reference", type=Path, help="a folder, an .npz of images, or statistics")
+  flags.add_argument("--config", help="config file whose data set is the reference of --samples")
+  flags.add_argument("--split", choices=["train", "test"], default="train", help="of that data set")
+  flags.add_argument("--out", type=Path, help="with --samples: the metrics.json to write")
+  return flags
+
+
+def check(args, overrides: Sequence[Override]) -> None:
+  """Refuses flags that do not go together, before anything is loaded."""
+  if (args.workdir is None) == (args.samples is None):
+    raise UserError("give --workdir=RUN to measure a run, or --samples=DIR|file.npz; see --help")
+  if args.workdir is not None and (args.reference or args.config or args.out):
+    raise UserError("--reference, --config and --out belong to --samples; --workdir needs none")
+  if args.samples is not None and (args.watch or args.sweep or args.compare):
+    raise UserError("--watch, --sweep and --compare need --workdir")
+  if args.samples is not None and (args.reference is None) == (args.config is None):
+    raise UserError("--samples needs --reference=DIR|file.npz|stats.npz or --config=FILE, one")
+  if overrides and args.samples is not None and args.config is None:
+    raise UserError(f"{overrides[0].flag}: --samples without --config takes no config")
+  if args.out is not None and args.out.suffix != ".json":
+    raise UserError(f"--out={args.out}: must end in .json, e.g. --out=metrics.json")
+  if not 0 <= args.seed < 2**31 - 1000:
+    raise UserError(f"--seed={args.seed}: must lie between 0 and 2^31 - 1001")
+  if not re.fullmatch("latest|all|[0-9]+", args.step):
+    raise UserError(f"--step={args.step}: must be latest, all or a number, e.g. --step=1000")
+  if args.watch and args.step != "latest":
+    raise UserError(f"--step={args.step}: --watch takes every checkpoint; leave --step out")
+
+
+def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
+  """Evaluates the checkpoints that were asked for."""
+  compared = document.find_compared(args.compare)
+  if args.watch:
+    wait_for_checkpoint(args.workdir)
+  request = Request(
+    args.workdir, overrides, args.seed, args.sweep, args.features, args.inception,
+    args.inception_sha256 == "any",
+  )  # fmt: skip
+  bench = benches.prepare(request)
+  folder = args.workdir / "eval"
+  folder.mkdir(exist_ok=True)
+  with runs.lock(folder, "evaluating"):
+    for step in steps(bench, args):
+      evaluate(bench, step, compared, argv)
+
+
+def wait_for_checkpoint(workdir: Path) -> None:
+  """Returns once a training run has saved its first checkpoint."""
+  told = False
+  while not checkpoint.saved_steps(workdir / "checkpoints"):
+    if not told:
+      print(f"waiting for the first checkpoint of {workdir}", flush=True)
+    told = True
+    time.sleep(POLL_SEC)
+
+
+def steps(bench: Bench, args) -> Iterator[int | None]:
+  """The steps to evaluate, in order; None is the newest good one."""
+  if args.watch:
+    yield from watched_steps(bench)
+  elif args.step == "all":
+    yield from checkpoint.saved_steps(bench.checkpoints)
+  else:
+    yield None if args.step == "latest" else int(args.step)
+
+
+def watched_steps(bench: Bench) -> Iterator[int]:
+  """Each checkpoint once, as it comes; ends after that of the run's last step."""
+  seen: set[int] = set()
+  last = bench.experiment.training.num_steps
+  while True:
+    new = [s for s in checkpoint.saved_steps(bench.checkpoints) if s not in seen]
+    for step in new:
+      seen.add(step)
+      yield step
+    if seen and max(seen) >= last:
+      return
+    if not new:
+      time.sleep(POLL_SEC)
+
+
+def evaluate(bench: Bench, step: int | None, compared: list, argv: list[str]) -> None:
+  """Measures one checkpoint, unless its folder already holds the outcome."""
+  subject = study.restore(bench, step)
+  place = subject.folder / "metrics.json"
+  if document.is_done(bench, subject) and not compared:
+    print(f"step {subject.step:,}: evaluated already: {subject.folder / 'report.html'}")
+    return
+  study.say(f"step {subject.step:,}: {bench.num_samples:,} samples, "
+            f"{len(bench.estimates)} likelihoods, {len(bench.sweep)} settings swept")  # fmt: skip
+  measured = study.measure(bench, subject)
+  shown = pictures.make_pictures(bench, subject)
+  metrics = document.compose(bench, subject, measured, command(argv, subject.step))
+  rows = document.training_rows(bench.workdir)
+  document.write(subject.folder, metrics, shown, rows, compared)
+  chunks.remove(subject.work)
+  study.say("\n".join(f"step {subject.step:,}: {line}" for line in document.lines(metrics)))
+  study.say(f"step {subject.step:,}: {place}, {subject.folder / 'report.html'}, "
+            f"{log.duration(sum(subject.seconds.values()))}")  # fmt: skip
+
+
+def measure_files(args, overrides: Sequence[Override], argv: list[str]) -> None:
+  """Measures images of any program."""
+  samples = load_pictures(args.samples, "--samples")
+  source = None
+  if args.config is not None:
+    source = runs.load_experiment(args.config, overrides).data.load(args.split)
+  split = "given" if source is None else args.split
+  against = files.Against(args.reference, source, split)
+  extractors, missing = files.find_extractors(
+    args.features, args.inception, args.inception_sha256 == "any", against
+  )
+  metrics = files.measure(samples, against, extractors, missing, command(argv, None))
+  study.say("\n".join(document.lines(metrics)))
+  if args.out is not None:
+    document.write_metrics(args.out, metrics)
+    study.say(f"written to {args.out}")
+
+
+def command(argv: list[str], step: int | None) -> str:
+  """What to type to measure the same again."""
+  kept = [a for a in argv if a != "--watch" and not (step and a.startswith("--step"))]
+  named = [f"--step={step}"] if step is not None else []
+  return shlex.join(["python", "-m", "diffusion_jax.evaluate", *kept, *named])
+
+
+if __name__ == "__main__":
+  runs.run_main(main)

@@ -1,0 +1,11 @@
+"""Measuring a model: full passes over a split, sample sets, figures and their protocol."""
+
+from diffusion_jax.evaluation.passes import (
+  Figure,
+  baseline_bits,
+  flatten,
+  held_out,
+  summarize,
+)
+
+__all__ = ["Figure", "baseline_bits", "flatten", "held_out", "summarize"]

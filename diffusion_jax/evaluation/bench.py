@@ -1,0 +1,272 @@
+"""Everything that an evaluation of a run needs, put together and checked before any work starts."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from diffusion_jax import checkpoint, runs, sampling, sharding
+from diffusion_jax.config import Override, parse_override
+from diffusion_jax.data import Source, fingerprint
+from diffusion_jax.evaluation import likelihoods, reference, spectrum
+from diffusion_jax.evaluation.reference import Reference
+from diffusion_jax.experiment import COMMON, Experiment
+from diffusion_jax.extractors import (
+  Extract,
+  Extractor,
+  load_domain,
+  load_inception,
+  make_extract,
+  train_domain,
+)
+from diffusion_jax.extractors.domain import Recipe, default_path
+from diffusion_jax.types import Generative, UserError
+
+EXTRACT_BATCH = 64
+NOT_SAMPLING = {"loss", "vlb", "iwae", "spectrum"}
+"""Sections of a model that its samples do not depend on."""
+
+
+class Instrument(NamedTuple):
+  """A feature network with the reference that samples are compared with under it."""
+
+  extractor: Extractor
+  extract: Extract
+  reference: Reference
+
+
+class Setting(NamedTuple):
+  """One way to draw samples.
+
+  Attributes:
+    overrides: what differs from the run's own settings, "sampler.steps" -> value as typed.
+    generative: the model wired with them.
+    draw: its compiled sampler.
+    facts: all that its samples depend on but the weights and the seed; JSON values.
+  """
+
+  overrides: Mapping[str, str]
+  generative: Generative
+  draw: sampling.Draw
+  facts: Mapping[str, Any]
+
+
+class Bench(NamedTuple):
+  """A run's model, data and instruments.
+
+  Attributes:
+    workdir: the run's folder.
+    experiment, generative: the run's config with overrides, and its model.
+    mesh: the devices.
+    train, test: the splits; a data set may lack the second.
+    instruments: feature networks that are at hand.
+    missing: what cannot be measured, one line each.
+    splits: under the first instrument, features of each split, for nearest neighbours.
+    own: the run's sampler; `sweep`: other settings.
+    estimates: compiled likelihoods by name; `errors`: the compiled spectrum, if the model has one.
+    seed: of samples and draws.
+  """
+
+  workdir: Path
+  experiment: Experiment
+  generative: Generative
+  mesh: Mesh
+  train: Source
+  test: Source | None
+  instruments: Sequence[Instrument]
+  missing: Sequence[str]
+  splits: Mapping[str, Reference]
+  own: Setting
+  sweep: Sequence[Setting]
+  estimates: Mapping[str, Callable]
+  errors: Callable | None
+  seed: int
+
+  @property
+  def num_samples(self) -> int:
+    """Samples of each seed."""
+    asked = self.experiment.eval.num_samples
+    return asked or min(len(split_of(self, self.experiment.eval.reference_split)), 50_000)
+
+  @property
+  def checkpoints(self) -> Path:
+    return self.workdir / "checkpoints"
+
+
+class Request(NamedTuple):
+  """What the command line asks for.
+
+  Attributes:
+    workdir: the run's folder.
+    overrides: of its config.
+    seed: of samples and draws.
+    sweep: texts "section.field=value,value,...", each an axis of the grid.
+    features, inception: weights' files; None: the usual places; "none": do without.
+    any_inception: also take unpublished weights of the Inception network.
+  """
+
+  workdir: Path
+  overrides: Sequence[Override]
+  seed: int = 0
+  sweep: Sequence[str] = ()
+  features: str | None = None
+  inception: str | None = None
+  any_inception: bool = False
+
+
+def prepare(request: Request) -> Bench:
+  """Loads and checks config, data, extractors and references.
+
+  Raises:
+    UserError: any of them is missing or does not fit.
+  """
+  experiment = runs.stored_experiment(request.workdir, request.overrides)
+  data = experiment.data
+  train = data.load("train")
+  test = data.load("test") if data.has_split("test") else None
+  _check_data(request.workdir, train)
+  generative = experiment.create(train.spec)
+  mesh = sharding.create_mesh(experiment.mesh)
+  estimates = _estimates(experiment, generative)
+  sweep = [_setting(request, overrides, train, mesh) for overrides in sweep_points(request.sweep)]
+  extractors, missing = find_extractors(request, train, test)
+  bench = Bench(
+    request.workdir, experiment, generative, mesh, train, test, (), missing, {},
+    _setting(request, {}, train, mesh), sweep, estimates,
+    spectrum.make_spectrum(generative) if experiment.eval.spectrum_images else None, request.seed,
+  )  # fmt: skip
+  split_of(bench, experiment.eval.reference_split)
+  return _with_references(bench, extractors)
+
+
+def _check_data(workdir: Path, train: Source) -> None:
+  saved = checkpoint.read_meta(workdir / "checkpoints")["data"]
+  now = {"name": train.name, "num": len(train), "fingerprint": fingerprint(train)}
+  runs.check_same_data(workdir, saved, now)
+
+
+def split_of(bench: Bench, name: str) -> Source:
+  """The named split.
+
+  Raises:
+    UserError: the data set has no test split.
+  """
+  if name == "train":
+    return bench.train
+  if bench.test is None:
+    raise UserError(
+      f"{bench.train.name}: the data set has no test split; measure the training split with "
+      "--config.eval.reference_split=train --config.eval.likelihood_split=train"
+    )
+  return bench.test
+
+
+def _estimates(experiment: Experiment, generative: Generative) -> dict[str, Callable]:
+  """The likelihoods that are asked for; none where there is no split to measure them on."""
+  asked = experiment.eval.likelihoods
+  there = list(generative.likelihoods)
+  for name in asked or ():
+    if name not in there:
+      raise UserError(
+        f"--config.eval.likelihoods={name}: this model has {', '.join(there) or 'none'}"
+      )
+  return {n: likelihoods.make_estimate(generative, n) for n in (there if asked is None else asked)}
+
+
+def sweep_points(axes: Sequence[str]) -> list[dict[str, str]]:
+  """The grid of a sweep: every combination of the axes' values.
+
+  Raises:
+    UserError: an axis that is not section.field=value,value,...
+  """
+  if not axes:
+    return []
+  rows = []
+  for axis in axes:
+    name, equals, values = axis.partition("=")
+    if not equals or not all(values.split(",")) or name.count(".") != 1:
+      raise UserError(f"--sweep={axis}: write section.field=value,value, e.g. sampler.steps=10,50")
+    rows.append([(name, value) for value in values.split(",")])
+  return [dict(point) for point in itertools.product(*rows)]
+
+
+def _setting(request: Request, point: Mapping[str, str], train: Source, mesh: Mesh) -> Setting:
+  added = [parse_override(f"--config.{name}={value}") for name, value in point.items()]
+  experiment = runs.stored_experiment(request.workdir, [*request.overrides, *added])
+  generative = experiment.create(train.spec)
+  sections = experiment.to_dict()
+  facts = {n: sections[n] for n in sections if n == "generative" or n not in COMMON}
+  facts = {n: section for n, section in facts.items() if n not in NOT_SAMPLING}
+  size = experiment.eval.batch_size
+  return Setting(point, generative, sampling.make_draw(generative, mesh, size), facts)
+
+
+def find_extractors(
+  request: Request, train: Source, test: Source | None
+) -> tuple[list[Extractor], list[str]]:
+  """The feature networks at hand, the data's own first, and a line for each that is not.
+
+  Raises:
+    UserError: a file that was named is missing or not as it should be.
+  """
+  found, missing = [], []
+  if request.features != "none":
+    if request.features is None and not train.spec.num_classes:
+      missing.append(f"{train.name} has no labels, so it has no features of its own")
+    else:
+      found.append(_domain(request.features, train, test))
+  if request.inception != "none":
+    try:
+      path = None if request.inception is None else Path(request.inception)
+      found.append(load_inception(path, request.any_inception))
+    except UserError as error:
+      if request.inception is not None:
+        raise
+      missing.append(str(error))
+  return found, missing
+
+
+def _domain(path: str | None, train: Source, test: Source | None) -> Extractor:
+  place = default_path(train) if path is None else Path(path)
+  if path is None and not place.is_file():
+    print(f"training the features of {train.name}, once: {place}", flush=True)
+    return train_domain(train, test, place, Recipe())
+  extractor = load_domain(place)
+  if extractor.resolution != train.spec.shape:
+    raise UserError(
+      f"--features={place} takes images of {extractor.resolution}, {train.name} has "
+      f"{train.spec.shape}; leave --features out"
+    )
+  return extractor
+
+
+def _with_references(bench: Bench, extractors: Sequence[Extractor]) -> Bench:
+  """Adds the instruments, and for the first of them the features of both splits."""
+  instruments, splits = [], {}
+  for extractor in extractors:
+    extract = make_extract(extractor, bench.mesh, EXTRACT_BATCH)
+    names = [bench.experiment.eval.reference_split]
+    if not instruments:
+      names = ["train"] + ["test"] * (bench.test is not None)
+    folder = reference.cache_folder()
+    found = {n: reference.cached(split_of(bench, n), n, extractor, extract, folder) for n in names}
+    splits = splits or found
+    instruments.append(Instrument(extractor, extract, found[bench.experiment.eval.reference_split]))
+  return bench._replace(instruments=instruments, splits=splits)
+
+
+def num_evaluations(generative: Generative) -> int:
+  """Network evaluations that one image costs."""
+  counted = []
+
+  def probe(key):
+    params, _ = generative.init(key)
+    samples = generative.sample(params, jax.random.split(key, 1), None)
+    counted.append(samples.num_evaluations)
+    return samples.images
+
+  jax.eval_shape(probe, jax.random.key(0))
+  return int(counted[0])

@@ -1,0 +1,90 @@
+"""Work in pieces that outlive the process: what is on disk is not computed again."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def digest(facts: Any) -> str:
+  """A short hash of JSON values: equal work has the same, whatever it is called."""
+  text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Chunks:
+  """Numbered pieces of one work, each a file that is whole or absent.
+
+  Args:
+    folder: of the pieces; it is made. Its name should hold the work's `digest`, so that other work
+      never finds these pieces.
+    facts: what the pieces are, written beside them for people.
+  """
+
+  def __init__(self, folder: Path, facts: Mapping[str, Any]):
+    self.folder = folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index():
+      return
+    for left in folder.glob(".*.part*"):  # by a process that was killed
+      left.unlink(missing_ok=True)
+    part = folder / f".facts.{os.getpid()}.part"
+    part.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    os.replace(part, folder / "facts.json")
+
+  def get(self, number: int, rows: int, compute: Callable[[], Arrays]) -> dict[str, np.ndarray]:
+    """Piece `number`: from disk if it is there and whole, else computed and written.
+
+    Args:
+      number: of the piece.
+      rows: examples that it must hold; a longer one is cut, a shorter one is made anew.
+      compute: gives arrays whose leading axis counts the examples.
+    """
+    found = self._read(self.folder / f"{number:06d}.npz", rows)
+    if found is not None:
+      return found
+    arrays = {name: np.asarray(value) for name, value in compute().items()}
+    if jax.process_index() == 0:
+      self._write(self.folder / f"{number:06d}.npz", arrays)
+    return {name: value[:rows] for name, value in arrays.items()}
+
+  def _read(self, path: Path, rows: int) -> dict[str, np.ndarray] | None:
+    """None for a piece that is missing, short, or damaged: the archive's CRC-32 shows that."""
+    if not path.is_file():
+      return None
+    try:
+      with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    except Exception:
+      print(f"{path} is damaged: computed anew")
+      return None
+    if min((len(value) for value in arrays.values()), default=0) < rows:
+      return None
+    return {name: value[:rows] for name, value in arrays.items()}
+
+  def _write(self, path: Path, arrays: Arrays) -> None:
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part.npz")
+    with part.open("wb") as file:
+      np.savez(file, allow_pickle=False, **arrays)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def pieces(num: int, size: int) -> list[tuple[int, int, int]]:
+  """(number, first example, examples) of each piece of `size` out of `num`."""
+  return [(i, first, min(size, num - first)) for i, first in enumerate(range(0, num, size))]
+
+
+def remove(folder: Path) -> None:
+  """Deletes the pieces of finished work."""
+  if jax.process_index() == 0:
+    shutil.rmtree(folder, ignore_errors=True)

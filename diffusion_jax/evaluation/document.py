@@ -1,0 +1,223 @@
+"""metrics.json and the report: what was measured, of what, and how to measure it again."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from diffusion_jax import __version__, log, provenance
+from diffusion_jax.checkpoint import read_meta
+from diffusion_jax.evaluation import bench as benches
+from diffusion_jax.evaluation import study
+from diffusion_jax.evaluation.bench import Bench
+from diffusion_jax.evaluation.chunks import digest
+from diffusion_jax.evaluation.study import Subject, Summary
+from diffusion_jax.levels import QUANTISATION
+from diffusion_jax.report import Picture, write_report
+from diffusion_jax.state import count_parameters
+from diffusion_jax.types import UserError
+
+SCHEMA = 1
+
+
+def compose(bench: Bench, subject: Subject, measured: Summary, repeat: str) -> Summary:
+  """The content of metrics.json; docs/metrics_json.md describes it.
+
+  Args:
+    bench, subject: what was measured.
+    measured: from `study.measure`.
+    repeat: the command that measures it again.
+  """
+  return {
+    "schema": SCHEMA,
+    "identity": digest(study.identity(bench, subject)),
+    "model": _model(bench, subject),
+    "samples": _samples(bench, subject),
+    "extractors": {i.extractor.name: dict(i.extractor.stamp) for i in bench.instruments},
+    "references": {i.extractor.name: dict(i.reference.stamp) for i in bench.instruments},
+    **measured,
+    "repeat": repeat,
+    "code": {"version": __version__, "git_revision": provenance.git_revision()},
+    "run": environment(subject.seconds),
+  }
+
+
+def _model(bench: Bench, subject: Subject) -> Summary:
+  config = bench.experiment.to_dict()
+  return {
+    "workdir": str(bench.workdir),
+    "step": subject.step,
+    "images_seen": subject.step * bench.experiment.training.batch_size,
+    "weights": "ema",
+    "weights_digest": subject.weights,
+    "ema": config["ema"],
+    "kind": config["generative"]["name"],
+    "parameters": count_parameters(subject.params),
+    "config": config,
+    "data": read_meta(bench.checkpoints, subject.step)["data"],
+  }
+
+
+def _samples(bench: Bench, subject: Subject) -> Summary:
+  facts = study.sample_facts(bench, subject, bench.own, bench.seed)
+  return {
+    "source": f"{bench.workdir} step {subject.step}",
+    "num": bench.num_samples,
+    "seeds": study.seeds(bench),
+    "sampler": facts["settings"].get("sampler"),
+    "guidance": facts["settings"].get("guidance"),
+    "num_evaluations": benches.num_evaluations(bench.generative),
+    "labels": facts["labels"],
+    "quantisation": QUANTISATION,
+    "resolution": list(bench.train.spec.shape),
+    "folder": f"samples/{digest(facts)}",
+  }
+
+
+def environment(seconds: Mapping[str, Any]) -> Summary:
+  """Where and when it was measured: the part that a repetition need not share."""
+  return {
+    "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    "seconds": dict(seconds),
+    "devices": [str(d) for d in jax.devices()],
+    "device_kind": jax.devices()[0].device_kind,
+    "num_processes": jax.process_count(),
+    "packages": provenance.package_versions(),
+  }
+
+
+def is_done(bench: Bench, subject: Subject) -> bool:
+  """Whether the folder holds the outcome of exactly this work."""
+  found = read(subject.folder / "metrics.json")
+  return (
+    found is not None
+    and found.get("identity") == digest(study.identity(bench, subject))
+    and (subject.folder / "report.html").is_file()
+  )
+
+
+def read(path: Path) -> Summary | None:
+  """A metrics.json, or None where there is none that can be read."""
+  try:
+    found = json.loads(path.read_text())
+  except (OSError, ValueError):
+    return None
+  return found if isinstance(found, dict) and found.get("schema") == SCHEMA else None
+
+
+def write(
+  folder: Path,
+  metrics: Summary,
+  pictures: Mapping[str, Picture],
+  training: Sequence[Mapping[str, Any]],
+  compared: Sequence[Summary],
+) -> None:
+  """Writes the pictures, the report, and last metrics.json, the mark of finished work."""
+  if jax.process_index():
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, picture in pictures.items():
+    log.write_png(folder / f"{name}.png", picture.image)
+  finite = _finite(metrics)
+  write_report(folder / "report.html", finite, pictures, training, compared)
+  log.write_json(folder / "metrics.json", finite)
+
+
+def write_metrics(path: Path, metrics: Summary) -> None:
+  """Writes one metrics.json.
+
+  Raises:
+    UserError: the path cannot be written.
+  """
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log.write_json(path, _finite(metrics))
+  except OSError as error:
+    raise UserError(f"--out={path} cannot be written ({error.strerror}); choose another") from error
+
+
+def _finite(value: Any) -> Any:
+  """JSON has no not-a-number: null stands for it."""
+  if isinstance(value, Mapping):
+    return {name: _finite(v) for name, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(v) for v in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def training_rows(workdir: Path) -> list[dict[str, Any]]:
+  """The rows of metrics.jsonl that can be read; a figure may be null."""
+  rows = []
+  try:
+    lines = (workdir / "metrics.jsonl").read_text(errors="replace").splitlines()
+  except OSError:
+    return []
+  for line in lines:
+    try:
+      row = json.loads(line)
+    except ValueError:
+      continue
+    if isinstance(row, dict) and "step" in row:
+      rows.append(row)
+  return rows
+
+
+def find_compared(paths: Sequence[Path]) -> list[Summary]:
+  """The metrics of other runs: of a metrics.json, or of a run's newest evaluated step.
+
+  Raises:
+    UserError: a place without any.
+  """
+  found = []
+  for path in paths:
+    places = [path] if path.suffix == ".json" else _evaluated(path)
+    contents = [m for m in (read(p) for p in places) if m is not None]
+    if not contents:
+      raise UserError(
+        f"--compare={path}: no metrics.json there; run python -m diffusion_jax.evaluate "
+        f"--workdir={path} first"
+      )
+    found.append(contents[-1])
+  return found
+
+
+def _evaluated(workdir: Path) -> list[Path]:
+  places = [p for p in (workdir / "eval").glob("*/metrics.json") if p.parent.name.isdigit()]
+  return sorted(places, key=lambda p: int(p.parent.name))
+
+
+def lines(metrics: Summary) -> list[str]:
+  """What a person reads on the terminal."""
+  rows = [_figure_line(name, figure) for name, figure in metrics.get("figures", {}).items()]
+  for name, found in metrics.get("likelihoods", {}).items():
+    terms = ", ".join(f"{n} {t['mean']:.4f}" for n, t in found["terms"].items())
+    levels = f" at {found['num_levels']} levels" if found["num_levels"] else ""
+    rows.append(
+      f"{name} {found['bits_per_dim']:.4f}{_error(found['standard_error'])} bits/dim{levels}, "
+      f"{found['num_images']:,} {found['split']} images" + (f" ({terms})" if terms else "")
+    )
+  for point in metrics.get("sweep", []):
+    settings = " ".join(f"{n}={v}" for n, v in point["overrides"].items())
+    values = ", ".join(f"{n} {f['value']:.4g}" for n, f in point["figures"].items())
+    rows.append(f"{settings}: {point['num_evaluations']} evaluations, {values}")
+  if "memorization" in metrics:
+    found = metrics["memorization"]
+    rows.append(f"copying test C_T {found['c_t']:.2f}: {found['verdict']}")
+  return rows + [f"not measured: {line}" for line in metrics.get("missing", [])]
+
+
+def _figure_line(name: str, figure: Summary) -> str:
+  error = figure.get("standard_deviation")
+  if error is None:
+    error = figure.get("standard_error")
+  return f"{name} {figure['value']:.4f}{_error(error)}"
+
+
+def _error(value: float | None) -> str:
+  return "" if value is None else f" ± {value:.4f}"

@@ -1,0 +1,194 @@
+"""Reference statistics: the features of real images, with a stamp that says which and how."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from diffusion_jax.data import Source, fingerprint
+from diffusion_jax.evaluation.chunks import digest
+from diffusion_jax.extractors import Extract, Extractor
+from diffusion_jax.extractors.domain import data_name
+from diffusion_jax.levels import QUANTISATION, as_pictures
+from diffusion_jax.metrics import Moments, moments
+from diffusion_jax.types import UserError
+
+SCHEMA = 1
+MAX_FEATURES = 50_000
+"""Images whose features are kept; the moments count all."""
+
+
+class Reference(NamedTuple):
+  """What samples are compared with.
+
+  Attributes:
+    stamp: extractor, data, count, resolution, resize; JSON values.
+    pool: moments of the features of all images.
+    spatial: the same of the spatial features; None for an extractor without them.
+    features: of at most MAX_FEATURES images, evenly spaced.
+    places: where these images stand in the split.
+  """
+
+  stamp: Mapping[str, Any]
+  pool: Moments
+  spatial: Moments | None
+  features: Float[np.ndarray, "N D"]
+  places: Int[np.ndarray, "N"]
+
+
+def make_stamp(source: Source, split: str, extractor: Extractor) -> dict[str, Any]:
+  """What the statistics of a split under an extractor are."""
+  return {
+    "schema": SCHEMA,
+    "data": data_name(source),
+    "split": split,
+    "num": len(source),
+    "fingerprint": fingerprint(source),
+    "resolution": list(source.spec.shape),
+    "augmentation": "none",
+    "quantisation": QUANTISATION,
+    "extractor": extractor.name,
+    "extractor_sha256": extractor.stamp["sha256"],
+    "resize": extractor.stamp["resize"],
+  }
+
+
+def compute(
+  source: Source, split: str, extractor: Extractor, extract: Extract, chunk: int = 512
+) -> Reference:
+  """Streams a split, every image once, without augmentation; memory stays bounded.
+
+  Args:
+    source: the split.
+    split: its name, for the stamp.
+    extractor, extract: the features.
+    chunk: images decoded at once.
+
+  Raises:
+    UserError: a split of fewer than two images.
+  """
+  if len(source) < 2:
+    raise UserError(f"{source.name} has {len(source)} image; statistics need at least 2")
+  places = np.unique(np.linspace(0, len(source) - 1, min(len(source), MAX_FEATURES)).astype(int))
+  pool = spatial = None
+  kept = []
+  for first in range(0, len(source), chunk):
+    index = np.arange(first, min(first + chunk, len(source)))
+    found = extract(as_pictures(source.gather(index)[0], source.spec.num_levels))
+    pool = _add(pool, found.pool)
+    spatial = None if found.spatial is None else _add(spatial, found.spatial)
+    kept.append(found.pool[np.isin(index, places)])
+  assert pool is not None
+  stamp = make_stamp(source, split, extractor)
+  return Reference(stamp, pool, spatial, np.concatenate(kept), places)
+
+
+def _add(total: Moments | None, features: np.ndarray) -> Moments:
+  return moments.add(total or moments.zeros(features.shape[1]), features)
+
+
+def save(path: Path, reference: Reference) -> None:
+  """Writes an .npz in one move.
+
+  Raises:
+    UserError: the path cannot be written.
+  """
+  part = path.with_name(f".{path.stem}.{os.getpid()}.part.npz")
+  arrays = {"features": reference.features, "places": reference.places}
+  for name, sums in (("pool", reference.pool), ("spatial", reference.spatial)):
+    if sums is not None:
+      arrays |= {f"{name}_{field}": np.asarray(value) for field, value in sums._asdict().items()}
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(part, allow_pickle=False, stamp=json.dumps(reference.stamp), **arrays)
+    os.replace(part, path)
+  except OSError as error:
+    raise UserError(f"--out={path} cannot be written ({error.strerror}); choose another") from error
+
+
+def load(path: Path) -> Reference:
+  """Reads an .npz that `save` wrote; the archive's CRC-32 shows damage.
+
+  Raises:
+    UserError: it is missing, damaged, or of another kind.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      arrays = {name: file[name] for name in file.files}
+    stamp = json.loads(str(arrays["stamp"]))
+    if stamp["schema"] != SCHEMA:
+      raise ValueError(f"schema {stamp['schema']}, not {SCHEMA}")
+    pool = _moments(arrays, "pool")
+    spatial = _moments(arrays, "spatial") if "spatial_num" in arrays else None
+    return Reference(stamp, pool, spatial, arrays["features"], arrays["places"])
+  except FileNotFoundError:
+    raise UserError(
+      f"--reference={path}: no such file; give a folder, an .npz or statistics"
+    ) from None
+  except Exception as error:
+    raise UserError(
+      f"--reference={path} holds no readable statistics ({type(error).__name__}: {error}); make "
+      "them again with python -m diffusion_jax.stats"
+    ) from error
+
+
+def _moments(arrays: Mapping[str, np.ndarray], name: str) -> Moments:
+  num, total, outer = (arrays[f"{name}_{field}"] for field in ("num", "total", "outer"))
+  return Moments(int(num), total, outer)
+
+
+def is_statistics(path: Path) -> bool:
+  """Whether an .npz says that it holds statistics."""
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return "stamp" in file.files
+  except Exception:
+    return False
+
+
+def check(reference: Reference, extractor: Extractor, resolution: tuple[int, ...]) -> None:
+  """Refuses statistics that these samples cannot be compared with.
+
+  Raises:
+    UserError: another extractor, resize or resolution; both stamps are in the message.
+  """
+  wanted = {
+    "extractor": extractor.name,
+    "extractor_sha256": extractor.stamp["sha256"],
+    "resize": extractor.stamp["resize"],
+    "resolution": list(resolution),
+  }
+  there = {name: reference.stamp[name] for name in wanted}
+  if there != wanted:
+    named = ", ".join(name for name in wanted if there[name] != wanted[name])
+    raise UserError(
+      f"the reference differs in {named}: its stamp is {json.dumps(there)}, the samples' is "
+      f"{json.dumps(wanted)}; make statistics that match with python -m diffusion_jax.stats"
+    )
+
+
+def cached(
+  source: Source, split: str, extractor: Extractor, extract: Extract, folder: Path
+) -> Reference:
+  """The statistics of a split, from `folder` if they are there, else computed and kept."""
+  stamp = make_stamp(source, split, extractor)
+  path = folder / f"{stamp['data']}-{split}-{digest(stamp)}.npz"
+  if path.is_file():
+    try:
+      return load(path)
+    except UserError:
+      print(f"{path} is damaged: computed anew")
+  print(f"features of the {len(source):,} images of {source.name} ({extractor.name})", flush=True)
+  reference = compute(source, split, extractor, extract)
+  save(path, reference)
+  return reference
+
+
+def cache_folder() -> Path:
+  """Where statistics are kept: they belong to the data, not to a run."""
+  cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+  return cache / "diffusion_jax" / "statistics"

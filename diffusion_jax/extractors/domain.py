@@ -1,0 +1,206 @@
+"""Features of a data set's own classifier: a sample metric that needs no download.
+
+The classifier is trained once, on one device, from the training split alone, and kept in a file
+under the user's cache, so that all runs on the same data are measured by the same network. What it
+measures is named after the data, fd_digits, and never fid.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from diffusion_jax.checksum import named_leaves
+from diffusion_jax.data import Source, TrainStream, fingerprint, full_pass
+from diffusion_jax.extractors.extractor import Extractor
+from diffusion_jax.levels import as_pictures
+from diffusion_jax.models import Classifier
+from diffusion_jax.types import ImageSpec, UserError
+
+FORMAT = 1
+
+
+class Recipe(NamedTuple):
+  """How the classifier is trained; part of what its file says.
+
+  Attributes:
+    num_steps, batch_size, learning_rate: of Adam with a cosine schedule.
+    shift: pixels by which each image is moved at random, up to so many in each direction.
+    seed: of weights, order and shifts.
+  """
+
+  num_steps: int = 400
+  batch_size: int = 128
+  learning_rate: float = 2e-3
+  shift: int = 1
+  seed: int = 0
+
+
+def data_name(source: Source) -> str:
+  """The data set's name without its split, in letters that a figure's name may have."""
+  return re.sub(r"\W+", "_", source.name.rpartition(" ")[0] or source.name).strip("_").lower()
+
+
+def default_path(source: Source) -> Path:
+  """Where the classifier of a training split is kept."""
+  cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+  name = f"{data_name(source)}-{fingerprint(source)}.npz"
+  return cache / "diffusion_jax" / "features" / name
+
+
+def train_domain(train: Source, test: Source | None, path: Path, recipe: Recipe) -> Extractor:
+  """Trains the classifier of a labelled data set and writes its file.
+
+  Args:
+    train: the split it learns from.
+    test: the split its accuracy is counted on, if there is one.
+    path: of the file; it is replaced in one move.
+    recipe: of the training.
+
+  Raises:
+    UserError: the data have no labels, or the file cannot be written.
+  """
+  if not train.spec.num_classes:
+    raise UserError(f"{train.name} has no labels to learn features from; use --inception instead")
+  params = _train(train, recipe)
+  facts = {
+    "format": FORMAT,
+    "network": "classifier of the data set, last hidden layer",
+    "data": data_name(train),
+    "fingerprint": fingerprint(train),
+    "spec": train.spec._asdict(),
+    "recipe": recipe._asdict(),
+    "accuracy": None if test is None else _accuracy(params, test),
+    "resize": "none",
+    "input": "k / 127.5 - 1 of levels 0..255",
+  }
+  flat = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
+  _write(path, flat, facts)
+  return load_domain(path)
+
+
+def load_domain(path: Path) -> Extractor:
+  """Reads a classifier's file.
+
+  Raises:
+    UserError: it is missing, damaged or of another kind.
+  """
+  if not path.is_file():
+    raise UserError(
+      f"--features={path}: no such file; make one: python -m diffusion_jax.features --config=..."
+    )
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      arrays = {name: file[name] for name in file.files}
+    facts = json.loads(str(arrays.pop("facts")))
+    sha256 = arrays.pop("sha256").item()
+    if facts["format"] != FORMAT or sha256 != _digest(arrays, facts):
+      raise ValueError("its hash does not hold")
+    spec = ImageSpec(**facts["spec"])
+  except Exception as error:
+    raise UserError(
+      f"--features={path} is not a readable file of features ({error}); delete it and make it "
+      "again: python -m diffusion_jax.features --config=..."
+    ) from error
+  network = Classifier().create(spec)
+
+  def apply(params, images):
+    return (*network.apply(params, _to_input(images)), None)
+
+  stamp = {k: v for k, v in facts.items() if k not in ("format", "spec")} | {"sha256": sha256}
+  return Extractor(facts["data"], stamp, _nest(arrays), apply, spec.shape)
+
+
+def _nest(arrays: dict[str, np.ndarray]) -> Any:
+  """The tree whose leaves have these names."""
+  tree: dict[str, Any] = {}
+  for name, leaf in arrays.items():
+    *parents, last = name.split("/")
+    place = tree
+    for parent in parents:
+      place = place.setdefault(parent, {})
+    place[last] = leaf
+  return tree
+
+
+def _to_input(pictures: jax.Array) -> jax.Array:
+  return pictures.astype(jnp.float32) / 127.5 - 1.0
+
+
+def _train(source: Source, recipe: Recipe) -> Any:
+  """The trained parameters; on the first device alone, so that no mesh changes them."""
+  network = Classifier().create(source.spec)
+  schedule = optax.cosine_decay_schedule(recipe.learning_rate, recipe.num_steps)
+  optimizer = optax.adamw(schedule, weight_decay=1e-2)
+  stream = TrainStream(source, recipe.batch_size, recipe.seed)
+
+  def loss(params, images, labels, key):
+    x = _shift(_to_input(images), key, recipe.shift)
+    losses = optax.softmax_cross_entropy_with_integer_labels(network.apply(params, x)[1], labels)
+    return losses.mean()
+
+  @jax.jit
+  def step(params, state, images, labels, number):
+    key = jax.random.fold_in(jax.random.key(recipe.seed), number)
+    updates, state = optimizer.update(jax.grad(loss)(params, images, labels, key), state, params)
+    return optax.apply_updates(params, updates), state
+
+  with jax.default_device(jax.local_devices()[0]):
+    params = network.init(jax.random.key(recipe.seed))
+    state = optimizer.init(params)
+    for number in range(recipe.num_steps):
+      batch = stream.batch(number)
+      pictures = as_pictures(batch.image, source.spec.num_levels)
+      params, state = step(params, state, pictures, batch.label, number)
+  return jax.device_get(params)
+
+
+def _shift(x: jax.Array, key: jax.Array, most: int) -> jax.Array:
+  """Moves each image by up to `most` pixels, its border repeated."""
+  height, width = x.shape[1:3]
+  padded = jnp.pad(x, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
+  corners = jax.random.randint(key, (len(x), 2), 0, 2 * most + 1)
+
+  def cut(image, corner):
+    return jax.lax.dynamic_slice(image, (*corner, 0), (height, width, image.shape[-1]))
+
+  return jax.vmap(cut)(padded, corners)
+
+
+def _accuracy(params: Any, source: Source) -> float:
+  """Share of a split that the classifier reads right."""
+  network = Classifier().create(source.spec)
+  predict = jax.jit(lambda images: network.apply(params, _to_input(images))[1].argmax(-1))
+  right = 0.0
+  with jax.default_device(jax.local_devices()[0]):
+    for batch in full_pass(source, min(512, len(source))):
+      pictures = as_pictures(batch.image, source.spec.num_levels)
+      right += float(((np.asarray(predict(pictures)) == batch.label) * batch.mask).sum())
+  return right / len(source)
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+  part = path.with_name(f".{path.name}.{os.getpid()}.part.npz")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(part, allow_pickle=False, facts=json.dumps(facts, sort_keys=True),
+             sha256=_digest(arrays, facts), **arrays)  # fmt: skip
+    os.replace(part, path)
+  except OSError as error:
+    raise UserError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _digest(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> str:
+  """SHA-256 of the weights and of what the file says of them."""
+  digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+  for name in sorted(arrays):
+    digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+    digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+  return digest.hexdigest()

@@ -1,0 +1,46 @@
+"""A data set's own features: python -m diffusion_jax.features --config=configs/ddpm_digits.py
+
+Trains a small classifier on the training split; its last hidden layer is what samples are measured
+on, as in fd_digits. Evaluation does it by itself where it has not been done.
+"""
+
+from pathlib import Path
+
+from diffusion_jax import runs
+from diffusion_jax.extractors import train_domain
+from diffusion_jax.extractors.domain import Recipe, default_path
+from diffusion_jax.types import UserError
+
+
+def main(argv: list[str]) -> None:
+  args, overrides = parser().parse(argv)
+  for name in ("num_steps", "batch_size"):
+    if getattr(args, name) < 1:
+      raise UserError(f"--{name}={getattr(args, name)}: must be at least 1")
+  if args.out is not None and args.out.suffix != ".npz":
+    raise UserError(f"--out={args.out}: must end in .npz, e.g. --out=features.npz")
+  runs.enable_compilation_cache()
+  data = runs.load_experiment(args.config, overrides).data
+  train = data.load("train")
+  test = data.load("test") if data.has_split("test") else None
+  recipe = Recipe(num_steps=args.num_steps, batch_size=args.batch_size, seed=args.seed)
+  path = args.out or default_path(train)
+  extractor = train_domain(train, test, path, recipe)
+  accuracy = extractor.stamp["accuracy"]
+  right = "" if accuracy is None else f", right on {accuracy:.1%} of the held-out images"
+  print(f"{path}: features of {train.name}{right}, sha256 {extractor.stamp['sha256']}")
+
+
+def parser() -> runs.Parser:
+  flags = runs.Parser("features", description=__doc__)
+  defaults = Recipe()
+  flags.add_argument("--config", required=True, help="config file whose data set is learned")
+  flags.add_argument("--num_steps", type=int, default=defaults.num_steps, help="updates")
+  flags.add_argument("--batch_size", type=int, default=defaults.batch_size, help="images of one")
+  flags.add_argument("--seed", type=int, default=defaults.seed, help="of weights and order")
+  flags.add_argument("--out", type=Path, help="the .npz to write; the user's cache by default")
+  return flags
+
+
+if __name__ == "__main__":
+  runs.run_main(main)

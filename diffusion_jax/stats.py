@@ -1,0 +1,56 @@
+"""Reference statistics: python -m diffusion_jax.stats --config=configs/ddpm_mnist.py --out=a.npz
+
+Every image of a split once, uint8, without augmentation, under one feature network. The file says
+what it is; the evaluation program refuses it for samples that it does not fit.
+"""
+
+import json
+from pathlib import Path
+
+from diffusion_jax import runs, sharding
+from diffusion_jax.data import load_pictures
+from diffusion_jax.evaluation import files, reference
+from diffusion_jax.evaluation.bench import EXTRACT_BATCH
+from diffusion_jax.extractors import make_extract
+from diffusion_jax.types import UserError
+
+
+def main(argv: list[str]) -> None:
+  args, overrides = parser().parse(argv)
+  if (args.config is None) == (args.images is None):
+    raise UserError("give --config=FILE (its data set) or --images=DIR|file.npz, one of the two")
+  if overrides and args.config is None:
+    raise UserError(f"{overrides[0].flag}: --images takes no config")
+  if args.out.suffix != ".npz":
+    raise UserError(f"--out={args.out}: must end in .npz, e.g. --out=statistics.npz")
+  runs.enable_compilation_cache()
+  if args.config is None:
+    source, split = load_pictures(args.images, "--images"), "given"
+  else:
+    source, split = runs.load_experiment(args.config, overrides).data.load(args.split), args.split
+  against = files.Against(source=source, split=split)
+  chosen = ("none", args.inception) if args.features is None else (args.features, "none")
+  extractors, _ = files.find_extractors(*chosen, args.inception_sha256 == "any", against)
+  extractor = extractors[0]
+  files.check_resolution(extractor, source, "--config" if args.config else "--images")
+  mesh = sharding.create_mesh(sharding.MeshShape())
+  found = reference.compute(source, split, extractor, make_extract(extractor, mesh, EXTRACT_BATCH))
+  reference.save(args.out, found)
+  print(f"{args.out}: {json.dumps(found.stamp)}")
+
+
+def parser() -> runs.Parser:
+  flags = runs.Parser("stats", description=__doc__)
+  flags.add_argument("--config", help="config file whose data set is measured")
+  flags.add_argument("--split", choices=["train", "test"], default="train", help="of the data set")
+  flags.add_argument("--images", type=Path, help="a folder of images or an .npz instead")
+  flags.add_argument("--features", help="file of the data set's own features, instead of Inception")
+  flags.add_argument("--inception", help="file of Inception weights; the user's cache by default")
+  flags.add_argument("--inception_sha256", choices=["published", "any"], default="published",
+                     help="any: also take other weights; never named fid")  # fmt: skip
+  flags.add_argument("--out", type=Path, required=True, help="the .npz to write")
+  return flags
+
+
+if __name__ == "__main__":
+  runs.run_main(main)

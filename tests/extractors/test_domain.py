@@ -1,0 +1,96 @@
+"""A data set's own features: a classifier that has learned it, in a file that knows itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import sharding
+from diffusion_jax.data import ArraySource, Digits
+from diffusion_jax.extractors import load_domain, make_extract, train_domain
+from diffusion_jax.extractors.domain import Recipe, data_name
+from diffusion_jax.levels import as_pictures
+from diffusion_jax.types import UserError
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """Features of the digits after a short training, and their file."""
+  path = tmp_path_factory.mktemp("features") / "digits.npz"
+  digits = Digits()
+  recipe = Recipe(num_steps=60, batch_size=64)
+  return train_domain(digits.load("train"), digits.load("test"), path, recipe), path
+
+
+def test_it_has_learned_the_classes(trained):
+  extractor, _ = trained
+  assert extractor.name == "digits"
+  assert extractor.stamp["accuracy"] > 0.9
+  test = Digits().load("test")
+  images, labels = test.gather(np.arange(len(test)))
+  extract = make_extract(extractor, sharding.create_mesh(sharding.MeshShape()), 64)
+  features = extract(as_pictures(images, 17))
+  assert features.pool.shape == (297, 64)
+  assert features.spatial is None
+  right = (features.logits.argmax(-1) == labels).mean()
+  assert right == pytest.approx(extractor.stamp["accuracy"], abs=0.004)  # at most one of 297
+
+
+def test_the_file_gives_the_same_network(trained):
+  extractor, path = trained
+  again = load_domain(path)
+  assert again.stamp == extractor.stamp
+  image = jnp.full((1, 8, 8, 1), 100, jnp.uint8)
+  for a, b in zip(again.apply(again.params, image), extractor.apply(extractor.params, image),
+                  strict=True):  # fmt: skip
+    np.testing.assert_array_equal(a, b)
+
+
+def test_the_same_recipe_gives_the_same_hash(tmp_path):
+  train = Digits().load("train")
+  recipe = Recipe(num_steps=2, batch_size=8)
+  first, second = (train_domain(train, None, tmp_path / f"{i}.npz", recipe) for i in "ab")
+  other = train_domain(train, None, tmp_path / "c.npz", recipe._replace(seed=1))
+  assert first.stamp["sha256"] == second.stamp["sha256"] != other.stamp["sha256"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "text", "of another kind"])
+def test_a_damaged_file_is_refused(trained, tmp_path, damage):
+  _, path = trained
+  data = path.read_bytes()
+  broken = tmp_path / "broken.npz"
+  if damage == "changed":  # an archive that is whole, with one weight of another value
+    with np.load(path) as file:
+      arrays = {name: file[name] for name in file.files}
+    arrays["hidden/bias"] = arrays["hidden/bias"] + np.float32(1e-3)
+    np.savez(broken, **arrays)
+  elif damage == "of another kind":
+    np.savez(broken, images=np.zeros(3))
+  else:
+    broken.write_bytes({"truncated": data[:-100], "text": b"hello"}[damage])
+  with pytest.raises(UserError, match="is not a readable file of features") as error:
+    load_domain(broken)
+  assert "python -m diffusion_jax.features" in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_what_is_missing_is_said(tmp_path):
+  with pytest.raises(UserError, match="no such file; make one"):
+    load_domain(tmp_path / "none.npz")
+  blank = ArraySource("blank train", np.zeros((4, 8, 8, 1), np.uint8), None, 256, 0)
+  with pytest.raises(UserError, match="has no labels to learn features from"):
+    train_domain(blank, None, tmp_path / "x.npz", Recipe())
+
+
+def test_features_that_are_not_finite_are_refused(trained):
+  params = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), trained[0].params)
+  broken = trained[0]._replace(params=params)
+  extract = make_extract(broken, sharding.create_mesh(sharding.MeshShape()), 8)
+  with pytest.raises(UserError, match="the features of digits are not finite"):
+    extract(np.zeros((2, 8, 8, 1), np.uint8))
+
+
+def test_names_of_data_sets():
+  images = np.zeros((2, 4, 4, 1), np.uint8)
+  for name, expected in (("digits train", "digits"), ("My Set-1 given", "my_set_1")):
+    assert data_name(ArraySource(name, images, None, 256, 0)) == expected
