@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
       },
       "ema": {"decay": 0.995, "warmup": True},
       "training": {"num_steps": 1000, "batch_size": 64},
+      "eval": {"num_seeds": 3, "likelihood_repeats": 2},
       "checkpoint": {"every_steps": 500},
       "logging": {"every_steps": 100, "sample_every_steps": 500, "num_samples": 80},
     }

@@ -31,7 +31,8 @@ def get_config() -> ConfigDict:
       },
       "ema": {"decay": 0.995, "warmup": True},
       "training": {"num_steps": 1200, "batch_size": 128},
-      "eval": {"every_steps": 400},
+      "eval": {"every_steps": 400, "num_seeds": 3, "likelihood_repeats": 2},
+      "iwae": {"num_draws": 500, "chunk": 50},
       "checkpoint": {"every_steps": 400},
       "logging": {"every_steps": 100, "sample_every_steps": 400, "num_samples": 64},
     }

@@ -48,7 +48,7 @@ def trained(tmp_path_factory, root_of_module):
         "--config.data.num_images=200",
         "--config.checkpoint.every_steps=150",
         "--config.logging.tensorboard=false",
-      ]  # fmt: skip
+      ]
     )
   return workdir, cache
 
