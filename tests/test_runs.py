@@ -44,6 +44,8 @@ def test_done_is_0(call):
 
 
 def test_a_signal_asks_to_stop_and_a_second_one_kills(capfd):
+  # A shell's background job starts with SIGINT ignored: begin as a foreground one does.
+  inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
   before = signal.getsignal(signal.SIGINT)
   with runs.stop_requests() as asked:
     assert asked() is None
@@ -52,6 +54,7 @@ def test_a_signal_asks_to_stop_and_a_second_one_kills(capfd):
     with pytest.raises(KeyboardInterrupt):
       signal.raise_signal(signal.SIGINT)
   assert signal.getsignal(signal.SIGINT) is before
+  signal.signal(signal.SIGINT, inherited)
   assert "SIGINT: saving, then stopping (again to stop at once)" in capfd.readouterr().err
 
 
