@@ -25,8 +25,9 @@ PUBLISHED = {
 HIGHER_IS_BETTER = {"is", "precision", "recall", "density", "coverage"}
 SUBSETS, SUBSET_SIZE, SPLITS = 100, 1000, 10
 PR_NEIGHBOURS, DC_NEIGHBOURS = 3, 5
-MIN_EXTRAPOLATED = 100
-"""With fewer samples an extrapolation to infinitely many says nothing."""
+MIN_EXTRAPOLATED, MIN_EXTRAPOLATED_PER_FEATURE = 100, 20
+"""An extrapolation needs so many samples, and so many a feature: its smallest subset is a tenth of
+them, and near the number of features the distance is no straight line in 1/N."""
 
 
 class SampleSet(NamedTuple):
@@ -113,7 +114,10 @@ def measure(
       continue
     if metric == "fd_infinity" and not extrapolate:
       continue
-    if min(num, len(reference.features)) < needed:
+    if metric == "fd_infinity":
+      needed = max(needed, MIN_EXTRAPOLATED_PER_FEATURE * sets[0].pool.shape[1])
+    at_hand = num if metric == "fd_infinity" else min(num, len(reference.features))
+    if at_hand < needed:
       missing.append(f"{protocol.name(metric)} needs at least {needed} samples; there are {num}")
       continue
     rows = [count(s, reference) for s in (sets[:1] if metric == "fd_infinity" else sets)]

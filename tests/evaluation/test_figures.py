@@ -93,6 +93,16 @@ def test_the_cuts_of_a_set_do_not_matter():
     assert cut[name]["value"] == pytest.approx(whole[name]["value"], rel=1e-9)
 
 
+def test_an_extrapolation_needs_many_samples_a_feature():
+  reference = reference_of(normal(0, 500, dim=16))
+  for num, there in ((319, False), (320, True)):
+    sets = [sample_set(normal(1, num, dim=16))]
+    found, missing = figures.measure(sets, reference, DIGITS)
+    assert (f"fd_infinity_digits_{num}" in found) == there
+    line = f"fd_infinity_digits_{num} needs at least 320 samples; there are {num}"
+    assert (line in missing) != there
+
+
 def test_too_few_samples_leave_out_what_they_cannot_give():
   found, missing = figures.measure([sample_set(normal(1, 3))], reference_of(normal(0, 300)), DIGITS)
   assert "fd_digits_3" in found

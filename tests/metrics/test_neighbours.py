@@ -94,9 +94,11 @@ def test_by_hand_on_a_line():
   assert density_coverage(reference, samples, k=1) == (0.25, 1 / 3)
 
 
+@pytest.mark.parametrize("block_bytes", SMALL_BLOCKS)
 @pytest.mark.parametrize("k", [3, 5])
-def test_samples_equal_to_the_reference(k):
+def test_samples_equal_to_the_reference(monkeypatch, block_bytes, k):
   """Open balls hold k points, themselves among them; closed ones would hold k + 1 (4/3 for 3)."""
+  monkeypatch.setattr(neighbours, "BLOCK_BYTES", block_bytes)
   x = normal(200, 16, shift=100.0)
   assert precision_recall(x, x, k) == (1.0, 1.0)
   assert density_coverage(x, x[::-1].copy(), k) == (pytest.approx(1.0, abs=1e-14), 1.0)
@@ -105,11 +107,14 @@ def test_samples_equal_to_the_reference(k):
   assert (cdist(x, x) <= radii * (1.0 + 1e-12)).sum(axis=0).mean() == pytest.approx(closed)
 
 
-def test_a_reference_of_copies_has_balls_of_radius_zero():
+@pytest.mark.parametrize("block_bytes", SMALL_BLOCKS)
+def test_copies_have_balls_of_radius_zero(monkeypatch, block_bytes):
   """Ten copies of each image, k below ten: closed balls hold their centre, open ones nothing."""
+  monkeypatch.setattr(neighbours, "BLOCK_BYTES", block_bytes)
   unique = normal(50, 16, shift=100.0)
   reference = np.repeat(unique, 10, axis=0)
   assert precision_recall(reference, unique, 3)[0] == 1.0
+  assert precision_recall(unique, reference, 3)[1] == 1.0
   assert precision_recall(reference, unique + 1e-9, 3)[0] == 0.0
   assert density_coverage(reference, unique, 3) == (0.0, 0.0)
 
