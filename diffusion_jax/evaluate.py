@@ -91,7 +91,12 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   folder.mkdir(exist_ok=True)
   with runs.lock(folder, "evaluating"):
     for step in steps(bench, args):
-      evaluate(bench, step, compared, argv)
+      try:
+        evaluate(bench, step, compared, argv)
+      except UserError:
+        if not args.watch or step in checkpoint.saved_steps(bench.checkpoints):
+          raise
+        study.say(f"step {step:,}: the run has deleted this checkpoint; skipped")
 
 
 def wait_for_checkpoint(workdir: Path) -> None:
@@ -120,12 +125,12 @@ def watched_steps(bench: Bench) -> Iterator[int]:
   last = bench.experiment.training.num_steps
   while True:
     new = [s for s in checkpoint.saved_steps(bench.checkpoints) if s not in seen]
-    for step in new:
-      seen.add(step)
-      yield step
-    if seen and max(seen) >= last:
+    if new:
+      seen.add(new[0])
+      yield new[0]  # one at a time: the list is old once a step has been measured
+    elif seen and max(seen) >= last:
       return
-    if not new:
+    else:
       time.sleep(POLL_SEC)
 
 

@@ -196,6 +196,26 @@ def test_watching_takes_each_checkpoint_as_it_comes(run, measure, monkeypatch):
   assert {p.name for p in (run / "eval").glob("[0-9]*")} == {"2", "4"}
 
 
+@pytest.mark.parametrize("when", ["before it is read", "while it is measured"])
+def test_a_checkpoint_that_the_run_deletes_ends_no_watch(run, measure, monkeypatch, when):
+  """Training goes on and keeps its newest checkpoints only."""
+  name = "restore" if when == "before it is read" else "measure"
+  original = getattr(evaluate.study, name)
+
+  def late(bench, what):
+    step = what if name == "restore" else what.step
+    if step == 2:
+      shutil.rmtree(run / "checkpoints/2")
+    return original(bench, what)
+
+  monkeypatch.setattr(evaluate.study, name, late)
+  metrics, out = measure(run, "--watch")
+  skipped = "step 2: the run has deleted this checkpoint; skipped" in out
+  assert skipped == (when == "before it is read")
+  assert (run / "eval/2/metrics.json").exists() != skipped
+  assert metrics["model"]["step"] == 4
+
+
 def test_images_of_any_program_have_the_figures_of_the_run(evaluated, call, tmp_path):
   """The run's own samples as PNG files, against its data set, a folder of it, and statistics."""
   workdir, metrics = evaluated

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 
 from diffusion_jax import __version__, log, provenance
-from diffusion_jax.checkpoint import read_meta
 from diffusion_jax.evaluation import bench as benches
 from diffusion_jax.evaluation import study
 from diffusion_jax.evaluation.bench import Bench
@@ -58,7 +57,7 @@ def _model(bench: Bench, subject: Subject) -> Summary:
     "kind": config["generative"]["name"],
     "parameters": count_parameters(subject.params),
     "config": config,
-    "data": read_meta(bench.checkpoints, subject.step)["data"],
+    "data": dict(subject.data),
   }
 
 

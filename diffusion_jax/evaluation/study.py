@@ -31,6 +31,8 @@ class Subject(NamedTuple):
     params: its EMA weights.
     step: it was saved at.
     weights: a short hash of these weights.
+    data: what the checkpoint says of its training data. Read once: a run that goes on may delete
+      the checkpoint while it is being measured.
     folder: workdir/eval/step.
     seconds: what each part took, filled as they end.
   """
@@ -38,6 +40,7 @@ class Subject(NamedTuple):
   params: Params
   step: int
   weights: str
+  data: Mapping[str, Any]
   folder: Path
   seconds: dict[str, float]
 
@@ -50,9 +53,9 @@ class Subject(NamedTuple):
 def restore(bench: Bench, step: int | None) -> Subject:
   """Reads a checkpoint; None: the newest good one."""
   params, step = sampling.restore_ema(bench.checkpoints, step, bench.mesh, bench.generative)
-  leaves = checkpoint.read_meta(bench.checkpoints, step)["leaves"]
-  weights = digest({n: leaf for n, leaf in leaves.items() if n.startswith("ema/")})
-  return Subject(params, step, weights, bench.workdir / "eval" / str(step), {})
+  meta = checkpoint.read_meta(bench.checkpoints, step)
+  weights = digest({n: leaf for n, leaf in meta["leaves"].items() if n.startswith("ema/")})
+  return Subject(params, step, weights, meta["data"], bench.workdir / "eval" / str(step), {})
 
 
 def identity(bench: Bench, subject: Subject) -> Summary:
