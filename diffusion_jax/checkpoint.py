@@ -8,16 +8,19 @@ import json
 import re
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
+from diffusion_jax import distributed
 from diffusion_jax.checksum import checksums, named_leaves
 from diffusion_jax.types import UserError
+
+T = TypeVar("T")
 
 MIN_SLICE_BYTES = 1 << 20
 """Arrays are cut among the devices that hold copies only down to this: cutting costs time too."""
@@ -172,16 +175,17 @@ def restore(directory: Path, target: Any, step: int | None = None) -> Restored:
       checkpoint is of another model.
   """
   damaged: list[Damage] = []
-  for candidate in _candidates(directory, step):
-    try:
-      state, meta = _read(directory / str(candidate), target)
-      return Restored(candidate, state, meta, tuple(damaged))
-    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
-      raise
-    except Exception as error:
-      if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-        raise  # the disk's trouble, not the checkpoint's
-      damaged.append(Damage(candidate, _first_line(error)))
+  for candidate in distributed.from_first(distributed.agree(lambda: _candidates(directory, step))):
+    folder = directory / str(candidate)
+    meta, reason = _attempt(lambda folder=folder: _check(folder, target))
+    state = None
+    if reason is None:
+      state, reason = _attempt(lambda folder=folder: _read(folder, target))
+    if meta is not None and reason is None:
+      reason = _compare(state, meta.pop("leaves"))
+      if reason is None:
+        return Restored(candidate, state, meta, tuple(damaged))
+    damaged.append(Damage(candidate, str(reason)))
   listed = "; ".join(f"{d.step}: {d.reason}" for d in damaged)
   advice = "give another --step" if step is not None else "restore a copy, or use --fresh"
   raise UserError(f"{directory}: no checkpoint can be read ({listed}); {advice}")
@@ -228,22 +232,51 @@ def quarantine(directory: Path, damaged: tuple[Damage, ...]) -> list[Path]:
   return moved
 
 
-def _read(folder: Path, target: Any) -> tuple[Any, dict[str, Any]]:
-  """One step's state and meta; raises any Exception for damage, UserError for another model."""
+def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
+  """What every process has read, or why one could not: then none goes on with it.
+
+  Raises:
+    Exception: the disk's or the devices' trouble, which is not the checkpoint's.
+  """
+
+  def attempt() -> tuple[T | None, str | None]:
+    try:
+      return function(), None
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+      raise
+    except Exception as error:
+      if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        raise
+      return None, _first_line(error)
+
+  result, reason = distributed.agree(attempt)
+  return result, next((r for r in distributed.tell_all(reason) if r), None)
+
+
+def _check(folder: Path, target: Any) -> dict[str, Any]:
+  """One step's meta; raises any Exception for damage, UserError for another model."""
   meta = _load_meta(folder)
-  leaves = meta.pop("leaves")
-  _check_structure(folder, leaves, target)
+  _check_structure(folder, meta["leaves"], target)
+  return meta
+
+
+def _read(folder: Path, target: Any) -> Any:
+  """One step's state; raises any Exception for damage that shows without the checksums."""
   args = ocp.args.PyTreeRestore(
     item=target,
     restore_args=ocp.checkpoint_utils.construct_restore_args(target),
     partial_restore=True,
   )
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    state = reader.restore((folder / "state").absolute(), args=args)
+    return reader.restore((folder / "state").absolute(), args=args)
+
+
+def _compare(state: Any, leaves: Mapping[str, Any]) -> str | None:
+  """The leaf whose checksum does not hold, in words; a collective."""
   for name, sums in checksums(state).items():
     if list(sums) != leaves[name]["checksum"]:
-      raise ValueError(f"the checksum of {name} does not hold")
-  return state, meta
+      return f"the checksum of {name} does not hold"
+  return None
 
 
 def _load_meta(folder: Path) -> dict[str, Any]:

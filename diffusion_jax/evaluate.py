@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffusion_jax import checkpoint, log, runs
+from diffusion_jax import checkpoint, distributed, log, runs
 from diffusion_jax.config import Override
 from diffusion_jax.data import load_pictures
 from diffusion_jax.evaluation import bench as benches
@@ -82,6 +82,8 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   compared = document.find_compared(args.compare)
   if args.watch:
     wait_for_checkpoint(args.workdir)
+  runs.join_job(runs.stored_experiment(args.workdir, overrides))
+  distributed.check_shared(args.workdir)
   request = Request(
     args.workdir, overrides, args.seed, args.sweep, args.features, args.inception,
     args.inception_sha256 == "any",
@@ -94,7 +96,8 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
       try:
         evaluate(bench, step, compared, argv)
       except UserError:
-        if not args.watch or step in checkpoint.saved_steps(bench.checkpoints):
+        gone = step not in checkpoint.saved_steps(bench.checkpoints)
+        if not args.watch or not distributed.from_first(gone):
           raise
         study.say(f"step {step:,}: the run has deleted this checkpoint; skipped")
 
@@ -114,7 +117,7 @@ def steps(bench: Bench, args) -> Iterator[int | None]:
   if args.watch:
     yield from watched_steps(bench)
   elif args.step == "all":
-    yield from checkpoint.saved_steps(bench.checkpoints)
+    yield from distributed.from_first(checkpoint.saved_steps(bench.checkpoints))
   else:
     yield None if args.step == "latest" else int(args.step)
 
@@ -124,7 +127,8 @@ def watched_steps(bench: Bench) -> Iterator[int]:
   seen: set[int] = set()
   last = bench.experiment.training.num_steps
   while True:
-    new = [s for s in checkpoint.saved_steps(bench.checkpoints) if s not in seen]
+    saved = distributed.from_first(checkpoint.saved_steps(bench.checkpoints))
+    new = [s for s in saved if s not in seen]
     if new:
       seen.add(new[0])
       yield new[0]  # one at a time: the list is old once a step has been measured
@@ -138,7 +142,7 @@ def evaluate(bench: Bench, step: int | None, compared: list, argv: list[str]) ->
   """Measures one checkpoint, unless its folder already holds the outcome."""
   subject = study.restore(bench, step)
   place = subject.folder / "metrics.json"
-  if document.is_done(bench, subject) and not compared:
+  if distributed.from_first(document.is_done(bench, subject)) and not compared:
     print(f"step {subject.step:,}: evaluated already: {subject.folder / 'report.html'}")
     return
   study.say(f"step {subject.step:,}: {bench.num_samples:,} samples, "

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from diffusion_jax.checkpoint import Checkpointing
 from diffusion_jax.config import Override, Section, nearest, resolve, to_dict
 from diffusion_jax.data import SOURCES
+from diffusion_jax.distributed import Distributed
 from diffusion_jax.generative import GENERATIVES
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
 from diffusion_jax.log import Logging
@@ -66,6 +67,7 @@ COMMON: Mapping[str, Section] = {
   "checkpoint": Checkpointing,
   "logging": Logging,
   "mesh": MeshShape,
+  "distributed": Distributed,
 }
 
 # Fields that a resumed run may change: how it runs, not what it is. Where the data lies may change
@@ -75,7 +77,7 @@ CHANGEABLE = {
   "data": {"path", "test_path", "data_dir", "max_ram_gib", "test_split", "test_fraction"},
   "optimizer": {"*"},
   "training": {"num_steps", "accumulation_steps", "max_skipped_in_a_row"},
-  **{name: {"*"} for name in ("ema", "eval", "checkpoint", "logging", "mesh")},
+  **{name: {"*"} for name in ("ema", "eval", "checkpoint", "logging", "mesh", "distributed")},
   **{name: {"*"} for name in ("sampler", "guidance", "spectrum")},
   **{name: {"*"} for name in (*DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS)},
 }
@@ -124,6 +126,10 @@ class Experiment:
   @property
   def mesh(self) -> MeshShape:
     return self.sections["mesh"]
+
+  @property
+  def distributed(self) -> Distributed:
+    return self.sections["distributed"]
 
   def create(self, spec: ImageSpec) -> Generative:
     """Wires the model for a data set.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from diffusion_jax import checkpoint, log, runs, sharding
+from diffusion_jax import checkpoint, distributed, log, runs, sharding, watchdog
 from diffusion_jax.data import Source, fingerprint
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.state import TrainState
@@ -51,12 +51,30 @@ def prepare(experiment: Experiment, workdir: Path) -> Job:
   mesh = sharding.create_mesh(experiment.mesh)
   parts = training.accumulation_steps
   sharding.check_batch_size(training.batch_size, mesh, parts, "training.batch_size")
-  source = data.load("train")
-  test = data.load("test") if data.has_split("test") else None
+  source = distributed.in_turn(lambda: data.load("train"))
+  test = distributed.in_turn(lambda: data.load("test") if data.has_split("test") else None)
+  check_same_everywhere(source)
   if test is not None and test.spec != source.spec:
     train_is, test_is = (log.describe_data(s.name, len(s), s.spec) for s in (source, test))
     raise UserError(f"the splits do not fit each other: {train_is}; {test_is}")
   return Job(experiment, experiment.create(source.spec), source, test, mesh, workdir)
+
+
+def check_same_everywhere(source: Source) -> None:
+  """Refuses to start where the processes read different data.
+
+  Raises:
+    UserError: which of them differ from process 0.
+  """
+  if jax.process_count() == 1:
+    return
+  prints = distributed.tell_all(fingerprint(source))
+  other = [str(number) for number, found in enumerate(prints) if found != prints[0]]
+  if other:
+    raise UserError(
+      f"{source.name}: process {', '.join(other)} reads other data than process 0 does; bring the "
+      "same data to all hosts"
+    )
 
 
 def start(job: Job) -> tuple[TrainState, bool]:
@@ -69,21 +87,31 @@ def start(job: Job) -> tuple[TrainState, bool]:
   """
   experiment = job.experiment
   init = make_init(job.generative, experiment.optimizer, experiment.training)
-  shapes = jax.eval_shape(init)
+  shapes = state_shapes(job)
   layout = sharding.state_shardings(job.mesh, shapes)
-  if not checkpoint.saved_steps(job.checkpoints):
+  if not distributed.from_first(bool(checkpoint.saved_steps(job.checkpoints))):
     runs.write_config(job.workdir, experiment.to_dict())
-    return jax.jit(init, out_shardings=layout)(), False
+    with watchdog.allow(watchdog.COMPILE_SEC):
+      return jax.block_until_ready(jax.jit(init, out_shardings=layout)()), False
   harmless = runs.check_continues(job.workdir, experiment)
   restored = checkpoint.restore(job.checkpoints, sharding.as_target(shapes, layout))
   _check_same_data(job, restored.meta)
   if harmless:
     print(f"changed since the run began: {'; '.join(harmless)}")
-  places = checkpoint.quarantine(job.checkpoints, restored.damaged)
-  for damage, place in zip(restored.damaged, places, strict=True):
-    print(f"checkpoint {damage.step} is damaged ({damage.reason}): moved to {place}")
+  distributed.first_does(lambda: _put_aside(job, restored.damaged))
   runs.write_config(job.workdir, experiment.to_dict())
   return restored.state, True
+
+
+def _put_aside(job: Job, damaged: tuple[checkpoint.Damage, ...]) -> None:
+  for damage, place in zip(damaged, checkpoint.quarantine(job.checkpoints, damaged), strict=True):
+    print(f"checkpoint {damage.step} is damaged ({damage.reason}): moved to {place}")
+
+
+def state_shapes(job: Job) -> TrainState:
+  """The run's state as ShapeDtypeStructs."""
+  parts = job.experiment
+  return jax.eval_shape(make_init(job.generative, parts.optimizer, parts.training))
 
 
 def describe(job: Job) -> dict[str, Any]:

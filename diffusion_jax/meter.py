@@ -9,6 +9,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from jaxtyping import Array
 
+from diffusion_jax import watchdog
+
+VOTES = "stop_votes"
+"""A scalar that is no figure: how many shards of the step belong to processes that must stop."""
+
 LAG = 2
 """Steps that may be in flight before the scalars of the oldest are read."""
 
@@ -31,12 +36,16 @@ class Meter:
   Args:
     batch_size: images of a global batch.
     max_skipped_in_a_row: successive skipped updates that end the run.
+
+  Attributes:
+    stop_votes: what the newest step that was read says of VOTES; the same on all processes.
   """
 
   def __init__(self, batch_size: int, max_skipped_in_a_row: int):
     self._batch_size, self._limit = batch_size, max_skipped_in_a_row
     self._pending: deque[tuple[int, Mapping[str, Array]]] = deque()
     self._rows: list[dict[str, float]] = []
+    self.stop_votes = 0
     self.restart()
 
   def restart(self, wait_sec: float = 0.0) -> None:
@@ -86,6 +95,8 @@ class Meter:
   def _read(self) -> None:
     step, scalars = self._pending.popleft()
     row = {name: float(np.asarray(value)) for name, value in scalars.items()}
+    watchdog.beat()
+    self.stop_votes = int(row.pop(VOTES, 0))
     self._rows.append(row)
     in_a_row = int(row["num_skipped_in_a_row"])
     if in_a_row >= self._limit:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 
-from diffusion_jax import evaluation, log, runs, sampling
+from diffusion_jax import evaluation, log, runs, sampling, sharding
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import Job
 from diffusion_jax.levels import as_pictures, to_uint8
@@ -25,6 +25,8 @@ def make_show(job: Job) -> Show:
   baseline = functools.cache(lambda: _baseline(job) if measured else None)
 
   def show(logger: log.Logger, step: int, state: TrainState, last: bool) -> None:
+    if last or is_due(config, step):
+      state = state._replace(ema=sharding.gathered(state.ema, job.mesh))
     if last or _due(step, config.logging.sample_every_steps):
       show_samples(job, logger, step, state, draw)
       if generative.encode is not None:

@@ -15,6 +15,8 @@ from diffusion_jax.log import write_json
 
 def write_environment(workdir: Path) -> None:
   """Adds this start to environment.json: versions, devices, code revision, command."""
+  if jax.process_index():
+    return
   path = workdir / "environment.json"
   try:
     starts = list(json.loads(path.read_text())["starts"])

@@ -4,13 +4,14 @@ import argparse
 import contextlib
 import errno
 import fcntl
-import io
+import hashlib
 import json
 import logging
 import math
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from diffusion_jax import checkpoint
+from diffusion_jax import __version__, checkpoint, distributed, streams
 from diffusion_jax import experiment as experiments
 from diffusion_jax.config import Override, load_file, parse_override
 from diffusion_jax.experiment import Experiment
@@ -28,6 +29,8 @@ from diffusion_jax.types import UserError
 
 DONE, FAILED, USER_ERROR, STOPPED_EARLY = 0, 1, 2, 75
 
+
+LOCK_PATIENCE_SEC = 20.0
 
 USERS_ERRNOS = {
   errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
@@ -61,11 +64,12 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
   command continues; 1 anything else, with its traceback.
   """
   logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file that it writes
-  out, err = _Unbreakable(sys.stdout), _Unbreakable(sys.stderr)
+  out, err = streams.Unbreakable(sys.stdout), streams.Unbreakable(sys.stderr)
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
     code = _exit_code(main)
     out.flush()
     err.flush()
+    distributed.leave(code)
   sys.exit(code)
 
 
@@ -89,34 +93,25 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int:
     return FAILED
 
 
-class _Unbreakable(io.TextIOBase):
-  """Writes on, into nothing, once the reader has gone: `| head`, a terminal that was closed."""
+def join_job(experiment: Experiment) -> None:
+  """Becomes one of several processes, if this process was started as one.
 
-  def __init__(self, stream: Any):
-    self._stream = stream
+  Afterwards only process 0 writes to stdout; each labels what it writes to stderr. Must come before
+  anything that uses a device.
 
-  def write(self, text: str) -> int:
-    self._try(lambda: self._stream.write(text))
-    return len(text)
-
-  def flush(self) -> None:
-    self._try(self._stream.flush)
-
-  @property
-  def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-    return self._stream.encoding
-
-  def isatty(self) -> bool:
-    return self._stream.isatty()
-
-  def fileno(self) -> int:
-    return self._stream.fileno()
-
-  def _try(self, function: Callable[[], Any]) -> None:
-    try:
-      function()
-    except BrokenPipeError:
-      os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+  Raises:
+    UserError: the job cannot start, see `distributed.start`.
+  """
+  world = distributed.choose(experiment.distributed, os.environ)
+  if world is None:
+    return
+  if world.process_id is not None:
+    streams.label(world.process_id, world.num_processes or 0)
+  facts = [sys.argv[1:], experiment.to_dict(), __version__, jax.__version__]
+  identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+  distributed.start(experiment.distributed, world, identity)
+  if world.process_id is None:
+    streams.label(jax.process_index(), jax.process_count())
 
 
 @contextlib.contextmanager
@@ -157,12 +152,13 @@ def load_experiment(config: str, overrides: Sequence[Override]) -> Experiment:
 
 
 def stored_experiment(workdir: Path, overrides: Sequence[Override]) -> Experiment:
-  """The experiment of a run's folder, with overrides; its mesh is that of the devices at hand.
+  """The experiment of a run's folder, with overrides, on the devices and processes at hand.
 
   Raises:
     UserError: the folder is missing or holds no run.
   """
-  config = {name: section for name, section in stored_config(workdir).items() if name != "mesh"}
+  here = ("mesh", "distributed")
+  config = {name: section for name, section in stored_config(workdir).items() if name not in here}
   return experiments.load(config, overrides)
 
 
@@ -225,7 +221,7 @@ def _move_aside(workdir: Path) -> None:
   if workdir.resolve() == Path.cwd():
     raise UserError(f"--fresh: cannot move {workdir}, the current folder; start from another one")
   aside = _free_name(workdir)
-  with lock(workdir):  # a run that is being trained is not moved
+  with _lock(workdir, "training"):  # a run that is being trained is not moved
     workdir.rename(aside)
   print(f"moved the old run to {aside}")
 
@@ -259,29 +255,48 @@ def stops_at_once(continues: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock(workdir: Path, doing: str = "training") -> Iterator[None]:
-  """Keeps a second process out of the folder; ends with the process, however it ends.
+  """Keeps a second job out of the folder; ends with the process, however it ends.
 
   Args:
     workdir: the folder.
-    doing: what the process does, for the message of the second.
+    doing: what the job does, for the message of the second.
 
   Raises:
-    UserError: another process holds it.
+    UserError: another job holds it.
   """
+  with contextlib.ExitStack() as stack:
+    distributed.first_does(lambda: stack.enter_context(_lock(workdir, doing)))
+    yield
+
+
+@contextlib.contextmanager
+def _lock(workdir: Path, doing: str) -> Iterator[None]:
+  # A job that was started again may find its predecessor's process 0 still dying on another host.
+  patience = LOCK_PATIENCE_SEC if jax.process_count() > 1 else 0.0
   with (workdir / ".lock").open("a+") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not _locked_within(patience, file):
       file.seek(0)
       holder = file.read().strip() or "unknown"
       raise UserError(
         f"--workdir={workdir}: process {holder} is already {doing} there; stop it or choose "
         "another --workdir"
-      ) from None
+      )
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
     yield
+
+
+def _locked_within(seconds: float, file: Any) -> bool:
+  deadline = time.monotonic() + seconds
+  while True:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      return True
+    except OSError:
+      if time.monotonic() >= deadline:
+        return False
+      time.sleep(0.5)
 
 
 def check_continues(workdir: Path, experiment: Experiment) -> list[str]:

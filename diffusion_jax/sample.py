@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import log, runs, sampling, sharding
+from diffusion_jax import distributed, log, runs, sampling, sharding
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import stored_spec
 from diffusion_jax.levels import as_pictures, to_uint8
@@ -24,6 +24,8 @@ def main(argv: list[str]) -> None:
   runs.enable_compilation_cache()
   check(args)
   experiment = runs.stored_experiment(args.workdir, overrides)
+  runs.join_job(experiment)
+  distributed.first_does(lambda: check_out(args.out))
   directory = args.workdir / "checkpoints"
   generative = experiment.create(stored_spec(directory, args.step))
   labels = choose_labels(args.labels, args.num, generative.num_classes)
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> None:
     images = to_uint8(draw(params, labels, args.num, args.seed))
     asked = len(args.labels.split(",")) if args.labels else generative.num_classes
     columns = log.grid_columns(args.num, asked)
-  write(args.out, images, labels, columns)
+  distributed.first_does(lambda: write(args.out, images, labels, columns))
   seconds = time.perf_counter() - begun
   print(f"{describe(experiment)}, seed {args.seed}: {len(images):,} images in {args.out}, "
         f"{seconds:.1f} s with compilation")  # fmt: skip
@@ -72,7 +74,6 @@ def check(args) -> None:
   if args.reconstruct and args.out.suffix != ".png":
     raise UserError(f"--out={args.out}: --reconstruct writes a grid; use a name ending in .png")
   args.step = None if args.step == "latest" else int(args.step)
-  check_out(args.out)
 
 
 def check_out(out: Path) -> None:

@@ -36,7 +36,7 @@ def make_draw(generative: Generative, mesh: Mesh, batch_size: int) -> Draw:
     about [-1, 1]. Image i has the key fold_in(key(seed), i), whatever the batch size, the number of
     devices and the images that are drawn with it.
   """
-  batch_size = -(-batch_size // mesh.size) * mesh.size
+  batch_size = sharding.round_up(batch_size, mesh)
   rows = sharding.batch_sharding(mesh)
 
   @jax.jit
@@ -94,7 +94,8 @@ def make_reconstruct(generative: Generative, mesh: Mesh) -> Callable[[Params, Ba
     return decode(params, encode(params, jax.random.key(0), batch))
 
   def call(params, batch):
-    sent = jax.tree.map(lambda x: sharding.put_rows(x, mesh), _pad(batch, mesh.size))
+    padded = _pad(batch, sharding.num_batch_shards(mesh))
+    sent = jax.tree.map(lambda x: sharding.put_rows(x, mesh), padded)
     return sharding.fetch(reconstruct(params, sent))[: len(batch.index)]
 
   return call

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax import randomness, sharding
+from diffusion_jax.meter import VOTES
 from diffusion_jax.state import EMA, Adam, TrainState, create_state
 from diffusion_jax.types import Aux, Batch, Generative, Key, Params, UserError
 
@@ -71,11 +72,14 @@ def make_train_step(
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
     key = jax.random.fold_in(jax.random.key(training.seed), state.step)
-    params = jax.lax.with_sharding_constraint(state.params, sharding.replicated(mesh))
+    gathered = sharding.compute_shardings(mesh, state.params)
+    params = jax.lax.with_sharding_constraint(state.params, gathered)
     grads, scalars, aux = _gradient(
       generative, params, state.aux, key, batch, training.accumulation_steps,
       optimizer.clip_norm if clip_parts else None,
     )  # fmt: skip
+    kept = sharding.state_shardings(mesh, grads)
+    grads = jax.lax.with_sharding_constraint(grads, kept)  # summed where they are used
     norm = optax.tree.norm(grads)
     if not clip_parts:
       grads, scalars["grad_norm"] = clip_by_norm(grads, norm, optimizer.clip_norm), norm
@@ -98,18 +102,25 @@ def make_train_step(
   return train_step
 
 
-def jit_train_step(train_step: Callable, state: Any, mesh: Mesh) -> Any:
+def jit_train_step(train_step: Callable, state: Any, mesh: Mesh, voting: bool = False) -> Any:
   """Jits a train step over the mesh, donating the state it consumes.
 
   Args:
     train_step: (state, batch) -> (state, scalars).
     state: a TrainState of arrays or ShapeDtypeStructs.
     mesh: the devices.
+    voting: the jitted function takes a third argument, votes [batch shards], whose sum it gives
+      back among the scalars: what one process wants, all learn at the same step.
   """
-  layout = sharding.state_shardings(mesh, state)
+  layout, rows = sharding.state_shardings(mesh, state), sharding.batch_sharding(mesh)
+
+  def vote(state: TrainState, batch: Batch, votes: Int[Array, "S"]):
+    state, scalars = train_step(state, batch)
+    return state, scalars | {VOTES: votes.sum()}
+
   return jax.jit(
-    train_step,
-    in_shardings=(layout, sharding.batch_sharding(mesh)),
+    vote if voting else train_step,
+    in_shardings=(layout, rows, rows) if voting else (layout, rows),
     out_shardings=(layout, sharding.replicated(mesh)),
     donate_argnums=0,
   )

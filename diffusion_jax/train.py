@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
-from diffusion_jax import __version__, log, provenance, runs, sharding
+from diffusion_jax import __version__, distributed, log, provenance, runs, sharding, watchdog
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.data import Prefetcher, TrainStream
-from diffusion_jax.job import Job, describe, prepare, start
+from diffusion_jax.job import Job, describe, prepare, start, state_shapes
 from diffusion_jax.meter import Meter, NonFinite
 from diffusion_jax.previews import is_due, make_show
 from diffusion_jax.state import TrainState, count_parameters
@@ -24,9 +25,14 @@ def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   runs.enable_compilation_cache()
   workdir = args.workdir or runs.default_workdir(args.config)
+  experiment = runs.load_experiment(args.config, overrides)
+  runs.join_job(experiment)
   with runs.stop_requests() as stop_requested:
-    job = prepare(runs.load_experiment(args.config, overrides), workdir)
-    runs.prepare_workdir(workdir, args.fresh)
+    job = prepare(experiment, workdir)
+    if args.dry_run:
+      return print_plan(job, "a dry run: nothing is trained or written")
+    distributed.first_does(lambda: runs.prepare_workdir(workdir, args.fresh))
+    distributed.check_shared(workdir)
     with runs.lock(workdir):
       run(job, stop_requested)
 
@@ -34,9 +40,9 @@ def main(argv: list[str]) -> None:
 def run(job: Job, stop_requested: Callable[[], str | None]) -> None:
   """Starts or continues the run in its folder, which nobody else trains in."""
   state, resumed = start(job)
-  print_start(job, state, resumed)
   first = int(state.step)
-  if runs.is_finished(job.workdir, first, job.num_steps):
+  print_plan(job, f"resuming at step {first:,} of {job.num_steps:,}" if resumed else "a new run")
+  if distributed.from_first(runs.is_finished(job.workdir, first, job.num_steps)):
     print(f"finished: {job.workdir} has its {first:,} steps; nothing is left to do")
     return
   provenance.write_environment(job.workdir)
@@ -50,26 +56,30 @@ def parser() -> runs.Parser:
   flags.add_argument(
     "--workdir", type=runs.folder, help="the run's folder; runs/<config> by default"
   )
+  flags.add_argument("--dry_run", action="store_true", help="check everything, print what would "
+                     "run and how it would be sharded, and end")  # fmt: skip
   flags.add_argument("--fresh", action="store_true", help="start over; moves the old run aside")
   return flags
 
 
-def print_start(job: Job, state: TrainState, resumed: bool) -> None:
-  """The block that says what is about to run."""
-  mesh, batch_size, step = job.mesh, job.experiment.training.batch_size, int(state.step)
-  devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
+def print_plan(job: Job, beginning: str) -> None:
+  """The block that says what is about to run, and where its state lies."""
+  mesh, batch_size = job.mesh, job.experiment.training.batch_size
+  shards, state = sharding.num_batch_shards(mesh), state_shapes(job)
+  groups = "a device" if shards == mesh.size else f"each for {mesh.shape['tensor']} devices"
   rows = {
-    "devices": f"{devices}, {jax.process_count()} process(es)",
+    "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, {distributed.describe_hosts()}",
     "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
-    "batch": f"{batch_size} images, {batch_size // mesh.size} a device",
+    "batch": f"{batch_size} images, {batch_size // shards} {groups}",
     "parameters": f"{count_parameters(state.params):,}",
     "data": log.describe_data(job.train.name, len(job.train), job.train.spec),
     "held out": f"{len(job.test):,} images" if job.test else "none",
     "workdir": str(job.workdir),
-    "start": f"resuming at step {step:,} of {job.num_steps:,}" if resumed else "a new run",
+    "start": beginning,
   }
   print(f"diffusion_jax {__version__}, jax {jax.__version__}")
-  print("\n".join(f"  {name:<11}{text}" for name, text in rows.items()), flush=True)
+  print("\n".join(f"  {name:<11}{text}" for name, text in rows.items()))
+  print("\n".join(f"  {line}" for line in sharding.describe_layout(mesh, state)), flush=True)
 
 
 def train(job: Job, state: TrainState, stop_requested: Callable[[], str | None]) -> None:
@@ -77,7 +87,7 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], str | None])
   config, first = job.experiment, int(state.step)
   feed, meta, show = make_feed(job), describe(job), make_show(job)
   with contextlib.ExitStack() as stack:
-    logger = log.Logger(job.workdir, config.logging, first, job.num_steps, is_writer())
+    logger = log.Logger(job.workdir, config.logging, first, job.num_steps, distributed.is_first())
     stack.callback(logger.close)
     if first >= job.num_steps:  # stopped after its last checkpoint: only the figures are missing
       return show(logger, first, state, True)
@@ -90,11 +100,11 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], str | None])
     for step in range(first + 1, job.num_steps + 1):
       with saved_on_failure(saver, state, meta):
         batch = batches.get()
-      state, scalars = train_step(state, batch)
-      last, signal = step == job.num_steps, stop_requested()
-      save = last or signal or step % config.checkpoint.every_steps == 0
+      state, scalars = train_step(state, batch, *cast_vote(job, stop_requested()))
       try:
         meter.push(step, scalars)
+        last, signal = step == job.num_steps, agreed_signal(meter, stop_requested())
+        save = last or signal or step % config.checkpoint.every_steps == 0
         if last or step % config.logging.every_steps == 0:
           figures = meter.interval(batches.wait_sec)
           logger.progress(step, figures, (job.num_steps - step) * figures["step_sec"])
@@ -116,13 +126,31 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], str | None])
           show(logger, step, state, last)
 
 
+def cast_vote(job: Job, signal: str | None) -> tuple[jax.Array, ...]:
+  """Of several processes, what this one adds to a step: whether it has been asked to stop."""
+  if jax.process_count() == 1:
+    return ()
+  mine = sharding.local_rows(job.mesh, sharding.num_batch_shards(job.mesh))
+  return (sharding.put_batch(np.full(len(mine), signal is not None, np.int32), job.mesh),)
+
+
+def agreed_signal(meter: Meter, signal: str | None) -> str | None:
+  """The signal on which to stop now: of several processes, once all have learned of it."""
+  if jax.process_count() == 1:
+    return signal
+  return (signal or "asked by another process") if meter.stop_votes else None
+
+
 @contextlib.contextmanager
 def saved_on_failure(saver: Checkpoints, state: TrainState, meta: Mapping[str, Any]):
-  """Saves what was learned so far before an error inside ends the run."""
+  """Saves what was learned so far before an error inside ends the run.
+
+  Not where there are other processes: they may be well, and do not come to save.
+  """
   try:
     yield
   except Exception:
-    if step := int(state.step):
+    if (step := int(state.step)) and jax.process_count() == 1:
       saver.save(step, state, meta)
     raise
 
@@ -130,14 +158,9 @@ def saved_on_failure(saver: Checkpoints, state: TrainState, meta: Mapping[str, A
 def make_feed(job: Job):
   """A function from a step (counted from 0) to its batch on the devices."""
   training = job.experiment.training
-  stream = TrainStream(
-    job.train,
-    training.batch_size,
-    training.seed,
-    job.experiment.data.flip,
-    jax.process_index(),
-    jax.process_count(),
-  )
+  rows = sharding.local_rows(job.mesh, training.batch_size)
+  flip = job.experiment.data.flip
+  stream = TrainStream(job.train, training.batch_size, training.seed, flip, rows)
   return lambda step: sharding.put_batch(stream.batch(step), job.mesh)
 
 
@@ -147,14 +170,11 @@ def compile_step(job: Job, state: TrainState, batch):
   step = make_train_step(job.generative, parts.optimizer, parts.ema, parts.training, job.mesh)
   print("Compiling...", flush=True)
   begun = time.perf_counter()
-  compiled = jit_train_step(step, state, job.mesh).lower(state, batch).compile()
+  jitted = jit_train_step(step, state, job.mesh, voting=jax.process_count() > 1)
+  with watchdog.allow(watchdog.COMPILE_SEC):
+    compiled = jitted.lower(state, batch, *cast_vote(job, None)).compile()
   print(f"compiled in {time.perf_counter() - begun:.1f} s", flush=True)
   return compiled
-
-
-def is_writer() -> bool:
-  """Whether this process writes what one process must write."""
-  return jax.process_index() == 0
 
 
 if __name__ == "__main__":

@@ -10,15 +10,26 @@ import diffusion_jax
 PACKAGE = Path(diffusion_jax.__file__).parent
 
 LAYERS = [
-  {"types", "config", "distributions", "randomness", "levels", "checksum", "torch_file"},
-  {"processes", "models", "data", "sharding", "log", "meter"},
+  {
+    "types",
+    "config",
+    "distributions",
+    "randomness",
+    "levels",
+    "checksum",
+    "torch_file",
+    "watchdog",
+    "streams",
+  },
+  {"processes", "models", "data", "sharding", "distributed", "log", "meter"},
   {"losses", "samplers", "likelihood", "metrics", "extractors", "report", "state", "provenance"},
   {"generative", "step", "checkpoint"},
   {"experiment"},
   {"runs", "sampling"},
   {"job", "evaluation"},
+  {"planning"},
   {"previews"},
-  {"train", "sample", "evaluate", "prepare", "stats", "features"},
+  {"train", "sample", "evaluate", "prepare", "stats", "features", "plan"},
 ]
 # Within layer 0, `types` and `config` are the ground that the others stand on.
 GROUND = {"types", "config"}

@@ -51,10 +51,7 @@ class TrainStream:
     batch_size: images of the global batch.
     seed: of the order and the flips.
     flip: mirror half of the images left to right.
-    process_index, process_count: this process takes its contiguous slice of each global batch.
-
-  Raises:
-    ValueError: the processes do not divide the batch.
+    rows: those of each global batch that are read here; none: all of them.
   """
 
   def __init__(
@@ -63,22 +60,18 @@ class TrainStream:
     batch_size: int,
     seed: int,
     flip: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Int[np.ndarray, "L"] | None = None,
   ):
-    if batch_size % process_count:
-      raise ValueError(f"{process_count} processes do not divide a batch of {batch_size}")
     self._source, self._batch_size, self._seed, self._flip = source, batch_size, seed, flip
-    local = batch_size // process_count
-    self._slice = slice(process_index * local, (process_index + 1) * local)
+    self._rows = np.arange(batch_size) if rows is None else rows
 
   def batch(self, step: int) -> Batch:
-    """This process's part of batch `step` (counted from 0); `index` is the global position."""
-    first = step * self._batch_size
-    position = np.arange(first + self._slice.start, first + self._slice.stop, dtype=np.int64)
+    """The rows of batch `step` (counted from 0); `index` is the global position."""
+    whole = np.arange(self._batch_size, dtype=np.int64) + step * self._batch_size
+    position = whole[self._rows]
     image, label = self._source.gather(self._records(position))
-    if self._flip:
-      turned = flips(self._seed, position)
+    if self._flip:  # drawn for the whole batch: the same on any number of processes
+      turned = flips(self._seed, whole)[self._rows]
       image[turned] = image[turned, :, ::-1]
     mask = np.ones(len(position), np.float32)
     return Batch(image, label, mask, position.astype(np.uint32))
@@ -94,18 +87,18 @@ class TrainStream:
 
 
 def full_pass(
-  source: Source, batch_size: int, process_index: int = 0, process_count: int = 1
+  source: Source, batch_size: int, rows: Int[np.ndarray, "L"] | None = None
 ) -> Iterator[Batch]:
   """Every example once, in order; the last batch is padded and the padding masked.
 
   Args:
     source: the split.
     batch_size: images of the global batch.
-    process_index, process_count: this process gets its contiguous slice of each global batch.
+    rows: those of each global batch that are read here; none: all of them.
   """
-  local = batch_size // process_count
+  rows = np.arange(batch_size) if rows is None else rows
   for first in range(0, len(source), batch_size):
-    position = first + process_index * local + np.arange(local)
+    position = first + rows
     image, label = source.gather(np.minimum(position, len(source) - 1))
     mask = (position < len(source)).astype(np.float32)
     yield Batch(image, label, mask, position.astype(np.uint32))

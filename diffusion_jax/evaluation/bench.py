@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from diffusion_jax import checkpoint, runs, sampling, sharding
+from diffusion_jax import checkpoint, distributed, runs, sampling, sharding
 from diffusion_jax.config import Override, parse_override
 from diffusion_jax.data import Source, fingerprint
 from diffusion_jax.evaluation import likelihoods, reference, spectrum
@@ -125,8 +125,8 @@ def prepare(request: Request) -> Bench:
   """
   experiment = runs.stored_experiment(request.workdir, request.overrides)
   data = experiment.data
-  train = data.load("train")
-  test = data.load("test") if data.has_split("test") else None
+  train = distributed.in_turn(lambda: data.load("train"))
+  test = distributed.in_turn(lambda: data.load("test") if data.has_split("test") else None)
   _check_data(request.workdir, train)
   generative = experiment.create(train.spec)
   mesh = sharding.create_mesh(experiment.mesh)
@@ -220,8 +220,7 @@ def find_extractors(
       found.append(_domain(request.features, train, test))
   if request.inception != "none":
     try:
-      path = None if request.inception is None else Path(request.inception)
-      found.append(load_inception(path, request.any_inception))
+      found.append(_inception(request))
     except UserError as error:
       if request.inception is not None:
         raise
@@ -229,12 +228,35 @@ def find_extractors(
   return found, missing
 
 
+def _inception(request: Request) -> Extractor:
+  path = None if request.inception is None else Path(request.inception)
+  extractor = distributed.agree(lambda: load_inception(path, request.any_inception))
+  _check_same_weights(extractor)
+  return extractor
+
+
+def _check_same_weights(extractor: Extractor) -> None:
+  """Refuses to measure with weights that differ from host to host."""
+  hashes = distributed.tell_all(extractor.stamp["sha256"])
+  if len(set(hashes)) > 1:
+    raise UserError(
+      f"the weights of {extractor.name} differ between the hosts ({', '.join(hashes)}); bring the "
+      "same file to all"
+    )
+
+
+def _train_domain(train: Source, test: Source | None, place: Path) -> None:
+  print(f"training the features of {train.name}, once: {place}", flush=True)
+  train_domain(train, test, place, Recipe())
+
+
 def _domain(path: str | None, train: Source, test: Source | None) -> Extractor:
   place = default_path(train) if path is None else Path(path)
-  if path is None and not place.is_file():
-    print(f"training the features of {train.name}, once: {place}", flush=True)
-    return train_domain(train, test, place, Recipe())
-  extractor = load_domain(place)
+  if path is None:
+    distributed.first_does(lambda: None if place.is_file() else _train_domain(train, test, place))
+    distributed.share_file(place)
+  extractor = distributed.agree(lambda: load_domain(place))
+  _check_same_weights(extractor)
   if extractor.resolution != train.spec.shape:
     raise UserError(
       f"--features={place} takes images of {extractor.resolution}, {train.name} has "

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffusion_jax import distributed
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -22,6 +24,9 @@ def digest(facts: Any) -> str:
 
 class Chunks:
   """Numbered pieces of one work, each a file that is whole or absent.
+
+  Several processes need the folder in common: a piece is read if all of them find it, else all
+  compute it together.
 
   Args:
     folder: of the pieces; it is made. Its name should hold the work's `digest`, so that other work
@@ -49,7 +54,8 @@ class Chunks:
       compute: gives arrays whose leading axis counts the examples.
     """
     found = self._read(self.folder / f"{number:06d}.npz", rows)
-    if found is not None:
+    if distributed.all_true(found is not None):
+      assert found is not None
       return found
     arrays = {name: np.asarray(value) for name, value in compute().items()}
     if jax.process_index() == 0:

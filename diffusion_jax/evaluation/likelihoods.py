@@ -55,11 +55,11 @@ def run(
     seed: of the draws.
     report: called with (images done, images in all).
   """
-  batch_size = -(-min(batch_size, len(source)) // mesh.size) * mesh.size
+  batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
   per_pass = math.ceil(len(source) / batch_size)
   rows: list[dict[str, np.ndarray]] = []
   for repeat in range(repeats):
-    passed = full_pass(source, batch_size, jax.process_index(), jax.process_count())
+    passed = full_pass(source, batch_size, sharding.local_rows(mesh, batch_size))
     for number, batch in enumerate(passed):
       num = min(batch_size, len(source) - number * batch_size)
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -46,9 +45,9 @@ def held_out(
     batch_size: at most the split's size, rounded up to a multiple of the devices; the last batch
       is padded and masked.
   """
-  batch_size = -(-min(batch_size, len(source)) // mesh.size) * mesh.size
+  batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
   values: dict[str, list[np.ndarray]] = {}
-  for batch in full_pass(source, batch_size, jax.process_index(), jax.process_count()):
+  for batch in full_pass(source, batch_size, sharding.local_rows(mesh, batch_size)):
     sent = sharding.put_batch(batch, mesh)
     real = sharding.fetch(sent.mask) > 0
     for name, value in eval_step(params, aux, sent).items():

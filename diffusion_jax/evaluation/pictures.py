@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from diffusion_jax import sampling
+from diffusion_jax import sampling, sharding
 from diffusion_jax.evaluation import study
 from diffusion_jax.evaluation.bench import Bench
 from diffusion_jax.evaluation.study import Subject
@@ -73,9 +73,13 @@ def _progression(bench: Bench, subject: Subject) -> Picture:
   trajectory = bench.generative.trajectory
   assert trajectory is not None
   labels = study.labels_of(bench, 0, ROWS)
-  key = jax.random.key(bench.seed)
-  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(ROWS, dtype=np.uint32))
-  path = np.asarray(jax.jit(trajectory)(subject.params, keys, labels))
+
+  @jax.jit
+  def follow(params, index, labels):
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(bench.seed), i))(index)
+    return trajectory(params, keys, labels)
+
+  path = sharding.fetch(follow(subject.params, np.arange(ROWS, dtype=np.uint32), labels))
   steps = np.unique(np.linspace(0, len(path) - 1, min(MOMENTS, len(path))).astype(int))
   cells = to_uint8(path[steps]).swapaxes(0, 1).reshape(-1, *path.shape[2:])
   numbers = ", ".join(str(step + 1) for step in steps)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from diffusion_jax import distributed
 from diffusion_jax.data import Source, fingerprint
 from diffusion_jax.evaluation.chunks import digest
 from diffusion_jax.extractors import Extract, Extractor
@@ -177,11 +178,15 @@ def cached(
   """The statistics of a split, from `folder` if they are there, else computed and kept."""
   stamp = make_stamp(source, split, extractor)
   path = folder / f"{stamp['data']}-{split}-{digest(stamp)}.npz"
+  found = None
   if path.is_file():
     try:
-      return load(path)
+      found = load(path)
     except UserError:
       print(f"{path} is damaged: computed anew")
+  if distributed.all_true(found is not None):  # each host has a cache of its own
+    assert found is not None
+    return found
   print(f"features of the {len(source):,} images of {source.name} ({extractor.name})", flush=True)
   reference = compute(source, split, extractor, extract)
   save(path, reference)

@@ -55,7 +55,7 @@ def run(
   """
   num = min(num_images, len(source))
   places = np.linspace(0, len(source) - 1, num).astype(int)
-  size = -(-min(batch_size, num) // mesh.size) * mesh.size
+  size = sharding.round_up(min(batch_size, num), mesh)
   rows = []
   for number, first, count in pieces(num, size):
 

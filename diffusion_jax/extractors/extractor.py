@@ -58,8 +58,8 @@ def make_extract(extractor: Extractor, mesh: Mesh, batch_size: int) -> Extract:
 
   The function raises UserError for features that are not finite.
   """
-  batch_size = -(-batch_size // mesh.size) * mesh.size
-  params = jax.device_put(extractor.params, sharding.replicated(mesh))
+  batch_size = sharding.round_up(batch_size, mesh)
+  params = sharding.put_everywhere(extractor.params, mesh)
   apply = jax.jit(extractor.apply)
 
   def batch(images: np.ndarray) -> Features:

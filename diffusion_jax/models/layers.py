@@ -4,6 +4,8 @@ Parameters are float32. `dtype` is the compute type of convolutions and dense la
 statistics, softmax and time embeddings stay float32.
 """
 
+from typing import Any, Literal
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -11,10 +13,26 @@ from jaxtyping import Array, Float
 
 Dtype = jnp.dtype
 
+Remat = Literal["none", "block", "products"]
+"""What the backward pass recomputes: nothing; all of a block but its input; all of a block but the
+outputs of its convolutions and matrix products (norms, activations and dropout are cheap)."""
+
 # Variance scaling with the mean of fan-in and fan-out, uniform: DDPM's initialisation.
 kernel_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 # Nearly zero, so that a residual block starts as the identity (the recipe's scale is 1e-10, not 0).
 zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
+
+
+def rematerialized(kind: Any, remat: Remat, static_argnums: tuple[int, ...] = ()) -> Any:
+  """A module's class whose activations are recomputed in the backward pass as `remat` says."""
+  if remat == "none":
+    return kind
+  policy = _is_product if remat == "products" else None
+  return nn.remat(kind, static_argnums=static_argnums, policy=policy)
+
+
+def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+  return primitive in (jax.lax.conv_general_dilated_p, jax.lax.dot_general_p)
 
 
 def sinusoidal_embedding(time: Float[Array, "B"], dim: int) -> Float[Array, "B D"]:

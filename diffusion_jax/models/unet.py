@@ -16,9 +16,11 @@ from diffusion_jax.models.layers import (
   Attention,
   Conv3,
   Norm,
+  Remat,
   ResBlock,
   Upsample,
   kernel_init,
+  rematerialized,
   sinusoidal_embedding,
   zero_init,
 )
@@ -50,7 +52,8 @@ class UNet:
       middle always has it.
     dropout: rate inside the residual blocks.
     dtype: compute type; parameters, statistics and softmax stay float32.
-    remat: recompute each block's activations in the backward pass to save memory.
+    remat: what the backward pass recomputes to save memory: `none`; `block`, all of a block but its
+      input; `products`, all but the outputs of convolutions and matrix products.
   """
 
   channels: int = 128
@@ -59,7 +62,7 @@ class UNet:
   attention_resolutions: tuple[int, ...] = (16,)
   dropout: float = 0.1
   dtype: Literal["float32", "bfloat16"] = "float32"
-  remat: bool = False
+  remat: Remat = "none"
 
   def __post_init__(self):
     if self.channels < 4 or self.channels % 2:
@@ -145,14 +148,14 @@ class UNetModule(nn.Module):
 
   def _block(self, h, embedding, train, width, name):
     """A residual block, followed by attention at the resolutions that have it."""
-    kind = nn.remat(ResBlock, static_argnums=(3,)) if self.config.remat else ResBlock
+    kind = rematerialized(ResBlock, self.config.remat, (3,))
     h = kind(width, self.config.dropout, self._dtype, name=name)(h, embedding, train)
     if h.shape[1] in self.config.attention_resolutions:
       h = self._attention(name + "_attention")(h)
     return h
 
   def _attention(self, name):
-    kind = nn.remat(Attention) if self.config.remat else Attention
+    kind = rematerialized(Attention, self.config.remat)
     return kind(self._dtype, name=name)
 
   def _down(self, h, embedding, train):
@@ -168,7 +171,7 @@ class UNetModule(nn.Module):
     return h, skips
 
   def _middle(self, h, embedding, train):
-    block = nn.remat(ResBlock, static_argnums=(3,)) if self.config.remat else ResBlock
+    block = rematerialized(ResBlock, self.config.remat, (3,))
     width, rate = h.shape[-1], self.config.dropout
     h = block(width, rate, self._dtype, name="middle_block0")(h, embedding, train)
     h = self._attention("middle_attention")(h)

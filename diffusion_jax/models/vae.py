@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from diffusion_jax.models.layers import Conv3, Norm, ResBlock, Upsample
+from diffusion_jax.models.layers import Conv3, Norm, Remat, ResBlock, Upsample, rematerialized
 from diffusion_jax.types import ImageSpec, Key, Params
 
 
@@ -45,7 +45,8 @@ class ConvVAE:
     num_blocks: residual blocks a level.
     dropout: rate inside the residual blocks.
     dtype: compute type; parameters and statistics stay float32.
-    remat: recompute each block's activations in the backward pass to save memory.
+    remat: what the backward pass recomputes to save memory: `none`; `block`, all of a block but its
+      input; `products`, all but the outputs of convolutions and matrix products.
   """
 
   latent_dim: int = 16
@@ -54,7 +55,7 @@ class ConvVAE:
   num_blocks: int = 1
   dropout: float = 0.0
   dtype: Literal["float32", "bfloat16"] = "float32"
-  remat: bool = False
+  remat: Remat = "none"
 
   def __post_init__(self):
     if min(self.latent_dim, self.channels, self.num_blocks, *self.multipliers, 1) < 1:
@@ -105,7 +106,7 @@ def _apply(module: nn.Module, params: Params, x: Array, dropout_key: Key | None)
 
 
 def _block(config: ConvVAE, width: int, name: str):
-  kind = nn.remat(ResBlock, static_argnums=(3,)) if config.remat else ResBlock
+  kind = rematerialized(ResBlock, config.remat, (3,))
   return kind(width, config.dropout, jnp.dtype(config.dtype), name=name)
 
 

@@ -1,0 +1,35 @@
+"""Several processes as one job: they find each other, start together, agree, and leave."""
+
+from diffusion_jax.distributed.agreement import (
+  agree,
+  all_true,
+  check_shared,
+  first_does,
+  from_first,
+  in_turn,
+  is_first,
+  share_file,
+  tell_all,
+)
+from diffusion_jax.distributed.job import describe_hosts, leave, start
+from diffusion_jax.distributed.world import Distributed, World, choose, detect, name_of
+
+__all__ = [
+  "Distributed",
+  "World",
+  "agree",
+  "all_true",
+  "check_shared",
+  "choose",
+  "describe_hosts",
+  "detect",
+  "first_does",
+  "from_first",
+  "in_turn",
+  "is_first",
+  "leave",
+  "name_of",
+  "share_file",
+  "start",
+  "tell_all",
+]

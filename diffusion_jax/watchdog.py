@@ -1,0 +1,103 @@
+"""Ends a process in which nothing gets finished any more, so that a scheduler starts it again.
+
+A collective whose partner is alive but stuck waits for ever: neither JAX nor the network notices.
+"""
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+EXIT_CODE = 1
+COMPILE_SEC = 3600.0
+"""What a compilation may take besides."""
+
+LATER_SEC = 20.0
+"""A second alarm, in C, so much later: it needs no interpreter lock, which a hang may hold."""
+
+
+class _Alarm:
+  """The deadline of the process, moved on by each sign of life."""
+
+  def __init__(self, timeout_sec: float, name: str):
+    self.timeout_sec, self.name, self.extra_sec = timeout_sec, name, 0.0
+    self.closed = threading.Event()
+    self.rearmed = -1e9
+    self.beat()
+
+  def beat(self) -> None:
+    self.last = time.monotonic()
+    if self.last - self.rearmed > 1.0:  # it starts a thread: not at every step
+      self.rearmed = self.last
+      limit = self.timeout_sec + self.extra_sec + LATER_SEC
+      faulthandler.dump_traceback_later(limit, exit=True, file=sys.__stderr__ or 2)
+
+  def run(self) -> None:
+    pause = min(self.timeout_sec / 10, 1.0)
+    while not self.closed.wait(pause):
+      limit = self.timeout_sec + self.extra_sec
+      if time.monotonic() - self.last > limit:
+        self.fire(limit)
+
+  def fire(self, limit: float) -> None:
+    """Says what happened, with the stack of every thread, and ends the process."""
+    text = (
+      f"\nwatchdog: {self.name}: nothing was finished for {limit:g} s "
+      "(distributed.watchdog_sec): a collective hangs, or a device does. Stacks follow; exit code "
+      f"{EXIT_CODE}, so that the job is started again and continues.\n"
+    )
+    os.write(2, text.encode())
+    faulthandler.dump_traceback(file=2, all_threads=True)
+    os._exit(EXIT_CODE)
+
+
+_alarm: _Alarm | None = None
+
+
+def start(timeout_sec: float, name: str) -> None:
+  """Watches this process from now on, until `stop`.
+
+  Args:
+    timeout_sec: time without a `beat` that ends the process with exit code 1.
+    name: of the process, for the message.
+  """
+  global _alarm
+  stop()
+  _alarm = _Alarm(timeout_sec, name)
+  threading.Thread(target=_alarm.run, daemon=True).start()
+
+
+def stop() -> None:
+  """Ends the watch."""
+  global _alarm
+  if _alarm is not None:
+    _alarm.closed.set()
+    faulthandler.cancel_dump_traceback_later()
+  _alarm = None
+
+
+def beat() -> None:
+  """A sign of life: something that needed all processes was finished."""
+  if _alarm is not None:
+    _alarm.beat()
+
+
+@contextlib.contextmanager
+def allow(extra_sec: float) -> Iterator[None]:
+  """Work inside may take so much longer: a compilation, a file that one process writes."""
+  alarm = _alarm
+  if alarm is None:
+    yield
+    return
+  alarm.extra_sec += extra_sec
+  alarm.rearmed = -1e9
+  alarm.beat()
+  try:
+    yield
+  finally:
+    alarm.extra_sec -= extra_sec
+    alarm.rearmed = -1e9
+    alarm.beat()

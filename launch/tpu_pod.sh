@@ -1,0 +1,320 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU slice of one host or many; see launch/tpu_pod.sh --help.
+#
+# Cloud TPU's commands and states: https://docs.cloud.google.com/tpu/docs/queued-resources, /spot,
+# /runtimes and /jax-pods there. That API serves TPU v2 to v6e; for later ones use
+# launch/gke_jobset.yaml.
+set -euo pipefail
+
+usage() {
+  cat <<'HELP'
+usage: launch/tpu_pod.sh SUBCOMMAND --name=NAME --zone=ZONE [flags] [-- flags of training]
+
+  create   asks for the slice (a queued resource of the same name)
+  setup    copies the last commit of this checkout to all workers and installs it
+  run      starts training on all workers, in the background, with a log on each
+  logs     follows the log of worker 0 (--worker=N: of another)
+  status   the state of the slice, and of training on each worker
+  stop     training saves and stops on all workers; run continues it
+  delete   gives the slice back
+  watch    all of it: creates, sets up and runs, and does so again after a preemption, a lost
+           host or an error, until training is finished
+
+  --name=NAME        of the slice                                     $TPU_NAME
+  --zone=ZONE        e.g. us-west4-a                                  $ZONE
+  --project=ID       gcloud's own by default                          $PROJECT_ID
+  --type=TYPE        e.g. v5litepod-16 (create, watch)                $ACCELERATOR_TYPE
+  --version=VERSION  of the runtime; follows from --type by default   $RUNTIME_VERSION
+  --spot             cheaper, and may be preempted (create, watch)
+  --config=FILE      config file, a path in this checkout (run, watch)
+  --workdir=PATH     the run's folder on storage that all workers share (run, watch)
+  --mount=SOURCE     mounted at /mnt/shared on every worker (run, watch): HOST:/SHARE (NFS, such
+                     as Filestore) or gs://BUCKET (by gcsfuse; the bucket needs a hierarchical
+                     namespace, since checkpoints are folders that get renamed)
+  --worker=N         whose log to follow (logs)
+  --interval=SEC     between two looks (watch; 60)
+  --dry-run          prints the commands, one a line, and runs none of them
+
+$MAX_RESTARTS (20): after so many errors in training, watch gives up. Preemptions do not count.
+The workers take ssh keys from the agent: ssh-add ~/.ssh/google_compute_engine, once.
+
+  launch/tpu_pod.sh watch --name=ddpm --zone=us-west4-a --type=v5litepod-16 --spot \
+    --mount=10.0.0.2:/runs --config=configs/ddpm_cifar.py --workdir=/mnt/shared/ddpm_cifar \
+    -- --config.training.batch_size=1024
+HELP
+}
+
+fail() { printf 'error: %s\n' "$*" >&2 && exit 2; }
+say() { printf '%s %s\n' "$(date '+%F %T')" "$*" >&2; }
+
+# ---- words and commands
+
+# quote WORD...: the words as one types them in a shell, in quotes where they need them.
+quote() {
+  local word line=
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]] || word=\'${word//\'/\'\\\'\'}\'
+    line+=${line:+ }$word
+  done
+  printf '%s' "$line"
+}
+
+# Runs a command; prints it instead with --dry-run.
+do_() {
+  if [[ $dry_run ]]; then
+    quote "$@" && echo
+  else
+    "$@"
+  fi
+}
+
+tpus() { do_ gcloud compute tpus "$@" "${where[@]}"; }
+
+# on WORKER COMMAND: runs a shell command on a worker, or on all.
+on() { tpus tpu-vm ssh "$name" --worker="$1" --command="$2"; }
+
+# ---- what is done on the workers; ~/diffusion_jax is the checkout there
+
+# The images have an older Python than we need; uv brings one. It is installed once.
+install_command() {
+  printf '%s' 'set -e; git init -q diffusion_jax; cd diffusion_jax;' \
+    ' git fetch -q ../diffusion_jax.bundle HEAD; git checkout -q --force --detach FETCH_HEAD;' \
+    ' PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q --user uv;' \
+    ' [ -x .venv/bin/python ] || ~/.local/bin/uv venv -q --python 3.12 .venv;' \
+    " ~/.local/bin/uv pip install -q --python .venv/bin/python -e '.[tpu]'"
+}
+
+mount_command() {
+  local at=/mnt/shared
+  printf '%s' "set -e; if mountpoint -q $at; then exit 0; fi; sudo mkdir -p $at; "
+  if [[ $mount == gs://* ]]; then
+    # shellcheck disable=SC2016  # expanded on the worker
+    printf '%s' 'if ! command -v gcsfuse >/dev/null; then' \
+      ' key=/usr/share/keyrings/cloud.google.asc; apt=https://packages.cloud.google.com/apt;' \
+      ' curl -fsS $apt/doc/apt-key.gpg | sudo tee $key >/dev/null;' \
+      ' echo "deb [signed-by=$key] $apt gcsfuse-$(lsb_release -c -s) main"' \
+      ' | sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null;' \
+      ' sudo apt-get -q update; sudo apt-get -q install -y gcsfuse; fi;' \
+      ' sudo chown "$(id -u):$(id -g)" '"$at; gcsfuse --implicit-dirs $(quote "${mount#gs://}") $at"
+  else
+    printf '%s' 'sudo apt-get -q update; sudo apt-get -q install -y nfs-common;' \
+      " sudo mount -t nfs -o hard $(quote "$mount") $at; sudo chmod 1777 $at"
+  fi
+}
+
+# Whether training runs on the worker: a number alone may be another process's after a reboot.
+# shellcheck disable=SC2016  # expanded on the worker
+running='grep -qs diffusion_jax.train "/proc/$(cat ~/train.pid 2>/dev/null)/cmdline"'
+
+# Leaves train.log, train.pid and, when it has ended, train.exit; survives the connection.
+run_command() {
+  local train
+  train=$(quote .venv/bin/python -u -m diffusion_jax.train --config="$config" \
+    --workdir="$workdir" ${extra[@]+"${extra[@]}"})
+  # shellcheck disable=SC2016  # expanded on the worker
+  printf '%s' "if $running; then echo 'already running'; exit 0; fi;" \
+    ' cd diffusion_jax || exit 1; rm -f ~/train.pid ~/train.exit ~/train.stop;' \
+    " nohup bash -c '\"\$@\" & echo \$! >~/train.pid; wait \$!; echo \$? >~/train.exit' train" \
+    " $train </dev/null >>~/train.log 2>&1 & until [ -s ~/train.pid ]; do sleep 0.1; done"
+}
+
+# What a worker says: new (nothing is installed), ready, running, stopped (by stop), exit N.
+# shellcheck disable=SC2016  # expanded on the worker
+state_command='if [ ! -x diffusion_jax/.venv/bin/python ]; then echo new;'" elif $running;"' then
+ echo running; elif [ -e train.stop ]; then echo stopped; elif [ -e train.exit ]; then
+ echo "exit $(cat train.exit)"; elif [ -e train.pid ]; then echo "exit 1"; else echo ready; fi'
+state_command=${state_command//$'\n'/}
+
+# shellcheck disable=SC2016  # expanded on the worker
+stop_command="if $running;"' then touch train.stop; kill -TERM "$(cat train.pid)"; fi'
+
+# ---- subcommands
+
+create() {
+  tpus queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
+    --runtime-version="$version" ${spot:+--spot}
+}
+
+# The steps are joined by &&: in watch, which outlives failures, `set -e` does not hold.
+setup() {
+  [[ $dry_run ]] || git diff --quiet HEAD || say "uncommitted changes are not copied"
+  do_ mkdir -p build \
+    && do_ git bundle create -q build/diffusion_jax.bundle HEAD \
+    && tpus tpu-vm scp build/diffusion_jax.bundle "$name:diffusion_jax.bundle" --worker=all \
+    && on all "$(install_command)"
+}
+
+run() {
+  { [[ -z $mount ]] || on all "$(mount_command)"; } && on all "$(run_command)"
+}
+
+logs() { on "$worker" 'tail -n 100 -F train.log'; }
+stop() { on all "$stop_command"; }
+delete() { tpus queued-resources delete "$name" --force --quiet; }
+
+# The slice's state, none if there is no such slice; once it is ACTIVE, the state of its machines.
+ask_slice() { tpus queued-resources list --filter="name~/$name\$" --format='value(state.state)'; }
+ask_machines() { tpus tpu-vm describe "$name" --format='value(state)'; }
+ask_training() { on all "$state_command"; }
+
+status() {
+  if [[ $dry_run ]]; then
+    ask_slice && ask_machines && ask_training
+    return
+  fi
+  local found
+  found=$(ask_slice)
+  echo "slice: ${found:-none}"
+  [[ $found == ACTIVE ]] || return 0
+  echo "machines: $(ask_machines)"
+  ask_training
+}
+
+# ---- watch
+
+slice_state() {
+  local found
+  found=$(ask_slice) || return
+  [[ $found != ACTIVE ]] || found=$(ask_machines) || return
+  echo "${found:-none}"
+}
+
+# next_of STATES: what to do now, from what the workers say, one a line: wait, setup, run, again
+# (run after an end that was not the last), or the code with which watch ends.
+next_of() {
+  case "$1" in
+    "") echo wait ;;
+    *stopped*) echo 75 ;;
+    *new*) echo setup ;;
+    *running*) echo wait ;; # the watchdog ends those whose partner is gone
+    *"exit 2"$'\n'*) echo 2 ;;
+    *exit\ [1-9]*) echo again ;;
+    *ready*) echo run ;;
+    *) echo 0 ;;
+  esac
+}
+
+# Counts an error; a stop with a checkpoint (75) is none.
+count_error() {
+  [[ $1 != *"exit 75"* ]] || return 0
+  errors=$((errors + 1))
+  ((errors <= max_restarts)) || { say "more than $max_restarts errors; look into logs" && exit 1; }
+}
+
+train_on() {
+  local states next
+  states=$(ask_training) || { say "the workers do not answer" && return 0; }
+  next=$(next_of "$states"$'\n')
+  [[ $next == wait ]] || say "workers: ${states//$'\n'/, }; next: $next"
+  case $next in
+    wait) ;;
+    setup) setup && run ;;
+    run) run ;;
+    again) count_error "$states" && run ;;
+    *) exit "$next" ;;
+  esac || say "that failed; once more in $interval s"
+}
+
+look() {
+  local state
+  state=$(slice_state) || { say "Cloud TPU does not answer" && return 0; }
+  [[ $state == "$last" ]] || say "slice: $state"
+  last=$state
+  case $state in
+    READY) train_on ;;
+    none) create || say "cannot create it" ;;
+    SUSPENDED | FAILED | PREEMPTED | TERMINATED) { delete && create; } || say "cannot renew it" ;;
+  esac
+}
+
+watch() {
+  if [[ $dry_run ]]; then
+    status && delete && create && setup && run
+    return
+  fi
+  while look; do sleep "$interval"; done
+}
+
+# ---- flags
+
+take() {
+  if [[ $1 =~ ^--(name|zone|project|type|version|config|workdir|mount|worker|interval)(=(.*))?$ ]]
+  then
+    [[ ${BASH_REMATCH[3]} ]] || fail "$1 has no value; write --${BASH_REMATCH[1]}=VALUE"
+    printf -v "${BASH_REMATCH[1]}" '%s' "${BASH_REMATCH[3]}"
+    return
+  fi
+  case "$1" in
+    --spot) spot=yes ;;
+    --dry-run) dry_run=yes ;;
+    -*) fail "unknown flag $1; flags of training stand after --; try launch/tpu_pod.sh --help" ;;
+    create | setup | run | logs | status | stop | delete | watch)
+      [[ -z $subcommand ]] || fail "$subcommand and $1: one subcommand at a time"
+      subcommand=$1
+      ;;
+    *) fail "unknown subcommand $1; create, setup, run, logs, status, stop, delete or watch" ;;
+  esac
+}
+
+runtime_of() {
+  case "$1" in
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v[234]-*) echo tpu-ubuntu2204-base ;;
+    *) fail "--type=$1: its runtime is not known here; give --version=VERSION too" ;;
+  esac
+}
+
+# needs FLAG EXAMPLE
+needs() { [[ ${!1} ]] || fail "$subcommand needs --$1, e.g. --$1=$2"; }
+
+check() {
+  [[ $subcommand ]] || fail "no subcommand; try launch/tpu_pod.sh --help"
+  needs name ddpm
+  needs zone us-west4-a
+  [[ $name =~ ^[a-z][a-z0-9-]*$ ]] || fail "--name=$name: small letters, digits and - only"
+  [[ $subcommand != create && $subcommand != watch ]] || check_create
+  if [[ $subcommand == run || $subcommand == watch ]]; then
+    check_run
+  elif ((${#extra[@]})); then
+    fail "${extra[0]}: flags of training go to run and watch only"
+  fi
+  [[ $interval =~ ^[0-9]+$ ]] || fail "--interval=$interval: give a number of seconds"
+  [[ $worker =~ ^[0-9]+$ ]] || fail "--worker=$worker: give a number, 0 for the first"
+  [[ $max_restarts =~ ^[0-9]+$ ]] || fail "MAX_RESTARTS=$max_restarts: give a number"
+}
+
+check_create() {
+  needs type v5litepod-16
+  [[ $version ]] || version=$(runtime_of "$type")
+}
+
+check_run() {
+  needs config configs/ddpm_cifar.py
+  needs workdir /mnt/shared/ddpm_cifar
+  [[ $workdir == /* ]] || fail "--workdir=$workdir: give a path on storage that all workers share"
+  [[ -z $mount || $mount == gs://?* || $mount == ?*:/* ]] \
+    || fail "--mount=$mount: give HOST:/SHARE or gs://BUCKET"
+  [[ $mount || $workdir != /mnt/shared/* ]] \
+    || fail "--workdir=$workdir: say what is to be mounted at /mnt/shared, --mount=HOST:/SHARE"
+  [[ $subcommand != watch || " ${extra[*]-} " != *" --fresh "* ]] \
+    || fail "--fresh: watch would start over after each preemption; use it with run"
+}
+
+name=${TPU_NAME:-} zone=${ZONE:-} project=${PROJECT_ID:-} type=${ACCELERATOR_TYPE:-}
+version=${RUNTIME_VERSION:-} config='' workdir='' mount='' spot='' dry_run='' subcommand=''
+worker=0 interval=60 errors=0 last='' max_restarts=${MAX_RESTARTS:-20} extra=()
+while (($#)); do
+  case "$1" in
+    -h | --help) usage && exit 0 ;;
+    --config.*) extra+=("$1") ;;
+    --) shift && extra+=("$@") && break ;;
+    *) take "$1" ;;
+  esac
+  shift
+done
+check
+where=(--zone="$zone" ${project:+--project="$project"})
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+"$subcommand"

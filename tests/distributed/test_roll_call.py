@@ -1,0 +1,120 @@
+"""The roll call over real sockets, its processes played by threads."""
+
+import concurrent.futures
+import contextlib
+import socket
+import time
+
+import pytest
+
+from diffusion_jax.distributed import Distributed, World, roll_call
+from diffusion_jax.types import UserError
+
+
+def free_port():
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    return server.getsockname()[1]
+
+
+def call(calls, config=None, port=None):
+  """Calls the roll among (process, count, identity, delay); each one's outcome: None or a text."""
+  config = config or Distributed(connect_timeout_sec=10.0, start_timeout_sec=20.0)
+  port = port or free_port()
+
+  def one(process, count, identity="same", delay=0.0):
+    time.sleep(delay)
+    try:
+      roll_call.roll_call(config, World("test", count, process, f"127.0.0.1:{port}"), identity)
+    except UserError as error:
+      return str(error)
+    return None
+
+  with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+    return [f.result() for f in [pool.submit(one, *c) for c in calls]]
+
+
+def test_all_go_once_all_are_there():
+  begun = time.monotonic()
+  assert call([(0, 3), (2, 3), (1, 3, "same", 1.0)]) == [None] * 3
+  assert time.monotonic() - begun >= 1.0
+
+
+def test_process_0_may_come_last():
+  assert call([(1, 2), (0, 2, "same", 1.5)]) == [None, None]
+
+
+def test_the_port_is_free_for_jax_at_once():
+  port = free_port()
+  assert call([(0, 2), (1, 2)], port=port) == [None, None]
+  with socket.create_server(("", port)):
+    pass
+
+
+def test_who_is_missing_is_named_to_all(monkeypatch, capsys):
+  monkeypatch.setattr(roll_call, "TOLD_SEC", (0.5, 1.0))
+  config = Distributed(connect_timeout_sec=5.0, start_timeout_sec=2.0)
+  said = call([(0, 4), (2, 4)], config)
+  host = socket.gethostname()
+  words = f"missing: process 1, 3 of 4; here: 0 ({host}), 2 ({host}) after 2 s; start all of them"
+  assert said == [words, words]
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].startswith("missing: process 1, 3 of 4; here: 0")
+  assert lines[0].endswith(" s; waiting")
+  assert len(lines) == 2  # after 0.5 and 1 s, then at each doubling
+
+
+@pytest.mark.parametrize(
+  ("calls", "words"),
+  [
+    ([(0, 2), (1, 3)], "process 1 (HOST) expects 3 processes, process 0 2"),
+    ([(0, 2, "a"), (1, 2, "b")], "process 1 (HOST) runs another program or config than process 0"),
+  ],
+)
+def test_other_jobs_are_refused_on_both_sides(calls, words):
+  for said in call(calls):
+    assert words.replace("HOST", socket.gethostname()) in said
+
+
+def test_two_processes_of_one_number_are_refused():
+  config = Distributed(connect_timeout_sec=2.0, start_timeout_sec=5.0)
+  said = call([(0, 3), (1, 3), (1, 3)], config)
+  assert "two processes say that they are number 1" in said[0]
+  assert any("two processes say" in text for text in said[1:])
+
+
+def test_nobody_there_is_named_with_the_address():
+  port = free_port()
+  config = Distributed(connect_timeout_sec=1.0)
+  (said,) = call([(1, 2)], config, port)
+  assert f"process 1 cannot reach process 0 at 127.0.0.1:{port} for 1 s (" in said
+  assert "refused" in said
+  assert "connect_timeout_sec" in said
+
+
+def test_a_port_that_is_taken_is_named():
+  with socket.create_server(("", 0)) as server:
+    port = server.getsockname()[1]
+    (said,) = call([(0, 2)], port=port)
+  assert f"process 0 cannot listen on port {port} (" in said
+  assert "JAX_COORDINATOR_ADDRESS" in said
+
+
+@pytest.mark.parametrize("address", ["nowhere", "a:b", ":5", "a:70000"])
+def test_an_address_without_a_port_is_refused(address):
+  with pytest.raises(UserError, match=f"{address}: write host:port"):
+    roll_call.roll_call(Distributed(), World("test", 2, 1, address), "same")
+
+
+def test_strangers_at_the_door_do_not_matter():
+  """A port scanner that says nothing sensible, or nothing."""
+  port = free_port()
+
+  def stranger(words):
+    time.sleep(0.3)
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as door:
+      door.sendall(words)
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    for words in (b"GET / HTTP/1.1\r\n\r\n", b'{"process": "x"}\n'):
+      pool.submit(stranger, words)
+    assert call([(0, 2), (1, 2, "same", 1.0)], port=port) == [None, None]
