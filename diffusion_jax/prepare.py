@@ -5,8 +5,12 @@ others are built by TensorFlow, once: pip install 'diffusion_jax[tfds-prepare]'.
 
 Or `inception`, the weights that FID needs: downloaded, or read from the file that is given
 (prepare inception FILE.pth), checked and stored in the user's cache.
+
+Or `records`, shards for --config.data.name=records, made of a folder whose sub-folders are the
+classes: prepare records PICTURES --out=DIR --image_size=64. Start it again to go on.
 """
 
+import argparse
 import http.client
 import queue
 import threading
@@ -16,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax import runs
-from diffusion_jax.data import standard
+from diffusion_jax.data import shards, standard
 from diffusion_jax.data.tfds import default_data_dir
 from diffusion_jax.models import inception_weights
 from diffusion_jax.types import UserError
@@ -26,11 +30,13 @@ def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   if overrides:
     raise UserError(f"{overrides[0].flag}: prepare takes no config; see --help")
-  if args.name != "inception" and args.source is not None:
-    raise UserError(f"{args.source}: only `prepare inception` takes a file; leave it out")
+  _check(args)
   data_dir = args.data_dir or default_data_dir()
   if args.name == "inception":
     print(f"prepared {prepare_inception(args.source)}")
+  elif args.name == "records":
+    options = {name: value for name, value in _record_options(args).items() if value is not None}
+    print(f"prepared {shards.write(shards.Task(args.source, **options))}")
   elif args.name in standard.STANDARD:
     print(f"prepared {standard.prepare(args.name, data_dir)}")
   else:
@@ -40,11 +46,51 @@ def main(argv: list[str]) -> None:
 def parser() -> runs.Parser:
   flags = runs.Parser("prepare", description=__doc__)
   flags.add_argument(
-    "name", help="a data set (name, name/config or name:version), or inception: FID's weights"
+    "name",
+    help="a data set (name, name/config or name:version), inception: FID's weights, or records",
   )
-  flags.add_argument("source", nargs="?", type=Path, help="inception: the .pth, if it is here")
+  flags.add_argument(
+    "source", nargs="?", type=Path,
+    help="inception: the .pth, if it is here; records: the folder of pictures",
+  )  # fmt: skip
   flags.add_argument("--data_dir", type=Path, help="$TFDS_DATA_DIR or ~/tensorflow_datasets")
+  only = flags.add_argument_group("records")
+  only.add_argument("--out", type=Path, help="folder of the shards")
+  only.add_argument("--split", help="train (the default) or test; both may go into one folder")
+  only.add_argument("--image_size", type=int, help="resize once, store PNG; default: as it is")
+  only.add_argument("--channels", type=int, choices=(1, 3), help="1: grey; 3, the default: colour")
+  only.add_argument("--shards", type=int, help="their number; default: of about 256 MiB each")
   return flags
+
+
+def _record_options(args: argparse.Namespace) -> dict[str, Any]:
+  """What only `prepare records` takes, by the names of shards.Task."""
+  return {
+    "out": args.out,
+    "split": args.split,
+    "image_size": args.image_size,
+    "channels": args.channels,
+    "num_shards": args.shards,
+  }
+
+
+def _check(args: argparse.Namespace) -> None:
+  """Refuses flags that would do nothing, and a missing folder."""
+  if args.name == "records":
+    if args.source is None or args.out is None:
+      raise UserError("prepare records needs a folder of pictures and --out=DIR for the shards")
+    if args.data_dir is not None:
+      raise UserError(f"--data_dir={args.data_dir}: prepare records writes to --out; leave it out")
+    return
+  if args.name != "inception" and args.source is not None:
+    raise UserError(
+      f"{args.source}: only `prepare inception` takes a file and `prepare records` "
+      "a folder; leave it out"
+    )
+  given = [name for name, value in _record_options(args).items() if value is not None]
+  if given:
+    flag = given[0].removeprefix("num_")
+    raise UserError(f"--{flag}: only `prepare records` takes it; leave it out")
 
 
 def prepare_with_tensorflow(name: str, data_dir: Path) -> str:

@@ -81,6 +81,7 @@ def test_the_rule_catches_an_import_upwards(tmp_path):
     ("matplotlib", {"report"}),
     ("jinja2", {"report"}),
     ("tensorflow_datasets", {"data", "prepare"}),
+    ("array_record", {"data"}),
     ("torch", set()),
     ("tensorflow", set()),
   ],

@@ -5,6 +5,7 @@ from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.folder import Folder
 from diffusion_jax.data.pictures import load_pictures
 from diffusion_jax.data.pipeline import Prefetcher, TrainStream, full_pass
+from diffusion_jax.data.records import Records
 from diffusion_jax.data.source import ArraySource, Source, fingerprint
 from diffusion_jax.data.synthetic import Synthetic
 from diffusion_jax.data.tfds import Tfds
@@ -13,6 +14,7 @@ SOURCES = {
   "digits": Digits,
   "tfds": Tfds,
   "folder": Folder,
+  "records": Records,
   "arrays": Arrays,
   "synthetic": Synthetic,
 }
@@ -24,6 +26,7 @@ __all__ = [
   "Digits",
   "Folder",
   "Prefetcher",
+  "Records",
   "Source",
   "Synthetic",
   "Tfds",

@@ -92,6 +92,11 @@ def fingerprint(source: Source) -> str:
   return digest.hexdigest()[:16]
 
 
+MIN_THREADS = 16
+"""More than a small machine's cores, because storage may be slow: with 5 ms a read, two cores give
+2,300 images of 64x64 a second to 16 threads and 320 to two; without a delay, as many to either."""
+
+
 class DecodedSource:
   """A split whose examples are read one by one, by several threads.
 
@@ -111,7 +116,8 @@ class DecodedSource:
   ):
     self.name, self.spec = name, spec
     self._num, self._read = num, read
-    self._pool = ThreadPoolExecutor(os.cpu_count())
+    self._num_threads = max(MIN_THREADS, os.cpu_count() or 1)
+    self._pool = ThreadPoolExecutor(self._num_threads)
 
   def __len__(self) -> int:
     return self._num
@@ -121,11 +127,14 @@ class DecodedSource:
   ) -> tuple[UInt8[np.ndarray, "B H W C"], Int32[np.ndarray, "B"]]:
     images = np.empty((len(index), *self.spec.shape), np.uint8)
     labels = np.empty(len(index), np.int32)
+    places = iter(range(len(index)))  # shared: each thread takes the next, so that all end together
 
-    def fill(place: int) -> None:
-      images[place], labels[place] = self._read(int(index[place]))
+    def fill(_: int) -> None:
+      for place in places:
+        images[place], labels[place] = self._read(int(index[place]))
 
-    list(self._pool.map(fill, range(len(index))))
+    # A task for each image instead would cost 24 us of the processor's time each.
+    list(self._pool.map(fill, range(min(len(index), self._num_threads))))
     return images, labels
 
 

@@ -1,0 +1,304 @@
+"""Large data sets in ArrayRecord shards: ImageNet's size, read one by one."""
+
+import dataclasses
+import glob
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from diffusion_jax.data.folder import UNREADABLE
+from diffusion_jax.data.record_format import (
+  COMMAND,
+  SUFFIX,
+  Description,
+  Shards,
+  one_value,
+  parse_example,
+  parse_name,
+  read_description,
+)
+from diffusion_jax.data.source import DecodedSource, Source, fit_image, in_memory_if_small
+from diffusion_jax.types import ImageSpec, UserError
+
+NUM_PROBES = 64
+"""Records, evenly spaced, that are looked at when a split is opened."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """Shards of tf.train.Examples that hold an encoded picture (png, jpg, webp) and a class number.
+
+  `python -m diffusion_jax.prepare records` makes them of a folder; TFDS's own files are read too.
+
+  Attributes:
+    path: of the training shards: a folder, or a pattern such as imagenet64/train-*.array_record.
+    test_path: of the test shards; none: those called test in the folder `path`, if there are any.
+    image_size: resize the shorter side to it and crop the centre; none: all have one size.
+    channels: 1 for grey, 3 for colour; pictures are converted. None: as described beside the
+      shards, or 3.
+    image_key, label_key: features of an example; a label_key of none: unlabelled.
+    num_classes: none: as described beside the shards.
+    max_ram_gib: a split that is smaller once decoded is kept in memory.
+    flip: mirror half of the training images.
+  """
+
+  path: str = ""
+  test_path: str | None = None
+  image_size: int | None = None
+  channels: int | None = None
+  image_key: str = "image"
+  label_key: str | None = "label"
+  num_classes: int | None = None
+  max_ram_gib: float = 8.0
+  flip: bool = False
+
+  def __post_init__(self):
+    if self.channels not in (None, 1, 3):
+      raise ValueError(f"channels={self.channels} must be 1 (grey), 3 (colour) or none")
+    for field in ("image_size", "num_classes"):
+      value = getattr(self, field)
+      if value is not None and value < 1:
+        raise ValueError(f"{field}={value} must be at least 1, or none")
+
+  def load(self, split: str) -> Source:
+    """Opens the shards of a split and looks at some of its records.
+
+    Raises:
+      UserError: no shards, shards that are missing or damaged, or records that do not fit.
+    """
+    found = self._find(split)
+    shards = Shards(found.files)
+    _check_count(shards, found)
+    train = self._find("train") if split == "test" else found
+    reader = self._reader(shards, found, _same_classes(train, found))
+    name = f"{found.files[0].parent.name} {split}"
+    source = DecodedSource(name, reader.spec, len(shards), reader.read)
+    return in_memory_if_small(source, self.max_ram_gib)
+
+  def has_split(self, split: str) -> bool:
+    if split == "train" or self.test_path is not None:
+      return True
+    groups = _groups(_list(self.path)) if Path(self.path).expanduser().is_dir() else {}
+    return bool(self.path) and any(_is_named(group, split) for group in groups)
+
+  def _find(self, split: str) -> "Found":
+    if not self.path:
+      raise UserError(f"--config.data.path is not set; give a folder of shards, made by {COMMAND}")
+    if split == "test" and self.test_path is not None:
+      return find_shards(self.test_path, "test_path", split)
+    return find_shards(self.path, "path", split)
+
+  def _reader(self, shards: Shards, found: "Found", description: Description | None) -> "_Reader":
+    channels = self.channels or (found.description.channels if found.description else 3)
+    num_classes = self._count_classes(found, description)
+    label_key = self.label_key if num_classes else None
+    blank = ImageSpec(0, 0, channels, 256, num_classes)
+    reader = _Reader(shards, self.image_key, label_key, self.image_size, blank)
+    with ThreadPoolExecutor(16) as pool:
+      places = np.unique(np.linspace(0, len(shards) - 1, NUM_PROBES).astype(int))
+      sizes = list(pool.map(lambda place: reader.open(int(place))[0].size, places))
+    width, height = (self.image_size,) * 2 if self.image_size else sizes[0]
+    reader = reader._replace(spec=blank._replace(height=height, width=width))
+    for place, size in zip(places, sizes, strict=True):
+      reader.check_size(size, int(place))
+    return reader
+
+  def _count_classes(self, found: "Found", description: Description | None) -> int:
+    if self.label_key is None:
+      return 0
+    if self.num_classes is not None:
+      return self.num_classes
+    if description is None:
+      raise UserError(
+        f"{found.where}: no {found.group}.shards.json there says how many classes it has; set "
+        "--config.data.num_classes, e.g. =1000, or --config.data.label_key=none"
+      )
+    return len(description.classes)
+
+
+class Found(NamedTuple):
+  """The shards of a split.
+
+  Attributes:
+    files: in order.
+    group: their common name.
+    description: what lies beside them, if anything does.
+    where: the flag that named them.
+  """
+
+  files: Sequence[Path]
+  group: str
+  description: Description | None
+  where: str
+
+
+def find_shards(text: str, field: str, split: str) -> Found:
+  """The shards at a path.
+
+  Args:
+    text: a folder, a pattern or a file.
+    field: of the config, for messages.
+    split: train or test, to choose among several groups in one folder.
+
+  Raises:
+    UserError: none are there, several sets are, or some of a set are missing.
+  """
+  where = f"--config.data.{field}={text}"
+  groups = _groups(_list(text))
+  if not groups:
+    _check_finished(Path(text).expanduser(), split, where)
+    raise UserError(
+      f"{where}: no shards (*{SUFFIX}) there; give a folder or a pattern of ArrayRecord files, or "
+      f"make them with {COMMAND}"
+    )
+  group = _choose(sorted(groups), split, where, field)
+  files = groups[group]
+  _check_finished(files[0].parent, group, where)
+  _check_complete(files, where)
+  description = read_description(files[0].parent / f"{group}.shards.json")
+  return Found(files, group, description, where)
+
+
+def _choose(groups: list[str], split: str, where: str, field: str) -> str:
+  named = [g for g in groups if _is_named(g, split)]
+  if len(named) == 1:
+    return named[0]
+  if field == "path" and split == "test":
+    raise UserError(
+      f"{where} has no shards called test, only {', '.join(groups)}; set --config.data.test_path"
+    )
+  if len(groups) > 1:
+    raise UserError(
+      f"{where} holds several sets: {', '.join(groups)}; name one with a pattern such as "
+      f"--config.data.{field}='DIR/{groups[0]}-*'"
+    )
+  return groups[0]
+
+
+def _check_finished(folder: Path, group: str, where: str) -> None:
+  if (folder / f"{group}.shards.json.part").exists():
+    raise UserError(
+      f"{where}: the preparation of {group} has not ended; if it was interrupted, start the same "
+      "prepare command again"
+    )
+
+
+def _list(text: str) -> list[Path]:
+  path = Path(text).expanduser()
+  if path.is_file():
+    return [path]
+  found = path.glob(f"*{SUFFIX}*") if path.is_dir() else map(Path, glob.glob(str(path)))
+  return sorted(f for f in found if f.is_file() and not f.name.endswith((".part", ".json")))
+
+
+def _groups(files: Sequence[Path]) -> dict[str, list[Path]]:
+  groups: dict[str, list[Path]] = {}
+  for file in files:
+    groups.setdefault(parse_name(file.name).group, []).append(file)
+  return groups
+
+
+def _is_named(group: str, split: str) -> bool:
+  """TFDS puts its data set's name before the split's."""
+  return group == split or group.endswith(f"-{split}")
+
+
+def _check_complete(files: Sequence[Path], where: str) -> None:
+  places = [parse_name(file.name) for file in files]
+  totals = {place.total for place in places}
+  if len(totals) > 1:
+    raise UserError(
+      f"{where} mixes shards of {', '.join(f'{t}' for t in totals)} files; keep one of these sets"
+    )
+  (total,) = totals
+  if total is not None and len(files) < total:
+    missing = min(set(range(total)) - {place.number for place in places})
+    raise UserError(
+      f"{where} has {len(files)} of {total} shards, number {missing} is the first that is missing; "
+      "copy it there, or start the prepare command again"
+    )
+
+
+def _check_count(shards: Shards, found: Found) -> None:
+  if not len(shards):
+    raise UserError(f"{found.where}: the shards hold no record; make them with {COMMAND}")
+  described = found.description
+  if described is not None and described.num_examples != len(shards):
+    raise UserError(
+      f"{found.where}: the shards hold {len(shards):,} records, but {found.group}.shards.json "
+      f"says {described.num_examples:,}; copy all files of one preparation there"
+    )
+
+
+def _same_classes(train: Found, test: Found) -> Description | None:
+  """The description that numbers a test split's classes: it must be the training split's."""
+  if train.description is None or test.description is None:
+    return test.description or train.description
+  if train.description.classes != test.description.classes:
+    odd = set(train.description.classes) ^ set(test.description.classes)
+    raise UserError(
+      f"{test.where} has other classes than path ({', '.join(sorted(odd)[:3])}); prepare both "
+      "into one folder, so that they are numbered alike"
+    )
+  return test.description
+
+
+class _Reader(NamedTuple):
+  """Reads and decodes single records."""
+
+  shards: Shards
+  image_key: str
+  label_key: str | None
+  image_size: int | None
+  spec: ImageSpec
+
+  def open(self, place: int) -> tuple[Image.Image, int]:
+    """A picture of which only the header has been read, and its label."""
+    record = self.shards[place]
+    try:
+      features = parse_example(record)
+      data = one_value(features, self.image_key, "bytes_list")
+      label = one_value(features, self.label_key, "int64_list") if self.label_key else 0
+    except ValueError as error:
+      raise UserError(
+        f"{self.shards.where(place)} {error}; set --config.data.image_key and label_key to what "
+        "it has (label_key=none: unlabelled)"
+      ) from error
+    if self.label_key is not None and not 0 <= label < self.spec.num_classes:
+      raise UserError(
+        f"{self.shards.where(place)} has {self.label_key} {label}, but the labels of "
+        f"{self.spec.num_classes} classes go from 0 to {self.spec.num_classes - 1}; set "
+        "--config.data.num_classes"
+      )
+    try:
+      return Image.open(io.BytesIO(data)), label
+    except UNREADABLE as error:
+      raise self._undecodable(place, error) from error
+
+  def read(self, place: int) -> tuple[np.ndarray, int]:
+    image, label = self.open(place)
+    self.check_size(image.size, place)
+    try:
+      return fit_image(image, self.image_size, self.spec.channels), label
+    except UNREADABLE as error:
+      raise self._undecodable(place, error) from error
+
+  def check_size(self, size: tuple[int, int], place: int) -> None:
+    """Without an image_size, all are as large as the first."""
+    if self.image_size is None and size != (self.spec.width, self.spec.height):
+      smallest = min(*size, self.spec.width, self.spec.height)
+      raise UserError(
+        f"{self.shards.where(place)} is {size[0]}x{size[1]}, the first picture "
+        f"{self.spec.width}x{self.spec.height}; set --config.data.image_size={smallest}"
+      )
+
+  def _undecodable(self, place: int, error: Exception) -> UserError:
+    return UserError(
+      f"{self.shards.where(place)} has in {self.image_key} no readable picture ({error}); it must "
+      "be a whole png, jpg or webp"
+    )

@@ -1,0 +1,283 @@
+"""Makes ArrayRecord shards of a folder of pictures, once: what the source `records` reads."""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from diffusion_jax.data.folder import SUFFIXES, UNREADABLE
+from diffusion_jax.data.record_format import (
+  Description,
+  read_description,
+  serialize_example,
+  shard_name,
+)
+from diffusion_jax.data.source import fit_image, fixed_order
+from diffusion_jax.types import UserError
+
+OPTIONS = "group_size:1,uncompressed"
+"""One record is read without its neighbours; pictures are compressed already."""
+
+SHARD_BYTES = 256 << 20
+"""About the size of a shard, unless their number is given."""
+
+NUM_SAMPLED = 64
+"""Pictures whose records are measured to choose the number of shards."""
+
+CHUNK = 512
+"""Pictures that are worked on at a time: what lies in memory."""
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
+"""What is stored as it is; MPO is a JPEG with further pictures behind it."""
+
+
+class Task(NamedTuple):
+  """What to make.
+
+  Attributes:
+    pictures: a folder; a picture in `pictures/cat/...` is of class cat.
+    out: the folder of the shards; several splits may share it.
+    split: begins the shards' names.
+    image_size: the shorter side is resized to it and the centre cropped, stored as PNG. None: the
+      files' own bytes.
+    channels: 1 for grey, 3 for colour.
+    num_shards: files; none: of about SHARD_BYTES each.
+  """
+
+  pictures: Path
+  out: Path
+  split: str = "train"
+  image_size: int | None = None
+  channels: int = 3
+  num_shards: int | None = None
+
+
+class Pictures(NamedTuple):
+  """Pictures of a folder.
+
+  Attributes:
+    root: the folder.
+    names: paths below it with "/", sorted.
+    classes: its sub-folders that hold any, sorted.
+  """
+
+  root: Path
+  names: list[str]
+  classes: list[str]
+
+  def label(self, place: int) -> int | None:
+    return self.classes.index(self.names[place].partition("/")[0]) if self.classes else None
+
+
+def write(task: Task) -> Path:
+  """Writes the shards of a split; the same call goes on where an earlier one was interrupted.
+
+  The order is shuffled once, in a fixed way. A shard is whole or absent, and the description,
+  `<split>.shards.json`, appears last.
+
+  Returns:
+    The description's file.
+
+  Raises:
+    UserError: pictures that are missing, unreadable or sorted wrongly, or a folder that cannot be
+      written or holds shards of another command.
+  """
+  _check(task)
+  pictures = list_pictures(task.pictures)
+  try:
+    task.out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f"--out={task.out} cannot be made ({error.strerror}); choose another"
+    ) from error
+  target = task.out / f"{task.split}.shards.json"
+  with _only_one(task.out):
+    pictures = _number_classes(pictures, task)
+    plan = _plan(task, pictures, target)
+    if not target.exists():
+      _write_shards(task, pictures, plan)
+      os.replace(_part(target), target)
+  return target
+
+
+def _check(task: Task) -> None:
+  for flag in ("image_size", "shards"):
+    value = task.num_shards if flag == "shards" else task.image_size
+    if value is not None and value < 1:
+      raise UserError(f"--{flag}={value} must be at least 1; leave it out for the default")
+  if not task.split.isalpha():
+    raise UserError(f"--split={task.split} must consist of letters, e.g. train or test")
+
+
+def list_pictures(root: Path) -> Pictures:
+  """The pictures (png, jpg, webp) below a folder; a flat folder has no classes.
+
+  Raises:
+    UserError: no such folder, no pictures, or pictures beside folders of pictures.
+  """
+  if not root.is_dir():
+    raise UserError(f"{root}: no such folder; give a folder of pictures")
+  start = len(os.path.join(root, ""))
+  names = sorted(
+    os.path.join(folder, file)[start:]  # plain strings: there may be a million
+    for folder, _, files in os.walk(root, followlinks=True)
+    for file in files
+    if file.lower().endswith(SUFFIXES)
+  )
+  if not names:
+    raise UserError(f"{root}: no pictures there; it needs files ending in {', '.join(SUFFIXES)}")
+  classes = sorted({name.partition("/")[0] for name in names if "/" in name})
+  stray = next((name for name in names if "/" not in name), None)
+  if classes and stray is not None:
+    raise UserError(f"{root} holds classes ({classes[0]}, ...) and {stray}; move it into one")
+  return Pictures(root, names, classes)
+
+
+def _number_classes(pictures: Pictures, task: Task) -> Pictures:
+  """Takes over the classes of a split that lies there already, so that both count alike."""
+  for file in sorted(task.out.glob("*.shards.json*")):
+    other = read_description(file)
+    if other is None or file.name.startswith(f"{task.split}."):
+      continue
+    new = sorted(set(pictures.classes) - set(other.classes))
+    if new or bool(pictures.classes) != bool(other.classes):
+      raise UserError(
+        f"{pictures.root} has {new[0] if new else 'no classes'}, unlike {file}, which has "
+        f"{len(other.classes)} classes; choose another --out"
+      )
+    return pictures._replace(classes=other.classes)
+  return pictures
+
+
+def _plan(task: Task, pictures: Pictures, target: Path) -> Description:
+  """The description of what is made; what lies there must agree with it."""
+  before = read_description(target) or read_description(_part(target))
+  wanted = Description(
+    len(pictures.names), task.num_shards or (before.num_shards if before else 0),
+    pictures.classes, task.image_size, task.channels,
+    hashlib.sha256("\n".join(pictures.names).encode(errors="surrogateescape")).hexdigest(),
+  )  # fmt: skip
+  if before is None:
+    wanted = wanted._replace(num_shards=wanted.num_shards or _choose_num_shards(task, pictures))
+    _part(target).write_text(wanted.to_json())
+    return wanted
+  odd = [name for name in wanted._fields if getattr(before, name) != getattr(wanted, name)]
+  if odd:
+    raise UserError(
+      f"--out={task.out} holds {task.split} shards made otherwise ({', '.join(odd)} "
+      f"{'differs' if len(odd) == 1 else 'differ'}); choose another --out, or delete them first"
+    )
+  return before
+
+
+def _part(file: Path) -> Path:
+  return file.with_name(f"{file.name}.part")
+
+
+def _choose_num_shards(task: Task, pictures: Pictures) -> int:
+  """As many as make shards of about SHARD_BYTES, judged by a few evenly spaced pictures."""
+  num = len(pictures.names)
+  sample = np.linspace(0, num - 1, min(num, NUM_SAMPLED)).astype(int)
+  with ThreadPoolExecutor(_num_threads()) as pool:
+    sizes = list(pool.map(lambda place: len(_record(task, pictures, int(place))), sample))
+  return max(1, min(num, round(np.mean(sizes) * num / SHARD_BYTES)))
+
+
+def _write_shards(task: Task, pictures: Pictures, plan: Description) -> None:
+  order = fixed_order(len(pictures.names))
+  parts = np.array_split(order, plan.num_shards)
+  names = [shard_name(task.split, i, plan.num_shards) for i in range(plan.num_shards)]
+  begun, num_written = time.monotonic(), 0
+  missing = [i for i, name in enumerate(names) if not (task.out / name).exists()]
+  num_left = sum(len(parts[i]) for i in missing)
+  with ThreadPoolExecutor(_num_threads()) as pool:
+    for i in missing:
+      _write_shard(pool, task, pictures, parts[i], task.out / names[i])
+      num_written += len(parts[i])
+      rate = num_written / (time.monotonic() - begun)
+      print(f"{names[i]}: {len(parts[i]):,} pictures; {rate:,.0f} a second, "
+            f"{(num_left - num_written) / rate / 60:,.1f} min left", flush=True)  # fmt: skip
+
+
+def _write_shard(
+  pool: ThreadPoolExecutor, task: Task, pictures: Pictures, places: np.ndarray, target: Path
+) -> None:
+  """Writes one shard beside its place and moves it there when it is safe on the disk."""
+  part = _part(target)
+  try:
+    writer = ArrayRecordWriter(str(part), OPTIONS)
+    try:
+      for record in _records(pool, task, pictures, places):
+        writer.write(record)
+    finally:
+      writer.close()
+    with part.open("rb") as file:
+      os.fsync(file.fileno())
+  except (RuntimeError, OSError) as error:
+    raise UserError(f"{part} cannot be written ({error}); choose another --out") from error
+  os.replace(part, target)
+
+
+def _records(
+  pool: ThreadPoolExecutor, task: Task, pictures: Pictures, places: np.ndarray
+) -> Iterator[bytes]:
+  """Serialized examples in order, made by all threads; Pillow leaves them free to work."""
+  for first in range(0, len(places), CHUNK):
+    chunk = [int(place) for place in places[first : first + CHUNK]]
+    yield from pool.map(lambda place: _record(task, pictures, place), chunk)
+
+
+def _record(task: Task, pictures: Pictures, place: int) -> bytes:
+  file = pictures.root / pictures.names[place]
+  try:
+    data = file.read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+      pixels = fit_image(image, task.image_size, task.channels)  # decodes all of it: it is whole
+      keep = task.image_size is None and image.format in FORMATS
+  except UNREADABLE as error:
+    raise UserError(
+      f"{file} is not a readable picture ({error}); put a whole one in its place and start the "
+      "same command again, or move it away and choose another --out"
+    ) from error
+  return serialize_example(data if keep else to_png(pixels), pictures.label(place))
+
+
+def to_png(pixels: np.ndarray) -> bytes:
+  """A picture [H, W, C] of one or three channels without loss."""
+  file = io.BytesIO()
+  Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+  return file.getvalue()
+
+
+def _num_threads() -> int:
+  return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+  """Keeps a second preparation out of a folder for as long as it lasts."""
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    _lock(handle, folder)
+    yield
+  finally:
+    os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    raise UserError(f"--out={folder}: another preparation is writing there; wait for it") from error
+  except OSError:  # some network file systems have no locks
+    return
