@@ -280,12 +280,19 @@ def test_when_one_hangs_the_watchdog_ends_the_other_with_its_stacks(tmp_path):
   assert re.search(r"Thread 0x.*train\.py", job.output(0), re.DOTALL)
 
 
-def test_the_state_is_sharded_across_processes_and_moves_to_any_number(single, tmp_path):
-  """FSDP over all four devices of two processes for a part; then two devices of one; then one."""
-  part = [*TRAIN[:2], "--config.training.num_steps=20", *TRAIN[3:], f"--workdir={tmp_path}"]
+def test_a_run_that_moves_between_meshes_ends_where_one_that_stayed_does(single, tmp_path):
+  """Eight devices, two hosts of two, two devices, one; the loss of every step, to 1e-4 of it.
+
+  A batch in another order, or another noise, moves single losses by tens of percent.
+  """
+  part = [*TRAIN[:2], "--config.training.num_steps=10", *TRAIN[3:], f"--workdir={tmp_path}"]
+  said = alone(*part, "--config.mesh.fsdp=8", devices=8)
+  assert "mesh       data 1, fsdp 8, tensor 1" in said
+  part[2] = "--config.training.num_steps=20"
   done = together(*part, "--config.mesh.fsdp=4")
   assert done.returncode == 0, done.stdout + done.stderr
   assert "fsdp 4" in done.stdout
+  assert "resuming at step 10" in done.stdout
   part[2] = "--config.training.num_steps=30"
   assert "resuming at step 20" in alone(*part, "--config.mesh.fsdp=2", devices=2)
   assert "resuming at step 30" in alone(*TRAIN, f"--workdir={tmp_path}", devices=1)
@@ -317,7 +324,7 @@ def refused(*words, timeout_sec=60, **extra):
     assert "Traceback" not in text
     errors = [line for line in text.splitlines() if "error: " in line]
     assert len(errors) == 1, text
-    assert errors[0].startswith(f"[{number} of ")
+    assert errors[0].startswith((f"[{number} of 2] error: ", "error: "))
   return said
 
 

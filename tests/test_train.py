@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import checkpoint, sample, train
+from diffusion_jax import checkpoint, runs, sample, train
 from diffusion_jax.data.pipeline import TrainStream
+from diffusion_jax.job import prepare
 from diffusion_jax.losses import Simple
+from diffusion_jax.sharding import MeshShape, create_mesh
 from diffusion_jax.types import UserError
 
 SMOKE = ["--config=configs/smoke.py", "--config.model.multipliers=1"]
@@ -81,6 +84,30 @@ def test_the_block_at_the_start_says_what_will_run(finished, call, tmp_path):
     "held-out loss", "finished: 2 steps",
   ):  # fmt: skip
     assert text in out, text
+
+
+def test_a_dry_run_says_how_the_state_would_lie_and_leaves_nothing(call, tmp_path):
+  workdir = tmp_path / "run"
+  flags = (*SMOKE, "--config.mesh.fsdp=4", "--config.model.channels=32", "--dry_run")
+  code, out, err = call(train.main, *flags, f"--workdir={workdir}")
+  assert (code, err) == (0, "")
+  assert "mesh       data 2, fsdp 4, tensor 1" in out
+  assert re.search(r"params +fsdp 4 +[0-9]+ +0\.[0-9] +0\.[0-9]\n", out)
+  assert re.search(r"total .* 1/[1-4]\.[0-9]+ of the whole\n$", out)
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize("shape", [MeshShape(-1, 4), MeshShape(2, 2, 2), MeshShape(1, 8)])
+def test_the_order_of_the_data_is_that_of_any_mesh(shape, tmp_path):
+  """Image, label and global number of every row of a batch, after several epochs."""
+  experiment = runs.load_experiment("configs/smoke.py", [])
+  job = prepare(experiment, tmp_path)
+  flat = job._replace(mesh=create_mesh(MeshShape(), jax.devices()[:1]))
+  split = job._replace(mesh=create_mesh(shape))
+  for step in (0, 37):
+    one, many = (jax.tree.map(np.asarray, train.make_feed(j)(step)) for j in (flat, split))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, many)))
+    np.testing.assert_array_equal(one.index, step * 16 + np.arange(16))
 
 
 def test_a_finished_run_says_so_and_is_left_alone(finished, call):
