@@ -163,7 +163,7 @@ def test_a_batch_that_does_not_fit(monkeypatch, call):
   assert (code, asked) == (2, [640, 1280])
   assert err == (
     "error: --batch_size_per_device=640 does not fit: it needs 30.00 GiB of 16.00 GiB; use a "
-    "smaller one, --config.model.remat=true, --config.mesh.fsdp=N or "
+    "smaller one, --config.model.remat=block, --config.mesh.fsdp=N or "
     "--config.training.accumulation_steps=N\n"
   )
 

@@ -1,0 +1,122 @@
+"""What a training step needs, before the devices are there: python -m diffusion_jax.plan
+--config=configs/ddpm_cifar.py --topology=v5e:4x4
+
+Compiles the real step ahead of time and prints its memory, its time at best and its traffic.
+Overrides are --config.section.field=value.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax import planning, runs, sharding
+from diffusion_jax.log import write_json
+from diffusion_jax.planning import DoesNotFit, Fit, Measured, Plan, Program
+from diffusion_jax.types import UserError
+
+
+def main(argv: list[str]) -> None:
+  args, overrides = parser().parse(argv)
+  check(args)
+  experiment = runs.load_experiment(args.config, overrides)
+  spec = planning.image_spec(experiment, args.image, args.classes)
+  devices = planning.find_devices(args.topology)
+  program = planning.build(experiment, spec, devices)
+  size = batch_size(program, args.batch_size_per_device)
+  chip = planning.find_chip(devices[0].device_kind)
+  available = planning.memory_limit(devices[0], chip)
+  measured, fit = compile_steps(program, size, available, args.fit)
+  roof = None if chip is None else planning.roofline(measured, chip, len(devices))
+  kind = devices[0].device_kind
+  plan = Plan(args.config, args.topology, program, measured, kind, chip, available, roof, fit)
+  print(f"\n{planning.as_text(plan)}")
+  if args.json is not None:
+    write_json(args.json, planning.as_json(plan))
+
+
+def parser() -> runs.Parser:
+  flags = runs.Parser("plan", description=__doc__)
+  flags.add_argument("--config", required=True, help="config file, e.g. configs/ddpm_cifar.py")
+  flags.add_argument("--topology", default="local",
+                     help="a TPU slice, e.g. v5e:4x4; by default the devices at hand")  # fmt: skip
+  flags.add_argument("--batch_size_per_device", type=int,
+                     help="images of a device; by default of training.batch_size")  # fmt: skip
+  flags.add_argument("--image", help="HEIGHTxWIDTHxCHANNELS, for data that are not there")
+  flags.add_argument("--classes", type=int, help="number of labels, 0 for unlabelled images")
+  flags.add_argument("--fit", choices=["off", "line", "verify"], default="line",
+                     help="how to find the largest batch: a second compilation and a line through "
+                          "both, or also compile what it says")  # fmt: skip
+  flags.add_argument("--json", type=Path, help="also write the figures to this file")
+  return flags
+
+
+def check(args: Any) -> None:
+  """Refuses what would only fail after minutes of compilation."""
+  if args.batch_size_per_device is not None and args.batch_size_per_device < 1:
+    raise UserError(f"--batch_size_per_device={args.batch_size_per_device} must be at least 1")
+  if args.classes is not None and args.classes < 0:
+    raise UserError(f"--classes={args.classes} must be at least 0; 0 is for unlabelled images")
+  if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
+    raise UserError(f"--json={args.json}: give a file in a folder that exists, e.g. plan.json")
+
+
+def batch_size(program: Program, asked: int | None) -> int:
+  """Images of each device, or what the config's batch leaves for it."""
+  parts = program.experiment.training.accumulation_steps
+  shards = sharding.num_batch_shards(program.mesh)
+  if asked is None:
+    total = program.experiment.training.batch_size
+    sharding.check_batch_size(total, program.mesh, parts, "training.batch_size")
+    return total // shards
+  if asked % parts:
+    near = asked // parts * parts or parts
+    raise UserError(
+      f"--batch_size_per_device={asked} is not divisible by training.accumulation_steps={parts}; "
+      f"use --batch_size_per_device={near}"
+    )
+  return asked
+
+
+def compile_steps(
+  program: Program, size: int, available: int | None, how: str
+) -> tuple[Measured, Fit | None]:
+  """The step for the asked batch, and the largest batch that fits if that can be told.
+
+  Raises:
+    UserError: the asked batch does not fit.
+  """
+  wanted = how != "off" and available is not None
+  asked, *more = compile_all(program, [size, 2 * size] if wanted else [size])
+  if isinstance(asked, DoesNotFit):
+    raise UserError(planning.explain(asked))
+  if not more or available is None:
+    return asked, None
+  parts = program.experiment.training.accumulation_steps
+  other = more[0]
+  if isinstance(other, DoesNotFit):  # the line goes through half the batch instead
+    half = size // 2 // parts * parts
+    other = compile_all(program, [half])[0] if half else other
+  if isinstance(other, DoesNotFit):
+    return asked, Fit(size, f"{2 * size} does not")
+  points = [(m.batch_size_per_device, m.memory.peak) for m in (asked, other)]
+  fit = planning.largest_batch(points, available, parts)
+  if how == "verify":
+    known = max(n for n, _ in points)
+    fit = planning.verify(fit, known, parts, lambda n: compile_all(program, [n])[0])
+  return asked, fit
+
+
+def compile_all(program: Program, sizes: Sequence[int]) -> list[Measured | DoesNotFit]:
+  """Compiles for these batches at once, and says so."""
+  kind, whose = program.mesh.devices.flat[0].device_kind, planning.each(program)
+  images = " and ".join(f"{n:,}" for n in sizes)
+  print(f"compiling for {program.mesh.size} x {kind}, {images} images {whose} ...", flush=True)
+  begun = time.perf_counter()
+  found = planning.measure(program, sizes)
+  print(f"  {time.perf_counter() - begun:.1f} s", flush=True)
+  return found
+
+
+if __name__ == "__main__":
+  runs.run_main(main)

@@ -1,0 +1,95 @@
+"""What the vendors say of their chips, for one JAX device of each.
+
+TPUs: the pages docs.cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}, "key specifications".
+Links of v2, v3 and v4 are not on them: Jouppi et al. 2020, "A Domain-Specific Supercomputer for
+Training Deep Neural Networks" (4 links of 496 and 656 Gbit/s a direction), and Jouppi et al. 2023,
+"TPU v4" (arXiv 2304.01433; 6 links of 50 GB/s a direction). The memory is what libtpu 0.0.52 names
+as available when a program does not fit, less than the page's figure.
+NVIDIA: the data sheets of A100, H100, H200, L4 and HGX B200 on nvidia.com, whose figures "with
+sparsity" are halved here, and whose NVLink and PCIe figures (both directions) are halved too.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+  """One JAX device: a chip, or one of the two cores of a chip that JAX shows as two devices.
+
+  Attributes:
+    name: for people.
+    flops: peak dense bfloat16 FLOP/s.
+    memory_bytes: device memory that a program can use.
+    memory_bandwidth: of it, bytes/s.
+    link_bandwidth: bytes/s that leave the device over all its links together, one way.
+    devices_per_chip: JAX devices on a chip.
+  """
+
+  name: str
+  flops: float
+  memory_bytes: int
+  memory_bandwidth: float
+  link_bandwidth: float
+  devices_per_chip: int = 1
+
+
+def _tpu(name: str, tflops: int, gib: float, memory: int, links: int, devices: int = 1) -> Chip:
+  """TFLOP/s, GB/s of memory and GB/s one way are of a chip; GiB of a JAX device."""
+  rates = (tflops * 1e12 / devices, int(gib * GIB), memory * 1e9 / devices, links * 1e9 / devices)
+  return Chip(f"TPU {name}", *rates, devices)
+
+
+def _gpu(name: str, tflops: float, gigabytes: int, memory: int, links: int) -> Chip:
+  """TFLOP/s, GB, GB/s of memory and GB/s one way."""
+  return Chip(name, tflops * 1e12, int(gigabytes * 1e9), memory * 1e9, links * 1e9)
+
+
+_V5P = _tpu("v5p", 459, 95.73, 2765, 600)
+_V5E = _tpu("v5e", 197, 15.75, 819, 200)
+_V6E = _tpu("v6e", 918, 31.24, 1640, 400)
+
+CHIPS: dict[str, Chip] = {
+  "TPU v2": _tpu("v2", 45, 7.48, 700, 248, devices=2),
+  "TPU v3": _tpu("v3", 123, 15.48, 900, 328, devices=2),
+  "TPU v4": _tpu("v4", 275, 30.75, 1200, 300),
+  "TPU v5 lite": _V5E,
+  "TPU v5e": _V5E,
+  "TPU v5": _V5P,
+  "TPU v5p": _V5P,
+  "TPU v6 lite": _V6E,
+  "TPU v6e": _V6E,
+  "TPU7x": _tpu("7x", 2307, 94.74, 7380, 600, devices=2),
+  "NVIDIA A100-SXM4-40GB": _gpu("A100 40 GB SXM", 312.0, 40, 1555, 300),
+  "NVIDIA A100-PCIE-40GB": _gpu("A100 40 GB PCIe", 312.0, 40, 1555, 32),
+  "NVIDIA A100-SXM4-80GB": _gpu("A100 80 GB SXM", 312.0, 80, 2039, 300),
+  "NVIDIA A100 80GB PCIe": _gpu("A100 80 GB PCIe", 312.0, 80, 1935, 32),
+  "NVIDIA H100 80GB HBM3": _gpu("H100 SXM", 989.5, 80, 3350, 450),
+  "NVIDIA H100 PCIe": _gpu("H100 PCIe", 756.5, 80, 2000, 64),
+  "NVIDIA H200": _gpu("H200 SXM", 989.5, 141, 4800, 450),
+  "NVIDIA L4": _gpu("L4", 121.0, 24, 300, 32),
+  "NVIDIA B200": _gpu("B200", 2250.0, 180, 7700, 900),
+}
+"""By `device_kind`, as JAX spells it."""
+
+
+def find_chip(device_kind: str) -> Chip | None:
+  """The chip of a device kind; None for one that is not in the table, as a CPU."""
+  return CHIPS.get(device_kind)
+
+
+def memory_limit(device: Any, chip: Chip | None) -> int | None:
+  """Bytes that a program can use on a device: what it says itself, else what its chip has.
+
+  Of a GPU at hand this is JAX's pool, three quarters of the memory unless
+  XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+  """
+  try:
+    stats = device.memory_stats()
+  except (jax.errors.JaxRuntimeError, NotImplementedError):  # a device that is not there
+    stats = None
+  if stats and "bytes_limit" in stats:
+    return int(stats["bytes_limit"])
+  return chip.memory_bytes if chip else None

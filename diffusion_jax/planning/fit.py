@@ -1,0 +1,73 @@
+"""The largest batch that fits into a device's memory."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from diffusion_jax.planning.compiled import DoesNotFit, Measured
+
+ROUND_TO = 8
+SHRINK = 0.95
+MAX_TRIES = 6
+
+
+class Fit(NamedTuple):
+  """An answer and where it comes from.
+
+  Attributes:
+    batch_size_per_device: the largest batch that fits; None: no answer.
+    how: in words, "by a line through 64 and 128".
+  """
+
+  batch_size_per_device: int | None
+  how: str
+
+
+def largest_batch(points: list[tuple[int, int]], available: int, parts: int = 1) -> Fit:
+  """Extends a line through the memory of two batch sizes to the memory that there is.
+
+  Args:
+    points: (images a device, peak bytes) of two batch sizes.
+    available: bytes of a device.
+    parts: microbatches that must divide the batch.
+  """
+  (low, low_bytes), (high, high_bytes) = sorted(points)
+  slope = (high_bytes - low_bytes) / (high - low)
+  if slope <= 0:
+    return Fit(None, f"unknown: the memory does not grow from {low} to {high}")
+  size = round_down(math.floor(low + (available - low_bytes) / slope), parts)
+  return Fit(size if size >= parts else None, f"by a line through {low} and {high}")
+
+
+def round_down(size: int, parts: int) -> int:
+  """To a multiple of the microbatches, and of 8 too where that leaves anything."""
+  unit = math.lcm(ROUND_TO, parts)
+  unit = unit if size >= unit else parts
+  return size // unit * unit
+
+
+def verify(
+  guess: Fit, fits: int, parts: int, compile_at: Callable[[int], Measured | DoesNotFit]
+) -> Fit:
+  """Compiles the guess, and smaller batches until one fits.
+
+  Args:
+    guess: from `largest_batch`.
+    fits: a batch that is known to fit.
+    parts: as there.
+    compile_at: compiles the step for so many images a device.
+  """
+  size, refused = guess.batch_size_per_device, []
+  for _ in range(MAX_TRIES):
+    if size is None or size <= fits:
+      break
+    if isinstance(compile_at(size), Measured):
+      return Fit(size, _verified(guess, refused))
+    refused.append(size)
+    size = min(round_down(int(size * SHRINK), parts), round_down(size - 1, parts))
+  return Fit(fits, _verified(guess, refused))
+
+
+def _verified(guess: Fit, refused: list[int]) -> str:
+  did_not = f"; {', '.join(str(n) for n in refused)} did not fit" if refused else ""
+  return f"compiled; guessed {guess.how}{did_not}"

@@ -1,0 +1,194 @@
+"""Reads the text of a compiled program: its instructions, and how often each computation runs."""
+
+import math
+import re
+from typing import NamedTuple
+
+HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
+CLOSE = re.compile(r"\)(?=,|\s|$)")
+NAME = re.compile(r"%([\w.\-]+)")
+ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+CALL = re.compile(
+  r"\b(calls|to_apply|body|condition|branch_computations|called_computations|true_computation"
+  r"|false_computation)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+NEVER_MOVED = {
+  "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
+  "after-all", "opt-barrier", "partition-id", "replica-id",
+}  # fmt: skip
+"""Instructions that move no bytes of their own."""
+
+
+class Array(NamedTuple):
+  """One array of a shape: its dimensions, its size, and whether it lies outside the main memory.
+
+  A layout that ends in S(1) puts it into a TPU's on-chip memory.
+  """
+
+  dims: tuple[int, ...]
+  num_bytes: float
+  on_chip: bool
+
+
+class Instruction(NamedTuple):
+  """One line of a computation.
+
+  Attributes:
+    name: unique within its computation.
+    opcode: "all-reduce", "fusion", ...
+    shape: of the result, as text.
+    operands: names of other instructions of the computation.
+    attributes: the text that follows the operands.
+    value: a constant's text, empty for others.
+  """
+
+  name: str
+  opcode: str
+  shape: str
+  operands: tuple[str, ...]
+  attributes: str
+  value: str = ""
+
+
+class Module(NamedTuple):
+  """A compiled program.
+
+  Attributes:
+    computations: name -> name -> instruction, callees before their callers.
+    entry: name of the computation that runs first.
+    num_devices: partitions times replicas.
+  """
+
+  computations: dict[str, dict[str, Instruction]]
+  entry: str
+  num_devices: int
+
+
+class Runs(NamedTuple):
+  """How often a computation runs in one step.
+
+  Attributes:
+    times: loops multiplied out.
+    moves: whether its instructions read and write memory (not so inside a fusion).
+  """
+
+  times: int
+  moves: bool
+
+
+def parse(text: str) -> Module:
+  """Reads `compiled.as_text()`."""
+  computations: dict[str, dict[str, Instruction]] = {}
+  entry, current = "", {}
+  for line in text.splitlines():
+    if match := INSTRUCTION.match(line):
+      current[match[2]] = _instruction(match[2], match[3])
+    elif match := HEADER.match(line):
+      current = computations[match[2]] = {}
+      entry = match[2] if match[1] else entry
+  first = text.partition("\n")[0]
+  counts = [re.search(rf"\b{n}=(\d+)", first) for n in ("num_partitions", "replica_count")]
+  return Module(computations, entry, math.prod(int(m[1]) for m in counts if m))
+
+
+def _instruction(name: str, text: str) -> Instruction:
+  found = OPCODE.search(" " + text)
+  if found is None:
+    return Instruction(name, "", text, (), "")
+  shape, rest = text[: found.start() - 1], text[found.end() - 1 :]
+  close = CLOSE.search(rest)
+  inside, after = (rest[: close.start()], rest[close.end() :]) if close else (rest, "")
+  value = inside if found[1] == "constant" else ""
+  return Instruction(name, found[1], shape, tuple(NAME.findall(inside)), after, value)
+
+
+def arrays(shape: str) -> list[Array]:
+  """The arrays of a shape, which may be a tuple of them."""
+  return [
+    Array(dims, math.prod(dims) * _bits(kind) / 8, "S(1)" in layout)
+    for kind, text, layout in ARRAY.findall(shape)
+    for dims in [tuple(int(n) for n in text.replace("<=", "").split(",") if n)]
+  ]
+
+
+def _bits(kind: str) -> int:
+  """Of one element: bf16 16, f8e4m3fn 8, pred 8, token 0."""
+  digits = re.search(r"\d+", kind)
+  return int(digits[0]) if digits else 8 * (kind == "pred")
+
+
+def num_bytes(shape: str) -> float:
+  """Bytes of all arrays of a shape, without a layout's padding."""
+  return sum((a.num_bytes for a in arrays(shape)), 0.0)
+
+
+def count_runs(module: Module) -> tuple[dict[str, Runs], int]:
+  """How often each computation that is reached runs, and how many loops have an unknown length.
+
+  Such a loop counts once. A conditional counts each of its branches.
+  """
+  runs, unknown = {module.entry: Runs(1, True)}, 0
+  for name in reversed(module.computations):  # callers before their callees
+    if name not in runs:
+      continue
+    for instruction in module.computations[name].values():
+      trips = 1
+      if instruction.opcode == "while":
+        trips = trip_count(module, name, instruction)
+        unknown += trips is None
+      moves = instruction.opcode in ("while", "conditional", "call", "async-start")
+      for callee in callees(instruction):
+        before = runs.get(callee, Runs(0, False))
+        runs[callee] = Runs(
+          before.times + runs[name].times * (1 if trips is None else trips),
+          before.moves or (moves and runs[name].moves),
+        )
+  return runs, unknown
+
+
+def callees(instruction: Instruction) -> list[str]:
+  """Names of the computations that an instruction runs."""
+  found = CALL.findall(instruction.attributes)
+  return [name.strip(" %") for _, names in found for name in names.strip("{}").split(",")]
+
+
+def trip_count(module: Module, where: str, loop: Instruction) -> int | None:
+  """Length of a loop: what the compiler noted, or else its test `counter < constant`.
+
+  The counter begins at what the loop's tuple holds, or at 0 where that is no constant, and rises
+  by 1, as those of `jax.lax.scan` and `fori_loop` do.
+  """
+  if noted := TRIPS.search(loop.attributes):
+    return int(noted[1])
+  condition = dict(CALL.findall(loop.attributes)).get("condition", "").strip("%")
+  lines = module.computations.get(condition, {})
+  test = next((i for i in lines.values() if "direction=LT" in i.attributes), None)
+  if test is None or len(test.operands) != 2:
+    return None
+  counter, last = (lines.get(name) for name in test.operands)
+  end = _constant(module, condition, last)
+  if end is None or counter is None or counter.opcode != "get-tuple-element":
+    return None
+  index = re.search(r"index=(\d+)", counter.attributes)
+  start = _element(module, where, loop, int(index[1])) if index else None
+  return end - (start or 0)
+
+
+def _element(module: Module, where: str, loop: Instruction, index: int) -> int | None:
+  lines = module.computations[where]
+  made = lines.get(loop.operands[0]) if loop.operands else None
+  if made is None or made.opcode != "tuple" or index >= len(made.operands):
+    return None
+  return _constant(module, where, lines.get(made.operands[index]))
+
+
+def _constant(module: Module, where: str, instruction: Instruction | None) -> int | None:
+  """The value of a constant, seen through a copy."""
+  if instruction is None:
+    return None
+  if instruction.opcode == "copy":
+    return _constant(module, where, module.computations[where].get(instruction.operands[0]))
+  return int(instruction.value) if re.fullmatch(r"-?\d+", instruction.value) else None

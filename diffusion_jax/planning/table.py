@@ -1,0 +1,173 @@
+"""A plan as text for a person and as JSON for a program."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from diffusion_jax import sharding
+from diffusion_jax.planning.chips import Chip
+from diffusion_jax.planning.compiled import Measured, Memory, Program
+from diffusion_jax.planning.fit import Fit
+from diffusion_jax.planning.roofline import Roofline
+from diffusion_jax.state import count_parameters
+
+NO_ROOFLINE = "none: unknown chip"
+
+
+class Plan(NamedTuple):
+  """All that is printed.
+
+  Attributes:
+    config: the config file.
+    topology: as it was asked for.
+    program: the step before compilation.
+    measured: the compiled step.
+    device_kind: as JAX spells it.
+    chip: None for an unknown one.
+    available: bytes of a device; None if they are not known.
+    roofline: None for an unknown chip.
+    fit: None if it was not asked for, or the memory is not known.
+  """
+
+  config: str
+  topology: str
+  program: Program
+  measured: Measured
+  device_kind: str
+  chip: Chip | None
+  available: int | None
+  roofline: Roofline | None
+  fit: Fit | None
+
+
+def as_text(plan: Plan) -> str:
+  """The table."""
+  layout = "\n".join(sharding.describe_layout(plan.program.mesh, plan.program.state))
+  sections = [_head(plan), layout, _step(plan), _memory(plan), _bounds(plan), _largest(plan)]
+  return "\n\n".join(section for section in sections if section)
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+  """The same figures; bytes, seconds and counts, of one device where the name does not say else."""
+  m, mesh = plan.measured, plan.program.mesh
+  chip, fit = plan.chip, plan.fit
+  return {
+    "config": plan.config,
+    "topology": plan.topology,
+    "jax": jax.__version__,
+    "device_kind": plan.device_kind,
+    "num_devices": mesh.size,
+    "num_chips": mesh.size // chip.devices_per_chip if chip else None,
+    "mesh": dict(mesh.shape),
+    "batch_size": m.batch_size,
+    "batch_size_per_device": m.batch_size_per_device,
+    "num_parameters": count_parameters(plan.program.state.params),
+    "state": [row._asdict() for row in sharding.layout_rows(mesh, plan.program.state)],
+    "step": m.work._asdict() | {"compile_sec": m.compile_sec},
+    "collectives": [row._asdict() for row in m.traffic],
+    "memory": m.memory._asdict() | {"peak": m.memory.peak, "available": plan.available},
+    "chip": chip._asdict() if chip else None,
+    "roofline": plan.roofline._asdict() if plan.roofline else None,
+    "fit": fit._asdict() if fit else None,
+  }
+
+
+def _rows(title: str, rows: dict[str, str]) -> str:
+  return "\n".join([title, *(f"  {name:<15}{text}" for name, text in rows.items())])
+
+
+def _head(plan: Plan) -> str:
+  mesh, m = plan.program.mesh, plan.measured
+  chips = "unknown chip"
+  if plan.chip is not None:
+    chips = f"{mesh.size // plan.chip.devices_per_chip} chips, {plan.chip.name}"
+  return _rows(
+    f"{plan.config} on {plan.topology}, jax {jax.__version__}",
+    {
+      "devices": f"{mesh.size} x {plan.device_kind} ({chips})",
+      "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
+      "batch": f"{m.batch_size:,} images, {m.batch_size_per_device:,} {each(plan.program)}",
+      "parameters": f"{count_parameters(plan.program.state.params):,}",
+    },
+  )
+
+
+def each(program: Program) -> str:
+  """Whose images "a device" counts."""
+  group = program.mesh.shape["tensor"]
+  return "a device" if group == 1 else f"a group of {group} devices"
+
+
+def _step(plan: Plan) -> str:
+  done, sent = plan.measured.work, plan.measured.traffic
+  rows = {
+    "FLOPs": f"{_scaled(done.flops)}FLOP",
+    "accessed": f"{_bytes(done.accessed_bytes)} by all instructions, reuse in caches not seen",
+    "memory traffic": f"{_bytes(done.memory_bytes)} of them outside on-chip memory",
+  }
+  if done.unknown_loops:
+    rows["loops"] = f"{done.unknown_loops} of unknown length, counted once: all this is too small"
+  text = [_rows("one step, for each device", rows)]
+  if not sent:
+    return "\n".join([*text, "  collectives    none"])
+  text.append(f"  {'collectives':<21}{'times':>6}{'operands':>12}{'sent':>12}{'time':>12}")
+  for row in sent:
+    time = _ms(row.wire_bytes / plan.chip.link_bandwidth) if plan.chip else "unknown"
+    sizes = f"{_bytes(row.num_bytes):>12}{_bytes(row.wire_bytes):>12}"
+    text.append(f"    {row.kind:<19}{row.times:>6,}{sizes}{time:>12}")
+  return "\n".join(text)
+
+
+def _memory(plan: Plan) -> str:
+  memory: Memory = plan.measured.memory
+  rows = {name: _bytes(size) for name, size in memory._asdict().items()}
+  share = ""
+  if plan.available:
+    share = f" of {_bytes(plan.available)} ({memory.peak / plan.available:.1%})"
+  rows["peak"] = f"{_bytes(memory.peak)}{share}: arguments + outputs - aliased + temporaries + code"
+  return _rows("memory of each device", rows)
+
+
+def _bounds(plan: Plan) -> str:
+  if plan.roofline is None or plan.chip is None:
+    return _rows("bound", {"roofline": f"{NO_ROOFLINE} ({plan.device_kind})"})
+  found, chip = plan.roofline, plan.chip
+  roofs = {
+    "compute": f"{chip.flops / 1e12:,.1f} TFLOP/s in bfloat16",
+    "memory": f"{chip.memory_bandwidth / 1e9:,.0f} GB/s",
+    "interconnect": f"{chip.link_bandwidth / 1e9:,.0f} GB/s one way, all links",
+  }
+  rows = {
+    name: f"{_ms(found.seconds[name]):>10}  at {roof}{'  <- binds' * (name == found.binds)}"
+    for name, roof in roofs.items()
+  }
+  per_chip, total = found.images_per_sec_per_chip, found.images_per_sec
+  rows["images/s"] = f"{per_chip:,.0f} a chip, {total:,.0f} in all, at most"
+  rows["MFU"] = f"{found.mfu:.1%}, at most"
+  return _rows("bound on a step, every resource at its peak and all at once", rows)
+
+
+def _largest(plan: Plan) -> str:
+  if plan.available is None:
+    return f"largest batch    unknown: the memory of {plan.device_kind} is not known"
+  if plan.fit is None:
+    return ""
+  size = plan.fit.batch_size_per_device
+  found = "none" if size is None else f"{size:,} images {each(plan.program)}"
+  return f"largest batch    {found}, {plan.fit.how}"
+
+
+def _bytes(num: int | float) -> str:
+  return f"{_scaled(num)}B"
+
+
+def _scaled(num: int | float) -> str:
+  """Three figures and a decimal prefix: "2.28 T"."""
+  for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    if num >= factor:
+      return f"{num / factor:.3g} {prefix}"
+  return f"{num:.3g} "
+
+
+def _ms(seconds: float) -> str:
+  return f"{seconds * 1e3:,.3g} ms"
