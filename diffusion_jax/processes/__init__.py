@@ -8,17 +8,45 @@ from diffusion_jax.processes.parameterization import (
   expand,
   precondition,
 )
+from diffusion_jax.processes.process import Continuous, Process, namespace
+from diffusion_jax.processes.unscaled import EDMProcess, Flow, VarianceExploding
+from diffusion_jax.processes.variance_preserving import (
+  ContinuousCosineVP,
+  ContinuousLinearVP,
+  ContinuousSigmoidVP,
+  SubVP,
+)
 
-PROCESSES = {"linear_vp": LinearVP, "cosine_vp": CosineVP}
+PROCESSES = {
+  "linear_vp": LinearVP,
+  "cosine_vp": CosineVP,
+  "vp": ContinuousLinearVP,
+  "cosine": ContinuousCosineVP,
+  "sigmoid": ContinuousSigmoidVP,
+  "sub_vp": SubVP,
+  "ve": VarianceExploding,
+  "edm": EDMProcess,
+  "flow": Flow,
+}
 
 __all__ = [
   "PREDICTIONS",
   "PROCESSES",
+  "Continuous",
+  "ContinuousCosineVP",
+  "ContinuousLinearVP",
+  "ContinuousSigmoidVP",
   "CosineVP",
   "DiscreteVP",
+  "EDMProcess",
+  "Flow",
   "LinearVP",
   "Preconditioned",
   "Prediction",
+  "Process",
+  "SubVP",
+  "VarianceExploding",
   "expand",
+  "namespace",
   "precondition",
 ]

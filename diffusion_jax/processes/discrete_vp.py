@@ -8,7 +8,9 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from diffusion_jax.processes.process import Times, namespace
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,27 +28,51 @@ class DiscreteVP:
     """T."""
     return len(self.alphas_cumprod) - 1
 
-  def alpha_sigma(self, t: Float[Array, "B"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-    """alpha_t and sigma_t, rounded once to float32 from float64 tables."""
+  @property
+  def prior_std(self) -> float:
+    """1: x_T is taken for pure noise."""
+    return 1.0
+
+  @property
+  def min_time(self) -> float:
+    """1 / T: the network was never asked at 0."""
+    return 1.0 / self.num_timesteps
+
+  def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
+    """alpha_t and sigma_t, from float64 tables; on a device rounded once to float32."""
     alpha_bar = self.alphas_cumprod
     return self._lookup(np.sqrt(alpha_bar), t), self._lookup(np.sqrt(1.0 - alpha_bar), t)
 
-  def log_snr(self, t: Float[Array, "B"]) -> Float[Array, "B"]:
+  def log_snr(self, t: Times) -> Times:
     """log(alpha_t^2 / sigma_t^2); infinite at t = 0."""
-    with np.errstate(divide="ignore"):
-      table = np.log(self.alphas_cumprod) - np.log(1.0 - self.alphas_cumprod)
-    return self._lookup(table, t)
+    return self._lookup(self._log_snrs(), t)
 
-  def network_time(self, t: Float[Array, "B"]) -> Float[Array, "B"]:
+  def time_of(self, log_snr: Times) -> Times:
+    """The nearest step's time, n / T with n of 1..T."""
+    xp = namespace(log_snr)
+    table = xp.asarray(self._log_snrs()[:0:-1])  # rising, T..1
+    right = xp.clip(xp.searchsorted(table, log_snr), min(1, len(table) - 1), len(table) - 1)
+    nearer = log_snr - table[right - 1] < table[right] - log_snr
+    if self.num_timesteps == 1:
+      nearer = xp.zeros_like(nearer)
+    return (self.num_timesteps - (right - nearer)) / self.num_timesteps
+
+  def network_time(self, t: Times) -> Times:
     """What the network's time embedding takes: n - 1 of 0..T-1."""
-    return jnp.round(t * self.num_timesteps) - 1.0
+    return namespace(t).round(t * self.num_timesteps) - 1.0
 
-  def time_at(self, quantile: Float[Array, "B"]) -> Float[Array, "B"]:
+  def time_at(self, quantile: Times) -> Times:
     """The training time at a quantile in [0, 1): each n / T, n = 1..T, equally often."""
-    num = self.num_timesteps
-    return (jnp.minimum(jnp.floor(quantile * num), num - 1) + 1.0) / num
+    num, xp = self.num_timesteps, namespace(quantile)
+    return (xp.minimum(xp.floor(quantile * num), num - 1) + 1.0) / num
 
-  def _lookup(self, table: Float[np.ndarray, "T1"], t: Float[Array, "B"]) -> Float[Array, "B"]:
+  def _log_snrs(self) -> Float[np.ndarray, "T1"]:
+    with np.errstate(divide="ignore"):
+      return np.log(self.alphas_cumprod) - np.log(1.0 - self.alphas_cumprod)
+
+  def _lookup(self, table: Float[np.ndarray, "T1"], t: Times) -> Times:
+    if namespace(t) is np:
+      return table[np.round(np.asarray(t) * self.num_timesteps).astype(np.int64)]
     step = jnp.round(t * self.num_timesteps).astype(jnp.int32)
     return jnp.asarray(table, jnp.float32)[step]
 

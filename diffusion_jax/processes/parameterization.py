@@ -1,17 +1,24 @@
-"""What a network's output means: eps, x0 or v, and the conversions between them.
+"""What a network's output means, and the conversions between all of them through x0.
 
-With x_t = alpha x0 + sigma eps:
-  v = alpha eps - sigma x0                 (Salimans and Ho 2022, arXiv 2202.00512)
-  x0 = (x_t - sigma eps) / alpha           = (alpha x_t - sigma v) / (alpha^2 + sigma^2)
+With x_t = alpha x0 + sigma eps, s = sigma / alpha:
+  eps                  x0 = (x_t - sigma eps) / alpha
+  v = alpha eps - sigma x0                        x0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)
+  score = -eps / sigma                            x0 = (x_t + sigma^2 score) / alpha
+  velocity = eps - x0, dx_t/dt of straight paths  x0 = (x_t - sigma velocity) / (alpha + sigma)
+  edm = (x0 - c_skip x_t / alpha) / c_out         x0 = c_skip x_t / alpha + c_out edm
+Sources: v: Salimans and Ho 2022 (arXiv 2202.00512); edm, with c_skip = d^2 / (s^2 + d^2) and
+c_out = s d / sqrt(s^2 + d^2), d the standard deviation of the data: Karras et al. 2022 (arXiv
+2206.00364), table 1. Its network sees c_in x_t / alpha with c_in = 1 / sqrt(s^2 + d^2); the others
+see x_t.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.processes.discrete_vp import DiscreteVP
+from diffusion_jax.processes.process import Process
 
 Images = Float[Array, "B H W C"]
 Coefficient = Float[Array, "B 1 1 1"]
@@ -23,10 +30,12 @@ class Prediction(NamedTuple):
   Attributes:
     target: (x0, eps, alpha, sigma) -> the value that the network should output.
     to_x0: (output, xt, alpha, sigma) -> the x0 that the output stands for.
+    input: (xt, alpha, sigma) -> what the network is shown.
   """
 
   target: Callable[[Images, Images, Coefficient, Coefficient], Images]
   to_x0: Callable[[Images, Images, Coefficient, Coefficient], Images]
+  input: Callable[[Images, Coefficient, Coefficient], Images] = lambda xt, alpha, sigma: xt
 
 
 EPS = Prediction(
@@ -43,8 +52,36 @@ V = Prediction(
     (alpha * xt - sigma * output) / (jnp.square(alpha) + jnp.square(sigma))
   ),
 )
+SCORE = Prediction(
+  target=lambda x0, eps, alpha, sigma: -eps / sigma,
+  to_x0=lambda output, xt, alpha, sigma: (xt + jnp.square(sigma) * output) / alpha,
+)
+VELOCITY = Prediction(
+  target=lambda x0, eps, alpha, sigma: eps - x0,
+  to_x0=lambda output, xt, alpha, sigma: (xt - sigma * output) / (alpha + sigma),
+)
 
-PREDICTIONS = {"eps": EPS, "x0": X0, "v": V}
+
+def edm(sigma_data: float) -> Prediction:
+  """EDM's preconditioning for data of this standard deviation."""
+
+  def scales(alpha, sigma):
+    ratio = sigma / alpha
+    root = jnp.sqrt(jnp.square(ratio) + sigma_data**2)
+    return sigma_data**2 / jnp.square(root), ratio * sigma_data / root, 1.0 / root
+
+  def target(x0, eps, alpha, sigma):
+    skip, out, _ = scales(alpha, sigma)
+    return (x0 - skip * (x0 + sigma / alpha * eps)) / out
+
+  def to_x0(output, xt, alpha, sigma):
+    skip, out, _ = scales(alpha, sigma)
+    return skip * xt / alpha + out * output
+
+  return Prediction(target, to_x0, lambda xt, alpha, sigma: scales(alpha, sigma)[2] * xt / alpha)
+
+
+PREDICTIONS = {"eps": EPS, "x0": X0, "v": V, "score": SCORE, "velocity": VELOCITY, "edm": edm(0.5)}
 
 
 class Preconditioned(NamedTuple):
@@ -62,27 +99,31 @@ class Preconditioned(NamedTuple):
   denoise: Callable[..., Images]
 
 
-def expand(coefficient: Float[Array, "B"]) -> Coefficient:
+def expand(coefficient: Any) -> Coefficient:
   """Shapes one number an image for arithmetic with images."""
   return coefficient[:, None, None, None]
 
 
-def precondition(network: Callable[..., Images], process: DiscreteVP, name: str) -> Preconditioned:
+def precondition(
+  network: Callable[..., Images], process: Process, name: str, sigma_data: float = 0.5
+) -> Preconditioned:
   """Wraps `network(params, xt, network_time, labels, dropout_key)` for a process.
 
   Args:
     network: the pure apply function of a model.
     process: maps t to alpha, sigma and the network's own time.
     name: what the output means, a key of PREDICTIONS.
+    sigma_data: standard deviation of the data, for "edm".
   """
-  prediction = PREDICTIONS[name]
+  prediction = edm(sigma_data) if name == "edm" else PREDICTIONS[name]
 
   def coefficients(t):
     alpha, sigma = process.alpha_sigma(t)
     return expand(alpha), expand(sigma)
 
   def output(params, xt, t, labels, dropout_key=None):
-    raw = network(params, xt, process.network_time(t), labels, dropout_key)
+    shown = prediction.input(xt, *coefficients(t))
+    raw = network(params, shown, process.network_time(t), labels, dropout_key)
     return raw.astype(jnp.float32)
 
   def denoise(params, xt, t, labels):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.processes import PREDICTIONS, LinearVP, expand, precondition
+from diffusion_jax.processes import PREDICTIONS, PROCESSES, LinearVP, expand, precondition
 
 PROCESS = LinearVP().create()
 
@@ -41,3 +41,55 @@ def test_the_network_is_asked_at_its_own_time(drawn):
   network = precondition(lambda p, x, time, *_: asked.append(time) or x, PROCESS, "eps")
   network.output({}, x0, t, None)
   assert asked[0].tolist() == [0.0, 99.0, 499.0, 899.0, 999.0]
+
+
+def hidden(x, time, labels=None, key=None):
+  """Any function will do for a network's output."""
+  return jnp.tanh(x * 0.7) - 0.1 * x
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+@pytest.mark.parametrize("process", ["vp", "sub_vp", "ve", "edm", "flow", "cosine", "linear_vp"])
+def test_every_reading_of_one_estimate_is_that_estimate(name, process, drawn):
+  """An output that is the target of some (x0, eps) is read as that x0, on every process."""
+  x0, eps, _, _ = drawn
+  forward = PROCESSES[process]().create()
+  t = jnp.asarray([0.02, 0.1, 0.5, 0.9, 0.98])
+  alpha, sigma = map(expand, forward.alpha_sigma(t))
+  xt = alpha * x0 + sigma * eps
+  target = precondition(lambda *_: xt, forward, name).target(x0, eps, t)
+  network = precondition(lambda *_: target, forward, name)
+  scale = np.maximum(np.asarray(sigma / alpha), 1.0)  # what rounding of xt is amplified by
+  error = np.abs(np.asarray(network.denoise({}, xt, t, None) - x0)) / scale
+  assert error.max() < 5e-6
+
+
+@pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
+def test_edm_shows_the_network_and_asks_of_it_unit_variance(process):
+  """For data of standard deviation sigma_data (Karras et al. 2022, appendix B.6)."""
+  forward, std = PROCESSES[process]().create(), 0.3
+  key1, key2 = jax.random.split(jax.random.key(0))
+  x0 = std * jax.random.normal(key1, (5, 200, 200, 1))
+  eps = jax.random.normal(key2, x0.shape)
+  t = jnp.asarray([0.01, 0.1, 0.4, 0.7, 0.95])
+  alpha, sigma = map(expand, forward.alpha_sigma(t))
+  shown = []
+  network = precondition(lambda p, x, *_: shown.append(x) or x, forward, "edm", std)
+  network.output({}, alpha * x0 + sigma * eps, t, None)
+  for values in (shown[0], network.target(x0, eps, t)):
+    np.testing.assert_allclose(np.std(values, axis=(1, 2, 3)), 1.0, rtol=0.02)
+
+
+def test_one_network_is_one_denoiser_on_all_processes_at_equal_log_snr():
+  """With edm, D depends on x_t / alpha and sigma / alpha alone, so the process drops out."""
+  std, log_snr = 0.5, jnp.asarray([4.0, 1.0, -1.0, -3.0])
+  x0, eps = jax.random.normal(jax.random.key(1), (2, 4, 4, 4, 1))
+  found = []
+  for name in ("vp", "sub_vp", "ve", "edm", "flow", "cosine"):
+    forward = PROCESSES[name]().create()
+    t = forward.time_of(log_snr)
+    alpha, sigma = map(expand, forward.alpha_sigma(t))
+    network = precondition(lambda p, x, *_: hidden(x, None), forward, "edm", std)
+    found.append(np.asarray(network.denoise({}, alpha * x0 + sigma * eps, t, None)))
+  for other in found[1:]:
+    np.testing.assert_allclose(other, found[0], atol=2e-4)

@@ -1,0 +1,83 @@
+"""Processes that add noise to data of unchanged size, and the straight line from data to noise."""
+
+import dataclasses
+import math
+
+from diffusion_jax.processes.process import Continuous, Times, namespace
+from diffusion_jax.processes.variance_preserving import EMBED_SCALE
+
+
+@dataclasses.dataclass(frozen=True)
+class VarianceExploding:
+  """alpha = 1 and log sigma_t rising linearly in t from sigma_min to sigma_max.
+
+  The network sees log(sigma) / 4. Source: Song et al. 2021 (arXiv 2011.13456), equation 30 (the VE
+  SDE), with 0.01 and 50 for CIFAR-10; Karras et al. 2022 (arXiv 2206.00364), table 1, whose EDM is
+  the same family with 0.002 and 80.
+
+  Attributes:
+    sigma_min, sigma_max: noise at t = 0 and 1.
+  """
+
+  sigma_min: float = 0.01
+  sigma_max: float = 50.0
+
+  def __post_init__(self):
+    if not 0 < self.sigma_min < self.sigma_max:
+      raise ValueError(
+        f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}: both must be positive, in that "
+        "order"
+      )
+
+  def create(self) -> Continuous:
+    low, width = math.log(self.sigma_min), math.log(self.sigma_max / self.sigma_min)
+
+    def coefficients(t: Times) -> tuple[Times, Times]:
+      sigma = namespace(t).exp(low + t * width)
+      return namespace(t).ones_like(sigma), sigma
+
+    return Continuous(
+      coefficients,
+      inverse=lambda value: (-0.5 * value - low) / width,
+      embed=lambda t: 0.25 * (low + t * width),
+      prior_std=self.sigma_max,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EDMProcess(VarianceExploding):
+  """VarianceExploding with the noise levels of Karras et al. 2022 (arXiv 2206.00364), table 1."""
+
+  sigma_min: float = 0.002
+  sigma_max: float = 80.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+  """x_t = (1 - t) x_0 + t eps: flow matching's straight paths, rectified flow.
+
+  Sources: Lipman et al. 2023 (arXiv 2210.02747) and Liu et al. 2023 (arXiv 2209.03003), with time
+  running from data to noise; the shift of Esser et al. 2024 (arXiv 2403.03206), equation 23.
+
+  Attributes:
+    shift: s of u = s t / (1 + (s - 1) t), the place on the path at time t; above 1 more noise, for
+      larger images. It adds -2 log(s) to the log-SNR.
+  """
+
+  shift: float = 1.0
+
+  def __post_init__(self):
+    if self.shift <= 0:
+      raise ValueError(f"shift={self.shift} must be positive")
+
+  def create(self) -> Continuous:
+    def place(t: Times) -> Times:
+      return self.shift * t / (1.0 + (self.shift - 1.0) * t)
+
+    def coefficients(t: Times) -> tuple[Times, Times]:
+      return 1.0 - place(t), place(t)
+
+    def time_of(value: Times) -> Times:
+      return 1.0 / (1.0 + self.shift * namespace(value).exp(0.5 * value))
+
+    return Continuous(coefficients, time_of, lambda t: EMBED_SCALE * place(t))
