@@ -308,7 +308,11 @@ def check_continues(workdir: Path, experiment: Experiment) -> list[str]:
   Raises:
     UserError: differences with which it cannot.
   """
-  fatal, harmless = experiments.differences(stored_config(workdir), experiment.to_dict())
+  stored = stored_config(workdir)
+  # A run of an older version lacks what has been added since: it has the defaults.
+  with contextlib.suppress(UserError):
+    stored = experiments.load(stored).to_dict()
+  fatal, harmless = experiments.differences(stored, experiment.to_dict())
   if fatal:
     raise UserError(
       f"{workdir} holds a run that this config cannot continue ({'; '.join(fatal)}); use another "

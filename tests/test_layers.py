@@ -27,9 +27,9 @@ LAYERS = [
   {"experiment"},
   {"runs", "sampling"},
   {"job", "evaluation"},
-  {"planning"},
+  {"planning", "auditing"},
   {"previews"},
-  {"train", "sample", "evaluate", "prepare", "stats", "features", "plan"},
+  {"train", "sample", "evaluate", "prepare", "stats", "features", "plan", "audit"},
 ]
 # Within layer 0, `types` and `config` are the ground that the others stand on.
 GROUND = {"types", "config"}

@@ -10,7 +10,12 @@ import pytest
 from diffusion_jax import sharding, step
 from diffusion_jax.checksum import named_leaves
 from diffusion_jax.generative import Diffusion
-from diffusion_jax.likelihood import Spectrum, VariationalBound
+from diffusion_jax.likelihood import (
+  ContinuousBound,
+  ProbabilityFlow,
+  Spectrum,
+  VariationalBound,
+)
 from diffusion_jax.losses import Simple
 from diffusion_jax.models import UNet
 from diffusion_jax.processes import LinearVP
@@ -140,6 +145,8 @@ PARTS = {
   "guidance": Guidance(),
   "spectrum": Spectrum(),
   "vlb": VariationalBound(),
+  "continuous_vlb": ContinuousBound(),
+  "probability_flow": ProbabilityFlow(),
 }
 
 

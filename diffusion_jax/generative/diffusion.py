@@ -15,7 +15,7 @@ from diffusion_jax.levels import from_levels
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
 from diffusion_jax.losses import DENOISING_LOSSES
 from diffusion_jax.models import NETWORKS
-from diffusion_jax.processes import PROCESSES, DiscreteVP, Preconditioned, precondition
+from diffusion_jax.processes import PROCESSES, Preconditioned, Process, precondition
 from diffusion_jax.samplers import SAMPLERS, Guidance
 from diffusion_jax.types import (
   Batch,
@@ -34,13 +34,15 @@ class Diffusion:
   """Config of the wiring.
 
   Attributes:
-    prediction: what the network's output means.
+    prediction: what the network's output means, see `processes.parameterization`.
+    sigma_data: standard deviation of the data, for prediction=edm.
     conditional: give the network the class; needs a labelled data set.
     label_dropout: share of training examples whose class is hidden (the null class), so that
       guidance has an unconditional model to push away from.
   """
 
-  prediction: Literal["eps", "x0", "v"] = "eps"
+  prediction: Literal["eps", "x0", "v", "score", "velocity", "edm"] = "eps"
+  sigma_data: float = 0.5
   conditional: bool = False
   label_dropout: float = 0.1
 
@@ -55,6 +57,8 @@ class Diffusion:
   }
 
   def __post_init__(self):
+    if self.sigma_data <= 0:
+      raise ValueError(f"sigma_data={self.sigma_data} must be positive")
     if not 0 <= self.label_dropout < 1:
       raise ValueError(f"label_dropout={self.label_dropout} must be at least 0 and below 1")
 
@@ -70,14 +74,15 @@ class Diffusion:
     """
     self._check(parts, spec)
     process, spectrum = parts["process"].create(), parts["spectrum"]
-    estimators = [parts[name] for name in DIFFUSION_LIKELIHOODS]
+    estimators = [e for e in (parts[n] for n in DIFFUSION_LIKELIHOODS) if e.serves(process)]
     parts["sampler"].coefficients(process)
+    _check_loss(parts["loss"], process)
     num_labels = spec.num_classes + 1 if self.conditional else 0
     backbone = parts["model"].create(spec, num_labels)
     wiring = _Wiring(
       spec=spec,
       process=process,
-      network=precondition(backbone.apply, process, self.prediction),
+      network=precondition(backbone.apply, process, self.prediction, self.sigma_data),
       loss=parts["loss"],
       sampler=parts["sampler"],
       guidance=parts["guidance"],
@@ -111,9 +116,17 @@ class Diffusion:
       )
 
 
+def _check_loss(loss: Any, process: Process) -> None:
+  if loss.needs_derivative and process.num_timesteps is not None:
+    raise ValueError(
+      "this loss needs a process in continuous time; use --config.process.name=vp, cosine, edm or "
+      "flow, or --config.loss.name=min_snr"
+    )
+
+
 class _Wiring(NamedTuple):
   spec: ImageSpec
-  process: DiscreteVP
+  process: Process
   network: Preconditioned
   loss: Any
   sampler: Any

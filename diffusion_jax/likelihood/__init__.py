@@ -9,17 +9,25 @@ from diffusion_jax.likelihood.baseline import (
   independent_pixel_bits,
   pixel_histogram,
 )
+from diffusion_jax.likelihood.continuous_bound import ContinuousBound
 from diffusion_jax.likelihood.importance import ImportanceWeighted
+from diffusion_jax.likelihood.probability_flow import ProbabilityFlow
 from diffusion_jax.likelihood.spectrum import Spectrum
 from diffusion_jax.likelihood.variational_bound import VariationalBound
 
-DIFFUSION_LIKELIHOODS = {"vlb": VariationalBound}
+DIFFUSION_LIKELIHOODS = {
+  "vlb": VariationalBound,
+  "continuous_vlb": ContinuousBound,
+  "probability_flow": ProbabilityFlow,
+}
 VAE_LIKELIHOODS = {"iwae": ImportanceWeighted}
 
 __all__ = [
   "DIFFUSION_LIKELIHOODS",
   "VAE_LIKELIHOODS",
+  "ContinuousBound",
   "ImportanceWeighted",
+  "ProbabilityFlow",
   "Spectrum",
   "VariationalBound",
   "independent_binary_bits",

@@ -13,8 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax import randomness
-from diffusion_jax.processes import DiscreteVP, Preconditioned, expand
+from diffusion_jax.processes import Preconditioned, Process, expand
 from diffusion_jax.types import Keys, Params, SpectrumEstimate
+
+MAX_LOG_SNR = 20.0
+"""Beyond it a process has drowned the image, or hides nothing of it, to float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Spectrum:
   """Mean squared error of the predicted noise a dimension, as a function of log-SNR.
 
   Attributes:
-    num_points: M, evenly spaced in log-SNR over the process; each is moved to the nearest step,
-      and points that meet at one step count once.
+    num_points: M, evenly spaced in log-SNR over the process, within +-MAX_LOG_SNR. Of a process
+      with steps each is moved to the nearest one, and points that meet there count once.
   """
 
   num_points: int = 24
@@ -32,19 +35,18 @@ class Spectrum:
     if self.num_points < 2:
       raise ValueError(f"num_points={self.num_points} must be at least 2")
 
-  def steps(self, process: DiscreteVP) -> tuple[Int[np.ndarray, "M"], Float[np.ndarray, "M"]]:
-    """The steps n of 1..T, noisiest first, and their log-SNR, float64."""
-    alpha_bar = process.alphas_cumprod[1:]
-    log_snr = np.log(alpha_bar) - np.log1p(-alpha_bar)
-    points = np.linspace(log_snr[-1], log_snr[0], self.num_points)
-    nearest = np.abs(log_snr - points[:, None]).argmin(axis=1)
-    chosen = np.unique(nearest)[::-1]
-    return chosen + 1, log_snr[chosen]
+  def points(self, process: Process) -> tuple[Float[np.ndarray, "M"], Float[np.ndarray, "M"]]:
+    """Times, noisiest first, and their log-SNR, float64."""
+    ends = process.log_snr(np.asarray([1.0, max(process.min_time, 1e-9)]))
+    low, high = np.clip(ends, -MAX_LOG_SNR, MAX_LOG_SNR)
+    t = process.time_of(np.linspace(low, high, self.num_points))
+    t = np.unique(t)[::-1]
+    return t, process.log_snr(t)
 
   def __call__(
     self,
     network: Preconditioned,
-    process: DiscreteVP,
+    process: Process,
     params: Params,
     keys: Keys,
     x0: Float[Array, "B H W C"],
@@ -62,7 +64,7 @@ class Spectrum:
       x0: images in [-1, 1].
       labels: class numbers or None.
     """
-    steps, log_snr = self.steps(process)
+    times, log_snr = self.points(process)
 
     def point(_, row):
       number, time, snr = row
@@ -72,7 +74,7 @@ class Spectrum:
       error = x0 - network.denoise(params, alpha * x0 + sigma * eps, t, labels)
       return None, snr * jnp.mean(jnp.square(error), axis=(1, 2, 3))
 
-    floats = (steps / process.num_timesteps, np.exp(log_snr))
-    rows = (jnp.arange(len(steps)), *(jnp.asarray(c, jnp.float32) for c in floats))
+    floats = (times, np.exp(log_snr))
+    rows = (jnp.arange(len(times)), *(jnp.asarray(c, jnp.float32) for c in floats))
     _, errors = jax.lax.scan(point, None, rows)
     return SpectrumEstimate(jnp.asarray(log_snr, jnp.float32), errors.T)

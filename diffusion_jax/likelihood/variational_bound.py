@@ -9,7 +9,7 @@ Source: Ho et al. 2020 (arXiv 2006.11239), equations 5 to 8.
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax import distributions, randomness
-from diffusion_jax.processes import DiscreteVP, Preconditioned
+from diffusion_jax.processes import DiscreteVP, Preconditioned, Process
 from diffusion_jax.types import Estimate, Keys, Params
 
 Images = Float[Array, "B H W C"]
@@ -62,9 +62,15 @@ class VariationalBound:
   clip: bool = True
   cdf: Literal["exact", "tanh"] = "exact"
 
+  estimates: ClassVar[Literal["exact", "upper_bound"]] = "upper_bound"
+
   @property
   def figure_name(self) -> str:
     return "vlb"
+
+  def serves(self, process: Process) -> bool:
+    """Only processes with steps have this bound."""
+    return process.num_timesteps is not None
 
   def variances(self, process: DiscreteVP) -> Float[np.ndarray, "T"]:
     """The variance of p(x_{t-1} | x_t) for t = 1..T, float64."""

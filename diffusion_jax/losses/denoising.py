@@ -1,12 +1,13 @@
 """Denoising losses: how far the network's output is from its target at random noise levels."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax import randomness
-from diffusion_jax.processes import DiscreteVP, Preconditioned, expand
+from diffusion_jax.processes import Preconditioned, Process, expand
 from diffusion_jax.types import Key, Keys, Params
 
 
@@ -18,10 +19,13 @@ class Simple:
   Source: Ho et al. 2020 (arXiv 2006.11239), equation 14, for eps; Salimans and Ho 2022 for x0, v.
   """
 
+  needs_derivative: ClassVar[bool] = False
+  """Whether it differentiates the log-SNR in time: only continuous processes serve it then."""
+
   def __call__(
     self,
     network: Preconditioned,
-    process: DiscreteVP,
+    process: Process,
     params: Params,
     keys: Keys,
     x0: Float[Array, "B H W C"],
@@ -47,7 +51,7 @@ class Simple:
 
 
 def draw(
-  process: DiscreteVP, keys: Keys, shape: tuple[int, ...]
+  process: Process, keys: Keys, shape: tuple[int, ...]
 ) -> tuple[Float[Array, "B"], Float[Array, "B ..."]]:
   """The time and the noise of each example, from its own key."""
   t = process.time_at(randomness.uniform(randomness.fold_in(keys, 0)))

@@ -106,7 +106,8 @@ def build(experiment: Experiment, spec: ImageSpec, devices: Sequence[Any]) -> Pr
   """
   mesh = sharding.create_mesh(experiment.mesh, devices)
   generative = experiment.create(spec)
-  state = jax.eval_shape(make_init(generative, experiment.optimizer, experiment.training))
+  init = make_init(generative, experiment.optimizer, experiment.training, experiment.ema.names())
+  state = jax.eval_shape(init)
   return Program(experiment, generative, spec, mesh, state)
 
 
@@ -191,6 +192,7 @@ def explain(refused: DoesNotFit) -> str:
   if refused.needed is not None and refused.available is not None:
     sizes = f": it needs {refused.needed / 2**30:.2f} GiB of {refused.available / 2**30:.2f} GiB"
   return (
-    f"--batch_size_per_device={refused.batch_size_per_device} does not fit{sizes}; use a smaller "
-    "one, --config.model.remat=block, --config.mesh.fsdp=N or --config.training.accumulation_steps=N"
+    f"--batch_size_per_device={refused.batch_size_per_device} does not fit{sizes}; use a "
+    "smaller one, --config.model.remat=block, --config.mesh.fsdp=N or "
+    "--config.training.accumulation_steps=N"
   )

@@ -14,6 +14,7 @@ from diffusion_jax.processes.variance_preserving import (
   ContinuousCosineVP,
   ContinuousLinearVP,
   ContinuousSigmoidVP,
+  LinearLogSNR,
   SubVP,
 )
 
@@ -23,6 +24,7 @@ PROCESSES = {
   "vp": ContinuousLinearVP,
   "cosine": ContinuousCosineVP,
   "sigmoid": ContinuousSigmoidVP,
+  "linear_log_snr": LinearLogSNR,
   "sub_vp": SubVP,
   "ve": VarianceExploding,
   "edm": EDMProcess,
@@ -40,6 +42,7 @@ __all__ = [
   "DiscreteVP",
   "EDMProcess",
   "Flow",
+  "LinearLogSNR",
   "LinearVP",
   "Preconditioned",
   "Prediction",

@@ -91,7 +91,7 @@ class Preconditioned(NamedTuple):
     output: (params, xt, t, labels, dropout_key) -> raw output [B H W C], float32. A dropout key
       of None means evaluation.
     target: (x0, eps, t) -> what `output` should be.
-    denoise: (params, xt, t, labels) -> x0 estimate, without dropout and without clipping.
+    denoise: (params, xt, t, labels, dropout_key=None) -> x0 estimate, not clipped.
   """
 
   output: Callable[..., Images]
@@ -126,8 +126,9 @@ def precondition(
     raw = network(params, shown, process.network_time(t), labels, dropout_key)
     return raw.astype(jnp.float32)
 
-  def denoise(params, xt, t, labels):
-    return prediction.to_x0(output(params, xt, t, labels), xt, *coefficients(t))
+  def denoise(params, xt, t, labels, dropout_key=None):
+    raw = output(params, xt, t, labels, dropout_key)
+    return prediction.to_x0(raw, xt, *coefficients(t))
 
   def target(x0, eps, t):
     return prediction.target(x0, eps, *coefficients(t))

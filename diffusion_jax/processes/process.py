@@ -11,9 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-Times = Float[Array | np.ndarray, "*B"]
+Times = Any
+"""A time or an array of them (or what belongs to each): NumPy on the host, JAX on a device."""
 
 
 @runtime_checkable

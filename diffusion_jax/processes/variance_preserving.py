@@ -74,6 +74,31 @@ class ContinuousLinearVP:
 
 
 @dataclasses.dataclass(frozen=True)
+class LinearLogSNR:
+  """lambda_t falling linearly from log_snr_max to log_snr_min.
+
+  Source: Kingma et al. 2021 (arXiv 2107.00630), with the ends that its CIFAR-10 model starts from;
+  there they, and the slope, are learned.
+
+  Attributes:
+    log_snr_max, log_snr_min: at t = 0 and 1.
+  """
+
+  log_snr_max: float = 13.3
+  log_snr_min: float = -5.0
+
+  def __post_init__(self):
+    if self.log_snr_max <= self.log_snr_min:
+      raise ValueError(f"log_snr_max={self.log_snr_max} must exceed log_snr_min={self.log_snr_min}")
+
+  def create(self) -> Continuous:
+    width = self.log_snr_max - self.log_snr_min
+    return _preserving(
+      lambda t: self.log_snr_max - width * t, lambda value: (self.log_snr_max - value) / width, 0.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class ContinuousCosineVP:
   """lambda_t = -2 log tan(pi u / 2), u linear in t: lambda falls from its maximum to its minimum.
 

@@ -46,6 +46,8 @@ def parts(**changes):
     "guidance": Guidance(),
     "spectrum": Spectrum(5),
     "vlb": VariationalBound(),
+    "continuous_vlb": ContinuousBound(),
+    "probability_flow": ProbabilityFlow(),
     **changes,
   }
 

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_jax import randomness
 from diffusion_jax.likelihood import Spectrum
-from diffusion_jax.processes import CosineVP, LinearVP, expand, precondition
+from diffusion_jax.processes import PROCESSES, CosineVP, LinearVP, expand, precondition
 
 LINEAR, COSINE = LinearVP().create(), CosineVP().create()
 S2 = 0.25
@@ -75,7 +75,9 @@ def test_its_own_draws_agree_within_their_standard_errors():
 @pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
 @pytest.mark.parametrize("num_points", [2, 24, 5000])
 def test_points_are_steps_from_end_to_end(process, num_points):
-  steps, log_snr = Spectrum(num_points).steps(process)
+  times, log_snr = Spectrum(num_points).points(process)
+  steps = np.round(times * 1000)
+  np.testing.assert_allclose(steps, times * 1000, atol=1e-9)
   assert steps[0] == 1000
   assert steps[-1] == 1
   assert (np.diff(steps) < 0).all()
@@ -83,8 +85,18 @@ def test_points_are_steps_from_end_to_end(process, num_points):
   np.testing.assert_allclose(log_snr, process.log_snr(jnp.asarray(steps / 1000)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["vp", "sub_vp", "cosine", "sigmoid", "ve", "edm", "flow"])
+def test_points_of_continuous_time_are_evenly_spaced_and_finite(name):
+  process = PROCESSES[name]().create()
+  times, log_snr = Spectrum(12).points(process)
+  assert len(times) == 12
+  assert (np.diff(times) < 0).all()
+  assert np.abs(log_snr).max() <= 20 + 1e-6
+  np.testing.assert_allclose(np.diff(log_snr), log_snr[1] - log_snr[0], rtol=1e-6)
+
+
 def test_points_are_evenly_spaced_where_the_grid_allows():
-  _, log_snr = Spectrum(24).steps(LINEAR)
+  _, log_snr = Spectrum(24).points(LINEAR)
   assert len(log_snr) == 24
   gap = np.diff(log_snr)
   np.testing.assert_allclose(gap, (log_snr[-1] - log_snr[0]) / 23, rtol=0.35)

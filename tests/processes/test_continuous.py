@@ -11,6 +11,7 @@ from diffusion_jax.processes import (
   ContinuousSigmoidVP,
   EDMProcess,
   Flow,
+  LinearLogSNR,
   LinearVP,
   SubVP,
   VarianceExploding,
@@ -46,7 +47,9 @@ def test_the_host_answers_in_float64_and_the_device_in_float32(name):
     np.testing.assert_allclose(device, host, rtol=2e-5)
   for function in (process.log_snr, process.network_time, process.time_at):
     assert function(t).dtype == np.float64
-    np.testing.assert_allclose(function(jnp.asarray(t, jnp.float32)), function(t), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+      function(jnp.asarray(t, jnp.float32)), function(t), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,12 @@ def test_variance_is_preserved_and_a_shift_adds_to_the_log_snr(config):
   np.testing.assert_allclose(alpha**2 + sigma**2, 1.0, rtol=1e-12)
   np.testing.assert_allclose(shifted.log_snr(t) - process.log_snr(t), -1.3, atol=1e-9)
   np.testing.assert_allclose(shifted.time_of(shifted.log_snr(t)), t, rtol=1e-9)
+
+
+def test_the_log_snr_is_a_straight_line():
+  process = LinearLogSNR(4.0, -2.0).create()
+  t = np.linspace(0, 1, 5)
+  np.testing.assert_allclose(process.log_snr(t), 4.0 - 6.0 * t, atol=1e-12)
 
 
 def test_the_linear_sde():

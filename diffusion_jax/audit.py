@@ -1,0 +1,44 @@
+"""Checks what is registered against closed forms: python -m diffusion_jax.audit
+
+Each process, loss, estimator and sampler is audited by what it declares of itself, so an entry of
+your own is audited as soon as it is registered; one without a declaration fails. Exit code 1 if a
+row fails.
+"""
+
+import time
+
+from diffusion_jax import runs
+from diffusion_jax.auditing import AUDITS, as_table
+from diffusion_jax.config import nearest
+from diffusion_jax.types import UserError
+
+
+def main(argv: list[str]) -> int:
+  args, overrides = parser().parse(argv)
+  if overrides:
+    raise UserError(f"{overrides[0].flag}: audit takes no config; see --help")
+  names = args.only.split(",") if args.only else list(AUDITS)
+  for name in names:
+    if name not in AUDITS:
+      raise UserError(f"--only={name}: no such audit.{nearest(name, AUDITS)}")
+  runs.enable_compilation_cache()
+  failed = total = 0
+  for name in names:
+    begun = time.perf_counter()
+    rows = list(AUDITS[name]())
+    print(f"{name}\n{as_table(rows)}\n", flush=True)
+    failed += sum(not row.passed for row in rows)
+    total += len(rows)
+    print(f"{len(rows)} rows in {time.perf_counter() - begun:.0f} s\n", flush=True)
+  print(f"{total - failed} of {total} rows pass")
+  return runs.FAILED if failed else runs.DONE
+
+
+def parser() -> runs.Parser:
+  flags = runs.Parser("audit", description=__doc__)
+  flags.add_argument("--only", help=f"some of {','.join(AUDITS)}")
+  return flags
+
+
+if __name__ == "__main__":
+  runs.run_main(main)

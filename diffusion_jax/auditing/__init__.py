@@ -1,0 +1,16 @@
+"""Every registered process, loss, estimator and sampler on cases whose answers are known."""
+
+from diffusion_jax.auditing.likelihoods import audit_likelihoods
+from diffusion_jax.auditing.linear_vae import audit_linear_vae
+from diffusion_jax.auditing.losses import audit_losses
+from diffusion_jax.auditing.processes import audit_processes
+from diffusion_jax.auditing.rows import Row, as_table
+
+AUDITS = {
+  "processes": audit_processes,
+  "losses": audit_losses,
+  "likelihoods": audit_likelihoods,
+  "linear_vae": audit_linear_vae,
+}
+
+__all__ = ["AUDITS", "Row", "as_table"]

@@ -1,0 +1,89 @@
+"""Each estimator of a diffusion model's bits/dim, on Gaussian data with the exact denoiser.
+
+The exact figure is the data's entropy. An estimator that declares `exact` must hit it, one that
+declares `upper_bound` must not fall below it; the bound of DDPM has a closed form of its own.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.auditing import oracles
+from diffusion_jax.auditing.rows import Row, failure
+from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VariationalBound
+from diffusion_jax.processes import PROCESSES, DiscreteVP, Process
+
+NUM = 200
+PLACES = ("linear_vp", "cosine_vp", "vp", "sub_vp", "cosine", "linear_log_snr", "edm", "flow")
+END_TOLERANCE = 2e-3
+"""Bits/dim: processes stop a little short of pure data and of pure noise."""
+
+
+def audit_likelihoods(registry: Mapping[str, Any] = DIFFUSION_LIKELIHOODS) -> Iterator[Row]:
+  """Rows of every registered estimator, on each process that it serves."""
+  for name, config in registry.items():
+    estimator = config()
+    if getattr(estimator, "estimates", None) not in ("exact", "upper_bound"):
+      yield failure(name, "it does not declare estimates = exact or upper_bound")
+      continue
+    served = {n: PROCESSES[n]().create() for n in PLACES}
+    for place, process in served.items():
+      if estimator.serves(process):
+        yield _row(f"{name} on {place}", estimator, process)
+  for variance in ("fixed_small", "fixed_large"):
+    yield _ddpm(variance)
+
+
+def _measure(estimator: Any, process: Process) -> tuple[float, float]:
+  """Mean bits/dim over the data and its standard error.
+
+  Each image's exact figure is known, so what the images themselves vary by is taken out.
+  """
+  network, images = oracles.gaussian_network(process), oracles.gaussian_images(NUM)
+  run = jax.jit(lambda keys, x0: estimator(network, process, {}, keys, x0, None, None).bits_per_dim)
+  above, error = oracles.mean_and_error(
+    np.float64(run(oracles.keys(NUM), images)) - oracles.exact_bits(images)
+  )
+  return oracles.entropy_bits() + above, error
+
+
+def _row(entry: str, estimator: Any, process: Process) -> Row:
+  fields = {f.name for f in dataclasses.fields(estimator)}
+  if "clip" in fields:  # Gaussian data leave [-1, 1]
+    estimator = dataclasses.replace(estimator, clip=False)
+  measured, error = _measure(estimator, process)
+  relation = "equal" if estimator.estimates == "exact" else "at_least"
+  expected = oracles.entropy_bits()
+  return Row(entry, "bits/dim", expected, measured, error, END_TOLERANCE, relation)
+
+
+def _ddpm(variance: Any) -> Row:
+  """DDPM's bound of T = 1000 linear betas: sum of its KLs, in closed form."""
+  process = PROCESSES["linear_vp"]().create()
+  measured, error = _measure(VariationalBound(variance, clip=False), process)
+  bounds = [ddpm_bound_bits(process, v**0.5, variance == "fixed_large") for v in oracles.VARIANCES]
+  expected = float(np.mean(bounds))
+  return Row(f"vlb, {variance}, on linear_vp", "bits/dim by its KLs", expected, measured, error)
+
+
+def ddpm_bound_bits(process: DiscreteVP, std: float, large: bool) -> float:
+  """The bound for N(0, std^2) data and the exact denoiser, in bits/dim.
+
+  KL_t = [ln(s / p) + (p + c^2 m) / s - 1] / 2 with the model's variance s, the posterior's p, its
+  mean's coefficient c of x0, and m = Var(x0 | x_t); both variances at t = 1 are those of t = 2.
+  """
+  now, before = process.alphas_cumprod[1:], process.alphas_cumprod[:-1]
+  beta = 1 - now / before
+  posterior = beta * (1 - before) / (1 - now)
+  posterior[0] = posterior[1]
+  model = np.append(posterior[0], beta[1:]) if large else posterior
+  left = std**2 * (1 - now) / (now * std**2 + 1 - now)
+  coefficient = np.sqrt(before) * beta / (1 - now)
+  kl = 0.5 * (np.log(model / posterior) + (posterior + coefficient**2 * left) / model - 1)[1:]
+  prior = 0.5 * (now[-1] * std**2 - now[-1] - np.log1p(-now[-1]))
+  decoder = 0.5 * (np.log(2 * math.pi * model[0]) + left[0] / model[0])
+  return float((prior + kl.sum() + decoder) / math.log(2))

@@ -1,0 +1,34 @@
+"""Each process: its log-SNR falls, its inverse inverts it, host and device agree."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.auditing.rows import Row
+from diffusion_jax.processes import PROCESSES, Process
+
+
+def audit_processes(registry: Mapping[str, Any] = PROCESSES) -> Iterator[Row]:
+  """Rows of every registered process with its defaults."""
+  for name, config in registry.items():
+    process = config().create()
+    t = _times(process)
+    alpha, sigma = (np.asarray(c) for c in process.alpha_sigma(t))
+    log_snr = np.asarray(process.log_snr(t))
+    yield Row(name, "log-SNR = 2 log(alpha / sigma)", 0.0,
+              np.abs(log_snr - 2 * np.log(alpha / sigma)).max(), tolerance=1e-8)  # fmt: skip
+    rise = float(np.diff(log_snr).max())
+    yield Row(name, "log-SNR falls: its largest rise", 0.0, max(rise, 0.0))
+    back = np.asarray(process.time_of(log_snr))
+    yield Row(name, "time_of(log_snr(t)) = t", 0.0, np.abs(back - t).max(), tolerance=1e-9)
+    device = np.asarray(process.log_snr(jnp.asarray(t, jnp.float32)))
+    yield Row(name, "float32 against float64 log-SNR", 0.0, np.abs(device - log_snr).max(),
+              tolerance=5e-3)  # fmt: skip
+
+
+def _times(process: Process) -> np.ndarray:
+  if process.num_timesteps is not None:
+    return np.arange(1, process.num_timesteps + 1) / process.num_timesteps
+  return np.linspace(max(process.min_time, 1e-3), 0.999, 101)

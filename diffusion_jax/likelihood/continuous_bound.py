@@ -1,0 +1,150 @@
+"""The variational bound of a diffusion model in continuous time.
+
+-log p(x) <= KL(q(z_1 | x) || prior)                                    prior
+             + 1/2 int SNR |x - x_hat(z, lambda)|^2 dlambda             diffusion
+             - E[log p(x | z_0)]                                        reconstruction
+over the process's log-SNR lambda: between the same ends every process has the same bound. With T
+steps the middle term is T/2 E_i[(SNR((i - 1) / T) - SNR(i / T)) |x - x_hat(z_{i/T})|^2].
+Source: Kingma et al. 2021 (arXiv 2107.00630), equations 11 to 18.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax import distributions, randomness
+from diffusion_jax.processes import Preconditioned, Process, expand
+from diffusion_jax.types import Estimate, Keys, Params
+
+Images = Float[Array, "B H W C"]
+MAX_LOG_SNR = 20.0
+"""Where a process ends in pure noise, the integral ends here: what is left is below e^-20."""
+
+MIN_TIME = 1e-5
+"""The first time of a process that has no noise at 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinuousBound:
+  """The bound, its middle term from a few times an image; of the network itself, without guidance.
+
+  Attributes:
+    times: M network evaluations an image: one at a random place of each M-th of the log-SNR, which
+      leaves far less to chance than places in time; with T steps, of each M-th of the steps.
+    num_timesteps: T; none: continuous time, the limit of many steps.
+  """
+
+  times: int = 128
+  num_timesteps: int | None = None
+
+  def __post_init__(self):
+    if self.times < 1 or (self.num_timesteps is not None and self.num_timesteps < 1):
+      raise ValueError(
+        f"times={self.times}, num_timesteps={self.num_timesteps}: both must be at least 1"
+      )
+
+  estimates: ClassVar[Literal["exact", "upper_bound"]] = "upper_bound"
+
+  @property
+  def figure_name(self) -> str:
+    return "continuous_vlb"
+
+  def serves(self, process: Process) -> bool:
+    """Processes with steps have the bound `vlb`."""
+    return process.num_timesteps is None
+
+  def __call__(
+    self,
+    network: Preconditioned,
+    process: Process,
+    params: Params,
+    keys: Keys,
+    x0: Images,
+    labels: Any,
+    num_levels: int | None,
+  ) -> Estimate:
+    """The bound of each example in bits/dim.
+
+    Args:
+      network, process, params, x0, labels, num_levels: as of `VariationalBound`.
+      keys: one an example; its times and noise derive from it.
+
+    Returns:
+      bits_per_dim [B] and its terms "prior", "diffusion" and "reconstruction" [B]; and "curve"
+      [B M], the middle term's M parts, from the data to the noise.
+    """
+    num_dims = math.prod(x0.shape[1:])
+    curve = self._diffusion(network, process, params, keys, x0, labels)
+    nats = {
+      "prior": _prior(process, x0),
+      "diffusion": curve.sum(1),
+      "reconstruction": _reconstruction(process, keys, x0, num_levels),
+    }
+    total = sum(nats.values(), start=jnp.zeros(len(x0)))
+    nats["curve"] = curve
+    bits = {n: distributions.nats_to_bits_per_dim(v, num_dims) for n, v in nats.items()}
+    return Estimate(distributions.nats_to_bits_per_dim(total, num_dims), bits)
+
+  def _diffusion(
+    self, network: Preconditioned, process: Process, params: Params, keys: Keys, x0: Images, labels
+  ) -> Float[Array, "B M"]:
+    """The parts of the middle term in nats, each from one evaluation."""
+    first = process.min_time or MIN_TIME
+
+    def part(_, number):
+      own = randomness.fold_in(keys, number)
+      place = (number + randomness.uniform(randomness.fold_in(own, 0))) / self.times
+      t, weight = self._weight(process, place, first)
+      eps = randomness.normal(randomness.fold_in(own, 1), x0.shape[1:])
+      alpha, sigma = map(expand, process.alpha_sigma(t))
+      error = x0 - network.denoise(params, alpha * x0 + sigma * eps, t, labels)
+      return None, weight * jnp.sum(jnp.square(error), axis=(1, 2, 3)) / self.times
+
+    return jax.lax.scan(part, None, jnp.arange(self.times))[1].T
+
+  def _weight(
+    self, process: Process, place: Float[Array, "B"], first: float
+  ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    """The time at a place in [0, 1) between data and noise, and the weight of its error."""
+    num = self.num_timesteps
+    if num is None:
+      high, low = process.log_snr(jnp.asarray([first, 1.0]))
+      low = jnp.maximum(low, -MAX_LOG_SNR)
+      log_snr = high - place * (high - low)
+      return process.time_of(log_snr), 0.5 * (high - low) * jnp.exp(log_snr)
+    step = jnp.floor(place * num) + 1.0
+    t, before = (first + (1.0 - first) * n / num for n in (step, step - 1.0))
+    drop = process.log_snr(before) - process.log_snr(t)
+    return t, 0.5 * num * jnp.exp(process.log_snr(t)) * jnp.expm1(drop)
+
+
+def _prior(process: Process, x0: Images) -> Float[Array, "B"]:
+  """KL(q(z_1 | x) || N(0, prior_std^2)) in nats."""
+  alpha, sigma = process.alpha_sigma(jnp.ones(()))
+  ratio = jnp.square(sigma / process.prior_std)
+  mean = jnp.square(alpha / process.prior_std) * jnp.square(x0)
+  return 0.5 * jnp.sum(mean + ratio - 1.0 - jnp.log(ratio), axis=(1, 2, 3))
+
+
+def _reconstruction(
+  process: Process, keys: Keys, x0: Images, num_levels: int | None
+) -> Float[Array, "B"]:
+  """-log p(x | z_0) in nats: p(x | z_0) is proportional to q(z_0 | x) over the grey levels.
+
+  For a density, p(x | z_0) = N(z_0 / alpha, (sigma / alpha)^2).
+  """
+  alpha, sigma = process.alpha_sigma(jnp.asarray(process.min_time or MIN_TIME))
+  ratio = sigma / alpha
+  noise = randomness.normal(randomness.fold_in(keys, 2**30), x0.shape[1:])
+  if num_levels is None:
+    return jnp.sum(
+      0.5 * jnp.square(noise) + 0.5 * math.log(2 * math.pi) + jnp.log(ratio), axis=(1, 2, 3)
+    )
+  level = 2.0 * jnp.arange(num_levels) / (num_levels - 1) - 1.0
+  away = ((x0 + ratio * noise)[..., None] - level) / ratio
+  log_prob = -0.5 * jnp.square(noise) - jax.nn.logsumexp(-0.5 * jnp.square(away), axis=-1)
+  return -jnp.sum(log_prob, axis=(1, 2, 3))

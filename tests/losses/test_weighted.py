@@ -1,0 +1,176 @@
+"""Weighted losses: closed forms on Gaussian data, and one loss whatever the network predicts."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, special, stats
+
+from diffusion_jax import randomness
+from diffusion_jax.losses import (
+  P2,
+  EDMLoss,
+  FlowMatching,
+  MinSNR,
+  SigmoidLoss,
+  Simple,
+)
+from diffusion_jax.processes import PREDICTIONS, PROCESSES, expand, precondition
+
+S2 = 0.25
+NUM = 4000
+LOSSES = {
+  "min_snr": MinSNR(2.0),
+  "p2": P2(0.7, 1.5),
+  "edm": EDMLoss(-0.8, 0.9, 0.4),
+  "sigmoid": SigmoidLoss(-0.5),
+  "flow": FlowMatching(),
+  "flow_logit_normal": FlowMatching("logit_normal", 0.3, 0.8),
+}
+
+
+def keys(num=NUM):
+  return randomness.example_keys(jax.random.key(0), jnp.arange(num))
+
+
+def reading(process, name, denoiser):
+  """A network that says, as `name`, what a denoiser (xt, alpha, sigma) -> x0 says."""
+  asked = []
+
+  def network(params, shown, time, labels, key):
+    xt, t = asked[0]
+    alpha, sigma = map(expand, process.alpha_sigma(t))
+    x0 = denoiser(xt, alpha, sigma)
+    eps = (xt - alpha * x0) / sigma
+    return wrapped.target(x0, eps, t)
+
+  wrapped = precondition(network, process, name)
+
+  def denoise(params, xt, t, labels, dropout_key=None):
+    asked[:] = [(xt, t)]
+    return wrapped.denoise(params, xt, t, labels, dropout_key)
+
+  def output(params, xt, t, labels, dropout_key=None):
+    asked[:] = [(xt, t)]
+    return wrapped.output(params, xt, t, labels, dropout_key)
+
+  return wrapped._replace(denoise=denoise, output=output)
+
+
+def posterior_mean(xt, alpha, sigma):
+  return alpha * S2 / (alpha**2 * S2 + sigma**2) * xt
+
+
+def x0_weight(name, log_snr, slope):
+  """Each loss's weight of the x0 error, written from its paper in other words; float64."""
+  snr, loss = np.exp(log_snr), LOSSES[name]
+  if name == "min_snr":
+    return snr * np.minimum(1.0, loss.gamma / snr)
+  if name == "p2":
+    return snr * (loss.k + snr) ** -loss.gamma
+  if name == "edm":
+    sigma = np.exp(-0.5 * log_snr)
+    return (sigma**2 + loss.sigma_data**2) / (sigma * loss.sigma_data) ** 2
+  if name == "sigmoid":
+    return snr * -0.5 * slope * special.expit(loss.bias - log_snr)
+  return (1.0 + np.sqrt(snr)) ** 2
+
+
+def density(name, process, t):
+  """Of the training times."""
+  if name == "edm":
+    h = 1e-6
+    slope = (process.log_snr(t + h) - process.log_snr(t - h)) / (2 * h)
+    loss = LOSSES[name]
+    return stats.norm.pdf(-0.5 * process.log_snr(t), loss.log_sigma_mean, loss.log_sigma_std) * abs(
+      0.5 * slope
+    )
+  if name == "flow_logit_normal":
+    return stats.norm.pdf(special.logit(t), 0.3, 0.8) / (t * (1 - t))
+  return np.ones_like(t)
+
+
+def minimum(name, process):
+  """E_t[weight mmse], by quadrature."""
+
+  def value(t):
+    t = np.asarray(t)
+    h = 1e-6
+    log_snr = process.log_snr(t)
+    slope = (process.log_snr(t + h) - process.log_snr(t - h)) / (2 * h)
+    mmse = S2 / (1 + np.exp(log_snr) * S2)
+    return x0_weight(name, log_snr, slope) * mmse * density(name, process, t)
+
+  low, high = max(process.min_time, 2e-6), 1 - 2e-6
+  points = np.linspace(low, high, 200)
+  return sum(integrate.quad(value, a, b, epsabs=1e-9)[0] for a, b in itertools.pairwise(points))
+
+
+@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_exact_predictor_reaches_the_closed_form_minimum(name, process):
+  """Gaussian data; the losses are heavy-tailed near t = 0, so the error comes from the sample."""
+  forward = PROCESSES[process]().create()
+  x0 = 0.5 * jax.random.normal(jax.random.key(5), (NUM, 4, 4, 1))
+  network = reading(forward, "x0", posterior_mean)
+  losses = np.asarray(LOSSES[name](network, forward, {}, keys(), x0, None, None), np.float64)
+  error = losses.std() / np.sqrt(NUM)
+  expected = minimum(name, forward)
+  assert abs(losses.mean() - expected) < 4 * error
+  assert error < 0.1 * expected
+
+
+@pytest.mark.parametrize("process", ["vp", "sub_vp", "ve", "edm", "flow"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_does_not_depend_on_what_is_predicted(name, process):
+  forward = PROCESSES[process]().create()
+  x0 = 0.5 * jax.random.normal(jax.random.key(5), (64, 4, 4, 1))
+  wrong = lambda xt, alpha, sigma: 0.6 * posterior_mean(xt, alpha, sigma) + 0.1  # noqa: E731
+  found = {
+    p: np.asarray(LOSSES[name](reading(forward, p, wrong), forward, {}, keys(64), x0, None, None))
+    for p in PREDICTIONS
+  }
+  for other in found.values():
+    # At tiny noise x0 is read from x_t minus noise: float32 keeps a few digits of that difference.
+    np.testing.assert_allclose(other, found["x0"], rtol=5e-3)
+
+
+def test_edms_loss_is_one_on_every_process():
+  """The same sigmas are drawn, so the same network gives the same losses, to rounding."""
+  x0 = 0.5 * jax.random.normal(jax.random.key(5), (256, 4, 4, 1))
+  found = []
+  for name in ("edm", "ve", "vp", "flow"):
+    forward = PROCESSES[name]().create()
+    network = precondition(lambda p, x, *_: jnp.tanh(x), forward, "edm", 0.4)
+    found.append(np.asarray(LOSSES["edm"](network, forward, {}, keys(256), x0, None, None)))
+  for other in found[1:]:
+    np.testing.assert_allclose(other, found[0], rtol=2e-3)
+
+
+def test_weights_that_are_the_simple_loss():
+  """p2 with gamma 0 is the eps error; flow matching on flow is that of the velocity."""
+  x0 = 0.5 * jax.random.normal(jax.random.key(5), (64, 4, 4, 1))
+  for loss, process, prediction in (
+    (P2(gamma=0.0), "vp", "eps"),
+    (FlowMatching(), "flow", "velocity"),
+  ):
+    forward = PROCESSES[process]().create()
+    network = precondition(lambda p, x, *_: 0.3 * x, forward, prediction)
+    args = (network, forward, {}, keys(64), x0, None, None)
+    np.testing.assert_allclose(loss(*args), Simple()(*args), rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+  "wrong",
+  [
+    lambda: MinSNR(0.0),
+    lambda: P2(k=0.0),
+    lambda: EDMLoss(log_sigma_std=0.0),
+    lambda: FlowMatching(logit_std=0.0),
+  ],
+)
+def test_impossible_fields_are_refused(wrong):
+  with pytest.raises(ValueError, match="must"):
+    wrong()
