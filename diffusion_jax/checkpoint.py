@@ -80,13 +80,10 @@ class Checkpoints:
 
   Args:
     directory: the folder; it is made.
-    config: when to save and what to keep.
+    config: when to save and what to keep; None keeps everything.
   """
 
-  def __init__(self, directory: Path, config: Checkpointing):
-    policies: list[preservation.PreservationPolicy] = [preservation.LatestN(config.keep_last)]
-    if config.keep_every_steps:
-      policies.append(preservation.EveryNSteps(config.keep_every_steps))
+  def __init__(self, directory: Path, config: Checkpointing | None):
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICE_BYTES)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     self._manager = ocp.CheckpointManager(
@@ -96,8 +93,12 @@ class Checkpoints:
         "meta": ocp.JsonCheckpointHandler(),
       },
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=preservation.AnyPreservationPolicy(policies),
+        preservation_policy=_preservation(config),
         cleanup_tmp_directories=True,
+        # Several folders are written at once: their processes must not meet at one barrier.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          barrier_sync_key_prefix=directory.name
+        ),
       ),
     )
 
@@ -152,6 +153,15 @@ class Checkpoints:
     self._manager.close()
 
 
+def _preservation(config: Checkpointing | None) -> preservation.AnyPreservationPolicy:
+  if config is None:
+    return preservation.AnyPreservationPolicy([preservation.PreserveAll()])
+  policies: list[preservation.PreservationPolicy] = [preservation.LatestN(config.keep_last)]
+  if config.keep_every_steps:
+    policies.append(preservation.EveryNSteps(config.keep_every_steps))
+  return preservation.AnyPreservationPolicy(policies)
+
+
 def saved_steps(directory: Path) -> list[int]:
   """Steps that have a folder, in order; without any check of what is in it."""
   if not directory.is_dir():
@@ -167,7 +177,7 @@ def restore(directory: Path, target: Any, step: int | None = None) -> Restored:
   Args:
     directory: of the checkpoints.
     target: tree of ShapeDtypeStructs with shardings; a part of the saved tree, such as
-      {"ema": ...}, restores only that.
+      {"ema": ...} or one of the averages, {"averages": {name: ...}}, restores only that.
     step: None tries the newest first and falls back to older ones.
 
   Raises:
@@ -230,6 +240,16 @@ def quarantine(directory: Path, damaged: tuple[Damage, ...]) -> list[Path]:
     shutil.move(directory / str(damage.step), place)
     moved.append(place)
   return moved
+
+
+def delete_after(directory: Path, step: int) -> list[int]:
+  """Deletes what was saved after a step; each is whole or gone, whenever this is cut off."""
+  later = [s for s in saved_steps(directory) if s > step]
+  for gone in later:
+    aside = directory / f".deleted_{gone}"
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree((directory / str(gone)).rename(aside), ignore_errors=True)
+  return later
 
 
 def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
@@ -315,10 +335,16 @@ def _check_structure(folder: Path, saved: Mapping[str, Any], target: Any) -> Non
         f"{folder}: {name} is {there['dtype']}{there['shape']}, this model needs "
         f"{here[0]}{here[1]}: it is {MIXED}"
       )
-  roots = {name.split("/")[0] for name in wanted}
-  extra = [n for n in saved if n not in wanted and n.split("/")[0] in roots]
+  parts = {_part(name) for name in wanted}
+  extra = [n for n in saved if n not in wanted and _part(n) in parts]
   if extra:
     raise UserError(f"{folder} also has {extra[0]}: it is {MIXED}")
+
+
+def _part(name: str) -> str:
+  """What a restore takes whole or not at all: a field of the state, or one of its averages."""
+  first, *rest = name.split("/")
+  return f"{first}/{rest[0]}" if first == "averages" and rest else first
 
 
 def _first_line(error: Exception) -> str:

@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffusion_jax import checkpoint, distributed, log, runs
+from diffusion_jax import checkpoint, distributed, log, runs, weights
 from diffusion_jax.config import Override
 from diffusion_jax.data import load_pictures
 from diffusion_jax.evaluation import bench as benches
 from diffusion_jax.evaluation import chunks, document, files, pictures, study
 from diffusion_jax.evaluation.bench import Bench, Request
+from diffusion_jax.evaluation.study import Subject
 from diffusion_jax.types import UserError
 
 POLL_SEC = 5.0
@@ -38,6 +39,7 @@ def parser() -> runs.Parser:
   flags.add_argument("--step", default="latest", help="latest, all, or the step of a checkpoint")
   flags.add_argument("--watch", action="store_true", help="follow a training run: evaluate each "
                      "new checkpoint until the last")  # fmt: skip
+  flags.add_argument("--ema", help=weights.EMA_HELP)
   flags.add_argument("--seed", type=int, default=0, help="of samples and draws (0)")
   flags.add_argument("--sweep", action="append", default=[], metavar="SECTION.FIELD=V1,V2",
                      help="also measure these settings; several axes make a grid")  # fmt: skip
@@ -61,8 +63,8 @@ def check(args, overrides: Sequence[Override]) -> None:
     raise UserError("give --workdir=RUN to measure a run, or --samples=DIR|file.npz; see --help")
   if args.workdir is not None and (args.reference or args.config or args.out):
     raise UserError("--reference, --config and --out belong to --samples; --workdir needs none")
-  if args.samples is not None and (args.watch or args.sweep or args.compare):
-    raise UserError("--watch, --sweep and --compare need --workdir")
+  if args.samples is not None and (args.watch or args.sweep or args.compare or args.ema):
+    raise UserError("--watch, --sweep, --compare and --ema need --workdir")
   if args.samples is not None and (args.reference is None) == (args.config is None):
     raise UserError("--samples needs --reference=DIR|file.npz|stats.npz or --config=FILE, one")
   if overrides and args.samples is not None and args.config is None:
@@ -79,6 +81,7 @@ def check(args, overrides: Sequence[Override]) -> None:
 
 def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   """Evaluates the checkpoints that were asked for."""
+  average = weights.parse_average(args.ema)
   compared = document.find_compared(args.compare)
   if args.watch:
     wait_for_checkpoint(args.workdir)
@@ -94,7 +97,7 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   with runs.lock(folder, "evaluating"):
     for step in steps(bench, args):
       try:
-        evaluate(bench, step, compared, argv)
+        evaluate(bench, study.restore(bench, step, average), compared, argv)
       except UserError:
         gone = step not in checkpoint.saved_steps(bench.checkpoints)
         if not args.watch or not distributed.from_first(gone):
@@ -138,9 +141,8 @@ def watched_steps(bench: Bench) -> Iterator[int]:
       time.sleep(POLL_SEC)
 
 
-def evaluate(bench: Bench, step: int | None, compared: list, argv: list[str]) -> None:
+def evaluate(bench: Bench, subject: Subject, compared: list, argv: list[str]) -> None:
   """Measures one checkpoint, unless its folder already holds the outcome."""
-  subject = study.restore(bench, step)
   place = subject.folder / "metrics.json"
   if distributed.from_first(document.is_done(bench, subject)) and not compared:
     print(f"step {subject.step:,}: evaluated already: {subject.folder / 'report.html'}")

@@ -86,7 +86,8 @@ def start(job: Job) -> tuple[TrainState, bool]:
     UserError: the folder holds a run that this one cannot continue.
   """
   experiment = job.experiment
-  init = make_init(job.generative, experiment.optimizer, experiment.training)
+  names = experiment.ema.names()
+  init = make_init(job.generative, experiment.optimizer, experiment.training, names)
   shapes = state_shapes(job)
   layout = sharding.state_shardings(job.mesh, shapes)
   if not distributed.from_first(bool(checkpoint.saved_steps(job.checkpoints))):
@@ -111,7 +112,8 @@ def _put_aside(job: Job, damaged: tuple[checkpoint.Damage, ...]) -> None:
 def state_shapes(job: Job) -> TrainState:
   """The run's state as ShapeDtypeStructs."""
   parts = job.experiment
-  return jax.eval_shape(make_init(job.generative, parts.optimizer, parts.training))
+  names = parts.ema.names()
+  return jax.eval_shape(make_init(job.generative, parts.optimizer, parts.training, names))
 
 
 def describe(job: Job) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Draws images from a run: python -m diffusion_jax.sample --workdir=runs/ddpm_digits --out=grid.png
 
-Restores the newest good checkpoint's EMA weights on whatever devices are there. The run's sampler,
-steps and guidance are its config's; --config.sampler.*, --config.guidance.* change them.
+Restores the newest good checkpoint's EMA weights, or those that --ema names, on whatever devices
+are there. The run's sampler, steps and guidance are its config's; --config.sampler.*,
+--config.guidance.* change them.
 """
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import distributed, log, runs, sampling, sharding
+from diffusion_jax import distributed, log, runs, sampling, sharding, weights
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import stored_spec
 from diffusion_jax.levels import as_pictures, to_uint8
@@ -26,11 +27,12 @@ def main(argv: list[str]) -> None:
   experiment = runs.stored_experiment(args.workdir, overrides)
   runs.join_job(experiment)
   distributed.first_does(lambda: check_out(args.out))
-  directory = args.workdir / "checkpoints"
+  average = weights.parse_average(args.ema)
+  directory = weights.folder_of(args.workdir, args.step, average)
   generative = experiment.create(stored_spec(directory, args.step))
   labels = choose_labels(args.labels, args.num, generative.num_classes)
   mesh = sharding.create_mesh(experiment.mesh)
-  params, _ = sampling.restore_ema(directory, args.step, mesh, generative)
+  params = weights.restore(args.workdir, args.step, mesh, generative, average).params
   begun = time.perf_counter()
   if args.reconstruct:
     images, labels, columns = reconstruct(experiment, generative, mesh, params, args.num)
@@ -41,7 +43,8 @@ def main(argv: list[str]) -> None:
     columns = log.grid_columns(args.num, asked)
   distributed.first_does(lambda: write(args.out, images, labels, columns))
   seconds = time.perf_counter() - begun
-  print(f"{describe(experiment)}, seed {args.seed}: {len(images):,} images in {args.out}, "
+  shown = "" if args.ema is None else f", {average.label}"
+  print(f"{describe(experiment)}{shown}, seed {args.seed}: {len(images):,} images in {args.out}, "
         f"{seconds:.1f} s with compilation")  # fmt: skip
 
 
@@ -56,6 +59,7 @@ def parser() -> runs.Parser:
   flags.add_argument("--labels", help="classes in turn, e.g. 0,1,2; all classes by default")
   flags.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone")
   flags.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
+  flags.add_argument("--ema", help=weights.EMA_HELP)
   flags.add_argument("--batch_size", type=int, default=64, help="images drawn at once (64)")
   flags.add_argument("--reconstruct", action="store_true", help="held-out images above their "
                      "reconstructions, for models that encode")  # fmt: skip

@@ -1,7 +1,6 @@
 """Drawing images over the mesh: any split of the work gives the same images."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
-from diffusion_jax import checkpoint, sharding
+from diffusion_jax import sharding
 from diffusion_jax.data import Source
 from diffusion_jax.types import Batch, Generative, Params, UserError
 
@@ -54,29 +53,6 @@ def make_draw(generative: Generative, mesh: Mesh, batch_size: int) -> Draw:
     return np.concatenate(images)[:num]
 
   return draw
-
-
-def restore_ema(
-  directory: Path, step: int | None, mesh: Mesh, generative: Generative
-) -> tuple[Params, int]:
-  """The averaged weights of a checkpoint on a mesh's devices, and the checkpoint's step.
-
-  Args:
-    directory: of the checkpoints.
-    step: None: the newest that can be read.
-    mesh: the devices.
-    generative: the model.
-
-  Raises:
-    UserError: as `checkpoint.restore`.
-  """
-  shapes = {"ema": jax.eval_shape(lambda: generative.init(jax.random.key(0))[0])}
-  target = sharding.as_target(shapes, jax.tree.map(lambda _: sharding.replicated(mesh), shapes))
-  restored = checkpoint.restore(directory, target, step)
-  for damage in restored.damaged:
-    print(f"checkpoint {damage.step} is damaged ({damage.reason}); using an older one")
-  print(f"restored the EMA weights of step {restored.step:,} on {mesh.size} device(s)")
-  return restored.state["ema"], restored.step
 
 
 def make_reconstruct(generative: Generative, mesh: Mesh) -> Callable[[Params, Batch], np.ndarray]:

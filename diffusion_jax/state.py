@@ -1,6 +1,7 @@
-"""What a training run carries from step to step: parameters, optimizer, EMA and counters."""
+"""What a training run carries from step to step: parameters, optimizer, averages and counters."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax.ema_profiles import MAX_WIDTH, exponent_of
 from diffusion_jax.types import Aux, Params
 
 
@@ -22,6 +24,7 @@ class TrainState(NamedTuple):
     aux: state that the loss carries.
     num_skipped: updates skipped for a non-finite loss or gradient.
     num_skipped_in_a_row: the same since the last good update.
+    averages: further averages by their name, see `EMA.names`; a run without any has no leaves here.
   """
 
   step: Int[Array, ""]
@@ -31,6 +34,7 @@ class TrainState(NamedTuple):
   aux: Aux
   num_skipped: Int[Array, ""]
   num_skipped_in_a_row: Int[Array, ""]
+  averages: Mapping[str, Params] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,34 +107,101 @@ OPTIMIZERS = {"adam": Adam}
 
 @dataclasses.dataclass(frozen=True)
 class EMA:
-  """Exponential moving average of the parameters, one update a step.
+  """Moving averages of the parameters, one update a step.
 
   Attributes:
-    decay: weight of the past.
+    decay: weight of the past in the average that is sampled and evaluated.
     warmup: start shorter: min(decay, (1 + step) / (10 + step)), so that a short run's average
-      forgets the initial parameters.
+      forgets the initial parameters. Of all decays.
+    more_decays: of further averages that are tracked beside it.
+    profiles: relative widths sigma_rel of power-function averages that are tracked, such as
+      0.05, 0.1: averages over about the last sigma_rel of the run so far (Karras et al. 2024, arXiv
+      2312.02696). Two of them and snapshots give averages of any width when the run is done.
+    snapshot_every_steps: between two snapshots of the power-function averages, which are kept for
+      good beside the checkpoints; the last step always has one. None: no snapshots.
   """
 
   decay: float = 0.9999
   warmup: bool = False
+  more_decays: tuple[float, ...] = ()
+  profiles: tuple[float, ...] = ()
+  snapshot_every_steps: int | None = None
 
   def __post_init__(self):
-    if not 0 <= self.decay < 1:
-      raise ValueError(f"decay={self.decay} must be at least 0 and below 1")
+    for name, decay in (("decay", self.decay), *(("more_decays", d) for d in self.more_decays)):
+      if not 0 <= decay < 1:
+        raise ValueError(f"{name}={decay} must be at least 0 and below 1")
+    for width in self.profiles:
+      if not 0 < width <= MAX_WIDTH:
+        raise ValueError(f"profiles={width} must be above 0 and at most {MAX_WIDTH}, e.g. 0.05,0.1")
+    for name, values in (
+      ("more_decays", (self.decay, *self.more_decays)),
+      ("profiles", self.profiles),
+    ):
+      if len(set(values)) < len(values):
+        listed = ",".join(map(str, getattr(self, name)))
+        raise ValueError(f"{name}={listed} must differ from each other and from decay")
+    every = self.snapshot_every_steps
+    if every is not None and (every < 1 or not self.profiles):
+      raise ValueError(
+        f"snapshot_every_steps={every} must be at least 1 and needs profiles such as 0.05,0.1"
+      )
 
-  def update(self, ema: Params, params: Params, step: Int[Array, ""]) -> Params:
-    """The average after the update that `step` earlier updates preceded."""
-    decay = self.decay_at(step)
-    return jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params)
+  def names(self) -> list[str]:
+    """The averages beside the first: "decay:0.999", "profile:0.05"."""
+    return [f"decay:{d}" for d in self.more_decays] + [f"profile:{w}" for w in self.profiles]
 
-  def decay_at(self, step: Int[Array, ""]) -> Float[Array, ""]:
-    if not self.warmup:
-      return jnp.float32(self.decay)
-    return jnp.minimum(self.decay, (1.0 + step) / (10.0 + step)).astype(jnp.float32)
+  def update(
+    self, averages: Mapping[str, Params], params: Params, step: Int[Array, ""]
+  ) -> dict[str, Params]:
+    """All averages after the update that `step` earlier updates preceded, in one pass.
+
+    Args:
+      averages: name -> average, the first as "ema"; all have the structure of `params`.
+      params: after the update.
+      step: number of earlier updates.
+    """
+    weights = self.weights(step)
+
+    def mix(new: Array, *olds: Array) -> dict[str, Array]:
+      pairs = zip(averages, olds, strict=True)
+      return {name: old + weights[name] * (new - old) for name, old in pairs}
+
+    mixed = jax.tree.map(mix, params, *averages.values())
+    inner = jax.tree.structure(dict.fromkeys(averages, 0))
+    return jax.tree.transpose(jax.tree.structure(params), inner, mixed)
+
+  def weights(self, step: Int[Array, ""]) -> dict[str, Float[Array, ""]]:
+    """Weight of the newest parameters in each average, at the update after `step` earlier ones.
+
+    Of a decay d: 1 - d. Of a power function at time t = step + 1: 1 - (1 - 1/t)^(gamma + 1),
+    equation 127 of the paper; written so that float32 keeps its digits for large t.
+    """
+    before = jnp.log1p(-1.0 / (step + 1).astype(jnp.float32))
+    found = {"ema": self._of_decay(self.decay, step)}
+    found |= {f"decay:{d}": self._of_decay(d, step) for d in self.more_decays}
+    for width in self.profiles:
+      found[f"profile:{width}"] = -jnp.expm1((exponent_of(width) + 1.0) * before)
+    return found
+
+  def _of_decay(self, decay: float, step: Int[Array, ""]) -> Float[Array, ""]:
+    constant = jnp.float32(1.0 - decay)
+    return jnp.maximum(constant, 9.0 / (10.0 + step)) if self.warmup else constant
 
 
-def create_state(params: Params, aux: Aux, optimizer: optax.GradientTransformation) -> TrainState:
-  """The state before the first step; the average starts at the initial parameters."""
+def create_state(
+  params: Params,
+  aux: Aux,
+  optimizer: optax.GradientTransformation,
+  averages: Sequence[str] = (),
+) -> TrainState:
+  """The state before the first step; all averages start at the initial parameters.
+
+  Args:
+    params, aux: the model's.
+    optimizer: the update rule.
+    averages: names of those beside the first.
+  """
   return TrainState(
     step=jnp.int32(0),
     params=params,
@@ -139,6 +210,7 @@ def create_state(params: Params, aux: Aux, optimizer: optax.GradientTransformati
     aux=aux,
     num_skipped=jnp.int32(0),
     num_skipped_in_a_row=jnp.int32(0),
+    averages={name: jax.tree.map(jnp.copy, params) for name in averages},
   )
 
 

@@ -46,13 +46,13 @@ class Training:
 
 
 def make_init(
-  generative: Generative, optimizer: Adam, training: Training
+  generative: Generative, optimizer: Adam, training: Training, averages: Sequence[str] = ()
 ) -> Callable[[], TrainState]:
-  """The state of step 0 as a function of the seed alone."""
+  """The state of step 0 as a function of the seed alone; `averages` are those beside the first."""
 
   def init() -> TrainState:
     params, aux = generative.init(jax.random.fold_in(jax.random.key(training.seed), 2**31))
-    return create_state(params, aux, optimizer.create(training.num_steps))
+    return create_state(params, aux, optimizer.create(training.num_steps), averages)
 
   return init
 
@@ -86,11 +86,13 @@ def make_train_step(
     updates = state.step - state.num_skipped
     new_params, opt_state = _apply(transform, grads, state)
     finite = all_finite([scalars["loss"], scalars["grad_norm"], new_params])
+    averages = ema.update({"ema": state.ema, **state.averages}, new_params, updates)
     candidate = state._replace(
       params=new_params,
       opt_state=opt_state,
-      ema=ema.update(state.ema, new_params, updates),
+      ema=averages.pop("ema"),
       aux=aux,
+      averages=averages,
     )
     scalars["learning_rate"] = rate(updates)
     state = _advance(finite, candidate, state)

@@ -17,6 +17,7 @@ from diffusion_jax.data import Prefetcher, TrainStream
 from diffusion_jax.job import Job, describe, prepare, start, state_shapes
 from diffusion_jax.meter import Meter, NonFinite
 from diffusion_jax.previews import is_due, make_show
+from diffusion_jax.snapshots import Snapshots
 from diffusion_jax.state import TrainState, count_parameters
 from diffusion_jax.step import jit_train_step, make_train_step
 
@@ -89,6 +90,8 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], str | None])
   with contextlib.ExitStack() as stack:
     logger = log.Logger(job.workdir, config.logging, first, job.num_steps, distributed.is_first())
     stack.callback(logger.close)
+    snapshots = Snapshots(job.workdir / "ema_snapshots", config.ema, job.num_steps, state, meta)
+    stack.callback(snapshots.close)
     if first >= job.num_steps:  # stopped after its last checkpoint: only the figures are missing
       return show(logger, first, state, True)
     train_step = compile_step(job, state, feed(first))
@@ -105,17 +108,19 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], str | None])
         meter.push(step, scalars)
         last, signal = step == job.num_steps, agreed_signal(meter, stop_requested())
         save = last or signal or step % config.checkpoint.every_steps == 0
+        pause = save or snapshots.is_due(step) or is_due(config, step)
         if last or step % config.logging.every_steps == 0:
           figures = meter.interval(batches.wait_sec)
           logger.progress(step, figures, (job.num_steps - step) * figures["step_sec"])
           logger.scalars(step, {f"train/{name}": value for name, value in figures.items()})
-        if save or is_due(config, step):
+        if pause:
           meter.drain()  # or the time of steps in flight would count as time spent saving
       except NonFinite as error:
         raise runs.explain_non_finite(error, saver.steps()) from error
       logger.advance(step)
       saver.check()
       with meter.pause():
+        snapshots.save(step, state, before_checkpoint=bool(save))
         # The checkpoints from before a series of skipped updates must outlive it.
         if last or signal or (save and not int(state.num_skipped_in_a_row)):
           saver.save(step, state, meta)

@@ -20,15 +20,16 @@ LAYERS = [
     "torch_file",
     "watchdog",
     "streams",
+    "ema_profiles",
   },
   {"processes", "models", "data", "sharding", "distributed", "log", "meter"},
   {"losses", "samplers", "likelihood", "metrics", "extractors", "report", "state", "provenance"},
   {"generative", "step", "checkpoint"},
   {"experiment"},
-  {"runs", "sampling"},
+  {"runs", "sampling", "weights"},
   {"job", "evaluation"},
   {"planning", "auditing"},
-  {"previews"},
+  {"previews", "snapshots"},
   {"train", "sample", "evaluate", "prepare", "stats", "features", "plan", "audit"},
 ]
 # Within layer 0, `types` and `config` are the ground that the others stand on.

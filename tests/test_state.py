@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.ema_profiles import exponent_of
 from diffusion_jax.state import EMA, Adam, create_state
 
 
@@ -51,20 +52,58 @@ def test_weight_decay_is_decoupled_and_spares_biases():
   np.testing.assert_allclose(updates["bias"], 0.0)
 
 
-def test_ema_is_the_weighted_sum_of_the_past():
-  """decay^n x_0 + (1 - decay) sum_k decay^(n - k) x_k."""
-  values = [3.0, -1.0, 4.0, 1.0, -5.0]
-  average = {"w": jnp.float32(2.0)}
+def run(ema, values, start=0.0):
+  """All averages of a parameter that takes these values after successive updates."""
+  averages = {name: {"w": jnp.float32(start)} for name in ("ema", *ema.names())}
+  update = jax.jit(ema.update)
   for step, value in enumerate(values):
-    average = EMA(0.9).update(average, {"w": jnp.float32(value)}, jnp.int32(step))
-  exact = 0.9**5 * 2.0 + 0.1 * sum(0.9 ** (4 - k) * v for k, v in enumerate(values))
-  np.testing.assert_allclose(average["w"], exact, rtol=1e-5)
+    averages = update(averages, {"w": jnp.float32(value)}, jnp.int32(step))
+  return {name: float(tree["w"]) for name, tree in averages.items()}
+
+
+def test_ema_is_the_weighted_sum_of_the_past():
+  """decay^n x_0 + (1 - decay) sum_k decay^(n - k) x_k, of several decays at once."""
+  values = [3.0, -1.0, 4.0, 1.0, -5.0]
+  found = run(EMA(0.9, more_decays=(0.5, 0.99)), values, start=2.0)
+  assert list(found) == ["decay:0.5", "decay:0.99", "ema"]
+  for name, decay in (("ema", 0.9), ("decay:0.5", 0.5), ("decay:0.99", 0.99)):
+    exact = decay**5 * 2.0
+    exact += (1 - decay) * sum(decay ** (4 - k) * v for k, v in enumerate(values))
+    np.testing.assert_allclose(found[name], exact, rtol=1e-5)
+
+
+def test_more_averages_do_not_change_the_first():
+  values = np.random.default_rng(0).normal(size=20)
+  alone = run(EMA(0.9), values)["ema"]
+  assert run(EMA(0.9, more_decays=(0.5,), profiles=(0.05, 0.1)), values)["ema"] == alone
 
 
 def test_ema_warmup_forgets_the_start_sooner():
-  decays = [float(EMA(0.99, warmup=True).decay_at(jnp.int32(n))) for n in (0, 8, 10_000)]
-  np.testing.assert_allclose(decays, [0.1, 0.5, 0.99], rtol=1e-6)
-  assert float(EMA(0.99).decay_at(jnp.int32(0))) == pytest.approx(0.99)
+  new = [EMA(0.99, warmup=True).weights(jnp.int32(n))["ema"] for n in (0, 8, 10_000)]
+  np.testing.assert_allclose(new, [0.9, 0.5, 0.01], rtol=1e-6)
+  assert float(EMA(0.99).weights(jnp.int32(0))["ema"]) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("width", [0.05, 0.1, 0.28])
+def test_a_power_function_average_is_the_integral_over_the_run(width):
+  """(gamma + 1) / t^(gamma + 1) times the integral of tau^gamma theta(tau), theta = tau in closed
+  form: (gamma + 1) / (gamma + 2) t. Steps sample tau at their ends: half a step is added.
+  """
+  num, gamma = 500, exponent_of(width)
+  found = run(EMA(profiles=(width,)), np.arange(1, num + 1))[f"profile:{width}"]
+  np.testing.assert_allclose(found, (gamma + 1) / (gamma + 2) * num + 0.5, rtol=2e-5)
+
+
+def test_a_power_function_average_forgets_the_initial_parameters_at_once():
+  assert run(EMA(profiles=(0.1,)), [3.0], start=1e6)["profile:0.1"] == 3.0
+
+
+@pytest.mark.parametrize("step", [10, 10**4, 10**7])
+def test_the_weight_of_the_newest_keeps_its_digits(step):
+  """1 - (1 - 1/t)^(gamma + 1), where 1 - 1/t itself has few digits left in float32."""
+  found = EMA(profiles=(0.05,)).weights(jnp.int32(step - 1))["profile:0.05"]
+  exact = -np.expm1((exponent_of(0.05) + 1) * np.log1p(-1 / step))
+  np.testing.assert_allclose(found, exact, rtol=1e-6)
 
 
 def test_a_new_state_averages_the_initial_parameters():
@@ -73,6 +112,9 @@ def test_a_new_state_averages_the_initial_parameters():
   assert state.step == 0
   assert (state.ema["w"] == 1).all()
   assert state.ema["w"].unsafe_buffer_pointer() != params["w"].unsafe_buffer_pointer()
+  assert len(jax.tree.leaves(state.averages)) == 0
+  more = create_state(params, {}, Adam().create(10), EMA(profiles=(0.05,)).names())
+  assert (more.averages["profile:0.05"]["w"] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -90,6 +132,18 @@ def test_impossible_optimizers_are_refused(fields):
     Adam(**fields)
 
 
-def test_impossible_decay_is_refused():
-  with pytest.raises(ValueError, match="decay=1"):
-    EMA(1.0)
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"decay": 1.0}, "decay=1.0 must be at least 0 and below 1"),
+    ({"more_decays": (0.9, -0.5)}, "more_decays=-0.5 must be at least 0"),
+    ({"decay": 0.9, "more_decays": (0.9,)}, "more_decays=0.9 must differ"),
+    ({"profiles": (0.05, 0.3)}, "profiles=0.3 must be above 0 and at most 0.28"),
+    ({"profiles": (0.1, 0.1)}, "profiles=0.1,0.1 must differ"),
+    ({"snapshot_every_steps": 5}, "snapshot_every_steps=5 .* needs profiles"),
+    ({"profiles": (0.1,), "snapshot_every_steps": 0}, "snapshot_every_steps=0 must be at least 1"),
+  ],
+)
+def test_impossible_averages_are_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    EMA(**fields)

@@ -23,10 +23,11 @@ from diffusion_jax.extractors import (
   train_domain,
 )
 from diffusion_jax.extractors.domain import Recipe, default_path
+from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
 from diffusion_jax.types import Generative, UserError
 
 EXTRACT_BATCH = 64
-NOT_SAMPLING = {"loss", "vlb", "iwae", "spectrum"}
+NOT_SAMPLING = {"loss", "spectrum", *DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS}
 """Sections of a model that its samples do not depend on."""
 
 

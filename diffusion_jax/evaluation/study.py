@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from diffusion_jax import checkpoint, metrics, sampling
+from diffusion_jax import metrics, weights
 from diffusion_jax.evaluation import figures, likelihoods, spectrum
 from diffusion_jax.evaluation.bench import Bench, Instrument, Setting, num_evaluations, split_of
 from diffusion_jax.evaluation.chunks import Chunks, digest, pieces
@@ -20,6 +20,7 @@ from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.extractors import Features
 from diffusion_jax.levels import QUANTISATION, to_uint8
 from diffusion_jax.types import Params
+from diffusion_jax.weights import Average
 
 Summary = dict[str, Any]
 
@@ -28,16 +29,19 @@ class Subject(NamedTuple):
   """A checkpoint under study.
 
   Attributes:
-    params: its EMA weights.
+    params: its averaged weights.
+    average: which average they are; `made`: how, of one that was put together from stored ones.
     step: it was saved at.
     weights: a short hash of these weights.
     data: what the checkpoint says of its training data. Read once: a run that goes on may delete
       the checkpoint while it is being measured.
-    folder: workdir/eval/step.
+    folder: workdir/eval/step; another average than the run's first has a folder of its own.
     seconds: what each part took, filled as they end.
   """
 
   params: Params
+  average: Average
+  made: Mapping[str, Any] | None
   step: int
   weights: str
   data: Mapping[str, Any]
@@ -50,12 +54,14 @@ class Subject(NamedTuple):
     return self.folder / "work"
 
 
-def restore(bench: Bench, step: int | None) -> Subject:
-  """Reads a checkpoint; None: the newest good one."""
-  params, step = sampling.restore_ema(bench.checkpoints, step, bench.mesh, bench.generative)
-  meta = checkpoint.read_meta(bench.checkpoints, step)
-  weights = digest({n: leaf for n, leaf in meta["leaves"].items() if n.startswith("ema/")})
-  return Subject(params, step, weights, meta["data"], bench.workdir / "eval" / str(step), {})
+def restore(bench: Bench, step: int | None, average: Average) -> Subject:
+  """Reads an average of a checkpoint; None: the newest good one."""
+  found = weights.restore(bench.workdir, step, bench.mesh, bench.generative, average)
+  folder = bench.workdir / "eval" / f"{found.step}{average.suffix}"
+  return Subject(
+    found.params, average, found.made, found.step, digest(dict(found.facts)), found.meta["data"],
+    folder, {},
+  )  # fmt: skip
 
 
 def identity(bench: Bench, subject: Subject) -> Summary:
@@ -250,7 +256,8 @@ def _likelihoods(bench: Bench, subject: Subject) -> Summary:
 
 def _estimate_facts(bench: Bench, subject: Subject, name: str) -> Summary:
   config = bench.experiment.to_dict()
-  options = config.get(name.partition("_")[0], {})
+  section = name if name in config else name.partition("_")[0]  # iwae_50 is of section iwae
+  options = config.get(section, {})
   return {
     "weights": subject.weights,
     "split": bench.experiment.eval.likelihood_split,

@@ -1,0 +1,73 @@
+"""Snapshots of a run's power-function averages, kept for good beside its checkpoints.
+
+One a multiple of ema.snapshot_every_steps and one at the last step, each an atomic unit as a
+checkpoint is. From them `weights` puts averages of any width together.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax import checkpoint, distributed
+from diffusion_jax.checkpoint import Checkpoints
+from diffusion_jax.state import EMA, TrainState
+
+
+class Snapshots:
+  """Saves in the background what is due; every process calls every method.
+
+  A resumed run neither loses nor repeats a snapshot: those of steps that it will take again are
+  deleted, and the one of its first step is made up for if it was not whole on disk.
+
+  Args:
+    directory: workdir/ema_snapshots; it is made if the run takes any.
+    ema: the run's averages.
+    num_steps: of the run.
+    state: that the run goes on from.
+    meta: JSON values saved beside each; "updates" is added.
+  """
+
+  def __init__(
+    self, directory: Path, ema: EMA, num_steps: int, state: TrainState, meta: Mapping[str, Any]
+  ):
+    self._every, self._num_steps, self._meta = ema.snapshot_every_steps, num_steps, meta
+    self._names = [name for name in ema.names() if name.startswith("profile:")]
+    first = int(state.step)
+    distributed.first_does(lambda: checkpoint.delete_after(directory, first))
+    self._saver = None if self._every is None else Checkpoints(directory, None)
+    if first:  # its checkpoint may have been whole before its snapshot was
+      self.save(first, state)
+
+  def is_due(self, step: int) -> bool:
+    """Whether a snapshot is taken at a step."""
+    return self._every is not None and (step == self._num_steps or step % self._every == 0)
+
+  def save(self, step: int, state: TrainState, before_checkpoint: bool = False) -> None:
+    """Saves the averages if one is due at this step and is not there.
+
+    Args:
+      step: batches consumed.
+      state: after them.
+      before_checkpoint: a checkpoint follows: first wait for the snapshots of earlier steps, which
+        a run that goes on from it would not take again.
+
+    Raises:
+      CheckpointError: this save, or the one before, failed.
+    """
+    if self._saver is None:
+      return
+    self._saver.check()
+    if before_checkpoint:
+      self._saver.wait()
+    if self.is_due(step):
+      content = {name: state.averages[name] for name in self._names}
+      counts = {"step": state.step, "num_skipped": state.num_skipped}
+      updates = int(state.step) - int(state.num_skipped)
+      self._saver.save(step, {**counts, "averages": content}, {**self._meta, "updates": updates})
+    if step == self._num_steps:
+      self._saver.wait()  # once the run is marked as finished, no later start makes up for it
+
+  def close(self) -> None:
+    """Waits for the last save."""
+    if self._saver is not None:
+      self._saver.close()

@@ -1,0 +1,317 @@
+"""Which averaged weights to sample or measure: a tracked average, or one put together from stored.
+
+`--ema` names them: decay:0.999 one of the tracked decays, 0.1 a relative width sigma_rel, and
+half_life_images:500000 the power function of which the last so many images have one half.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_jax import checkpoint, distributed, sharding
+from diffusion_jax.ema_profiles import (
+  MAX_WIDTH,
+  Combination,
+  combine,
+  exponent_of,
+  exponent_of_half_life,
+  width_of,
+)
+from diffusion_jax.types import Generative, Params, UserError
+
+MAX_ERROR = 0.1
+"""Averages whose profile is farther from the one that was asked for are refused."""
+
+NEGLIGIBLE = 1e-9
+"""Stored averages with a smaller weight are not read."""
+
+EMA_HELP = (
+  "averaged weights: a relative width such as 0.1, decay:D of a tracked decay, or "
+  "half_life_images:N; by default those of ema.decay"
+)
+
+
+class Average(NamedTuple):
+  """An average that is asked for.
+
+  Attributes:
+    kind: ema (the run's first), decay, profile or half_life_images.
+    value: the decay, the relative width, or the images.
+  """
+
+  kind: str = "ema"
+  value: float = 0.0
+
+  @property
+  def name(self) -> str:
+    """As the states' averages are named: "decay:0.999", "profile:0.1"."""
+    return "ema" if self.kind == "ema" else f"{self.kind}:{self.value}"
+
+  @property
+  def label(self) -> str:
+    """As figures name their weights: "ema", "ema profile:0.1"."""
+    return "ema" if self.kind == "ema" else f"ema {self.name}"
+
+  @property
+  def suffix(self) -> str:
+    """What tells its folder from that of the run's first average: "-ema-profile-0.1"."""
+    return "" if self.kind == "ema" else f"-ema-{self.name.replace(':', '-')}"
+
+
+class Weights(NamedTuple):
+  """Restored weights.
+
+  Attributes:
+    params: on the mesh, in full on each device.
+    step: of the checkpoint or snapshot.
+    meta: what was saved beside it.
+    facts: JSON values that are the same for the same weights, and for no others.
+    made: of an average that was put together: how, for the record.
+  """
+
+  params: Params
+  step: int
+  meta: Mapping[str, Any]
+  facts: Mapping[str, Any]
+  made: Mapping[str, Any] | None
+
+
+class Stored(NamedTuple):
+  """A unit that holds averages of one moment.
+
+  Attributes:
+    directory, step: where it is.
+    updates: made until then.
+  """
+
+  directory: Path
+  step: int
+  updates: int
+
+
+def parse_average(text: str | None) -> Average:
+  """Reads --ema; None is the run's first average.
+
+  Raises:
+    UserError: it names no average.
+  """
+  if text is None:
+    return Average()
+  kind, _, number = text.rpartition(":")
+  try:
+    average = Average(kind or "profile", float(number))
+  except ValueError:
+    average = Average()
+  ranges = {
+    "decay": 0 <= average.value < 1,
+    "profile": 0 < average.value <= MAX_WIDTH,
+    "half_life_images": 0 < average.value < float("inf"),
+  }
+  if not ranges.get(average.kind):
+    raise UserError(
+      f"--ema={text}: must be a relative width above 0 and at most {MAX_WIDTH}, decay:D or "
+      "half_life_images:N, e.g. --ema=0.1 or --ema=decay:0.999"
+    )
+  return average
+
+
+def folder_of(workdir: Path, step: int | None, average: Average) -> Path:
+  """Where a step is stored: among the checkpoints, or else among the snapshots of averages."""
+  checkpoints, snapshots = workdir / "checkpoints", workdir / "ema_snapshots"
+  steps = distributed.from_first([checkpoint.saved_steps(d) for d in (checkpoints, snapshots)])
+  only_there = step not in steps[0] and step in steps[1]
+  return snapshots if only_there and average.kind not in ("ema", "decay") else checkpoints
+
+
+def restore(
+  workdir: Path, step: int | None, mesh: Mesh, generative: Generative, average: Average
+) -> Weights:
+  """The averaged weights of a step on a mesh's devices.
+
+  Args:
+    workdir: the run's folder.
+    step: None: the newest checkpoint that can be read.
+    mesh: the devices.
+    generative: the model.
+    average: from `parse_average`.
+
+  Raises:
+    UserError: as `checkpoint.restore`; the average is not tracked, or cannot be put together.
+  """
+  directory = folder_of(workdir, step, average)
+  meta = checkpoint.read_meta(directory, step)
+  first, names = meta["config"]["ema"]["decay"], tracked(meta)
+  if average in (Average(), Average("decay", first)):
+    return _restore_one(directory, step, mesh, generative, average, "ema")
+  if average.name in names:
+    return _restore_one(directory, step, mesh, generative, average, f"averages/{average.name}")
+  profiles = [n for n in names if n.startswith("profile:")]
+  if average.kind == "decay":
+    there = ", ".join([f"--ema=decay:{first}", *(f"--ema={n}" for n in names if n not in profiles)])
+    raise UserError(f"--ema={average.name}: this run did not track it; there are {there}")
+  if not profiles:
+    raise UserError(
+      f"--ema={average.name}: this run tracked no power-function averages; leave --ema out, or "
+      "train with --config.ema.profiles=0.05,0.1 --config.ema.snapshot_every_steps=N"
+    )
+  return _put_together(workdir, directory, step, mesh, generative, average, profiles)
+
+
+def tracked(meta: Mapping[str, Any]) -> list[str]:
+  """Names of the averages in a checkpoint beside the first."""
+  leaves = (name.split("/") for name in meta["leaves"])
+  return list(dict.fromkeys(parts[1] for parts in leaves if parts[0] == "averages"))
+
+
+def _restore_one(
+  directory: Path, step: int | None, mesh: Mesh, generative: Generative, average: Average, path: str
+) -> Weights:
+  shapes: Any = _shapes(generative)
+  for name in reversed(path.split("/")):
+    shapes = {name: shapes}
+  restored = _read(directory, step, mesh, shapes)
+  meta = checkpoint.read_meta(directory, restored.step)
+  params = restored.state
+  for name in path.split("/"):
+    params = params[name]
+  what = "" if average.kind == "ema" else f" {average.name}"
+  print(f"restored the EMA weights{what} of step {restored.step:,} on {mesh.size} device(s)")
+  return Weights(params, restored.step, meta, _leaves(meta, path), None)
+
+
+def _put_together(
+  workdir: Path, directory: Path, step: int | None, mesh: Mesh, generative: Generative,
+  average: Average, profiles: Sequence[str],
+) -> Weights:  # fmt: skip
+  shapes = {"averages": dict.fromkeys(profiles, _shapes(generative))}
+  count = jax.ShapeDtypeStruct((), jnp.int32)
+  newest = _read(directory, step, mesh, {"step": count, "num_skipped": count, **shapes})
+  meta = checkpoint.read_meta(directory, newest.step)
+  updates = int(newest.state["step"]) - int(newest.state["num_skipped"])
+  gamma = _exponent(average, updates, meta["config"]["training"]["batch_size"])
+  target = Stored(directory, newest.step, updates)
+  stored = [*snapshots_before(workdir / "ema_snapshots", target), target]
+  while True:
+    mixture = _mix(average, stored, profiles, gamma)
+    params, damaged = _sum(stored, mixture, newest.state["averages"], profiles, mesh, shapes)
+    if damaged is None:
+      break
+    stored = [unit for unit in stored if unit != damaged]
+  made = _describe(average, stored, mixture, gamma)
+  print(f"put the EMA weights {average.name} of step {newest.step:,} together from "
+        f"{len(stored)} x {len(profiles)} averages: their profile is within "
+        f"{mixture.error:.2g} of it, relative")  # fmt: skip
+  facts = {
+    "average": average.name,
+    "step": newest.step,
+    "stored": {str(s.step): _leaves(checkpoint.read_meta(*s[:2]), "averages") for s in stored},
+  }
+  return Weights(params, newest.step, meta, facts, made)
+
+
+def snapshots_before(directory: Path, target: Stored) -> list[Stored]:
+  """The snapshots of earlier moments, in order; unreadable ones are told of and left out."""
+  found = []
+  for step in checkpoint.saved_steps(directory):
+    try:
+      updates = checkpoint.read_meta(directory, step)["updates"] if step < target.step else 0
+    except UserError as error:
+      print(f"snapshot {step} is left out: {error}")
+      continue
+    if 0 < updates < target.updates:
+      found.append((step, updates))
+  return [Stored(directory, *row) for row in distributed.from_first(found)]
+
+
+def _exponent(average: Average, updates: int, batch_size: int) -> float:
+  if average.kind == "profile":
+    return exponent_of(average.value)
+  images = updates * batch_size
+  if average.value > images / 2:
+    raise UserError(
+      f"--ema={average.name}: the run has seen {images:,} images; a half-life must be at most "
+      f"half of that, e.g. --ema=half_life_images:{images // 10}"
+    )
+  return exponent_of_half_life(average.value, float(images))
+
+
+def _mix(
+  average: Average, stored: Sequence[Stored], profiles: Sequence[str], gamma: float
+) -> Combination:
+  """Weights of [stored, profiles], flat.
+
+  Raises:
+    UserError: the profile that they give is not that of `gamma`.
+  """
+  gammas = [exponent_of(float(name.partition(":")[2])) for name in profiles]
+  times = np.repeat([float(unit.updates) for unit in stored], len(profiles))
+  mixture = combine(times, np.tile(gammas, len(stored)), float(stored[-1].updates), gamma)
+  if mixture.error > MAX_ERROR:
+    widths = ", ".join(f"--ema={name.partition(':')[2]}" for name in profiles)
+    raise UserError(
+      f"--ema={average.name}: {len(stored) - 1} snapshots before step {stored[-1].step:,} are too "
+      f"few: their profile would be off by {100 * mixture.error:.0f} %, at most "
+      f"{100 * MAX_ERROR:.0f} % is allowed; use {widths}, which are tracked, or train with a "
+      "smaller --config.ema.snapshot_every_steps"
+    )
+  return mixture
+
+
+def _sum(
+  stored: Sequence[Stored], mixture: Combination, newest: Mapping[str, Params],
+  profiles: Sequence[str], mesh: Mesh, shapes: Any,
+) -> tuple[Params, Stored | None]:  # fmt: skip
+  """The weighted sum over what is stored, or the first unit that turns out to be damaged."""
+  rows = mixture.weights.reshape(len(stored), len(profiles))
+  total = None
+  for unit, row in zip(stored[::-1], rows[::-1], strict=True):  # the newest is at hand
+    if total is not None and np.abs(row).max() < NEGLIGIBLE:
+      continue
+    try:
+      averages = newest if total is None else _read(*unit[:2], mesh, shapes).state["averages"]
+    except UserError as error:
+      print(f"snapshot {unit.step} is left out: {error}")
+      return None, unit
+    total = _add(total, [averages[name] for name in profiles], jnp.asarray(row, jnp.float32))
+  return total, None
+
+
+@jax.jit
+def _add(total: Params | None, averages: Sequence[Params], weights: jax.Array) -> Params:
+  def add(*leaves: jax.Array) -> jax.Array:
+    return jnp.tensordot(weights, jnp.stack(leaves), 1, precision="highest")
+
+  added = jax.tree.map(add, *averages)
+  return added if total is None else jax.tree.map(jnp.add, total, added)
+
+
+def _describe(
+  average: Average, stored: Sequence[Stored], mixture: Combination, gamma: float
+) -> dict[str, Any]:
+  return {
+    "ema": average.name,
+    "sigma_rel": width_of(gamma),
+    "num_snapshots": len(stored) - 1,
+    "profile_error": mixture.error,
+  }
+
+
+def _shapes(generative: Generative) -> Any:
+  return jax.eval_shape(lambda: generative.init(jax.random.key(0))[0])
+
+
+def _read(directory: Path, step: int | None, mesh: Mesh, shapes: Any) -> checkpoint.Restored:
+  target = sharding.as_target(shapes, jax.tree.map(lambda _: sharding.replicated(mesh), shapes))
+  restored = checkpoint.restore(directory, target, step)
+  for damage in restored.damaged:
+    print(f"checkpoint {damage.step} is damaged ({damage.reason}); using an older one")
+  return restored
+
+
+def _leaves(meta: Mapping[str, Any], path: str) -> dict[str, Any]:
+  return {name: leaf for name, leaf in meta["leaves"].items() if name.startswith(f"{path}/")}
