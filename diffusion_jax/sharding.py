@@ -37,13 +37,17 @@ TENSOR_RULES = (
   (r"/conv2/conv/kernel$", -2),
   (r"attention/value/(kernel|bias)$", -1),
   (r"attention/out/kernel$", -2),
+  (r"/attention/(query|key)/(kernel|bias)$", -1),
+  (r"/mlp_in/(kernel|bias)$", -1),
+  (r"/mlp_out/kernel$", -2),
 )
 """Path of an array -> the axis that `tensor` splits.
 
 As Shoeybi et al. 2019 (arXiv 1909.08053) split a transformer's blocks: the first convolution of a
 residual block makes a part of the channels on each device, all up to the second stays on that part,
-and the second sums over its input's channels: one all-reduce a block. Attention has one head, so
-only its values are split; its scores would have to be summed over the devices.
+and the second sums over its input's channels: one all-reduce a block. The U-Net's attention mostly
+has one head, so only its values are split: its scores would have to be summed over the devices. The
+transformer's heads and its MLP are split as there.
 """
 
 

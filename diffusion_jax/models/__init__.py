@@ -2,10 +2,15 @@
 
 from diffusion_jax.models.classifier import Classifier, ClassifierNetwork
 from diffusion_jax.models.decoders import Bernoulli, DiscretizedLogistic, Gaussian
-from diffusion_jax.models.unet import Network, UNet
+from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.network import Network
+from diffusion_jax.models.noise_schedules import LearnedLinear, LearnedMonotone, NoiseSchedule
+from diffusion_jax.models.unet import UNet
 from diffusion_jax.models.vae import ConvVAE, VAENetworks
+from diffusion_jax.models.vdm import VDMUNet
 
-NETWORKS = {"unet": UNet}
+NETWORKS = {"unet": UNet, "vdm_unet": VDMUNet, "dit": DiT}
+NOISE_SCHEDULES = {"learned_linear": LearnedLinear, "learned_monotone": LearnedMonotone}
 VAES = {"conv_vae": ConvVAE}
 DECODERS = {
   "bernoulli": Bernoulli,
@@ -16,14 +21,20 @@ DECODERS = {
 __all__ = [
   "DECODERS",
   "NETWORKS",
+  "NOISE_SCHEDULES",
   "VAES",
   "Bernoulli",
   "Classifier",
   "ClassifierNetwork",
   "ConvVAE",
+  "DiT",
   "DiscretizedLogistic",
   "Gaussian",
+  "LearnedLinear",
+  "LearnedMonotone",
   "Network",
+  "NoiseSchedule",
   "UNet",
   "VAENetworks",
+  "VDMUNet",
 ]

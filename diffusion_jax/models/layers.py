@@ -1,26 +1,76 @@
-"""Layers of the DDPM U-Net: embeddings, normalisation, residual and attention blocks.
+"""Layers of the networks: normalisation, convolutions, residual and attention blocks.
 
 Parameters are float32. `dtype` is the compute type of convolutions and dense layers; group
-statistics, softmax and time embeddings stay float32.
+statistics and softmax stay float32. Without a `recipe` the blocks are DDPM's.
 """
 
-from typing import Any, Literal
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
+from diffusion_jax.models.initializers import INITS, Init, kernel_init, zero_bias
+from diffusion_jax.models.resample import double, halve
+
 Dtype = jnp.dtype
+FLOAT32 = jnp.dtype("float32")
 
 Remat = Literal["none", "block", "products"]
 """What the backward pass recomputes: nothing; all of a block but its input; all of a block but the
 outputs of its convolutions and matrix products (norms, activations and dropout are cheap)."""
 
-# Variance scaling with the mean of fan-in and fan-out, uniform: DDPM's initialisation.
-kernel_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-# Nearly zero, so that a residual block starts as the identity (the recipe's scale is 1e-10, not 0).
-zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What the blocks of one network have in common.
+
+  Attributes:
+    init: initial distributions.
+    epsilon: of the group normalisation.
+    adaptive_scale: the embedding scales and shifts the second norm's output; else it is added to
+      its input.
+    embed_bias: the embedding's projection has a bias.
+    skip_scale: factor of every sum of a block's input and output.
+    num_heads: of attention, unless `channels_per_head` is given.
+    channels_per_head: width of a head.
+  """
+
+  init: Init = INITS["ddpm"]
+  epsilon: float = 1e-6
+  adaptive_scale: bool = False
+  embed_bias: bool = True
+  skip_scale: float = 1.0
+  num_heads: int = 1
+  channels_per_head: int | None = None
+
+  def heads(self, width: int) -> int:
+    """Heads of an attention layer of `width` channels."""
+    return width // self.channels_per_head if self.channels_per_head else self.num_heads
+
+
+DDPM = Recipe()
+
+
+class Resample(NamedTuple):
+  """A change of resolution inside a residual block, of its branch and its shortcut alike.
+
+  Attributes:
+    direction: halve or double the sides.
+    taps: the filter; see `resample`.
+    projection: a 1x1 convolution on the shortcut even where the width stays.
+  """
+
+  direction: Literal["down", "up"]
+  taps: tuple[int, ...]
+  projection: bool
+
+  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
+    return halve(x, self.taps) if self.direction == "down" else double(x, self.taps)
 
 
 def rematerialized(kind: Any, remat: Remat, static_argnums: tuple[int, ...] = ()) -> Any:
@@ -35,15 +85,27 @@ def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
   return primitive in (jax.lax.conv_general_dilated_p, jax.lax.dot_general_p)
 
 
-def sinusoidal_embedding(time: Float[Array, "B"], dim: int) -> Float[Array, "B D"]:
-  """[sin, cos] of the time at `dim / 2` frequencies from 1 down to 1/10000, float32.
+def attend(
+  query: Float[Array, "B N D"],
+  key: Float[Array, "B M D"],
+  value: Float[Array, "B M D"],
+  num_heads: int,
+) -> Float[Array, "B N D"]:
+  """Softmax attention of `num_heads` slices of the channels, scaled by (D / heads)^-1/2.
 
-  Source: Ho et al. 2020, after Vaswani et al. 2017, with denominator dim / 2 - 1.
+  Scores and softmax are float32; the products' inputs and the result are of the values' type.
   """
-  half = dim // 2
-  frequency = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - 1))
-  angle = time.astype(jnp.float32)[:, None] * frequency[None, :]
-  return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+  if num_heads == 1:
+    return _attend(query, key, value)
+  query, key, value = (x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value))
+  h = jax.vmap(_attend, in_axes=2, out_axes=2)(query, key, value)
+  return h.reshape(*h.shape[:2], -1)
+
+
+def _attend(query: Array, key: Array, value: Array) -> Array:
+  scores = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
+  weights = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
+  return jnp.einsum("bqk,bkc->bqc", weights, value)
 
 
 class Norm(nn.Module):
@@ -53,84 +115,155 @@ class Norm(nn.Module):
   embedding that the block has added to it.
   """
 
-  dtype: Dtype = jnp.float32
+  dtype: Dtype = FLOAT32
+  epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
     width = x.shape[-1]
     groups = next(g for g in range(max(min(32, width // 4), 1), 0, -1) if width % g == 0)
-    return nn.GroupNorm(num_groups=groups, epsilon=1e-6, dtype=self.dtype, name="group")(x)
+    norm = nn.GroupNorm(num_groups=groups, epsilon=self.epsilon, dtype=self.dtype, name="group")
+    return norm(x)
 
 
 class Conv3(nn.Module):
-  """A 3x3 convolution that keeps the resolution (stride 1) or halves it (stride 2)."""
+  """A 3x3 convolution that keeps the resolution (stride 1) or halves it (stride 2).
+
+  `bias` maps the fan-in to an initialiser.
+  """
 
   features: int
   stride: int = 1
-  kernel: nn.initializers.Initializer = kernel_init
-  dtype: Dtype = jnp.float32
+  kernel: Initializer = kernel_init
+  dtype: Dtype = FLOAT32
+  bias: Callable[[int], Initializer] = zero_bias
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 D"]:
-    strides = (self.stride, self.stride)
-    return nn.Conv(
-      self.features, (3, 3), strides, kernel_init=self.kernel, dtype=self.dtype, name="conv"
-    )(x)
+    conv = nn.Conv(
+      self.features,
+      (3, 3),
+      (self.stride, self.stride),
+      kernel_init=self.kernel,
+      bias_init=self.bias(9 * x.shape[-1]),
+      dtype=self.dtype,
+      name="conv",
+    )
+    return conv(x)
 
 
 class Upsample(nn.Module):
   """Doubles the resolution: nearest neighbour, then a 3x3 convolution."""
 
-  dtype: Dtype = jnp.float32
+  dtype: Dtype = FLOAT32
+  recipe: Recipe = DDPM
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
-    x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-    return Conv3(x.shape[-1], dtype=self.dtype, name="conv3")(x)
+    x, init = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), self.recipe.init
+    return Conv3(x.shape[-1], 1, init.kernel, self.dtype, init.bias, name="conv3")(x)
+
+
+class InputResidual(nn.Module):
+  """The image (or its last such residual), convolved and halved, for the encoder of NCSN++.
+
+  As the original fuses the two, the filter sees the convolution's own values beyond the border,
+  and no zeros.
+  """
+
+  features: int
+  taps: tuple[int, ...]
+  dtype: Dtype = FLOAT32
+  recipe: Recipe = DDPM
+
+  @nn.compact
+  def __call__(self, image: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 D"]:
+    conv = nn.Conv(
+      self.features,
+      (3, 3),
+      padding=len(self.taps) // 2,
+      kernel_init=self.recipe.init.kernel,
+      bias_init=self.recipe.init.bias(9 * image.shape[-1]),
+      dtype=self.dtype,
+      name="conv",
+    )
+    return halve(conv(image), self.taps, pad=False)
 
 
 class ResBlock(nn.Module):
-  """Norm, swish, conv, (add embedding,) norm, swish, dropout, conv; plus the shortcut.
+  """Norm, swish, conv, (embedding,) norm, swish, dropout, conv; plus the shortcut.
 
-  A 1x1 convolution carries the shortcut only where the width changes.
+  The embedding is added before the second norm, or scales and shifts its output, as the recipe
+  says. A 1x1 convolution carries the shortcut only where the width changes or `resample` asks for
+  it; `resample` acts before the first convolution and on the shortcut.
   """
 
   features: int
   dropout: float = 0.0
-  dtype: Dtype = jnp.float32
+  dtype: Dtype = FLOAT32
+  recipe: Recipe = DDPM
+  resample: Resample | None = None
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "B H W C"], embedding: Float[Array, "B E"] | None, train: bool
-  ) -> Float[Array, "B H W D"]:
-    h = nn.swish(Norm(self.dtype, name="norm1")(x))
-    h = Conv3(self.features, dtype=self.dtype, name="conv1")(h)
-    if embedding is not None:
-      dense = nn.Dense(self.features, kernel_init=kernel_init, dtype=self.dtype, name="embed")
-      h = h + dense(nn.swish(embedding))[:, None, None, :]
-    h = nn.swish(Norm(self.dtype, name="norm2")(h))
+  ) -> Float[Array, "B H2 W2 D"]:
+    init = self.recipe.init
+    h = nn.swish(Norm(self.dtype, self.recipe.epsilon, name="norm1")(x))
+    h = h if self.resample is None else self.resample(h)
+    h = Conv3(self.features, 1, init.kernel, self.dtype, init.bias, name="conv1")(h)
+    h = nn.swish(self._normalized(h, embedding))
     h = nn.Dropout(self.dropout, deterministic=not train)(h)
-    h = Conv3(self.features, kernel=zero_init, dtype=self.dtype, name="conv2")(h)
-    if x.shape[-1] != self.features:
-      x = nn.Dense(self.features, kernel_init=kernel_init, dtype=self.dtype, name="shortcut")(x)
-    return x + h
+    h = Conv3(self.features, 1, init.zero, self.dtype, name="conv2")(h)
+    return (self._shortcut(x) + h) * self.recipe.skip_scale
+
+  def _normalized(self, h: Array, embedding: Array | None) -> Array:
+    norm, recipe = Norm(self.dtype, self.recipe.epsilon, name="norm2"), self.recipe
+    if embedding is None:
+      return norm(h)
+    project = nn.Dense(
+      self.features * (2 if recipe.adaptive_scale else 1),
+      use_bias=recipe.embed_bias,
+      kernel_init=recipe.init.embed,
+      bias_init=recipe.init.bias(embedding.shape[-1]),
+      dtype=self.dtype,
+      name="embed",
+    )
+    projected = project(nn.swish(embedding))[:, None, None, :]
+    if not recipe.adaptive_scale:
+      return norm(h + projected)
+    scale, shift = jnp.split(projected, 2, axis=-1)
+    return norm(h) * (1 + scale) + shift
+
+  def _shortcut(self, x: Array) -> Array:
+    width, init = x.shape[-1], self.recipe.init
+    x = x if self.resample is None else self.resample(x)
+    if width != self.features or (self.resample is not None and self.resample.projection):
+      bias = init.bias(width)
+      x = nn.Dense(
+        self.features, kernel_init=init.kernel, bias_init=bias, dtype=self.dtype, name="shortcut"
+      )(x)
+    return x
 
 
 class Attention(nn.Module):
-  """Self-attention of one head over all pixels, scaled by C^-1/2, added to its input."""
+  """Self-attention over all pixels, added to its input; one head unless the recipe has more."""
 
-  dtype: Dtype = jnp.float32
+  dtype: Dtype = FLOAT32
+  recipe: Recipe = DDPM
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
     batch, height, width, channels = x.shape
-    tokens = Norm(self.dtype, name="norm")(x).reshape(batch, height * width, channels)
-    query, key, value = (self._dense(channels, n)(tokens) for n in ("query", "key", "value"))
-    scores = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores * channels**-0.5, axis=-1).astype(value.dtype)
-    h = jnp.einsum("bqk,bkc->bqc", weights, value)
-    h = self._dense(channels, "out", zero_init)(h)
-    return x + h.reshape(x.shape)
+    init = self.recipe.init
+    tokens = Norm(self.dtype, self.recipe.epsilon, name="norm")(x)
+    tokens = tokens.reshape(batch, height * width, channels)
+    bias = init.bias(channels)
+    names = ("query", "key", "value")
+    query, key, value = (self._dense(channels, n, init.qkv, bias)(tokens) for n in names)
+    h = attend(query, key, value, self.recipe.heads(channels))
+    h = self._dense(channels, "out", init.zero, nn.initializers.zeros)(h)
+    return (x + h.reshape(x.shape)) * self.recipe.skip_scale
 
-  def _dense(self, features: int, name: str, init=kernel_init) -> nn.Dense:
-    return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+  def _dense(self, features: int, name: str, kernel: Initializer, bias: Initializer) -> nn.Dense:
+    return nn.Dense(features, kernel_init=kernel, bias_init=bias, dtype=self.dtype, name=name)

@@ -1,59 +1,77 @@
-"""The U-Net of DDPM.
+"""The U-Net of DDPM, and by its fields those of Improved DDPM, ADM, DDPM++ and NCSN++.
 
-Source: Ho et al. 2020 (arXiv 2006.11239), appendix B. With its defaults and three channels at
-32x32 it has 35,746,307 parameters, as published.
+Sources: Ho et al. 2020 (arXiv 2006.11239), appendix B; Nichol and Dhariwal 2021 (arXiv 2102.09672);
+Dhariwal and Nichol 2021 (arXiv 2105.05233); Song et al. 2021 (arXiv 2011.13456) with the changes of
+Karras et al. 2022 (arXiv 2206.00364), table 7. With its defaults and three channels at 32x32 it has
+35,746,307 parameters, as published for DDPM.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-import jax.numpy as jnp
-from flax import linen as nn
-from jaxtyping import Array, Float, Int
-
-from diffusion_jax.models.layers import (
-  Attention,
-  Conv3,
-  Norm,
-  Remat,
-  ResBlock,
-  Upsample,
-  kernel_init,
-  rematerialized,
-  sinusoidal_embedding,
-  zero_init,
-)
-from diffusion_jax.types import ImageSpec, Key, Params
-
-
-class Network(NamedTuple):
-  """A denoising network as pure functions.
-
-  Attributes:
-    init: key -> params.
-    apply: (params, x [B H W C], time [B], labels [B] or None, dropout_key or None) -> [B H W C].
-      Without a dropout key the network is in evaluation mode.
-  """
-
-  init: Callable[[Key], Params]
-  apply: Callable[..., Float[Array, "B H W C"]]
+from diffusion_jax.models.initializers import INITS
+from diffusion_jax.models.layers import Recipe, Remat
+from diffusion_jax.models.network import Network, as_network
+from diffusion_jax.models.resample import FILTERS
+from diffusion_jax.models.unet_module import UNetModule
+from diffusion_jax.types import ImageSpec
 
 
 @dataclasses.dataclass(frozen=True)
 class UNet:
-  """Config of the U-Net.
+  """Config of the U-Net; the defaults are DDPM's.
+
+  | field | DDPM | iDDPM | ADM | EDM's DDPM++ | EDM's NCSN++ |
+  |---|---|---|---|---|---|
+  | `num_heads`, `channels_per_head` | 1 | 4 | 64 a head | 1 | 1 |
+  | `decoder_attention` | every | every | every | last | last |
+  | `adaptive_scale` | no | yes | yes | no | no |
+  | `skip_scale` | 1 | 1 | 1 | 0.5^0.5 | 0.5^0.5 |
+  | `resampling` | convolution | convolution | block | block | block |
+  | `resample_filter` | | | 1, 1 | 1, 1 | 1, 3, 3, 1 |
+  | `resample_projection` | | | no | yes | yes |
+  | `input_residual` | no | no | no | no | yes |
+  | `embedding` | positional | positional_adm | positional_adm | positional | fourier |
+  | `noise_multiplier` | 1 | 1 | 1 | 1 | 2 |
+  | `label_embedding` | | table | table | one_hot | one_hot |
+  | `init` | ddpm | adm | adm | edm | edm |
+  | `norm_epsilon` | 1e-6 | 1e-5 | 1e-5 | 1e-6 | 1e-6 |
+  | `learned_variance` | no | yes | yes; no in EDM | no | no |
+
+  EDM's nine augmentation labels are not an input yet.
 
   Attributes:
     channels: width at full resolution.
     multipliers: width of each level over `channels`; every level halves the resolution.
     num_blocks: residual blocks a level going down; one more going up.
-    attention_resolutions: pixels a side at which every block is followed by attention. The
-      middle always has it.
+    attention_resolutions: pixels a side at which blocks are followed by attention. The middle
+      always has it.
     dropout: rate inside the residual blocks.
     dtype: compute type; parameters, statistics and softmax stay float32.
     remat: what the backward pass recomputes to save memory: `none`; `block`, all of a block but its
       input; `products`, all but the outputs of convolutions and matrix products.
+    num_heads: heads of every attention layer.
+    channels_per_head: width of a head, in place of `num_heads`; none: `num_heads` counts.
+    decoder_attention: going up, after `every` block of such a resolution or only after its `last`.
+    adaptive_scale: the embedding scales and shifts the second norm's output of a block; false: it
+      is added to that norm's input.
+    skip_scale: factor of the sum of a block's input and output.
+    resampling: between levels a `convolution` (of stride 2; nearest neighbour and one), or a
+      residual `block` that filters.
+    resample_filter: of such a block: (1, 1) or (1, 3, 3, 1).
+    resample_projection: a 1x1 convolution on such a block's shortcut.
+    input_residual: the image, halved and convolved level by level, joins each level going down.
+    embedding: of the noise level: `positional`; `positional_adm`, with the cosines first and a
+      lowest frequency that is a little higher; `fourier`, random frequencies.
+    fourier_scale: standard deviation of those frequencies.
+    noise_multiplier: width of that embedding over `channels`.
+    embedding_multiplier: width of what the blocks get over `channels`.
+    label_embedding: `table`, a vector a class (the null class too) added to what the blocks get;
+      `one_hot`, a linear map of the one-hot class times the root of their number, added to the
+      embedding of the noise level (the null class is zero).
+    init: initial distributions, by recipe.
+    norm_epsilon: of the group normalisation.
+    learned_variance: double the output's channels; the second half are variance logits.
   """
 
   channels: int = 128
@@ -63,6 +81,23 @@ class UNet:
   dropout: float = 0.1
   dtype: Literal["float32", "bfloat16"] = "float32"
   remat: Remat = "none"
+  num_heads: int = 1
+  channels_per_head: int | None = None
+  decoder_attention: Literal["every", "last"] = "every"
+  adaptive_scale: bool = False
+  skip_scale: float = 1.0
+  resampling: Literal["convolution", "block"] = "convolution"
+  resample_filter: tuple[int, ...] = (1, 1)
+  resample_projection: bool = False
+  input_residual: bool = False
+  embedding: Literal["positional", "positional_adm", "fourier"] = "positional"
+  fourier_scale: float = 16.0
+  noise_multiplier: int = 1
+  embedding_multiplier: int = 4
+  label_embedding: Literal["table", "one_hot"] = "table"
+  init: Literal["ddpm", "edm", "adm"] = "ddpm"
+  norm_epsilon: float = 1e-6
+  learned_variance: bool = False
 
   def __post_init__(self):
     if self.channels < 4 or self.channels % 2:
@@ -73,6 +108,23 @@ class UNet:
       )
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+    self._check_recipe()
+
+  def _check_recipe(self) -> None:
+    if self.noise_multiplier < 1 or self.embedding_multiplier < 1:
+      raise ValueError("noise_multiplier and embedding_multiplier must be at least 1")
+    if min(self.skip_scale, self.norm_epsilon, self.fourier_scale) <= 0:
+      raise ValueError("skip_scale, norm_epsilon and fourier_scale must be positive")
+    if self.resample_filter not in FILTERS:
+      allowed = " or ".join(str(taps) for taps in FILTERS)
+      raise ValueError(f"resample_filter={self.resample_filter} must be {allowed}")
+    if self.num_heads < 1 or (self.channels_per_head or 1) < 1:
+      raise ValueError("num_heads and channels_per_head must be at least 1")
+    if self.channels_per_head is not None and self.num_heads != 1:
+      raise ValueError(
+        f"num_heads={self.num_heads} and channels_per_head={self.channels_per_head}: give only one "
+        "of them, --config.model.num_heads=1 or --config.model.channels_per_head=none"
+      )
 
   def create(self, spec: ImageSpec, num_labels: int) -> Network:
     """Builds the pure functions for images of `spec`.
@@ -82,7 +134,7 @@ class UNet:
       num_labels: size of the label embedding (the null class included), 0 for unconditional.
 
     Raises:
-      ValueError: the image's sides cannot be halved once a level.
+      ValueError: the image's sides cannot be halved once a level, or heads do not divide a width.
     """
     factor = 2 ** (len(self.multipliers) - 1)
     if spec.height % factor or spec.width % factor:
@@ -90,100 +142,27 @@ class UNet:
         f"images of {spec.height}x{spec.width} cannot be halved {len(self.multipliers) - 1} times; "
         f"use sides divisible by {factor} or fewer multipliers"
       )
-    module = UNetModule(self, spec.channels, num_labels)
-    return Network(_make_init(module, spec, num_labels), _make_apply(module))
+    self._check_heads(spec)
+    out_channels = spec.channels * (2 if self.learned_variance else 1)
+    return as_network(UNetModule(self, out_channels, num_labels), spec, num_labels)
 
-
-def _make_init(module: nn.Module, spec: ImageSpec, num_labels: int):
-  def init(key: Key) -> Params:
-    labels = jnp.zeros(1, jnp.int32) if num_labels else None
-    return module.init(key, jnp.zeros((1, *spec.shape)), jnp.zeros(1), labels, False)["params"]
-
-  return init
-
-
-def _make_apply(module: nn.Module):
-  def apply(params, x, time, labels, dropout_key=None) -> Any:
-    rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    return module.apply({"params": params}, x, time, labels, dropout_key is not None, rngs=rngs)
-
-  return apply
-
-
-class UNetModule(nn.Module):
-  """The network itself; see `UNet` for its fields."""
-
-  config: UNet
-  out_channels: int
-  num_labels: int
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, "B H W C"],
-    time: Float[Array, "B"],
-    labels: Int[Array, "B"] | None,
-    train: bool,
-  ) -> Float[Array, "B H W C"]:
-    embedding = self._embed(time, labels)
-    h = Conv3(self.config.channels, dtype=self._dtype, name="conv_in")(x)
-    h, skips = self._down(h, embedding, train)
-    h = self._middle(h, embedding, train)
-    h = self._up(h, skips, embedding, train)
-    h = nn.swish(Norm(self._dtype, name="norm_out")(h))
-    return Conv3(self.out_channels, kernel=zero_init, dtype=self._dtype, name="conv_out")(h)
+  def _check_heads(self, spec: ImageSpec) -> None:
+    sides = [spec.height // 2**level for level in range(len(self.multipliers))]
+    here = [side in self.attention_resolutions for side in sides[:-1]] + [True]  # the middle too
+    for multiplier in (m for m, attention in zip(self.multipliers, here, strict=True) if attention):
+      width, unit = self.channels * multiplier, self.channels_per_head or self.num_heads
+      if width % unit:
+        name = "channels_per_head" if self.channels_per_head else "num_heads"
+        raise ValueError(f"{name}={unit} must divide the {width} channels of its attention")
 
   @property
-  def _dtype(self):
-    return jnp.dtype(self.config.dtype)
-
-  def _embed(self, time, labels):
-    width = 4 * self.config.channels
-    h = sinusoidal_embedding(time, self.config.channels)
-    h = nn.swish(nn.Dense(width, kernel_init=kernel_init, name="time1")(h))
-    h = nn.Dense(width, kernel_init=kernel_init, name="time2")(h)
-    if self.num_labels and labels is not None:
-      h = h + nn.Embed(self.num_labels, width, name="label")(labels)
-    return h
-
-  def _block(self, h, embedding, train, width, name):
-    """A residual block, followed by attention at the resolutions that have it."""
-    kind = rematerialized(ResBlock, self.config.remat, (3,))
-    h = kind(width, self.config.dropout, self._dtype, name=name)(h, embedding, train)
-    if h.shape[1] in self.config.attention_resolutions:
-      h = self._attention(name + "_attention")(h)
-    return h
-
-  def _attention(self, name):
-    kind = rematerialized(Attention, self.config.remat)
-    return kind(self._dtype, name=name)
-
-  def _down(self, h, embedding, train):
-    config, skips = self.config, [h]
-    for level, multiplier in enumerate(config.multipliers):
-      for i in range(config.num_blocks):
-        width = config.channels * multiplier
-        h = self._block(h, embedding, train, width, f"down{level}_block{i}")
-        skips.append(h)
-      if level + 1 < len(config.multipliers):
-        h = Conv3(h.shape[-1], stride=2, dtype=self._dtype, name=f"down{level}_half")(h)
-        skips.append(h)
-    return h, skips
-
-  def _middle(self, h, embedding, train):
-    block = rematerialized(ResBlock, self.config.remat, (3,))
-    width, rate = h.shape[-1], self.config.dropout
-    h = block(width, rate, self._dtype, name="middle_block0")(h, embedding, train)
-    h = self._attention("middle_attention")(h)
-    return block(width, rate, self._dtype, name="middle_block1")(h, embedding, train)
-
-  def _up(self, h, skips, embedding, train):
-    config, skips = self.config, list(skips)
-    for level, multiplier in reversed(list(enumerate(config.multipliers))):
-      for i in range(config.num_blocks + 1):
-        h = jnp.concatenate([h, skips.pop()], axis=-1)
-        width = config.channels * multiplier
-        h = self._block(h, embedding, train, width, f"up{level}_block{i}")
-      if level:
-        h = Upsample(self._dtype, name=f"up{level}_double")(h)
-    return h
+  def recipe(self) -> Recipe:
+    """What its blocks have in common."""
+    return Recipe(
+      init=INITS[self.init],
+      epsilon=self.norm_epsilon,
+      adaptive_scale=self.adaptive_scale,
+      skip_scale=self.skip_scale,
+      num_heads=self.num_heads,
+      channels_per_head=self.channels_per_head,
+    )

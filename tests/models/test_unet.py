@@ -9,7 +9,8 @@ import pytest
 
 from diffusion_jax.checksum import named_leaves
 from diffusion_jax.models import UNet
-from diffusion_jax.models.layers import Norm, sinusoidal_embedding
+from diffusion_jax.models.embeddings import cosine_first_embedding, sinusoidal_embedding
+from diffusion_jax.models.layers import Norm
 from diffusion_jax.types import ImageSpec
 
 CIFAR = ImageSpec(32, 32, 3, 256, 10)
@@ -190,6 +191,13 @@ def test_sinusoidal_embedding_is_its_formula():
   angle = t[:, None] * frequency
   exact = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
   np.testing.assert_allclose(sinusoidal_embedding(jnp.asarray(t), 128), exact, atol=1e-4)
+
+
+def test_cosine_first_embedding_is_its_formula():
+  t = np.asarray([0.0, 1.0, 37.0, 999.0])
+  angle = t[:, None] * 10000.0 ** (-np.arange(64) / 64)
+  exact = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+  np.testing.assert_allclose(cosine_first_embedding(jnp.asarray(t), 128), exact, atol=1e-4)
 
 
 def test_sides_that_cannot_be_halved_are_refused():

@@ -1,0 +1,196 @@
+"""The diffusion transformer: patches as tokens, blocks modulated by time and class.
+
+Source: Peebles and Xie 2023 (arXiv 2212.09748).
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.models.embeddings import cosine_first_embedding, position_embedding
+from diffusion_jax.models.initializers import kernel_init
+from diffusion_jax.models.layers import FLOAT32, Dtype, Remat, attend, rematerialized
+from diffusion_jax.models.network import Network, as_network
+from diffusion_jax.types import ImageSpec
+
+TIME_FREQUENCIES = 256
+embed_init = nn.initializers.normal(0.02)
+# Xavier's uniform of query, key and value as one layer, which is what the original initialises.
+qkv_init = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+zeros = nn.initializers.zeros
+
+
+@dataclasses.dataclass(frozen=True)
+class DiT:
+  """Config of the transformer; the defaults are DiT-S/2.
+
+  | | depth | hidden | heads |
+  |---|---|---|---|
+  | S | 12 | 384 | 6 |
+  | B | 12 | 768 | 12 |
+  | L | 24 | 1024 | 16 |
+  | XL | 28 | 1152 | 16 |
+
+  The number after the slash is the patch: XL/2 cuts an image into patches of 2x2 pixels.
+
+  Attributes:
+    depth: blocks.
+    hidden: width of a token.
+    heads: of every attention layer.
+    patch: pixels a side of a patch.
+    mlp_ratio: width of the hidden layer of a block's perceptron over `hidden`.
+    learned_variance: double the output's channels; the second half are variance logits.
+    dtype: compute type of products and residuals; parameters, embeddings, norms, modulation and
+      softmax stay float32.
+    remat: what the backward pass recomputes to save memory: `none`; `block`, all of a block but its
+      input; `products`, all but the outputs of matrix products.
+  """
+
+  depth: int = 12
+  hidden: int = 384
+  heads: int = 6
+  patch: int = 2
+  mlp_ratio: int = 4
+  learned_variance: bool = False
+  dtype: Literal["float32", "bfloat16"] = "float32"
+  remat: Remat = "none"
+
+  def __post_init__(self):
+    if min(self.depth, self.hidden, self.heads, self.patch, self.mlp_ratio) < 1:
+      raise ValueError("depth, hidden, heads, patch and mlp_ratio must be at least 1")
+    if self.hidden % self.heads or self.hidden % 4:
+      raise ValueError(f"hidden={self.hidden} must be divisible by heads={self.heads} and by 4")
+
+  def create(self, spec: ImageSpec, num_labels: int) -> Network:
+    """Builds the pure functions for images of `spec`.
+
+    Args:
+      spec: shape of the images.
+      num_labels: size of the label embedding (the null class included), 0 for unconditional.
+
+    Raises:
+      ValueError: the image cannot be cut into patches.
+    """
+    if spec.height % self.patch or spec.width % self.patch:
+      raise ValueError(
+        f"images of {spec.height}x{spec.width} cannot be cut into patches of {self.patch}x"
+        f"{self.patch}; --config.model.patch must divide both sides"
+      )
+    out_channels = spec.channels * (2 if self.learned_variance else 1)
+    return as_network(DiTModule(self, out_channels, num_labels), spec, num_labels)
+
+
+class DiTModule(nn.Module):
+  """The network itself; see `DiT` for its fields. It has no dropout."""
+
+  config: DiT
+  out_channels: int
+  num_labels: int
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B H W C"],
+    time: Float[Array, "B"],
+    labels: Int[Array, "B"] | None,
+    train: bool,
+  ) -> Float[Array, "B H W D"]:
+    del train
+    config, dtype = self.config, jnp.dtype(self.config.dtype)
+    condition = nn.swish(self._embed(time, labels))
+    grid = (x.shape[1] // config.patch, x.shape[2] // config.patch)
+    h = _dense(config.hidden, dtype, name="patch_in")(_to_patches(x, config.patch))
+    h = (h + position_embedding(*grid, config.hidden)).astype(dtype)
+    kind = rematerialized(Block, config.remat)
+    for i in range(config.depth):
+      h = kind(config.heads, config.mlp_ratio, dtype, name=f"block{i}")(h, condition)
+    shift, scale = _modulation(condition, config.hidden, 2, "modulation_out")
+    h = _modulated(h, shift, scale).astype(dtype)
+    h = _dense(config.patch**2 * self.out_channels, dtype, zeros, "patch_out")(h)
+    return _to_image(h, *grid, config.patch)
+
+  def _embed(self, time: Array, labels: Array | None) -> Float[Array, "B D"]:
+    hidden = self.config.hidden
+    h = cosine_first_embedding(time, TIME_FREQUENCIES)
+    h = nn.swish(_dense(hidden, FLOAT32, embed_init, "time1")(h))
+    h = _dense(hidden, FLOAT32, embed_init, "time2")(h)
+    if self.num_labels and labels is not None:
+      h = h + nn.Embed(self.num_labels, hidden, embedding_init=embed_init, name="label")(labels)
+    return h
+
+
+class Block(nn.Module):
+  """Attention, then a perceptron, each between a shift and scale before it and a gate after it.
+
+  Shifts, scales and gates come from the time and class; they start at zero, and the block with
+  them as the identity (adaLN-Zero).
+  """
+
+  heads: int
+  mlp_ratio: int
+  dtype: Dtype
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B N D"], condition: Float[Array, "B D"]
+  ) -> Float[Array, "B N D"]:
+    width = x.shape[-1]
+    shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(condition, width, 6, "modulation")
+    h = SelfAttention(self.heads, self.dtype, name="attention")(
+      _modulated(x, shift1, scale1).astype(self.dtype)
+    )
+    x = _gated(x, gate1, h)
+    h = _modulated(x, shift2, scale2).astype(self.dtype)
+    h = nn.gelu(_dense(self.mlp_ratio * width, self.dtype, name="mlp_in")(h))
+    h = _dense(width, self.dtype, name="mlp_out")(h)
+    return _gated(x, gate2, h)
+
+
+class SelfAttention(nn.Module):
+  """Multi-head self-attention over tokens, without norm or residual."""
+
+  heads: int
+  dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    width = x.shape[-1]
+    names = ("query", "key", "value")
+    query, key, value = (_dense(width, self.dtype, qkv_init, name)(x) for name in names)
+    return _dense(width, self.dtype, name="out")(attend(query, key, value, self.heads))
+
+
+def _dense(features: int, dtype: Dtype, kernel=kernel_init, name: str = "") -> nn.Dense:
+  return nn.Dense(features, kernel_init=kernel, dtype=dtype, name=name)
+
+
+def _modulation(condition: Array, width: int, parts: int, name: str) -> list[Float[Array, "B 1 D"]]:
+  """`parts` vectors for each example, float32, zero at the start."""
+  vectors = _dense(parts * width, FLOAT32, zeros, name)(condition)
+  return jnp.split(vectors[:, None, :], parts, axis=-1)
+
+
+def _modulated(x: Array, shift: Array, scale: Array) -> Float[Array, "B N D"]:
+  """A layer norm without weights of its own, scaled and shifted, float32."""
+  norm = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=FLOAT32)
+  return norm(x) * (1 + scale) + shift
+
+
+def _gated(x: Array, gate: Array, h: Array) -> Array:
+  return (x + gate * h).astype(x.dtype)
+
+
+def _to_patches(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B N P"]:
+  """Patches row by row, each with its pixels row by row and the channels last."""
+  batch, height, width, channels = x.shape
+  x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+
+
+def _to_image(h: Float[Array, "B N P"], rows: int, columns: int, patch: int):
+  """The inverse of `_to_patches`."""
+  h = h.reshape(h.shape[0], rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
+  return h.reshape(h.shape[0], rows * patch, columns * patch, -1)

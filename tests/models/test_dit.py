@@ -1,0 +1,179 @@
+"""The diffusion transformer is the published one: counts, start, patches, positions."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.checksum import named_leaves
+from diffusion_jax.models import NETWORKS, DiT
+from diffusion_jax.models.embeddings import position_embedding
+from diffusion_jax.types import ImageSpec
+
+LATENTS = ImageSpec(32, 32, 4, None, 1000)
+SPEC = ImageSpec(8, 6, 2, 256, 3)
+TINY = DiT(depth=2, hidden=24, heads=3, patch=2)
+X = jax.random.normal(jax.random.key(5), (3, 8, 6, 2))
+TIME, LABELS = jnp.asarray([1.0, 50.0, 900.0]), jnp.asarray([0, 1, 3])
+
+
+def create(config, num_labels=4):
+  network = config.create(SPEC, num_labels)
+  return network._replace(init=jax.jit(network.init), apply=jax.jit(network.apply))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+  network = create(TINY)
+  return network.apply, network.init(jax.random.key(0))
+
+
+def moved(params):
+  """Weights away from their start at zero, so that every part has an effect."""
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(9), len(leaves))
+  new = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+  return jax.tree.unflatten(tree, new)
+
+
+@pytest.mark.parametrize(
+  ("depth", "hidden", "heads", "exact", "published"),
+  [
+    (12, 384, 6, 32_865_056, 33),
+    (12, 768, 12, 130_315_808, 130),
+    (24, 1024, 16, 457_840_672, 458),
+    (28, 1152, 16, 674_834_720, 675),
+  ],
+  ids=["S", "B", "L", "XL"],
+)
+def test_a_size_has_the_published_number_of_parameters(depth, hidden, heads, exact, published):
+  """Table 1 of the paper, with patches of 2; by hand, a block has 18 d^2 + 15 d."""
+  config = NETWORKS["dit"](depth=depth, hidden=hidden, heads=heads, learned_variance=True)
+  network = config.create(LATENTS, 1001)
+  found = sum(x.size for x in jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0))))
+  assert found == exact
+  assert round(found / 1e6) == published
+
+
+def test_the_default_is_the_small_one():
+  assert DiT() == DiT(depth=12, hidden=384, heads=6, patch=2)
+
+
+def test_it_starts_at_exactly_zero_with_blocks_that_are_the_identity(tiny):
+  apply, params = tiny
+  out = apply(params, X, TIME, LABELS)
+  assert out.shape == X.shape
+  assert (out == 0).all()
+  params = {**params, "patch_out": moved(params["patch_out"])}
+  shallow = create(dataclasses.replace(TINY, depth=1)).apply
+  np.testing.assert_array_equal(apply(params, X, TIME, LABELS), shallow(params, X, TIME, LABELS))
+
+
+def test_initial_weights_have_the_recipes_scale():
+  params = named_leaves(create(dataclasses.replace(TINY, hidden=96)).init(jax.random.key(1)))
+  for name, value in params.items():
+    if not name.endswith("kernel"):
+      assert name == "label/embedding" or not value.any(), name
+      continue
+    fan_in, fan_out = value.shape
+    fan_out *= 3 if any(n in name for n in ("query", "key", "value")) else 1
+    zero = "modulation" in name or name.startswith("patch_out")
+    variance = 2 / (fan_in + fan_out)
+    variance = 0.0 if zero else 0.02**2 if name.startswith("time") else variance
+    assert abs(np.var(value) - variance) <= 5 * np.sqrt(2 / value.size) * variance, name
+  assert np.std(params["label/embedding"]) == pytest.approx(0.02, rel=0.2)
+
+
+def test_patches_go_back_where_they_came_from(tiny):
+  """Before any block acts, the output at a pixel depends on the pixels of its own patch alone."""
+  apply, params = tiny
+  params = {**params, "patch_out": moved(params["patch_out"])}
+  changed = X[:1].at[0, 5, 2, 1].add(1.0)  # in the patch of rows 4, 5 and columns 2, 3
+  both = jnp.concatenate([X[:1], changed])
+  out = apply(params, both, TIME[:1].repeat(2), LABELS[:1].repeat(2))
+  there = np.abs(out[1] - out[0]) > 1e-6
+  assert there[4:6, 2:4].all()
+  there[4:6, 2:4] = False
+  assert not there.any()
+
+
+def test_pixels_of_a_patch_keep_their_order():
+  """Weights that copy: a token is its patch and minus its patch, so that its mean is zero.
+
+  The norm of the last layer divides by the patch's root mean square.
+  """
+  network = create(dataclasses.replace(TINY, hidden=16, heads=2, depth=1), 0)
+  params = network.init(jax.random.key(0))
+  params["patch_in"]["kernel"] = jnp.concatenate([jnp.eye(8), -jnp.eye(8)], axis=1) * 1e4
+  params["patch_out"]["kernel"] = jnp.eye(16, 8)
+  out = np.asarray(network.apply(params, X, TIME, None))
+  patches = np.asarray(X).reshape(3, 4, 2, 3, 2, 2)
+  size = np.sqrt((patches**2).mean((2, 4, 5), keepdims=True))  # 1e4 drowns the positions
+  np.testing.assert_allclose(out, (patches / size).reshape(X.shape), atol=2e-3)
+
+
+def test_time_label_and_place_matter_and_examples_do_not_mix(tiny):
+  apply, params = tiny
+  params = moved(params)
+  out = apply(params, X, TIME, LABELS)
+  once = apply(params, X[1:2], TIME[1:2], LABELS[1:2])
+  np.testing.assert_allclose(once, out[1:2], atol=1e-4)
+  assert np.abs(apply(params, X, TIME + 5, LABELS) - out).max() > 1e-3
+  assert np.abs(apply(params, X, TIME, LABELS * 0 + 2) - out).max() > 1e-3
+  rolled = apply(params, jnp.roll(X, 2, axis=1), TIME, LABELS)
+  assert np.abs(jnp.roll(rolled, -2, axis=1) - out).max() > 1e-3
+  far = apply(params, X.at[:, 0, 0].add(3.0), TIME, LABELS)
+  assert np.abs(far - out)[:, 6:, 4:].max() > 1e-4  # attention reaches the other corner
+
+
+def test_positions_are_their_formula():
+  found = position_embedding(2, 3, 8)
+  frequency = np.array([1.0, 0.01])
+  for row in range(2):
+    for column in range(3):
+      parts = [f(place * frequency) for place in (column, row) for f in (np.sin, np.cos)]
+      np.testing.assert_allclose(found[3 * row + column], np.concatenate(parts), atol=1e-6)
+
+
+def test_learned_variance_doubles_the_channels():
+  network = create(dataclasses.replace(TINY, learned_variance=True))
+  out = network.apply(moved(network.init(jax.random.key(0))), X, TIME, LABELS)
+  assert out.shape == (3, 8, 6, 4)
+  assert (jnp.std(out, axis=(0, 1, 2)) > 0.01).all()
+
+
+@pytest.mark.parametrize("remat", ["block", "products"])
+def test_remat_changes_memory_not_gradients(tiny, remat):
+  params = moved(tiny[1])
+
+  def gradient(config):
+    network = config.create(SPEC, 4)
+    loss = lambda p: jnp.mean(network.apply(p, X, TIME, LABELS) ** 2)  # noqa: E731
+    return jax.jit(jax.grad(loss))(params)
+
+  plain, rematted = gradient(TINY), gradient(dataclasses.replace(TINY, remat=remat))
+  for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rematted), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters(tiny):
+  apply, params = tiny
+  network = create(dataclasses.replace(TINY, dtype="bfloat16"))
+  start = network.init(jax.random.key(0))
+  assert {p.dtype for p in jax.tree.leaves(start)} == {jnp.dtype("float32")}
+  exact = apply(moved(params), X, TIME, LABELS)
+  rough = network.apply(moved(params), X, TIME, LABELS).astype(jnp.float32)
+  assert 1e-5 < np.abs(rough - exact).max() / np.abs(exact).max() < 0.1
+
+
+def test_sides_that_cannot_be_cut_are_refused():
+  with pytest.raises(ValueError, match=r"images of 8x6 .* patches of 4x4"):
+    dataclasses.replace(TINY, patch=4).create(SPEC, 0)
+
+
+@pytest.mark.parametrize("fields", [{"depth": 0}, {"heads": 5}, {"hidden": 6}])
+def test_impossible_networks_are_refused(fields):
+  with pytest.raises(ValueError, match=next(iter(fields))):
+    dataclasses.replace(TINY, **fields)

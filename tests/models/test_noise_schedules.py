@@ -1,0 +1,115 @@
+"""Learned schedules rise whatever their parameters, and start at the ends that they are given."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.checksum import named_leaves
+from diffusion_jax.models import NOISE_SCHEDULES, LearnedLinear, LearnedMonotone
+
+GRID = jnp.linspace(0, 1, 501)
+SCHEDULES = {
+  "learned_linear": LearnedLinear(gamma_min=-13.3, gamma_max=5.0),
+  "learned_monotone": LearnedMonotone(gamma_min=-13.3, gamma_max=5.0),
+}
+
+
+@pytest.fixture(params=SCHEDULES)
+def schedule(request):
+  assert type(SCHEDULES[request.param]) is NOISE_SCHEDULES[request.param]
+  return SCHEDULES[request.param].create()
+
+
+def disturbed(params, seed):
+  """Parameters anywhere: of both signs, far from their start."""
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  new = [p + 3 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+  return jax.tree.unflatten(tree, new)
+
+
+def test_it_starts_at_the_given_ends(schedule):
+  params = schedule.init(jax.random.key(0))
+  ends = schedule.gamma(params, jnp.asarray([0.0, 1.0]))
+  np.testing.assert_allclose(ends, [-13.3, 5.0], rtol=1e-6)
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_it_rises_whatever_its_parameters(schedule, seed):
+  params = disturbed(schedule.init(jax.random.key(0)), seed)
+  rate = jax.vmap(jax.grad(schedule.gamma, argnums=1), (None, 0))(params, GRID)
+  assert (rate > 0).all()
+  steps = np.diff(schedule.gamma(params, GRID))
+  rounding = np.abs(schedule.gamma(params, GRID)).max() * 2e-6
+  assert steps.min() > -rounding
+
+
+def test_it_rises_at_its_start_from_point_to_point(schedule):
+  params = schedule.init(jax.random.key(3))
+  assert (np.diff(schedule.gamma(params, GRID)) > 0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_trained_ends_are_b_and_b_plus_the_size_of_w(schedule, seed):
+  params = disturbed(schedule.init(jax.random.key(0)), seed)
+  params["w"] = -jnp.abs(params["w"])
+  ends = schedule.gamma(params, jnp.asarray([0.0, 1.0]))
+  np.testing.assert_allclose(ends, [params["b"], params["b"] - params["w"]], rtol=1e-5)
+
+
+def test_every_parameter_of_the_shape_is_trained_and_none_of_them_moves_the_ends():
+  schedule = LearnedMonotone(width=16).create()
+  params = schedule.init(jax.random.key(0))
+
+  def gradient(t):
+    return named_leaves(jax.grad(schedule.gamma)(params, jnp.asarray(t)))
+
+  inside, start, end = gradient(0.3), gradient(0.0), gradient(1.0)
+  for name, value in inside.items():
+    assert (value != 0).all(), name
+    if name not in ("b", "w"):
+      np.testing.assert_allclose([start[name], end[name]], 0, atol=1e-5)
+
+
+def test_the_linear_schedule_is_a_line():
+  schedule = SCHEDULES["learned_linear"].create()
+  found = schedule.gamma(schedule.init(jax.random.key(0)), GRID)
+  np.testing.assert_allclose(found, -13.3 + 18.3 * GRID, rtol=1e-5, atol=1e-5)
+
+
+def test_the_network_can_bend():
+  """Trained for a while, it fits a schedule that is far from a line."""
+  schedule = LearnedMonotone(gamma_min=-1.0, gamma_max=1.0, width=64).create()
+  target = 2 * GRID**4 - 1
+
+  def loss(params):
+    return jnp.mean((schedule.gamma(params, GRID) - target) ** 2)
+
+  def step(params, _):
+    slopes = jax.grad(loss)(params)
+    return jax.tree.map(lambda p, g: p - 0.3 * g, params, slopes), None
+
+  params = schedule.init(jax.random.key(0))
+  before = loss(params)
+  params, _ = jax.jit(lambda p: jax.lax.scan(step, p, None, 500))(params)
+  assert loss(params) < 0.2 * before
+
+
+def test_any_shape_of_times(schedule):
+  params = schedule.init(jax.random.key(0))
+  grid = schedule.gamma(params, GRID[:6].reshape(2, 3))
+  assert grid.shape == (2, 3)
+  np.testing.assert_allclose(grid[1, 2], schedule.gamma(params, GRID[5]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", [LearnedLinear, LearnedMonotone])
+def test_ends_in_the_wrong_order_are_refused(schedule):
+  with pytest.raises(ValueError, match=r"gamma_min=5\.0 must be below gamma_max=-13\.3"):
+    schedule(gamma_min=5.0, gamma_max=-13.3)
+
+
+def test_a_schedule_needs_a_width():
+  with pytest.raises(ValueError, match="width=0"):
+    LearnedMonotone(width=0)
