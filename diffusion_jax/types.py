@@ -74,12 +74,12 @@ class Samples(NamedTuple):
   Attributes:
     images: in [-1, 1] up to the model's error; not clipped, not quantised.
     num_evaluations: network evaluations spent on one image, conditional and unconditional
-      counted separately.
+      counted separately; of an adaptive sampler the mean over the images, an array.
     estimates: the x0 estimate of every sampler step in order, if it was asked to keep them.
   """
 
   images: Float[Array, "N H W C"]
-  num_evaluations: int
+  num_evaluations: int | Float[Array, ""]
   estimates: Float[Array, "S N H W C"] | None = None
 
 

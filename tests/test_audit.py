@@ -12,9 +12,11 @@ from diffusion_jax.auditing import audit_processes, linear_vae, oracles
 from diffusion_jax.auditing.likelihoods import audit_likelihoods, ddpm_bound_bits
 from diffusion_jax.auditing.losses import audit_losses
 from diffusion_jax.auditing.rows import Row, as_table
+from diffusion_jax.auditing.samplers import audit_samplers
 from diffusion_jax.likelihood import ProbabilityFlow
 from diffusion_jax.losses import MinSNR
 from diffusion_jax.processes import Continuous, LinearVP
+from diffusion_jax.samplers import DDIM, Heun
 
 
 def test_the_audit_of_processes_and_the_linear_vae_passes_from_the_command_line(call):
@@ -62,7 +64,23 @@ def test_a_wrong_process_fails():
   assert failed == {"time_of(log_snr(t)) = t"}
 
 
-@pytest.mark.parametrize("audited", [audit_losses, audit_likelihoods])
+def test_a_sampler_that_claims_too_much_fails():
+  """DDIM with the order of Heun, and Heun that counts one evaluation a step."""
+
+  class Second(DDIM):
+    order = 2
+
+  class Cheap(Heun):
+    def num_evaluations(self, process):
+      return self.steps
+
+  failed = [row for row in audit_samplers({"second": Second, "cheap": Cheap}) if not row.passed]
+  assert [row.quantity for row in failed] == [
+    "order of the error", "network evaluations", "network evaluations",
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize("audited", [audit_losses, audit_likelihoods, audit_samplers])
 def test_an_entry_that_declares_nothing_fails(audited):
   @dataclasses.dataclass(frozen=True)
   class Silent:

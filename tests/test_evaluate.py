@@ -89,7 +89,8 @@ def test_the_figures_carry_what_repeats_them(evaluated):
   assert metrics["model"]["images_seen"] == 4 * 16
   assert metrics["samples"]["seeds"] == [0, 1]
   assert metrics["samples"]["sampler"] == {
-    "name": "ddim", "steps": 4, "eta": 0.0, "spacing": "trailing", "clip": True
+    "name": "ddim", "steps": 4, "eta": 0.0, "spacing": "auto", "clip": True, "final": "data",
+    "rho": 7.0,
   }  # fmt: skip
   assert metrics["samples"]["num_evaluations"] == 8
   stamp = metrics["references"]["synthetic"]

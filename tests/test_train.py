@@ -77,7 +77,7 @@ def test_the_block_at_the_start_says_what_will_run(finished, call, tmp_path):
   code, out, _ = call(train.main, *flags)
   assert code == 0
   for text in (
-    "devices    8 x cpu, 1 process(es)", "mesh       data 8, fsdp 1, tensor 1",
+    "devices    8 x cpu, 1 process\n", "mesh       data 8, fsdp 1, tensor 1",
     "batch      16 images, 2 a device", "parameters ", "synthetic train, 256 images of 8x8x1",
     "held out   64 images", f"workdir    {tmp_path}", "start      a new run",
     "Compiling...\ncompiled in ", "step       2/2  loss", "images/s  data wait ", "ETA 0s",
@@ -238,7 +238,7 @@ ERRORS = {
   "microbatches": (
     ["--config.training.accumulation_steps=4"], r"8 device\(s\) x 4 microbatches; use .*=32"
   ),
-  "mesh": (["--config.mesh.data=3"], r"mesh data=3, fsdp=1 does not fit 8 device\(s\)"),
+  "mesh": (["--config.mesh.data=3"], r"mesh data=3, fsdp=1, tensor=1 does not fit 8 device\(s\)"),
   "data set": (
     ["--config.data.name=tfds", "--config.data.dataset=cifar11"],
     r"Did you mean 'cifar10_1'.*Ready to use: cifar10",

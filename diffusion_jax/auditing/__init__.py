@@ -5,10 +5,12 @@ from diffusion_jax.auditing.linear_vae import audit_linear_vae
 from diffusion_jax.auditing.losses import audit_losses
 from diffusion_jax.auditing.processes import audit_processes
 from diffusion_jax.auditing.rows import Row, as_table
+from diffusion_jax.auditing.samplers import audit_samplers
 
 AUDITS = {
   "processes": audit_processes,
   "losses": audit_losses,
+  "samplers": audit_samplers,
   "likelihoods": audit_likelihoods,
   "linear_vae": audit_linear_vae,
 }

@@ -24,7 +24,7 @@ from diffusion_jax.extractors import (
 )
 from diffusion_jax.extractors.domain import Recipe, default_path
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
-from diffusion_jax.types import Generative, UserError
+from diffusion_jax.types import Generative, Params, UserError
 
 EXTRACT_BATCH = 64
 NOT_SAMPLING = {"loss", "spectrum", *DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS}
@@ -281,15 +281,23 @@ def _with_references(bench: Bench, extractors: Sequence[Extractor]) -> Bench:
   return bench._replace(instruments=instruments, splits=splits)
 
 
-def num_evaluations(generative: Generative) -> int:
-  """Network evaluations that one image costs."""
+PROBES = 16
+"""Images of which an adaptive sampler's evaluations are counted."""
+
+
+def num_evaluations(generative: Generative, params: Params, seed: int) -> float:
+  """Network evaluations that one image costs; of an adaptive sampler the mean of PROBES images."""
   counted = []
 
-  def probe(key):
-    params, _ = generative.init(key)
-    samples = generative.sample(params, jax.random.split(key, 1), None)
-    counted.append(samples.num_evaluations)
-    return samples.images
+  def draw(params):
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jax.numpy.arange(PROBES))
+    classes = generative.num_classes
+    labels = jax.numpy.arange(PROBES) % classes if classes else None
+    found = generative.sample(params, keys, labels).num_evaluations
+    counted.append(found)
+    return jax.numpy.asarray(found, jax.numpy.float32)
 
-  jax.eval_shape(probe, jax.random.key(0))
-  return int(counted[0])
+  jax.eval_shape(draw, params)
+  if isinstance(counted[0], int):
+    return counted[0]
+  return float(sharding.fetch(jax.jit(draw)(params)))

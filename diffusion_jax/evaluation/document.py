@@ -70,7 +70,7 @@ def _samples(bench: Bench, subject: Subject) -> Summary:
     "seeds": study.seeds(bench),
     "sampler": facts["settings"].get("sampler"),
     "guidance": facts["settings"].get("guidance"),
-    "num_evaluations": benches.num_evaluations(bench.generative),
+    "num_evaluations": benches.num_evaluations(bench.generative, subject.params, bench.seed),
     "labels": facts["labels"],
     "quantisation": QUANTISATION,
     "resolution": list(bench.train.spec.shape),

@@ -315,7 +315,7 @@ def _sweep(bench: Bench, subject: Subject) -> Summary:
     rows.append(
       {
         "overrides": dict(setting.overrides),
-        "num_evaluations": num_evaluations(setting.generative),
+        "num_evaluations": num_evaluations(setting.generative, subject.params, bench.seed),
         "num_samples": bench.num_samples,
         **found,
       }

@@ -75,7 +75,7 @@ class Diffusion:
     self._check(parts, spec)
     process, spectrum = parts["process"].create(), parts["spectrum"]
     estimators = [e for e in (parts[n] for n in DIFFUSION_LIKELIHOODS) if e.serves(process)]
-    parts["sampler"].coefficients(process)
+    parts["sampler"].check(process)
     _check_loss(parts["loss"], process)
     num_labels = spec.num_classes + 1 if self.conditional else 0
     backbone = parts["model"].create(spec, num_labels)
@@ -102,6 +102,11 @@ class Diffusion:
     )
 
   def _check(self, parts: Mapping[str, Any], spec: ImageSpec) -> None:
+    if getattr(parts["model"], "learned_variance", False):
+      raise ValueError(
+        "model.learned_variance=true doubles the network's channels, and no loss here learns "
+        "variances yet; set --config.model.learned_variance=false"
+      )
     if self.conditional and not spec.num_classes:
       raise ValueError(
         "generative.conditional is true but the data set has no labels; "
@@ -201,9 +206,18 @@ def _sample(
 ) -> Samples:
   if wiring.null_label is not None and labels is None:
     labels = jnp.full(keys.shape[0], wiring.null_label)
-  denoise = wiring.guidance.bind(wiring.network, params, labels, wiring.null_label)
-  samples = wiring.sampler(denoise, wiring.process, keys, wiring.spec.shape, keep_estimates)
-  return samples._replace(num_evaluations=samples.num_evaluations * wiring.guidance.num_evaluations)
+  guidance, process = wiring.guidance, wiring.process
+  denoise = guidance.bind(wiring.network, params, labels, wiring.null_label, process)
+  samples = wiring.sampler(denoise, process, keys, wiring.spec.shape, keep_estimates)
+  return samples._replace(num_evaluations=_evaluations(wiring, samples))
+
+
+def _evaluations(wiring: _Wiring, samples: Samples):
+  """Of one image; outside of guidance's interval the network is asked once, not twice."""
+  sampler, guidance = wiring.sampler, wiring.guidance
+  if guidance.everywhere or sampler.num_evaluations(wiring.process) is None:
+    return samples.num_evaluations * guidance.num_evaluations
+  return guidance.count(wiring.process, np.asarray(sampler.scheme(wiring.process).t))
 
 
 def _trajectory(

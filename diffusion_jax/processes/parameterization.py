@@ -99,7 +99,7 @@ class Preconditioned(NamedTuple):
   denoise: Callable[..., Images]
 
 
-def expand(coefficient: Any) -> Coefficient:
+def expand(coefficient: Any) -> Any:
   """Shapes one number an image for arithmetic with images."""
   return coefficient[:, None, None, None]
 

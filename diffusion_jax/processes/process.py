@@ -89,7 +89,7 @@ class Continuous:
 
   def log_snr(self, t: Times) -> Times:
     alpha, sigma = self.coefficients(t)
-    xp = namespace(t)
+    xp = namespace(alpha, sigma)
     with np.errstate(divide="ignore"):
       return 2.0 * (xp.log(alpha) - xp.log(sigma))
 

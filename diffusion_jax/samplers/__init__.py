@@ -1,9 +1,37 @@
-"""Samplers: from noise to images by a denoiser, each one `lax.scan`."""
+"""Samplers: from noise to images by a denoiser; those of fixed steps are one `lax.scan` each."""
 
 from diffusion_jax.samplers.ancestral import Ancestral
 from diffusion_jax.samplers.ddim import DDIM
-from diffusion_jax.samplers.guidance import Guidance
+from diffusion_jax.samplers.dpm_solver import DPMSolverPP2M, DPMSolverPP2MSDE, DPMSolverPP3M
+from diffusion_jax.samplers.euler import Euler
+from diffusion_jax.samplers.guidance import Guidance, Worse
+from diffusion_jax.samplers.heun import Heun
+from diffusion_jax.samplers.probability_flow import ProbabilityFlow
+from diffusion_jax.samplers.unipc import UniPC
 
-SAMPLERS = {"ancestral": Ancestral, "ddim": DDIM}
+SAMPLERS = {
+  "ancestral": Ancestral,
+  "ddim": DDIM,
+  "euler": Euler,
+  "heun": Heun,
+  "dpm_solver_pp_2m": DPMSolverPP2M,
+  "dpm_solver_pp_3m": DPMSolverPP3M,
+  "dpm_solver_pp_2m_sde": DPMSolverPP2MSDE,
+  "unipc": UniPC,
+  "probability_flow": ProbabilityFlow,
+}
 
-__all__ = ["DDIM", "SAMPLERS", "Ancestral", "Guidance"]
+__all__ = [
+  "DDIM",
+  "SAMPLERS",
+  "Ancestral",
+  "DPMSolverPP2M",
+  "DPMSolverPP2MSDE",
+  "DPMSolverPP3M",
+  "Euler",
+  "Guidance",
+  "Heun",
+  "ProbabilityFlow",
+  "UniPC",
+  "Worse",
+]

@@ -1,60 +1,79 @@
-"""Ancestral sampling of DDPM, on all T steps or a respaced grid."""
+"""Ancestral sampling of DDPM, on all T steps or a respaced grid, and on any other process."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
-import numpy as np
-
-from diffusion_jax.processes import DiscreteVP
+from diffusion_jax.processes import Process, namespace
 from diffusion_jax.samplers import linear
-from diffusion_jax.samplers.grids import Spacing, visited_steps
+from diffusion_jax.samplers.grids import Final, Grid, Spacing, make_grid
 from diffusion_jax.types import Keys, Samples
 
 
 @dataclasses.dataclass(frozen=True)
 class Ancestral:
-  """x_s ~ N(posterior mean given the x0 estimate, variance); no noise at the last step.
+  """x_s ~ N(posterior mean given the x0 estimate, variance); no noise at the step to the data.
 
-  With beta = 1 - alpha_bar_t / alpha_bar_s for the next grid point s:
-    fixed_large: variance beta; fixed_small: beta (1 - alpha_bar_s) / (1 - alpha_bar_t).
+  With v = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, the noise added from the next grid point s
+  to t: fixed_large: variance v; fixed_small: v sigma_s^2 / sigma_t^2, the posterior's own.
   Source: Ho et al. 2020 (arXiv 2006.11239), algorithm 2 and section 3.2; respacing after Nichol
-  and Dhariwal 2021 (arXiv 2102.09672), section 4.
+  and Dhariwal 2021 (arXiv 2102.09672), section 4; in alpha and sigma: Kingma et al. 2021 (arXiv
+  2107.00630), appendix A.
 
   Attributes:
     steps: S, network evaluations an image (twice that under guidance).
     variance: which of the two.
-    spacing: which S of the T steps, see `grids.visited_steps`.
+    spacing, rho: where they lie, see `grids.make_grid`.
     clip: clip each x0 estimate to [-1, 1].
+    final: end at the data or at the process's min_time.
   """
 
   steps: int = 1000
   variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
-  spacing: Spacing = "trailing"
+  spacing: Spacing = "auto"
   clip: bool = True
+  final: Final = "data"
+  rho: float = 7.0
 
-  def coefficients(self, process: DiscreteVP) -> linear.LinearSteps:
+  order: ClassVar[int] = 1
+  stochastic: ClassVar[bool] = True
+
+  def grid(self, process: Process) -> Grid:
+    return make_grid(process, self.steps, self.spacing, self.final, self.rho)
+
+  def coefficients(self, process: Process, grid: Grid | None = None) -> linear.LinearSteps:
     """The update's coefficients, float64."""
-    steps = visited_steps(process.num_timesteps, self.steps, self.spacing)
-    now = process.alphas_cumprod[steps]
-    then = process.alphas_cumprod[np.append(steps[1:], 0)]
-    beta = 1.0 - now / then
-    small = beta * (1.0 - then) / (1.0 - now)
-    variance = np.where(then < 1.0, beta if self.variance == "fixed_large" else small, 0.0)
+    grid = self.grid(process) if grid is None else grid
+    (alpha, sigma), (then, sigma_then) = linear.ends(grid)
+    xp, added = namespace(alpha), linear.added_variance(grid)
+    small = added * sigma_then**2 / sigma**2
+    large = xp.where(sigma_then > 0, added, 0.0)
     return linear.LinearSteps(
-      t=steps / process.num_timesteps,
-      x0=np.sqrt(then) * beta / (1.0 - now),
-      xt=np.sqrt(now / then) * (1.0 - then) / (1.0 - now),
-      noise=np.sqrt(variance),
+      t=grid.t[:-1],
+      x0=then * added / sigma**2,
+      xt=alpha / then * sigma_then**2 / sigma**2,
+      noise=xp.sqrt(large if self.variance == "fixed_large" else small),
     )
+
+  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
+    """The coefficients for the scan, on another grid if one is given."""
+    grid = self.grid(process) if grid is None else grid
+    return self.coefficients(process, grid).scheme(self.stochastic, grid.t[-1])
+
+  def num_evaluations(self, process: Process) -> int:
+    return self.steps
+
+  def check(self, process: Process) -> None:
+    """Raises ValueError for steps that the process does not have."""
+    linear.check_finite(self.scheme(process), "ancestral")
 
   def __call__(
     self,
     denoise: linear.Denoise,
-    process: DiscreteVP,
+    process: Process,
     keys: Keys,
     shape: tuple[int, int, int],
     keep_estimates: bool = False,
   ) -> Samples:
     """Draws one image a key; see `linear.run`."""
-    steps = self.coefficients(process)
-    return linear.run(steps, denoise, keys, shape, self.clip, keep_estimates)
+    scheme = self.scheme(process)
+    return linear.run(scheme, denoise, process, keys, shape, self.clip, keep_estimates)

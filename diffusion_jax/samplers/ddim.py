@@ -1,57 +1,83 @@
 """DDIM: deterministic at eta 0, as noisy as the ancestral sampler at eta 1."""
 
 import dataclasses
+from typing import ClassVar
 
-import numpy as np
-
-from diffusion_jax.processes import DiscreteVP
+from diffusion_jax.processes import Process, namespace
 from diffusion_jax.samplers import linear
-from diffusion_jax.samplers.grids import Spacing, visited_steps
+from diffusion_jax.samplers.grids import Final, Grid, Spacing, make_grid
 from diffusion_jax.types import Keys, Samples
 
 
 @dataclasses.dataclass(frozen=True)
 class DDIM:
-  """x_s = sqrt(a_s) x0_hat + sqrt(1 - a_s - std^2) eps_hat + std z, with a = alpha_bar.
+  """x_s = alpha_s x0_hat + sqrt(sigma_s^2 - std^2) eps_hat + std z.
 
-  std = eta sqrt((1 - a_s) / (1 - a_t)) sqrt(1 - a_t / a_s), and eps_hat is what x_t and the
-  (clipped) x0_hat leave. Source: Song et al. 2021 (arXiv 2010.02502), equations 12 and 16.
+  std = eta sigma_s / sigma_t sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2), and eps_hat is what
+  x_t and the (clipped) x0_hat leave. Source: Song et al. 2021 (arXiv 2010.02502), equations 12 and
+  16, there for alpha^2 + sigma^2 = 1.
 
   Attributes:
     steps: S, network evaluations an image (twice that under guidance).
     eta: 0 deterministic, 1 ancestral with the small variance.
-    spacing: which S of the T steps, see `grids.visited_steps`.
+    spacing, rho: where they lie, see `grids.make_grid`.
     clip: clip each x0 estimate to [-1, 1].
+    final: end at the data or at the process's min_time.
   """
 
   steps: int = 50
   eta: float = 0.0
-  spacing: Spacing = "trailing"
+  spacing: Spacing = "auto"
   clip: bool = True
+  final: Final = "data"
+  rho: float = 7.0
+
+  order: ClassVar[int] = 1
 
   def __post_init__(self):
     if not 0 <= self.eta <= 1:
       raise ValueError(f"eta={self.eta} must lie between 0 (deterministic) and 1")
 
-  def coefficients(self, process: DiscreteVP) -> linear.LinearSteps:
+  @property
+  def stochastic(self) -> bool:
+    """Whether it draws noise after the start."""
+    return self.eta > 0
+
+  def grid(self, process: Process) -> Grid:
+    return make_grid(process, self.steps, self.spacing, self.final, self.rho)
+
+  def coefficients(self, process: Process, grid: Grid | None = None) -> linear.LinearSteps:
     """The update's coefficients, float64."""
-    steps = visited_steps(process.num_timesteps, self.steps, self.spacing)
-    now = process.alphas_cumprod[steps]
-    then = process.alphas_cumprod[np.append(steps[1:], 0)]
-    std = self.eta * np.sqrt((1.0 - then) / (1.0 - now) * (1.0 - now / then))
-    eps = np.sqrt(np.maximum(1.0 - then - std**2, 0.0) / (1.0 - now))
-    return linear.LinearSteps(
-      t=steps / process.num_timesteps, x0=np.sqrt(then) - eps * np.sqrt(now), xt=eps, noise=std
-    )
+    grid = self.grid(process) if grid is None else grid
+    (alpha, sigma), (then, sigma_then) = linear.ends(grid)
+    xp = namespace(alpha)
+    if self.eta == 0:
+      std, eps = xp.zeros_like(sigma), sigma_then / sigma
+    else:
+      std = self.eta * sigma_then / sigma * xp.sqrt(linear.added_variance(grid))
+      eps = xp.sqrt(xp.maximum(sigma_then**2 - std**2, 0.0)) / sigma
+    return linear.LinearSteps(t=grid.t[:-1], x0=then - eps * alpha, xt=eps, noise=std)
+
+  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
+    """The coefficients for the scan, on another grid if one is given."""
+    grid = self.grid(process) if grid is None else grid
+    return self.coefficients(process, grid).scheme(self.stochastic, grid.t[-1])
+
+  def num_evaluations(self, process: Process) -> int:
+    return self.steps
+
+  def check(self, process: Process) -> None:
+    """Raises ValueError for steps that the process does not have."""
+    linear.check_finite(self.scheme(process), "ddim")
 
   def __call__(
     self,
     denoise: linear.Denoise,
-    process: DiscreteVP,
+    process: Process,
     keys: Keys,
     shape: tuple[int, int, int],
     keep_estimates: bool = False,
   ) -> Samples:
     """Draws one image a key; see `linear.run`."""
-    steps = self.coefficients(process)
-    return linear.run(steps, denoise, keys, shape, self.clip, keep_estimates)
+    scheme = self.scheme(process)
+    return linear.run(scheme, denoise, process, keys, shape, self.clip, keep_estimates)

@@ -1,11 +1,216 @@
-"""Time grids: which of a process's T steps a sampler of S steps visits. NumPy, on the host."""
+"""Time grids: at which times a sampler of S steps asks the network, and where it ends.
 
-from typing import Literal
+On the host in NumPy float64; in jax.numpy where the process itself answers with JAX arrays, as one
+with a learned schedule does.
+"""
+
+import functools
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int
 
-Spacing = Literal["leading", "trailing", "linspace"]
+from diffusion_jax.processes import Process, namespace
+
+Values = Float[Array | np.ndarray, "..."]
+Spacing = Literal[
+  "auto", "leading", "trailing", "linspace", "uniform", "quadratic", "karras", "log_snr"
+]
+Final = Literal["data", "min_time"]
+
+BY_STEP = ("leading", "trailing", "linspace")
+SMALLEST_RATIO = 1e-3
+"""sigma / alpha at which a path ends or begins where the process itself reaches 0: an eighth of a
+grey level of 256."""
+
+
+class Grid(NamedTuple):
+  """S steps between S + 1 points, from the noisiest.
+
+  Attributes:
+    t: times; the last is not asked for, and 0 stands for the data.
+    alpha, sigma: of each point; 1 and 0 for the data.
+    half_log_snr: log(alpha / sigma), infinite at the data.
+    to_data: whether the last point is the data.
+  """
+
+  t: Values
+  alpha: Values
+  sigma: Values
+  half_log_snr: Values
+  to_data: bool
+
+  @property
+  def num_steps(self) -> int:
+    """S."""
+    return len(self.t) - 1
+
+  @property
+  def from_noise(self) -> bool:
+    """Whether alpha is 0 at the first point, as far as the host knows."""
+    return namespace(self.alpha) is np and float(self.alpha[0]) == 0.0
+
+  @property
+  def to_noise(self) -> bool:
+    """The same of the last point, where a path backwards may end."""
+    return namespace(self.alpha) is np and float(self.alpha[-1]) == 0.0
+
+
+def make_grid(
+  process: Process, num_steps: int, spacing: Spacing, final: Final, rho: float = 7.0
+) -> Grid:
+  """The grid of a sampler.
+
+  Of a process with T steps, leading, trailing and linspace are those of `visited_steps`. The
+  others, on any process, have these even steps from t = 1 to the process's min_time:
+    uniform: in t. quadratic: in the square root of t.
+    karras: in (sigma / alpha)^(1 / rho), Karras et al. 2022 (arXiv 2206.00364), equation 5.
+    log_snr: in log(alpha^2 / sigma^2), Lu et al. 2022 (arXiv 2206.00927), section 3.3.
+  auto is trailing for a process with steps; karras where alpha is always 1; uniform where alpha
+  ends at 0, as on flow's straight paths; and log_snr for all other continuous ones: even times
+  leave them a last step so long in the log-SNR that multistep samplers extrapolate into nonsense
+  (benchmarks/sampler_orders.py), though they serve ddim and euler somewhat better.
+
+  Args:
+    process: of any kind.
+    num_steps: S, at least 1.
+    spacing: see above.
+    final: "data": the last step goes from min_time to alpha 1, sigma 0; where min_time itself has
+      no noise it is that end. "min_time": the last of the S steps ends there.
+    rho: exponent of karras.
+
+  Raises:
+    ValueError: a grid that the process does not have.
+  """
+  if spacing == "auto":
+    spacing = suitable_spacing(process)
+  _check(process, num_steps, spacing)
+  last = process.alpha_sigma(np.asarray([process.min_time]))[1]
+  noiseless = namespace(last) is np and float(last[0]) == 0.0
+  adds_data = final == "data" and not noiseless
+  times = functools.partial(_times, process, spacing, adds_data, rho)
+  t = times(num_steps)
+  if process.num_timesteps is not None and not _falls(t):
+    works = next((s for s in range(num_steps - 1, 0, -1) if _falls(times(s))), 1)
+    raise ValueError(
+      f"sampler.steps={num_steps} with spacing={spacing} puts two of them on one of the process's "
+      f"{process.num_timesteps} steps; the most below that works is --config.sampler.steps={works}"
+    )
+  return points(process, t, to_data=adds_data or noiseless)
+
+
+def points(process: Process, t: Values, to_data: bool) -> Grid:
+  """The grid of given falling times, of which the last counts as the data if it has no noise.
+
+  Args:
+    process: of any kind.
+    t: times from the noisiest; S of them if the data is still to be added, else S + 1.
+    to_data: whether the path ends at the data.
+  """
+  alpha, sigma = process.alpha_sigma(t)
+  xp = namespace(alpha, sigma)
+  with np.errstate(divide="ignore", over="ignore"):
+    half = 0.5 * process.log_snr(t)
+  if xp is np and to_data and sigma[-1] == 0:
+    t, alpha, sigma, half = t[:-1], alpha[:-1], sigma[:-1], half[:-1]
+  if not to_data:
+    return Grid(t, alpha, sigma, half, False)
+  return Grid(_with(t, 0.0), _with(alpha, 1.0), _with(sigma, 0.0), _with(half, np.inf), True)
+
+
+def _with(values: Values, end: float) -> Values:
+  return namespace(values).append(values, np.asarray([end], values.dtype))
+
+
+def suitable_spacing(process: Process) -> Spacing:
+  """What "auto" stands for; a learned schedule counts as variance-preserving."""
+  if process.num_timesteps is not None:
+    return "trailing"
+  alpha, _ = process.alpha_sigma(np.asarray([1.0]))
+  if namespace(alpha) is not np:
+    return "log_snr"
+  if alpha[0] == 1.0:
+    return "karras"
+  return "uniform" if alpha[0] == 0.0 else "log_snr"
+
+
+def backwards(process: Process, grid: Grid) -> Grid:
+  """The same points from the least noisy up; in the data's place `last_time`, if none is there."""
+  t = grid.t[:-1] if grid.to_data else grid.t
+  low = last_time(process)
+  if grid.to_data and namespace(t) is np and low < t[-1]:
+    t = np.append(t, low)
+  return points(process, t[::-1], to_data=False)
+
+
+def last_time(process: Process) -> Any:
+  """min_time, or the time at which sigma / alpha is SMALLEST_RATIO where that has no noise."""
+  _, sigma = process.alpha_sigma(np.asarray([process.min_time]))
+  if namespace(sigma) is np and sigma[0] == 0:
+    return process.time_of(np.asarray([-2.0 * np.log(SMALLEST_RATIO)]))[0]
+  return process.min_time
+
+
+def _check(process: Process, num_steps: int, spacing: Spacing) -> None:
+  num = process.num_timesteps
+  if num is not None and not 1 <= num_steps <= num:
+    raise ValueError(
+      f"sampler.steps={num_steps} must lie between 1 and the process's {num}; e.g. "
+      f"--config.sampler.steps={num}"
+    )
+  if num_steps < 1:
+    raise ValueError(f"sampler.steps={num_steps} must be at least 1; set --config.sampler.steps=50")
+  if num is None and spacing in BY_STEP:
+    raise ValueError(
+      f"sampler.spacing={spacing} numbers the steps of a process that has none; set "
+      "--config.sampler.spacing=auto, or uniform, quadratic, karras or log_snr"
+    )
+
+
+def _times(
+  process: Process, spacing: Spacing, adds_data: bool, rho: float, num_steps: int
+) -> Values:
+  """Falling times of the points that the process itself has; a single one is 1."""
+  num, num_points = process.num_timesteps, num_steps + (not adds_data)
+  if num is None:
+    return _even(process, spacing, rho, num_points)
+  if spacing == "trailing" and not adds_data:
+    return np.append(visited_steps(num, num_steps, spacing), 1) / num
+  if spacing in BY_STEP:
+    return visited_steps(num, num_points, spacing) / num
+  return np.round(_even(process, spacing, rho, num_points) * num) / num
+
+
+def _falls(t: Values) -> bool:
+  return bool((np.diff(t) < 0).all())
+
+
+def _even(process: Process, spacing: Spacing, rho: float, num_points: int) -> Values:
+  low = process.min_time
+  if spacing == "uniform":
+    return np.linspace(1.0, low, num_points)
+  if spacing == "quadratic":
+    return np.linspace(1.0, np.sqrt(low), num_points) ** 2
+  return _even_in_noise(process, spacing, rho, num_points)
+
+
+def _even_in_noise(process: Process, spacing: Spacing, rho: float, num_points: int) -> Values:
+  """Even in a function of the log-SNR; the ends are exactly 1 and min_time."""
+  ends = process.log_snr(np.asarray([1.0, process.min_time]))
+  xp = namespace(ends)
+  if xp is np and not np.isfinite(ends if spacing == "log_snr" else ends[0]).all():
+    raise ValueError(
+      f"sampler.spacing={spacing} needs a finite log-SNR at both ends, not {ends[0]} and {ends[1]};"
+      " set --config.sampler.spacing=uniform"
+    )
+  if spacing == "log_snr":
+    inner = xp.linspace(ends[0], ends[1], num_points)[1:-1]
+  else:
+    root = xp.exp(-0.5 * ends / rho)
+    inner = -2.0 * rho * xp.log(xp.linspace(root[0], root[1], num_points)[1:-1])
+  times = process.time_of(inner)
+  one, low = (xp.asarray([end], times.dtype) for end in (1.0, process.min_time))
+  return xp.concatenate([one, times, low])[:num_points]
 
 
 def visited_steps(num_timesteps: int, num_steps: int, spacing: Spacing) -> Int[np.ndarray, "S"]:

@@ -16,7 +16,9 @@ from diffusion_jax.generative.diffusion import _training_labels, _Wiring
 from diffusion_jax.likelihood import (
   DIFFUSION_LIKELIHOODS,
   VAE_LIKELIHOODS,
+  ContinuousBound,
   ImportanceWeighted,
+  ProbabilityFlow,
   Spectrum,
   VariationalBound,
 )

@@ -1,0 +1,225 @@
+"""DPM-Solver++: multistep solvers in the log-SNR for the x0 estimate, as ODE and as SDE.
+
+With l = log(alpha / sigma) and h its growth over a step from (alpha, sigma) to (alpha', sigma'),
+the ODE's exact solution is
+  x' = sigma' / sigma x + alpha' times the integral of e^(tau - h) D(l + tau) over tau in [0, h],
+and the SDE's (Lu et al. 2022, equations 13 and 16)
+  x' = sigma' / sigma e^(-h) x + 2 alpha' times that of e^(2 (tau - h)) D
+    + sigma' sqrt(1 - e^(-2h)) z.
+A solver puts a polynomial through the last x0 estimates in D's place. The step to the data has
+order 1: there D itself is the solution. Source: Lu et al. 2022 (arXiv 2211.01095).
+"""
+
+import dataclasses
+from typing import ClassVar
+
+from diffusion_jax.processes import Process, namespace
+from diffusion_jax.samplers import linear, multistep
+from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, make_grid
+from diffusion_jax.types import Keys, Samples
+
+
+def _spans(grid: Grid) -> Values:
+  return grid.half_log_snr[1:] - grid.half_log_snr[:-1]
+
+
+def _columns(*values: Values) -> Values:
+  return namespace(*values).stack(values, axis=-1)
+
+
+def _midpoint(grid: Grid, steps: slice, total: Values) -> Values:
+  """Order 2: the line through two estimates, taken at half the step."""
+  h = _spans(grid)
+  half = 0.5 * h[steps] / multistep.earlier(h, steps, 1)
+  return _columns(total * (1.0 + half), -total * half)
+
+
+def _parabola(grid: Grid, steps: slice, curvature: float) -> Values:
+  """Order 3: exact integrals of the parabola through three estimates.
+
+  With h the step, a and b the two before it, the parabola is D0 + slope tau + bend tau^2.
+  """
+  xp, spans, alpha = namespace(grid.alpha), _spans(grid), grid.alpha[1:][steps]
+  h, a, b = (multistep.earlier(spans, steps, back) for back in range(3))
+  of_line = h + xp.expm1(-h)
+  of_square = curvature * (h**2 - 2.0 * of_line)
+  bend = [1 / a, -1 / a - 1 / b, 1 / b]
+  bend = [value / (a + b) for value in bend]
+  slope = [1 / a + a * bend[0], -1 / a + a * bend[1], a * bend[2]]
+  parts = [alpha * (of_line * s + of_square * c) for s, c in zip(slope, bend, strict=True)]
+  return _columns(multistep.first_order(grid, steps) + parts[0], *parts[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class DPMSolverPP2M:
+  """DPM-Solver++(2M): two estimates, order 2, one evaluation a step (algorithm 2, midpoint form).
+
+  Attributes:
+    steps: S, network evaluations an image (twice that under guidance).
+    spacing, rho: where they lie, see `grids.make_grid`.
+    final: end at the data or at the process's min_time.
+    clip: clip each x0 estimate to [-1, 1].
+  """
+
+  steps: int = 20
+  spacing: Spacing = "auto"
+  final: Final = "data"
+  rho: float = 7.0
+  clip: bool = False
+
+  order: ClassVar[int] = 2
+  stochastic: ClassVar[bool] = False
+
+  def grid(self, process: Process) -> Grid:
+    return make_grid(process, self.steps, self.spacing, self.final, self.rho)
+
+  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
+    """The update's coefficients, on another grid if one is given."""
+    grid = self.grid(process) if grid is None else grid
+
+    def weights(order, steps):
+      one = multistep.first_order(grid, steps)
+      return _columns(one) if order == 1 else _midpoint(grid, steps, one)
+
+    x0 = multistep.table(multistep.orders(grid, 2), 2, weights)
+    state = linear.Weights(x0, grid.sigma[1:] / grid.sigma[:-1])
+    return linear.Scheme(grid.t[:-1], state, end=grid.t[-1])
+
+  def num_evaluations(self, process: Process) -> int:
+    return self.steps
+
+  def check(self, process: Process) -> None:
+    """Raises ValueError for steps or a process that it cannot serve."""
+    multistep.check_order("dpm_solver_pp_2m", self.order, self.steps)
+    linear.check_finite(self.scheme(process), "dpm_solver_pp_2m")
+
+  def __call__(
+    self,
+    denoise: linear.Denoise,
+    process: Process,
+    keys: Keys,
+    shape: tuple[int, int, int],
+    keep_estimates: bool = False,
+  ) -> Samples:
+    """Draws one image a key; see `linear.run`."""
+    scheme = self.scheme(process)
+    return linear.run(scheme, denoise, process, keys, shape, self.clip, keep_estimates)
+
+
+@dataclasses.dataclass(frozen=True)
+class DPMSolverPP3M:
+  """DPM-Solver++(3M): three estimates, order 3, one evaluation a step.
+
+  Attributes:
+    steps, spacing, final, rho, clip: as of DPMSolverPP2M.
+    published_weights: those of the authors' program, whose quadratic term has half its weight in
+      the exact integral and whose order is therefore 2.
+  """
+
+  steps: int = 20
+  spacing: Spacing = "auto"
+  final: Final = "data"
+  rho: float = 7.0
+  clip: bool = False
+  published_weights: bool = False
+
+  stochastic: ClassVar[bool] = False
+
+  @property
+  def order(self) -> int:
+    """3, or 2 with the published weights."""
+    return 2 if self.published_weights else 3
+
+  def grid(self, process: Process) -> Grid:
+    return make_grid(process, self.steps, self.spacing, self.final, self.rho)
+
+  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
+    """The update's coefficients, on another grid if one is given."""
+    grid = self.grid(process) if grid is None else grid
+    curvature = 0.5 if self.published_weights else 1.0
+
+    def weights(order, steps):
+      if order == 3:
+        return _parabola(grid, steps, curvature)
+      one = multistep.first_order(grid, steps)
+      return _columns(one) if order == 1 else _midpoint(grid, steps, one)
+
+    x0 = multistep.table(multistep.orders(grid, 3), 3, weights)
+    state = linear.Weights(x0, grid.sigma[1:] / grid.sigma[:-1])
+    return linear.Scheme(grid.t[:-1], state, end=grid.t[-1])
+
+  def num_evaluations(self, process: Process) -> int:
+    return self.steps
+
+  def check(self, process: Process) -> None:
+    """Raises ValueError for steps or a process that it cannot serve."""
+    multistep.check_order("dpm_solver_pp_3m", 3, self.steps)
+    linear.check_finite(self.scheme(process), "dpm_solver_pp_3m")
+
+  def __call__(
+    self,
+    denoise: linear.Denoise,
+    process: Process,
+    keys: Keys,
+    shape: tuple[int, int, int],
+    keep_estimates: bool = False,
+  ) -> Samples:
+    """Draws one image a key; see `linear.run`."""
+    scheme = self.scheme(process)
+    return linear.run(scheme, denoise, process, keys, shape, self.clip, keep_estimates)
+
+
+@dataclasses.dataclass(frozen=True)
+class DPMSolverPP2MSDE:
+  """SDE-DPM-Solver++(2M): as the ancestral sampler in its noise, with two estimates.
+
+  Attributes:
+    steps, spacing, final, rho, clip: as of DPMSolverPP2M.
+  """
+
+  steps: int = 20
+  spacing: Spacing = "auto"
+  final: Final = "data"
+  rho: float = 7.0
+  clip: bool = False
+
+  order: ClassVar[int] = 2
+  stochastic: ClassVar[bool] = True
+
+  def grid(self, process: Process) -> Grid:
+    return make_grid(process, self.steps, self.spacing, self.final, self.rho)
+
+  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
+    """The update's coefficients, on another grid if one is given."""
+    grid = self.grid(process) if grid is None else grid
+    xp, h, sigma = namespace(grid.alpha), _spans(grid), grid.sigma[1:]
+    fresh = -xp.expm1(-2.0 * h)
+
+    def weights(order, steps):
+      total = (grid.alpha[1:] * fresh)[steps]
+      return _columns(total) if order == 1 else _midpoint(grid, steps, total)
+
+    x0 = multistep.table(multistep.orders(grid, 2), 2, weights)
+    xt = sigma / grid.sigma[:-1] * xp.exp(-h)
+    state = linear.Weights(x0, xt, None, sigma * xp.sqrt(fresh))
+    return linear.Scheme(grid.t[:-1], state, end=grid.t[-1])
+
+  def num_evaluations(self, process: Process) -> int:
+    return self.steps
+
+  def check(self, process: Process) -> None:
+    """Raises ValueError for steps or a process that it cannot serve."""
+    multistep.check_order("dpm_solver_pp_2m_sde", self.order, self.steps)
+    linear.check_finite(self.scheme(process), "dpm_solver_pp_2m_sde")
+
+  def __call__(
+    self,
+    denoise: linear.Denoise,
+    process: Process,
+    keys: Keys,
+    shape: tuple[int, int, int],
+    keep_estimates: bool = False,
+  ) -> Samples:
+    """Draws one image a key; see `linear.run`."""
+    scheme = self.scheme(process)
+    return linear.run(scheme, denoise, process, keys, shape, self.clip, keep_estimates)

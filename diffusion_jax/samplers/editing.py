@@ -1,0 +1,134 @@
+"""What deterministic samplers can do with given images: encode, interpolate, fill in."""
+
+from typing import Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from diffusion_jax import randomness
+from diffusion_jax.processes import Process
+from diffusion_jax.samplers import linear
+from diffusion_jax.samplers.grids import Grid, backwards
+from diffusion_jax.types import Keys, Samples
+
+Images = Float[Array, "N H W C"]
+
+
+@runtime_checkable
+class FixedStep(Protocol):
+  """A sampler that is one scan."""
+
+  @property
+  def stochastic(self) -> bool: ...
+
+  @property
+  def clip(self) -> bool: ...
+
+  def grid(self, process: Process) -> Grid: ...
+
+  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme: ...
+
+
+def encode(denoise: linear.Denoise, process: Process, x0: Images, sampler: FixedStep) -> Images:
+  """The noise x_1 that the sampler turns into these images: its own steps, run backwards.
+
+  The path begins at alpha x0 where the grid's noise is least, and solves the same ODE, so that
+  `decode` returns the images up to the error of the solver. With DDIM it is DDIM inversion: Song et
+  al. 2021 (arXiv 2010.02502), section 4.3. Estimates are not clipped.
+
+  Args:
+    denoise: (xt, t) -> x0 estimate.
+    process: of the denoiser.
+    x0: images in [-1, 1].
+    sampler: a deterministic one of fixed steps.
+
+  Raises:
+    ValueError: a sampler that draws noise.
+  """
+  _check_deterministic(sampler)
+  grid = backwards(process, sampler.grid(process))
+  x = jnp.asarray(grid.alpha[0], x0.dtype) * x0
+  return linear.integrate(sampler.scheme(process, grid), denoise, x).images
+
+
+def decode(denoise: linear.Denoise, process: Process, x1: Images, sampler: FixedStep) -> Images:
+  """The images that the deterministic sampler makes of the noise x_1.
+
+  Raises:
+    ValueError: a sampler that draws noise.
+  """
+  _check_deterministic(sampler)
+  return linear.integrate(sampler.scheme(process), denoise, x1, clip=sampler.clip).images
+
+
+def interpolate(first: Images, second: Images, share: Float[Array | np.ndarray, "K"]) -> Array:
+  """Spherical interpolation of noise, each pair of images along its own great circle.
+
+  sin((1 - w) angle) / sin(angle) first + sin(w angle) / sin(angle) second; a straight line where
+  the two are parallel. Source: Shoemake 1985 (doi 10.1145/325334.325242); for diffusion models
+  Song et al. 2021 (arXiv 2010.02502), appendix D.5.
+
+  Args:
+    first, second: [N H W C], from x_1 or `encode`.
+    share: w of each of the K places on the way, 0 = first, 1 = second.
+
+  Returns:
+    [K N H W C].
+  """
+  norms = [jnp.sqrt(jnp.square(x).sum((1, 2, 3), keepdims=True)) for x in (first, second)]
+  cosine = (first * second).sum((1, 2, 3), keepdims=True) / (norms[0] * norms[1])
+  angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
+  w = jnp.asarray(share, first.dtype)[:, None, None, None, None]
+  parallel = jnp.sin(angle) < 1e-4
+  sine = jnp.where(parallel, 1.0, jnp.sin(angle))
+  a = jnp.where(parallel, 1.0 - w, jnp.sin((1.0 - w) * angle) / sine)
+  b = jnp.where(parallel, w, jnp.sin(w * angle) / sine)
+  return a * first + b * second
+
+
+def inpaint(
+  denoise: linear.Denoise,
+  process: Process,
+  keys: Keys,
+  known: Images,
+  is_known: Bool[Array, "N H W C"],
+  sampler: FixedStep,
+) -> Samples:
+  """Draws images whose known pixels are given, by replacing them at every noise level.
+
+  After each step the known pixels become alpha_t x_0 + sigma_t z with fresh z. It asks nothing of
+  the model but is not the exact conditional distribution: what the unknown pixels learn of the
+  known ones comes from the denoiser alone. Source: Song et al. 2021 (arXiv 2011.13456), appendix
+  I.2; it is RePaint (Lugmayr et al. 2022, arXiv 2201.09865) without its resampling.
+
+  Args:
+    denoise: (xt, t) -> x0 estimate.
+    process: of the denoiser.
+    keys: one an image.
+    known: images in [-1, 1]; any values where not known.
+    is_known: which pixels are given.
+    sampler: any one of fixed steps.
+  """
+  scheme = sampler.scheme(process)
+  times = jnp.append(jnp.asarray(scheme.t, known.dtype), jnp.asarray(scheme.end, known.dtype))
+  alpha, sigma = process.alpha_sigma(times)
+  if sampler.grid(process).to_data:
+    alpha, sigma = alpha.at[-1].set(1.0), sigma.at[-1].set(0.0)
+  noise_keys = randomness.fold_in(keys, scheme.num_rows + 2)  # beyond those of the sampler
+
+  def replace(x, number):
+    z = randomness.normal(randomness.fold_in(noise_keys, number), known.shape[1:])
+    there = alpha[number] * known + sigma[number] * z.astype(known.dtype)
+    return jnp.where(is_known, there, x)
+
+  x = linear.start(process, keys, known.shape[1:]).astype(known.dtype)
+  return linear.integrate(scheme, denoise, x, keys, sampler.clip, replace=replace)
+
+
+def _check_deterministic(sampler: FixedStep) -> None:
+  if sampler.stochastic:
+    raise ValueError(
+      f"{sampler} draws noise, so that images have no one encoding; use --config.sampler.name=ddim "
+      "with --config.sampler.eta=0, or heun or unipc"
+    )

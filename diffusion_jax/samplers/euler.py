@@ -1,0 +1,143 @@
+"""Euler's method on the probability-flow ODE of EDM, with its churn."""
+
+import dataclasses
+import math
+from typing import ClassVar, NamedTuple
+
+from diffusion_jax.processes import Process, namespace
+from diffusion_jax.samplers import linear
+from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, make_grid
+from diffusion_jax.types import Keys, Samples
+
+
+class Lifted(NamedTuple):
+  """Where each step asks the network: its point, lifted to more noise by churn.
+
+  Attributes:
+    t, alpha, sigma: of the lifted points, [S].
+    scale, noise: lifted x = scale * x + noise * z, [S].
+    churned: whether any may be lifted.
+  """
+
+  t: Values
+  alpha: Values
+  sigma: Values
+  scale: Values
+  noise: Values
+  churned: bool
+
+
+def lifted(
+  process: Process, grid: Grid, churn: float, s_min: float, s_max: float | None, s_noise: float
+) -> Lifted:
+  """The points of the steps, lifted from s = sigma / alpha to (1 + gamma) s.
+
+  gamma = min(churn / S, sqrt(2) - 1) where s lies in [s_min, s_max] (None: no end), and 0
+  elsewhere and at alpha = 0. The lift goes to a time of the process: of one with steps the nearest,
+  as EDM's own program rounds to the levels of such networks. At the start it may lie beyond t = 1.
+  Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 2, lines 4 to 6.
+  """
+  (alpha, sigma), _ = linear.ends(grid)
+  xp = namespace(alpha)
+  if churn == 0:
+    return Lifted(grid.t[:-1], alpha, sigma, xp.ones_like(alpha), xp.zeros_like(alpha), False)
+  noisy = alpha > 0
+  ratio = xp.where(noisy, sigma / xp.where(noisy, alpha, 1.0), 0.0)
+  gamma = min(churn / grid.num_steps, math.sqrt(2.0) - 1.0)
+  highest = math.inf if s_max is None else s_max
+  inside = noisy & (ratio >= s_min) & (ratio <= highest)
+  safe = xp.where(inside, ratio, 1.0)
+  t = xp.where(inside, process.time_of(-2.0 * xp.log((1.0 + gamma) * safe)), grid.t[:-1])
+  alpha_up, sigma_up = process.alpha_sigma(t)
+  alpha_up, sigma_up = xp.where(inside, alpha_up, alpha), xp.where(inside, sigma_up, sigma)
+  variance = xp.where(inside, (sigma_up / xp.where(inside, alpha_up, 1.0)) ** 2 - ratio**2, 0.0)
+  noise = s_noise * alpha_up * xp.sqrt(xp.maximum(variance, 0.0))
+  scale = xp.where(noisy, alpha_up / xp.where(noisy, alpha, 1.0), 1.0)
+  return Lifted(t, alpha_up, sigma_up, scale, noise, True)
+
+
+def check_churn(s_churn: float, s_min: float, s_max: float | None, s_noise: float) -> None:
+  """Raises ValueError for churn that means nothing."""
+  if s_churn < 0 or s_noise <= 0 or not 0 <= s_min <= (s_min if s_max is None else s_max):
+    raise ValueError(
+      f"s_churn={s_churn}, s_min={s_min}, s_max={s_max}, s_noise={s_noise}: s_churn must be at "
+      "least 0, s_noise positive and s_min between 0 and s_max; s_churn=0 is off"
+    )
+
+
+def ahead(values: Values, last: float) -> Values:
+  """Those of the next step at each step: what its state is lifted by at once."""
+  return namespace(values).append(values[1:], last)
+
+
+@dataclasses.dataclass(frozen=True)
+class Euler:
+  """x' = alpha' x0_hat + sigma' eps_hat, from a point lifted by churn; without churn it is DDIM.
+
+  It is Euler's step in any coordinate of the form x / (alpha + k sigma), so that on straight paths
+  it is also the one of flow matching. Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 2
+  without its correction.
+
+  Attributes:
+    steps: S, network evaluations an image (twice that under guidance).
+    s_churn, s_min, s_max, s_noise: see `lifted`; the noise added is s_noise times what the lift
+      needs. s_churn 0 is deterministic.
+    spacing, rho: where they lie, see `grids.make_grid`.
+    final: end at the data or at the process's min_time.
+    clip: clip each x0 estimate to [-1, 1].
+  """
+
+  steps: int = 50
+  s_churn: float = 0.0
+  s_min: float = 0.0
+  s_max: float | None = None
+  s_noise: float = 1.0
+  spacing: Spacing = "auto"
+  final: Final = "data"
+  rho: float = 7.0
+  clip: bool = False
+
+  order: ClassVar[int] = 1
+
+  def __post_init__(self):
+    check_churn(self.s_churn, self.s_min, self.s_max, self.s_noise)
+
+  @property
+  def stochastic(self) -> bool:
+    """Whether it draws noise after the start."""
+    return self.s_churn > 0
+
+  def grid(self, process: Process) -> Grid:
+    return make_grid(process, self.steps, self.spacing, self.final, self.rho)
+
+  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
+    """The update's coefficients, on another grid if one is given."""
+    grid = self.grid(process) if grid is None else grid
+    at = lifted(process, grid, self.s_churn, self.s_min, self.s_max, self.s_noise)
+    _, (alpha, sigma) = linear.ends(grid)
+    decay = sigma / at.sigma
+    x0 = alpha - decay * at.alpha
+    if not at.churned:
+      return linear.Scheme(at.t, linear.Weights(x0[:, None], decay), end=grid.t[-1])
+    scale, noise = ahead(at.scale, 1.0), ahead(at.noise, 0.0)
+    state = linear.Weights((scale * x0)[:, None], scale * decay, None, noise)
+    return linear.Scheme(at.t, state, None, (at.scale[0], at.noise[0]), grid.t[-1])
+
+  def num_evaluations(self, process: Process) -> int:
+    return self.steps
+
+  def check(self, process: Process) -> None:
+    """Raises ValueError for steps or a process that it cannot serve."""
+    linear.check_finite(self.scheme(process), "euler")
+
+  def __call__(
+    self,
+    denoise: linear.Denoise,
+    process: Process,
+    keys: Keys,
+    shape: tuple[int, int, int],
+    keep_estimates: bool = False,
+  ) -> Samples:
+    """Draws one image a key; see `linear.run`."""
+    scheme = self.scheme(process)
+    return linear.run(scheme, denoise, process, keys, shape, self.clip, keep_estimates)

@@ -1,0 +1,137 @@
+"""Heun's method on the probability-flow ODE, with EDM's churn: two evaluations a step, order 2."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax
+
+from diffusion_jax.processes import Process, namespace
+from diffusion_jax.samplers import linear
+from diffusion_jax.samplers.euler import Lifted, ahead, check_churn, lifted
+from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, make_grid
+from diffusion_jax.types import Keys, Samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Heun:
+  """Euler's step, then the same step with the mean of the slopes at its two ends.
+
+  The path is a curve y(u) with y = x / (alpha + k sigma), u = sigma / (alpha + k sigma) and slope
+  eps_hat - k x0_hat. k = 0 is EDM's coordinate, x / alpha against sigma / alpha; k = 1 is that of
+  straight paths, which reaches alpha = 0. The step to the data is Euler's, since sigma divides.
+  Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 2.
+
+  Attributes:
+    steps: S; 2 S - 1 network evaluations an image if it ends at the data, else 2 S.
+    coordinate: "noise" k = 0, "flow" k = 1, "auto": flow where alpha is 0 at t = 1.
+    s_churn, s_min, s_max, s_noise: as of Euler.
+    spacing, rho: where the steps lie, see `grids.make_grid`.
+    final: end at the data or at the process's min_time.
+    clip: clip each x0 estimate to [-1, 1].
+  """
+
+  steps: int = 18
+  coordinate: Literal["auto", "noise", "flow"] = "auto"
+  s_churn: float = 0.0
+  s_min: float = 0.0
+  s_max: float | None = None
+  s_noise: float = 1.0
+  spacing: Spacing = "auto"
+  final: Final = "data"
+  rho: float = 7.0
+  clip: bool = False
+
+  order: ClassVar[int] = 2
+
+  def __post_init__(self):
+    check_churn(self.s_churn, self.s_min, self.s_max, self.s_noise)
+
+  @property
+  def stochastic(self) -> bool:
+    """Whether it draws noise after the start."""
+    return self.s_churn > 0
+
+  def grid(self, process: Process) -> Grid:
+    return make_grid(process, self.steps, self.spacing, self.final, self.rho)
+
+  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
+    """The update's coefficients, on another grid if one is given.
+
+    Rows alternate: one is asked where the step begins, which it keeps as the anchor, one at the end
+    of Euler's step.
+    """
+    grid = self.grid(process) if grid is None else grid
+    at = lifted(process, grid, self.s_churn, self.s_min, self.s_max, self.s_noise)
+    num = grid.num_steps - grid.to_data
+    predicted, kept = _predict(grid, at)
+    state = _interleave(predicted, _correct(grid, at, num, self._k(grid)))
+    unused = jax.tree.map(lambda w: 0 * w[:num], kept)
+    anchor = _interleave(kept, unused)
+    t = _merge(at.t, grid.t[1 : num + 1])
+    if not at.churned:
+      return linear.Scheme(t, state._replace(noise=None), anchor, end=grid.t[-1])
+    return linear.Scheme(t, state, anchor, (at.scale[0], at.noise[0]), grid.t[-1])
+
+  def _k(self, grid: Grid) -> float:
+    flow = (
+      grid.from_noise or grid.to_noise if self.coordinate == "auto" else self.coordinate == "flow"
+    )
+    return 1.0 if flow else 0.0
+
+  def num_evaluations(self, process: Process) -> int:
+    return 2 * self.steps - self.grid(process).to_data
+
+  def check(self, process: Process) -> None:
+    """Raises ValueError for steps or a process that it cannot serve."""
+    if self.coordinate == "noise" and self.grid(process).from_noise:
+      raise ValueError(
+        "sampler.coordinate=noise divides by alpha, which is 0 at t = 1 of this process; set "
+        "--config.sampler.coordinate=flow or auto"
+      )
+    linear.check_finite(self.scheme(process), "heun")
+
+  def __call__(
+    self,
+    denoise: linear.Denoise,
+    process: Process,
+    keys: Keys,
+    shape: tuple[int, int, int],
+    keep_estimates: bool = False,
+  ) -> Samples:
+    """Draws one image a key; see `linear.run`."""
+    scheme = self.scheme(process)
+    return linear.run(scheme, denoise, process, keys, shape, self.clip, keep_estimates)
+
+
+def _predict(grid: Grid, at: Lifted) -> tuple[linear.Weights, linear.Weights]:
+  """Euler's step from each lifted point, and the anchor: that point itself."""
+  _, (alpha, sigma) = linear.ends(grid)
+  decay, xp = sigma / at.sigma, namespace(at.sigma)
+  none = xp.zeros_like(decay)
+  x0 = xp.stack([alpha - decay * at.alpha, none], axis=-1)
+  return linear.Weights(x0, decay, none, none), linear.Weights(0 * x0, none + 1.0, none, None)
+
+
+def _correct(grid: Grid, at: Lifted, num: int, k: float) -> linear.Weights:
+  """The first `num` steps with the mean slope, lifted for the step after them."""
+  alpha, sigma = grid.alpha[1 : num + 1], grid.sigma[1 : num + 1]
+  alpha_up, sigma_up, xp = at.alpha[:num], at.sigma[:num], namespace(at.alpha)
+  y_scale, y_scale_up = alpha + k * sigma, alpha_up + k * sigma_up
+  half = 0.5 * y_scale * (sigma / y_scale - sigma_up / y_scale_up)
+  x0 = xp.stack([-half * (alpha / sigma + k), -half * (alpha_up / sigma_up + k)], axis=-1)
+  xt, anchor = half / sigma, y_scale / y_scale_up + half / sigma_up
+  if not at.churned:
+    return linear.Weights(x0, xt, anchor, xp.zeros_like(xt))
+  up, noise = ahead(at.scale, 1.0)[:num], ahead(at.noise, 0.0)[:num]
+  return linear.Weights(up[:, None] * x0, up * xt, up * anchor, noise)
+
+
+def _interleave(first: linear.Weights, second: linear.Weights) -> linear.Weights:
+  return jax.tree.map(_merge, first, second)
+
+
+def _merge(first: Values, second: Values) -> Values:
+  """first 0, second 0, first 1, second 1 ...; the rows that `first` has more of end it."""
+  xp, num = namespace(first, second), len(second)
+  pairs = xp.stack([first[:num], second], axis=1).reshape(2 * num, *first.shape[1:])
+  return xp.concatenate([pairs, first[num:]])

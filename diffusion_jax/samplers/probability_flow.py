@@ -1,0 +1,162 @@
+"""The probability-flow ODE by an adaptive solver: as accurate as it is asked to be."""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Float
+
+from diffusion_jax.processes import Process
+from diffusion_jax.samplers import linear
+from diffusion_jax.samplers.grids import Final, last_time
+from diffusion_jax.types import Keys, Samples
+
+Images = Float[Array, "N H W C"]
+
+NUM_ESTIMATES = 16
+"""How many x0 estimates `keep_estimates` returns."""
+
+FIRST_STEP = 0.01
+"""Of the whole way; the solver chooses the later ones."""
+
+
+class _Path(NamedTuple):
+  """(alpha + sigma) y(u) for u = sigma / (alpha + sigma), finite on every process."""
+
+  process: Process
+  denoise: linear.Denoise
+  low: float
+
+  def place(self, t) -> Any:
+    """u of a time, on the host."""
+    alpha, sigma = self.process.alpha_sigma(np.asarray([t]))
+    return (sigma / (alpha + sigma))[0]
+
+  def at(self, u):
+    """(t, alpha, sigma) at u."""
+    t = self.process.time_of(-2.0 * (jnp.log(u) - jnp.log1p(-u)))
+    t = jnp.clip(t, self.low, 1.0)
+    return (t, *self.process.alpha_sigma(t))
+
+  def estimate(self, u, y):
+    """(x_t, x0 estimate) of one image."""
+    t, alpha, sigma = self.at(u)
+    x = (alpha + sigma) * y
+    return x, self.denoise(x, t)
+
+  def slope(self, u, y, args):
+    """dy/du = eps_hat - x0_hat."""
+    _, alpha, sigma = self.at(u)
+    x, x0 = self.estimate(u, y)
+    return (x - alpha * x0) / sigma - x0
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbabilityFlow:
+  """Solves the probability-flow ODE from t = 1 by an adaptive Runge-Kutta method of order 5.
+
+  Each image has its own steps, so that it depends on its own key alone; the network is asked for
+  all of them at once, until the last is done. Samples.num_evaluations is the mean over the images.
+  An image that needs more than `max_steps` steps is NaN. The solver moves in
+  u = sigma / (alpha + sigma), which is finite on every process. Sources: Song et al. 2021 (arXiv
+  2011.13456), section 4.3; Tsitouras 2011 (doi 10.1016/j.camwa.2011.06.002), by diffrax.
+
+  Attributes:
+    rtol, atol: relative and absolute tolerance of a step's error, root mean square over an image.
+    final: "data": one more evaluation at min_time gives the image; "min_time": end there.
+    clip: clip each x0 estimate to [-1, 1].
+    max_steps: the most steps an image may take.
+  """
+
+  rtol: float = 1e-5
+  atol: float = 1e-5
+  final: Final = "data"
+  clip: bool = False
+  max_steps: int = 10_000
+
+  order: ClassVar[int] = 5
+  stochastic: ClassVar[bool] = False
+
+  def __post_init__(self):
+    if self.rtol <= 0 or self.atol <= 0 or self.max_steps < 1:
+      raise ValueError(
+        f"rtol={self.rtol}, atol={self.atol}, max_steps={self.max_steps}: all must be positive; "
+        "e.g. --config.sampler.rtol=1e-5"
+      )
+
+  def num_evaluations(self, process: Process) -> None:
+    """None: known only after sampling, from Samples.num_evaluations."""
+    return
+
+  def check(self, process: Process) -> None:
+    """Raises ValueError for a process that exists only at its steps."""
+    if process.num_timesteps is not None:
+      raise ValueError(
+        "sampler.name=probability_flow needs a process in continuous time, not one of "
+        f"{process.num_timesteps} steps; set --config.sampler.name=heun, or train with "
+        "--config.process.name=vp"
+      )
+
+  def solve(
+    self, denoise: linear.Denoise, process: Process, x: Images, keep_estimates: bool = False
+  ) -> Samples:
+    """From states at t = 1, in their precision; `keep_estimates` keeps NUM_ESTIMATES of them."""
+    low = last_time(process)
+    path = _Path(process, _of_one_image(denoise, self.clip), low)
+    first, last = (jnp.asarray(path.place(t), x.dtype) for t in (1.0, low))
+    times = jnp.linspace(first, last, NUM_ESTIMATES if keep_estimates else 2)[1:]
+    one = lambda x: self._one_image(path, first, times, x)  # noqa: E731
+    x, x0, evaluations, estimates = jax.vmap(one)(x)
+    images = x0 if self.final == "data" else x
+    kept = jnp.moveaxis(estimates, 1, 0) if keep_estimates else None
+    return Samples(images, evaluations.mean() + (self.final == "data"), kept)
+
+  def _one_image(self, path: _Path, first, times, x):
+    _, alpha, sigma = path.at(first)
+    solution = diffrax.diffeqsolve(
+      diffrax.ODETerm(path.slope), diffrax.Tsit5(), first, times[-1],
+      FIRST_STEP * (times[-1] - first), x / (alpha + sigma), saveat=diffrax.SaveAt(ts=times),
+      stepsize_controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol),
+      adjoint=diffrax.ForwardMode(), max_steps=self.max_steps, throw=False,
+    )  # fmt: skip
+    done = solution.result == diffrax.RESULTS.successful
+    ys = jnp.where(done, jnp.asarray(solution.ys), jnp.nan)
+    states, estimates = jax.lax.map(lambda pair: path.estimate(*pair), (times, ys))
+    # one for the first slope, six for each step, taken or not
+    evaluations = 1.0 + 6.0 * solution.stats["num_steps"]
+    return states[-1], estimates[-1], evaluations, estimates
+
+  def __call__(
+    self,
+    denoise: linear.Denoise,
+    process: Process,
+    keys: Keys,
+    shape: tuple[int, int, int],
+    keep_estimates: bool = False,
+  ) -> Samples:
+    """Draws one image a key."""
+    return self.solve(denoise, process, linear.start(process, keys, shape), keep_estimates)
+
+
+def _of_one_image(denoise: linear.Denoise, clip: bool):
+  """(x [H W C], t []) -> x0 estimate, which under vmap asks for all images in one call.
+
+  The denoiser holds the labels of the whole batch, so that it cannot be asked for a single image.
+  """
+
+  @custom_vmap
+  def one(x, t):
+    return jnp.zeros_like(x) + 0 * t  # only its shape is ever used
+
+  @one.def_vmap
+  def all_of_them(axis_size, in_batched, x, t):
+    x = x if in_batched[0] else jnp.broadcast_to(x, (axis_size, *x.shape))
+    t = t if in_batched[1] else jnp.broadcast_to(t, (axis_size,))
+    x0 = denoise(x, t)
+    return (jnp.clip(x0, -1.0, 1.0) if clip else x0), True
+
+  return one
