@@ -172,16 +172,29 @@ def stored_config(workdir: Path) -> dict[str, Any]:
   try:
     config = json.loads(path.read_text())
     if isinstance(config, dict) and all(isinstance(section, dict) for section in config.values()):
-      return config
+      return _of_today(config)
   except (FileNotFoundError, NotADirectoryError, ValueError):
     pass
   if checkpoint.saved_steps(checkpoints):  # each checkpoint holds the config too
-    return checkpoint.read_meta(checkpoints)["config"]
+    return _of_today(checkpoint.read_meta(checkpoints)["config"])
   if path.is_file():
     raise UserError(f"{path} is damaged; restore it, or start over with --fresh")
   runs = sorted(str(p.parent) for p in Path("runs").glob("*/config.json"))
   listed = f" Runs here: {', '.join(runs)}." if runs else ""
   raise UserError(f"--workdir={workdir}: no run there (config.json is missing).{listed}")
+
+
+RESPELT = {("model", "remat"): {False: "none", True: "block"}}
+"""(section, field) -> what runs of older versions wrote -> what it is now."""
+
+
+def _of_today(config: dict[str, Any]) -> dict[str, Any]:
+  """A stored config whose values are spelt as this version spells them."""
+  for (section, field), values in RESPELT.items():
+    old = config.get(section, {}).get(field)
+    if isinstance(old, bool) and old in values:
+      config[section][field] = values[old]
+  return config
 
 
 def default_workdir(config: str) -> Path:

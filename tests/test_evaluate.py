@@ -203,11 +203,11 @@ def test_a_checkpoint_that_the_run_deletes_ends_no_watch(run, measure, monkeypat
   name = "restore" if when == "before it is read" else "measure"
   original = getattr(evaluate.study, name)
 
-  def late(bench, what):
+  def late(bench, what, *more):
     step = what if name == "restore" else what.step
     if step == 2:
       shutil.rmtree(run / "checkpoints/2")
-    return original(bench, what)
+    return original(bench, what, *more)
 
   monkeypatch.setattr(evaluate.study, name, late)
   metrics, out = measure(run, "--watch")

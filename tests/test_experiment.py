@@ -27,6 +27,16 @@ def test_the_defaults_of_every_entry_survive_config_json(section, name):
   assert build(section, json.loads(stored)) == entry
 
 
+@pytest.mark.parametrize(
+  ("old", "new"), [(False, "none"), (True, "block"), ("products", "products")]
+)
+def test_what_an_older_version_wrote_otherwise_is_read(tmp_path, old, new):
+  config = runs.load_experiment("configs/smoke.py", []).to_dict()
+  config["model"]["remat"] = old
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  assert runs.stored_experiment(tmp_path, []).sections["model"].remat == new
+
+
 def test_a_run_of_an_older_version_continues_though_fields_were_added_since(tmp_path):
   """A field that its config.json lacks has the default, and any other value is a change."""
   now = runs.load_experiment("configs/smoke.py", [])

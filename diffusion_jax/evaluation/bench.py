@@ -285,7 +285,7 @@ PROBES = 16
 """Images of which an adaptive sampler's evaluations are counted."""
 
 
-def num_evaluations(generative: Generative, params: Params, seed: int) -> float:
+def num_evaluations(generative: Generative, params: Params, seed: int) -> int | float:
   """Network evaluations that one image costs; of an adaptive sampler the mean of PROBES images."""
   counted = []
 
