@@ -40,7 +40,9 @@ def main(argv: list[str]) -> None:
 
 def run(job: Job, stop_requested: Callable[[], str | None]) -> None:
   """Starts or continues the run in its folder, which nobody else trains in."""
-  state, resumed = start(job)
+  with watchdog.allow(watchdog.COMPILE_SEC):  # the others may still compile what starts the run
+    state, resumed = start(job)
+    distributed.tell_all(None)
   first = int(state.step)
   print_plan(job, f"resuming at step {first:,} of {job.num_steps:,}" if resumed else "a new run")
   if distributed.from_first(runs.is_finished(job.workdir, first, job.num_steps)):

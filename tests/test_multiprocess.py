@@ -228,7 +228,7 @@ def test_two_processes_evaluate_as_one_does(pair, tmp_path):
   assert "evaluated already" in again.stdout
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_when_one_is_killed_the_other_ends_and_the_job_continues(pair, tmp_path, victim):
   """kill -9; the survivor leaves within heartbeat_sec, and a restart ends bit for bit equal."""
   job = Pair(*TRAIN, f"--workdir={tmp_path}")
@@ -247,7 +247,7 @@ def test_when_one_is_killed_the_other_ends_and_the_job_continues(pair, tmp_path,
   assert_bitwise_equal_end(tmp_path, pair)
 
 
-@pytest.mark.parametrize("asked", [0, 1])
+@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_saves_on_both(pair, tmp_path, asked):
   """SIGTERM on any host: both exit with 75, at one step, and the job continues bit for bit."""
   job = Pair(*TRAIN, f"--workdir={tmp_path}")
@@ -265,18 +265,18 @@ def test_a_signal_to_one_saves_on_both(pair, tmp_path, asked):
 
 def test_when_one_hangs_the_watchdog_ends_the_other_with_its_stacks(tmp_path):
   """SIGSTOP: alive for its kernel, dead for the job, and its heartbeat is not missed yet."""
-  job = Pair(*TRAIN, f"--workdir={tmp_path}", "--config.distributed.watchdog_sec=40",
+  job = Pair(*TRAIN, f"--workdir={tmp_path}", "--config.distributed.watchdog_sec=60",
              "--config.distributed.heartbeat_sec=300")  # fmt: skip
   try:
     job.wait_for_step(12)
     job.processes[1].send_signal(signal.SIGSTOP)
     begun = time.monotonic()
-    assert job.processes[0].wait(120) == 1
-    assert 35 < time.monotonic() - begun < 90
+    assert job.processes[0].wait(150) == 1
+    assert 50 < time.monotonic() - begun < 120
   finally:
     job.kill()
     job.finish()
-  assert "nothing was finished for 40 s" in job.output(0)
+  assert "nothing was finished for 60 s" in job.output(0)
   assert re.search(r"Thread 0x.*train\.py", job.output(0), re.DOTALL)
 
 
