@@ -135,18 +135,27 @@ class Shards:
 
 
 def _allow_open_files(num: int) -> None:
-  """Raises this process's own limit of open files: many systems start at 1,024."""
+  """Raises this process's own limit of open files: many systems start at 1,024.
+
+  Raises:
+    UserError: the system does not allow as many. Without it a shard would only seem to be empty.
+  """
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft == resource.RLIM_INFINITY:
     return
+  if hard not in (resource.RLIM_INFINITY, -1) and hard < num:
+    raise UserError(
+      f"{num:,} shards cannot be opened: this system allows {hard:,} open files (Too many open "
+      "files); raise it (ulimit -Hn) or write fewer, larger shards"
+    )
   wanted = soft + num if hard == resource.RLIM_INFINITY else min(soft + num, hard)
   resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _open(file: Path) -> Any:
   try:
-    with file.open("rb"), file.open("rb"), file.open("rb"):
-      pass  # as many as the reader takes for itself: where they run out, it only seems to be empty
+    with file.open("rb"):
+      pass
     reader = ArrayRecordReader(str(file), RANDOM_ACCESS, file_reader_buffer_size=32768)
   except (OSError, RuntimeError, ValueError) as error:
     reason = getattr(error, "strerror", None) or error

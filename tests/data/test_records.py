@@ -173,7 +173,7 @@ class TestReading:
     run = [sys.executable, "-c", program.replace("HARD", "4096")]
     assert subprocess.run(run, capture_output=True, text=True).stdout.split() == ["100", "100"]
     run = [sys.executable, "-c", program.replace("HARD", "80")]
-    assert "cannot be opened (Too many open files)" in subprocess.run(
+    assert "100 shards cannot be opened: this system allows 80 open files" in subprocess.run(
       run, capture_output=True, text=True
     ).stderr  # fmt: skip
 
