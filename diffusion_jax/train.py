@@ -6,7 +6,7 @@ The same command continues a run that stopped. Overrides are --config.section.fi
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -90,15 +90,15 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], str | None])
   config, first = job.experiment, int(state.step)
   feed, meta, show = make_feed(job), describe(job), make_show(job)
   with contextlib.ExitStack() as stack:
-    logger = log.Logger(job.workdir, config.logging, first, job.num_steps, distributed.is_first())
-    stack.callback(logger.close)
-    snapshots = Snapshots(job.workdir / "ema_snapshots", config.ema, job.num_steps, state, meta)
-    stack.callback(snapshots.close)
+    keep = lambda opened: stack.enter_context(contextlib.closing(opened))  # noqa: E731
+    writes = distributed.is_first()
+    logger = keep(log.Logger(job.workdir, config.logging, first, job.num_steps, writes))
+    folder = job.workdir / "ema_snapshots"
+    snapshots = keep(Snapshots(folder, config.ema, job.num_steps, state, meta))
     if first >= job.num_steps:  # stopped after its last checkpoint: only the figures are missing
       return show(logger, first, state, True)
     train_step = compile_step(job, state, feed(first))
-    saver = Checkpoints(job.checkpoints, config.checkpoint)
-    stack.callback(saver.close)
+    saver = keep(Checkpoints(job.checkpoints, config.checkpoint))
     batches = stack.enter_context(Prefetcher(feed, first, job.num_steps))
     meter = Meter(config.training.batch_size, config.training.max_skipped_in_a_row)
     logger.start_bar()
@@ -112,9 +112,7 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], str | None])
         save = last or signal or step % config.checkpoint.every_steps == 0
         pause = save or snapshots.is_due(step) or is_due(config, step)
         if last or step % config.logging.every_steps == 0:
-          figures = meter.interval(batches.wait_sec)
-          logger.progress(step, figures, (job.num_steps - step) * figures["step_sec"])
-          logger.scalars(step, {f"train/{name}": value for name, value in figures.items()})
+          log_interval(job, logger, step, meter.interval(batches.wait_sec))
         if pause:
           meter.drain()  # or the time of steps in flight would count as time spent saving
       except NonFinite as error:
@@ -127,10 +125,21 @@ def train(job: Job, state: TrainState, stop_requested: Callable[[], str | None])
         if last or signal or (save and not int(state.num_skipped_in_a_row)):
           saver.save(step, state, meta)
         if signal and not last:
-          saver.wait()
-          raise runs.StoppedEarly(f"{signal}: saved step {step:,}; the same command continues")
+          stop(saver, step, signal)
         with saved_on_failure(saver, state, meta):
           show(logger, step, state, last)
+
+
+def log_interval(job: Job, logger: log.Logger, step: int, figures: Mapping[str, float]) -> None:
+  """The line and the row of a logging interval."""
+  logger.progress(step, figures, (job.num_steps - step) * figures["step_sec"])
+  logger.scalars(step, {f"train/{name}": value for name, value in figures.items()})
+
+
+def stop(saver: Checkpoints, step: int, signal: str) -> NoReturn:
+  """Ends the run once what was saved is on disk."""
+  saver.wait()
+  raise runs.StoppedEarly(f"{signal}: saved step {step:,}; the same command continues")
 
 
 def cast_vote(job: Job, signal: str | None) -> tuple[jax.Array, ...]:

@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from diffusion_jax.processes import Process, namespace
 from diffusion_jax.samplers import linear
-from diffusion_jax.samplers.grids import Final, Grid, Spacing, make_grid
-from diffusion_jax.types import Keys, Samples
+from diffusion_jax.samplers.grids import Final, Grid, Spacing, own_grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +42,7 @@ class DDIM:
     """Whether it draws noise after the start."""
     return self.eta > 0
 
-  def grid(self, process: Process) -> Grid:
-    return make_grid(process, self.steps, self.spacing, self.final, self.rho)
+  grid = own_grid
 
   def coefficients(self, process: Process, grid: Grid | None = None) -> linear.LinearSteps:
     """The update's coefficients, float64."""
@@ -70,14 +68,4 @@ class DDIM:
     """Raises ValueError for steps that the process does not have."""
     linear.check_finite(self.scheme(process), "ddim")
 
-  def __call__(
-    self,
-    denoise: linear.Denoise,
-    process: Process,
-    keys: Keys,
-    shape: tuple[int, int, int],
-    keep_estimates: bool = False,
-  ) -> Samples:
-    """Draws one image a key; see `linear.run`."""
-    scheme = self.scheme(process)
-    return linear.run(scheme, denoise, process, keys, shape, self.clip, keep_estimates)
+  __call__ = linear.draw

@@ -15,8 +15,7 @@ from typing import ClassVar
 
 from diffusion_jax.processes import Process, namespace
 from diffusion_jax.samplers import linear, multistep
-from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, make_grid
-from diffusion_jax.types import Keys, Samples
+from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, own_grid
 
 
 def _spans(grid: Grid) -> Values:
@@ -70,8 +69,7 @@ class DPMSolverPP2M:
   order: ClassVar[int] = 2
   stochastic: ClassVar[bool] = False
 
-  def grid(self, process: Process) -> Grid:
-    return make_grid(process, self.steps, self.spacing, self.final, self.rho)
+  grid = own_grid
 
   def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
     """The update's coefficients, on another grid if one is given."""
@@ -93,17 +91,7 @@ class DPMSolverPP2M:
     multistep.check_order("dpm_solver_pp_2m", self.order, self.steps)
     linear.check_finite(self.scheme(process), "dpm_solver_pp_2m")
 
-  def __call__(
-    self,
-    denoise: linear.Denoise,
-    process: Process,
-    keys: Keys,
-    shape: tuple[int, int, int],
-    keep_estimates: bool = False,
-  ) -> Samples:
-    """Draws one image a key; see `linear.run`."""
-    scheme = self.scheme(process)
-    return linear.run(scheme, denoise, process, keys, shape, self.clip, keep_estimates)
+  __call__ = linear.draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +118,7 @@ class DPMSolverPP3M:
     """3, or 2 with the published weights."""
     return 2 if self.published_weights else 3
 
-  def grid(self, process: Process) -> Grid:
-    return make_grid(process, self.steps, self.spacing, self.final, self.rho)
+  grid = own_grid
 
   def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
     """The update's coefficients, on another grid if one is given."""
@@ -156,17 +143,7 @@ class DPMSolverPP3M:
     multistep.check_order("dpm_solver_pp_3m", 3, self.steps)
     linear.check_finite(self.scheme(process), "dpm_solver_pp_3m")
 
-  def __call__(
-    self,
-    denoise: linear.Denoise,
-    process: Process,
-    keys: Keys,
-    shape: tuple[int, int, int],
-    keep_estimates: bool = False,
-  ) -> Samples:
-    """Draws one image a key; see `linear.run`."""
-    scheme = self.scheme(process)
-    return linear.run(scheme, denoise, process, keys, shape, self.clip, keep_estimates)
+  __call__ = linear.draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,8 +163,7 @@ class DPMSolverPP2MSDE:
   order: ClassVar[int] = 2
   stochastic: ClassVar[bool] = True
 
-  def grid(self, process: Process) -> Grid:
-    return make_grid(process, self.steps, self.spacing, self.final, self.rho)
+  grid = own_grid
 
   def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
     """The update's coefficients, on another grid if one is given."""
@@ -212,14 +188,4 @@ class DPMSolverPP2MSDE:
     multistep.check_order("dpm_solver_pp_2m_sde", self.order, self.steps)
     linear.check_finite(self.scheme(process), "dpm_solver_pp_2m_sde")
 
-  def __call__(
-    self,
-    denoise: linear.Denoise,
-    process: Process,
-    keys: Keys,
-    shape: tuple[int, int, int],
-    keep_estimates: bool = False,
-  ) -> Samples:
-    """Draws one image a key; see `linear.run`."""
-    scheme = self.scheme(process)
-    return linear.run(scheme, denoise, process, keys, shape, self.clip, keep_estimates)
+  __call__ = linear.draw

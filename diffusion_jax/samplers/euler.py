@@ -6,8 +6,7 @@ from typing import ClassVar, NamedTuple
 
 from diffusion_jax.processes import Process, namespace
 from diffusion_jax.samplers import linear
-from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, make_grid
-from diffusion_jax.types import Keys, Samples
+from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, own_grid
 
 
 class Lifted(NamedTuple):
@@ -107,8 +106,7 @@ class Euler:
     """Whether it draws noise after the start."""
     return self.s_churn > 0
 
-  def grid(self, process: Process) -> Grid:
-    return make_grid(process, self.steps, self.spacing, self.final, self.rho)
+  grid = own_grid
 
   def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
     """The update's coefficients, on another grid if one is given."""
@@ -130,14 +128,4 @@ class Euler:
     """Raises ValueError for steps or a process that it cannot serve."""
     linear.check_finite(self.scheme(process), "euler")
 
-  def __call__(
-    self,
-    denoise: linear.Denoise,
-    process: Process,
-    keys: Keys,
-    shape: tuple[int, int, int],
-    keep_estimates: bool = False,
-  ) -> Samples:
-    """Draws one image a key; see `linear.run`."""
-    scheme = self.scheme(process)
-    return linear.run(scheme, denoise, process, keys, shape, self.clip, keep_estimates)
+  __call__ = linear.draw

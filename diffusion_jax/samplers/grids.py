@@ -5,7 +5,7 @@ with a learned schedule does.
 """
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -97,6 +97,28 @@ def make_grid(
       f"{process.num_timesteps} steps; the most below that works is --config.sampler.steps={works}"
     )
   return points(process, t, to_data=adds_data or noiseless)
+
+
+@runtime_checkable
+class HasGrid(Protocol):
+  """A sampler's fields that say where its steps lie."""
+
+  @property
+  def steps(self) -> int: ...
+
+  @property
+  def spacing(self) -> Spacing: ...
+
+  @property
+  def final(self) -> Final: ...
+
+  @property
+  def rho(self) -> float: ...
+
+
+def own_grid(sampler: HasGrid, process: Process) -> Grid:
+  """The grid of a sampler's own fields: the method `grid` of every sampler of fixed steps."""
+  return make_grid(process, sampler.steps, sampler.spacing, sampler.final, sampler.rho)
 
 
 def points(process: Process, t: Values, to_data: bool) -> Grid:

@@ -8,8 +8,7 @@ import jax
 from diffusion_jax.processes import Process, namespace
 from diffusion_jax.samplers import linear
 from diffusion_jax.samplers.euler import Lifted, ahead, check_churn, lifted
-from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, make_grid
-from diffusion_jax.types import Keys, Samples
+from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, own_grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +50,7 @@ class Heun:
     """Whether it draws noise after the start."""
     return self.s_churn > 0
 
-  def grid(self, process: Process) -> Grid:
-    return make_grid(process, self.steps, self.spacing, self.final, self.rho)
+  grid = own_grid
 
   def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
     """The update's coefficients, on another grid if one is given.
@@ -90,17 +88,7 @@ class Heun:
       )
     linear.check_finite(self.scheme(process), "heun")
 
-  def __call__(
-    self,
-    denoise: linear.Denoise,
-    process: Process,
-    keys: Keys,
-    shape: tuple[int, int, int],
-    keep_estimates: bool = False,
-  ) -> Samples:
-    """Draws one image a key; see `linear.run`."""
-    scheme = self.scheme(process)
-    return linear.run(scheme, denoise, process, keys, shape, self.clip, keep_estimates)
+  __call__ = linear.draw
 
 
 def _predict(grid: Grid, at: Lifted) -> tuple[linear.Weights, linear.Weights]:

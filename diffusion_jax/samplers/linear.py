@@ -7,7 +7,7 @@ precision in the scan.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -158,6 +158,28 @@ def integrate(
 def start(process: Process, keys: Keys, shape: tuple[int, ...]) -> Float[Array, "N H W C"]:
   """x_1 ~ N(0, prior_std^2), each image's from its own key."""
   return process.prior_std * randomness.normal(randomness.fold_in(keys, 0), shape)
+
+
+@runtime_checkable
+class FixedStep(Protocol):
+  """A sampler that is one scan."""
+
+  @property
+  def clip(self) -> bool: ...
+
+  def scheme(self, process: Process) -> Scheme: ...
+
+
+def draw(
+  sampler: FixedStep,
+  denoise: Denoise,
+  process: Process,
+  keys: Keys,
+  shape: tuple[int, int, int],
+  keep_estimates: bool = False,
+) -> Samples:
+  """Draws one image a key: the `__call__` of every sampler of fixed steps."""
+  return run(sampler.scheme(process), denoise, process, keys, shape, sampler.clip, keep_estimates)
 
 
 def run(

@@ -7,8 +7,7 @@ import numpy as np
 
 from diffusion_jax.processes import Process, namespace
 from diffusion_jax.samplers import linear, multistep
-from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, make_grid
-from diffusion_jax.types import Keys, Samples
+from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, own_grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +54,7 @@ class UniPC:
     """p, and one more with the corrector."""
     return self.solver_order + self.corrector
 
-  def grid(self, process: Process) -> Grid:
-    return make_grid(process, self.steps, self.spacing, self.final, self.rho)
+  grid = own_grid
 
   def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
     """The update's coefficients, on another grid if one is given.
@@ -88,17 +86,7 @@ class UniPC:
     multistep.check_order("unipc", self.solver_order, self.steps)
     linear.check_finite(self.scheme(process), "unipc")
 
-  def __call__(
-    self,
-    denoise: linear.Denoise,
-    process: Process,
-    keys: Keys,
-    shape: tuple[int, int, int],
-    keep_estimates: bool = False,
-  ) -> Samples:
-    """Draws one image a key; see `linear.run`."""
-    scheme = self.scheme(process)
-    return linear.run(scheme, denoise, process, keys, shape, self.clip, keep_estimates)
+  __call__ = linear.draw
 
 
 def _corrected(weights: Values, decay: Values, grid: Grid) -> tuple[Values, Values, Values]:
