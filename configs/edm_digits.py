@@ -3,8 +3,9 @@
 The twin of ddpm_digits: the same network, batches and steps. sigma_data is that of the digits.
 
 Command:  python -m diffusion_jax.train --config=configs/edm_digits.py
-Hardware: any. Time: 225 s on two CPU cores that other programs were using too. Score: the grid reads
-          0 to 9; bits/dim and agreement beside the other families are not yet measured.
+Hardware: any. Time: 225 s on two CPU cores that other programs were using too.
+Score:    the grid reads 0 to 9; bits/dim and agreement beside the other families are not yet
+          measured.
 """
 
 from ml_collections import ConfigDict
