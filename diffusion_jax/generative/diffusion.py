@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -13,15 +13,17 @@ from jaxtyping import Array, Float, Int
 from diffusion_jax import randomness
 from diffusion_jax.levels import from_levels
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
-from diffusion_jax.losses import DENOISING_LOSSES
-from diffusion_jax.models import NETWORKS
-from diffusion_jax.processes import PROCESSES, Preconditioned, Process, precondition
+from diffusion_jax.losses import DENOISING_LOSSES, Objective
+from diffusion_jax.models import NETWORKS, NOISE_SCHEDULES, Network
+from diffusion_jax.processes import PROCESSES, Learned, Preconditioned, Process, precondition
 from diffusion_jax.samplers import SAMPLERS, Guidance
 from diffusion_jax.types import (
+  Aux,
   Batch,
   Estimate,
   Generative,
   ImageSpec,
+  Key,
   Keys,
   Params,
   Samples,
@@ -47,7 +49,7 @@ class Diffusion:
   label_dropout: float = 0.1
 
   sections: ClassVar[Mapping[str, Any]] = {
-    "process": PROCESSES,
+    "process": {**PROCESSES, **NOISE_SCHEDULES},
     "model": NETWORKS,
     "loss": DENOISING_LOSSES,
     "sampler": SAMPLERS,
@@ -73,40 +75,39 @@ class Diffusion:
       ValueError: parts that do not fit each other or the data.
     """
     self._check(parts, spec)
-    process, spectrum = parts["process"].create(), parts["spectrum"]
+    spectrum, schedule = parts["spectrum"], _schedule(parts["process"])
+    process = schedule.at(schedule.init(jax.random.key(0)))
     estimators = [e for e in (parts[n] for n in DIFFUSION_LIKELIHOODS) if e.serves(process)]
     parts["sampler"].check(process)
     _check_loss(parts["loss"], process)
-    num_labels = spec.num_classes + 1 if self.conditional else 0
-    backbone = parts["model"].create(spec, num_labels)
     wiring = _Wiring(
       spec=spec,
-      process=process,
-      network=precondition(backbone.apply, process, self.prediction, self.sigma_data),
-      loss=parts["loss"],
+      schedule=schedule,
+      backbone=parts["model"].create(spec, spec.num_classes + 1 if self.conditional else 0),
+      prediction=self.prediction,
+      sigma_data=self.sigma_data,
+      learned_variance=_learns_variance(parts["model"]),
+      objective=parts["loss"].objective(process),
       sampler=parts["sampler"],
       guidance=parts["guidance"],
       null_label=spec.num_classes if self.conditional else None,
       label_dropout=self.label_dropout,
     )
     return Generative(
-      init=lambda key: (backbone.init(key), {}),
+      init=wiring.init,
       loss=lambda *args: _loss(wiring, *args),
       sample=lambda *args: _sample(wiring, *args),
       likelihoods={e.figure_name: functools.partial(_likelihood, wiring, e) for e in estimators},
       spectrum=lambda *args: _spectrum(wiring, spectrum, *args),
       trajectory=lambda *args: _trajectory(wiring, *args),
-      denoise=wiring.network.denoise,
+      denoise=lambda *args: _denoise(wiring, *args),
       num_levels=spec.num_levels,
       num_classes=spec.num_classes if self.conditional else 0,
     )
 
   def _check(self, parts: Mapping[str, Any], spec: ImageSpec) -> None:
-    if getattr(parts["model"], "learned_variance", False):
-      raise ValueError(
-        "model.learned_variance=true doubles the network's channels, and no loss here learns "
-        "variances yet; set --config.model.learned_variance=false"
-      )
+    if parts["loss"].needs_variance != _learns_variance(parts["model"]):
+      _refuse_variance(parts["loss"].needs_variance)
     if self.conditional and not spec.num_classes:
       raise ValueError(
         "generative.conditional is true but the data set has no labels; "
@@ -129,32 +130,96 @@ def _check_loss(loss: Any, process: Process) -> None:
     )
 
 
+def _learns_variance(model: Any) -> bool:
+  return getattr(model, "learned_variance", False)
+
+
+def _refuse_variance(wanted: bool) -> None:
+  if wanted:
+    raise ValueError(
+      "this loss learns the variances of the steps, and model.learned_variance is false; set "
+      "--config.model.learned_variance=true (unet and dit have it) or --config.loss.name=simple"
+    )
+  raise ValueError(
+    "model.learned_variance=true doubles the network's channels, and this loss does not learn "
+    "variances; set --config.loss.name=hybrid or --config.model.learned_variance=false"
+  )
+
+
+class _Schedule(NamedTuple):
+  """A process that may have parameters: key -> params, and params -> the process."""
+
+  init: Callable[[Key], Params]
+  at: Callable[[Params], Process]
+
+
+def _schedule(config: Any) -> _Schedule:
+  if not getattr(config, "learned", False):
+    process = config.create()
+    return _Schedule(lambda key: {}, lambda params: process)
+  schedule = config.create()
+
+  def at(params: Params) -> Process:
+    return Learned(functools.partial(schedule.gamma, params), config.gamma_min, config.gamma_max)
+
+  return _Schedule(schedule.init, at)
+
+
+class _Bound(NamedTuple):
+  """A model for one set of parameters: the network's own, the loss's own, and what they fix."""
+
+  network: Preconditioned
+  process: Process
+  params: Params
+  own: Params
+
+
 class _Wiring(NamedTuple):
   spec: ImageSpec
-  process: Process
-  network: Preconditioned
-  loss: Any
+  schedule: _Schedule
+  backbone: Network
+  prediction: str
+  sigma_data: float
+  learned_variance: bool
+  objective: Objective
   sampler: Any
   guidance: Guidance
   null_label: int | None
   label_dropout: float
+
+  def init(self, key: Key) -> tuple[Params, Aux]:
+    """The network's parameters; under "network" where the process or the loss has some too."""
+    others = {
+      "process": self.schedule.init(jax.random.fold_in(key, 1)),
+      "loss": self.objective.init(jax.random.fold_in(key, 2)),
+    }
+    others = {name: params for name, params in others.items() if params}
+    network = self.backbone.init(key)
+    return {"network": network, **others} if others else network, self.objective.memory
+
+  def bind(self, params: Params) -> _Bound:
+    """The model with these parameters, as `init` laid them out."""
+    parts = params if "network" in params else {"network": params}
+    process = self.schedule.at(parts.get("process", {}))
+    network = precondition(
+      self.backbone.apply, process, self.prediction, self.sigma_data, self.learned_variance
+    )
+    return _Bound(network, process, parts["network"], parts.get("loss", {}))
 
 
 def _loss(wiring: _Wiring, params, aux, key, batch: Batch, train: bool):
   example_key, dropout_key = jax.random.split(key)
   dropout_key = jax.random.fold_in(dropout_key, batch.index[0])  # another for each microbatch
   keys = randomness.example_keys(example_key, batch.index)
-  labels = _training_labels(wiring, keys, batch.label, train)
-  loss = wiring.loss(
-    wiring.network,
-    wiring.process,
-    params,
+  model = wiring.bind(params)
+  return wiring.objective.loss(
+    *model,
+    aux,
     keys,
     from_levels(batch.image, wiring.spec.num_levels),
-    labels,
+    _training_labels(wiring, keys, batch.label, train),
     dropout_key if train else None,
   )
-  return loss, {}, aux
 
 
 def _training_labels(
@@ -173,28 +238,26 @@ def _likelihood(
   wiring: _Wiring, estimator: Any, params: Params, keys: Keys, batch: Batch
 ) -> Estimate:
   """Of a class-conditional model, the figure given the label."""
-  return estimator(
-    wiring.network,
-    wiring.process,
-    params,
-    keys,
-    from_levels(batch.image, wiring.spec.num_levels),
-    None if wiring.null_label is None else batch.label,
-    wiring.spec.num_levels,
-  )
+  return estimator(*_measured(wiring, params, keys, batch), wiring.spec.num_levels)
 
 
 def _spectrum(
   wiring: _Wiring, spectrum: Spectrum, params: Params, keys: Keys, batch: Batch
 ) -> SpectrumEstimate:
-  return spectrum(
-    wiring.network,
-    wiring.process,
-    params,
-    keys,
-    from_levels(batch.image, wiring.spec.num_levels),
-    None if wiring.null_label is None else batch.label,
-  )
+  return spectrum(*_measured(wiring, params, keys, batch))
+
+
+def _measured(wiring: _Wiring, params: Params, keys: Keys, batch: Batch) -> tuple:
+  """What an estimator takes: network, process, params, keys, x0 and labels."""
+  model = wiring.bind(params)
+  x0 = from_levels(batch.image, wiring.spec.num_levels)
+  labels = None if wiring.null_label is None else batch.label
+  return model.network, model.process, model.params, keys, x0, labels
+
+
+def _denoise(wiring: _Wiring, params: Params, xt, t, labels=None):
+  model = wiring.bind(params)
+  return model.network.denoise(model.params, xt, t, labels)
 
 
 def _sample(
@@ -206,18 +269,20 @@ def _sample(
 ) -> Samples:
   if wiring.null_label is not None and labels is None:
     labels = jnp.full(keys.shape[0], wiring.null_label)
-  guidance, process = wiring.guidance, wiring.process
-  denoise = guidance.bind(wiring.network, params, labels, wiring.null_label, process)
-  samples = wiring.sampler(denoise, process, keys, wiring.spec.shape, keep_estimates)
-  return samples._replace(num_evaluations=_evaluations(wiring, samples))
+  model = wiring.bind(params)
+  denoise = wiring.guidance.bind(
+    model.network, model.params, labels, wiring.null_label, model.process
+  )
+  samples = wiring.sampler(denoise, model.process, keys, wiring.spec.shape, keep_estimates)
+  return samples._replace(num_evaluations=_evaluations(wiring, model.process, samples))
 
 
-def _evaluations(wiring: _Wiring, samples: Samples):
+def _evaluations(wiring: _Wiring, process: Process, samples: Samples):
   """Of one image; outside of guidance's interval the network is asked once, not twice."""
   sampler, guidance = wiring.sampler, wiring.guidance
-  if guidance.everywhere or sampler.num_evaluations(wiring.process) is None:
+  if guidance.everywhere or sampler.num_evaluations(process) is None:
     return samples.num_evaluations * guidance.num_evaluations
-  return guidance.count(wiring.process, np.asarray(sampler.scheme(wiring.process).t))
+  return guidance.count(process, np.asarray(sampler.scheme(process).t))
 
 
 def _trajectory(

@@ -2,6 +2,7 @@
 
 from diffusion_jax.losses.denoising import Simple
 from diffusion_jax.losses.elbo import ELBO, ElboTerms, elbo_terms
+from diffusion_jax.losses.objective import Objective, plain
 from diffusion_jax.losses.weighted import P2, EDMLoss, FlowMatching, MinSNR, SigmoidLoss
 
 DENOISING_LOSSES = {
@@ -23,7 +24,9 @@ __all__ = [
   "ElboTerms",
   "FlowMatching",
   "MinSNR",
+  "Objective",
   "SigmoidLoss",
   "Simple",
   "elbo_terms",
+  "plain",
 ]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax import randomness
+from diffusion_jax.losses.objective import plain
 from diffusion_jax.processes import Preconditioned, Process, expand
 from diffusion_jax.types import Key, Keys, Params
 
@@ -21,6 +22,11 @@ class Simple:
 
   needs_derivative: ClassVar[bool] = False
   """Whether it differentiates the log-SNR in time: only continuous processes serve it then."""
+
+  needs_variance: ClassVar[bool] = False
+  """Whether it learns the variances of the steps, from a network that gives them."""
+
+  objective = plain
 
   def __call__(
     self,

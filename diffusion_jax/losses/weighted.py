@@ -16,6 +16,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax import randomness
+from diffusion_jax.losses.objective import plain
 from diffusion_jax.processes import Preconditioned, Process, expand
 from diffusion_jax.types import Key, Keys, Params
 
@@ -78,6 +79,8 @@ class MinSNR:
   gamma: float = 5.0
 
   needs_derivative: ClassVar[bool] = False
+  needs_variance: ClassVar[bool] = False
+  objective = plain
 
   def __post_init__(self):
     if self.gamma <= 0:
@@ -105,6 +108,8 @@ class P2:
   k: float = 1.0
 
   needs_derivative: ClassVar[bool] = False
+  needs_variance: ClassVar[bool] = False
+  objective = plain
 
   def __post_init__(self):
     if self.gamma < 0 or self.k <= 0:
@@ -135,6 +140,8 @@ class EDMLoss:
   sigma_data: float = 0.5
 
   needs_derivative: ClassVar[bool] = False
+  needs_variance: ClassVar[bool] = False
+  objective = plain
 
   def __post_init__(self):
     if self.log_sigma_std <= 0 or self.sigma_data <= 0:
@@ -166,6 +173,8 @@ class SigmoidLoss:
   bias: float = -1.0
 
   needs_derivative: ClassVar[bool] = True
+  needs_variance: ClassVar[bool] = False
+  objective = plain
 
   def weight(self, process: Process, t: Values) -> Values:
     log_snr, slope = jax.jvp(process.log_snr, (t,), (jnp.ones_like(t),))
@@ -194,6 +203,8 @@ class FlowMatching:
   logit_std: float = 1.0
 
   needs_derivative: ClassVar[bool] = False
+  needs_variance: ClassVar[bool] = False
+  objective = plain
 
   def __post_init__(self):
     if self.logit_std <= 0:

@@ -6,7 +6,7 @@ al. 2021 (arXiv 2107.00630), section 3.1 and appendix H.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,8 @@ class LearnedLinear:
   gamma_min: float = -13.3
   gamma_max: float = 5.0
 
+  learned: ClassVar[bool] = True
+
   def __post_init__(self):
     _check_ends(self.gamma_min, self.gamma_max)
 
@@ -69,6 +71,8 @@ class LearnedMonotone:
   gamma_min: float = -13.3
   gamma_max: float = 5.0
   width: int = 1024
+
+  learned: ClassVar[bool] = True
 
   def __post_init__(self):
     _check_ends(self.gamma_min, self.gamma_max)

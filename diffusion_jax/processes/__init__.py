@@ -1,6 +1,7 @@
 """The forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) and what a network may predict."""
 
 from diffusion_jax.processes.discrete_vp import CosineVP, DiscreteVP, LinearVP
+from diffusion_jax.processes.learned import Learned
 from diffusion_jax.processes.parameterization import (
   PREDICTIONS,
   Preconditioned,
@@ -42,6 +43,7 @@ __all__ = [
   "DiscreteVP",
   "EDMProcess",
   "Flow",
+  "Learned",
   "LinearLogSNR",
   "LinearVP",
   "Preconditioned",

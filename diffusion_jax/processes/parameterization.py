@@ -92,11 +92,14 @@ class Preconditioned(NamedTuple):
       of None means evaluation.
     target: (x0, eps, t) -> what `output` should be.
     denoise: (params, xt, t, labels, dropout_key=None) -> x0 estimate, not clipped.
+    denoise_and_variance: the same -> (x0 estimate, variance logits), both [B H W C]; None of a
+      network that gives no variances.
   """
 
   output: Callable[..., Images]
   target: Callable[[Images, Images, Float[Array, "B"]], Images]
   denoise: Callable[..., Images]
+  denoise_and_variance: Callable[..., tuple[Images, Images]] | None = None
 
 
 def expand(coefficient: Any) -> Any:
@@ -105,7 +108,11 @@ def expand(coefficient: Any) -> Any:
 
 
 def precondition(
-  network: Callable[..., Images], process: Process, name: str, sigma_data: float = 0.5
+  network: Callable[..., Float[Array, "B H W D"]],
+  process: Process,
+  name: str,
+  sigma_data: float = 0.5,
+  learned_variance: bool = False,
 ) -> Preconditioned:
   """Wraps `network(params, xt, network_time, labels, dropout_key)` for a process.
 
@@ -114,6 +121,7 @@ def precondition(
     process: maps t to alpha, sigma and the network's own time.
     name: what the output means, a key of PREDICTIONS.
     sigma_data: standard deviation of the data, for "edm".
+    learned_variance: D is 2 C, and the second half of the output are variance logits.
   """
   prediction = edm(sigma_data) if name == "edm" else PREDICTIONS[name]
 
@@ -121,16 +129,23 @@ def precondition(
     alpha, sigma = process.alpha_sigma(t)
     return expand(alpha), expand(sigma)
 
-  def output(params, xt, t, labels, dropout_key=None):
+  def both(params, xt, t, labels, dropout_key=None):
     shown = prediction.input(xt, *coefficients(t))
-    raw = network(params, shown, process.network_time(t), labels, dropout_key)
-    return raw.astype(jnp.float32)
+    raw = network(params, shown, process.network_time(t), labels, dropout_key).astype(jnp.float32)
+    return jnp.split(raw, 2, axis=-1) if learned_variance else (raw, None)
 
-  def denoise(params, xt, t, labels, dropout_key=None):
-    raw = output(params, xt, t, labels, dropout_key)
-    return prediction.to_x0(raw, xt, *coefficients(t))
+  def output(*args, **options):
+    return both(*args, **options)[0]
+
+  def denoise_and_variance(params, xt, t, labels, dropout_key=None):
+    raw, logits = both(params, xt, t, labels, dropout_key)
+    return prediction.to_x0(raw, xt, *coefficients(t)), logits
+
+  def denoise(*args, **options):
+    return denoise_and_variance(*args, **options)[0]
 
   def target(x0, eps, t):
     return prediction.target(x0, eps, *coefficients(t))
 
-  return Preconditioned(output, target, denoise)
+  pair: Any = denoise_and_variance if learned_variance else None
+  return Preconditioned(output, target, denoise, pair)
