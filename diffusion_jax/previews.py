@@ -73,7 +73,7 @@ def show_reconstructions(job: Job, logger: log.Logger, step: int, state: TrainSt
   decoded = to_uint8(sampling.make_reconstruct(job.generative, job.mesh)(state.ema, batch))
   originals = as_pictures(batch.image, job.train.spec.num_levels)
   columns = log.grid_columns(num, 0)
-  rows = sampling.paired_rows(originals, decoded, columns)
+  rows = sampling.rows_in_turn([originals, decoded], columns)
   path = logger.image(step, "reconstructions", log.image_grid(rows, columns))
   what = "held-out" if job.test else "training"
   logger.print(f"step {step:,}: {what} images above their reconstructions in {path}")

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax import distributed, log, runs, sampling, sharding, weights
+from diffusion_jax.config import Override
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import stored_spec
 from diffusion_jax.levels import as_pictures, to_uint8
@@ -24,6 +25,8 @@ def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   runs.enable_compilation_cache()
   check(args)
+  if args.guide_workdir:
+    overrides.append(Override("guidance", "against", "model"))
   experiment = runs.stored_experiment(args.workdir, overrides)
   runs.join_job(experiment)
   distributed.first_does(lambda: check_out(args.out))
@@ -33,6 +36,8 @@ def main(argv: list[str]) -> None:
   labels = choose_labels(args.labels, args.num, generative.num_classes)
   mesh = sharding.create_mesh(experiment.mesh)
   params = weights.restore(args.workdir, args.step, mesh, generative, average).params
+  if args.guide_workdir:
+    generative, params = against(args, experiment, generative, params, mesh)
   begun = time.perf_counter()
   if args.reconstruct:
     images, labels, columns = reconstruct(experiment, generative, mesh, params, args.num)
@@ -60,6 +65,12 @@ def parser() -> runs.Parser:
   flags.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone")
   flags.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
   flags.add_argument("--ema", help=weights.EMA_HELP)
+  flags.add_argument(
+    "--guide_workdir", type=runs.folder,
+    help="autoguidance: the run of an inferior model (smaller, or trained for less) to move away "
+    "from, by --config.guidance.weight",
+  )  # fmt: skip
+  flags.add_argument("--guide_step", default="latest", help="latest, or a step of that run")
   flags.add_argument("--batch_size", type=int, default=64, help="images drawn at once (64)")
   flags.add_argument("--reconstruct", action="store_true", help="held-out images above their "
                      "reconstructions, for models that encode")  # fmt: skip
@@ -73,11 +84,42 @@ def check(args) -> None:
       raise UserError(f"--{name}={getattr(args, name)}: must be at least 1")
   if not 0 <= args.seed < 2**31:
     raise UserError(f"--seed={args.seed}: must lie between 0 and 2^31 - 1")
-  if args.step != "latest" and not re.fullmatch("[0-9]+", args.step):
-    raise UserError(f"--step={args.step}: must be latest or a number, e.g. --step=1000")
+  for name in ("step", "guide_step"):
+    step = getattr(args, name)
+    if step != "latest" and not re.fullmatch("[0-9]+", step):
+      raise UserError(f"--{name}={step}: must be latest or a number, e.g. --{name}=1000")
+    setattr(args, name, None if step == "latest" else int(step))
+  if args.guide_workdir and args.reconstruct:
+    raise UserError(f"--guide_workdir={args.guide_workdir}: reconstructions are not guided")
   if args.reconstruct and args.out.suffix != ".png":
     raise UserError(f"--out={args.out}: --reconstruct writes a grid; use a name ending in .png")
-  args.step = None if args.step == "latest" else int(args.step)
+
+
+def against(args, experiment: Experiment, good: Generative, params: Params, mesh: Mesh):
+  """The model and its weights together with those of the inferior run that guides it."""
+  where = f"--guide_workdir={args.guide_workdir}"
+  if not (args.guide_workdir / "checkpoints").is_dir():
+    raise UserError(f"{where}: no run there; give the folder of a training run")
+  other = runs.stored_experiment(args.guide_workdir, [])
+  mine, others = experiment.to_dict(), other.to_dict()
+  if "guidance" in mine and mine["guidance"]["weight"] == 1.0:
+    raise UserError(f"{where}: guidance.weight=1 is off; set --config.guidance.weight=2")
+  if mine.get("process") != others.get("process"):
+    raise UserError(
+      f"{where}: its process is {others.get('process')}, this run's {mine.get('process')}; "
+      "guidance needs two models of one process"
+    )
+  spec = stored_spec(args.guide_workdir / "checkpoints", args.guide_step)
+  worse = other.create(spec)
+  if spec != stored_spec(args.workdir / "checkpoints", args.step):
+    raise UserError(f"{where}: its images are {spec}; guidance needs two models of the same images")
+  if worse.num_classes and worse.num_classes != good.num_classes:
+    raise UserError(
+      f"{where}: it takes classes, and this model does not; choose an unconditional run"
+    )
+  pair = sampling.autoguided(good, worse)
+  restored = weights.restore(args.guide_workdir, args.guide_step, mesh, worse, weights.Average())
+  return pair, {"good": params, "worse": restored.params}
 
 
 def check_out(out: Path) -> None:
@@ -123,7 +165,7 @@ def reconstruct(
   decoded = to_uint8(call(params, batch))
   originals = as_pictures(batch.image, source.spec.num_levels)
   columns = log.grid_columns(len(decoded), 0)
-  return sampling.paired_rows(originals, decoded, columns), None, columns
+  return sampling.rows_in_turn([originals, decoded], columns), None, columns
 
 
 def write(out: Path, images: np.ndarray, labels: np.ndarray | None, columns: int) -> None:

@@ -1,7 +1,7 @@
 """Drawing images over the mesh: any split of the work gives the same images."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -10,7 +10,8 @@ from jaxtyping import Float, Int, UInt8
 
 from diffusion_jax import sharding
 from diffusion_jax.data import Source
-from diffusion_jax.types import Batch, Generative, Params, UserError
+from diffusion_jax.samplers.editing import interpolate
+from diffusion_jax.types import Batch, Editing, Generative, Params, UserError
 
 
 @runtime_checkable
@@ -55,6 +56,85 @@ def make_draw(generative: Generative, mesh: Mesh, batch_size: int) -> Draw:
   return draw
 
 
+def make_inpaint(generative: Generative, mesh: Mesh) -> Callable[..., np.ndarray]:
+  """(params, labels [N] or None, seed, x0 [N H W C], is_known [N H W C]) -> images.
+
+  Image i draws from fold_in(key(seed), i), as `make_draw`'s.
+
+  Raises:
+    UserError: the model cannot edit images.
+  """
+  edit = _editing(generative)
+
+  @jax.jit
+  def inpaint(params, seed, index, labels, x0, is_known):
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
+    return edit.inpaint(params, keys, labels, x0, is_known).images
+
+  def call(params, labels, seed, x0, is_known):
+    rows = (np.arange(len(x0), dtype=np.uint32), labels, x0, is_known)
+    return sharding.fetch(inpaint(params, seed, *_send(rows, mesh)))[: len(x0)]
+
+  return call
+
+
+def make_interpolate(generative: Generative, mesh: Mesh) -> Callable[..., np.ndarray]:
+  """(params, first [N H W C], second, share [K]) -> images [N K H W C] on the way between pairs.
+
+  Both images of a pair are encoded, their noise is interpolated on the sphere and decoded.
+
+  Raises:
+    UserError: the model cannot edit images, or its sampler draws noise.
+  """
+  edit = _editing(generative)
+
+  @jax.jit
+  def between(params, first, second, share):
+    noise = interpolate(edit.encode(params, first), edit.encode(params, second), share)
+    return jax.vmap(lambda x: edit.decode(params, x))(noise)
+
+  def call(params, first, second, share):
+    sent = _send((first, second), mesh)
+    try:
+      images = between(params, *sent, np.asarray(share, np.float32))
+    except ValueError as error:
+      raise UserError(str(error)) from error
+    return np.moveaxis(sharding.fetch(images), 0, 1)[: len(first)]
+
+  return call
+
+
+def _editing(generative: Generative) -> Editing:
+  if generative.editing is None:
+    raise UserError(
+      "this model and sampler cannot edit images: it takes a diffusion model and a sampler of "
+      "fixed steps, e.g. --config.sampler.name=ddim"
+    )
+  return generative.editing
+
+
+def _send(rows: Any, mesh: Mesh) -> Any:
+  """Arrays of N rows on the mesh, the last row repeated until the devices divide them."""
+  unit = sharding.num_batch_shards(mesh)
+  return jax.tree.map(lambda x: sharding.put_rows(_pad(x, unit), mesh), rows)
+
+
+def autoguided(good: Generative, worse: Generative) -> Generative:
+  """A model guided away from an inferior one; its parameters are {"good": ..., "worse": ...}.
+
+  Raises:
+    UserError: one of the two is not a diffusion model.
+  """
+  against, denoise = good.sample_against, worse.denoise
+  if against is None or denoise is None:
+    raise UserError("--guide_workdir needs two diffusion models: leave it out")
+
+  def sample(params, keys, labels):
+    return against(params["good"], keys, labels, denoise, params["worse"])
+
+  return good._replace(sample=sample)
+
+
 def make_reconstruct(generative: Generative, mesh: Mesh) -> Callable[[Params, Batch], np.ndarray]:
   """(params, batch) -> images decoded from one posterior sample each, for models that encode.
 
@@ -70,20 +150,14 @@ def make_reconstruct(generative: Generative, mesh: Mesh) -> Callable[[Params, Ba
     return decode(params, encode(params, jax.random.key(0), batch))
 
   def call(params, batch):
-    padded = _pad(batch, sharding.num_batch_shards(mesh))
-    sent = jax.tree.map(lambda x: sharding.put_rows(x, mesh), padded)
-    return sharding.fetch(reconstruct(params, sent))[: len(batch.index)]
+    return sharding.fetch(reconstruct(params, _send(batch, mesh)))[: len(batch.index)]
 
   return call
 
 
-def _pad(batch: Batch, unit: int) -> Batch:
-  """Repeats the last example until `unit` divides the batch."""
-
-  def pad(x):
-    return np.pad(x, [(0, -len(x) % unit)] + [(0, 0)] * (x.ndim - 1), mode="edge")
-
-  return jax.tree.map(pad, batch)
+def _pad(x: np.ndarray, unit: int) -> np.ndarray:
+  """Repeats the last row until `unit` divides their number."""
+  return np.pad(x, [(0, -len(x) % unit)] + [(0, 0)] * (x.ndim - 1), mode="edge")
 
 
 def cycle_labels(classes: Sequence[int], num: int) -> Int[np.ndarray, "N"]:
@@ -98,13 +172,16 @@ def first_examples(source: Source, num: int) -> Batch:
   return Batch(image, label, np.ones(len(index), np.float32), index.astype(np.uint32))
 
 
-def paired_rows(
-  originals: UInt8[np.ndarray, "N H W C"], others: UInt8[np.ndarray, "N H W C"], columns: int
+def rows_in_turn(
+  parts: Sequence[UInt8[np.ndarray, "N H W C"]], columns: int
 ) -> UInt8[np.ndarray, "M H W C"]:
-  """Rows of originals and of what became of them, in turn; the last row is filled with white."""
+  """Rows of each part in turn: of originals, say, and of what became of them.
+
+  The last rows are filled with white.
+  """
   rows = []
-  for first in range(0, len(originals), columns):
-    for images in (originals, others):
+  for first in range(0, len(parts[0]), columns):
+    for images in parts:
       row = images[first : first + columns]
       blank = np.full((columns - len(row), *row.shape[1:]), 255, np.uint8)
       rows.append(np.concatenate([row, blank]))

@@ -107,6 +107,22 @@ class SpectrumEstimate(NamedTuple):
   eps_mse: Float[Array, "B M"]
 
 
+class Editing(NamedTuple):
+  """What a diffusion model does with given images x0 in [-1, 1], by the sampler of its config.
+
+  Attributes:
+    inpaint: (params, keys [N], labels [N] or None, x0 [N H W C], is_known [N H W C]) -> Samples
+      that keep the known pixels.
+    encode: (params, x0) -> the noise that `decode` turns into x0; without guidance, and of a
+      class-conditional model with the null class.
+    decode: (params, noise) -> x0.
+  """
+
+  inpaint: Callable[[Params, Keys, Array | None, Array, Array], Samples]
+  encode: Callable[[Params, Array], Array]
+  decode: Callable[[Params, Array], Array]
+
+
 class Generative(NamedTuple):
   """A generative model as pure functions: all that the binaries know of it.
 
@@ -122,6 +138,9 @@ class Generative(NamedTuple):
     trajectory: (params, keys [N], labels [N] or None) -> the guided x0 estimate of every sampler
       step [S N H W C]; for the same keys, the last one is `sample`'s images. Diffusion only.
     denoise: (params, xt, t [B], labels or None) -> x0 estimate. Diffusion only.
+    sample_against: (params, keys [N], labels [N] or None, worse, worse_params) -> Samples guided
+      away from an inferior model, whose `denoise` is `worse`. Diffusion only.
+    editing: what it does with given images. Diffusion with a sampler of fixed steps only.
     encode: (params, key, batch) -> latents. VAEs and latent models only.
     decode: (params, latents) -> images in [-1, 1].
     num_levels: grey levels that the likelihoods count (None: a density).
@@ -135,6 +154,8 @@ class Generative(NamedTuple):
   spectrum: Callable[[Params, Keys, Batch], SpectrumEstimate] | None = None
   trajectory: Callable[[Params, Keys, Array | None], Array] | None = None
   denoise: Callable[[Params, Array, Array, Array | None], Array] | None = None
+  sample_against: Callable[[Params, Keys, Array | None, Callable, Params], Samples] | None = None
+  editing: Editing | None = None
   encode: Callable[[Params, Key, Batch], Array] | None = None
   decode: Callable[[Params, Array], Array] | None = None
   num_levels: int | None = None

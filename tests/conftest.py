@@ -40,3 +40,18 @@ def call(capsys, monkeypatch):
 def root():
   """The project's folder."""
   return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+  """A run of configs/smoke.py, trained for a moment: checkpoints of steps 30 and 60."""
+  from diffusion_jax import train
+
+  workdir = tmp_path_factory.mktemp("runs") / "smoke"
+  config = Path(__file__).parent.parent / "configs" / "smoke.py"
+  flags = [
+    "--config.logging.tensorboard=false", "--config.checkpoint.every_steps=30",
+    "--config.training.num_steps=60", "--config.optimizer.learning_rate=0.005",
+  ]  # fmt: skip
+  train.main([f"--config={config}", f"--workdir={workdir}", *flags])
+  return workdir

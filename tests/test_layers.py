@@ -30,7 +30,7 @@ LAYERS = [
   {"job", "evaluation"},
   {"planning", "auditing"},
   {"previews", "snapshots"},
-  {"train", "sample", "evaluate", "prepare", "stats", "features", "plan", "audit"},
+  {"train", "sample", "evaluate", "prepare", "stats", "features", "plan", "audit", "edit"},
 ]
 # Within layer 0, `types` and `config` are the ground that the others stand on.
 GROUND = {"types", "config"}

@@ -23,16 +23,9 @@ def at_the_root(monkeypatch, root):
   monkeypatch.chdir(root)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-  """A run of configs/smoke.py, trained for a moment."""
-  workdir = tmp_path_factory.mktemp("runs") / "smoke"
-  flags = [
-    "--config.logging.tensorboard=false", "--config.checkpoint.every_steps=30",
-    "--config.training.num_steps=60", "--config.optimizer.learning_rate=0.005",
-  ]  # fmt: skip
-  train.main(["--config=configs/smoke.py", f"--workdir={workdir}", *flags])
-  return workdir
+@pytest.fixture
+def run(smoke_run):
+  return smoke_run
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +109,17 @@ def test_sampler_steps_and_guidance_come_from_flags(draw, call, run, tmp_path):
   assert re.search("clip True,.* guidance 3, seed 0: 2 images in", out)
 
 
+def test_autoguidance_moves_away_from_an_older_checkpoint(draw, run):
+  """Against itself nothing changes, whatever the weight; against a worse model the images do."""
+  plain, _ = draw("--num=4", "--config.guidance.weight=1")
+  itself, _ = draw("--num=4", f"--guide_workdir={run}", "--config.guidance.weight=3")
+  assert np.abs(itself.astype(int) - plain).max() <= 1
+  older = [f"--guide_workdir={run}", "--guide_step=30"]
+  images = [draw("--num=4", *older, f"--config.guidance.weight={w}")[0] for w in (1.5, 3)]
+  distance = [np.abs(i.astype(int) - plain).mean() for i in images]
+  assert 0 < distance[0] < distance[1]
+
+
 def test_an_older_step_can_be_asked_for(draw):
   assert (draw("--num=2", "--step=30")[0] != draw("--num=2", "--step=60")[0]).any()
 
@@ -153,6 +157,12 @@ WRONG = {
   "out nowhere": (["--out=/proc/none/a.png"], "--out=/proc/none/a.png cannot be written"),
   "override": (["--config.sampler.stesp=3"], "no field 'stesp'. Did you mean 'steps'"),
   "steps": (["--config.sampler.steps=1000"], "steps=1000"),
+  "guide": (["--guide_workdir=/no/where"], "--guide_workdir=/no/where: no run there"),
+  "guide step": (["--guide_step=x"], "--guide_step=x: must be latest or a number"),
+  "guided by nothing": (
+    ["--config.guidance.against=model"],
+    "guidance.against=model needs the run of an inferior model: sample with --guide_workdir=DIR",
+  ),
   "reconstruct": (["--reconstruct", "--out=x.png"], "cannot reconstruct: it has no encoder"),
   "reconstruct to arrays": (["--reconstruct"], "--reconstruct writes a grid; use a name ending in"),
 }
@@ -167,6 +177,19 @@ def test_wrong_flags_give_one_line_and_exit_code_2(name, run, call, tmp_path):
   assert err.startswith("error: ")
   assert err.count("\n") == 1
   assert not (tmp_path / "x.npz").exists()
+
+
+def test_a_guide_must_fit(call, run, vae, tmp_path):
+  flags = [f"--workdir={run}", f"--out={tmp_path}/x.npz", f"--guide_workdir={run}"]
+  for change, message in (
+    (["--config.guidance.weight=1"], "guidance.weight=1 is off; set --config.guidance.weight=2"),
+    (["--config.process.num_timesteps=50"], "guidance needs two models of one process"),
+    ([f"--guide_workdir={vae}"], "guidance needs two models of one process"),
+    (["--reconstruct"], "reconstructions are not guided"),
+  ):
+    code, _, err = call(sample.main, *flags, *change)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
 
 
 def test_a_run_without_a_checkpoint(call, tmp_path, run):

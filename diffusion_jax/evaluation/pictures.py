@@ -93,7 +93,7 @@ def _reconstructions(bench: Bench, subject: Subject) -> Picture:
   decoded = sampling.make_reconstruct(bench.generative, bench.mesh)(subject.params, batch)
   originals = as_pictures(np.asarray(batch.image), source.spec.num_levels)
   columns = grid_columns(len(decoded), 0)
-  rows = sampling.paired_rows(originals, to_uint8(decoded), columns)
+  rows = sampling.rows_in_turn([originals, to_uint8(decoded)], columns)
   what = "held-out" if bench.test else "training"
   return Picture(image_grid(rows, columns), f"Each row of {what} images above what became of it.")
 

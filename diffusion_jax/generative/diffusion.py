@@ -16,10 +16,12 @@ from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
 from diffusion_jax.losses import DENOISING_LOSSES, Objective
 from diffusion_jax.models import NETWORKS, NOISE_SCHEDULES, Network
 from diffusion_jax.processes import PROCESSES, Learned, Preconditioned, Process, precondition
-from diffusion_jax.samplers import SAMPLERS, Guidance
+from diffusion_jax.samplers import SAMPLERS, Guidance, Worse, editing
+from diffusion_jax.samplers.linear import Denoise
 from diffusion_jax.types import (
   Aux,
   Batch,
+  Editing,
   Estimate,
   Generative,
   ImageSpec,
@@ -28,6 +30,7 @@ from diffusion_jax.types import (
   Params,
   Samples,
   SpectrumEstimate,
+  UserError,
 )
 
 
@@ -101,6 +104,8 @@ class Diffusion:
       spectrum=lambda *args: _spectrum(wiring, spectrum, *args),
       trajectory=lambda *args: _trajectory(wiring, *args),
       denoise=lambda *args: _denoise(wiring, *args),
+      sample_against=lambda *args: _sample_against(wiring, *args),
+      editing=_editing(wiring),
       num_levels=spec.num_levels,
       num_classes=spec.num_classes if self.conditional else 0,
     )
@@ -113,7 +118,7 @@ class Diffusion:
         "generative.conditional is true but the data set has no labels; "
         "set --config.generative.conditional=false"
       )
-    guided = parts["guidance"].weight != 1.0
+    guided = parts["guidance"].weight != 1.0 and parts["guidance"].against == "null_class"
     if guided and not (self.conditional and self.label_dropout > 0):
       raise ValueError(
         f"guidance.weight={parts['guidance'].weight} needs a class-conditional model trained with "
@@ -266,15 +271,57 @@ def _sample(
   keys: Keys,
   labels: Int[Array, "N"] | None = None,
   keep_estimates: bool = False,
+  worse: Worse | None = None,
 ) -> Samples:
-  if wiring.null_label is not None and labels is None:
-    labels = jnp.full(keys.shape[0], wiring.null_label)
   model = wiring.bind(params)
-  denoise = wiring.guidance.bind(
-    model.network, model.params, labels, wiring.null_label, model.process
-  )
+  denoise = _guided(wiring, model, labels, len(keys), worse)
   samples = wiring.sampler(denoise, model.process, keys, wiring.spec.shape, keep_estimates)
   return samples._replace(num_evaluations=_evaluations(wiring, model.process, samples))
+
+
+def _guided(
+  wiring: _Wiring, model: _Bound, labels: Any, num: int, worse: Worse | None = None
+) -> Denoise:
+  """The guided denoiser of `num` images, without labels of the null class."""
+  if wiring.guidance.against == "model" and worse is None and wiring.guidance.weight != 1.0:
+    raise UserError(
+      "guidance.against=model needs the run of an inferior model: sample with "
+      "--guide_workdir=DIR, or set --config.guidance.against=null_class"
+    )
+  if wiring.null_label is not None and labels is None:
+    labels = jnp.full(num, wiring.null_label)
+  args = (model.network, model.params, labels, wiring.null_label, model.process, worse)
+  return wiring.guidance.bind(*args)
+
+
+def _sample_against(
+  wiring: _Wiring, params: Params, keys: Keys, labels: Any, worse: Any, worse_params: Params
+) -> Samples:
+  return _sample(wiring, params, keys, labels, worse=Worse(worse, worse_params))
+
+
+def _editing(wiring: _Wiring) -> Editing | None:
+  """None for a sampler that chooses its own steps."""
+  sampler = wiring.sampler
+  if not isinstance(sampler, editing.FixedStep):
+    return None
+
+  def inpaint(params, keys, labels, x0, is_known):
+    model = wiring.bind(params)
+    denoise = _guided(wiring, model, labels, len(keys))
+    return editing.inpaint(denoise, model.process, keys, x0, is_known, sampler)
+
+  def along(run, params, x):
+    model = wiring.bind(params)
+    labels = None if wiring.null_label is None else jnp.full(len(x), wiring.null_label)
+    denoise = functools.partial(model.network.denoise, model.params, labels=labels)
+    return run(denoise, model.process, x, sampler)
+
+  return Editing(
+    inpaint,
+    encode=functools.partial(along, editing.encode),
+    decode=functools.partial(along, editing.decode),
+  )
 
 
 def _evaluations(wiring: _Wiring, process: Process, samples: Samples):

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,11 @@ class Worse(NamedTuple):
   """The inferior model of autoguidance.
 
   Attributes:
-    network, params: asked with the same x_t, t and labels as the good one.
+    denoise: (params, xt, t, labels) -> x0 estimate, asked as the good one is.
+    params: of it.
   """
 
-  network: Preconditioned
+  denoise: Callable[..., Images]
   params: Params
 
 
@@ -42,12 +44,15 @@ class Guidance:
     rescale: share in which the guided estimate takes the standard deviation that D_label has over
       an image: 0 off, 0.7 in the paper, which rescales the network's output. Source: Lin et al.
       2024 (arXiv 2305.08891), equations 14 to 16.
+    against: what it moves away from: the null class, or an inferior model, which the sampling
+      program's --guide_workdir names.
   """
 
   weight: float = 1.0
   interval_low: float = 0.0
   interval_high: float | None = None
   rescale: float = 0.0
+  against: Literal["null_class", "model"] = "null_class"
 
   def __post_init__(self):
     high = math.inf if self.interval_high is None else self.interval_high
@@ -132,7 +137,7 @@ class Guidance:
 def _pair(network, params, labels, null_label, worse, xt, t) -> tuple[Images, Images]:
   """The good estimate, and the one to move away from."""
   if worse is not None:
-    bad = worse.network.denoise(worse.params, xt, t, labels)
+    bad = worse.denoise(worse.params, xt, t, labels)
     return network.denoise(params, xt, t, labels), bad
   both = jnp.concatenate([labels, jnp.full_like(labels, null_label)])
   x0 = network.denoise(params, jnp.concatenate([xt, xt]), jnp.concatenate([t, t]), both)

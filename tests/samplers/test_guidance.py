@@ -77,21 +77,23 @@ def test_rescaling_gives_the_spread_of_the_conditional_estimate():
 
 def test_autoguidance_moves_away_from_the_worse_model():
   asked, bad = [], []
-  worse = Worse(network(bad, scale=0.5), 7.0)
+  worse = Worse(network(bad, scale=0.5).denoise, 7.0)
   found = call(Guidance(2.0), [1.0, 1.0], asked, worse=worse)
   np.testing.assert_allclose(found, [0.5 + 2 * 0.5, 1.0 + 2 * 1.0])
   assert (asked, bad) == ([2], [2])  # each model once, both with the labels
 
 
 def test_autoguidance_serves_a_model_without_classes():
-  denoise = Guidance(2.0).bind(network([]), 3.0, None, None, worse=Worse(network([], 0.5), 4.0))
+  worse = Worse(network([], 0.5).denoise, 4.0)
+  denoise = Guidance(2.0).bind(network([]), 3.0, None, None, worse=worse)
   found = denoise(jnp.ones((2, 2, 2, 1)), jnp.ones(2))[:, 0, 0, 0]
   np.testing.assert_allclose(found, 2.0 + 2 * (3.0 - 2.0))
 
 
 def test_a_weight_of_one_asks_no_second_model():
   asked, bad = [], []
-  found = call(Guidance(1.0, rescale=0.7), [1.0, 1.0], asked, worse=Worse(network(bad), 0.0))
+  worse = Worse(network(bad).denoise, 0.0)
+  found = call(Guidance(1.0, rescale=0.7), [1.0, 1.0], asked, worse=worse)
   np.testing.assert_allclose(found, [1.0, 2.0])
   assert (asked, bad) == ([2], [])
 

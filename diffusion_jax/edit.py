@@ -1,0 +1,160 @@
+"""Changes given images with a run: python -m diffusion_jax.edit --workdir=... --out=grid.png
+
+  --inpaint=left     hides a part of each image and fills it in; rows of the grid: the images, what
+                     the model was shown, what it made of them
+  --interpolate=8    so many images on the way between the two of each pair; a row a pair, which
+                     begins and ends with the given images
+
+The images are held-out ones of the run's data, or those of --images. Weights, sampler and steps are
+chosen as in `sample`; interpolation takes a sampler that draws no noise.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image
+
+from diffusion_jax import distributed, log, runs, sampling, sharding, weights
+from diffusion_jax.data import load_pictures
+from diffusion_jax.experiment import Experiment
+from diffusion_jax.job import stored_spec
+from diffusion_jax.levels import as_pictures, from_levels, to_uint8
+from diffusion_jax.types import Batch, Generative, ImageSpec, UserError
+
+SIDES = ("left", "right", "top", "bottom", "center")
+GREY = 128
+"""Of hidden pixels in the grid."""
+
+MAX_COLUMNS = 16
+
+
+def main(argv: list[str]) -> None:
+  args, overrides = parser().parse(argv)
+  runs.enable_compilation_cache()
+  check(args)
+  experiment = runs.stored_experiment(args.workdir, overrides)
+  runs.join_job(experiment)
+  average = weights.parse_average(args.ema)
+  directory = weights.folder_of(args.workdir, args.step, average)
+  spec = stored_spec(directory, args.step)
+  generative = experiment.create(spec)
+  given = load(args, experiment, spec)
+  mesh = sharding.create_mesh(experiment.mesh)
+  params = weights.restore(args.workdir, args.step, mesh, generative, average).params
+  work = inpaint if args.inpaint else interpolate
+  images, columns = work(args, generative, mesh, params, given, spec)
+  distributed.first_does(lambda: log.write_png(args.out, log.image_grid(images, columns)))
+  print(f"{args.num} {'images' if args.inpaint else 'pairs'} in {args.out}")
+
+
+def parser() -> runs.Parser:
+  flags = runs.Parser("edit", description=__doc__)
+  flags.add_argument("--workdir", type=runs.folder, required=True, help="the run's folder")
+  flags.add_argument("--out", type=Path, required=True, help="a .png")
+  flags.add_argument("--inpaint", help=f"what to hide: {', '.join(SIDES)}, or a .png "
+                     "of the images' size, white where a pixel is to be filled in")  # fmt: skip
+  flags.add_argument("--interpolate", type=int, help="images between the two of a pair")
+  flags.add_argument("--images", type=Path, help="a folder of images or an .npz (array images)")
+  flags.add_argument("--num", type=int, default=8, help="images, or pairs (8)")
+  flags.add_argument("--seed", type=int, default=0, help="of what is filled in")
+  flags.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
+  flags.add_argument("--ema", help=weights.EMA_HELP)
+  return flags
+
+
+def check(args) -> None:
+  """Refuses bad flags before anything is loaded."""
+  if (args.inpaint is None) == (args.interpolate is None):
+    raise UserError("give one of --inpaint=left and --interpolate=8")
+  for name in ("num", "interpolate"):
+    if getattr(args, name) is not None and getattr(args, name) < 1:
+      raise UserError(f"--{name}={getattr(args, name)}: must be at least 1")
+  if not 0 <= args.seed < 2**31:
+    raise UserError(f"--seed={args.seed}: must lie between 0 and 2^31 - 1")
+  if args.out.suffix != ".png" or not args.out.absolute().parent.is_dir():
+    raise UserError(f"--out={args.out}: must be a name ending in .png in a folder that exists")
+  if args.step != "latest" and not re.fullmatch("[0-9]+", args.step):
+    raise UserError(f"--step={args.step}: must be latest or a number, e.g. --step=1000")
+  args.step = None if args.step == "latest" else int(args.step)
+
+
+def load(args, experiment: Experiment, spec: ImageSpec) -> Batch:
+  """The given images with levels 0..L-1: as many as the work needs."""
+  data = experiment.data
+  if args.images is None:
+    source = data.load("test" if data.has_split("test") else "train")
+  else:
+    source = load_pictures(args.images, "--images")
+  found, wanted = source.spec.shape, args.num * (2 if args.interpolate else 1)
+  if found != spec.shape:
+    raise UserError(f"--images={args.images} are of {found}, the model's of {spec.shape}")
+  if len(source) < wanted:
+    raise UserError(f"--num={args.num} needs {wanted} images, there are {len(source)}: lower --num")
+  batch = sampling.first_examples(source, wanted)
+  return batch._replace(image=np.asarray(from_levels(batch.image, source.spec.num_levels)))
+
+
+def inpaint(args, generative: Generative, mesh, params, given: Batch, spec: ImageSpec):
+  """Rows of images, of what is shown of them, and of them filled in; and the grid's columns.
+
+  A class-conditional model is told the label of a held-out image, and the null class of others.
+  """
+  is_known = np.broadcast_to(known_pixels(args.inpaint, spec), given.image.shape)
+  known = generative.num_classes and args.images is None
+  labels = given.label.astype(np.int32) if known else None
+  fill = sampling.make_inpaint(generative, mesh)
+  filled = to_uint8(fill(params, labels, args.seed, given.image, is_known))
+  images = as_pictures(given.image, None)
+  shown = np.where(is_known, images, GREY).astype(np.uint8)
+  columns = min(args.num, MAX_COLUMNS)
+  return sampling.rows_in_turn([images, shown, filled], columns), columns
+
+
+def known_pixels(text: str, spec: ImageSpec) -> Bool[np.ndarray, "H W 1"]:
+  """Where a pixel is given: the other half, all around the middle, or a picture's black."""
+  known = np.ones((spec.height, spec.width), bool)
+  middle = (slice(spec.height // 4, -(-3 * spec.height // 4)),
+            slice(spec.width // 4, -(-3 * spec.width // 4)))  # fmt: skip
+  hidden = {
+    "left": (slice(None), slice(0, spec.width // 2)),
+    "right": (slice(None), slice(spec.width // 2, None)),
+    "top": (slice(0, spec.height // 2), slice(None)),
+    "bottom": (slice(spec.height // 2, None), slice(None)),
+    "center": middle,
+  }
+  if text in hidden:
+    known[hidden[text]] = False
+  else:
+    known = _mask(text, known.shape)
+  return known[..., None]
+
+
+def _mask(text: str, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+  try:
+    picture = np.asarray(Image.open(text).convert("L"))
+  except OSError as error:
+    raise UserError(
+      f"--inpaint={text}: must be {', '.join(SIDES)}, or a .png of {shape[0]}x{shape[1]} pixels"
+    ) from error
+  if picture.shape != shape:
+    raise UserError(f"--inpaint={text} has {picture.shape} pixels, the images {shape}")
+  return picture < GREY
+
+
+def interpolate(args, generative: Generative, mesh, params, given: Batch, spec: ImageSpec):
+  """A row a pair: the first image, those between, the second; and the grid's columns."""
+  del spec
+  first, second = given.image[0::2], given.image[1::2]
+  share = np.arange(1, args.interpolate + 1) / (args.interpolate + 1)
+  between = sampling.make_interpolate(generative, mesh)(params, first, second, share)
+  rows: Float[np.ndarray, "N K H W C"] = np.concatenate(
+    [first[:, None], between, second[:, None]], axis=1
+  )
+  columns = rows.shape[1]
+  return to_uint8(rows.reshape(-1, *rows.shape[2:])), columns
+
+
+if __name__ == "__main__":
+  runs.run_main(main)
