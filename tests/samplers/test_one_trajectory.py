@@ -1,0 +1,70 @@
+"""One output, read as any prediction under any process, is one path from noise to images."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.processes import PREDICTIONS, PROCESSES, Continuous, expand, precondition
+from diffusion_jax.processes.parameterization import edm
+from diffusion_jax.samplers import DDIM, DPMSolverPP2M, DPMSolverPP3M, Euler, Heun, UniPC, linear
+from diffusion_jax.samplers.grids import points
+
+LOG_SNR = np.linspace(-6.0, 6.0, 13)
+PLACES = ("vp", "sub_vp", "cosine", "ve", "edm", "flow")
+SAMPLERS = (DDIM, Euler, Heun, DPMSolverPP2M, DPMSolverPP3M, UniPC)
+
+
+def denoiser(y, ratio):
+  """D(x_t / alpha, sigma / alpha): any function that bends."""
+  return jnp.tanh(y / (1.0 + ratio)) + 0.3 * jnp.sin(y) / (1.0 + jnp.square(ratio))
+
+
+def network_of(process: Continuous, name: str):
+  """The outputs of one and the same denoiser, as a network that predicts `name` gives them."""
+  prediction = edm(0.5) if name == "edm" else PREDICTIONS[name]
+  process = dataclasses.replace(process, embed=lambda t: t)  # so that the network sees t itself
+
+  def network(params, shown, t, labels, dropout_key):
+    alpha, sigma = map(expand, process.alpha_sigma(t))
+    xt = shown / prediction.input(jnp.ones_like(shown), alpha, sigma)
+    x0 = denoiser(xt / alpha, sigma / alpha)
+    return prediction.target(x0, (xt - alpha * x0) / sigma, alpha, sigma)
+
+  return precondition(network, process, name)
+
+
+def path(process: Continuous, name: str, sampler) -> np.ndarray:
+  """The estimate at every level, and the last state over alpha."""
+  grid = points(process, process.time_of(LOG_SNR), to_data=False)
+  y = 20.0 * jax.random.normal(jax.random.key(0), (2, 3, 3, 1))
+  network = network_of(process, name)
+  sampler = dataclasses.replace(sampler, steps=grid.num_steps)
+  found = linear.integrate(
+    sampler.scheme(process, grid),
+    lambda xt, t: network.denoise({}, xt, t, None),
+    jnp.float32(grid.alpha[0]) * y,
+    keep_estimates=True,
+  )
+  return np.concatenate([found.estimates, found.images[None] / grid.alpha[-1]])
+
+
+@pytest.mark.parametrize("cls", SAMPLERS)
+def test_every_prediction_under_every_process_takes_the_same_path(cls):
+  sampler = cls(clip=False)
+  with jax.disable_jit():  # compiling 36 of them takes longer
+    paths = {(p, n): path(PROCESSES[p]().create(), n, sampler) for p in PLACES for n in PREDICTIONS}
+  first = paths["edm", "x0"]
+  assert np.abs(np.diff(first, axis=0)).max() > 0.1  # it is a path
+  for place, found in paths.items():
+    # float32 rounds x_t, and x0 = (x_t - sigma eps) / alpha amplifies it by sigma / alpha <= 20
+    np.testing.assert_allclose(found, first, atol=1e-3, rtol=1e-4, err_msg=str(place))
+
+
+def test_another_denoiser_takes_another_path(monkeypatch):
+  process, sampler = PROCESSES["vp"]().create(), DDIM(clip=False)
+  before = path(process, "eps", sampler)
+  monkeypatch.setitem(globals(), "denoiser", lambda y, ratio: 0.9 * jnp.tanh(y))
+  assert np.abs(path(process, "eps", sampler) - before).max() > 0.1
