@@ -77,7 +77,8 @@ CHANGEABLE = {
   "data": {"path", "test_path", "data_dir", "max_ram_gib", "test_split", "test_fraction"},
   "optimizer": {"*"},
   "training": {"num_steps", "accumulation_steps", "max_skipped_in_a_row"},
-  "ema": {"decay", "warmup", "snapshot_every_steps"},  # an average cannot begin in mid-run
+  # another average cannot begin in mid-run
+  "ema": {"decay", "warmup", "half_life_steps", "half_life_ramp", "snapshot_every_steps"},
   **{name: {"*"} for name in ("eval", "checkpoint", "logging", "mesh", "distributed")},
   **{name: {"*"} for name in ("sampler", "guidance", "spectrum")},
   **{name: {"*"} for name in (*DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS)},

@@ -21,6 +21,7 @@ class Job(NamedTuple):
     experiment: the resolved config.
     generative: its model.
     train, test: the splits; a data set may lack the second.
+    feed: what training reads: `train`, or its latents.
     mesh: the devices.
     workdir: the run's folder.
   """
@@ -29,6 +30,7 @@ class Job(NamedTuple):
   generative: Generative
   train: Source
   test: Source | None
+  feed: Source
   mesh: Mesh
   workdir: Path
 
@@ -57,7 +59,17 @@ def prepare(experiment: Experiment, workdir: Path) -> Job:
   if test is not None and test.spec != source.spec:
     train_is, test_is = (log.describe_data(s.name, len(s), s.spec) for s in (source, test))
     raise UserError(f"the splits do not fit each other: {train_is}; {test_is}")
-  return Job(experiment, experiment.create(source.spec), source, test, mesh, workdir)
+  generative = experiment.create(source.spec)
+  return Job(experiment, generative, source, test, _feed(experiment, source), mesh, workdir)
+
+
+def _feed(experiment: Experiment, source: Source) -> Source:
+  """The training split, or what an encoder has made of it, for a model that trains on that."""
+  if not getattr(experiment.sections["generative"], "trains_on_latents", False):
+    return source
+  feed = distributed.in_turn(lambda: experiment.data.load_latents("train", experiment.to_dict()))
+  check_same_everywhere(feed)
+  return feed
 
 
 def check_same_everywhere(source: Source) -> None:
@@ -124,6 +136,12 @@ def describe(job: Job) -> dict[str, Any]:
     "fingerprint": fingerprint(job.train),
     "spec": job.train.spec._asdict(),
   }
+  if job.feed is not job.train:
+    data["latents"] = {
+      "name": job.feed.name,
+      "num": len(job.feed),
+      "fingerprint": fingerprint(job.feed),
+    }
   return {"config": job.experiment.to_dict(), "data": data}
 
 
@@ -133,4 +151,7 @@ def stored_spec(checkpoints: Path, step: int | None) -> ImageSpec:
 
 
 def _check_same_data(job: Job, meta) -> None:
-  runs.check_same_data(job.workdir, meta["data"], describe(job)["data"])
+  now = describe(job)["data"]
+  runs.check_same_data(job.workdir, meta["data"], now)
+  if "latents" in now:
+    runs.check_same_data(job.workdir, meta["data"]["latents"], now["latents"])

@@ -113,6 +113,10 @@ class EMA:
     decay: weight of the past in the average that is sampled and evaluated.
     warmup: start shorter: min(decay, (1 + step) / (10 + step)), so that a short run's average
       forgets the initial parameters. Of all decays.
+    half_life_steps: in place of `decay`: updates after which a parameter's weight has halved, that
+      is half-life in images / batch size. Karras et al. 2022 (arXiv 2206.00364), appendix F.2.
+    half_life_ramp: with it, the half-life is at most this share of the updates so far, as there:
+      0.05; none: no ramp.
     more_decays: of further averages that are tracked beside it.
     profiles: relative widths sigma_rel of power-function averages that are tracked, such as
       0.05, 0.1: averages over about the last sigma_rel of the run so far (Karras et al. 2024, arXiv
@@ -123,6 +127,8 @@ class EMA:
 
   decay: float = 0.9999
   warmup: bool = False
+  half_life_steps: float | None = None
+  half_life_ramp: float | None = None
   more_decays: tuple[float, ...] = ()
   profiles: tuple[float, ...] = ()
   snapshot_every_steps: int | None = None
@@ -131,6 +137,7 @@ class EMA:
     for name, decay in (("decay", self.decay), *(("more_decays", d) for d in self.more_decays)):
       if not 0 <= decay < 1:
         raise ValueError(f"{name}={decay} must be at least 0 and below 1")
+    self._check_half_life()
     for width in self.profiles:
       if not 0 < width <= MAX_WIDTH:
         raise ValueError(f"profiles={width} must be above 0 and at most {MAX_WIDTH}, e.g. 0.05,0.1")
@@ -145,6 +152,19 @@ class EMA:
     if every is not None and (every < 1 or not self.profiles):
       raise ValueError(
         f"snapshot_every_steps={every} must be at least 1 and needs profiles such as 0.05,0.1"
+      )
+
+  def _check_half_life(self) -> None:
+    half_life, ramp = self.half_life_steps, self.half_life_ramp
+    if half_life is not None and (half_life <= 0 or self.warmup):
+      raise ValueError(
+        f"half_life_steps={half_life} must be positive, and has half_life_ramp in place of warmup; "
+        "set --config.ema.warmup=false"
+      )
+    if ramp is not None and (half_life is None or ramp <= 0):
+      raise ValueError(
+        f"half_life_ramp={ramp} must be positive, e.g. 0.05, and needs half_life_steps; set "
+        "--config.ema.half_life_ramp=none to leave it"
       )
 
   def names(self) -> list[str]:
@@ -174,15 +194,24 @@ class EMA:
   def weights(self, step: Int[Array, ""]) -> dict[str, Float[Array, ""]]:
     """Weight of the newest parameters in each average, at the update after `step` earlier ones.
 
-    Of a decay d: 1 - d. Of a power function at time t = step + 1: 1 - (1 - 1/t)^(gamma + 1),
-    equation 127 of the paper; written so that float32 keeps its digits for large t.
+    Of a decay d: 1 - d. Of a half-life h: 1 - 2^(-1/h); with a ramp the first is 1. Of a power
+    function at time t = step + 1: 1 - (1 - 1/t)^(gamma + 1), equation 127 of the paper; written so
+    that float32 keeps its digits for large t.
     """
     before = jnp.log1p(-1.0 / (step + 1).astype(jnp.float32))
-    found = {"ema": self._of_decay(self.decay, step)}
+    found = {"ema": self._of_first(step)}
     found |= {f"decay:{d}": self._of_decay(d, step) for d in self.more_decays}
     for width in self.profiles:
       found[f"profile:{width}"] = -jnp.expm1((exponent_of(width) + 1.0) * before)
     return found
+
+  def _of_first(self, step: Int[Array, ""]) -> Float[Array, ""]:
+    if self.half_life_steps is None:
+      return self._of_decay(self.decay, step)
+    half_life = jnp.float32(self.half_life_steps)
+    if self.half_life_ramp is not None:
+      half_life = jnp.minimum(half_life, jnp.maximum(self.half_life_ramp * step, 1e-8))
+    return -jnp.expm1(-jnp.log(2.0) / half_life)
 
   def _of_decay(self, decay: float, step: Int[Array, ""]) -> Float[Array, ""]:
     constant = jnp.float32(1.0 - decay)

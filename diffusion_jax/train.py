@@ -176,7 +176,7 @@ def make_feed(job: Job):
   training = job.experiment.training
   rows = sharding.local_rows(job.mesh, training.batch_size)
   flip = job.experiment.data.flip
-  stream = TrainStream(job.train, training.batch_size, training.seed, flip, rows)
+  stream = TrainStream(job.feed, training.batch_size, training.seed, flip, rows)
   return lambda step: sharding.put_batch(stream.batch(step), job.mesh)
 
 

@@ -22,7 +22,7 @@ LAYERS = [
     "streams",
     "ema_profiles",
   },
-  {"processes", "models", "data", "sharding", "distributed", "log", "meter"},
+  {"augmentation", "processes", "models", "data", "sharding", "distributed", "log", "meter"},
   {"losses", "samplers", "likelihood", "metrics", "extractors", "report", "state", "provenance"},
   {"generative", "step", "checkpoint"},
   {"experiment"},
@@ -30,7 +30,18 @@ LAYERS = [
   {"job", "evaluation"},
   {"planning", "auditing"},
   {"previews", "snapshots"},
-  {"train", "sample", "evaluate", "prepare", "stats", "features", "plan", "audit", "edit"},
+  {
+    "train",
+    "sample",
+    "evaluate",
+    "prepare",
+    "stats",
+    "features",
+    "plan",
+    "audit",
+    "edit",
+    "encode",
+  },
 ]
 # Within layer 0, `types` and `config` are the ground that the others stand on.
 GROUND = {"types", "config"}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import randomness
-from diffusion_jax.processes import Preconditioned, Process
+from diffusion_jax.processes import DiscreteVP, Preconditioned
 from diffusion_jax.types import Keys
 
 SHAPE = (4, 4, 1)
@@ -22,8 +22,11 @@ AXES = np.linalg.qr(np.random.default_rng(0).normal(size=(NUM_DIMS, NUM_DIMS)))[
 """The data are N(0, AXES diag(VARIANCES) AXES')."""
 
 
-def gaussian_network(process: Process, scale: Any = 1.0) -> Preconditioned:
-  """The posterior mean E[x0 | xt] times `scale`; its output and target are those of the noise."""
+def gaussian_network(process: Any, scale: Any = 1.0) -> Preconditioned:
+  """The posterior mean E[x0 | xt] times `scale`; its output and target are those of the noise.
+
+  On a process with steps it gives their best variances too.
+  """
   variances, axes = (jnp.asarray(v, jnp.float32) for v in (VARIANCES, AXES))
 
   def denoise(params: Any, xt, t, labels=None, dropout_key=None):
@@ -36,7 +39,44 @@ def gaussian_network(process: Process, scale: Any = 1.0) -> Preconditioned:
     alpha, sigma = (c[:, None, None, None] for c in process.alpha_sigma(t))
     return (xt - alpha * denoise(params, xt, t)) / sigma
 
-  return Preconditioned(output, lambda x0, eps, t: eps, denoise)
+  def denoise_and_variance(params: Any, xt, t, labels=None, dropout_key=None):
+    number = jnp.round(t * process.num_timesteps).astype(jnp.int32)
+    return denoise(params, xt, t), logits[number - 1]
+
+  if process.num_timesteps is None:
+    return Preconditioned(output, lambda x0, eps, t: eps, denoise)
+  logits = jnp.asarray(best_logits(process), jnp.float32)
+  return Preconditioned(output, lambda x0, eps, t: eps, denoise, denoise_and_variance)
+
+
+def left_open(process: DiscreteVP) -> np.ndarray:
+  """Var(x0 | x_t) of each dimension for t = 1..T [T, *SHAPE], float64."""
+  alpha_bar = process.alphas_cumprod[1:, None]
+  along = VARIANCES * (1 - alpha_bar) / (alpha_bar * VARIANCES + 1 - alpha_bar)
+  return (along @ (AXES**2).T).reshape(-1, *SHAPE)
+
+
+def best_variances(process: DiscreteVP) -> np.ndarray:
+  """Of p(x_{t-1} | x_t), each dimension by itself: the posterior's and what the mean leaves open.
+
+  For t = 1..T [T, *SHAPE], float64: each makes its step's KL (at t = 1 the reconstruction) least.
+  """
+  now, before = (a[:, None, None, None] for a in (process.alphas_cumprod[1:],
+                                                  process.alphas_cumprod[:-1]))  # fmt: skip
+  beta = 1 - now / before
+  gain = np.sqrt(before) * beta / (1 - now)
+  return beta * (1 - before) / (1 - now) + gain**2 * left_open(process)
+
+
+def best_logits(process: DiscreteVP) -> np.ndarray:
+  """The variance logits that stand for `best_variances`: -1 is the posterior's variance, 1 beta's;
+  at t = 1 the posterior's of t = 2 takes its place."""
+  now, before = process.alphas_cumprod[1:], process.alphas_cumprod[:-1]
+  beta = 1 - now / before
+  small = beta * (1 - before) / (1 - now)
+  small[0] = small[1]
+  low, high = (np.log(v)[:, None, None, None] for v in (small, beta))
+  return 2 * (np.log(best_variances(process)) - low) / (high - low) - 1
 
 
 def gaussian_images(num: int, seed: int = 0) -> jax.Array:

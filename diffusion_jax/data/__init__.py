@@ -3,6 +3,7 @@
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.folder import Folder
+from diffusion_jax.data.latents import Latents
 from diffusion_jax.data.pictures import load_pictures
 from diffusion_jax.data.pipeline import Prefetcher, TrainStream, full_pass
 from diffusion_jax.data.records import Records
@@ -16,6 +17,7 @@ SOURCES = {
   "folder": Folder,
   "records": Records,
   "arrays": Arrays,
+  "latents": Latents,
   "synthetic": Synthetic,
 }
 
@@ -25,6 +27,7 @@ __all__ = [
   "Arrays",
   "Digits",
   "Folder",
+  "Latents",
   "Prefetcher",
   "Records",
   "Source",

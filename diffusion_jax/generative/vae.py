@@ -72,10 +72,15 @@ def _terms(
   mean, log_var = wiring.networks.encode(params, x, dropout_key)
   z = _posterior_sample(keys, mean, log_var)
   raw = wiring.networks.decode(params, z, dropout_key)
-  return elbo_terms(wiring.decoder.log_prob(raw, x, wiring.spec.num_levels), mean, log_var)
+  log_prob = wiring.decoder.log_prob(raw, x, wiring.spec.num_levels)
+  return elbo_terms(log_prob, _flat(mean), _flat(log_var))
 
 
-def _posterior_sample(keys: Keys, mean: Array, log_var: Array) -> Float[Array, "B D"]:
+def _flat(z: Float[Array, "B ..."]) -> Float[Array, "B D"]:
+  return z.reshape(len(z), -1)
+
+
+def _posterior_sample(keys: Keys, mean: Array, log_var: Array) -> Float[Array, "B ..."]:
   return mean + jnp.exp(0.5 * log_var) * randomness.normal(keys, mean.shape[1:])
 
 
@@ -113,7 +118,8 @@ def _weighted(
     z = _posterior_sample(keys, mean, log_var)
     log_prob = wiring.decoder.log_prob(wiring.networks.decode(params, z), x, wiring.spec.num_levels)
     prior = gaussian_log_prob(z, jnp.zeros_like(z), jnp.zeros_like(z))
-    return log_prob + jnp.sum(prior - gaussian_log_prob(z, mean, 0.5 * log_var), axis=-1)
+    posterior = gaussian_log_prob(z, mean, 0.5 * log_var)
+    return log_prob + jnp.sum(_flat(prior - posterior), axis=-1)
 
   return estimator(log_weight, keys, wiring.spec.num_dims)
 
@@ -121,11 +127,11 @@ def _weighted(
 def _sample(wiring: _Wiring, params: Params, keys: Keys, labels=None) -> Samples:
   """Images of the prior: the mean of p(x | z) for z ~ N(0, I)."""
   del labels
-  z = randomness.normal(keys, (wiring.networks.latent_dim,))
+  z = randomness.normal(keys, wiring.networks.latent_shape)
   return Samples(wiring.decoder.mean(wiring.networks.decode(params, z)), 1)
 
 
-def _encode(wiring: _Wiring, params: Params, key, batch: Batch) -> Float[Array, "B D"]:
+def _encode(wiring: _Wiring, params: Params, key, batch: Batch) -> Float[Array, "B ..."]:
   x = from_levels(batch.image, wiring.spec.num_levels)
   mean, log_var = wiring.networks.encode(params, x)
   return _posterior_sample(randomness.example_keys(key, batch.index), mean, log_var)

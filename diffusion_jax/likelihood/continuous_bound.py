@@ -17,15 +17,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax import distributions, randomness
-from diffusion_jax.processes import Preconditioned, Process, expand
+from diffusion_jax.processes import (
+  Preconditioned,
+  Process,
+  end_kl,
+  expand,
+  first_time,
+  reconstruction,
+)
 from diffusion_jax.types import Estimate, Keys, Params
 
 Images = Float[Array, "B H W C"]
 MAX_LOG_SNR = 20.0
 """Where a process ends in pure noise, the integral ends here: what is left is below e^-20."""
-
-MIN_TIME = 1e-5
-"""The first time of a process that has no noise at 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +84,9 @@ class ContinuousBound:
     num_dims = math.prod(x0.shape[1:])
     curve = self._diffusion(network, process, params, keys, x0, labels)
     nats = {
-      "prior": _prior(process, x0),
+      "prior": end_kl(process, x0),
       "diffusion": curve.sum(1),
-      "reconstruction": _reconstruction(process, keys, x0, num_levels),
+      "reconstruction": reconstruction(process, keys, x0, num_levels),
     }
     total = sum(nats.values(), start=jnp.zeros(len(x0)))
     nats["curve"] = curve
@@ -93,7 +97,7 @@ class ContinuousBound:
     self, network: Preconditioned, process: Process, params: Params, keys: Keys, x0: Images, labels
   ) -> Float[Array, "B M"]:
     """The parts of the middle term in nats, each from one evaluation."""
-    first = process.min_time or MIN_TIME
+    first = first_time(process)
 
     def part(_, number):
       own = randomness.fold_in(keys, number)
@@ -120,31 +124,3 @@ class ContinuousBound:
     t, before = (first + (1.0 - first) * n / num for n in (step, step - 1.0))
     drop = process.log_snr(before) - process.log_snr(t)
     return t, 0.5 * num * jnp.exp(process.log_snr(t)) * jnp.expm1(drop)
-
-
-def _prior(process: Process, x0: Images) -> Float[Array, "B"]:
-  """KL(q(z_1 | x) || N(0, prior_std^2)) in nats."""
-  alpha, sigma = process.alpha_sigma(jnp.ones(()))
-  ratio = jnp.square(sigma / process.prior_std)
-  mean = jnp.square(alpha / process.prior_std) * jnp.square(x0)
-  return 0.5 * jnp.sum(mean + ratio - 1.0 - jnp.log(ratio), axis=(1, 2, 3))
-
-
-def _reconstruction(
-  process: Process, keys: Keys, x0: Images, num_levels: int | None
-) -> Float[Array, "B"]:
-  """-log p(x | z_0) in nats: p(x | z_0) is proportional to q(z_0 | x) over the grey levels.
-
-  For a density, p(x | z_0) = N(z_0 / alpha, (sigma / alpha)^2).
-  """
-  alpha, sigma = process.alpha_sigma(jnp.asarray(process.min_time or MIN_TIME))
-  ratio = sigma / alpha
-  noise = randomness.normal(randomness.fold_in(keys, 2**30), x0.shape[1:])
-  if num_levels is None:
-    return jnp.sum(
-      0.5 * jnp.square(noise) + 0.5 * math.log(2 * math.pi) + jnp.log(ratio), axis=(1, 2, 3)
-    )
-  level = 2.0 * jnp.arange(num_levels) / (num_levels - 1) - 1.0
-  away = ((x0 + ratio * noise)[..., None] - level) / ratio
-  log_prob = -0.5 * jnp.square(noise) - jax.nn.logsumexp(-0.5 * jnp.square(away), axis=-1)
-  return -jnp.sum(log_prob, axis=(1, 2, 3))

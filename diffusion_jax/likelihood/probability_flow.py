@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax import distributions, randomness
-from diffusion_jax.processes import Preconditioned, Process
+from diffusion_jax.likelihood.dequantization import Dequantization, dequantize
+from diffusion_jax.processes import Preconditioned, Process, first_time
 from diffusion_jax.types import Estimate, Keys, Params
 
 Image = Float[Array, "H W C"]
@@ -26,8 +27,8 @@ Image = Float[Array, "H W C"]
 class ProbabilityFlow:
   """The ODE's likelihood, of the network itself, without guidance.
 
-  Grey levels are dequantised by uniform noise of one level's width, which makes the figure an upper
-  bound of the bits of the levels (Theis et al. 2016, arXiv 1511.01844).
+  Grey levels are dequantised, which makes the figure an upper bound of the bits of the levels, see
+  `dequantization`: how far it lies above them depends on the noise.
 
   Attributes:
     rtol, atol: tolerance of the adaptive solver (Dormand and Prince's, order 5) for each image.
@@ -35,6 +36,8 @@ class ProbabilityFlow:
       `hutchinson` estimates it, without bias, from `probes` random directions (Grathwohl et al.
       2019, arXiv 1810.01367), the same ones along the whole way.
     probes: random directions, of Rademacher numbers.
+    dequantization: `uniform` over a level's width, or `truncated_normal`: noise of the process's
+      own scale at its first time, which is tighter for models that know their levels.
     max_steps: a solution that needs more fails.
   """
 
@@ -42,6 +45,7 @@ class ProbabilityFlow:
   atol: float = 1e-5
   trace: Literal["exact", "hutchinson"] = "hutchinson"
   probes: int = 1
+  dequantization: Dequantization = "uniform"
   max_steps: int = 4096
 
   def __post_init__(self):
@@ -79,27 +83,23 @@ class ProbabilityFlow:
       num_levels: L. None: x0 is not quantised, and the figure is that of a density.
 
     Returns:
-      bits_per_dim [B] and its terms "prior", "divergence" and "dequantization" (log2 of a level's
-      width, negative; 0 for a density), which add up to it.
+      bits_per_dim [B] and its terms "prior", "divergence" and "dequantization" (log2 of the noise's
+      density; 0 for float data), which add up to it.
     """
     num_dims = math.prod(x0.shape[1:])
-    width = 0.0 if num_levels is None else 2.0 / (num_levels - 1)
-    noise = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), x0.shape[1:]))(keys)
+    noisy = dequantize(self.dequantization, process, keys, x0, num_levels)
     labels = None if labels is None else jnp.asarray(labels)
 
     def one(x, key, label):
       velocity = _velocity(network, process, params, label)
       return self._solve(velocity, process, x, self._probes(key, x.shape))
 
-    x = x0 + width * (noise - 0.5)
     over = (0, 0, None if labels is None else 0)
-    x1, divergence = jax.vmap(one, in_axes=over)(x, randomness.fold_in(keys, 1), labels)
+    x1, divergence = jax.vmap(one, in_axes=over)(noisy.x, randomness.fold_in(keys, 1), labels)
     scale = jnp.full_like(x1, math.log(process.prior_std))
     prior = distributions.gaussian_log_prob(x1, jnp.zeros_like(x1), scale).sum((1, 2, 3))
-    nats = {"prior": -prior, "divergence": -divergence}
+    nats = {"prior": -prior, "divergence": -divergence, "dequantization": noisy.log_q}
     bits = {n: distributions.nats_to_bits_per_dim(v, num_dims) for n, v in nats.items()}
-    offset = -math.log2(width) if width else 0.0
-    bits["dequantization"] = jnp.full(len(x0), offset, jnp.float32)
     return Estimate(sum(bits.values(), start=jnp.zeros(len(x0))), bits)
 
   def _probes(self, key, shape: tuple[int, ...]) -> Float[Array, "P H W C"] | None:
@@ -118,7 +118,7 @@ class ProbabilityFlow:
     solution = diffrax.diffeqsolve(
       diffrax.ODETerm(field),
       diffrax.Dopri5(),
-      t0=process.min_time or MIN_TIME,
+      t0=first_time(process),
       t1=1.0,
       dt0=None,
       y0=(x, jnp.zeros(())),
@@ -127,10 +127,6 @@ class ProbabilityFlow:
     )
     x1, divergence = solution.ys  # pyright: ignore[reportGeneralTypeIssues]
     return x1[0], divergence[0]
-
-
-MIN_TIME = 1e-5
-"""Where a process gives the ODE no first time of its own, with sigma > 0."""
 
 
 def divergence_of(

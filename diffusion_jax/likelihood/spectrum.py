@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax import randomness
-from diffusion_jax.processes import Preconditioned, Process, expand
+from diffusion_jax.processes import Preconditioned, Process, expand, namespace
 from diffusion_jax.types import Keys, Params, SpectrumEstimate
 
+Points = Float[Array | np.ndarray, "M"]
 MAX_LOG_SNR = 20.0
 """Beyond it a process has drowned the image, or hides nothing of it, to float32."""
 
@@ -35,12 +36,13 @@ class Spectrum:
     if self.num_points < 2:
       raise ValueError(f"num_points={self.num_points} must be at least 2")
 
-  def points(self, process: Process) -> tuple[Float[np.ndarray, "M"], Float[np.ndarray, "M"]]:
-    """Times, noisiest first, and their log-SNR, float64."""
+  def points(self, process: Process) -> tuple[Points, Points]:
+    """Times, noisiest first, and their log-SNR: float64, or JAX's of a learned schedule."""
     ends = process.log_snr(np.asarray([1.0, max(process.min_time, 1e-9)]))
-    low, high = np.clip(ends, -MAX_LOG_SNR, MAX_LOG_SNR)
-    t = process.time_of(np.linspace(low, high, self.num_points))
-    t = np.unique(t)[::-1]
+    xp = namespace(ends)
+    low, high = xp.clip(ends, -MAX_LOG_SNR, MAX_LOG_SNR)
+    t = process.time_of(xp.linspace(low, high, self.num_points))
+    t = np.unique(t)[::-1] if xp is np else t
     return t, process.log_snr(t)
 
   def __call__(
@@ -74,7 +76,7 @@ class Spectrum:
       error = x0 - network.denoise(params, alpha * x0 + sigma * eps, t, labels)
       return None, snr * jnp.mean(jnp.square(error), axis=(1, 2, 3))
 
-    floats = (times, np.exp(log_snr))
+    floats = (times, namespace(log_snr).exp(log_snr))
     rows = (jnp.arange(len(times)), *(jnp.asarray(c, jnp.float32) for c in floats))
     _, errors = jax.lax.scan(point, None, rows)
     return SpectrumEstimate(jnp.asarray(log_snr, jnp.float32), errors.T)

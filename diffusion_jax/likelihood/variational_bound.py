@@ -4,12 +4,12 @@
               + sum_{t=2..T} KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t))          denoising
               - log p(x0 | x_1)                                                    reconstruction
 
-Source: Ho et al. 2020 (arXiv 2006.11239), equations 5 to 8.
+Source: Ho et al. 2020 (arXiv 2006.11239), equations 5 to 8; the terms are in `processes.reverse`.
 """
 
 import dataclasses
 import math
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,30 +17,29 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax import distributions, randomness
-from diffusion_jax.processes import DiscreteVP, Preconditioned, Process
+from diffusion_jax.processes import (
+  DiscreteVP,
+  Preconditioned,
+  Process,
+  ReverseSteps,
+  decoder_log_prob,
+  divergence,
+  log_ratio,
+  prior_kl,
+  reverse_steps,
+)
 from diffusion_jax.types import Estimate, Keys, Params
 
 Images = Float[Array, "B H W C"]
+Variance = Literal["fixed_large", "fixed_small", "learned"]
 
 
-class BoundSteps(NamedTuple):
-  """What the bound needs of the steps t = 1..T, one row each, float64 on the host.
+class _Scanned(NamedTuple):
+  """What the scan over the steps leaves: the last estimate and log variance, and the KLs."""
 
-  Both Gaussians of a KL have the same x_t coefficient, so their means differ by gain (x0 - x0_hat)
-  and the KL is offset + weight (x0 - x0_hat)^2 a dimension.
-
-  Attributes:
-    alpha, sigma: of q(x_t | x0).
-    offset: (e^r - 1 - r) / 2 with r = log(posterior variance / model variance).
-    weight: gain^2 / (2 model variance).
-    variance: of p(x_{t-1} | x_t); the decoder's at t = 1.
-  """
-
-  alpha: Float[np.ndarray, "T"]
-  sigma: Float[np.ndarray, "T"]
-  offset: Float[np.ndarray, "T"]
-  weight: Float[np.ndarray, "T"]
-  variance: Float[np.ndarray, "T"]
+  estimate: Images
+  log_var: Images
+  divergences: Float[Array, "B T"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +47,20 @@ class VariationalBound:
   """The bound with one noise draw a term; of the network itself, without guidance.
 
   The last step has no posterior to copy its variance from: t = 1 takes the posterior variance of
-  t = 2 for either option (Nichol and Dhariwal 2021, arXiv 2102.09672, their code).
+  t = 2 for the fixed ones, and as the small one of `learned` (Nichol and Dhariwal 2021, arXiv
+  2102.09672, their code).
 
   Attributes:
-    variance: of p(x_{t-1} | x_t): beta_t, or the smaller one of q(x_{t-1} | x_t, x0).
+    variance: of p(x_{t-1} | x_t): beta_t (fixed_large); the smaller one of q(x_{t-1} | x_t, x0)
+      (fixed_small); between the two as the network says, in each dimension (learned); auto:
+      learned where the network gives variances, else fixed_large.
     clip: clip each x0 estimate to [-1, 1], as the published figures do.
     cdf: how the decoder at t = 1 integrates a Gaussian over a grey level: exactly, or by the tanh
       approximation with a floor of 1e-12 behind the published figures. The floor makes the
       figure smaller than the bound where a pixel is predicted very badly.
   """
 
-  variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
+  variance: Literal["auto", "fixed_large", "fixed_small", "learned"] = "auto"
   clip: bool = True
   cdf: Literal["exact", "tanh"] = "exact"
 
@@ -72,26 +74,30 @@ class VariationalBound:
     """Only processes with steps have this bound."""
     return process.num_timesteps is not None
 
-  def variances(self, process: DiscreteVP) -> Float[np.ndarray, "T"]:
-    """The variance of p(x_{t-1} | x_t) for t = 1..T, float64."""
-    posterior = _posterior_variances(process)
-    if self.variance == "fixed_small":
-      return posterior
-    return np.append(posterior[0], _betas(process)[1:])
+  def variance_of(self, network: Preconditioned) -> Variance:
+    """What `auto` means for a network.
 
-  def steps(self, process: DiscreteVP) -> BoundSteps:
+    Raises:
+      ValueError: learned variances of a network that gives none.
+    """
+    gives = network.denoise_and_variance is not None
+    if self.variance == "auto":
+      return "learned" if gives else "fixed_large"
+    if self.variance == "learned" and not gives:
+      raise ValueError("vlb.variance=learned needs a network that gives variances")
+    return self.variance
+
+  def variances(self, process: DiscreteVP) -> Float[np.ndarray, "T"]:
+    """The fixed variance of p(x_{t-1} | x_t) for t = 1..T, float64."""
+    steps = reverse_steps(process)
+    small = np.exp(steps.log_small)
+    if self.variance == "fixed_small":
+      return small
+    return np.append(small[0], np.exp(steps.log_small + steps.width)[1:])
+
+  def steps(self, process: DiscreteVP) -> ReverseSteps:
     """Coefficients of every term, float64."""
-    now, before = process.alphas_cumprod[1:], process.alphas_cumprod[:-1]
-    variance = self.variances(process)
-    ratio = np.log(_posterior_variances(process) / variance)
-    gain = np.sqrt(before) * _betas(process) / (1.0 - now)
-    return BoundSteps(
-      alpha=np.sqrt(now),
-      sigma=np.sqrt(1.0 - now),
-      offset=0.5 * (np.expm1(ratio) - ratio),
-      weight=0.5 * gain**2 / variance,
-      variance=variance,
-    )
+    return reverse_steps(process)
 
   def __call__(
     self,
@@ -106,7 +112,7 @@ class VariationalBound:
     """The bound of each example in bits/dim, from T network evaluations.
 
     Args:
-      network: gives the x0 estimate.
+      network: gives the x0 estimate, and the variances if they are learned.
       process: q(x_t | x0).
       params: of the network.
       keys: one an example; the noise of term t is drawn from fold_in(key, t).
@@ -117,13 +123,15 @@ class VariationalBound:
     Returns:
       bits_per_dim [B] and its terms "prior", "denoising" and "reconstruction" [B]; and "curve"
       [B T], whose entry t - 1 is the term of step t: the reconstruction, then the KLs.
+
+    Raises:
+      ValueError: learned variances of a network that gives none.
     """
-    steps, num_dims = self.steps(process), math.prod(x0.shape[1:])
-    estimate, errors = self._estimates(steps, network, params, keys, x0, labels)
-    decoded = self._log_prob(x0, estimate, 0.5 * math.log(steps.variance[0]), num_levels)
-    offset, weight = (jnp.asarray(c, jnp.float32) for c in (steps.offset, steps.weight))
+    num_dims = math.prod(x0.shape[1:])
+    found = self._scan(network, process, params, keys, x0, labels)
+    decoded = decoder_log_prob(x0, found.estimate, found.log_var, num_levels, self.cdf)
     reconstruction = -jnp.sum(decoded, axis=(1, 2, 3))
-    divergences = (offset * num_dims + weight * errors)[:, 1:]
+    divergences = found.divergences[:, 1:]
     nats = {
       "prior": prior_kl(process, x0),
       "denoising": jnp.sum(divergences, axis=1),
@@ -134,53 +142,30 @@ class VariationalBound:
     bits = {n: distributions.nats_to_bits_per_dim(v, num_dims) for n, v in nats.items()}
     return Estimate(distributions.nats_to_bits_per_dim(total, num_dims), bits)
 
-  def _estimates(
-    self, steps: BoundSteps, network: Preconditioned, params, keys: Keys, x0: Images, labels
-  ) -> tuple[Images, Float[Array, "B T"]]:
-    """The x0 estimate at t = 1 and |x0 - x0_hat|^2 of every t = 1..T, from one scan."""
-    num = len(steps.alpha)
+  def _scan(
+    self, network: Preconditioned, process: DiscreteVP, params: Params, keys: Keys, x0: Images,
+    labels: Any,
+  ) -> _Scanned:  # fmt: skip
+    """One scan from T down, so that the last carry is what t = 1 has."""
+    steps, num = self.steps(process), process.num_timesteps
+    learned = self.variance_of(network) == "learned"
+    # log(variance / small) of each step, where it is fixed
+    ratios = np.zeros(num) if learned else np.log(self.variances(process)) - steps.log_small
+    ask: Any = network.denoise_and_variance if learned else network.denoise
 
     def step(_, row):
-      number, alpha, sigma = row
-      xt = alpha * x0 + sigma * randomness.normal(randomness.fold_in(keys, number), x0.shape[1:])
-      estimate = network.denoise(params, xt, jnp.full(len(x0), number / num), labels)
-      estimate = jnp.clip(estimate, -1.0, 1.0) if self.clip else estimate
-      return estimate, jnp.sum(jnp.square(x0 - estimate), axis=(1, 2, 3))
+      number, at, ratio = row
+      z = randomness.normal(randomness.fold_in(keys, number), x0.shape[1:])
+      found = ask(params, at.alpha * x0 + at.sigma * z, jnp.full(len(x0), number / num), labels)
+      if learned:
+        found, ratio = found[0], log_ratio(found[1], at.width)
+      estimate = jnp.clip(found, -1.0, 1.0) if self.clip else found
+      nats = jnp.sum(divergence(at, ratio, x0, estimate), axis=(1, 2, 3))
+      return (estimate, jnp.broadcast_to(at.log_small + ratio, x0.shape)), nats
 
-    coefficients = (jnp.asarray(c, jnp.float32) for c in (steps.alpha, steps.sigma))
-    rows = (jnp.arange(1, num + 1), *coefficients)
-    # From T down, so that the last carry is the estimate at t = 1.
-    estimate, errors = jax.lax.scan(step, jnp.zeros_like(x0), rows, reverse=True)
-    return estimate, errors.T
-
-  def _log_prob(self, x0: Images, mean: Images, log_std: float, num_levels: int | None) -> Images:
-    """log p(x0 | x_1) of each dimension."""
-    scale = jnp.full_like(x0, log_std)
-    if num_levels is None:
-      return distributions.gaussian_log_prob(x0, mean, scale)
-    if self.cdf == "exact":
-      return distributions.discretized_gaussian_log_prob(x0, mean, scale, num_levels)
-    return distributions.approximate_discretized_gaussian_log_prob(x0, mean, scale, num_levels)
-
-
-def prior_kl(process: DiscreteVP, x0: Images) -> Float[Array, "B"]:
-  """KL(q(x_T | x0) || N(0, I)) in nats an example: what the noisiest x_T still tells of x0."""
-  alpha_bar = float(process.alphas_cumprod[-1])
-  constant = math.prod(x0.shape[1:]) * (alpha_bar + math.log1p(-alpha_bar))
-  return 0.5 * (alpha_bar * jnp.sum(jnp.square(x0), axis=(1, 2, 3)) - constant)
-
-
-def _betas(process: DiscreteVP) -> Float[np.ndarray, "T"]:
-  """beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, t = 1..T."""
-  return 1.0 - process.alphas_cumprod[1:] / process.alphas_cumprod[:-1]
-
-
-def _posterior_variances(process: DiscreteVP) -> Float[np.ndarray, "T"]:
-  """Of q(x_{t-1} | x_t, x0), t = 1..T; the 0 at t = 1 is replaced by its neighbour.
-
-  A process of one step has no neighbour: beta_1 takes its place.
-  """
-  left = 1.0 - process.alphas_cumprod
-  variances = _betas(process) * left[:-1] / left[1:]
-  variances[0] = variances[1] if process.num_timesteps > 1 else _betas(process)[0]
-  return variances
+    rows = jax.tree.map(lambda c: jnp.asarray(c, jnp.float32), (steps, ratios))
+    start = jnp.zeros_like(x0), jnp.zeros_like(x0)
+    (estimate, log_var), nats = jax.lax.scan(
+      step, start, (jnp.arange(1, num + 1), *rows), reverse=True
+    )
+    return _Scanned(estimate, log_var, nats.T)

@@ -2,7 +2,10 @@
 
 from diffusion_jax.losses.denoising import Simple
 from diffusion_jax.losses.elbo import ELBO, ElboTerms, elbo_terms
-from diffusion_jax.losses.objective import Objective, plain
+from diffusion_jax.losses.learned_variance import FullBound, Hybrid
+from diffusion_jax.losses.objective import Objective, Place, plain
+from diffusion_jax.losses.uncertainty import Uncertainty
+from diffusion_jax.losses.vdm import VDM
 from diffusion_jax.losses.weighted import P2, EDMLoss, FlowMatching, MinSNR, SigmoidLoss
 
 DENOISING_LOSSES = {
@@ -12,6 +15,10 @@ DENOISING_LOSSES = {
   "edm": EDMLoss,
   "sigmoid": SigmoidLoss,
   "flow_matching": FlowMatching,
+  "vdm": VDM,
+  "uncertainty": Uncertainty,
+  "hybrid": Hybrid,
+  "vlb": FullBound,
 }
 VAE_LOSSES = {"elbo": ELBO}
 
@@ -20,13 +27,18 @@ __all__ = [
   "ELBO",
   "P2",
   "VAE_LOSSES",
+  "VDM",
   "EDMLoss",
   "ElboTerms",
   "FlowMatching",
+  "FullBound",
+  "Hybrid",
   "MinSNR",
   "Objective",
+  "Place",
   "SigmoidLoss",
   "Simple",
+  "Uncertainty",
   "elbo_terms",
   "plain",
 ]

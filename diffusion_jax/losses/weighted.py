@@ -43,12 +43,17 @@ def weighted_error(
     times: (process, quantiles in [0, 1)) -> training times.
     network, process, params, keys, x0, labels, dropout_key: as of `Simple`.
   """
-  quantile = randomness.uniform(randomness.fold_in(keys, 0))
-  t = times(process, jnp.clip(quantile, SMALLEST, 1.0 - SMALLEST))
+  t = drawn_times(times, process, keys)
   eps = randomness.normal(randomness.fold_in(keys, 1), x0.shape[1:])
   alpha, sigma = map(expand, process.alpha_sigma(t))
   estimate = network.denoise(params, alpha * x0 + sigma * eps, t, labels, dropout_key)
   return weight(process, t) * jnp.mean(jnp.square(x0 - estimate), axis=(1, 2, 3))
+
+
+def drawn_times(times: Callable[[Process, Values], Values], process: Process, keys: Keys) -> Values:
+  """The training time of each example, from its own key."""
+  quantile = randomness.uniform(randomness.fold_in(keys, 0))
+  return times(process, jnp.clip(quantile, SMALLEST, 1.0 - SMALLEST))
 
 
 def uniform_times(process: Process, quantile: Values) -> Values:
@@ -152,10 +157,16 @@ class EDMLoss:
   def weight(self, process: Process, t: Values) -> Values:
     return 1.0 / self.sigma_data**2 + jnp.exp(process.log_snr(t))
 
+  def training_times(self, process: Process, keys: Keys) -> Values:
+    """The time at which the loss takes each example."""
+    return drawn_times(self._times, process, keys)
+
   def __call__(self, *args: Any) -> Values:
     """The loss of each example; arguments as of `Simple`."""
-    times = normal_log_sigma(self.log_sigma_mean, self.log_sigma_std)
-    return weighted_error(self.weight, times, *args)
+    return weighted_error(self.weight, self._times, *args)
+
+  def _times(self, process: Process, quantile: Values) -> Values:
+    return normal_log_sigma(self.log_sigma_mean, self.log_sigma_std)(process, quantile)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,14 +7,18 @@ Karras et al. 2022 (arXiv 2206.00364), table 7. With its defaults and three chan
 """
 
 import dataclasses
-from typing import Literal
+import functools
+from typing import Any, Literal
+
+from flax import linen as nn
+from jaxtyping import Array, Float
 
 from diffusion_jax.models.initializers import INITS
 from diffusion_jax.models.layers import Recipe, Remat
 from diffusion_jax.models.network import Network, as_network
 from diffusion_jax.models.resample import FILTERS
 from diffusion_jax.models.unet_module import UNetModule
-from diffusion_jax.types import ImageSpec
+from diffusion_jax.types import ImageSpec, Key, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +41,7 @@ class UNet:
   | `init` | ddpm | adm | adm | edm | edm |
   | `norm_epsilon` | 1e-6 | 1e-5 | 1e-5 | 1e-6 | 1e-6 |
   | `learned_variance` | no | yes | yes; no in EDM | no | no |
-
-  EDM's nine augmentation labels are not an input yet.
+  | `augmentation_labels` | 0 | 0 | 0 | 9 | 9 |
 
   Attributes:
     channels: width at full resolution.
@@ -72,6 +75,8 @@ class UNet:
     init: initial distributions, by recipe.
     norm_epsilon: of the group normalisation.
     learned_variance: double the output's channels; the second half are variance logits.
+    augmentation_labels: length of the vector that says how an image was augmented; a linear map of
+      it, without bias, is added to the embedding of the noise level. 0: no such input.
   """
 
   channels: int = 128
@@ -98,6 +103,7 @@ class UNet:
   init: Literal["ddpm", "edm", "adm"] = "ddpm"
   norm_epsilon: float = 1e-6
   learned_variance: bool = False
+  augmentation_labels: int = 0
 
   def __post_init__(self):
     if self.channels < 4 or self.channels % 2:
@@ -111,6 +117,8 @@ class UNet:
     self._check_recipe()
 
   def _check_recipe(self) -> None:
+    if self.augmentation_labels < 0:
+      raise ValueError(f"augmentation_labels={self.augmentation_labels} must not be negative")
     if self.noise_multiplier < 1 or self.embedding_multiplier < 1:
       raise ValueError("noise_multiplier and embedding_multiplier must be at least 1")
     if min(self.skip_scale, self.norm_epsilon, self.fourier_scale) <= 0:
@@ -144,7 +152,11 @@ class UNet:
       )
     self._check_heads(spec)
     out_channels = spec.channels * (2 if self.learned_variance else 1)
-    return as_network(UNetModule(self, out_channels, num_labels), spec, num_labels)
+    module = UNetModule(self, out_channels, num_labels)
+    network = as_network(module, spec, num_labels)
+    if not self.augmentation_labels:
+      return network
+    return network._replace(apply=functools.partial(_apply_told, module))
 
   def _check_heads(self, spec: ImageSpec) -> None:
     sides = [spec.height // 2**level for level in range(len(self.multipliers))]
@@ -166,3 +178,18 @@ class UNet:
       num_heads=self.num_heads,
       channels_per_head=self.channels_per_head,
     )
+
+
+def _apply_told(
+  module: nn.Module,
+  params: Params,
+  x: Float[Array, "B H W C"],
+  time: Float[Array, "B"],
+  labels: Any,
+  dropout_key: Key | None = None,
+  augmentation: Float[Array, "B A"] | None = None,
+) -> Any:
+  """`Network.apply` of a network with augmentation labels; None: images as they are."""
+  rngs = {} if dropout_key is None else {"dropout": dropout_key}
+  train = dropout_key is not None
+  return module.apply({"params": params}, x, time, labels, train, augmentation, rngs=rngs)

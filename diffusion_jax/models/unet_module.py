@@ -39,8 +39,9 @@ class UNetModule(nn.Module):
     time: Float[Array, "B"],
     labels: Int[Array, "B"] | None,
     train: bool,
+    augmentation: Float[Array, "B A"] | None = None,
   ) -> Float[Array, "B H W D"]:
-    embedding = self._embed(time, labels)
+    embedding = self._embed(time, labels, augmentation)
     h, skips = self._down(x, embedding, train)
     h = self._middle(h, embedding, train)
     h = self._up(h, skips, embedding, train)
@@ -52,11 +53,13 @@ class UNetModule(nn.Module):
   def _dtype(self):
     return jnp.dtype(self.config.dtype)
 
-  def _embed(self, time: Array, labels: Array | None) -> Array:
-    """The noise level and the class, float32 [B E]; blocks apply the last swish themselves."""
+  def _embed(self, time: Array, labels: Array | None, augmentation: Array | None) -> Array:
+    """All that blocks are told, float32 [B E]; they apply the last swish themselves."""
     width = self.config.channels * self.config.embedding_multiplier
     one_hot = self.config.label_embedding == "one_hot"
     h = self._embed_noise(time)
+    if self.config.augmentation_labels:
+      h = h + self._embed_augmentation(augmentation, len(h), h.shape[-1])
     if self.num_labels and labels is not None and one_hot:
       h = h + self._embed_one_hot(labels, h.shape[-1])
     h = nn.swish(self._dense(h, width, "time1"))
@@ -72,6 +75,12 @@ class UNetModule(nn.Module):
       return FourierEmbedding(width, self.config.fourier_scale, name="fourier")(time)
     adm = self.config.embedding == "positional_adm"
     return (cosine_first_embedding if adm else sinusoidal_embedding)(time, width)
+
+  def _embed_augmentation(self, vector: Array | None, num: int, width: int) -> Array:
+    """Without a bias: zeros, which images have that are as they are, add nothing."""
+    told = jnp.zeros((num, self.config.augmentation_labels)) if vector is None else vector
+    kernel = self.config.recipe.init.kernel
+    return nn.Dense(width, use_bias=False, kernel_init=kernel, name="augmentation")(told)
 
   def _embed_one_hot(self, labels: Array, width: int) -> Array:
     """The null class, which is the last, has no place among the others: its vector is zero."""

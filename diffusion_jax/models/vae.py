@@ -1,7 +1,8 @@
-"""A convolutional variational autoencoder: residual encoder and decoder around a latent vector.
+"""A convolutional variational autoencoder: residual encoder and decoder around its latents.
 
 The posterior is q(z | x) = N(mean(x), diag exp(log_var(x))); Kingma and Welling 2014
-(arXiv 1312.6114), section 3.
+(arXiv 1312.6114), section 3. The latents are a vector, or a small image on which a diffusion model
+can be trained (Rombach et al. 2022, arXiv 2112.10752, section 3.1).
 """
 
 import dataclasses
@@ -22,16 +23,16 @@ class VAENetworks(NamedTuple):
 
   Attributes:
     init: key -> params {"encoder", "decoder"}.
-    encode: (params, x [B H W C], dropout_key or None) -> (mean [B D], log_var [B D]).
-    decode: (params, z [B D], dropout_key or None) -> [B H W P], the observation model's raw
+    encode: (params, x [B H W C], dropout_key or None) -> (mean [B ...], log_var [B ...]).
+    decode: (params, z [B ...], dropout_key or None) -> [B H W P], the observation model's raw
       parameters.
-    latent_dim: D.
+    latent_shape: of one example's z: (D,), or (h, w, c) of spatial latents.
   """
 
   init: Callable[[Key], Params]
-  encode: Callable[..., tuple[Float[Array, "B D"], Float[Array, "B D"]]]
+  encode: Callable[..., tuple[Float[Array, "B ..."], Float[Array, "B ..."]]]
   decode: Callable[..., Float[Array, "B H W P"]]
-  latent_dim: int
+  latent_shape: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,9 @@ class ConvVAE:
   """Config of the networks.
 
   Attributes:
-    latent_dim: D, size of z.
+    latent_dim: D, size of z where it is a vector.
+    latent_channels: c of spatial latents [h w c], as large as the last level; latent_dim is then
+      not used. None: z is a vector.
     channels: width at full resolution.
     multipliers: width of each level over `channels`; every level halves the resolution.
     num_blocks: residual blocks a level.
@@ -50,6 +53,7 @@ class ConvVAE:
   """
 
   latent_dim: int = 16
+  latent_channels: int | None = None
   channels: int = 64
   multipliers: tuple[int, ...] = (1, 2)
   num_blocks: int = 1
@@ -60,6 +64,8 @@ class ConvVAE:
   def __post_init__(self):
     if min(self.latent_dim, self.channels, self.num_blocks, *self.multipliers, 1) < 1:
       raise ValueError("latent_dim, channels, num_blocks and multipliers must be at least 1")
+    if self.latent_channels is not None and self.latent_channels < 1:
+      raise ValueError(f"latent_channels={self.latent_channels} must be at least 1, or none")
     if not self.multipliers:
       raise ValueError("multipliers is empty; it needs one number a level")
     if not 0 <= self.dropout < 1:
@@ -81,19 +87,23 @@ class ConvVAE:
         f"images of {spec.height}x{spec.width} cannot be halved {len(self.multipliers) - 1} times; "
         f"use sides divisible by {factor} or fewer multipliers"
       )
-    encoder = Encoder(self)
-    decoder = Decoder(self, (spec.height // factor, spec.width // factor), num_outputs)
+    start = (spec.height // factor, spec.width // factor)
+    channels = self.latent_channels
+    shape = (self.latent_dim,) if channels is None else (*start, channels)
+    encoder, decoder = Encoder(self), Decoder(self, start, num_outputs)
     return VAENetworks(
-      lambda key: _init(self, encoder, decoder, spec, key),
+      lambda key: _init(encoder, decoder, spec, shape, key),
       lambda params, x, key=None: _apply(encoder, params["encoder"], x, key),
       lambda params, z, key=None: _apply(decoder, params["decoder"], z, key),
-      self.latent_dim,
+      shape,
     )
 
 
-def _init(config: ConvVAE, encoder: nn.Module, decoder: nn.Module, spec: ImageSpec, key: Key):
+def _init(
+  encoder: nn.Module, decoder: nn.Module, spec: ImageSpec, latent_shape: tuple[int, ...], key: Key
+) -> Params:
   key1, key2 = jax.random.split(key)
-  images, latents = jnp.zeros((1, *spec.shape)), jnp.zeros((1, config.latent_dim))
+  images, latents = jnp.zeros((1, *spec.shape)), jnp.zeros((1, *latent_shape))
   return {
     "encoder": encoder.init(key1, images, False)["params"],
     "decoder": decoder.init(key2, latents, False)["params"],
@@ -118,7 +128,7 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(
     self, x: Float[Array, "B H W C"], train: bool
-  ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
+  ) -> tuple[Float[Array, "B ..."], Float[Array, "B ..."]]:
     config, dtype = self.config, jnp.dtype(self.config.dtype)
     h = Conv3(config.channels, dtype=dtype, name="conv_in")(x)
     for level, multiplier in enumerate(config.multipliers):
@@ -128,8 +138,11 @@ class Encoder(nn.Module):
         block = _block(config, config.channels * multiplier, f"level{level}_block{i}")
         h = block(h, None, train)
     h = nn.swish(Norm(dtype, name="norm_out")(h)).astype(jnp.float32)
-    h = h.reshape(h.shape[0], -1)
-    mean, log_var = jnp.split(nn.Dense(2 * config.latent_dim, name="posterior")(h), 2, axis=-1)
+    if config.latent_channels is not None:
+      h = Conv3(2 * config.latent_channels, name="posterior")(h)
+    else:
+      h = nn.Dense(2 * config.latent_dim, name="posterior")(h.reshape(h.shape[0], -1))
+    mean, log_var = jnp.split(h, 2, axis=-1)
     return mean, log_var
 
 
@@ -141,11 +154,14 @@ class Decoder(nn.Module):
   num_outputs: int
 
   @nn.compact
-  def __call__(self, z: Float[Array, "B D"], train: bool) -> Float[Array, "B H W P"]:
+  def __call__(self, z: Float[Array, "B ..."], train: bool) -> Float[Array, "B H W P"]:
     config, dtype = self.config, jnp.dtype(self.config.dtype)
     width = config.channels * config.multipliers[-1]
-    h = nn.Dense(self.start[0] * self.start[1] * width, dtype=dtype, name="dense_in")(z)
-    h = h.reshape(-1, *self.start, width)
+    if config.latent_channels is not None:
+      h = Conv3(width, dtype=dtype, name="conv_in")(z)
+    else:
+      h = nn.Dense(self.start[0] * self.start[1] * width, dtype=dtype, name="dense_in")(z)
+      h = h.reshape(-1, *self.start, width)
     for level, multiplier in reversed(list(enumerate(config.multipliers))):
       for i in range(config.num_blocks):
         block = _block(config, config.channels * multiplier, f"level{level}_block{i}")

@@ -37,8 +37,9 @@ class VDMUNet:
     channels: width everywhere.
     num_blocks: residual blocks going down; one more going up, two in the middle.
     fourier_exponents: n of the features sin and cos of 2 pi 2^n x that join the input.
-    time_scale: factor of the time before its embedding: 1000 for a noise level in [0, 1] (gamma,
-      brought from [gamma_min, gamma_max]), 1 for a process that counts steps.
+    time_scale: factor of the time before its embedding: 1 for the processes here, which count it
+      up to 1000 (a learned schedule its gamma, from gamma_min to gamma_max); 1000 for a noise level
+      in [0, 1].
     dropout: rate inside the residual blocks.
     dtype: compute type; parameters, statistics and softmax stay float32.
     remat: what the backward pass recomputes to save memory: `none`; `block`, all of a block but its
@@ -48,7 +49,7 @@ class VDMUNet:
   channels: int = 128
   num_blocks: int = 32
   fourier_exponents: tuple[int, ...] = (6, 7)
-  time_scale: float = 1000.0
+  time_scale: float = 1.0
   dropout: float = 0.1
   dtype: Literal["float32", "bfloat16"] = "float32"
   remat: Remat = "none"

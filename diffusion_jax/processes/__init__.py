@@ -1,6 +1,7 @@
 """The forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) and what a network may predict."""
 
 from diffusion_jax.processes.discrete_vp import CosineVP, DiscreteVP, LinearVP
+from diffusion_jax.processes.ends import end_kl, first_time, reconstruction
 from diffusion_jax.processes.learned import Learned
 from diffusion_jax.processes.parameterization import (
   PREDICTIONS,
@@ -10,6 +11,15 @@ from diffusion_jax.processes.parameterization import (
   precondition,
 )
 from diffusion_jax.processes.process import Continuous, Process, namespace
+from diffusion_jax.processes.reverse import (
+  ReverseSteps,
+  bound_term,
+  decoder_log_prob,
+  divergence,
+  log_ratio,
+  prior_kl,
+  reverse_steps,
+)
 from diffusion_jax.processes.unscaled import EDMProcess, Flow, VarianceExploding
 from diffusion_jax.processes.variance_preserving import (
   ContinuousCosineVP,
@@ -49,9 +59,19 @@ __all__ = [
   "Preconditioned",
   "Prediction",
   "Process",
+  "ReverseSteps",
   "SubVP",
   "VarianceExploding",
+  "bound_term",
+  "decoder_log_prob",
+  "divergence",
+  "end_kl",
   "expand",
+  "first_time",
+  "log_ratio",
   "namespace",
   "precondition",
+  "prior_kl",
+  "reconstruction",
+  "reverse_steps",
 ]

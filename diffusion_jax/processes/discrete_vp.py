@@ -19,9 +19,11 @@ class DiscreteVP:
 
   Attributes:
     alphas_cumprod: alpha_bar_n = alpha_n^2 for n = 0..T in float64; alpha_bar_0 = 1.
+    network_steps: the network sees n - 1 as if T were this number; None: T.
   """
 
   alphas_cumprod: Float[np.ndarray, "T1"]
+  network_steps: int | None = None
 
   @property
   def num_timesteps(self) -> int:
@@ -58,8 +60,11 @@ class DiscreteVP:
     return (self.num_timesteps - (right - nearer)) / self.num_timesteps
 
   def network_time(self, t: Times) -> Times:
-    """What the network's time embedding takes: n - 1 of 0..T-1."""
-    return namespace(t).round(t * self.num_timesteps) - 1.0
+    """What the network's time embedding takes: n - 1 of 0..T-1, or that times network_steps / T."""
+    number = namespace(t).round(t * self.num_timesteps) - 1.0
+    if self.network_steps is None:
+      return number
+    return number * (self.network_steps / self.num_timesteps)
 
   def time_at(self, quantile: Times) -> Times:
     """The training time at a quantile in [0, 1): each n / T, n = 1..T, equally often."""
@@ -104,15 +109,19 @@ class LinearVP:
 class CosineVP:
   """alpha_bar(t) = cos^2((t + s) / (1 + s) pi / 2), normalised at 0, with betas capped.
 
-  Source: Nichol and Dhariwal 2021 (arXiv 2102.09672), equation 17; s = 0.008, cap 0.999.
+  Source: Nichol and Dhariwal 2021 (arXiv 2102.09672), equation 17; s = 0.008, cap 0.999. Their code
+  shows the network every T as 1000 steps: network_steps.
   """
 
   num_timesteps: int = 1000
   offset: float = 0.008
   max_beta: float = 0.999
+  network_steps: int | None = None
 
   def __post_init__(self):
     _check_num_timesteps(self.num_timesteps)
+    if self.network_steps is not None and self.network_steps < 1:
+      raise ValueError(f"network_steps={self.network_steps} must be at least 1, or none for T")
     if self.offset < 0 or not 0 < self.max_beta < 1:
       raise ValueError(
         f"offset={self.offset}, max_beta={self.max_beta}: offset must not be negative and "
@@ -122,7 +131,8 @@ class CosineVP:
   def create(self) -> DiscreteVP:
     t = np.arange(self.num_timesteps + 1) / self.num_timesteps
     f = np.cos((t + self.offset) / (1 + self.offset) * np.pi / 2) ** 2
-    return _from_betas(np.minimum(1 - f[1:] / f[:-1], self.max_beta))
+    process = _from_betas(np.minimum(1 - f[1:] / f[:-1], self.max_beta))
+    return dataclasses.replace(process, network_steps=self.network_steps)
 
 
 def _check_num_timesteps(num_timesteps: int) -> None:

@@ -34,6 +34,11 @@ DESCRIPTIONS = {
   "density": "samples around each datum, relative to the data",
   "coverage": "share of the data with a sample near by",
 }
+KINDS = {
+  "vae": "variational autoencoder",
+  "diffusion": "diffusion model",
+  "latent_diffusion": "latent diffusion model",
+}
 LIKELIHOODS = {
   "vlb": "variational bound of the diffusion model",
   "elbo": "evidence lower bound",
@@ -296,9 +301,7 @@ def subtitle(metrics: Metrics) -> list[str]:
   data = model.get("data") or {}
   found = [
     f"step {text(model['step'], 'step')}" if "step" in model else "",
-    {"vae": "variational autoencoder", "diffusion": "diffusion model"}.get(
-      kind := str(model.get("kind", "")), kind
-    ),
+    KINDS.get(kind := str(model.get("kind", "")), kind),
     f"{text(model['parameters'], 'num')} parameters" if "parameters" in model else "",
     f"trained on {data['name']}" if "name" in data else "",
     f"{text(model['weights']).replace('ema', 'EMA')} weights" if "weights" in model else "",

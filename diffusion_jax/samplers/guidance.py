@@ -1,20 +1,23 @@
 """Guidance of a denoiser away from a worse one: its own without a class, or an inferior model."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.processes import Preconditioned, Process, expand
+from diffusion_jax.processes import Preconditioned, Process, expand, namespace
 from diffusion_jax.samplers.linear import Denoise
 from diffusion_jax.types import Params
 
 Images = Float[Array, "N H W C"]
+Answer = tuple[Images, Images | None]
+"""An x0 estimate and its variance logits, None if they are not asked for."""
 
 
 class Worse(NamedTuple):
@@ -74,12 +77,13 @@ class Guidance:
     """Whether it acts at every noise level."""
     return self.interval_low == 0.0 and self.interval_high is None
 
-  def count(self, process: Process, t: Float[np.ndarray, "R"]) -> int:
+  def count(self, process: Process, t: Float[Array | np.ndarray, "R"]) -> int | Array:
     """Network evaluations on one image when all images are asked at these times, one after the
-    other: two inside the interval, one outside."""
+    other: two inside the interval, one outside. Of a learned schedule, as an array."""
     if self.weight == 1.0:
       return len(t)
-    return len(t) + int(np.sum(self._acts(process, np.asarray(t))))
+    num = len(t) + self._acts(process, t).sum()
+    return int(num) if namespace(num) is np else num
 
   def bind(
     self,
@@ -89,6 +93,7 @@ class Guidance:
     null_label: int | None,
     process: Process | None = None,
     worse: Worse | None = None,
+    with_variance: bool = False,
   ) -> Denoise:
     """The denoiser (xt, t) -> x0 for fixed parameters and labels.
 
@@ -100,26 +105,32 @@ class Guidance:
       null_label: the class that stands for none.
       process: of the noise levels; needed for an interval.
       worse: guide away from this model instead of from the null class.
+      with_variance: the denoiser answers (x0, variance logits); the logits are those of the good
+        estimate, as guidance moves means alone.
 
     Raises:
       ValueError: an interval without a process.
     """
+    good: Any = functools.partial(_answer, network, params, labels, with_variance)
     if self.weight == 1.0 or (worse is None and (labels is None or null_label is None)):
-      return lambda xt, t: network.denoise(params, xt, t, labels)
+      return good if with_variance else lambda xt, t: good(xt, t)[0]
     if not self.everywhere and process is None:
       raise ValueError("a guidance interval needs the process's noise levels: pass process=")
 
+    pair = functools.partial(_pair, network, params, labels, null_label, worse, with_variance)
+
     def guided(xt, t):
-      good, bad = _pair(network, params, labels, null_label, worse, xt, t)
-      both = self._rescaled(bad + self.weight * (good - bad), good)
-      return both if process is None else jnp.where(expand(self._acts(process, t)), both, good)
+      (best, logits), bad = pair(xt, t)
+      both = self._rescaled(bad + self.weight * (best - bad), best)
+      inside = both if process is None else jnp.where(expand(self._acts(process, t)), both, best)
+      return inside, logits
 
     def in_interval(xt, t):
       assert process is not None
-      good = lambda xt, t: network.denoise(params, xt, t, labels)  # noqa: E731
       return jax.lax.cond(self._acts(process, t).any(), guided, good, xt, t)
 
-    return guided if self.everywhere else in_interval
+    found: Any = guided if self.everywhere else in_interval
+    return found if with_variance else lambda xt, t: found(xt, t)[0]
 
   def _acts(self, process: Process, t):
     """Where the noise level lies in the interval, written so that alpha may be 0."""
@@ -134,12 +145,22 @@ class Guidance:
     return guided * (self.rescale * spread + 1.0 - self.rescale)
 
 
-def _pair(network, params, labels, null_label, worse, xt, t) -> tuple[Images, Images]:
-  """The good estimate, and the one to move away from."""
+def _answer(network, params, labels, with_variance, xt, t) -> Answer:
+  """Of the network for these labels."""
+  if with_variance:
+    return network.denoise_and_variance(params, xt, t, labels)
+  return network.denoise(params, xt, t, labels), None
+
+
+def _pair(
+  network, params, labels, null_label, worse, with_variance, xt, t
+) -> tuple[Answer, Images]:
+  """The good answer, and the estimate to move away from."""
   if worse is not None:
     bad = worse.denoise(worse.params, xt, t, labels)
-    return network.denoise(params, xt, t, labels), bad
+    return _answer(network, params, labels, with_variance, xt, t), bad
   both = jnp.concatenate([labels, jnp.full_like(labels, null_label)])
-  x0 = network.denoise(params, jnp.concatenate([xt, xt]), jnp.concatenate([t, t]), both)
-  good, bad = jnp.split(x0, 2)
-  return good, bad
+  twice = jnp.concatenate([xt, xt]), jnp.concatenate([t, t])
+  x0, logits = _answer(network, params, both, with_variance, *twice)
+  best, bad = jnp.split(x0, 2)
+  return (best, None if logits is None else logits[: len(xt)]), bad

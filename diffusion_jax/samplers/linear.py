@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax import randomness
-from diffusion_jax.processes import Process, namespace
+from diffusion_jax.processes import Process, log_ratio, namespace
 from diffusion_jax.samplers.grids import Grid
 from diffusion_jax.types import Keys, Samples
 
@@ -47,6 +47,8 @@ class Scheme(NamedTuple):
     anchor: the next anchor; None where no row uses one.
     lift: (scale, noise) of the start before the first row, None for none.
     end: time of the last state, 0 for the data.
+    width: of noise whose variance the network gives: log of the largest over the smallest variance
+      of each row, `state.noise` being the smallest's root. The denoiser then answers (x0, logits).
   """
 
   t: Row
@@ -54,6 +56,7 @@ class Scheme(NamedTuple):
   anchor: Weights | None = None
   lift: tuple[Any, Any] | None = None
   end: Any = 0.0
+  width: Row | None = None
 
   @property
   def num_rows(self) -> int:
@@ -118,7 +121,7 @@ def integrate(
 
   Args:
     scheme: coefficients of the sampler.
-    denoise: (xt, t) -> x0 estimate.
+    denoise: (xt, t) -> x0 estimate; (x0 estimate, logits) for a scheme with a `width`.
     x: the state that it starts from.
     keys: one an image, for the noise; None for a deterministic scheme.
     clip: clip each x0 estimate to [-1, 1].
@@ -135,9 +138,13 @@ def integrate(
 
   def step(carry, row):
     (x, anchor, past), (number, row) = carry, row
-    x0 = denoise(x, jnp.full(x.shape[0], row.t))
+    x0: Any = denoise(x, jnp.full(x.shape[0], row.t))
+    z: Any = noise(number, row.state.noise)
+    if row.width is not None:
+      x0, logits = x0
+      z = z * jnp.exp(0.5 * log_ratio(logits, row.width))
     x0 = jnp.clip(x0, -1.0, 1.0) if clip else x0
-    known = (x, anchor, (x0, *past), noise(number, row.state.noise))
+    known = (x, anchor, (x0, *past), z)
     x = _combine(row.state, *known)
     anchor = None if row.anchor is None else _combine(row.anchor, *known)
     x = x if replace is None else replace(x, number)

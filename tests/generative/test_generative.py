@@ -12,7 +12,7 @@ from scipy import stats
 from diffusion_jax import randomness
 from diffusion_jax.experiment import differences, load
 from diffusion_jax.generative import VAE, Diffusion
-from diffusion_jax.generative.diffusion import _training_labels, _Wiring
+from diffusion_jax.generative.wiring import Wiring, training_labels
 from diffusion_jax.likelihood import (
   DIFFUSION_LIKELIHOODS,
   VAE_LIKELIHOODS,
@@ -22,7 +22,7 @@ from diffusion_jax.likelihood import (
   Spectrum,
   VariationalBound,
 )
-from diffusion_jax.losses import ELBO, Simple
+from diffusion_jax.losses import ELBO, VDM, Simple
 from diffusion_jax.models import (
   Bernoulli,
   ConvVAE,
@@ -31,12 +31,15 @@ from diffusion_jax.models import (
   UNet,
   VAENetworks,
 )
-from diffusion_jax.processes import LinearVP
+from diffusion_jax.processes import LinearLogSNR, LinearVP
 from diffusion_jax.samplers import DDIM, Guidance
 from diffusion_jax.types import Batch, ImageSpec
 
 SPEC = ImageSpec(4, 4, 1, 17, 3)
 UNLABELLED = SPEC._replace(num_classes=0)
+AUGMENTED = UNet(
+  channels=8, multipliers=(1,), num_blocks=1, attention_resolutions=(), augmentation_labels=9
+)
 
 
 def parts(**changes):
@@ -78,6 +81,12 @@ def batch(num=6):
       "label_dropout=0",
     ),
     (Diffusion(), SPEC, {"sampler": DDIM(steps=21)}, "steps=21"),
+    (
+      Diffusion(augmentation=0.12),
+      SPEC._replace(height=8, width=8),
+      {"loss": VDM(), "process": LinearLogSNR(), "model": AUGMENTED},
+      "counts grey levels, and augmented images lie between them",
+    ),
   ],
 )
 def test_parts_that_do_not_fit_are_refused(config, spec, changes, words):
@@ -86,15 +95,15 @@ def test_parts_that_do_not_fit_are_refused(config, spec, changes, words):
 
 
 def test_labels_are_hidden_as_often_as_asked_and_only_in_training():
-  empty = dict.fromkeys(_Wiring._fields)
-  wiring = _Wiring(**{**empty, "null_label": 3, "label_dropout": 0.25})
+  empty = dict.fromkeys(Wiring._fields)
+  wiring = Wiring(**{**empty, "null_label": 3, "label_dropout": 0.25})
   keys = randomness.example_keys(jax.random.key(0), jnp.arange(8000))
   labels = jnp.arange(8000) % 3
-  hidden = np.asarray(_training_labels(wiring, keys, labels, True))
+  hidden = np.asarray(training_labels(wiring, keys, labels, True))
   share = np.mean(hidden == 3)
   assert abs(share - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 8000)
   assert (hidden[hidden != 3] == np.asarray(labels)[hidden != 3]).all()
-  assert (_training_labels(wiring, keys, labels, False) == labels).all()
+  assert (training_labels(wiring, keys, labels, False) == labels).all()
 
 
 def test_a_diffusion_model_has_what_it_claims():

@@ -10,8 +10,7 @@ from scipy import integrate, special, stats
 
 from diffusion_jax import randomness
 from diffusion_jax.likelihood import ContinuousBound
-from diffusion_jax.likelihood.continuous_bound import _reconstruction
-from diffusion_jax.processes import PROCESSES, LinearLogSNR, LinearVP, precondition
+from diffusion_jax.processes import PROCESSES, LinearLogSNR, LinearVP, precondition, reconstruction
 
 VDM = LinearLogSNR().create()
 NUM = 1500
@@ -95,7 +94,7 @@ def test_grey_levels_are_read_by_their_posterior():
   process = LinearLogSNR(log_snr_max=3.0).create()
   levels, ratio = np.linspace(-1, 1, 5), math.exp(-1.5)
   x = jnp.tile(jnp.asarray(levels, jnp.float32)[:, None, None, None], (1, 40, 40, 1))
-  found = np.asarray(_reconstruction(process, keys(5), x, 5)) / 1600
+  found = np.asarray(reconstruction(process, keys(5), x, 5)) / 1600
 
   def cost(z, k):
     log_q = stats.norm.logpdf(z, levels, ratio)

@@ -20,6 +20,17 @@ def test_encoder_and_decoder_have_the_shapes_they_promise():
   assert jax.jit(networks.decode)(params, mean).shape == (3, 8, 8, 2)
 
 
+def test_spatial_latents_are_small_images():
+  networks = ConvVAE(latent_channels=2, channels=8).create(SPEC, 2)
+  assert networks.latent_shape == (4, 4, 2)
+  params = jax.jit(networks.init)(jax.random.key(0))
+  mean, log_var = jax.jit(networks.encode)(params, jnp.ones((3, 8, 8, 1)))
+  assert mean.shape == log_var.shape == (3, 4, 4, 2)
+  assert jax.jit(networks.decode)(params, mean).shape == (3, 8, 8, 2)
+  with pytest.raises(ValueError, match="latent_channels=0 must be at least 1"):
+    ConvVAE(latent_channels=0)
+
+
 def test_sides_that_cannot_be_halved_are_refused():
   with pytest.raises(ValueError, match="divisible by 4"):
     ConvVAE(multipliers=(1, 2, 2)).create(ImageSpec(6, 6, 1, 17, 0), 1)

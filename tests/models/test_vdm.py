@@ -13,7 +13,7 @@ from diffusion_jax.models.embeddings import pixel_fourier_features
 from diffusion_jax.types import ImageSpec
 
 SPEC = ImageSpec(6, 5, 2, 256, 3)
-TINY = VDMUNet(channels=16, num_blocks=2)
+TINY = VDMUNet(channels=16, num_blocks=2, time_scale=1000.0)
 X = jax.random.normal(jax.random.key(5), (3, 6, 5, 2))
 TIME, LABELS = jnp.asarray([0.1, 0.5, 0.9]), jnp.asarray([0, 1, 3])
 

@@ -1,0 +1,223 @@
+"""Non-leaking augmentation: flips and warps of training images, of which the network is told.
+
+Each image x gets, in this order, with u of probability 1/2 and n ~ N(0, 1), all drawn from its key:
+  mirrored left to right      always eligible; label u
+  mirrored top to bottom      label u
+  scaled by 2^(scale n)       label n
+  rotated by a ~ U(-pi, pi)   counterclockwise; labels cos a - 1, sin a
+  stretched by 2^(aniso n) along an axis at angle b and by its inverse across it;
+                              labels n cos b, n sin b; b ~ U(-pi, pi) or, half of the time, 0
+  moved by (n, n') translation times width and height, right and down; labels n, n'
+All but the first are applied with `probability` each, and the labels of what is not applied are 0,
+so that a network that is shown zeros makes images as they are. Source: Karras et al. 2022 (arXiv
+2206.00364), appendix F.2, after Karras et al. 2020 (arXiv 2006.06676); that the angle of half of
+the stretches is 0 is in their program only.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax import randomness
+from diffusion_jax.types import Key, Keys
+
+NUM_LABELS = 9
+LOBES = 3.0
+"""Half the width of the interpolation kernel, in pixels."""
+MIN_SIZE = 4
+"""Pixels a side that the kernel needs, for its mirror images to be the next ones only."""
+STREAM = 3
+"""Folded into an example's keys: its time, noise and hidden label have 0 to 2."""
+
+
+class Draws(NamedTuple):
+  """What is done to one image; zeros leave it alone.
+
+  Attributes:
+    flip_x, flip_y: 1 to mirror left to right, top to bottom.
+    scale: n of the factor 2^(scale_std n).
+    angle: of the rotation, radians counterclockwise.
+    stretch: n of the stretch; axis: its angle in radians.
+    move_x, move_y: over width and height times translation_std, right and down.
+  """
+
+  flip_x: Float[Array, ""]
+  flip_y: Float[Array, ""]
+  scale: Float[Array, ""]
+  angle: Float[Array, ""]
+  stretch: Float[Array, ""]
+  axis: Float[Array, ""]
+  move_x: Float[Array, ""]
+  move_y: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """EDM's augmentation; its network needs model.augmentation_labels=9.
+
+  Attributes:
+    probability: of each transformation but the left-right mirror; EDM on CIFAR-10 has 0.12. 0: no
+      augmentation at all.
+    scale_std, stretch_std: standard deviation of the binary logarithm of the factors.
+    translation_std: of the shift over the image's sides.
+  """
+
+  probability: float = 0.0
+  scale_std: float = 0.2
+  stretch_std: float = 0.2
+  translation_std: float = 0.125
+
+  def __post_init__(self):
+    if min(self.scale_std, self.stretch_std, self.translation_std) < 0:
+      raise ValueError("scale_std, stretch_std and translation_std must not be negative")
+
+  def check(self, num_labels: int, image_size: int) -> None:
+    """Refuses a probability out of range, and a network or images that do not fit.
+
+    Args:
+      num_labels: augmentation labels that the network takes.
+      image_size: the shorter side, in pixels.
+
+    Raises:
+      ValueError: with what to type.
+    """
+    if not 0 <= self.probability <= 1:
+      raise ValueError(
+        f"generative.augmentation={self.probability} must lie between 0 and 1; EDM has "
+        "--config.generative.augmentation=0.12"
+      )
+    needed = NUM_LABELS if self.probability else 0
+    if num_labels != needed:
+      raise ValueError(
+        f"generative.augmentation={self.probability} needs a network with {needed} augmentation "
+        f"labels, and this one has {num_labels}; set --config.model.augmentation_labels={needed} "
+        "(unet has it) or --config.generative.augmentation=" + ("0" if needed else "0.12")
+      )
+    if needed and image_size < MIN_SIZE:
+      raise ValueError(
+        f"images of {image_size} pixels are too small to be warped, at least {MIN_SIZE} are "
+        "needed; set --config.generative.augmentation=0 --config.model.augmentation_labels=0"
+      )
+
+  def training(
+    self, keys: Keys, x0: Float[Array, "B H W C"], train: bool
+  ) -> tuple[Float[Array, "B H W C"], Float[Array, "B 9"] | None]:
+    """What a step trains on: augmented images and their labels; else the images and None."""
+    return self(randomness.fold_in(keys, STREAM), x0) if train and self.probability else (x0, None)
+
+  def __call__(
+    self, keys: Keys, x: Float[Array, "B H W C"]
+  ) -> tuple[Float[Array, "B H W C"], Float[Array, "B 9"]]:
+    """Augments a batch; image i depends on keys[i] alone.
+
+    Returns:
+      The images and their labels.
+    """
+    draws = jax.vmap(functools.partial(draw, self.probability))(keys)
+    return jax.vmap(self.transform)(draws, x), jax.vmap(as_labels)(draws)
+
+  def transform(self, draws: Draws, x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
+    """Flips exactly, then resamples once for all the rest; exactly the image if there is none."""
+    x = jnp.where(draws.flip_x > 0, x[:, ::-1], x)
+    x = jnp.where(draws.flip_y > 0, x[::-1], x)
+    matrix, shift = self._map(draws, x.shape[0], x.shape[1])
+    rest = jnp.stack([draws.scale, draws.angle, draws.stretch, draws.move_x, draws.move_y])
+    return jnp.where(jnp.any(rest != 0), warp(x, matrix, shift), x)
+
+  def _map(self, draws: Draws, height: int, width: int):
+    """The matrix and shift, in (x, y) pixels from the centre with y down, that move the image."""
+    factor = jnp.exp2(self.scale_std * draws.scale)
+    stretch = jnp.exp2(self.stretch_std * draws.stretch)
+    along = _rotation(draws.axis)
+    stretching = along @ jnp.diag(jnp.stack([stretch, 1 / stretch])) @ along.T
+    shift = self.translation_std * jnp.stack([width * draws.move_x, height * draws.move_y])
+    return stretching @ _rotation(draws.angle) * factor, shift
+
+
+def draw(probability: float, key: Key) -> Draws:
+  """Of one image: each group of numbers has its own coin, and half of the flips do nothing."""
+  keys = iter(jax.random.split(key, 10))
+  coin = lambda p: jax.random.bernoulli(next(keys), p)  # noqa: E731
+  angle = lambda: jax.random.uniform(next(keys), (), minval=-math.pi, maxval=math.pi)  # noqa: E731
+  flips = [coin(0.5), coin(0.5 * probability)]
+  scaled, turned, stretched, moved = (coin(probability) for _ in range(4))
+  turn, axis = angle(), angle()
+  numbers = jax.random.normal(next(keys), (4,))
+  return Draws(
+    *(flip.astype(jnp.float32) for flip in flips),
+    scale=jnp.where(scaled, numbers[0], 0.0),
+    angle=jnp.where(turned, turn, 0.0),
+    stretch=jnp.where(stretched, numbers[1], 0.0),
+    axis=jnp.where(stretched & coin(0.5), axis, 0.0),
+    move_x=jnp.where(moved, numbers[2], 0.0),
+    move_y=jnp.where(moved, numbers[3], 0.0),
+  )
+
+
+def as_labels(draws: Draws) -> Float[Array, "9"]:
+  """What the network is shown of them; zeros of an image that was left alone."""
+  turn = (jnp.cos(draws.angle) - 1.0, jnp.sin(draws.angle))
+  stretch = (draws.stretch * jnp.cos(draws.axis), draws.stretch * jnp.sin(draws.axis))
+  moves = (draws.move_x, draws.move_y)
+  return jnp.stack([draws.flip_x, draws.flip_y, draws.scale, *turn, *stretch, *moves])
+
+
+def _rotation(angle: Float[Array, ""]) -> Float[Array, "2 2"]:
+  """Counterclockwise as one sees it: y points down."""
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  return jnp.stack([jnp.stack([cos, sin]), jnp.stack([-sin, cos])])
+
+
+def warp(
+  x: Float[Array, "H W C"], matrix: Float[Array, "2 2"], shift: Float[Array, "2"]
+) -> Float[Array, "H W C"]:
+  """Moves each point p of the image, counted from its centre, to matrix p + shift.
+
+  The image goes on as in mirrors beyond its edges (the edge pixels are not repeated), and is
+  interpolated by Lanczos' kernel with 3 lobes. Where the image shrinks, the kernel is as much wider
+  as it shrinks most in any direction, which takes away what the new grid cannot hold. So whole
+  turns by 90 degrees and shifts by whole pixels are exact. EDM's program doubles the resolution by
+  a wavelet filter (sym6), interpolates linearly there and halves it again, and pads only as far
+  as an image reaches.
+
+  The kernel is a product, and so all pixels come from two products of matrices, without a gather.
+
+  Args:
+    x: image of at least MIN_SIZE pixels a side.
+    matrix, shift: in (x, y) pixels, y down.
+  """
+  height, width, _ = x.shape
+  inverse = jnp.linalg.inv(matrix)
+  column, row = jnp.meshgrid(jnp.arange(width), jnp.arange(height))
+  centre = jnp.asarray([(width - 1) / 2, (height - 1) / 2], jnp.float32)
+  target = jnp.stack([column.ravel(), row.ravel()], axis=-1) - centre
+  source = jnp.sum((target - shift)[:, None, :] * inverse, axis=-1) + centre
+  reach = jnp.clip(_largest_stretch(inverse), 1.0, (min(height, width) - 1) / LOBES)
+  across, down = _weights(source[:, 0], width, reach), _weights(source[:, 1], height, reach)
+  lines = jnp.einsum("pi,jic->pjc", across, x, precision="highest")
+  return jnp.einsum("pj,pjc->pc", down, lines, precision="highest").reshape(x.shape)
+
+
+def _largest_stretch(matrix: Float[Array, "2 2"]) -> Float[Array, ""]:
+  """The largest singular value, without an iteration."""
+  (a, b), (c, d) = matrix
+  return 0.5 * (jnp.hypot(a + d, b - c) + jnp.hypot(a - d, b + c))
+
+
+def _weights(place: Float[Array, "P"], size: int, reach: Float[Array, ""]) -> Float[Array, "P N"]:
+  """How much each of `size` pixels counts at each place of the line that mirrors them for ever."""
+  period = 2 * (size - 1)
+  place, pixel = jnp.mod(place, period)[:, None], jnp.arange(size)
+  inner = (pixel > 0) & (pixel < size - 1)  # the edge pixels are their own mirror images
+  copies = [(pixel, True), (period - pixel, inner), (-pixel, pixel > 0), (period + pixel, True)]
+  total = sum(jnp.where(there, _lanczos((place - p) / reach), 0.0) for p, there in copies)
+  return total / jnp.sum(total, axis=1, keepdims=True)
+
+
+def _lanczos(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  return jnp.where(jnp.abs(x) < LOBES, jnp.sinc(x) * jnp.sinc(x / LOBES), 0.0)

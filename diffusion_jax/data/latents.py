@@ -1,0 +1,341 @@
+"""Latents of an image set: what an autoencoder's encoder made of every image, once.
+
+A folder holds, for each split, the mean and log-variance of q(z | x) of every image in the order of
+its source (`train.npy`, float32 [N h w 2c]) and their labels; the autoencoder's weights as one
+vector; and a manifest with the scale of the latents, the section of the image source, the
+autoencoder's config and the SHA-256 of every file. `python -m diffusion_jax.encode` makes it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int, Int32
+
+from diffusion_jax.config import build
+from diffusion_jax.data.source import Source, fingerprint
+from diffusion_jax.types import ImageSpec, UserError
+
+FORMAT = 1
+MANIFEST = "latents.json"
+COMMAND = "python -m diffusion_jax.encode --workdir=RUN --out=DIR"
+PLACES = ("path", "test_path", "data_dir")
+"""Fields of image sources that say where files lie."""
+
+RUNNING = {"dtype", "remat", "dropout"}
+"""Fields of the autoencoder's config that leave its weights what they are."""
+
+
+class Autoencoder(NamedTuple):
+  """The frozen autoencoder of a folder.
+
+  Attributes:
+    weights: its parameters as one vector, see `generative.latent_diffusion`.
+    scale: of the latents; times it, those of the training split have standard deviation 1.
+  """
+
+  weights: Float32[np.ndarray, "P"]
+  scale: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+  """An image set together with its latents, see `python -m diffusion_jax.encode`.
+
+  It is the image set itself to all but latent_diffusion, which trains on the latents. Mirrored
+  images have other latents, so there is no `flip`.
+
+  Attributes:
+    path: the folder that encode has made.
+    data_dir: where the images' own files lie now, if they have moved: instead of the path or
+      data_dir of the config that the folder was made with.
+  """
+
+  path: str = ""
+  data_dir: str | None = None
+  flip: ClassVar[bool] = False
+
+  def load(self, split: str) -> Source:
+    """The images of a split.
+
+    Raises:
+      UserError: the folder is missing or damaged, or the images are others than were encoded.
+    """
+    manifest = self._manifest()
+    if split not in manifest["splits"]:
+      raise UserError(f"{self._where} has no {split} split; it has {', '.join(manifest['splits'])}")
+    source = self._image_source(manifest).load(split)
+    if fingerprint(source) != manifest["splits"][split]["fingerprint"]:
+      raise UserError(
+        f"{self._where} was made of other images than {source.name} has now; bring them back, or "
+        f"encode them anew: {COMMAND}"
+      )
+    return source
+
+  def has_split(self, split: str) -> bool:
+    return split in self._manifest()["splits"]
+
+  def load_latents(self, split: str, autoencoder: Mapping[str, Mapping[str, Any]]) -> Source:
+    """The encoder's means and log-variances of a split, float32 [h w 2c] an image.
+
+    Args:
+      split: train or test.
+      autoencoder: the sections "autoencoder" and "decoder" of the run's config.
+
+    Raises:
+      UserError: the folder is missing or damaged, or another autoencoder made it.
+    """
+    manifest = self._manifest()
+    self._check_same(manifest["autoencoder"], autoencoder)
+    for name in manifest["files"]:
+      self._check_file(manifest, name)
+    folder, about = Path(self.path), manifest["splits"][split]
+    stats = np.load(folder / f"{split}.npy", mmap_mode="r")
+    labels = np.load(folder / f"{split}_labels.npy")
+    return LatentSource(f"latents of {about['name']}", stats, labels, manifest["num_classes"])
+
+  def autoencoder(self) -> Autoencoder:
+    """Weights and scale.
+
+    Raises:
+      UserError: the folder is missing or damaged.
+    """
+    manifest = self._manifest()
+    self._check_file(manifest, "autoencoder.npy")
+    return Autoencoder(np.load(Path(self.path) / "autoencoder.npy"), manifest["scale"])
+
+  @property
+  def _where(self) -> str:
+    return f"--config.data.path={self.path}"
+
+  def _manifest(self) -> dict[str, Any]:
+    file = Path(self.path) / MANIFEST
+    if not self.path or not file.is_file():
+      raise UserError(f"{self._where}: no latents there ({MANIFEST} is missing); make them: "
+                      f"{COMMAND}")  # fmt: skip
+    try:
+      manifest = _unseal(json.loads(file.read_text()))
+    except (ValueError, TypeError, KeyError, OSError) as error:
+      raise UserError(f"{self._where}: {MANIFEST} is damaged ({error}); encode again: "
+                      f"{COMMAND}") from error  # fmt: skip
+    if manifest["format"] != FORMAT:
+      raise UserError(f"{self._where} has format {manifest['format']}, this version reads "
+                      f"{FORMAT}; encode again: {COMMAND}")  # fmt: skip
+    return manifest
+
+  def _check_file(self, manifest: Mapping[str, Any], name: str) -> None:
+    file = Path(self.path) / name
+    if not file.is_file() or _sha256(file) != manifest["files"][name]:
+      what = "is damaged" if file.exists() else "is missing"
+      raise UserError(f"{self._where}: {name} {what}; bring back a whole copy, or encode again: "
+                      f"{COMMAND}")  # fmt: skip
+
+  def _check_same(self, theirs: Mapping[str, Any], ours: Mapping[str, Mapping[str, Any]]) -> None:
+    for section, fields in theirs.items():
+      for name, value in fields.items():
+        mine = ours[section].get(name)
+        if name not in RUNNING and _plain(mine) != _plain(value):
+          raise UserError(
+            f"config.{section}.{name} is {mine}, the autoencoder of {self._where} has {value}; "
+            f"set --config.{section}.{name}={_text(value)}"
+          )
+
+  def _image_source(self, manifest: Mapping[str, Any]) -> Any:
+    from diffusion_jax.data import SOURCES  # it lists this source too
+
+    section = dict(manifest["image_source"])
+    if self.data_dir is not None:
+      field = next((name for name in PLACES if name in section), None)
+      if field is None:
+        raise UserError(f"--config.data.data_dir={self.data_dir}: {section['name']} has no files; "
+                        "leave it out")  # fmt: skip
+      section[field] = self.data_dir
+    return build(SOURCES, section, "data")
+
+
+class LatentSource:
+  """A split of latents.
+
+  Args:
+    name: for people.
+    stats: mean and log-variance along the last axis; may be mapped from a file.
+    labels: class numbers.
+    num_classes: of the whole data set; 0 for an unlabelled one.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    stats: Float32[np.ndarray, "N h w C"],
+    labels: Int[np.ndarray, "N"],
+    num_classes: int,
+  ):
+    self.name = name
+    height, width, channels = stats.shape[1:]
+    self.spec = ImageSpec(height, width, channels, None, num_classes)
+    self._stats, self._labels = stats, labels.astype(np.int32)
+
+  def __len__(self) -> int:
+    return len(self._stats)
+
+  def gather(
+    self, index: Int[np.ndarray, "B"]
+  ) -> tuple[Float32[np.ndarray, "B h w C"], Int32[np.ndarray, "B"]]:
+    return np.asarray(self._stats[index]), self._labels[index]
+
+
+class Encoded(NamedTuple):
+  """What an encoder made of an image set, to be written.
+
+  Attributes:
+    sources: split -> its images.
+    encode: source -> its means and log-variances [B h w 2c] and labels [B], in order, each image
+      once.
+    shape: (h, w, 2c).
+    weights: the autoencoder's parameters as one vector.
+    image_source: the config section of the images.
+    autoencoder: the config sections "autoencoder" and "decoder".
+    made_from: JSON values that say which run and step.
+  """
+
+  sources: Mapping[str, Source]
+  encode: Callable[[Source], Iterator[tuple[np.ndarray, np.ndarray]]]
+  shape: tuple[int, int, int]
+  weights: Float32[np.ndarray, "P"]
+  image_source: Mapping[str, Any]
+  autoencoder: Mapping[str, Mapping[str, Any]]
+  made_from: Mapping[str, Any]
+
+
+def check_out(out: Path) -> None:
+  """Refuses a folder with something in it, or a place that cannot be written."""
+  try:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+      raise UserError(f"--out={out} is there already; choose another or delete it")
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
+
+
+def write(out: Path, encoded: Encoded, writes: bool = True) -> float:
+  """Writes a folder of latents; it is there whole or not at all.
+
+  Args:
+    out: the folder.
+    encoded: what it will hold.
+    writes: of several processes, which all encode, only one does.
+
+  Returns:
+    The scale.
+
+  Raises:
+    UserError: the place cannot be written, or the latents are not finite.
+  """
+  part = out.with_name(f".{out.name}.part")
+  if not writes:
+    for source in encoded.sources.values():
+      for _ in encoded.encode(source):
+        pass
+    return math.nan
+  try:
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for split, source in encoded.sources.items():
+      _write_split(part, split, source, encoded)
+    scale = _scale(np.load(part / "train.npy", mmap_mode="r"))
+    np.save(part / "autoencoder.npy", encoded.weights)
+    (part / MANIFEST).write_text(json.dumps(_describe(part, encoded, scale), indent=2))
+    os.replace(part, out)
+  except OSError as error:
+    raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
+  finally:
+    shutil.rmtree(part, ignore_errors=True)
+  return scale
+
+
+def _write_split(part: Path, split: str, source: Source, encoded: Encoded) -> None:
+  shape = (len(source), *encoded.shape)
+  stats = np.lib.format.open_memmap(part / f"{split}.npy", "w+", np.float32, shape)
+  labels, first = np.zeros(len(source), np.int32), 0
+  for found, own in encoded.encode(source):
+    stats[first : first + len(found)] = found
+    labels[first : first + len(found)] = own
+    first += len(found)
+  assert first == len(source)
+  stats.flush()
+  np.save(part / f"{split}_labels.npy", labels)
+
+
+def _scale(stats: Float32[np.ndarray, "N h w C"], chunk: int = 4096) -> float:
+  """1 / the standard deviation of z ~ q(z | x) over all images and dimensions.
+
+  Var(z) = E[var] + E[mean^2] - E[mean]^2. Source: Rombach et al. 2022, appendix G.
+  """
+  sums = np.zeros(2)
+  for first in range(0, len(stats), chunk):
+    mean, log_var = np.split(np.float64(stats[first : first + chunk]), 2, axis=-1)
+    sums += mean.sum(), (mean**2 + np.exp(log_var)).sum()
+  first, second = sums / (stats.size / 2)
+  if not math.isfinite(second) or second <= first**2:
+    raise UserError("the latents are not finite or all the same; train the autoencoder longer, or "
+                    "choose another --step")  # fmt: skip
+  return float(1.0 / math.sqrt(second - first**2))
+
+
+def _describe(part: Path, encoded: Encoded, scale: float) -> dict[str, Any]:
+  """The manifest, sealed by its own hash."""
+  sources = encoded.sources
+  section = dict(encoded.image_source)
+  for field in PLACES:
+    if section.get(field):
+      section[field] = str(Path(section[field]).expanduser().absolute())
+  return _seal(
+    {
+      "format": FORMAT,
+      "scale": scale,
+      "num_classes": sources["train"].spec.num_classes,
+      "image_source": section,
+      "autoencoder": {n: dict(s) for n, s in encoded.autoencoder.items()},
+      "made_from": dict(encoded.made_from),
+      "splits": {
+        split: {"name": source.name, "num": len(source), "fingerprint": fingerprint(source)}
+        for split, source in sources.items()
+      },
+      "files": {file.name: _sha256(file) for file in sorted(part.glob("*.npy"))},
+    }
+  )
+
+
+def _sha256(file: Path) -> str:
+  with file.open("rb") as opened:
+    return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _seal(manifest: dict[str, Any]) -> dict[str, Any]:
+  text = json.dumps(manifest, sort_keys=True)
+  return {**manifest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _unseal(sealed: Any) -> dict[str, Any]:
+  if not isinstance(sealed, dict):
+    raise ValueError("it holds no object")
+  manifest = {name: value for name, value in sealed.items() if name != "sha256"}
+  if _seal(manifest)["sha256"] != sealed["sha256"]:
+    raise ValueError("its hash does not hold")
+  return manifest
+
+
+def _plain(value: Any) -> Any:
+  return list(value) if isinstance(value, tuple) else value
+
+
+def _text(value: Any) -> str:
+  """A value as a command line has it."""
+  return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value).lower()

@@ -1,0 +1,130 @@
+"""Encodes a data set once: python -m diffusion_jax.encode --workdir=runs/autoencoder_digits --out=D
+
+Takes a run of a VAE with spatial latents (model.latent_channels) and writes what its encoder, with
+its EMA weights, makes of every image of every split, into the folder D, which latent diffusion
+trains on: --config.data.name=latents --config.data.path=D. See configs/latent_digits.py.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_jax import distributed, runs, sharding, weights
+from diffusion_jax.data import Source, full_pass, latents
+from diffusion_jax.experiment import Experiment
+from diffusion_jax.generative.latent_diffusion import flatten
+from diffusion_jax.job import stored_spec
+from diffusion_jax.levels import from_levels
+from diffusion_jax.models import VAENetworks
+from diffusion_jax.types import ImageSpec, Params, UserError
+
+
+def main(argv: list[str]) -> None:
+  args, overrides = parser().parse(argv)
+  check(args)
+  runs.enable_compilation_cache()
+  experiment = runs.stored_experiment(args.workdir, overrides)
+  runs.join_job(experiment)
+  distributed.first_does(lambda: latents.check_out(args.out))
+  average = weights.parse_average(args.ema)
+  spec = stored_spec(weights.folder_of(args.workdir, args.step, average), args.step)
+  networks = autoencoder(args.workdir, experiment, spec)
+  mesh = sharding.create_mesh(experiment.mesh)
+  restored = weights.restore(args.workdir, args.step, mesh, experiment.create(spec), average)
+  made_from = {"workdir": str(args.workdir), "step": restored.step, "weights": average.label}
+  call = encoder(networks, restored.params, spec, mesh, args.batch_size)
+  encoded = describe(experiment, networks, restored.params, call, made_from)
+  check_images(encoded.sources["train"], spec)
+  scale = latents.write(args.out, encoded, distributed.is_first())
+  counts = ", ".join(f"{len(source):,} of {name}" for name, source in encoded.sources.items())
+  shape = "x".join(map(str, networks.latent_shape))
+  print(f"{args.out}: latents {shape} of {counts}; scale {scale:.4g}, of step {restored.step:,}")
+
+
+def parser() -> runs.Parser:
+  flags = runs.Parser("encode", description=__doc__)
+  flags.add_argument("--workdir", type=runs.folder, required=True, help="the autoencoder's run")
+  flags.add_argument("--out", type=Path, required=True, help="the folder to make")
+  flags.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
+  flags.add_argument("--ema", help=weights.EMA_HELP)
+  flags.add_argument("--batch_size", type=int, default=256, help="images encoded at once (256)")
+  return flags
+
+
+def check(args) -> None:
+  """Refuses bad flags before anything is loaded."""
+  if args.batch_size < 1:
+    raise UserError(f"--batch_size={args.batch_size}: must be at least 1")
+  if args.step != "latest" and not re.fullmatch("[0-9]+", args.step):
+    raise UserError(f"--step={args.step}: must be latest or a number, e.g. --step=1000")
+  args.step = None if args.step == "latest" else int(args.step)
+
+
+def autoencoder(workdir: Path, experiment: Experiment, spec: ImageSpec) -> VAENetworks:
+  """The networks of a run whose latents are small images.
+
+  Raises:
+    UserError: the run is of another kind.
+  """
+  parts = experiment.sections
+  if getattr(parts["model"], "latent_channels", None) is None or "decoder" not in parts:
+    raise UserError(
+      f"--workdir={workdir} is no autoencoder with spatial latents; train one, e.g. "
+      "--config=configs/autoencoder_digits.py, or with --config.model.latent_channels=4"
+    )
+  return parts["model"].create(spec, parts["decoder"].num_outputs(spec.channels))
+
+
+def check_images(source: Source, spec: ImageSpec) -> None:
+  """Refuses images that the autoencoder was not trained for."""
+  if source.spec.shape != spec.shape or source.spec.num_levels != spec.num_levels:
+    raise UserError(
+      f"{source.name} has images of {source.spec}, the autoencoder takes {spec}; leave "
+      "--config.data out"
+    )
+
+
+def encoder(
+  networks: VAENetworks, params: Params, spec: ImageSpec, mesh: Mesh, batch_size: int
+) -> Callable[[Source], Iterator[tuple[np.ndarray, np.ndarray]]]:
+  """source -> means and log-variances [B h w 2c] and labels [B], each image once and in order."""
+
+  @jax.jit
+  def encode(params, image):
+    return jnp.concatenate(networks.encode(params, from_levels(image, spec.num_levels)), -1)
+
+  def call(source: Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    size = sharding.round_up(min(batch_size, len(source)), mesh)
+    for batch in full_pass(source, size, sharding.local_rows(mesh, size)):
+      sent = sharding.put_batch(batch, mesh)
+      real = sharding.fetch(sent.mask) > 0
+      yield sharding.fetch(encode(params, sent.image))[real], sharding.fetch(sent.label)[real]
+
+  return call
+
+
+def describe(
+  experiment: Experiment, networks: VAENetworks, params: Params, call: Callable, made_from: dict
+) -> latents.Encoded:
+  """All that is written."""
+  data, sections = experiment.data, experiment.to_dict()
+  splits = ["train"] + ["test"] * data.has_split("test")
+  height, width, channels = networks.latent_shape
+  return latents.Encoded(
+    sources={split: distributed.in_turn(lambda s=split: data.load(s)) for split in splits},
+    encode=call,
+    shape=(height, width, 2 * channels),
+    weights=flatten(params),
+    image_source=sections["data"],
+    autoencoder={"autoencoder": sections["model"], "decoder": sections["decoder"]},
+    made_from=made_from,
+  )
+
+
+if __name__ == "__main__":
+  runs.run_main(main)

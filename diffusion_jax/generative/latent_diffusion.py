@@ -1,0 +1,248 @@
+"""Diffusion on the latents of a frozen autoencoder, measured and sampled as a model of images.
+
+With z ~ q(z | x) of the encoder and a diffusion model p(z) of the latents,
+-log p(x) <= E_q[-log p(x | z) + log q(z | x)] - log p(z): the ELBO whose prior is the diffusion
+model. The network works on s = scale z, of standard deviation 1, so log p(z) = log p(s) + d log
+scale for d latent dimensions. Sources: Vahdat et al. 2021 (arXiv 2106.05931), equation 1; Rombach
+et al. 2022 (arXiv 2112.10752), section 3.
+
+The autoencoder's weights are one vector beside the diffusion model's parameters: every checkpoint
+has them, their gradient is zero, and the optimizer and averages leave them bit for bit as they are
+(weight decay spares vectors).
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from diffusion_jax import randomness
+from diffusion_jax.distributions import gaussian_log_prob, nats_to_bits_per_dim
+from diffusion_jax.generative.diffusion import Diffusion
+from diffusion_jax.levels import from_levels
+from diffusion_jax.models import DECODERS, VAES, VAENetworks
+from diffusion_jax.types import (
+  Aux,
+  Batch,
+  Estimate,
+  Generative,
+  ImageSpec,
+  Key,
+  Keys,
+  Params,
+  Samples,
+  UserError,
+)
+
+Stats = Float[Array, "B h w C"]
+"""Mean and log-variance of q(z | x) along the last axis."""
+
+STREAM = 2**29
+"""Folded into an example's key for the z that is drawn of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentDiffusion:
+  """Config of the wiring; the sections "autoencoder" and "decoder" are those it was trained with.
+
+  Attributes:
+    prediction, sigma_data, conditional, label_dropout: of the diffusion model of the latents, see
+      `Diffusion`. The latents' standard deviation is 1.
+  """
+
+  prediction: Literal["eps", "x0", "v", "score", "velocity", "edm"] = "eps"
+  sigma_data: float = 1.0
+  conditional: bool = False
+  label_dropout: float = 0.1
+
+  sections: ClassVar[Mapping[str, Any]] = {
+    **Diffusion.sections,
+    "autoencoder": VAES,
+    "decoder": DECODERS,
+  }
+  trains_on_latents: ClassVar[bool] = True
+
+  def __post_init__(self):
+    self._inner()
+
+  def _inner(self) -> Diffusion:
+    return Diffusion(self.prediction, self.sigma_data, self.conditional, self.label_dropout)
+
+  def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> Generative:
+    """Wires the built sections into a Generative of images.
+
+    Args:
+      parts: section name -> instance, for each of `sections`; and "data", the source, whose folder
+        is read only by `init`.
+      spec: of the images.
+
+    Raises:
+      ValueError: parts that do not fit each other or the data.
+    """
+    decoder, networks = parts["decoder"], _networks(parts, spec)
+    if not hasattr(parts["data"], "autoencoder"):
+      raise ValueError(
+        "latent_diffusion needs latents: set --config.data.name=latents --config.data.path=DIR, "
+        "made by python -m diffusion_jax.encode"
+      )
+    _check_clip(parts)
+    height, width, channels = networks.latent_shape
+    inner = self._inner().create(parts, ImageSpec(height, width, channels, None, spec.num_classes))
+    wiring = _Wiring(spec, networks, decoder, inner, parts["data"].autoencoder)
+    return Generative(
+      init=wiring.init,
+      loss=lambda *args: _loss(wiring, *args),
+      sample=lambda *args: _sample(wiring, *args),
+      likelihoods={name: _bound(wiring, name) for name in inner.likelihoods},
+      spectrum=lambda params, keys, batch: _spectrum(wiring, params, keys, batch),
+      trajectory=lambda *args: _trajectory(wiring, *args),
+      encode=lambda *args: _encode(wiring, *args),
+      decode=wiring.decode,
+      num_levels=decoder.num_levels(spec.num_levels),
+      num_classes=inner.num_classes,
+    )
+
+
+def _networks(parts: Mapping[str, Any], spec: ImageSpec) -> VAENetworks:
+  networks = parts["autoencoder"].create(spec, parts["decoder"].num_outputs(spec.channels))
+  if len(networks.latent_shape) != 3:
+    raise ValueError(
+      "the autoencoder's latents are a vector; train one with spatial latents: "
+      "--config.model.latent_channels=4, and say so here: --config.autoencoder.latent_channels=4"
+    )
+  height, width, channels = networks.latent_shape
+  if (height, width, 2 * channels) == spec.shape:  # a batch could not tell one from the other
+    raise ValueError(
+      f"the autoencoder's latents are as large as the images, {spec.shape}; train one with more "
+      "--config.model.multipliers or another --config.model.latent_channels"
+    )
+  return networks
+
+
+def _check_clip(parts: Mapping[str, Any]) -> None:
+  """Latents know no bounds: a clip to [-1, 1] would cut most of them."""
+  serves = getattr(parts["process"], "num_timesteps", None) is not None
+  for name in ("sampler", *(["vlb"] if serves else [])):
+    if getattr(parts[name], "clip", False):
+      raise ValueError(
+        f"{name}.clip=true cuts x0 estimates to [-1, 1], which latents exceed; set "
+        f"--config.{name}.clip=false"
+      )
+
+
+class _Wiring(NamedTuple):
+  spec: ImageSpec
+  networks: VAENetworks
+  observation: Any
+  inner: Generative
+  stored: Callable[[], Any]
+
+  def init(self, key: Key) -> tuple[Params, Aux]:
+    """The diffusion model's parameters, and the frozen autoencoder's from the latents' folder.
+
+    Without the folder, or where another autoencoder's lies there now, the latter are not numbers:
+    only their shapes are of use, to restore them from a checkpoint. A run that begins has checked
+    the folder before.
+    """
+    shapes = jax.eval_shape(self.networks.init, key)
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    weights, scale = np.full(size, np.nan, np.float32), math.nan
+    with contextlib.suppress(UserError):
+      stored = self.stored()
+      if stored.weights.size == size:
+        weights, scale = stored
+    own, aux = self.inner.init(key)
+    frozen = {"autoencoder": jnp.asarray(weights), "latent_scale": jnp.float32(scale)}
+    return {"diffusion": own, **frozen}, aux
+
+  def autoencoder(self, params: Params) -> Params:
+    """The autoencoder's parameters as its networks take them."""
+    shapes = jax.eval_shape(self.networks.init, jax.random.key(0))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return ravel_pytree(zeros)[1](jax.lax.stop_gradient(params["autoencoder"]))
+
+  def scale(self, params: Params) -> Float[Array, ""]:
+    return jax.lax.stop_gradient(params["latent_scale"])
+
+  def posterior(self, params: Params, batch: Batch) -> tuple[Array, Array]:
+    """Mean and log-variance of each example, encoded unless the batch holds them already."""
+    if batch.image.shape[1:] == self.spec.shape:
+      x = from_levels(batch.image, self.spec.num_levels)
+      return self.networks.encode(self.autoencoder(params), x)
+    mean, log_var = jnp.split(jnp.asarray(batch.image), 2, axis=-1)
+    return mean, log_var
+
+  def draw(self, params: Params, keys: Keys, batch: Batch) -> Float[Array, "B h w c"]:
+    """One s = scale z, z ~ q(z | x), of each example."""
+    mean, log_var = self.posterior(params, batch)
+    noise = randomness.normal(randomness.fold_in(keys, STREAM), mean.shape[1:])
+    return self.scale(params) * (mean + jnp.exp(0.5 * log_var) * noise)
+
+  def decode(self, params: Params, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W C"]:
+    """The mean of p(x | z) for z = latents / scale."""
+    return self.observation.mean(self.raw(params, latents))
+
+  def raw(self, params: Params, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W P"]:
+    return self.networks.decode(self.autoencoder(params), latents / self.scale(params))
+
+
+def flatten(params: Params) -> Float[np.ndarray, "P"]:
+  """An autoencoder's parameters as the vector that `LatentDiffusion` keeps."""
+  return np.asarray(ravel_pytree(params)[0], np.float32)
+
+
+def _loss(wiring: _Wiring, params, aux, key, batch: Batch, train: bool):
+  """The diffusion model's loss; z is drawn anew each time."""
+  latents = wiring.draw(params, randomness.example_keys(key, batch.index), batch)
+  return wiring.inner.loss(params["diffusion"], aux, key, batch._replace(image=latents), train)
+
+
+def _sample(wiring: _Wiring, params: Params, keys: Keys, labels=None) -> Samples:
+  samples = wiring.inner.sample(params["diffusion"], keys, labels)
+  return samples._replace(images=wiring.decode(params, samples.images))
+
+
+def _trajectory(wiring: _Wiring, params: Params, keys: Keys, labels=None) -> Array:
+  assert wiring.inner.trajectory is not None
+  path = wiring.inner.trajectory(params["diffusion"], keys, labels)
+  return jax.lax.map(lambda latents: wiring.decode(params, latents), path)
+
+
+def _spectrum(wiring: _Wiring, params: Params, keys: Keys, batch: Batch):
+  assert wiring.inner.spectrum is not None
+  latents = batch._replace(image=wiring.draw(params, keys, batch))
+  return wiring.inner.spectrum(params["diffusion"], keys, latents)
+
+
+def _encode(wiring: _Wiring, params: Params, key: Key, batch: Batch) -> Float[Array, "B h w c"]:
+  return wiring.draw(params, randomness.example_keys(key, batch.index), batch)
+
+
+def _bound(wiring: _Wiring, name: str) -> Callable[[Params, Keys, Batch], Estimate]:
+  """The bound whose log p(z) is the diffusion model's likelihood `name`, of image batches."""
+  prior = wiring.inner.likelihoods[name]
+
+  def bound(params: Params, keys: Keys, batch: Batch) -> Estimate:
+    x = from_levels(batch.image, wiring.spec.num_levels)
+    mean, log_var = wiring.posterior(params, batch)
+    latents = wiring.draw(params, keys, batch)
+    z, raw = latents / wiring.scale(params), wiring.raw(params, latents)
+    num_latents = math.prod(z.shape[1:])
+    found = prior(params["diffusion"], keys, batch._replace(image=latents))
+    density = found.bits_per_dim * num_latents * math.log(2)
+    nats = {
+      "reconstruction": -wiring.observation.log_prob(raw, x, wiring.spec.num_levels),
+      "posterior": jnp.sum(gaussian_log_prob(z, mean, 0.5 * log_var), axis=(1, 2, 3)),
+      "prior": density - num_latents * jnp.log(wiring.scale(params)),
+    }
+    bits = {n: nats_to_bits_per_dim(v, wiring.spec.num_dims) for n, v in nats.items()}
+    return Estimate(sum(bits.values(), start=jnp.zeros(len(x))), bits)
+
+  return bound

@@ -1,0 +1,116 @@
+"""The loss of variational diffusion models: their bound in continuous time, a time an example."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer
+
+from diffusion_jax import distributions, randomness
+from diffusion_jax.losses.objective import Objective, Place
+from diffusion_jax.processes import (
+  Preconditioned,
+  Process,
+  end_kl,
+  expand,
+  first_time,
+  reconstruction,
+)
+from diffusion_jax.types import Key, Keys, Params
+
+Images = Float[Array, "B H W C"]
+Values = Float[Array, "B"]
+SHARED_OFFSET = 3
+"""Which number the step's key is folded with for u0; 0 to 2 are folded into examples' keys."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VDM:
+  """gamma'(t) / 2 |eps - eps_hat|^2 + reconstruction + KL at t = 1, in bits/dim.
+
+  gamma = -log-SNR. It is an unbiased estimate of the bound `continuous_vlb`, and its gradient
+  trains the ends of a learned schedule as it trains the network. What lies between the ends does
+  not change the bound: its gradient is 0 in the mean, and the paper's separate one, which lowers
+  the variance of this loss (appendix I.2), is not taken. Its times are those of `even_quantiles`.
+  Source: Kingma et al. 2021 (arXiv 2107.00630), equations 11 to 17.
+  """
+
+  needs_derivative: ClassVar[bool] = True
+  needs_variance: ClassVar[bool] = False
+  needs_levels: ClassVar[bool] = True
+  trains_schedule: ClassVar[bool] = True
+  """Whether a learned schedule may be trained by it: least for a good model, not for no noise."""
+
+  def objective(self, process: Process, num_levels: int | None = None) -> Objective:
+    """The loss of grey levels, L of them, or of a density."""
+    del process
+
+    def measured(network, process, params, own, memory, place, keys, x0, labels, dropout_key):
+      del own
+      known = keys, x0, labels, dropout_key
+      nats = _terms(network, process, params, even_quantiles(place), *known, num_levels)
+      total, bits = _in_bits(nats, x0)
+      return total, bits, memory
+
+    return Objective(lambda key: {}, {}, measured)
+
+
+def even_quantiles(place: Place) -> Values:
+  """(u0 + v_i) mod 1 with u0 of the step and v_i the bits of i mirrored at the point.
+
+  The first B, or any aligned B, of the v_i are 0, 1 / B, ... (B - 1) / B in another order where B
+  is a power of two, so that the batch's times are the paper's (u0 + i / B) mod 1; for other B they
+  are as even to a factor of log B. No example needs to know B: the times are the same on any
+  number of devices, hosts and microbatches. Sources: Kingma et al. 2021, appendix I.1; van der
+  Corput 1935 for the sequence.
+  """
+  offset = jax.random.uniform(jax.random.fold_in(place.key, SHARED_OFFSET))
+  sum_ = offset + mirrored(place.index)
+  return sum_ - jnp.floor(sum_)
+
+
+def mirrored(index: Integer[Array | np.ndarray, "B"]) -> Values:
+  """The binary digits of an index behind the point in reversed order: 1, 2, 3 are 1/2, 1/4, 3/4."""
+  bits = jnp.asarray(index).astype(jnp.uint32)
+  for shift, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF)):
+    low = jnp.uint32(mask)
+    bits = ((bits >> shift) & low) | ((bits & low) << shift)
+  bits = (bits >> 16) | (bits << 16)
+  return (bits >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def _terms(
+  network: Preconditioned,
+  process: Process,
+  params: Params,
+  quantile: Values,
+  keys: Keys,
+  x0: Images,
+  labels: Any,
+  dropout_key: Key | None,
+  num_levels: int | None,
+) -> dict[str, Values]:
+  """The three terms of the bound in nats an example."""
+  first = first_time(process)
+  t = first + (1.0 - first) * quantile
+  log_snr, slope = jax.jvp(process.log_snr, (t,), (jnp.ones_like(t),))
+  eps = randomness.normal(randomness.fold_in(keys, 1), x0.shape[1:])
+  alpha, sigma = map(expand, process.alpha_sigma(t))
+  error = x0 - network.denoise(params, alpha * x0 + sigma * eps, t, labels, dropout_key)
+  weight = -0.5 * slope * jnp.exp(log_snr) * (1.0 - first)
+  return {
+    "prior": end_kl(process, x0),
+    "diffusion": weight * jnp.sum(jnp.square(error), axis=(1, 2, 3)),
+    "reconstruction": reconstruction(process, keys, x0, num_levels),
+  }
+
+
+def _in_bits(nats: Mapping[str, Values], x0: Images) -> tuple[Values, dict[str, Values]]:
+  """The sum, and its terms, in bits/dim."""
+  num_dims = math.prod(x0.shape[1:])
+  bits = {n: distributions.nats_to_bits_per_dim(v, num_dims) for n, v in nats.items()}
+  return sum(bits.values(), start=jnp.zeros(len(x0))), bits

@@ -1,0 +1,65 @@
+"""What the tests of the variational bound share: the best predictor of Gaussian data, and exact
+expectations over data and noise."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import randomness
+from diffusion_jax.likelihood import VariationalBound
+from diffusion_jax.processes import CosineVP, DiscreteVP, LinearVP, expand, precondition
+
+LINEAR, COSINE = LinearVP().create(), CosineVP().create()
+LOG_2 = math.log(2)
+
+
+def linear_network(process: DiscreteVP, s2: float, prediction: str = "eps"):
+  """The best predictor for data N(0, s2): E[x0 | x_t] and what eps and v follow from it."""
+
+  def output(params, xt, time, labels, key):
+    alpha, sigma = map(expand, process.alpha_sigma((time + 1) / process.num_timesteps))
+    variance = alpha**2 * s2 + sigma**2
+    x0, eps = alpha * s2 / variance * xt, sigma / variance * xt
+    return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0}[prediction]
+
+  return precondition(output, process, prediction)
+
+
+def keys(num, seed=0):
+  return randomness.example_keys(jax.random.key(seed), jnp.arange(num))
+
+
+def measure(bound, process, x0, num_levels=None, s2=0.25, prediction="eps"):
+  network = linear_network(process, s2, prediction)
+  run = jax.jit(lambda k, x: bound(network, process, {}, k, x, None, num_levels))
+  return jax.tree.map(np.float64, run(keys(len(x0)), jnp.asarray(x0, jnp.float32)))
+
+
+def fix_noise(monkeypatch, eps):
+  """Every draw of image i becomes the number eps[i], in all its pixels and at every step."""
+  values = jnp.asarray(eps, jnp.float32)[:, None, None, None]
+  monkeypatch.setattr(
+    randomness, "normal", lambda k, shape: jnp.broadcast_to(values, (len(k), *shape))
+  )
+
+
+def expectation(monkeypatch, bound, process, s, prediction="eps"):
+  """Means over x0 ~ N(0, s^2) and the noise, in nats, by the points +-s and +-1."""
+  fix_noise(monkeypatch, [1, -1, 1, -1])
+  x0 = s * np.asarray([1, 1, -1, -1]).reshape(4, 1, 1, 1)
+  estimate = measure(bound, process, x0, None, s**2, prediction)
+  return jax.tree.map(lambda v: v.mean(axis=0) * LOG_2, estimate)
+
+
+class Optimal(VariationalBound):
+  """The best variance for N(0, s2): the posterior's plus what the x0 estimate leaves open."""
+
+  s2 = 0.25
+
+  def variances(self, process):
+    now, before = process.alphas_cumprod[1:], process.alphas_cumprod[:-1]
+    beta = 1 - now / before
+    mmse = self.s2 * (1 - now) / (now * self.s2 + 1 - now)
+    return beta * (1 - before) / (1 - now) + (beta * np.sqrt(before) / (1 - now)) ** 2 * mmse

@@ -1,0 +1,227 @@
+"""The hybrid loss and the full bound, term by term against the estimator and against gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import randomness
+from diffusion_jax.auditing import oracles
+from diffusion_jax.auditing.likelihoods import ddpm_bound_bits, learned_bound_bits
+from diffusion_jax.levels import from_levels
+from diffusion_jax.likelihood import VariationalBound
+from diffusion_jax.losses import FullBound, Hybrid, Place, Simple, time_history
+from diffusion_jax.processes import LinearVP, precondition
+
+PROCESS = LinearVP(20, 0.01, 0.5).create()
+NUM = 12
+KEYS = randomness.example_keys(jax.random.key(0), jnp.arange(NUM))
+PLACE = Place(jax.random.key(1), jnp.arange(NUM))
+X0 = from_levels(np.random.default_rng(0).integers(0, 17, (NUM, 3, 3, 2)), 17)
+PARAMS = {"mean": jnp.float32(0.6), "variance": jnp.float32(0.4)}
+
+
+def network(prediction="eps"):
+  """One number for the output, one for the variance logits."""
+
+  def output(params, xt, time, labels, key):
+    return jnp.concatenate([params["mean"] * xt, params["variance"] * jnp.tanh(xt)], axis=-1)
+
+  return precondition(output, PROCESS, prediction, learned_variance=True)
+
+
+def values(loss, params=PARAMS, prediction="eps", num_levels: int | None = 17, memory=None):
+  objective = loss.objective(PROCESS, num_levels)
+  memory = objective.memory if memory is None else memory
+  args = (network(prediction), PROCESS, params, {}, memory, PLACE, KEYS, X0, None)
+  return objective.loss(*args)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "velocity"])
+def test_hybrid_is_simple_and_a_thousandth_of_the_bound(prediction):
+  """At the same times and noise; L_vlb has the factor T of one uniform t, in bits/dim."""
+  simple = Simple()(network(prediction), PROCESS, PARAMS, KEYS, X0, None)
+  bound = values(FullBound("uniform"), prediction=prediction)[0]
+  hybrid, metrics, _ = values(Hybrid(), prediction=prediction)
+  np.testing.assert_allclose(metrics["simple"], simple, rtol=2e-4)
+  np.testing.assert_allclose(metrics["vlb_bits_per_dim"], bound, rtol=1e-6)
+  np.testing.assert_allclose(hybrid, metrics["simple"] + 0.001 * bound, rtol=1e-6)
+  assert (values(Hybrid(0.1), prediction=prediction)[0] > hybrid).any()
+
+
+def gradient(loss):
+  return jax.grad(lambda p: jnp.mean(loss(p)))(PARAMS)
+
+
+def test_the_bound_of_hybrid_trains_the_variance_alone():
+  hybrid = gradient(lambda p: values(Hybrid(0.5), p)[0])
+  simple = gradient(lambda p: Simple()(network(), PROCESS, p, KEYS, X0, None))
+  bound = gradient(lambda p: values(FullBound("uniform"), p)[0])
+  np.testing.assert_allclose(hybrid["mean"], simple["mean"], rtol=1e-5)
+  np.testing.assert_allclose(hybrid["variance"], 0.5 * bound["variance"], rtol=1e-5)
+  assert float(simple["variance"]) == 0
+  assert abs(bound["mean"]) > 1e-2
+  assert abs(bound["variance"]) > 1e-2
+
+
+@pytest.mark.parametrize("num_levels", [17, None])
+def test_over_all_steps_the_full_bound_is_the_estimators(num_levels, monkeypatch):
+  """With one noise for every step: the mean of prior + T L_t over t is the sum of all terms."""
+  eps = jax.random.normal(jax.random.key(7), X0.shape)
+  monkeypatch.setattr(randomness, "normal", lambda keys, shape: eps)
+  exact = VariationalBound("learned", clip=False)(
+    network(), PROCESS, PARAMS, KEYS, X0, None, num_levels
+  )
+  found, seen = [], []
+  for t in range(1, 21):
+    monkeypatch.setattr(randomness, "uniform", lambda keys, t=t: jnp.full(NUM, (t - 0.5) / 20))
+    found.append(values(FullBound("uniform"), num_levels=num_levels)[0])
+    seen.append(values(FullBound("importance"), num_levels=num_levels)[0])
+  np.testing.assert_allclose(np.mean(found, axis=0), exact.bits_per_dim, rtol=2e-5)
+  np.testing.assert_allclose(seen, found, rtol=1e-5)  # an empty history draws uniformly
+
+
+def test_importance_weights_leave_the_mean_alone():
+  """Sum over t of p_t (L_t / p_t) is the bound, whatever the history."""
+  num, process = 4000, LinearVP(30, 1e-3, 0.3).create()
+  objective = FullBound().objective(process, None)
+  model = oracles.gaussian_network(process)
+
+  @jax.jit
+  def draw(memory, key, keys, x0, dropout_key):
+    place = Place(key, jnp.arange(num))
+    return objective.loss(model, process, {}, {}, memory, place, keys, x0, None, dropout_key)
+
+  def run(memory, seed, dropout_key):
+    draws = oracles.keys(num, seed), oracles.gaussian_images(num, seed)
+    return draw(memory, jax.random.key(seed), *draws, dropout_key)
+
+  first, _, memory = run(objective.memory, 3, jax.random.key(0))
+  assert (np.asarray(memory["age"]) > 0).all()
+  weighted, _, _ = run(memory, 5, None)
+  uniform = run(objective.memory, 5, None)[0]
+  mean, error = oracles.mean_and_error(weighted)
+  assert abs(mean - learned_bound_bits(process)) < 4 * error
+  assert error < 0.5 * oracles.mean_and_error(uniform)[1]
+  assert abs(np.mean(first) - learned_bound_bits(process)) < 4 * oracles.mean_and_error(first)[1]
+
+
+def test_the_oracles_bound_is_the_least_of_its_kind():
+  """Above the entropy, below either fixed variance."""
+  process = LinearVP().create()
+  fixed = [
+    np.mean([ddpm_bound_bits(process, v**0.5, large) for v in oracles.VARIANCES])
+    for large in (False, True)
+  ]
+  assert oracles.entropy_bits() < learned_bound_bits(process) < min(fixed)
+
+
+def test_only_training_remembers():
+  objective = FullBound().objective(PROCESS, 17)
+  args = (network(), PROCESS, PARAMS, {}, objective.memory, PLACE, KEYS, X0, None)
+  _, _, measured = objective.loss(*args, None)
+  assert all((measured[n] == v).all() for n, v in objective.memory.items())
+  _, _, trained = objective.loss(*args, jax.random.key(0))
+  assert int((trained["age"] > 0).sum()) == NUM
+  assert jax.tree.structure(trained) == jax.tree.structure(objective.memory)
+  assert FullBound("uniform").objective(PROCESS, 17).memory == {}
+
+
+def test_extreme_outputs_leave_gradients_finite():
+  """Far from the data at every step, and variances far beyond beta."""
+  wild = {"mean": jnp.float32(300.0), "variance": jnp.float32(20.0)}
+  for loss in (Hybrid(), FullBound("uniform")):
+    for t in (1, 2, 20):
+      with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(randomness, "uniform", lambda keys, t=t: jnp.full(NUM, (t - 0.5) / 20))
+        slope = jax.grad(lambda p, loss=loss: jnp.mean(values(loss, p)[0]))(wild)
+      assert all(jnp.isfinite(v) for v in slope.values())
+
+
+def test_impossible_fields_are_refused():
+  with pytest.raises(ValueError, match=r"weight=0.0 must be positive, e\.g\. 0\.001"):
+    Hybrid(0.0)
+
+
+# ---- The history --------------------------------------------------------------------------------
+
+
+class BruteForce:
+  """Lists of everything, cut at the end."""
+
+  def __init__(self, num):
+    self.seen = [[] for _ in range(num)]
+
+  def add(self, index, number, terms):
+    for i, t, v in sorted(zip(index, number, terms, strict=True)):
+      self.seen[t - 1].append((i, v * v))
+
+  def last(self):
+    return [entries[-10:] for entries in self.seen]
+
+  def probabilities(self):
+    if any(len(entries) < 10 for entries in self.seen):
+      return np.full(len(self.seen), 1 / len(self.seen))
+    root = np.sqrt([np.mean([v for _, v in entries]) for entries in self.last()])
+    return 0.999 * root / root.sum() + 0.001 / len(root)
+
+
+def test_the_history_against_lists():
+  """Batches in which a step occurs often, of which more than ten times in one batch."""
+  rng, num, batch = np.random.default_rng(0), 5, 32
+  memory, lists = time_history.empty(num), BruteForce(num)
+  uniform_until = None
+  for step in range(12):
+    place = Place(jax.random.key(step), jnp.arange(batch) + step * batch)
+    memory = time_history.begin(memory, place)
+    np.testing.assert_allclose(memory["probability"], lists.probabilities(), rtol=1e-5)
+    if uniform_until is None and not np.allclose(memory["probability"], 1 / num):
+      uniform_until = step
+    number = rng.choice(num, batch, p=[0.6, 0.2, 0.1, 0.07, 0.03]) + 1
+    terms = rng.exponential(size=batch) * number
+    memory = time_history.remember(memory, place, jnp.asarray(number), jnp.float32(terms))
+    lists.add(np.asarray(place.index), number, np.float32(terms))
+    for row, entries in enumerate(lists.last()):
+      there = np.asarray(memory["age"][row]) > 0
+      assert np.asarray(memory["age"][row])[there].tolist() == [i + 1 for i, _ in entries]
+      kept = np.asarray(memory["squares"][row])[there]
+      np.testing.assert_allclose(kept, [v for _, v in entries], rtol=1e-6)
+  assert uniform_until > 2
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_is_remembered_as_a_whole(parts):
+  """Every parts-th example together, as the step cuts them."""
+  rng, whole, cut = np.random.default_rng(1), time_history.empty(3), time_history.empty(3)
+  for step in range(4):
+    index, number = np.arange(32) + 32 * step, rng.integers(1, 4, 32)
+    terms, key = np.float32(rng.normal(size=32)), jax.random.key(step)
+    everything = Place(key, jnp.asarray(index))
+    whole = time_history.begin(whole, everything)
+    drawn_by = np.asarray(whole["probability"])
+    whole = time_history.remember(whole, everything, jnp.asarray(number), jnp.asarray(terms))
+    for part in range(parts):
+      rows = slice(part, None, parts)
+      place = Place(key, jnp.asarray(index[rows]))
+      cut = time_history.begin(cut, place)
+      assert (cut["probability"] == drawn_by).all()
+      cut = time_history.remember(cut, place, jnp.asarray(number[rows]), jnp.asarray(terms[rows]))
+    assert all((whole[n] == cut[n]).all() for n in whole)
+  assert np.ptp(time_history.probabilities(whole["squares"], whole["age"])) > 0.01
+
+
+def test_a_time_is_drawn_exactly_as_often_as_its_weight_says():
+  """Over every uniform number that float32 draws: 2^23 of them, 4,000 steps from 1e-7 to 1e-2."""
+  size = np.geomspace(1e-6, 1, 4000)
+  squares = jnp.asarray(np.repeat(size[:, None] ** 2, 10, axis=1), jnp.float32)
+  probability = time_history.probabilities(squares, jnp.ones((4000, 10), jnp.uint32))
+  np.testing.assert_allclose(probability.sum(), 1, rtol=1e-5)
+  assert float(probability.min()) > 0.001 / 4000 * 0.99
+  uniform = jnp.arange(2**23, dtype=jnp.float32) / 2**23
+  drawn = jax.jit(time_history.draw)(probability, uniform)
+  counts = np.bincount(np.asarray(drawn.number), minlength=4001)[1:]
+  assert counts.min() >= 1
+  weight = np.zeros(4000)
+  weight[np.asarray(drawn.number) - 1] = np.asarray(drawn.probability)
+  np.testing.assert_array_equal(counts / 2**23, weight)
+  np.testing.assert_allclose(weight, probability, atol=2.5 / 2**23)

@@ -1,0 +1,79 @@
+"""The learned uncertainty is the logarithm of the loss that it divides."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize
+
+from diffusion_jax.auditing import oracles
+from diffusion_jax.losses import EDMLoss, Uncertainty
+from diffusion_jax.losses.uncertainty import fourier_features, uncertainty
+from diffusion_jax.processes import PROCESSES
+
+EDM = PROCESSES["edm"]().create()
+NUM = 4000
+
+
+def measured(own, num=NUM, config=None):
+  objective = (config or Uncertainty()).objective(EDM)
+  network = oracles.gaussian_network(EDM)
+  known = oracles.keys(num), oracles.gaussian_images(num), None, None
+  return objective.loss(network, EDM, {}, own, {}, None, *known)
+
+
+def start(**fields):
+  return Uncertainty(**fields).objective(EDM).init(jax.random.key(0))
+
+
+def test_it_starts_as_edms_loss():
+  values, metrics, memory = jax.jit(measured, static_argnums=1)(start(), 50)
+  known = oracles.keys(50), oracles.gaussian_images(50), None, None
+  expected = EDMLoss(-0.4, 1.0)(oracles.gaussian_network(EDM), EDM, {}, *known)
+  np.testing.assert_allclose(values, expected, rtol=1e-6)
+  np.testing.assert_allclose(metrics["edm"], expected, rtol=1e-6)
+  assert not metrics["uncertainty"].any()
+  assert memory == {}
+
+
+def test_where_u_is_best_its_exponential_is_the_mean_loss_of_that_noise_level():
+  """E[w |x0 - x0_hat|^2] at sigma is w times the mean of v sigma^2 / (v + sigma^2), v of the data.
+
+  The loss is convex in the weights of u, and is minimised here to the end on fixed draws; within
+  1.5 standard deviations of log(sigma), where draws are many.
+  """
+  gradient = jax.jit(jax.value_and_grad(lambda w: measured({"weight": w})[0].mean()))
+  found = optimize.minimize(
+    lambda w: [np.float64(v) for v in gradient(jnp.asarray(w, jnp.float32))],
+    np.zeros(16), jac=True, method="L-BFGS-B", options={"maxiter": 300},
+  )  # fmt: skip
+  sigma = np.exp(np.linspace(-0.4 - 1.5, -0.4 + 1.5, 13))
+  left = np.mean(oracles.VARIANCES[:, None] * sigma**2 / (oracles.VARIANCES[:, None] + sigma**2), 0)
+  expected = np.log((sigma**2 + 0.25) / (0.5 * sigma) ** 2 * left)
+  u = uncertainty({"weight": jnp.asarray(found.x, jnp.float32)}, jnp.log(jnp.asarray(sigma)))
+  assert expected.max() - expected.min() > 0.2
+  np.testing.assert_allclose(u, expected, atol=0.08)
+
+
+def test_the_gradient_at_the_true_uncertainty_is_zero_in_the_mean():
+  """d/du [L e^-u + u] = 1 - L e^-u; at u = log of the mean of L it is 0 in the mean."""
+  _, metrics, _ = jax.jit(lambda: measured(start()))()
+  log_sigma = -0.5 * EDM.log_snr(EDMLoss(-0.4, 1.0).training_times(EDM, oracles.keys(NUM)))
+  sigma2 = np.exp(2 * np.float64(log_sigma))[:, None]
+  left = np.mean(oracles.VARIANCES * sigma2 / (oracles.VARIANCES + sigma2), axis=1)
+  true = (sigma2[:, 0] + 0.25) / (0.25 * sigma2[:, 0]) * left
+  mean, error = oracles.mean_and_error(1 - np.float64(metrics["edm"]) / true)
+  assert abs(mean) < 4 * error
+  assert error < 0.01
+
+
+def test_features_keep_the_magnitude_and_differ():
+  features = np.asarray(fourier_features(jnp.linspace(-0.5, 0.5, 400), 4000))
+  np.testing.assert_allclose(np.mean(features**2, axis=1), 1.0, atol=0.1)
+  assert np.abs(features).max() <= np.sqrt(2) + 1e-6
+
+
+@pytest.mark.parametrize("wrong", [{"num_features": 0}, {"sigma_data": 0.0}])
+def test_impossible_fields_are_refused(wrong):
+  with pytest.raises(ValueError, match=next(iter(wrong))):
+    Uncertainty(**wrong)

@@ -1,0 +1,183 @@
+"""Ancestral sampling with variances that the network gives, on full and respaced grids."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.processes import CosineVP, EDMProcess, Preconditioned, expand
+from diffusion_jax.samplers import Ancestral, Guidance, Worse, editing
+
+PROCESS = CosineVP(num_timesteps=100).create()
+STD = 0.5
+
+
+def keys(num):
+  return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(num))
+
+
+def gaussian(process):
+  """E[x0 | x_t] of data N(0, 1/4)."""
+
+  def denoise(xt, t):
+    alpha, sigma = map(expand, process.alpha_sigma(t))
+    return alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * xt
+
+  return denoise
+
+
+def with_logits(denoise, logits):
+  """The same that answers with logits, a number or a function of t."""
+
+  def answer(xt, t):
+    value = logits(t) if callable(logits) else logits
+    return denoise(xt, t), jnp.broadcast_to(value, xt.shape)
+
+  return answer
+
+
+@pytest.mark.parametrize("steps", [5, 100])
+@pytest.mark.parametrize(("logits", "fixed"), [(-1.0, "fixed_small"), (1.0, "fixed_large")])
+def test_the_ends_of_the_logits_are_the_fixed_variances(steps, logits, fixed):
+  """Of the respaced steps too: beta and beta tilde between the points of the grid."""
+  learned, other = (Ancestral(steps, v, clip=False) for v in ("learned", fixed))
+  found = learned(with_logits(gaussian(PROCESS), logits), PROCESS, keys(3), (4, 4, 1)).images
+  expected = other(gaussian(PROCESS), PROCESS, keys(3), (4, 4, 1)).images
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def best_logits(process, grid):
+  """Of Var(x_s | x_t) for each step of a grid, as a function of t."""
+  alpha, sigma = grid.alpha[:-1], grid.sigma[:-1]
+  then, sigma_then = grid.alpha[1:], grid.sigma[1:]
+  added = sigma**2 - (alpha / then) ** 2 * sigma_then**2
+  gain = then * added / sigma**2
+  left = STD**2 * sigma**2 / (alpha**2 * STD**2 + sigma**2)
+  best = added * sigma_then**2 / sigma**2 + gain**2 * left
+  small, large = np.log(added * sigma_then**2 / sigma**2), np.log(added)
+  table = jnp.asarray(2 * (np.log(best) - small) / (large - small) - 1, jnp.float32)
+  times = jnp.asarray(grid.t[:-1], jnp.float32)
+  return lambda t: expand(table[jnp.argmin(jnp.abs(times - t[:, None]), axis=1)])
+
+
+@pytest.mark.parametrize("steps", [4, 10, 50])
+def test_with_the_best_variances_a_few_steps_keep_the_spread(steps):
+  """x_s is then drawn from p(x_s | x_t) itself, however long the step; fixed ones miss it."""
+  sampler = Ancestral(steps, "learned", final="min_time", clip=False)
+  grid = sampler.grid(PROCESS)
+  denoise = with_logits(gaussian(PROCESS), best_logits(PROCESS, grid))
+  exact = math.hypot(float(grid.alpha[-1]) * STD, float(grid.sigma[-1]))
+  images = np.asarray(sampler(denoise, PROCESS, keys(400), (8, 8, 1)).images)
+  error = exact / np.sqrt(2 * images.size)
+  assert abs(images.std() - exact) < 4 * error
+  for variance in ("fixed_small", "fixed_large"):
+    other = Ancestral(steps, variance, final="min_time", clip=False)
+    spread = np.std(other(gaussian(PROCESS), PROCESS, keys(400), (8, 8, 1)).images)
+    assert steps == 50 or abs(spread - exact) > 6 * error
+
+
+def test_each_dimension_has_its_own_variance():
+  """One step from x_1, whose noise is seen by itself: the spread follows the logits."""
+  sampler = Ancestral(2, "learned", final="min_time", clip=False)
+  logits = jnp.asarray([-1.0, 0.0, 1.0, 3.0])[None, None, None, :]
+  nothing = lambda xt, t: (0.0 * xt, jnp.broadcast_to(logits, xt.shape))  # noqa: E731
+  scheme = sampler.scheme(PROCESS)
+  images = np.asarray(sampler(nothing, PROCESS, keys(4000), (1, 1, 4)).images)
+  v = 0.5 * (np.asarray(logits).ravel() + 1)
+  first, second = (scheme.state.noise[i] ** 2 * np.exp(v * scheme.width[i]) for i in (0, 1))
+  carried = scheme.state.xt[1] ** 2 * (scheme.state.xt[0] ** 2 + first)
+  expected = np.sqrt(carried + second)
+  np.testing.assert_allclose(images.std((0, 1, 2)), expected, rtol=5 / np.sqrt(2 * 4000))
+  assert expected[3] > 1.5 * expected[0]
+
+
+def test_the_step_to_the_data_adds_no_noise():
+  sampler = Ancestral(5, "learned", clip=False)
+  scheme = sampler.scheme(PROCESS)
+  assert (scheme.state.noise[-1], scheme.width[-1]) == (0.0, 0.0)
+  assert (scheme.width[:-1] > 0).all()
+  out = sampler(with_logits(gaussian(PROCESS), 5.0), PROCESS, keys(2), (2, 2, 1), True)
+  np.testing.assert_allclose(out.images, out.estimates[-1], atol=1e-6)
+
+
+def test_it_is_one_scan():
+  sampler = Ancestral(7, "learned")
+  text = str(
+    jax.make_jaxpr(
+      lambda k: sampler(with_logits(gaussian(PROCESS), 0.0), PROCESS, k, (2, 2, 1)).images
+    )(keys(2))
+  )
+  assert text.count(" scan[") == 1
+
+
+def test_auto_is_what_the_network_allows():
+  assert Ancestral().fit(True).variance == "learned"
+  assert Ancestral().fit(False).variance == "fixed_large"
+  assert Ancestral(variance="fixed_small").fit(True).variance == "fixed_small"
+  for process in (PROCESS, EDMProcess().create()):
+    auto, fixed = Ancestral(steps=9), Ancestral(steps=9, variance="fixed_large")
+    np.testing.assert_array_equal(
+      auto.coefficients(process).noise, fixed.coefficients(process).noise
+    )
+
+
+def test_inpainting_keeps_what_is_known():
+  known = jax.random.normal(jax.random.key(3), (2, 3, 3, 1))
+  is_known = jnp.arange(9).reshape(1, 3, 3, 1) % 2 == jnp.zeros((2, 1, 1, 1))
+  denoise = with_logits(gaussian(PROCESS), 0.3)
+  out = editing.inpaint(
+    denoise, PROCESS, keys(2), known, is_known, Ancestral(6, "learned", clip=False)
+  ).images
+  np.testing.assert_allclose(out[is_known], known[is_known], atol=1e-6)
+  assert np.abs(out - known)[~is_known].min() > 1e-4
+
+
+# ---- Guidance -----------------------------------------------------------------------------------
+
+LABELS, NULL = jnp.asarray([1, 2]), 10
+
+
+def labelled(asked):
+  """x0 is the label, the logits a tenth of it."""
+
+  def both(params, xt, t, labels):
+    asked.append(xt.shape[0])
+    value = expand(labels.astype(jnp.float32)) + 0 * xt
+    return value, 0.1 * value
+
+  denoise = lambda *args: both(*args)[0]  # noqa: E731
+  return Preconditioned(denoise, denoise, denoise, both)
+
+
+@pytest.mark.parametrize(
+  ("guidance", "process", "estimates", "evaluations"),
+  [
+    (Guidance(), None, [1, 2], [2]),
+    (Guidance(3.0), None, [10 - 27, 10 - 24], [4]),
+    (Guidance(3.0, interval_high=2.0), EDMProcess().create(), [10 - 27, 10 - 24], [4, 2]),
+    (Guidance(3.0, interval_low=2.0), EDMProcess().create(), [1, 2], [4, 2]),
+  ],
+)
+def test_guidance_moves_means_and_takes_the_conditional_variance(
+  guidance, process, estimates, evaluations
+):
+  asked = []
+  denoise = guidance.bind(labelled(asked), {}, LABELS, NULL, process, with_variance=True)
+  t = jnp.full(2, 1.0) if process is None else jnp.full(2, float(process.time_of(0.0)))
+  x0, logits = denoise(jnp.zeros((2, 2, 2, 1)), t)
+  np.testing.assert_allclose(x0[:, 0, 0, 0], estimates, rtol=1e-6)
+  np.testing.assert_allclose(logits[:, 0, 0, 0], [0.1, 0.2], rtol=1e-6)
+  assert asked == evaluations
+  plain = guidance.bind(labelled([]), {}, LABELS, NULL, process)
+  np.testing.assert_array_equal(plain(jnp.zeros((2, 2, 2, 1)), t), x0)
+
+
+def test_autoguidance_takes_the_good_models_variance():
+  worse = Worse(lambda params, xt, t, labels: 0 * xt + 5.0, {})
+  guidance = Guidance(2.0, against="model")
+  denoise = guidance.bind(labelled([]), {}, LABELS, NULL, worse=worse, with_variance=True)
+  x0, logits = denoise(jnp.zeros((2, 2, 2, 1)), jnp.ones(2))
+  np.testing.assert_allclose(x0[:, 0, 0, 0], [5 - 8, 5 - 6])
+  np.testing.assert_allclose(logits[:, 0, 0, 0], [0.1, 0.2], rtol=1e-6)

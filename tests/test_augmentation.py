@@ -1,0 +1,278 @@
+"""EDM's augmentation: exact where it can be, as often as asked, told to the network, no leak."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffusion_jax import augmentation, randomness, sharding
+from diffusion_jax.augmentation import Augmentation, Draws, as_labels, draw, warp
+from diffusion_jax.experiment import load
+from diffusion_jax.sharding import MeshShape, create_mesh
+from diffusion_jax.types import Batch, ImageSpec, UserError
+
+SQUARE = np.random.default_rng(0).normal(size=(12, 12, 3)).astype(np.float32)
+WIDE = np.random.default_rng(1).normal(size=(8, 14, 2)).astype(np.float32)
+STILL = Draws(*[jnp.float32(0.0)] * 8)
+NUM = 20_000
+
+
+def transform(x, **draws):
+  values = {name: jnp.float32(value) for name, value in draws.items()}
+  return np.asarray(jax.jit(Augmentation(0.12).transform)(STILL._replace(**values), x))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+  """What is done to NUM images at probability 0.12."""
+  keys = randomness.example_keys(jax.random.key(1), np.arange(NUM))
+  draws = jax.jit(jax.vmap(lambda key: draw(0.12, key)))(keys)
+  labels = jax.vmap(as_labels)(draws)
+  return jax.tree.map(np.asarray, draws), np.asarray(labels)
+
+
+def test_an_image_that_is_left_alone_is_the_same_to_the_bit():
+  np.testing.assert_array_equal(transform(WIDE), WIDE)
+  np.testing.assert_allclose(warp(jnp.asarray(WIDE), jnp.eye(2), jnp.zeros(2)), WIDE, atol=2e-6)
+
+
+def test_flips_are_those_of_numpy():
+  np.testing.assert_array_equal(transform(WIDE, flip_x=1), WIDE[:, ::-1])
+  np.testing.assert_array_equal(transform(WIDE, flip_y=1), WIDE[::-1])
+  np.testing.assert_array_equal(transform(WIDE, flip_x=1, flip_y=1), WIDE[::-1, ::-1])
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_whole_turns_are_those_of_numpy(quarters):
+  found = transform(SQUARE, angle=quarters * np.pi / 2)
+  np.testing.assert_allclose(found, np.rot90(SQUARE, quarters), atol=2e-5)
+
+
+@pytest.mark.parametrize(("right", "down"), [(3, 0), (0, -2), (-5, 4), (40, -23)])
+def test_a_shift_by_whole_pixels_moves_the_image_in_mirrors(right, down):
+  """Also one of several image sizes, where padding by one image would end."""
+  padded = np.pad(WIDE, ((64, 64), (64, 64), (0, 0)), mode="reflect")
+  exact = padded[64 - down : 72 - down, 64 - right : 78 - right]
+  found = transform(WIDE, move_x=right / 14 / 0.125, move_y=down / 8 / 0.125)
+  np.testing.assert_allclose(found, exact, atol=1e-4)
+
+
+def wave(column, row, height, width):
+  """Smooth, and the same in the mirrors at the edges: three cosines of the place."""
+  x, y = np.pi * column / (width - 1), np.pi * row / (height - 1)
+  return (np.cos(2 * x) + np.cos(3 * y) + np.cos(x) * np.cos(2 * y))[..., None]
+
+
+@pytest.mark.parametrize(
+  "draws",
+  [
+    {"angle": 0.4},
+    {"scale": 1.5},
+    {"scale": -1.0},
+    {"stretch": 1.2, "axis": 0.7},
+    {"move_x": 0.3, "move_y": -0.7},
+    {"scale": 0.8, "angle": -2.0, "stretch": -0.9, "axis": 2.1, "move_x": -0.4, "move_y": 0.2},
+  ],
+  ids=lambda draws: ",".join(draws),
+)
+def test_a_smooth_image_is_where_the_formula_says(draws):
+  """Against the image's own formula at M^-1 (p - shift), M = stretch rotation scale, in float64."""
+  height, width = 24, 32
+  row, column = np.mgrid[:height, :width].astype(float)
+  d = {name: draws.get(name, 0.0) for name in Draws._fields}
+  turn = lambda a: np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])  # noqa: E731
+  factor = 2 ** (0.2 * d["stretch"])
+  stretching = turn(d["axis"]) @ np.diag([factor, 1 / factor]) @ turn(-d["axis"])
+  matrix = stretching @ turn(d["angle"]) * 2 ** (0.2 * d["scale"])
+  centre = np.array([(width - 1) / 2, (height - 1) / 2])
+  shift = 0.125 * np.array([width * d["move_x"], height * d["move_y"]])
+  points = np.stack([column, row], -1) - centre - shift
+  source = points @ np.linalg.inv(matrix).T + centre
+  exact = wave(source[..., 0], source[..., 1], height, width)
+  found = transform(wave(column, row, height, width).astype(np.float32), **draws)
+  assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
+  unmoved = wave(column, row, height, width)
+  assert np.abs(unmoved - exact).max() > 0.2 * np.abs(exact).max()  # else it would prove nothing
+
+
+def test_shrinking_removes_what_the_new_grid_cannot_hold():
+  """The finest checkerboard becomes grey, as its mean is, and does not alias."""
+  board = (-1.0) ** np.add(*np.mgrid[:32, :32])[..., None].astype(np.float32)
+  found = transform(board.astype(np.float32), scale=-5.0)  # by half
+  assert np.abs(found).max() < 0.1
+
+
+def test_constant_images_stay():
+  ones = np.ones((8, 8, 1), np.float32)
+  found = transform(ones, scale=-2.0, angle=1.0, stretch=2.0, axis=1.0, move_x=3.0)
+  np.testing.assert_allclose(found, 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("field", "rate"),
+  [
+    ("flip_x", 0.5),
+    ("flip_y", 0.06),
+    ("scale", 0.12),
+    ("angle", 0.12),
+    ("stretch", 0.12),
+    ("axis", 0.06),
+    ("move_x", 0.12),
+    ("move_y", 0.12),
+  ],
+)
+def test_each_is_applied_as_often_as_asked(drawn, field, rate):
+  count = int((getattr(drawn[0], field) != 0).sum())
+  assert abs(count - NUM * rate) < 4 * np.sqrt(NUM * rate * (1 - rate))
+
+
+def test_coins_are_independent_but_for_the_two_halves_of_a_shift(drawn):
+  draws = drawn[0]
+  names = ("flip_x", "flip_y", "scale", "angle", "stretch", "move_x")
+  on = np.stack([getattr(draws, n) != 0 for n in names]).astype(float)
+  correlation = np.corrcoef(on) - np.eye(len(names))
+  assert np.abs(correlation).max() < 4.5 / np.sqrt(NUM)
+  np.testing.assert_array_equal(draws.move_x != 0, draws.move_y != 0)
+  moved = draws.move_x != 0
+  assert abs(np.corrcoef(draws.move_x[moved], draws.move_y[moved])[0, 1]) < 4 / np.sqrt(moved.sum())
+
+
+def test_what_is_applied_has_the_distribution_of_the_paper(drawn):
+  draws = drawn[0]
+  for name in ("scale", "stretch", "move_x", "move_y"):
+    values = getattr(draws, name)
+    assert stats.kstest(values[values != 0], "norm").pvalue > 1e-4, name
+  for name in ("angle", "axis"):
+    values = getattr(draws, name)
+    assert stats.kstest(values[values != 0], "uniform", (-np.pi, 2 * np.pi)).pvalue > 1e-4, name
+
+
+def test_labels_say_what_was_done(drawn):
+  """The transformations can be read off them, and those of an untouched image are zeros."""
+  draws, labels = drawn
+  assert labels.shape == (NUM, augmentation.NUM_LABELS)
+  np.testing.assert_array_equal(labels[:, 0], draws.flip_x)
+  np.testing.assert_array_equal(labels[:, 1], draws.flip_y)
+  np.testing.assert_array_equal(labels[:, 2], draws.scale)
+  np.testing.assert_allclose(np.arctan2(labels[:, 4], labels[:, 3] + 1), draws.angle, atol=1e-5)
+  np.testing.assert_allclose(np.hypot(labels[:, 5], labels[:, 6]), np.abs(draws.stretch), atol=1e-5)
+  turned = draws.axis != 0
+  angle = np.arctan2(labels[:, 6], labels[:, 5])[turned]
+  of_line = (angle - draws.axis[turned] + np.pi / 2) % np.pi - np.pi / 2  # a line's angle, mod pi
+  np.testing.assert_allclose(of_line, 0, atol=1e-4)
+  np.testing.assert_array_equal(labels[:, 7], draws.move_x)
+  np.testing.assert_array_equal(labels[:, 8], draws.move_y)
+  untouched = np.all([value == 0 for value in draws], axis=0)
+  assert 0.2 < untouched.mean() < 0.3  # 0.5 0.94 0.88^4 = 0.28
+  assert (labels[untouched] == 0).all()
+  assert (np.abs(labels[~untouched]).max(axis=1) > 0).all()
+
+
+# ---- In the model -------------------------------------------------------------------------------
+
+SPEC = ImageSpec(8, 8, 1, 256, 3)
+RAW = {
+  "generative": {"name": "diffusion", "prediction": "edm", "augmentation": 0.5},
+  "process": {"name": "edm"},
+  "model": {"name": "unet", "channels": 8, "multipliers": (1, 2), "num_blocks": 1,
+            "attention_resolutions": (), "dropout": 0.0, "augmentation_labels": 9},
+  "loss": {"name": "edm"},
+  "sampler": {"name": "heun", "steps": 2},
+  "data": {"name": "digits"},
+  "optimizer": {"name": "adam"},
+}  # fmt: skip
+
+
+def without():
+  """The same model that is neither augmented nor told."""
+  model = {**RAW["model"], "augmentation_labels": 0}
+  return {**RAW, "generative": {"name": "diffusion", "prediction": "edm"}, "model": model}
+
+
+def batch(num=16):
+  image = np.random.default_rng(0).integers(0, 256, (num, *SPEC.shape)).astype(np.uint8)
+  return Batch(image, np.zeros(num, np.int32), np.ones(num, np.float32),
+               np.arange(num, dtype=np.uint32))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def told():
+  """The model, with weights away from their start at zero."""
+  model = load(RAW).create(SPEC)
+  params, aux = jax.jit(model.init)(jax.random.key(0))
+  keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
+  params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape), params)
+  return model, params, aux
+
+
+def losses(model, params, aux, part, train=True):
+  function = jax.jit(lambda p, b: model.loss(p, aux, jax.random.key(3), b, train)[0])
+  return np.asarray(function(params, part))
+
+
+def test_training_is_the_same_on_one_and_eight_devices_and_for_any_batch(told):
+  model, params, aux = told
+  whole = losses(model, params, aux, batch())
+  assert whole.std() > 0
+  mesh = create_mesh(MeshShape(), jax.devices()[:8])
+  parted = losses(model, params, aux, sharding.put_batch(batch(), mesh))
+  np.testing.assert_allclose(parted, whole, rtol=2e-4)
+  half = jax.tree.map(lambda a: a[8:], batch())
+  np.testing.assert_allclose(losses(model, params, aux, half), whole[8:], rtol=2e-4)
+
+
+def changed(params, amount):
+  """Other weights of the augmentation's labels."""
+  kernel = params["augmentation"]["kernel"] + amount
+  assert set(params["augmentation"]) == {"kernel"}  # a bias would be there for images as they are
+  return {**params, "augmentation": {"kernel": kernel}}
+
+
+def test_the_network_is_told_in_training_and_nowhere_else(told):
+  model, params, aux = told
+  other = changed(params, 1.0)
+  assert params["augmentation"]["kernel"].shape == (9, 8)
+  augmented = losses(model, other, aux, batch()) != losses(model, params, aux, batch())
+  assert 0.6 < augmented.mean() < 1  # all but the images that stayed as they are: 4% are expected
+  keys = randomness.example_keys(jax.random.key(0), np.arange(2))
+  for measure in (
+    lambda p: losses(model, p, aux, batch(), train=False),
+    lambda p: jax.jit(model.sample)(p, keys, None).images,
+    lambda p: model.denoise(p, jnp.ones((2, *SPEC.shape)), jnp.full(2, 0.5), None),
+  ):
+    np.testing.assert_array_equal(measure(params), measure(other))
+
+
+def test_without_labels_it_is_the_network_that_was_never_told(told):
+  model, params, aux = told
+  plain = load(without()).create(SPEC)
+  rest = {name: value for name, value in params.items() if name != "augmentation"}
+  assert jax.tree.structure(rest) == jax.tree.structure(plain.init(jax.random.key(0))[0])
+  found = losses(model, params, aux, batch(), train=False)
+  np.testing.assert_allclose(found, losses(plain, rest, aux, batch(), train=False), rtol=1e-6)
+
+
+def refused(section, **fields):
+  return {**RAW, section: {**RAW[section], **fields}}
+
+
+@pytest.mark.parametrize(
+  ("raw", "spec", "words"),
+  [
+    (refused("generative", augmentation=1.5), SPEC, "generative.augmentation=1.5 must lie between"),
+    (refused("generative", augmentation=0.0), SPEC, r"set --config.model.augmentation_labels=0 \("),
+    (refused("model", augmentation_labels=0), SPEC, "set --config.model.augmentation_labels=9"),
+    (refused("model", multipliers=(1,)), SPEC._replace(width=3), "images of 3 pixels are too"),
+    ({**RAW, "model": {"name": "dit"}}, SPEC, r"needs a network with 9 .* has 0; .*unet has it"),
+    (refused("model", augmentation_labels=-1), SPEC, "augmentation_labels=-1 must not be negative"),
+  ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_what_to_type(raw, spec, words):
+  with pytest.raises(UserError, match=words):
+    load(raw).create(spec)
+
+
+def test_negative_spreads_are_refused():
+  with pytest.raises(ValueError, match="must not be negative"):
+    Augmentation(0.12, scale_std=-0.1)

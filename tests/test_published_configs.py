@@ -1,0 +1,169 @@
+"""Configs that carry a recipe's name have its facts, and those of the transformer their layout."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import runs, sharding
+from diffusion_jax.checksum import named_leaves
+from diffusion_jax.config import parse_override
+from diffusion_jax.sharding import MeshShape, create_mesh
+from diffusion_jax.state import Adam, create_state
+from diffusion_jax.types import Batch, ImageSpec
+
+CIFAR = ImageSpec(32, 32, 3, 256, 10)
+IMAGENET64 = ImageSpec(64, 64, 3, 256, 1000)
+NCSNPP = [
+  "--config.model.embedding=fourier",
+  "--config.model.noise_multiplier=2",
+  "--config.model.resample_filter=1,3,3,1",
+  "--config.model.input_residual=true",
+]
+
+
+@pytest.fixture
+def experiment(root):
+  """(name, *overrides) -> the config's experiment."""
+
+  def build(name, *overrides):
+    return runs.load_experiment(f"{root}/configs/{name}.py", [parse_override(o) for o in overrides])
+
+  return build
+
+
+def parameters(experiment, spec):
+  return jax.eval_shape(experiment.create(spec).init, jax.random.key(0))[0]
+
+
+@pytest.mark.parametrize(
+  ("name", "overrides", "spec", "exact", "published"),
+  [
+    ("edm_cifar", [], CIFAR, 55_733_891, 55.7),
+    ("edm_cifar", NCSNPP, CIFAR, 56_397_827, 56.4),
+    ("edm_cifar_cond", [], CIFAR, 55_735_299, 55.7),
+    ("edm_cifar_cond", NCSNPP, CIFAR, 56_400_643, 56.4),
+    ("flow_cifar", [], CIFAR, 61_804_419, 61.8),
+    ("dit_imagenet64", [], IMAGENET64, 674_890_032, 674.9),
+    ("dit_digits", [], ImageSpec(8, 8, 1, 17, 10), 723_265, 0.7),
+  ],
+)
+def test_the_docstrings_count_of_parameters(
+  experiment, root, name, overrides, spec, exact, published
+):
+  leaves = named_leaves(parameters(experiment(name, *overrides), spec))
+  found = sum(leaf.size for n, leaf in leaves.items() if n != "fourier/frequencies")
+  assert found == exact
+  assert round(found / 1e6, 1) == published
+  text = (root / "configs" / f"{name}.py").read_text()
+  assert f"{exact:,}" in text
+  assert all(override in text for override in overrides)
+
+
+@pytest.mark.parametrize("name", ["edm_cifar", "edm_cifar_cond"])
+def test_edm_has_the_papers_lengths_in_images(experiment, name):
+  config = experiment(name)
+  batch, optimizer, ema = config.training.batch_size, config.optimizer, config.ema
+  assert batch == 512
+  assert config.training.num_steps * batch == 200_000_000
+  assert abs(optimizer.warmup_steps * batch - 10_000_000) < batch
+  assert ema.half_life_steps * batch == 500_000
+  assert (ema.half_life_ramp, ema.warmup) == (0.05, False)
+  rate = optimizer.rate(config.training.num_steps)
+  found = [float(rate(step)) for step in (0, optimizer.warmup_steps // 3, 19_532, 390_624)]
+  np.testing.assert_allclose(found, [0, 1e-3 / 3, 1e-3, 1e-3], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["edm_cifar", "edm_cifar_cond"])
+def test_edm_samples_by_the_papers_35_evaluations_and_noise_levels(experiment, name):
+  config = experiment(name)
+  process, sampler = config.sections["process"].create(), config.sections["sampler"]
+  assert sampler.num_evaluations(process) == 35
+  assert not sampler.s_churn
+  grid = sampler.grid(process)
+  i = np.arange(18)  # equation 5
+  exact = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+  np.testing.assert_allclose(grid.sigma[:-1], exact, rtol=1e-9)
+  assert grid.sigma[-1] == 0
+
+
+def test_edms_two_configs_differ_by_the_class_alone(experiment):
+  plain, classes = (experiment(n).to_dict() for n in ("edm_cifar", "edm_cifar_cond"))
+  changes = {"conditional": True, "label_dropout": 0.0}
+  assert classes == {**plain, "generative": {**plain["generative"], **changes}}
+  assert plain["guidance"]["weight"] == 1.0
+  assert plain["generative"]["augmentation"] == 0.12
+  assert plain["data"]["flip"] is False  # the augmentation flips, and says so to the network
+
+
+def test_edms_eps_makes_the_mean_over_dimensions_step_as_their_sum(experiment):
+  """Gradients as small as eps, where it counts."""
+  fields = {"learning_rate": 1.0, "warmup_steps": 0}
+  ours = dataclasses.replace(experiment("edm_cifar").optimizer, **fields)
+  found = third_update(ours, jnp.asarray([1e-8, -3e-8, 2.0]) / CIFAR.num_dims)
+  exact = third_update(Adam(**fields, eps=1e-8), jnp.asarray([1e-8, -3e-8, 2.0]))
+  np.testing.assert_allclose(found, exact, rtol=1e-4)
+  assert np.abs(exact[0]) < 0.9  # eps does count here
+
+
+def third_update(optimizer, gradient):
+  """Of a gradient that comes three times."""
+  transform = optimizer.create(100)
+  _, state = transform.update(gradient, transform.init(gradient), gradient)
+  _, state = transform.update(gradient, state, gradient)
+  return np.asarray(transform.update(gradient, state, gradient)[0])
+
+
+def test_the_transformers_digits_are_the_twin_of_ddpms(experiment):
+  plain, other = (experiment(n).to_dict() for n in ("ddpm_digits", "dit_digits"))
+  assert {n for n in plain if plain[n] != other[n]} == {"model"}
+
+
+@pytest.mark.parametrize(
+  ("name", "spec"),
+  [
+    ("edm_cifar", CIFAR),
+    ("edm_cifar_cond", CIFAR),
+    ("flow_cifar", CIFAR),
+    ("dit_imagenet64", IMAGENET64),
+  ],
+)
+def test_a_configs_loss_and_samples_fit_together(experiment, name, spec):
+  """Traced at full size, not computed."""
+  model = experiment(name).create(spec)
+  params, aux = jax.eval_shape(model.init, jax.random.key(0))
+  num = 2
+  batch = Batch(np.zeros((num, *spec.shape), np.uint8), np.zeros(num, np.int32),
+                np.ones(num, np.float32), np.arange(num, dtype=np.uint32))  # fmt: skip
+  losses, _, _ = jax.eval_shape(
+    lambda p, b: model.loss(p, aux, jax.random.key(0), b, True), params, batch
+  )
+  assert losses.shape == (num,)
+  labels = jnp.zeros(num, jnp.int32) if model.num_classes else None
+  keys = jax.random.split(jax.random.key(0), num)
+  samples = jax.eval_shape(lambda p: model.sample(p, keys, labels), params)
+  assert samples.images.shape == (num, *spec.shape)
+
+
+def test_the_large_transformer_is_split_over_fsdp_and_tensor(experiment):
+  """Every large array by fsdp, heads and perceptron by tensor too, on 8 devices as 4 by 2."""
+  config = experiment("dit_imagenet64")
+  params = parameters(config, IMAGENET64)
+  mesh = create_mesh(MeshShape(1, 4, 2), jax.devices()[:8])
+  layout = named_leaves(sharding.state_shardings(mesh, params))
+  block = {n: s.spec for n, s in layout.items() if n.startswith("block7/") and "kernel" in n}
+  split = {n.removeprefix("block7/").removesuffix("/kernel"): tuple(s) for n, s in block.items()}
+  assert split == {
+    **{f"attention/{n}": ("fsdp", "tensor") for n in ("query", "key", "value")},
+    "attention/out": ("tensor", "fsdp"),
+    "mlp_in": ("fsdp", "tensor"),
+    "mlp_out": ("tensor", "fsdp"),
+    "modulation": (None, "fsdp"),
+  }
+  state = jax.eval_shape(lambda p: create_state(p, {}, config.optimizer.create(10)), params)
+  rows = sharding.layout_rows(mesh, state)
+  whole, here = (sum(getattr(r, n) for r in rows) for n in ("num_bytes", "bytes_per_device"))
+  third = 1 / 3  # of the parameters are modulations, which tensor does not split
+  assert here / whole == pytest.approx((1 - third) / 8 + third / 4, rel=0.02)
