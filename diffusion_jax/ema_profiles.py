@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import brentq
 
 MAX_WIDTH = 0.28
 """Just below 12^(-1/2), the width of gamma = 0, which weighs all parameters alike."""
@@ -46,6 +45,8 @@ def exponent_of(width: float) -> float:
   Args:
     width: above 0 and at most MAX_WIDTH.
   """
+  from scipy.optimize import brentq  # half a second that most starts do without
+
   # width_of(gamma) < 1 / gamma, so the root lies below 1 / width.
   root: Any = brentq(lambda gamma: width_of(gamma) - width, 0.0, 1 / width, xtol=1e-12)
   return root

@@ -101,6 +101,13 @@ def test_the_figures_carry_what_repeats_them(evaluated):
   assert metrics["run"]["devices"]
 
 
+def test_fewer_samples_than_classes_have_no_picture_by_class(run, measure):
+  flags = ["--config.eval.num_samples=3", "--features=none", "--config.eval.likelihoods="]
+  measure(run, *flags, "--config.eval.spectrum_images=0")
+  assert (run / "eval/4/samples.png").is_file()
+  assert not (run / "eval/4/classes.png").exists()
+
+
 def test_the_samples_are_there_and_are_those_of_the_sampling_program(evaluated, call, tmp_path):
   from diffusion_jax import sample
 

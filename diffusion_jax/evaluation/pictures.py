@@ -26,7 +26,7 @@ def make_pictures(bench: Bench, subject: Subject) -> dict[str, Picture]:
   """Name -> picture, for what the model can show. Samples are those that were measured."""
   images = _samples(bench, subject)
   found = {"samples": _grid_of_samples(images)}
-  if bench.generative.num_classes >= 2:
+  if 2 <= bench.generative.num_classes <= len(images):  # else some class has no sample
     found["classes"] = _classes(bench, images)
   if bench.generative.trajectory is not None:
     found["progression"] = _progression(bench, subject)

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -111,6 +110,7 @@ class ProbabilityFlow:
     self, velocity: Callable[[Array, Image], Image], process: Process, x: Image, probes: Any
   ) -> tuple[Image, Float[Array, ""]]:
     """x at t = 1 and the integral of the divergence."""
+    import diffrax  # half a second that other samplers and estimators do without
 
     def field(t, state, _):
       return divergence_of(lambda x: velocity(t, x), state[0], probes)

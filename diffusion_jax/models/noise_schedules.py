@@ -20,11 +20,15 @@ class NoiseSchedule(NamedTuple):
 
   Attributes:
     init: key -> params, a dict of float32 arrays.
-    gamma: (params, t of any shape in [0, 1]) -> gamma of that shape; it rises with t.
+    gamma: (params, t of any shape in [0, 1]) -> gamma of that shape; it rises with t. Its gradient
+      goes to the ends alone, which the variational bound trains.
+    interior: the same numbers, whose gradient goes to what lies between the ends, for a loss that
+      has a use for it; None: nothing does.
   """
 
   init: Callable[[Key], Params]
   gamma: Callable[[Params, Array], Float[Array, "..."]]
+  interior: Callable[[Params, Array], Float[Array, "..."]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,8 @@ class LearnedMonotone:
 
   gamma(t) = b + |w| (g(t) - g(0)) / (g(1) - g(0)) with g(t) = l1(t) + l3(sigmoid(l2(l1(t)))) of
   linear layers whose weights are the absolute values of parameters. The paper leaves the initial
-  weights open: here the sigmoids' steps are spread evenly over [0, 1] and have random heights.
+  weights open: here the sigmoids' steps are spread evenly over [0, 1] and have random heights. The
+  gradients of the layers are large beside the network's: train without optimizer.clip_norm.
 
   Attributes:
     gamma_min: b at the start, minus the log-SNR of t = 0.
@@ -81,7 +86,7 @@ class LearnedMonotone:
 
   def create(self) -> NoiseSchedule:
     """Builds the pure functions."""
-    return NoiseSchedule(self._init, _monotone)
+    return NoiseSchedule(self._init, _of_the_ends, _of_the_interior)
 
   def _init(self, key: Key) -> Params:
     steepness = jnp.full((self.width,), STEEPNESS, jnp.float32)
@@ -96,6 +101,17 @@ class LearnedMonotone:
 
 STEEPNESS = 10.0
 """Initial slope of the sigmoids' arguments: each rises over about a fifth of [0, 1]."""
+
+
+ENDS = ("b", "w")
+
+
+def _of_the_ends(params: Params, t: Float[Array, "..."]) -> Float[Array, "..."]:
+  return _monotone(jax.lax.stop_gradient(params) | {name: params[name] for name in ENDS}, t)
+
+
+def _of_the_interior(params: Params, t: Float[Array, "..."]) -> Float[Array, "..."]:
+  return _monotone(params | {name: jax.lax.stop_gradient(params[name]) for name in ENDS}, t)
 
 
 def _monotone(params: Params, t: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -25,11 +25,14 @@ class Learned:
   Attributes:
     gamma: t of any shape -> gamma of that shape, differentiable.
     first, last: gamma that the network sees as the times 0 and 1000.
+    interior: gamma once more, to take the gradient of what lies between its ends; None: there is
+      nothing to train.
   """
 
   gamma: Callable[[Times], Times]
   first: float
   last: float
+  interior: Callable[[Times], Times] | None = None
 
   @property
   def num_timesteps(self) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,6 +115,8 @@ class ProbabilityFlow:
     return Samples(images, evaluations.mean() + (self.final == "data"), kept)
 
   def _one_image(self, path: _Path, first, times, x):
+    import diffrax  # half a second that other samplers and estimators do without
+
     _, alpha, sigma = path.at(first)
     solution = diffrax.diffeqsolve(
       diffrax.ODETerm(path.slope), diffrax.Tsit5(), first, times[-1],
