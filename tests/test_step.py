@@ -188,9 +188,9 @@ def on_one_device():
   ("devices", "shape"),
   [
     (4, MeshShape()),
-    (8, MeshShape()),
-    (8, MeshShape(-1, 4)),
-    (8, MeshShape(-1, 1, 4)),
+    pytest.param(8, MeshShape(), marks=pytest.mark.slow),
+    pytest.param(8, MeshShape(-1, 4), marks=pytest.mark.slow),
+    pytest.param(8, MeshShape(-1, 1, 4), marks=pytest.mark.slow),
     (8, MeshShape(2, 2, 2)),
   ],
 )

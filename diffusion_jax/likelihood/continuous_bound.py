@@ -40,10 +40,14 @@ class ContinuousBound:
     times: M network evaluations an image: one at a random place of each M-th of the log-SNR, which
       leaves far less to chance than places in time; with T steps, of each M-th of the steps.
     num_timesteps: T; none: continuous time, the limit of many steps.
+    max_log_snr: where z_0 lies, if the process begins with less noise: a bound for every choice.
+      Noise far below a grey level has nothing left to tell, and there the errors of a network that
+      was not trained for the bound cost the most bits. None: where the process begins.
   """
 
   times: int = 128
   num_timesteps: int | None = None
+  max_log_snr: float | None = None
 
   def __post_init__(self):
     if self.times < 1 or (self.num_timesteps is not None and self.num_timesteps < 1):
@@ -82,22 +86,36 @@ class ContinuousBound:
       [B M], the middle term's M parts, from the data to the noise.
     """
     num_dims = math.prod(x0.shape[1:])
-    curve = self._diffusion(network, process, params, keys, x0, labels)
+    first = self._first(process)
+    curve = self._diffusion(network, process, params, keys, x0, labels, first)
     nats = {
       "prior": end_kl(process, x0),
       "diffusion": curve.sum(1),
-      "reconstruction": reconstruction(process, keys, x0, num_levels),
+      "reconstruction": reconstruction(process, keys, x0, num_levels, first),
     }
     total = sum(nats.values(), start=jnp.zeros(len(x0)))
     nats["curve"] = curve
     bits = {n: distributions.nats_to_bits_per_dim(v, num_dims) for n, v in nats.items()}
     return Estimate(distributions.nats_to_bits_per_dim(total, num_dims), bits)
 
+  def _first(self, process: Process) -> Any:
+    """The time of z_0."""
+    first = first_time(process)
+    if self.max_log_snr is None:
+      return first
+    return jnp.maximum(first, process.time_of(jnp.asarray(self.max_log_snr)))
+
   def _diffusion(
-    self, network: Preconditioned, process: Process, params: Params, keys: Keys, x0: Images, labels
+    self,
+    network: Preconditioned,
+    process: Process,
+    params: Params,
+    keys: Keys,
+    x0: Images,
+    labels: Any,
+    first: Any,
   ) -> Float[Array, "B M"]:
     """The parts of the middle term in nats, each from one evaluation."""
-    first = first_time(process)
 
     def part(_, number):
       own = randomness.fold_in(keys, number)
@@ -111,12 +129,12 @@ class ContinuousBound:
     return jax.lax.scan(part, None, jnp.arange(self.times))[1].T
 
   def _weight(
-    self, process: Process, place: Float[Array, "B"], first: float
+    self, process: Process, place: Float[Array, "B"], first: Any
   ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
     """The time at a place in [0, 1) between data and noise, and the weight of its error."""
     num = self.num_timesteps
     if num is None:
-      high, low = process.log_snr(jnp.asarray([first, 1.0]))
+      high, low = process.log_snr(jnp.stack([jnp.asarray(first), jnp.ones(())]))
       low = jnp.maximum(low, -MAX_LOG_SNR)
       log_snr = high - place * (high - low)
       return process.time_of(log_snr), 0.5 * (high - low) * jnp.exp(log_snr)

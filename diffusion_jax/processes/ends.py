@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax import distributions, randomness
 from diffusion_jax.processes.parameterization import Images
-from diffusion_jax.processes.process import Process
+from diffusion_jax.processes.process import Process, Times
 from diffusion_jax.types import Keys
 
 MIN_TIME = 1e-5
@@ -30,19 +30,20 @@ def end_kl(process: Process, x0: Images) -> Float[Array, "B"]:
 
 
 def reconstruction(
-  process: Process, keys: Keys, x0: Images, num_levels: int | None
+  process: Process, keys: Keys, x0: Images, num_levels: int | None, first: Times = None
 ) -> Float[Array, "B"]:
   """-log p(x | z_0) in nats an example, from one z_0 drawn of each key.
 
   p(x | z_0) is proportional to q(z_0 | x) over the grey levels.
 
   Args:
-    process: q(z_0 | x) is its marginal at `first_time`.
+    process: q(z_0 | x) is its marginal at the time `first`.
     keys: one an example.
     x0: levels k as 2 k / (L - 1) - 1.
     num_levels: L. None: a density, p(x | z_0) = N(z_0 / alpha, (sigma / alpha)^2).
+    first: None: `first_time`.
   """
-  alpha, sigma = process.alpha_sigma(jnp.asarray(first_time(process)))
+  alpha, sigma = process.alpha_sigma(jnp.asarray(first_time(process) if first is None else first))
   ratio = sigma / alpha
   noise = randomness.normal(randomness.fold_in(keys, 2**30), x0.shape[1:])
   if num_levels is None:

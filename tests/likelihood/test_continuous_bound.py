@@ -122,3 +122,20 @@ def test_processes_with_steps_are_not_its_own():
 def test_impossible_fields_are_refused(wrong):
   with pytest.raises(ValueError, match="must"):
     ContinuousBound(**wrong)
+
+
+@pytest.mark.parametrize("name", ["flow", "edm"])
+def test_the_bound_may_begin_at_more_noise(name):
+  """z_0 of SNR e^4: 1/2 ln[(1 + s^2 e^4) / (1 + s^2 SNR_1)] and the entropy of noise of e^-4."""
+  process, std = PROCESSES[name]().create(), 0.5
+  found = nats(ContinuousBound(64, max_log_snr=4.0), process, std)
+  low = np.log1p(std**2 * np.exp(max(float(process.log_snr(np.asarray(1.0))), -20.0)))
+  expected = {
+    "diffusion": 0.5 * (math.log1p(std**2 * math.exp(4.0)) - low),
+    "reconstruction": 0.5 * (math.log(2 * math.pi * math.e) - 4.0),
+  }
+  for term, value in expected.items():
+    mean, error = found[term]
+    assert abs(mean - value) < 4 * error + 1e-4, term
+  unchanged = nats(ContinuousBound(64, max_log_snr=99.0), process, std)["total"]
+  assert unchanged == nats(ContinuousBound(64), process, std)["total"]
