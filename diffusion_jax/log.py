@@ -77,6 +77,10 @@ def write_json(path: Path, value: Any) -> None:
   os.replace(part, path)
 
 
+SHARES = {"mfu": "MFU", "checkpoint_stall_share": "saving", "goodput": "goodput"}
+"""Scalars that the progress line shows where they are more than 0, and what it calls them."""
+
+
 class Logger:
   """Writes one run's figures; on other processes than the first it writes nothing.
 
@@ -124,12 +128,18 @@ class Logger:
       self._bar.update(step - self._bar.n)
 
   def progress(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
-    """One line a logging interval: step, loss, images/s, data wait, time left."""
+    """One line a logging interval: step, loss, speed, where the time went, time left."""
     rate = scalars["images_per_sec"]
     text = (
       f"loss {scalars['loss']:.4f}  {rate:,.{0 if rate >= 100 else 1}f} images/s  "
       f"data wait {scalars['data_wait_share']:.1%}"
     )
+    for name, title in (
+      ("mfu", "MFU"),
+      ("checkpoint_stall_share", "saving"),
+      ("goodput", "goodput"),
+    ):
+      text += f"  {title} {scalars[name]:.1%}" if scalars.get(name) else ""
     if scalars.get("num_skipped"):
       text += f"  skipped {scalars['num_skipped']:.0f}"
     if self._bar is not None:

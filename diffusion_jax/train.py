@@ -4,26 +4,28 @@ The same command continues a run that stopped. Overrides are --config.section.fi
 """
 
 import contextlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import jax
-import numpy as np
 
 from diffusion_jax import __version__, distributed, log, provenance, runs, sharding, watchdog
 from diffusion_jax.checkpoint import Checkpoints
+from diffusion_jax.compilation import Compiled, cast_vote, compile_step
 from diffusion_jax.data import Prefetcher, TrainStream
 from diffusion_jax.job import Job, describe, prepare, start, state_shapes
 from diffusion_jax.meter import Meter, NonFinite
 from diffusion_jax.previews import is_due, make_show
+from diffusion_jax.profiling import Span, Trace, parse_span
 from diffusion_jax.snapshots import Snapshots
 from diffusion_jax.state import TrainState, count_parameters
-from diffusion_jax.step import jit_train_step, make_train_step
+
+Stop = Callable[[], str | None]  # the signal that asks the run to stop, if one has come
 
 
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
+  span = None if args.profile is None else parse_span(args.profile)
   runs.enable_compilation_cache()
   workdir = args.workdir or runs.default_workdir(args.config)
   experiment = runs.load_experiment(args.config, overrides)
@@ -35,10 +37,10 @@ def main(argv: list[str]) -> None:
     distributed.first_does(lambda: runs.prepare_workdir(workdir, args.fresh))
     distributed.check_shared(workdir)
     with runs.lock(workdir):
-      run(job, stop_requested)
+      run(job, stop_requested, span)
 
 
-def run(job: Job, stop_requested: Callable[[], str | None]) -> None:
+def run(job: Job, stop_requested: Stop, span: Span | None) -> None:
   """Starts or continues the run in its folder, which nobody else trains in."""
   with watchdog.allow(watchdog.COMPILE_SEC):  # the others may still compile what starts the run
     state, resumed = start(job)
@@ -49,7 +51,7 @@ def run(job: Job, stop_requested: Callable[[], str | None]) -> None:
     print(f"finished: {job.workdir} has its {first:,} steps; nothing is left to do")
     return
   provenance.write_environment(job.workdir)
-  train(job, state, stop_requested)
+  train(job, state, stop_requested, span)
   print(f"finished: {max(first, job.num_steps):,} steps; look in {job.workdir}")
 
 
@@ -61,6 +63,8 @@ def parser() -> runs.Parser:
   )
   flags.add_argument("--dry_run", action="store_true", help="check everything, print what would "
                      "run and how it would be sharded, and end")  # fmt: skip
+  flags.add_argument("--profile", metavar="START:STEPS", help="write an xprof trace of these steps "
+                     "into the run's folder, e.g. 10:5")  # fmt: skip
   flags.add_argument("--fresh", action="store_true", help="start over; moves the old run aside")
   return flags
 
@@ -85,49 +89,59 @@ def print_plan(job: Job, beginning: str) -> None:
   print("\n".join(f"  {line}" for line in sharding.describe_layout(mesh, state)), flush=True)
 
 
-def train(job: Job, state: TrainState, stop_requested: Callable[[], str | None]) -> None:
+def train(job: Job, state: TrainState, stop_requested: Stop, span: Span | None) -> None:
   """The loop, from the state's step to the last, with everything that it opens closed after it."""
   config, first = job.experiment, int(state.step)
   feed, meta, show = make_feed(job), describe(job), make_show(job)
   with contextlib.ExitStack() as stack:
     keep = lambda opened: stack.enter_context(contextlib.closing(opened))  # noqa: E731
-    writes = distributed.is_first()
-    logger = keep(log.Logger(job.workdir, config.logging, first, job.num_steps, writes))
+    args = (job.workdir, config.logging, first, job.num_steps, distributed.is_first())
+    logger = keep(log.Logger(*args))
     folder = job.workdir / "ema_snapshots"
     snapshots = keep(Snapshots(folder, config.ema, job.num_steps, state, meta))
     if first >= job.num_steps:  # stopped after its last checkpoint: only the figures are missing
       return show(logger, first, state, True)
-    train_step = compile_step(job, state, feed(first))
+    compiled = compile_step(job, state, feed(first))
     saver = keep(Checkpoints(job.checkpoints, config.checkpoint))
     batches = stack.enter_context(Prefetcher(feed, first, job.num_steps))
-    meter = Meter(config.training.batch_size, config.training.max_skipped_in_a_row)
+    meter, trace = make_meter(job, compiled), keep(Trace(job.workdir, span, first))
+    trace.before(first + 1)
     logger.start_bar()
     for step in range(first + 1, job.num_steps + 1):
       with saved_on_failure(saver, state, meta):
         batch = batches.get()
-      state, scalars = train_step(state, batch, *cast_vote(job, stop_requested()))
-      try:
+      state, scalars = compiled.step(state, batch, *cast_vote(job, stop_requested()))
+      with explained(saver):
         meter.push(step, scalars)
         last, signal = step == job.num_steps, agreed_signal(meter, stop_requested())
         save = last or signal or step % config.checkpoint.every_steps == 0
         pause = save or snapshots.is_due(step) or is_due(config, step)
         if last or step % config.logging.every_steps == 0:
           log_interval(job, logger, step, meter.interval(batches.wait_sec))
-        if pause:
+        if pause or trace.is_due(step + 1):
           meter.drain()  # or the time of steps in flight would count as time spent saving
-      except NonFinite as error:
-        raise runs.explain_non_finite(error, saver.steps()) from error
       logger.advance(step)
+      trace.before(step + 1)
       saver.check()
-      with meter.pause():
+      with meter.pause(saving=True):
         snapshots.save(step, state, before_checkpoint=bool(save))
-        # The checkpoints from before a series of skipped updates must outlive it.
-        if last or signal or (save and not int(state.num_skipped_in_a_row)):
+        if save and (last or signal or took_last_step(state)):
           saver.save(step, state, meta)
         if signal and not last:
           stop(saver, step, signal)
-        with saved_on_failure(saver, state, meta):
-          show(logger, step, state, last)
+      with meter.pause(), saved_on_failure(saver, state, meta):
+        show(logger, step, state, last)
+
+
+def took_last_step(state: TrainState) -> bool:
+  """The checkpoints from before a series of skipped updates must outlive it."""
+  return not int(state.num_skipped_in_a_row)
+
+
+def make_meter(job: Job, compiled: Compiled) -> Meter:
+  training = job.experiment.training
+  limit = training.max_skipped_in_a_row
+  return Meter(training.batch_size, limit, compiled.flops, compiled.peak_flops)
 
 
 def log_interval(job: Job, logger: log.Logger, step: int, figures: Mapping[str, float]) -> None:
@@ -136,18 +150,19 @@ def log_interval(job: Job, logger: log.Logger, step: int, figures: Mapping[str, 
   logger.scalars(step, {f"train/{name}": value for name, value in figures.items()})
 
 
+@contextlib.contextmanager
+def explained(saver: Checkpoints):
+  """Says what to do about updates that are not finite."""
+  try:
+    yield
+  except NonFinite as error:
+    raise runs.explain_non_finite(error, saver.steps()) from error
+
+
 def stop(saver: Checkpoints, step: int, signal: str) -> NoReturn:
   """Ends the run once what was saved is on disk."""
   saver.wait()
   raise runs.StoppedEarly(f"{signal}: saved step {step:,}; the same command continues")
-
-
-def cast_vote(job: Job, signal: str | None) -> tuple[jax.Array, ...]:
-  """Of several processes, what this one adds to a step: whether it has been asked to stop."""
-  if jax.process_count() == 1:
-    return ()
-  mine = sharding.local_rows(job.mesh, sharding.num_batch_shards(job.mesh))
-  return (sharding.put_batch(np.full(len(mine), signal is not None, np.int32), job.mesh),)
 
 
 def agreed_signal(meter: Meter, signal: str | None) -> str | None:
@@ -178,19 +193,6 @@ def make_feed(job: Job):
   flip = job.experiment.data.flip
   stream = TrainStream(job.feed, training.batch_size, training.seed, flip, rows)
   return lambda step: sharding.put_batch(stream.batch(step), job.mesh)
-
-
-def compile_step(job: Job, state: TrainState, batch):
-  """Compiles ahead of the first step, so that its time is not taken for the step's."""
-  parts = job.experiment
-  step = make_train_step(job.generative, parts.optimizer, parts.ema, parts.training, job.mesh)
-  print("Compiling...", flush=True)
-  begun = time.perf_counter()
-  jitted = jit_train_step(step, state, job.mesh, voting=jax.process_count() > 1)
-  with watchdog.allow(watchdog.COMPILE_SEC):
-    compiled = jitted.lower(state, batch, *cast_vote(job, None)).compile()
-  print(f"compiled in {time.perf_counter() - begun:.1f} s", flush=True)
-  return compiled
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ LAYERS = [
   {"runs", "sampling", "weights"},
   {"job", "evaluation"},
   {"planning", "auditing"},
-  {"previews", "snapshots"},
+  {"previews", "snapshots", "compilation", "profiling"},
   {
     "train",
     "sample",

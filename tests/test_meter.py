@@ -74,3 +74,45 @@ def test_data_wait_counts_since_the_last_interval():
   meter.push(2, scalars(1.0))
   time.sleep(0.05)
   assert meter.interval(wait_sec=50.0)["data_wait_share"] == 0.0
+
+
+def test_saving_holds_the_loop_up_and_other_pauses_do_not_count_as_saving():
+  meter = Meter(10, 3)
+  begun = time.perf_counter()
+  meter.push(1, scalars(1.0))
+  with meter.pause(saving=True):
+    time.sleep(0.3)
+  with meter.pause():
+    time.sleep(0.1)
+  share = meter.interval(0.0)["checkpoint_stall_share"]
+  assert share == pytest.approx(0.3 / (time.perf_counter() - begun), rel=0.1)
+  meter.push(2, scalars(1.0))
+  assert meter.interval(0.0)["checkpoint_stall_share"] == 0.0
+
+
+def test_goodput_is_the_share_of_all_time_in_steps_that_were_taken(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr("diffusion_jax.meter.STARTED", 90.0)
+  meter = Meter(10, 3)
+  for step, skipped in enumerate([0, 1, 0, 0], start=1):
+    meter.push(step, scalars(1.0, in_a_row=skipped))
+  now[0] = 110.0  # of 20 s in all, 10 s of steps, 1 s of them a wait; one of the four was skipped
+  assert meter.interval(wait_sec=1.0)["goodput"] == pytest.approx(0.75 * 9 / 20)
+  meter.push(5, scalars(1.0))
+  now[0] = 120.0
+  assert meter.interval(wait_sec=1.0)["goodput"] == pytest.approx((0.75 * 9 + 10) / 30)
+
+
+def test_mfu_is_what_was_computed_over_what_the_chip_can(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+  meter = Meter(10, 3, flops=3e12, peak_flops=100e12)
+  meter.push(1, scalars(1.0))
+  meter.push(2, scalars(1.0))
+  now[0] = 0.2  # 0.1 s a step: 30 TFLOP/s
+  assert meter.interval(0.0)["mfu"] == pytest.approx(0.3)
+  meter = Meter(10, 3, flops=3e12)
+  meter.push(1, scalars(1.0))
+  now[0] = 0.4
+  assert "mfu" not in meter.interval(0.0)
