@@ -120,6 +120,15 @@ def test_autoguidance_moves_away_from_an_older_checkpoint(draw, run):
   assert 0 < distance[0] < distance[1]
 
 
+def test_the_adaptive_sampler_draws_from_a_run(draw):
+  """Its parameters are traced here, as nowhere in its own tests."""
+  flags = ["--num=3", "--config.process.name=vp", "--config.sampler.name=probability_flow"]
+  tolerance = ["--config.sampler.rtol=0.01", "--config.sampler.atol=0.01"]
+  images, _ = draw(*flags, *tolerance)
+  assert images.shape == (3, 8, 8, 1)
+  assert len(np.unique(images)) > 10
+
+
 def test_an_older_step_can_be_asked_for(draw):
   assert (draw("--num=2", "--step=30")[0] != draw("--num=2", "--step=60")[0]).any()
 

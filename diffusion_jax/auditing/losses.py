@@ -10,8 +10,8 @@ import numpy as np
 from diffusion_jax.auditing import oracles
 from diffusion_jax.auditing.likelihoods import learned_bound_bits
 from diffusion_jax.auditing.rows import Row, failure
-from diffusion_jax.losses import DENOISING_LOSSES, FullBound, Place
-from diffusion_jax.processes import PROCESSES, LinearVP, Process
+from diffusion_jax.losses import DENOISING_LOSSES, VDM, FullBound, Place
+from diffusion_jax.processes import PROCESSES, LinearLogSNR, LinearVP, Process
 
 NUM = 2000
 STEP = 0.5
@@ -31,6 +31,8 @@ def audit_losses(registry: Mapping[str, Any] = DENOISING_LOSSES) -> Iterator[Row
       has_steps = process.num_timesteps is not None
       if not (loss.needs_derivative if has_steps else loss.needs_variance):
         yield _row(f"{name} on {place}", loss, process)
+    if config is VDM:
+      yield _continuous(loss)
     if config is FullBound:
       yield from (_unbiased(FullBound(sampling)) for sampling in ("uniform", "importance"))
 
@@ -56,6 +58,25 @@ def _row(entry: str, loss: Any, process: Process) -> Row:
   slope, error = oracles.mean_and_error((high - low) / (2 * STEP))
   bend = float(np.mean(high - 2 * middle + low) / STEP**2)
   return Row(entry, "scale of the best denoiser", 1.0, 1.0 - slope / bend, error / bend)
+
+
+def _continuous(loss: VDM) -> Row:
+  """The bound in continuous time from one t an image; what the images vary by is taken out."""
+  config, num = LinearLogSNR(), 200_000
+  process = config.create()
+  network, objective = oracles.gaussian_network(process), loss.objective(process, None)
+  place = Place(jax.random.key(0), jnp.arange(num))
+
+  @jax.jit
+  def run(keys, x0):
+    return objective.loss(network, process, {}, {}, {}, place, keys, x0, None, None)[0]
+
+  x0 = oracles.gaussian_images(num)
+  values = np.float64(run(oracles.keys(num), x0)) - oracles.exact_bits(x0)
+  above, error = oracles.mean_and_error(values)
+  expected = oracles.bound_bits(config.log_snr_max, config.log_snr_min)
+  measured = oracles.entropy_bits() + above
+  return Row("vdm on linear_log_snr", "bits/dim of the bound", expected, measured, error)
 
 
 def _unbiased(loss: FullBound) -> Row:

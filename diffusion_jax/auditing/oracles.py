@@ -98,6 +98,19 @@ def entropy_bits() -> float:
   return float(np.mean(0.5 * np.log2(2 * math.pi * math.e * VARIANCES)))
 
 
+def bound_bits(first: float, last: float) -> float:
+  """The variational bound in continuous time, of the data and the exact denoiser, in bits/dim.
+
+  The log-SNR runs from `first` to `last`. Prior: KL of Gaussians; middle term: half the difference
+  of ln(1 + v SNR) at the ends, v the variances; reconstruction: the entropy of N(0, 1 / SNR).
+  """
+  alpha2, sigma2 = 1 / (1 + math.exp(-last)), 1 / (1 + math.exp(last))
+  prior = 0.5 * (alpha2 * VARIANCES + sigma2 - 1 - math.log(sigma2))
+  high, low = (np.log1p(VARIANCES * math.exp(end)) for end in (first, last))
+  decoder = 0.5 * (math.log(2 * math.pi * math.e) - first)
+  return float(np.mean(prior + 0.5 * (high - low) + decoder) / math.log(2))
+
+
 def keys(num: int, seed: int = 1) -> Keys:
   """One key an example."""
   return randomness.example_keys(jax.random.key(seed), jnp.arange(num))

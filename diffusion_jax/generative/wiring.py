@@ -47,7 +47,9 @@ def make_schedule(config: Any) -> Schedule:
   schedule = config.create()
 
   def at(params: Params) -> Process:
-    return Learned(functools.partial(schedule.gamma, params), config.gamma_min, config.gamma_max)
+    gamma = functools.partial(schedule.gamma, params)
+    interior = schedule.interior and functools.partial(schedule.interior, params)
+    return Learned(gamma, config.gamma_min, config.gamma_max, interior)
 
   return Schedule(schedule.init, at)
 

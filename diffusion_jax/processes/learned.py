@@ -57,7 +57,8 @@ class Learned:
     return -self._gamma(t)
 
   def time_of(self, log_snr: Times) -> Times:
-    """By bisection; log-SNRs beyond the schedule's ends have the end's time."""
+    """By bisection. Log-SNRs beyond the schedule's ends have the end's time, so that churn lifts no
+    state beyond them."""
     wanted = -jnp.asarray(log_snr, jnp.float32)
 
     def halve(_, bracket):

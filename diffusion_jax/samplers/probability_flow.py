@@ -105,7 +105,7 @@ class ProbabilityFlow:
   ) -> Samples:
     """From states at t = 1, in their precision; `keep_estimates` keeps NUM_ESTIMATES of them."""
     low = last_time(process)
-    path = _Path(process, _of_one_image(denoise, self.clip), low)
+    path = _Path(process, _of_one_image(denoise, self.clip, x), low)
     first, last = (jnp.asarray(path.place(t), x.dtype) for t in (1.0, low))
     times = jnp.linspace(first, last, NUM_ESTIMATES if keep_estimates else 2)[1:]
     one = lambda x: self._one_image(path, first, times, x)  # noqa: E731
@@ -143,21 +143,29 @@ class ProbabilityFlow:
     return self.solve(denoise, process, linear.start(process, keys, shape), keep_estimates)
 
 
-def _of_one_image(denoise: linear.Denoise, clip: bool):
+def _of_one_image(denoise: linear.Denoise, clip: bool, like: Images):
   """(x [H W C], t []) -> x0 estimate, which under vmap asks for all images in one call.
 
   The denoiser holds the labels of the whole batch, so that it cannot be asked for a single image.
+  What it holds besides, such as the parameters of a jitted caller, goes in as arguments: the rule
+  of a custom vmap must not close over traced values.
   """
+  import equinox  # with diffrax: half a second that only this sampler needs
+
+  times = jnp.zeros(len(like), like.dtype)
+  converted = equinox.filter_closure_convert(denoise, like, times)
+  held, rest = equinox.partition(converted, equinox.is_array)
 
   @custom_vmap
-  def one(x, t):
+  def one(x, t, held):
+    del held
     return jnp.zeros_like(x) + 0 * t  # only its shape is ever used
 
   @one.def_vmap
-  def all_of_them(axis_size, in_batched, x, t):
+  def all_of_them(axis_size, in_batched, x, t, held):
     x = x if in_batched[0] else jnp.broadcast_to(x, (axis_size, *x.shape))
     t = t if in_batched[1] else jnp.broadcast_to(t, (axis_size,))
-    x0 = denoise(x, t)
+    x0 = equinox.combine(held, rest)(x, t)
     return (jnp.clip(x0, -1.0, 1.0) if clip else x0), True
 
-  return one
+  return lambda x, t: one(x, jnp.asarray(t, like.dtype), held)
