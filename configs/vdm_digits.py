@@ -5,9 +5,9 @@ as its loss, whose gradient also moves the two ends of the schedule. They start 
 seventh of a grey level's width and at a log-SNR of -5.
 
 Command:  python -m diffusion_jax.train --config=configs/vdm_digits.py
-Hardware: any. Time: not yet measured on a machine that does nothing else.
-Score:    the grid reads 0 to 9; training loss 1.93 bits/dim at the last step. Held-out bits/dim and
-          agreement beside the other families are not yet measured.
+Hardware: any. Time: 256 s on two CPU cores that other programs were using too.
+Score:    the bound is 1.914 ± 0.003 bits/dim of the held-out digits, and 97.7 ± 0.6% of 500 samples
+          are read as the digit that was asked for (three seeds, benchmarks/digits_families.py).
 """
 
 from ml_collections import ConfigDict
