@@ -267,7 +267,8 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
     except Exception as error:
       if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         raise
-      return None, _first_line(error)
+      cut = isinstance(error, json.JSONDecodeError)
+      return None, "its description is cut off or is no JSON" if cut else _first_line(error)
 
   result, reason = distributed.agree(attempt)
   return result, next((r for r in distributed.tell_all(reason) if r), None)

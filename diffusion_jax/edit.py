@@ -9,14 +9,13 @@ The images are held-out ones of the run's data, or those of --images. Weights, s
 chosen as in `sample`; interpolation takes a sampler that draws no noise.
 """
 
-import re
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from diffusion_jax import distributed, log, runs, sampling, sharding, weights
+from diffusion_jax import distributed, flags, log, runs, sampling, sharding, weights
 from diffusion_jax.data import load_pictures
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import stored_spec
@@ -50,18 +49,18 @@ def main(argv: list[str]) -> None:
 
 
 def parser() -> runs.Parser:
-  flags = runs.Parser("edit", description=__doc__)
-  flags.add_argument("--workdir", type=runs.folder, required=True, help="the run's folder")
-  flags.add_argument("--out", type=Path, required=True, help="a .png")
-  flags.add_argument("--inpaint", help=f"what to hide: {', '.join(SIDES)}, or a .png "
+  own = runs.Parser("edit", description=__doc__)
+  own.add_argument("--workdir", type=runs.folder, required=True, help="the run's folder")
+  own.add_argument("--out", type=Path, required=True, help="a .png")
+  own.add_argument("--inpaint", help=f"what to hide: {', '.join(SIDES)}, or a .png "
                      "of the images' size, white where a pixel is to be filled in")  # fmt: skip
-  flags.add_argument("--interpolate", type=int, help="images between the two of a pair")
-  flags.add_argument("--images", type=Path, help="a folder of images or an .npz (array images)")
-  flags.add_argument("--num", type=int, default=8, help="images, or pairs (8)")
-  flags.add_argument("--seed", type=int, default=0, help="of what is filled in")
-  flags.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
-  flags.add_argument("--ema", help=weights.EMA_HELP)
-  return flags
+  own.add_argument("--interpolate", type=int, help="images between the two of a pair")
+  own.add_argument("--images", type=Path, help="a folder of images or an .npz (array images)")
+  own.add_argument("--num", type=int, default=8, help="images, or pairs (8)")
+  own.add_argument("--seed", type=int, default=0, help="of what is filled in")
+  own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
+  own.add_argument("--ema", help=weights.EMA_HELP)
+  return own
 
 
 def check(args) -> None:
@@ -71,13 +70,10 @@ def check(args) -> None:
   for name in ("num", "interpolate"):
     if getattr(args, name) is not None and getattr(args, name) < 1:
       raise UserError(f"--{name}={getattr(args, name)}: must be at least 1")
-  if not 0 <= args.seed < 2**31:
-    raise UserError(f"--seed={args.seed}: must lie between 0 and 2^31 - 1")
+  flags.check_seed(args.seed)
   if args.out.suffix != ".png" or not args.out.absolute().parent.is_dir():
     raise UserError(f"--out={args.out}: must be a name ending in .png in a folder that exists")
-  if args.step != "latest" and not re.fullmatch("[0-9]+", args.step):
-    raise UserError(f"--step={args.step}: must be latest or a number, e.g. --step=1000")
-  args.step = None if args.step == "latest" else int(args.step)
+  args.step = flags.parse_step(args.step)
 
 
 def load(args, experiment: Experiment, spec: ImageSpec) -> Batch:

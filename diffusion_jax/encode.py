@@ -5,7 +5,6 @@ its EMA weights, makes of every image of every split, into the folder D, which l
 trains on: --config.data.name=latents --config.data.path=D. See configs/latent_digits.py.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import distributed, runs, sharding, weights
+from diffusion_jax import distributed, flags, runs, sharding, weights
 from diffusion_jax.data import Source, full_pass, latents
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.generative.latent_diffusion import flatten
@@ -47,22 +46,20 @@ def main(argv: list[str]) -> None:
 
 
 def parser() -> runs.Parser:
-  flags = runs.Parser("encode", description=__doc__)
-  flags.add_argument("--workdir", type=runs.folder, required=True, help="the autoencoder's run")
-  flags.add_argument("--out", type=Path, required=True, help="the folder to make")
-  flags.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
-  flags.add_argument("--ema", help=weights.EMA_HELP)
-  flags.add_argument("--batch_size", type=int, default=256, help="images encoded at once (256)")
-  return flags
+  own = runs.Parser("encode", description=__doc__)
+  own.add_argument("--workdir", type=runs.folder, required=True, help="the autoencoder's run")
+  own.add_argument("--out", type=Path, required=True, help="the folder to make")
+  own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
+  own.add_argument("--ema", help=weights.EMA_HELP)
+  own.add_argument("--batch_size", type=int, default=256, help="images encoded at once (256)")
+  return own
 
 
 def check(args) -> None:
   """Refuses bad flags before anything is loaded."""
   if args.batch_size < 1:
     raise UserError(f"--batch_size={args.batch_size}: must be at least 1")
-  if args.step != "latest" and not re.fullmatch("[0-9]+", args.step):
-    raise UserError(f"--step={args.step}: must be latest or a number, e.g. --step=1000")
-  args.step = None if args.step == "latest" else int(args.step)
+  args.step = flags.parse_step(args.step)
 
 
 def autoencoder(workdir: Path, experiment: Experiment, spec: ImageSpec) -> VAENetworks:

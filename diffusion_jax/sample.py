@@ -6,14 +6,13 @@ are there. The run's sampler, steps and guidance are its config's; --config.samp
 """
 
 import os
-import re
 import time
 from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import distributed, log, runs, sampling, sharding, weights
+from diffusion_jax import distributed, flags, log, runs, sampling, sharding, weights
 from diffusion_jax.config import Override
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import stored_spec
@@ -26,6 +25,8 @@ def main(argv: list[str]) -> None:
   runs.enable_compilation_cache()
   check(args)
   if args.guide_workdir:
+    if "guidance" not in runs.stored_config(args.workdir):
+      raise UserError(f"--guide_workdir={args.guide_workdir}: this run is no diffusion model")
     overrides.append(Override("guidance", "against", "model"))
   experiment = runs.stored_experiment(args.workdir, overrides)
   runs.join_job(experiment)
@@ -54,27 +55,27 @@ def main(argv: list[str]) -> None:
 
 
 def parser() -> runs.Parser:
-  flags = runs.Parser("sample", description=__doc__)
-  flags.add_argument("--workdir", type=runs.folder, required=True, help="the run's folder")
-  flags.add_argument("--num", type=int, default=64, help="images (64)")
-  flags.add_argument(
+  own = runs.Parser("sample", description=__doc__)
+  own.add_argument("--workdir", type=runs.folder, required=True, help="the run's folder")
+  own.add_argument("--num", type=int, default=64, help="images (64)")
+  own.add_argument(
     "--out", type=Path, required=True,
     help="a .png (one grid), an .npz (arrays images, labels) or a folder (one PNG an image)",
   )  # fmt: skip
-  flags.add_argument("--labels", help="classes in turn, e.g. 0,1,2; all classes by default")
-  flags.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone")
-  flags.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
-  flags.add_argument("--ema", help=weights.EMA_HELP)
-  flags.add_argument(
+  own.add_argument("--labels", help="classes in turn, e.g. 0,1,2; all classes by default")
+  own.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone")
+  own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
+  own.add_argument("--ema", help=weights.EMA_HELP)
+  own.add_argument(
     "--guide_workdir", type=runs.folder,
     help="autoguidance: the run of an inferior model (smaller, or trained for less) to move away "
     "from, by --config.guidance.weight",
   )  # fmt: skip
-  flags.add_argument("--guide_step", default="latest", help="latest, or a step of that run")
-  flags.add_argument("--batch_size", type=int, default=64, help="images drawn at once (64)")
-  flags.add_argument("--reconstruct", action="store_true", help="held-out images above their "
+  own.add_argument("--guide_step", default="latest", help="latest, or a step of that run")
+  own.add_argument("--batch_size", type=int, default=64, help="images drawn at once (64)")
+  own.add_argument("--reconstruct", action="store_true", help="held-out images above their "
                      "reconstructions, for models that encode")  # fmt: skip
-  return flags
+  return own
 
 
 def check(args) -> None:
@@ -82,13 +83,9 @@ def check(args) -> None:
   for name in ("num", "batch_size"):
     if getattr(args, name) < 1:
       raise UserError(f"--{name}={getattr(args, name)}: must be at least 1")
-  if not 0 <= args.seed < 2**31:
-    raise UserError(f"--seed={args.seed}: must lie between 0 and 2^31 - 1")
-  for name in ("step", "guide_step"):
-    step = getattr(args, name)
-    if step != "latest" and not re.fullmatch("[0-9]+", step):
-      raise UserError(f"--{name}={step}: must be latest or a number, e.g. --{name}=1000")
-    setattr(args, name, None if step == "latest" else int(step))
+  flags.check_seed(args.seed)
+  args.step = flags.parse_step(args.step)
+  args.guide_step = flags.parse_step(args.guide_step, "guide_step")
   if args.guide_workdir and args.reconstruct:
     raise UserError(f"--guide_workdir={args.guide_workdir}: reconstructions are not guided")
   if args.reconstruct and args.out.suffix != ".png":

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
-from diffusion_jax import sharding
+from diffusion_jax import randomness, sharding
 from diffusion_jax.data import Source
 from diffusion_jax.samplers.editing import interpolate
 from diffusion_jax.types import Batch, Editing, Generative, Params, UserError
@@ -41,7 +41,7 @@ def make_draw(generative: Generative, mesh: Mesh, batch_size: int) -> Draw:
 
   @jax.jit
   def sample(params, seed, index, labels):
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
+    keys = randomness.example_keys(jax.random.key(seed), index)
     return jax.lax.with_sharding_constraint(generative.sample(params, keys, labels).images, rows)
 
   def draw(params, labels, num, seed, first=0):
@@ -68,7 +68,7 @@ def make_inpaint(generative: Generative, mesh: Mesh) -> Callable[..., np.ndarray
 
   @jax.jit
   def inpaint(params, seed, index, labels, x0, is_known):
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
+    keys = randomness.example_keys(jax.random.key(seed), index)
     return edit.inpaint(params, keys, labels, x0, is_known).images
 
   def call(params, labels, seed, x0, is_known):
@@ -107,8 +107,8 @@ def make_interpolate(generative: Generative, mesh: Mesh) -> Callable[..., np.nda
 def _editing(generative: Generative) -> Editing:
   if generative.editing is None:
     raise UserError(
-      "this model and sampler cannot edit images: it takes a diffusion model and a sampler of "
-      "fixed steps, e.g. --config.sampler.name=ddim"
+      "this run cannot edit images: it takes a diffusion model of the images themselves, not of "
+      "latents, and a sampler of fixed steps, e.g. --config.sampler.name=ddim"
     )
   return generative.editing
 

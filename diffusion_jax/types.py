@@ -145,6 +145,7 @@ class Generative(NamedTuple):
     decode: (params, latents) -> images in [-1, 1].
     num_levels: grey levels that the likelihoods count (None: a density).
     num_classes: classes that `sample` takes as labels, 0 for an unconditional model.
+    trains_on: shape and type of Batch.image in training, where it is not the image's levels.
   """
 
   init: Callable[[Key], tuple[Params, Aux]]
@@ -160,3 +161,4 @@ class Generative(NamedTuple):
   decode: Callable[[Params, Array], Array] | None = None
   num_levels: int | None = None
   num_classes: int = 0
+  trains_on: tuple[tuple[int, ...], Any] | None = None

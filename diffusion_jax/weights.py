@@ -145,14 +145,16 @@ def restore(
   """
   directory = folder_of(workdir, step, average)
   meta = checkpoint.read_meta(directory, step)
-  first, names = meta["config"]["ema"]["decay"], tracked(meta)
-  if average in (Average(), Average("decay", first)):
+  names, ema = tracked(meta), meta["config"]["ema"]
+  first = None if ema.get("half_life_steps") else ema["decay"]
+  if average == Average() or (first is not None and average == Average("decay", first)):
     return _restore_one(directory, step, mesh, generative, average, "ema")
   if average.name in names:
     return _restore_one(directory, step, mesh, generative, average, f"averages/{average.name}")
   profiles = [n for n in names if n.startswith("profile:")]
   if average.kind == "decay":
-    there = ", ".join([f"--ema=decay:{first}", *(f"--ema={n}" for n in names if n not in profiles)])
+    found = [n for n in ([] if first is None else [f"decay:{first}"]) + names if n not in profiles]
+    there = ", ".join(f"--ema={n}" for n in found) or "only those that --ema left out gives"
     raise UserError(f"--ema={average.name}: this run did not track it; there are {there}")
   if not profiles:
     raise UserError(

@@ -111,7 +111,7 @@ WRONG = {
   ),
   "adaptive": (
     ["--inpaint=left", "--config.process.name=vp", "--config.sampler.name=probability_flow"],
-    "a sampler of fixed steps, e.g. --config.sampler.name=ddim",
+    "and a sampler of fixed steps, e.g. --config.sampler.name=ddim",
   ),
 }
 

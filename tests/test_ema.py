@@ -180,6 +180,19 @@ def test_a_run_without_further_averages_has_nothing_to_show_for_it(toy, tmp_path
     weights.restore(tmp_path, None, mesh, quadratic(), Average("decay", 0.5))
 
 
+def test_the_decay_of_an_average_that_has_a_half_life_names_nothing(toy, tmp_path):
+  """ema.decay stands in such a config too, at its default, and is not what was averaged by."""
+  saver = Checkpoints(tmp_path / "checkpoints", Checkpointing())
+  meta = {"config": {"ema": {"decay": 0.9, "half_life_steps": 5.0}}}
+  saver.save(4, make_state(EMA(half_life_steps=5.0), 4), meta)
+  saver.close()
+  assert weights.restore(tmp_path, None, toy[1], quadratic(), Average()).step == 4
+  with pytest.raises(
+    UserError, match=r"^--ema=decay:0.9: this run did not track it; there are only"
+  ):
+    weights.restore(tmp_path, None, toy[1], quadratic(), Average("decay", 0.9))
+
+
 def test_a_checkpoint_from_before_there_were_more_averages_still_restores(tmp_path):
   """A state of the seven fields that it had then, into the state of today."""
   state = make_state(EMA(), 4)

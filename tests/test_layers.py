@@ -21,6 +21,7 @@ LAYERS = [
     "watchdog",
     "streams",
     "ema_profiles",
+    "flags",
   },
   {"augmentation", "processes", "models", "data", "sharding", "distributed", "log", "meter"},
   {"losses", "samplers", "likelihood", "metrics", "extractors", "report", "state", "provenance"},

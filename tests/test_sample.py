@@ -192,6 +192,7 @@ def test_wrong_flags_give_one_line_and_exit_code_2(name, run, call, tmp_path):
 def test_a_guide_must_fit(call, run, vae, tmp_path):
   flags = [f"--workdir={run}", f"--out={tmp_path}/x.npz", f"--guide_workdir={run}"]
   for change, message in (
+    ([f"--workdir={vae}"], "this run is no diffusion model"),
     (["--config.guidance.weight=1"], "guidance.weight=1 is off; set --config.guidance.weight=2"),
     (["--config.process.num_timesteps=50"], "guidance needs two models of one process"),
     ([f"--guide_workdir={vae}"], "guidance needs two models of one process"),

@@ -168,6 +168,15 @@ def test_a_truncated_newest_checkpoint_falls_back_and_says_so(copy, call, finish
   assert checkpoint.saved_steps(copy / "checkpoints") == [10, 15, 20]
 
 
+def test_a_checkpoint_whose_description_is_cut_off_is_passed_over(copy, call, finished):
+  for file in (copy / "checkpoints" / "20" / "meta").iterdir():
+    file.write_bytes(file.read_bytes()[:100])
+  code, out, _ = call(train.main, *SMOKE, f"--workdir={copy}")
+  assert code == 0
+  assert "checkpoint 20 is damaged (its description is cut off or is no JSON): moved to" in out
+  assert "resuming at step 15 of 20" in out
+
+
 def test_sampling_falls_back_too(copy, call):
   truncate(copy / "checkpoints" / "20" / "state")
   flags = [f"--workdir={copy}", f"--out={copy}/a.npz", "--num=2"]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from diffusion_jax import checkpoint, distributed, runs, sampling, sharding
+from diffusion_jax import checkpoint, distributed, randomness, runs, sampling, sharding
 from diffusion_jax.config import Override, parse_override
 from diffusion_jax.data import Source, fingerprint
 from diffusion_jax.evaluation import likelihoods, reference, spectrum
@@ -290,7 +290,7 @@ def num_evaluations(generative: Generative, params: Params, seed: int) -> int | 
   counted = []
 
   def draw(params):
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jax.numpy.arange(PROBES))
+    keys = randomness.example_keys(jax.random.key(seed), jax.numpy.arange(PROBES))
     classes = generative.num_classes
     labels = jax.numpy.arange(PROBES) % classes if classes else None
     found = generative.sample(params, keys, labels).num_evaluations

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from diffusion_jax import sampling, sharding
+from diffusion_jax import randomness, sampling, sharding
 from diffusion_jax.evaluation import study
 from diffusion_jax.evaluation.bench import Bench
 from diffusion_jax.evaluation.study import Subject
@@ -76,7 +76,7 @@ def _progression(bench: Bench, subject: Subject) -> Picture:
 
   @jax.jit
   def follow(params, index, labels):
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(bench.seed), i))(index)
+    keys = randomness.example_keys(jax.random.key(bench.seed), index)
     return trajectory(params, keys, labels)
 
   path = sharding.fetch(follow(subject.params, np.arange(ROWS, dtype=np.uint32), labels))

@@ -107,6 +107,7 @@ class LatentDiffusion:
       decode=wiring.decode,
       num_levels=decoder.num_levels(spec.num_levels),
       num_classes=inner.num_classes,
+      trains_on=((height, width, 2 * channels), np.float32),
     )
 
 

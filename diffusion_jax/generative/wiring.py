@@ -17,7 +17,7 @@ from diffusion_jax.losses import Objective, Place
 from diffusion_jax.models import Network
 from diffusion_jax.processes import Learned, Preconditioned, Process, precondition
 from diffusion_jax.samplers import Guidance, Worse, editing
-from diffusion_jax.samplers.linear import Denoise
+from diffusion_jax.samplers.linear import Denoise, FixedStep
 from diffusion_jax.types import (
   Aux,
   Batch,
@@ -192,7 +192,7 @@ def sample_against(
 def make_editing(wiring: Wiring) -> Editing | None:
   """None for a sampler that chooses its own steps."""
   sampler = wiring.sampler
-  if not isinstance(sampler, editing.FixedStep):
+  if not isinstance(sampler, FixedStep):
     return None
 
   def inpaint(params, keys, labels, x0, is_known):

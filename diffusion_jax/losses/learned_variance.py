@@ -51,6 +51,10 @@ class _Terms(NamedTuple):
   def num_timesteps(self) -> int:
     return self.process.num_timesteps
 
+  def number_at(self, quantile: Float[Array, "B"]) -> Int[Array, "B"]:
+    """t of 1..T, each equally often."""
+    return jnp.round(self.process.time_at(quantile) * self.num_timesteps).astype(jnp.int32)
+
   def prior(self, x0: Images) -> Float[Array, "B"]:
     return _bits(prior_kl(self.process, x0), x0)
 
@@ -127,8 +131,7 @@ class Hybrid:
 
     def loss(network, process, params, own, memory, place, keys, x0, labels, dropout_key=None):
       del own, place
-      uniform = randomness.uniform(randomness.fold_in(keys, 0))
-      number = jnp.round(process.time_at(uniform) * terms.num_timesteps).astype(jnp.int32)
+      number = terms.number_at(randomness.uniform(randomness.fold_in(keys, 0)))
       seen = _evaluate(network, process, params, keys, x0, labels, dropout_key, number)
       term = terms.at(seen, jax.lax.stop_gradient(seen.estimate))
       bound = terms.prior(x0) + terms.num_timesteps * term
@@ -180,6 +183,5 @@ class FullBound:
 def _draw(memory: Any, uniform: Float[Array, "B"], terms: _Terms) -> time_history.Drawn:
   if memory:
     return time_history.draw(memory["probability"], uniform)
-  num = terms.num_timesteps
-  number = jnp.round(terms.process.time_at(uniform) * num).astype(jnp.int32)
-  return time_history.Drawn(number, jnp.full(len(uniform), 1.0 / num))
+  probability = jnp.full(len(uniform), 1.0 / terms.num_timesteps)
+  return time_history.Drawn(terms.number_at(uniform), probability)

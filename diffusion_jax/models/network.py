@@ -17,7 +17,8 @@ class Network(NamedTuple):
     init: key -> params.
     apply: (params, x [B H W C], time [B], labels [B] or None, dropout_key or None) -> [B H W C];
       of a network with learned variance [B H W 2C], whose second half are variance logits.
-      Without a dropout key the network is in evaluation mode.
+      Without a dropout key the network is in evaluation mode. What a module takes besides goes in
+      by name, as a U-Net's augmentation labels [B 9].
   """
 
   init: Callable[[Key], Params]
@@ -37,8 +38,9 @@ def as_network(module: nn.Module, spec: ImageSpec, num_labels: int) -> Network:
     labels = jnp.zeros(1, jnp.int32) if num_labels else None
     return module.init(key, jnp.zeros((1, *spec.shape)), jnp.zeros(1), labels, False)["params"]
 
-  def apply(params, x, time, labels, dropout_key=None) -> Any:
+  def apply(params, x, time, labels, dropout_key=None, **more: Any) -> Any:
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    return module.apply({"params": params}, x, time, labels, dropout_key is not None, rngs=rngs)
+    train = dropout_key is not None
+    return module.apply({"params": params}, x, time, labels, train, rngs=rngs, **more)
 
   return Network(init, apply)

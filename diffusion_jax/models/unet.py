@@ -7,18 +7,14 @@ Karras et al. 2022 (arXiv 2206.00364), table 7. With its defaults and three chan
 """
 
 import dataclasses
-import functools
-from typing import Any, Literal
-
-from flax import linen as nn
-from jaxtyping import Array, Float
+from typing import Literal
 
 from diffusion_jax.models.initializers import INITS
 from diffusion_jax.models.layers import Recipe, Remat
 from diffusion_jax.models.network import Network, as_network
 from diffusion_jax.models.resample import FILTERS
 from diffusion_jax.models.unet_module import UNetModule
-from diffusion_jax.types import ImageSpec, Key, Params
+from diffusion_jax.types import ImageSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,11 +148,7 @@ class UNet:
       )
     self._check_heads(spec)
     out_channels = spec.channels * (2 if self.learned_variance else 1)
-    module = UNetModule(self, out_channels, num_labels)
-    network = as_network(module, spec, num_labels)
-    if not self.augmentation_labels:
-      return network
-    return network._replace(apply=functools.partial(_apply_told, module))
+    return as_network(UNetModule(self, out_channels, num_labels), spec, num_labels)
 
   def _check_heads(self, spec: ImageSpec) -> None:
     sides = [spec.height // 2**level for level in range(len(self.multipliers))]
@@ -178,18 +170,3 @@ class UNet:
       num_heads=self.num_heads,
       channels_per_head=self.channels_per_head,
     )
-
-
-def _apply_told(
-  module: nn.Module,
-  params: Params,
-  x: Float[Array, "B H W C"],
-  time: Float[Array, "B"],
-  labels: Any,
-  dropout_key: Key | None = None,
-  augmentation: Float[Array, "B A"] | None = None,
-) -> Any:
-  """`Network.apply` of a network with augmentation labels; None: images as they are."""
-  rngs = {} if dropout_key is None else {"dropout": dropout_key}
-  train = dropout_key is not None
-  return module.apply({"params": params}, x, time, labels, train, augmentation, rngs=rngs)

@@ -130,14 +130,15 @@ def _lower(program: Program, per_device: int) -> jax.stages.Lowered:
   step = make_train_step(
     program.generative, parts.optimizer, parts.ema, parts.training, program.mesh
   )
-  shapes: Any = [jax.ShapeDtypeStruct((size, *x), kind) for x, kind in _fields(program.spec)]
+  shapes: Any = [jax.ShapeDtypeStruct((size, *x), kind) for x, kind in _fields(program)]
   jitted = jit_train_step(step, program.state, program.mesh)
   return jitted.lower(program.state, Batch(*shapes))
 
 
-def _fields(spec: ImageSpec) -> list[tuple[tuple[int, ...], Any]]:
+def _fields(program: Program) -> list[tuple[tuple[int, ...], Any]]:
   """Shape of one example and type of each field of a Batch, as the pipeline makes them."""
-  return [(spec.shape, jnp.uint8), ((), jnp.int32), ((), jnp.float32), ((), jnp.uint32)]
+  image = program.generative.trains_on or (program.spec.shape, jnp.uint8)
+  return [image, ((), jnp.int32), ((), jnp.float32), ((), jnp.uint32)]
 
 
 def _measure(

@@ -1,7 +1,5 @@
 """What deterministic samplers can do with given images: encode, interpolate, fill in."""
 
-from typing import Protocol, runtime_checkable
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -9,25 +7,11 @@ from jaxtyping import Array, Bool, Float
 from diffusion_jax import randomness
 from diffusion_jax.processes import Process
 from diffusion_jax.samplers import linear
-from diffusion_jax.samplers.grids import Grid, backwards
+from diffusion_jax.samplers.grids import backwards
+from diffusion_jax.samplers.linear import FixedStep
 from diffusion_jax.types import Keys, Samples
 
 Images = Float[Array, "N H W C"]
-
-
-@runtime_checkable
-class FixedStep(Protocol):
-  """A sampler that is one scan."""
-
-  @property
-  def stochastic(self) -> bool: ...
-
-  @property
-  def clip(self) -> bool: ...
-
-  def grid(self, process: Process) -> Grid: ...
-
-  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme: ...
 
 
 def encode(denoise: linear.Denoise, process: Process, x0: Images, sampler: FixedStep) -> Images:

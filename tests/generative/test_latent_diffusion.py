@@ -215,6 +215,7 @@ def test_the_frozen_weights_have_no_gradient_and_no_decay():
   step = make_train_step(generative, optimizer, ema, Training(10, 8), mesh)
   step = jit_train_step(step, state, mesh)
   encoded = np.random.default_rng(0).normal(size=(8, 4, 4, 4)).astype(np.float32)
+  assert generative.trains_on == (encoded.shape[1:], encoded.dtype)
   for _ in range(3):
     state, _ = step(state, batch(encoded))
   for tree in (state.params, state.ema):

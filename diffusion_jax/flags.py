@@ -1,0 +1,22 @@
+"""Flags that several programs have, read and checked in one way."""
+
+import re
+
+from diffusion_jax.types import UserError
+
+
+def parse_step(text: str, flag: str = "step") -> int | None:
+  """Reads --step: None for latest, else the number.
+
+  Raises:
+    UserError: it is neither.
+  """
+  if text != "latest" and not re.fullmatch("[0-9]+", text):
+    raise UserError(f"--{flag}={text}: must be latest or a number, e.g. --{flag}=1000")
+  return None if text == "latest" else int(text)
+
+
+def check_seed(seed: int) -> None:
+  """Refuses a --seed that keys are not made of."""
+  if not 0 <= seed < 2**31:
+    raise UserError(f"--seed={seed}: must lie between 0 and 2^31 - 1")
