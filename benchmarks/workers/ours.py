@@ -1,0 +1,118 @@
+"""diffusion_jax at work: the program's own compiled training step, or sampler, on random images."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import protocol
+from flops import product_flops
+
+from diffusion_jax import config, runs, sharding
+from diffusion_jax.planning import compiled
+from diffusion_jax.planning.chips import find_chip
+from diffusion_jax.step import jit_train_step, make_init, make_train_step
+from diffusion_jax.types import Batch, ImageSpec
+
+
+def main() -> None:
+  options = protocol.options()
+  runs.enable_compilation_cache()
+  overrides = [config.parse_override(text) for text in options.get("overrides", ())]
+  experiment = runs.load_experiment(options["config"], overrides)
+  spec = ImageSpec(*options["image"], options.get("num_levels", 256), options.get("num_classes", 0))
+  program = compiled.build(experiment, spec, jax.devices()[:1])
+  {"train": train, "sample": sample}[options["work"]](program, options)
+
+
+def train(program: compiled.Program, options: dict[str, Any]) -> None:
+  parts, size = program.experiment, options["batch_size"]
+  init = make_init(program.generative, parts.optimizer, parts.training, parts.ema.names())
+  state = jax.jit(init)()
+  batch = sharding.put_batch(images(size, program.spec), program.mesh)
+  step = make_train_step(
+    program.generative, parts.optimizer, parts.ema, parts.training, program.mesh
+  )
+  jitted = jit_train_step(step, state, program.mesh)
+  run, seconds = compile_timed(jitted, state, batch)
+
+  def repeat(times: int) -> None:
+    nonlocal state
+    for _ in range(times):
+      state, scalars = run(state, batch)
+    jax.block_until_ready((state, scalars))
+
+  repeat(2)
+  loss = lambda params: program.generative.loss(params, state.aux, jax.random.key(0), batch, True)  # noqa: E731
+  flops = 3 * flops_of(loss, state.params)  # the gradient takes each product twice more
+  serve(repeat, run, seconds, flops, state)
+
+
+def sample(program: compiled.Program, options: dict[str, Any]) -> None:
+  size = options["batch_size"]
+  params = jax.jit(lambda key: program.generative.init(key)[0])(jax.random.key(0))
+  keys = jax.random.split(jax.random.key(1), size)
+  labels = np.arange(size) % program.spec.num_classes if program.spec.num_classes else None
+  jitted = jax.jit(program.generative.sample)
+  run, seconds = compile_timed(jitted, params, keys, labels)
+
+  def repeat(times: int) -> None:
+    for _ in range(times):
+      made = run(params, keys, labels)
+    jax.block_until_ready(made)
+
+  repeat(1)
+  flops = flops_of(program.generative.sample, params, keys, labels)
+  made = run(params, keys, labels)
+  serve(repeat, run, seconds, flops, params, evaluations=int(made.num_evaluations))
+
+
+def images(size: int, spec: ImageSpec) -> Batch:
+  rng = np.random.default_rng(0)
+  return Batch(
+    rng.integers(0, 256, (size, *spec.shape), np.uint8),
+    (np.arange(size) % max(spec.num_classes, 1)).astype(np.int32),
+    np.ones(size, np.float32),
+    np.arange(size, dtype=np.uint32),
+  )
+
+
+def compile_timed(jitted: Any, *args: Any) -> tuple[Any, dict[str, float]]:
+  start = time.perf_counter()
+  lowered = jitted.lower(*args)
+  traced = time.perf_counter() - start
+  return lowered.compile(), {"trace_sec": traced, "compile_sec": time.perf_counter() - start}
+
+
+def flops_of(function: Callable, *args: Any) -> float:
+  return product_flops(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def serve(
+  repeat: Callable[[int], None], run: Any, seconds: dict[str, float], flops: float, state: Any,
+  **more: Any,
+) -> None:  # fmt: skip
+  device = jax.devices()[0]
+  chip = find_chip(device.device_kind)
+  ready = {
+    "device": device.device_kind,
+    "peak_flops": chip.flops if chip else None,
+    "flops": flops,
+    "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+    "xla_flops": (run.cost_analysis() or {}).get("flops"),
+    "temporary_bytes": compiled.memory_of(run).temporaries,
+    **seconds,
+    **more,
+  }
+  protocol.serve(ready, repeat, peak)
+
+
+def peak() -> dict[str, Any]:
+  """The most memory that the device has held: of a CPU, what the process has."""
+  stats = jax.devices()[0].memory_stats() or {}
+  return {"peak_bytes": stats.get("peak_bytes_in_use", protocol.resident_bytes())}
+
+
+if __name__ == "__main__":
+  main()
