@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_jax import randomness, sharding
+from diffusion_jax import platforms, randomness, sharding
 from diffusion_jax.meter import VOTES
 from diffusion_jax.state import EMA, Adam, TrainState, create_state
 from diffusion_jax.types import Aux, Batch, Generative, Key, Params, UserError
@@ -130,6 +130,7 @@ def jit_train_step(train_step: Callable, state: Any, mesh: Mesh, voting: bool = 
     in_shardings=(layout, rows, rows) if voting else (layout, rows),
     out_shardings=(layout, sharding.replicated(mesh)),
     donate_argnums=0,
+    compiler_options=platforms.compiler_options(mesh.devices.flat[0].platform),
   )
 
 

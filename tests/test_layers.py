@@ -22,6 +22,8 @@ LAYERS = [
     "streams",
     "ema_profiles",
     "flags",
+    "kernels",
+    "platforms",
   },
   {"augmentation", "processes", "models", "data", "sharding", "distributed", "log", "meter"},
   {"losses", "samplers", "likelihood", "metrics", "extractors", "report", "state", "provenance"},

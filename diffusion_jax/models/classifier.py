@@ -78,4 +78,4 @@ class _Module(nn.Module):
 
   def _conv(self, x: Array, width: int, stride: int, name: str) -> Array:
     h = Conv3(width, stride, name=name)(x)
-    return nn.swish(Norm(name=f"{name}_norm")(h))
+    return Norm(swish=True, name=f"{name}_norm")(h)

@@ -14,6 +14,8 @@ from flax import linen as nn
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
+from diffusion_jax.kernels.group_norm import Modulation, group_norm
+from diffusion_jax.kernels.upsampled_conv import upsampled_conv
 from diffusion_jax.models.initializers import INITS, Init, kernel_init, zero_bias
 from diffusion_jax.models.resample import double, halve
 
@@ -69,6 +71,11 @@ class Resample(NamedTuple):
   taps: tuple[int, ...]
   projection: bool
 
+  @property
+  def is_nearest(self) -> bool:
+    """Doubles by nearest neighbour, which the next convolution can take into its kernel."""
+    return self.direction == "up" and self.taps == (1, 1)
+
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
     return halve(x, self.taps) if self.direction == "down" else double(x, self.taps)
 
@@ -113,23 +120,47 @@ class Norm(nn.Module):
 
   A group of one channel would remove that channel's mean, and with it the time and class
   embedding that the block has added to it.
+
+  Attributes:
+    dtype: of the result; statistics are float32.
+    epsilon: added to the variance.
+    swish: apply it to the result.
   """
 
   dtype: Dtype = FLOAT32
   epsilon: float = 1e-6
+  swish: bool = False
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+  def __call__(
+    self, x: Float[Array, "B H W C"], modulation: Modulation | None = None
+  ) -> Float[Array, "B H W C"]:
     width = x.shape[-1]
     groups = next(g for g in range(max(min(32, width // 4), 1), 0, -1) if width % g == 0)
-    norm = nn.GroupNorm(num_groups=groups, epsilon=self.epsilon, dtype=self.dtype, name="group")
-    return norm(x)
+    scale, bias = ScaleAndBias(name="group")(width)
+    return group_norm(
+      x.astype(self.dtype), scale, bias, groups, self.epsilon, modulation, self.swish
+    )
+
+
+class ScaleAndBias(nn.Module):
+  """The parameters of a normalisation, ones and zeros at first."""
+
+  @nn.compact
+  def __call__(self, width: int) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
+    scale = self.param("scale", nn.initializers.ones, (width,))
+    bias = self.param("bias", nn.initializers.zeros, (width,))
+    return jnp.asarray(scale), jnp.asarray(bias)  # a stored network's may be NumPy's
 
 
 class Conv3(nn.Module):
   """A 3x3 convolution that keeps the resolution (stride 1) or halves it (stride 2).
 
-  `bias` maps the fan-in to an initialiser.
+  Attributes:
+    features: width of the result.
+    stride: 1 or 2.
+    bias: maps the fan-in to an initialiser.
+    double: convolves the image doubled by nearest neighbour.
   """
 
   features: int
@@ -137,6 +168,7 @@ class Conv3(nn.Module):
   kernel: Initializer = kernel_init
   dtype: Dtype = FLOAT32
   bias: Callable[[int], Initializer] = zero_bias
+  double: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 D"]:
@@ -147,9 +179,15 @@ class Conv3(nn.Module):
       kernel_init=self.kernel,
       bias_init=self.bias(9 * x.shape[-1]),
       dtype=self.dtype,
+      conv_general_dilated=_convolve_doubled if self.double else None,
       name="conv",
     )
     return conv(x)
+
+
+def _convolve_doubled(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+  """In place of flax's convolution, whose other arguments are those of `upsampled_conv`."""
+  return upsampled_conv(x, kernel)
 
 
 class Upsample(nn.Module):
@@ -160,8 +198,9 @@ class Upsample(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
-    x, init = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), self.recipe.init
-    return Conv3(x.shape[-1], 1, init.kernel, self.dtype, init.bias, name="conv3")(x)
+    init = self.recipe.init
+    conv = Conv3(x.shape[-1], 1, init.kernel, self.dtype, init.bias, double=True, name="conv3")
+    return conv(x)
 
 
 class InputResidual(nn.Module):
@@ -209,16 +248,18 @@ class ResBlock(nn.Module):
     self, x: Float[Array, "B H W C"], embedding: Float[Array, "B E"] | None, train: bool
   ) -> Float[Array, "B H2 W2 D"]:
     init = self.recipe.init
-    h = nn.swish(Norm(self.dtype, self.recipe.epsilon, name="norm1")(x))
-    h = h if self.resample is None else self.resample(h)
-    h = Conv3(self.features, 1, init.kernel, self.dtype, init.bias, name="conv1")(h)
-    h = nn.swish(self._normalized(h, embedding))
+    h = Norm(self.dtype, self.recipe.epsilon, swish=True, name="norm1")(x)
+    nearest = self.resample is not None and self.resample.is_nearest
+    h = h if self.resample is None or nearest else self.resample(h)
+    conv = Conv3(self.features, 1, init.kernel, self.dtype, init.bias, nearest, name="conv1")
+    h = conv(h)
+    h = self._activated(h, embedding)
     h = nn.Dropout(self.dropout, deterministic=not train)(h)
     h = Conv3(self.features, 1, init.zero, self.dtype, name="conv2")(h)
     return (self._shortcut(x) + h) * self.recipe.skip_scale
 
-  def _normalized(self, h: Array, embedding: Array | None) -> Array:
-    norm, recipe = Norm(self.dtype, self.recipe.epsilon, name="norm2"), self.recipe
+  def _activated(self, h: Array, embedding: Array | None) -> Array:
+    norm, recipe = Norm(self.dtype, self.recipe.epsilon, swish=True, name="norm2"), self.recipe
     if embedding is None:
       return norm(h)
     project = nn.Dense(
@@ -229,11 +270,10 @@ class ResBlock(nn.Module):
       dtype=self.dtype,
       name="embed",
     )
-    projected = project(nn.swish(embedding))[:, None, None, :]
+    projected = project(nn.swish(embedding))
     if not recipe.adaptive_scale:
-      return norm(h + projected)
-    scale, shift = jnp.split(projected, 2, axis=-1)
-    return norm(h) * (1 + scale) + shift
+      return norm(h + projected[:, None, None, :])
+    return norm(h, Modulation(*jnp.split(projected, 2, axis=-1)))
 
   def _shortcut(self, x: Array) -> Array:
     width, init = x.shape[-1], self.recipe.init

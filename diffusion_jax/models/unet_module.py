@@ -45,7 +45,7 @@ class UNetModule(nn.Module):
     h, skips = self._down(x, embedding, train)
     h = self._middle(h, embedding, train)
     h = self._up(h, skips, embedding, train)
-    h = nn.swish(Norm(self._dtype, self.config.norm_epsilon, name="norm_out")(h))
+    h = Norm(self._dtype, self.config.norm_epsilon, swish=True, name="norm_out")(h)
     zero = self.config.recipe.init.zero
     return Conv3(self.out_channels, kernel=zero, dtype=self._dtype, name="conv_out")(h)
 

@@ -137,7 +137,7 @@ class Encoder(nn.Module):
       for i in range(config.num_blocks):
         block = _block(config, config.channels * multiplier, f"level{level}_block{i}")
         h = block(h, None, train)
-    h = nn.swish(Norm(dtype, name="norm_out")(h)).astype(jnp.float32)
+    h = Norm(dtype, swish=True, name="norm_out")(h).astype(jnp.float32)
     if config.latent_channels is not None:
       h = Conv3(2 * config.latent_channels, name="posterior")(h)
     else:
@@ -168,5 +168,5 @@ class Decoder(nn.Module):
         h = block(h, None, train)
       if level:
         h = Upsample(dtype, name=f"level{level}_double")(h)
-    h = nn.swish(Norm(dtype, name="norm_out")(h)).astype(jnp.float32)
+    h = Norm(dtype, swish=True, name="norm_out")(h).astype(jnp.float32)
     return Conv3(self.num_outputs, name="conv_out")(h)

@@ -92,7 +92,7 @@ class VDMModule(nn.Module):
     h = jnp.concatenate(features, axis=-1)
     h = Conv3(self.config.channels, 1, init.kernel, self._dtype, name="conv_in")(h)
     h = self._blocks(h, embedding, train)
-    h = nn.swish(Norm(self._dtype, name="norm_out")(h))
+    h = Norm(self._dtype, swish=True, name="norm_out")(h)
     h = Conv3(self.out_channels, 1, init.zero, self._dtype, name="conv_out")(h)
     return x + h.astype(x.dtype)  # at very high noise the input itself is nearly the noise
 
