@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax import sharding, watchdog
+from diffusion_jax import platforms, sharding, watchdog
 from diffusion_jax.job import Job
 from diffusion_jax.planning.chips import find_chip
 from diffusion_jax.planning.compiled import take_apart
@@ -39,6 +39,7 @@ def compile_step(job: Job, state: TrainState, batch: Any) -> Compiled:
   jitted = jit_train_step(step, state, job.mesh, voting=jax.process_count() > 1)
   with watchdog.allow(watchdog.COMPILE_SEC):
     compiled = jitted.lower(state, batch, *cast_vote(job, None)).compile()
+  platforms.keep_freed_memory(jax.default_backend())
   seconds, kind = time.perf_counter() - begun, jax.devices()[0].device_kind
   flops, chip = _flops(compiled), find_chip(kind)
   peak = f"at most {chip.flops / 1e12:,.0f} TFLOP/s" if chip else "unknown chip, so no MFU"

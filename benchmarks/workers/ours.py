@@ -9,7 +9,7 @@ import numpy as np
 import protocol
 from flops import product_flops
 
-from diffusion_jax import config, runs, sharding
+from diffusion_jax import config, platforms, runs, sharding
 from diffusion_jax.planning import compiled
 from diffusion_jax.planning.chips import find_chip
 from diffusion_jax.step import jit_train_step, make_init, make_train_step
@@ -36,6 +36,7 @@ def train(program: compiled.Program, options: dict[str, Any]) -> None:
   )
   jitted = jit_train_step(step, state, program.mesh)
   run, seconds = compile_timed(jitted, state, batch)
+  platforms.keep_freed_memory(jax.default_backend())  # as the trainer does
 
   def repeat(times: int) -> None:
     nonlocal state

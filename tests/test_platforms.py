@@ -1,0 +1,53 @@
+"""Settings of one platform: known to this jaxlib, absent elsewhere, and doing what they say."""
+
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from diffusion_jax import platforms
+
+
+def test_the_options_of_a_cpu_are_known_here_and_used():
+  options = platforms.compiler_options("cpu")
+  assert options == platforms.CPU_OPTIONS
+  assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_nothing_is_set_elsewhere(platform):
+  assert platforms.compiler_options(platform) == {}
+
+
+def test_options_that_a_jaxlib_does_not_know_are_left_out(monkeypatch):
+  monkeypatch.setattr(platforms, "CPU_OPTIONS", {"xla_cpu_no_such_option": "reduce"})
+  platforms._are_known.cache_clear()
+  try:
+    assert platforms.compiler_options("cpu") == {}
+  finally:
+    platforms._are_known.cache_clear()
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from diffusion_jax import platforms
+platforms.keep_freed_memory(sys.argv[1])
+def faults():
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  np.ones(2**26, np.uint8)  # 64 MB, freed at once
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_freed_memory_is_kept_on_a_cpu_only():
+  def run(platform):
+    command = [sys.executable, "-c", FAULTS, platform]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+  assert run("cpu") < 100
+  assert run("gpu") > 10 * max(run("cpu"), 1)
