@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def main() -> None:
   flags = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  flags.add_argument("--rounds", type=int, default=5, help="saves after the first")
+  flags.add_argument("--rounds", type=harness.positive, default=5, help="saves after the first")
   flags.add_argument("--config", default=str(harness.HERE.parent / "configs" / "ddpm_cifar.py"))
   flags.add_argument("--folder", type=Path, help="where to save; a temporary folder by default")
   flags.add_argument("--out", type=Path, help="also write the figures there, as JSON")
@@ -48,7 +48,7 @@ def main() -> None:
   num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   with tempfile.TemporaryDirectory(dir=args.folder) as folder:
     first, *saves = measure(state, Path(folder), experiment.to_dict(), args.rounds + 1)
-  rows = {name: spread([save[name] for save in saves]) for name in saves[0]}
+  rows = {name: harness.spread([save[name] for save in saves]) for name in saves[0]}
   print_table(rows, first, num_bytes)
   share = {name: seconds / EVERY_SEC for name, seconds in rows["blocked"].items()}
   print(
@@ -112,10 +112,6 @@ def timed_steps(
     state = jax.block_until_ready(step(state))
     seconds.append(time.perf_counter() - begun)
   return state, seconds
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-  return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 TITLES = {

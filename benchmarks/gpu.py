@@ -44,7 +44,8 @@ def main() -> None:
   flags.add_argument("--minutes", type=float, default=9.5)
   flags.add_argument("--batch_sizes", default="128,512,256,1024", help="of the training step")
   flags.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-  flags.add_argument("--peer_python", default=sys.executable, help="interpreter with the peers")
+  flags.add_argument("--peer_python", type=harness.interpreter, default=sys.executable,
+                     help="interpreter that has the peers")  # fmt: skip
   flags.add_argument("--tiny", action="store_true")
   args = flags.parse_args()
   args.out.mkdir(parents=True, exist_ok=True)

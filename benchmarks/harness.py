@@ -10,14 +10,17 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from machine import Rates
 
 HERE = Path(__file__).parent
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers", "denoising-diffusion-pytorch")
@@ -82,7 +85,9 @@ class Contender:
     for line in self._process.stdout:
       if line.startswith("{"):
         return json.loads(line)
-    raise RuntimeError(f"'{self.name}' ended with exit code {self._process.wait()}; see above")
+    code = self._process.wait()
+    print(f"'{self.name}' ended with exit code {code}; see above", file=sys.stderr)
+    sys.exit(code or 1)
 
 
 def _environment() -> dict[str, str]:
@@ -120,6 +125,15 @@ def summarize(contenders: Sequence[Contender], amount: float, peer: str) -> list
       "rounds": contender.rounds,
     })  # fmt: skip
   return rows
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+  return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def step_floor(ready: Mapping[str, Any], rates: Rates) -> Floor:
+  """Of a training step: the state is read and written once; all between could stay on the chip."""
+  return Floor(ready["flops"], 2 * ready["state_bytes"], rates.flops, rates.num_bytes)
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], unit: str, peer: str) -> None:
@@ -176,16 +190,89 @@ def _processor() -> str:
   return platform.machine()
 
 
+def positive(text: str) -> int:
+  """A flag's value."""
+  if not text.isdecimal() or not int(text):
+    raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
+  return int(text)
+
+
+def interpreter(text: str) -> str:
+  """A flag's value."""
+  if shutil.which(text) is None:
+    raise argparse.ArgumentTypeError(f"{text} is no program; name a Python that has the peers")
+  return text
+
+
 def parser(description: str | None, rounds: int, repeats: int) -> argparse.ArgumentParser:
   """The flags that all benchmarks have."""
   flags = argparse.ArgumentParser(
     description=description, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  flags.add_argument("--rounds", type=int, default=rounds)
-  flags.add_argument("--repeats", type=int, default=repeats, help="of the work in one round")
-  flags.add_argument("--peer_python", help="interpreter that has the peers; this one by default")
+  flags.add_argument("--rounds", type=positive, default=rounds)
+  flags.add_argument("--repeats", type=positive, default=repeats, help="of the work in one round")
+  flags.add_argument(
+    "--peer_python", type=interpreter, help="interpreter that has the peers; this one by default"
+  )
   flags.add_argument("--out", type=Path, help="also write the figures there, as JSON")
   return flags
+
+
+def network_parser(description: str | None) -> argparse.ArgumentParser:
+  """The flags of those that measure DDPM's network beside its peers."""
+  flags = parser(description, rounds=5, repeats=1)
+  flags.add_argument("--batch_size", type=positive, default=16)
+  flags.add_argument("--channels", type=positive, default=128, help="of the networks' first level")
+  flags.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+  flags.add_argument("--channels_last", action="store_true", help="of the peers")
+  flags.add_argument("--compile", action="store_true", help="the peers, with torch.compile")
+  flags.add_argument("--config", default=str(HERE.parent / "configs" / "ddpm_cifar.py"))
+  flags.add_argument("overrides", nargs="*", help="of ours, after --")
+  return flags
+
+
+def contend(
+  args: argparse.Namespace, work: str, override: str, peers: Sequence[str], **theirs: Any
+) -> list[Contender]:
+  """Starts ours and the peers on the same work.
+
+  Args:
+    args: of `network_parser`.
+    work: "train" or "sample".
+    override: of our config, beside those of the flags.
+    peers: their names.
+    theirs: what the peers are told besides.
+  """
+  kind = {"batch_size": args.batch_size, "channels": args.channels, "dtype": args.dtype,
+          "work": work}  # fmt: skip
+  overrides = [f"--config.model.dtype={args.dtype}", f"--config.model.channels={args.channels}",
+               override, *args.overrides]  # fmt: skip
+  ours = {"config": args.config, "overrides": overrides, "image": [32, 32, 3], **kind}
+  theirs |= {"channels_last": args.channels_last, "compile": args.compile, **kind}
+  return [Contender("diffusion_jax", "ours.py", ours)] + [
+    Contender(peer, "torch_peers.py", {"peer": peer, **theirs}, args.peer_python) for peer in peers
+  ]
+
+
+def report(
+  args: argparse.Namespace,
+  contenders: Sequence[Contender],
+  floor: Callable[[Mapping[str, Any], Rates], Floor],
+  rates: Rates,
+) -> None:
+  """Measures the contenders of `contend`, ends them, prints and writes what was found."""
+  try:
+    alternate(contenders, args.rounds, args.repeats)
+  finally:
+    for contender in contenders:
+      contender.close()
+  peer = contenders[1].name
+  rows = summarize(contenders, args.batch_size, peer)
+  print_table(rows, "images", peer)
+  ready, seconds = rows[0]["ready"], args.batch_size / rows[0]["per_sec"]
+  gap = print_floor(floor(ready, rates), seconds, ready["peak_flops"])
+  what = about(device=ready["device"], options=vars(args) | {"out": None})
+  write(args.out, {"about": what, "rows": rows, "floor": gap})
 
 
 def write(out: Path | None, figures: Mapping[str, Any]) -> None:

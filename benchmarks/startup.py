@@ -9,7 +9,6 @@ lie in memory already, as they do where a program starts for the second time.
 import argparse
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ def main() -> None:
   flags = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  flags.add_argument("--rounds", type=int, default=5)
+  flags.add_argument("--rounds", type=harness.positive, default=5)
   flags.add_argument("--config", default=str(harness.HERE.parent / "configs" / "ddpm_digits.py"))
   flags.add_argument("--out", type=Path, help="also write the figures there, as JSON")
   flags.add_argument("overrides", nargs="*", help="of the config, after --")
@@ -90,19 +89,15 @@ def first_step(
 def summarize(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
   """Median and range of each clock; how much longer a cold start takes, round by round."""
   rows = {
-    name: {clock: spread([one[clock] for one in rounds]) for clock in rounds[0]}
+    name: {clock: harness.spread([one[clock] for one in rounds]) for clock in rounds[0]}
     for name, rounds in found.items()
   }
   pairs = zip(found["cold"], found["warm"], strict=True)
   return {
     "rows": rows,
-    "cold_over_warm": spread([cold["wall"] / warm["wall"] for cold, warm in pairs]),
+    "cold_over_warm": harness.spread([cold["wall"] / warm["wall"] for cold, warm in pairs]),
     "rounds": found,
   }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-  return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 NAMES = {

@@ -32,8 +32,7 @@ def main() -> None:
     contender.close()
   rows = harness.summarize([contender], args.batch_size, NAME)
   ready = rows[0]["ready"]
-  # The state is read and written once.
-  floor = harness.Floor(ready["flops"], 2 * ready["state_bytes"], rates.flops, rates.num_bytes)
+  floor = harness.step_floor(ready, rates)
   print_table(rows[0], args.batch_size, floor)
   gap = harness.print_floor(floor, args.batch_size / rows[0]["per_sec"], ready["peak_flops"])
   about = harness.about(device=ready["device"], options=vars(args) | {"out": None})

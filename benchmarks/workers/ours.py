@@ -16,7 +16,7 @@ from diffusion_jax.step import jit_train_step, make_init, make_train_step
 from diffusion_jax.types import Batch, ImageSpec
 
 
-def main() -> None:
+def main(_: list[str]) -> None:
   options = protocol.options()
   runs.enable_compilation_cache()
   overrides = [config.parse_override(text) for text in options.get("overrides", ())]
@@ -116,4 +116,4 @@ def peak() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  main()
+  runs.run_main(main)

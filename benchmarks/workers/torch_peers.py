@@ -1,12 +1,19 @@
 """The peers in torch: the U-Nets of diffusers and lucidrains, with Adam, clip and an average."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import protocol
-import torch
+
+try:
+  import torch
+except ModuleNotFoundError:
+  sys.exit(
+    "no torch here: pip install -e '.[bench]', or --peer_python=PYTHON of where the peers are"
+  )
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
