@@ -59,7 +59,7 @@ def main() -> None:
 
 def make_parts(args: argparse.Namespace) -> list[Part]:
   """In the order of their importance."""
-  small = ["--rounds=2", "--channels=32"] if args.tiny else ["--rounds=5"]
+  small = ["--rounds=2", "--channels=32"] if args.tiny else ["--rounds=5", "--warmup=1"]
   peers = [f"--dtype={args.dtype}", f"--peer_python={args.peer_python}", "--channels_last"]
   peers += [] if args.tiny else ["--compile"]
   sizes = [4, 8] if args.tiny else [int(size) for size in args.batch_sizes.split(",")]

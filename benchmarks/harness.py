@@ -95,14 +95,22 @@ def _environment() -> dict[str, str]:
   return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
 
 
-def alternate(contenders: Sequence[Contender], rounds: int, repeats: int) -> None:
-  """Fills each contender's `rounds`; each round begins with another contender."""
-  for i in range(rounds):
+def alternate(contenders: Sequence[Contender], args: argparse.Namespace) -> None:
+  """Fills each contender's `rounds`; each round begins with another contender.
+
+  Args:
+    contenders: all are at work once in a round.
+    args: of `parser`. The rounds of the warm-up come first and do not count: in its first steps a
+      process still asks the kernel for memory that it keeps.
+  """
+  for i in range(-args.warmup, args.rounds):
     shift = i % len(contenders)
     for contender in (*contenders[shift:], *contenders[:shift]):
-      contender.rounds.append(contender.run(repeats))
-      seconds = contender.rounds[-1]["seconds"]
-      print(f"  round {i + 1} {contender.name}: {seconds:.4g} s", file=sys.stderr, flush=True)
+      done = contender.run(args.repeats)
+      name = "warm-up" if i < 0 else f"round {i + 1}"
+      print(f"  {name} {contender.name}: {done['seconds']:.4g} s", file=sys.stderr, flush=True)
+      if i >= 0:
+        contender.rounds.append(done)
 
 
 def summarize(contenders: Sequence[Contender], amount: float, peer: str) -> list[dict[str, Any]]:
@@ -210,6 +218,7 @@ def parser(description: str | None, rounds: int, repeats: int) -> argparse.Argum
     description=description, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   flags.add_argument("--rounds", type=positive, default=rounds)
+  flags.add_argument("--warmup", type=int, choices=range(10), default=2, help="rounds before those")
   flags.add_argument("--repeats", type=positive, default=repeats, help="of the work in one round")
   flags.add_argument(
     "--peer_python", type=interpreter, help="interpreter that has the peers; this one by default"
@@ -262,7 +271,7 @@ def report(
 ) -> None:
   """Measures the contenders of `contend`, ends them, prints and writes what was found."""
   try:
-    alternate(contenders, args.rounds, args.repeats)
+    alternate(contenders, args)
   finally:
     for contender in contenders:
       contender.close()

@@ -27,7 +27,7 @@ def main() -> None:
   rates = machine.measure(args.dtype)
   contender = harness.Contender(NAME, "ours.py", options)
   try:
-    harness.alternate([contender], args.rounds, args.repeats)
+    harness.alternate([contender], args)
   finally:
     contender.close()
   rows = harness.summarize([contender], args.batch_size, NAME)

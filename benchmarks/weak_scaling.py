@@ -7,6 +7,7 @@ seconds of a step over N times the seconds on one device, 1.0 where there is non
 step is also compiled for TPU slices that are not there, and what its program needs is printed.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -38,7 +39,7 @@ def main() -> None:
     flags.error(f"--batch_size_per_device={args.batch_size_per_device} must be at least 1")
   options = {"config": args.config, "overrides": args.overrides, "image": args.image,
              "classes": args.classes, "per_device": args.batch_size_per_device}  # fmt: skip
-  virtual = on_virtual(numbers, options, args.rounds, args.repeats) if numbers else []
+  virtual = on_virtual(numbers, options, args) if numbers else []
   compiled = [row for name in args.topology if (row := compile_for(name, options))]
   if compiled:
     print_compiled(compiled)
@@ -47,7 +48,7 @@ def main() -> None:
 
 
 def on_virtual(
-  numbers: Sequence[int], options: dict[str, Any], rounds: int, repeats: int
+  numbers: Sequence[int], options: dict[str, Any], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
   """Measures each number of devices in a process of its own, in turn, and prints the table."""
   program = str(Path(__file__).resolve())
@@ -55,7 +56,7 @@ def on_virtual(
     harness.Contender(f"{n} devices", program, {**options, "devices": n}) for n in numbers
   ]
   try:
-    harness.alternate(contenders, rounds, repeats)
+    harness.alternate(contenders, args)
   finally:
     for contender in contenders:
       contender.close()

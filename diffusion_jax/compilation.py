@@ -10,7 +10,7 @@ import numpy as np
 from diffusion_jax import platforms, sharding, watchdog
 from diffusion_jax.job import Job
 from diffusion_jax.planning.chips import find_chip
-from diffusion_jax.planning.compiled import take_apart
+from diffusion_jax.planning.compiled import memory_of, take_apart
 from diffusion_jax.state import TrainState
 from diffusion_jax.step import jit_train_step, make_train_step
 
@@ -39,7 +39,8 @@ def compile_step(job: Job, state: TrainState, batch: Any) -> Compiled:
   jitted = jit_train_step(step, state, job.mesh, voting=jax.process_count() > 1)
   with watchdog.allow(watchdog.COMPILE_SEC):
     compiled = jitted.lower(state, batch, *cast_vote(job, None)).compile()
-  platforms.keep_freed_memory(jax.default_backend())
+  temporaries = memory_of(compiled).temporaries * jax.local_device_count()
+  platforms.keep_freed_memory(jax.default_backend(), temporaries)
   seconds, kind = time.perf_counter() - begun, jax.devices()[0].device_kind
   flops, chip = _flops(compiled), find_chip(kind)
   peak = f"at most {chip.flops / 1e12:,.0f} TFLOP/s" if chip else "unknown chip, so no MFU"

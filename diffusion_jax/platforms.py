@@ -5,6 +5,7 @@ Nothing is set for GPUs and TPUs: no setting has been measured there.
 
 import ctypes
 import functools
+from typing import Any
 
 import jax
 
@@ -27,18 +28,47 @@ def _are_known() -> bool:
   return True
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+SPARE_BYTES = 2**26
 
 
-def keep_freed_memory(platform: str) -> None:
+def run_in_calling_thread() -> None:
+  """Has JAX run programs for a CPU in the thread that calls them, not in one of its own.
+
+  That thread asks for a step's temporaries, and glibc can keep what the main thread frees only. To
+  be called before JAX looks for devices; other devices do not mind.
+  """
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def keep_freed_memory(platform: str, num_bytes: int) -> None:
   """On a CPU, lets the C library keep what was freed for the next step; elsewhere does nothing.
 
   XLA asks anew for a step's temporaries each time. By default glibc maps memory for a block of that
   size, the kernel clears every page of it, and all of it goes back after the step. To be called
   once everything is compiled: what the compiler frees should go back. Other C libraries have no
   such setting and are left alone.
+
+  Args:
+    platform: of the devices.
+    num_bytes: of the temporaries. Room for them is set aside, and a smaller room, which malloc
+      prefers for whatever is small: that would otherwise take a piece of the large room between two
+      steps, and the next step would need a new one. No page is used before something stands in it.
   """
-  mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform == "cpu" else None
-  if mallopt is not None:
-    for name, value in ((M_MMAP_MAX, 0), (M_ARENA_MAX, 1), (M_TRIM_THRESHOLD, -1)):
-      mallopt(name, value)
+  library = _glibc()
+  if library is None or platform != "cpu":
+    return
+  for name, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+    library.mallopt(name, value)
+  malloc, free = library.malloc, library.free
+  malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+  free.restype, free.argtypes = None, [ctypes.c_void_p]
+  large, _, small = (malloc(num_bytes + 2 * SPARE_BYTES), malloc(SPARE_BYTES), malloc(SPARE_BYTES))
+  free(large)  # what lies between the two stays taken, so that they do not become one
+  free(small)
+
+
+def _glibc() -> Any:
+  """The C library; None where it has no mallopt, as only glibc does."""
+  library = ctypes.CDLL(None)
+  return library if hasattr(library, "mallopt") else None

@@ -15,6 +15,7 @@ from diffusion_jax.compilation import Compiled, cast_vote, compile_step
 from diffusion_jax.data import Prefetcher, TrainStream
 from diffusion_jax.job import Job, describe, prepare, start, state_shapes
 from diffusion_jax.meter import Meter, NonFinite
+from diffusion_jax.platforms import run_in_calling_thread
 from diffusion_jax.previews import is_due, make_show
 from diffusion_jax.profiling import Span, Trace, parse_span
 from diffusion_jax.snapshots import Snapshots
@@ -26,6 +27,7 @@ Stop = Callable[[], str | None]  # the signal that asks the run to stop, if one 
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   span = None if args.profile is None else parse_span(args.profile)
+  run_in_calling_thread()
   runs.enable_compilation_cache()
   workdir = args.workdir or runs.default_workdir(args.config)
   experiment = runs.load_experiment(args.config, overrides)
@@ -139,9 +141,8 @@ def took_last_step(state: TrainState) -> bool:
 
 
 def make_meter(job: Job, compiled: Compiled) -> Meter:
-  training = job.experiment.training
-  limit = training.max_skipped_in_a_row
-  return Meter(training.batch_size, limit, compiled.flops, compiled.peak_flops)
+  size, limit = job.experiment.training.batch_size, job.experiment.training.max_skipped_in_a_row
+  return Meter(size, limit, compiled.flops, compiled.peak_flops)
 
 
 def log_interval(job: Job, logger: log.Logger, step: int, figures: Mapping[str, float]) -> None:

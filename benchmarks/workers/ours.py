@@ -18,6 +18,7 @@ from diffusion_jax.types import Batch, ImageSpec
 
 def main(_: list[str]) -> None:
   options = protocol.options()
+  platforms.run_in_calling_thread()
   runs.enable_compilation_cache()
   overrides = [config.parse_override(text) for text in options.get("overrides", ())]
   experiment = runs.load_experiment(options["config"], overrides)
@@ -36,7 +37,8 @@ def train(program: compiled.Program, options: dict[str, Any]) -> None:
   )
   jitted = jit_train_step(step, state, program.mesh)
   run, seconds = compile_timed(jitted, state, batch)
-  platforms.keep_freed_memory(jax.default_backend())  # as the trainer does
+  temporaries = compiled.memory_of(run).temporaries
+  platforms.keep_freed_memory(jax.default_backend(), temporaries)  # as the trainer does
 
   def repeat(times: int) -> None:
     nonlocal state

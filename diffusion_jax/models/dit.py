@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.models.embeddings import cosine_first_embedding, position_embedding
 from diffusion_jax.models.initializers import kernel_init
-from diffusion_jax.models.layers import FLOAT32, Dtype, Remat, attend, rematerialized
+from diffusion_jax.models.layers import FLOAT32, Dtype, Pointwise, Remat, attend, rematerialized
 from diffusion_jax.models.network import Network, as_network
 from diffusion_jax.types import ImageSpec
 
@@ -164,7 +164,7 @@ class SelfAttention(nn.Module):
 
 
 def _dense(features: int, dtype: Dtype, kernel=kernel_init, name: str = "") -> nn.Dense:
-  return nn.Dense(features, kernel_init=kernel, dtype=dtype, name=name)
+  return Pointwise(features, kernel_init=kernel, dtype=dtype, name=name)
 
 
 def _modulation(condition: Array, width: int, parts: int, name: str) -> list[Float[Array, "B 1 D"]]:

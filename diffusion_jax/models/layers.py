@@ -5,6 +5,7 @@ statistics and softmax stay float32. Without a `recipe` the blocks are DDPM's.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -15,12 +16,16 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
 from diffusion_jax.kernels.group_norm import Modulation, group_norm
+from diffusion_jax.kernels.pointwise import pointwise
 from diffusion_jax.kernels.upsampled_conv import upsampled_conv
 from diffusion_jax.models.initializers import INITS, Init, kernel_init, zero_bias
 from diffusion_jax.models.resample import double, halve
 
 Dtype = jnp.dtype
 FLOAT32 = jnp.dtype("float32")
+
+Pointwise = functools.partial(nn.Dense, dot_general=pointwise)
+"""A dense layer of each pixel or token."""
 
 Remat = Literal["none", "block", "products"]
 """What the backward pass recomputes: nothing; all of a block but its input; all of a block but the
@@ -280,7 +285,7 @@ class ResBlock(nn.Module):
     x = x if self.resample is None else self.resample(x)
     if width != self.features or (self.resample is not None and self.resample.projection):
       bias = init.bias(width)
-      x = nn.Dense(
+      x = Pointwise(
         self.features, kernel_init=init.kernel, bias_init=bias, dtype=self.dtype, name="shortcut"
       )(x)
     return x
@@ -306,4 +311,4 @@ class Attention(nn.Module):
     return (x + h.reshape(x.shape)) * self.recipe.skip_scale
 
   def _dense(self, features: int, name: str, kernel: Initializer, bias: Initializer) -> nn.Dense:
-    return nn.Dense(features, kernel_init=kernel, bias_init=bias, dtype=self.dtype, name=name)
+    return Pointwise(features, kernel_init=kernel, bias_init=bias, dtype=self.dtype, name=name)
