@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# The last flag halves the time spent compiling; programs that the tests start do without it.
+# The last flag halves the time spent compiling.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -18,6 +18,30 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # one compilation cache for all of 
   CACHE = tempfile.mkdtemp(prefix="diffusion_jax_tests_")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
   atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def settings_of_a_process():
+  """What a program sets for its process to its end is not set in the one that all tests share."""
+  from diffusion_jax import platforms, train
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(platforms, "keep_freed_memory", lambda platform, num_bytes: None)
+    patch.setattr(train, "run_in_calling_thread", lambda: None)
+    yield
+
+
+MOST_PROGRAMS = 200
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_loaded_programs():
+  """Each program that stays loaded makes every C++ exception dearer, and tracing raises many."""
+  yield
+  import jax
+
+  if len(jax.devices()[0].client.live_executables()) > MOST_PROGRAMS:
+    jax.clear_caches()
 
 
 @pytest.fixture

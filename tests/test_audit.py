@@ -18,6 +18,8 @@ from diffusion_jax.losses import MinSNR
 from diffusion_jax.processes import Continuous, LinearVP
 from diffusion_jax.samplers import DDIM, Heun
 
+pytestmark = pytest.mark.costly
+
 
 def test_the_audit_of_processes_and_the_linear_vae_passes_from_the_command_line(call):
   code, out, err = call(audit.main, "--only=processes,linear_vae")

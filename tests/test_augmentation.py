@@ -12,6 +12,8 @@ from diffusion_jax.experiment import load
 from diffusion_jax.sharding import MeshShape, create_mesh
 from diffusion_jax.types import Batch, ImageSpec, UserError
 
+pytestmark = pytest.mark.costly
+
 SQUARE = np.random.default_rng(0).normal(size=(12, 12, 3)).astype(np.float32)
 WIDE = np.random.default_rng(1).normal(size=(8, 14, 2)).astype(np.float32)
 STILL = Draws(*[jnp.float32(0.0)] * 8)

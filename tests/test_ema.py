@@ -20,6 +20,8 @@ from diffusion_jax.state import EMA, Adam
 from diffusion_jax.types import Batch, Generative, UserError
 from diffusion_jax.weights import Average, parse_average
 
+pytestmark = pytest.mark.costly
+
 # ---- A toy run whose every step is known --------------------------------------------------------
 
 NUM, EVERY, SEEN = 256, 4, 4

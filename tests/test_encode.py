@@ -11,6 +11,8 @@ from diffusion_jax import checkpoint, encode, runs, sample, train
 from diffusion_jax.checksum import checksums
 from diffusion_jax.data import Latents, latents
 
+pytestmark = pytest.mark.costly
+
 SIZE = ["--config.data.num_images=64", "--config.data.image_size=8", "--config.data.channels=1"]
 AUTOENCODER = [
   "--config=configs/autoencoder_digits.py", "--config.data.name=synthetic", *SIZE,

@@ -13,6 +13,8 @@ from diffusion_jax.data import Synthetic
 from diffusion_jax.extractors import train_domain
 from diffusion_jax.extractors.domain import Recipe, default_path
 
+pytestmark = pytest.mark.costly
+
 QUICK = [
   "--inception=none", "--config.eval.num_samples=40", "--config.eval.batch_size=16",
   "--config.eval.spectrum_images=16", "--config.spectrum.num_points=4",

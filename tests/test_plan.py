@@ -18,6 +18,8 @@ from diffusion_jax.state import count_parameters
 from diffusion_jax.step import make_init
 from diffusion_jax.types import ImageSpec
 
+pytestmark = pytest.mark.costly
+
 SMOKE = ["--config=configs/smoke.py", "--config.model.multipliers=1"]
 
 TINY = [

@@ -37,7 +37,7 @@ def begin(workdir):
   command = [sys.executable, "-m", "diffusion_jax.train", *FLAGS, f"--workdir={workdir}"]
   return subprocess.Popen(
     command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    env={**os.environ, "XLA_FLAGS": ""},
+    env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
   )  # fmt: skip
 
 

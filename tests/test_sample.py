@@ -11,6 +11,8 @@ from PIL import Image
 
 from diffusion_jax import checkpoint, sample, train
 
+pytestmark = pytest.mark.costly
+
 VAE = [
   "--config=configs/vae_digits.py", "--config.training.num_steps=2",
   "--config.training.batch_size=16", "--config.logging.num_samples=4", "--config.model.channels=8",

@@ -25,6 +25,8 @@ from diffusion_jax.state import EMA, Adam
 from diffusion_jax.step import Training
 from diffusion_jax.types import Batch, Estimate, Generative, ImageSpec, UserError
 
+pytestmark = pytest.mark.costly
+
 
 def quadratic() -> Generative:
   """loss_i = |w - image_i|^2 / 2: gradients and steps can be written down."""

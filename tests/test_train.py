@@ -18,6 +18,8 @@ from diffusion_jax.losses import Simple
 from diffusion_jax.sharding import MeshShape, create_mesh
 from diffusion_jax.types import UserError
 
+pytestmark = pytest.mark.costly
+
 SMOKE = ["--config=configs/smoke.py", "--config.model.multipliers=1"]
 """One level of the network compiles in half the time; the sampling tests run it with both."""
 

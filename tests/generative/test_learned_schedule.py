@@ -22,6 +22,8 @@ from diffusion_jax.processes import Learned, LinearLogSNR
 from diffusion_jax.samplers import SAMPLERS
 from diffusion_jax.types import ImageSpec
 
+pytestmark = pytest.mark.costly
+
 ENDS = -6.0, 4.0
 FIXED = LinearLogSNR(6.0, -4.0).create()
 ADAPTIVE = {"rtol": 1e-5, "atol": 1e-5}

@@ -25,6 +25,8 @@ from diffusion_jax.state import EMA, Adam
 from diffusion_jax.step import Training
 from diffusion_jax.types import Batch, ImageSpec
 
+pytestmark = pytest.mark.costly
+
 SPEC = ImageSpec(4, 4, 1, 17, 3)
 NETWORK = UNet(
   channels=8, multipliers=(1,), num_blocks=1, attention_resolutions=(), dropout=0.0,

@@ -18,6 +18,8 @@ from diffusion_jax.models.embeddings import FourierEmbedding
 from diffusion_jax.models.layers import Attention, Recipe, Resample, ResBlock, attend
 from diffusion_jax.types import ImageSpec
 
+pytestmark = pytest.mark.costly
+
 CIFAR = ImageSpec(32, 32, 3, 256, 10)
 IDDPM = UNet(
   num_blocks=3,

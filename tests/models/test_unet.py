@@ -13,6 +13,8 @@ from diffusion_jax.models.embeddings import cosine_first_embedding, sinusoidal_e
 from diffusion_jax.models.layers import Norm
 from diffusion_jax.types import ImageSpec
 
+pytestmark = pytest.mark.costly
+
 CIFAR = ImageSpec(32, 32, 3, 256, 10)
 DDPM = UNet(
   channels=128, multipliers=(1, 2, 2, 2), num_blocks=2, attention_resolutions=(16,), dropout=0.1

@@ -12,6 +12,8 @@ from diffusion_jax.models import NETWORKS, VDMUNet
 from diffusion_jax.models.embeddings import pixel_fourier_features
 from diffusion_jax.types import ImageSpec
 
+pytestmark = pytest.mark.costly
+
 SPEC = ImageSpec(6, 5, 2, 256, 3)
 TINY = VDMUNet(channels=16, num_blocks=2, time_scale=1000.0)
 X = jax.random.normal(jax.random.key(5), (3, 6, 5, 2))

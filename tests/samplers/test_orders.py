@@ -12,6 +12,8 @@ import sys
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.costly
+
 SIZES = (8, 16, 32, 64, 128, 256)
 
 # Root mean square errors after each of SIZES steps, by an independent program: Euler = DDIM, Heun
