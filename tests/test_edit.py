@@ -72,9 +72,9 @@ def test_a_picture_says_what_to_hide_and_the_seed_what_comes(cells, tmp_path):
 
 def test_a_way_leads_from_one_image_to_the_other(cells, held_out):
   """With many steps the first and last of many places are all but the images themselves."""
-  flags = ["--interpolate=49", "--num=2", "--config.sampler.steps=100"]
+  flags = ["--interpolate=99", "--num=2", "--config.sampler.steps=100"]
   ways = cells(*flags).astype(int)
-  assert ways.shape[:2] == (2, 51)
+  assert ways.shape[:2] == (2, 101)
   np.testing.assert_array_equal(ways[:, 0], held_out[0:4:2])
   np.testing.assert_array_equal(ways[:, -1], held_out[1:4:2])
   steps = np.abs(np.diff(ways, axis=1)).mean((2, 3))
