@@ -1,6 +1,7 @@
 """Shards: ArrayRecord files of serialized tf.train.Examples, and the description beside them."""
 
 import bisect
+import functools
 import itertools
 import json
 import re
@@ -107,6 +108,7 @@ class Shards:
 
   def __init__(self, files: Sequence[Path]):
     _allow_open_files(len(files))
+    example_type()  # who reads from threads has it from here
     self._files = files
     with ThreadPoolExecutor(16) as pool:  # a network's file system answers slowly
       self._readers = list(pool.map(_open, files))
@@ -178,6 +180,19 @@ def _check_group(file: Path, options: str) -> None:
     )
 
 
+@functools.cache
+def example_type() -> Any:
+  """The message tf.train.Example, from TFDS.
+
+  To be called before threads start. TFDS makes its imports lazy by replacing the interpreter's
+  __import__ for a while (etils.epy.lazy_imports), and what another thread imports meanwhile fails:
+  Pillow then reads no picture.
+  """
+  from tensorflow_datasets.proto import tf_example_generated_pb2 as proto
+
+  return proto.Example  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def parse_example(record: bytes) -> Mapping[str, Any]:
   """Feature name -> feature of a serialized tf.train.Example; needs no TensorFlow.
 
@@ -185,19 +200,16 @@ def parse_example(record: bytes) -> Mapping[str, Any]:
     ValueError: it is not one.
   """
   from google.protobuf.message import DecodeError
-  from tensorflow_datasets.proto import tf_example_generated_pb2 as proto
 
   try:
-    return proto.Example.FromString(record).features.feature  # pyright: ignore[reportAttributeAccessIssue]
+    return example_type().FromString(record).features.feature
   except DecodeError as error:
     raise ValueError("not a serialized tf.train.Example") from error
 
 
 def serialize_example(image: bytes, label: int | None) -> bytes:
   """A tf.train.Example with the features image and, of a labelled one, label."""
-  from tensorflow_datasets.proto import tf_example_generated_pb2 as proto
-
-  example = proto.Example()  # pyright: ignore[reportAttributeAccessIssue]
+  example = example_type()()
   example.features.feature["image"].bytes_list.value.append(image)
   if label is not None:
     example.features.feature["label"].int64_list.value.append(label)

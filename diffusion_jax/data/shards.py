@@ -18,6 +18,7 @@ from PIL import Image
 from diffusion_jax.data.folder import SUFFIXES, UNREADABLE
 from diffusion_jax.data.record_format import (
   Description,
+  example_type,
   read_description,
   serialize_example,
   shard_name,
@@ -93,6 +94,7 @@ def write(task: Task) -> Path:
       written or holds shards of another command.
   """
   _check(task)
+  example_type()  # before any thread needs it
   pictures = list_pictures(task.pictures)
   try:
     task.out.mkdir(parents=True, exist_ok=True)

@@ -465,6 +465,30 @@ class TestWriting:
     with pytest.raises(UserError, match=r"holds classes \(ant, ...\) and stray.png; move it"):
       shards.write(Task(pictures, tmp_path / "out"))
 
+  def test_tfds_is_imported_before_threads_start(self, pictures, tmp_path):
+    """While it is, other threads' imports fail, Pillow's of its formats among them."""
+    program = textwrap.dedent(f"""
+      import pathlib, sys, threading
+
+      class Watch:
+        def find_spec(self, name, path=None, target=None):
+          if name == "tensorflow_datasets":
+            threads.append(threading.current_thread() is threading.main_thread())
+
+      from diffusion_jax.data import Records, shards
+      threads = []
+      sys.meta_path.insert(0, Watch())
+      if sys.argv[1] == "write":
+        shards.write(shards.Task(pathlib.Path({str(pictures)!r}), pathlib.Path({str(tmp_path)!r})))
+      else:
+        Records(path={str(tmp_path)!r}, image_size=4).load("train")
+      print("in the main thread:", threads)
+    """)
+    for what in ("write", "read"):
+      command = [sys.executable, "-c", program, what]
+      done = subprocess.run(command, capture_output=True, text=True, check=True)
+      assert done.stdout.endswith("in the main thread: [True]\n"), what
+
   def test_a_disk_that_is_full(self, pictures, tmp_path):
     program = textwrap.dedent(f"""
       import pathlib, resource
