@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def cluster(tmp_path_factory):
   yield {
     **os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    "PYTHON": os.environ.get("PYTHON", shutil.which("python") or "python3"),
+    "PYTHON": sys.executable,
   }  # fmt: skip
   subprocess.run([script, "down", folder], check=True)
 
