@@ -17,6 +17,7 @@ from typing import Any
 
 import harness
 import jax
+import numpy as np
 
 from diffusion_jax import config, runs
 from diffusion_jax.checkpoint import Checkpointing, Checkpoints, saved_steps
@@ -65,7 +66,7 @@ def make_state(experiment: Any) -> Any:
   program = compiled.build(experiment, ImageSpec(32, 32, 3, 256, 0), jax.devices()[:1])
   parts = program.experiment
   init = make_init(program.generative, parts.optimizer, parts.training, parts.ema.names())
-  return jax.block_until_ready(jax.jit(init)())
+  return jax.block_until_ready(jax.jit(init)(np.uint32(0)))
 
 
 def measure(state: Any, folder: Path, meta: Any, num: int) -> list[dict[str, float]]:

@@ -12,14 +12,14 @@ from diffusion_jax.job import Job
 from diffusion_jax.planning.chips import find_chip
 from diffusion_jax.planning.compiled import memory_of, take_apart
 from diffusion_jax.state import TrainState
-from diffusion_jax.step import jit_train_step, make_train_step
+from diffusion_jax.step import hyperparameters, jit_train_step, make_train_step
 
 
 class Compiled(NamedTuple):
   """A compiled step.
 
   Attributes:
-    step: (state, batch, *votes) -> (state, scalars).
+    step: (state, batch, *votes) -> (state, scalars), with the config's hyperparameters.
     flops: of one step on one device, every loop counted in full; None if the compiler does not
       count.
     peak_flops: bfloat16 FLOP/s of one device; None for a chip that is not in the table.
@@ -37,8 +37,11 @@ def compile_step(job: Job, state: TrainState, batch: Any) -> Compiled:
   print("Compiling...", flush=True)
   begun = time.perf_counter()
   jitted = jit_train_step(step, state, job.mesh, voting=jax.process_count() > 1)
+  numbers = sharding.put_everywhere(
+    hyperparameters(parts.optimizer, parts.ema, parts.training), job.mesh
+  )
   with watchdog.allow(watchdog.COMPILE_SEC):
-    compiled = jitted.lower(state, batch, *cast_vote(job, None)).compile()
+    compiled = jitted.lower(state, batch, numbers, *cast_vote(job, None)).compile()
   temporaries = memory_of(compiled).temporaries * jax.local_device_count()
   platforms.keep_freed_memory(jax.default_backend(), temporaries)
   seconds, kind = time.perf_counter() - begun, jax.devices()[0].device_kind
@@ -46,7 +49,8 @@ def compile_step(job: Job, state: TrainState, batch: Any) -> Compiled:
   peak = f"at most {chip.flops / 1e12:,.0f} TFLOP/s" if chip else "unknown chip, so no MFU"
   work = "" if flops is None else f": {flops / 1e9:,.4g} GFLOP a step and device ({kind}, {peak})"
   print(f"compiled in {seconds:.1f} s{work}", flush=True)
-  return Compiled(compiled, flops, chip.flops if chip else None)
+  run = lambda state, batch, *votes: compiled(state, batch, numbers, *votes)  # noqa: E731
+  return Compiled(run, flops, chip.flops if chip else None)
 
 
 def _flops(compiled: jax.stages.Compiled) -> float | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax import checkpoint, distributed, log, runs, sharding, watchdog
@@ -105,7 +106,8 @@ def start(job: Job) -> tuple[TrainState, bool]:
   if not distributed.from_first(bool(checkpoint.saved_steps(job.checkpoints))):
     runs.write_config(job.workdir, experiment.to_dict())
     with watchdog.allow(watchdog.COMPILE_SEC):
-      return jax.block_until_ready(jax.jit(init, out_shardings=layout)()), False
+      create = jax.jit(init, out_shardings=layout)
+      return jax.block_until_ready(create(np.uint32(experiment.training.seed))), False
   harmless = runs.check_continues(job.workdir, experiment)
   restored = checkpoint.restore(job.checkpoints, sharding.as_target(shapes, layout))
   _check_same_data(job, restored.meta)
@@ -125,7 +127,8 @@ def state_shapes(job: Job) -> TrainState:
   """The run's state as ShapeDtypeStructs."""
   parts = job.experiment
   names = parts.ema.names()
-  return jax.eval_shape(make_init(job.generative, parts.optimizer, parts.training, names))
+  init = make_init(job.generative, parts.optimizer, parts.training, names)
+  return jax.eval_shape(init, np.uint32(0))
 
 
 def describe(job: Job) -> dict[str, Any]:

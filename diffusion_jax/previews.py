@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from diffusion_jax import evaluation, log, runs, sampling, sharding
 from diffusion_jax.experiment import Experiment
@@ -20,7 +21,9 @@ def make_show(job: Job) -> Show:
   config, generative = job.experiment, job.generative
   draw = sampling.make_draw(generative, job.mesh, config.logging.num_samples)
   measured = measured_likelihoods(generative, config.eval.training_likelihoods)
-  eval_step = jax.jit(make_eval_step(generative, config.training.seed, measured))
+  seeded = jax.jit(make_eval_step(generative, measured))
+  seed = np.uint32(config.training.seed)
+  eval_step = lambda params, aux, batch: seeded(params, aux, batch, seed)  # noqa: E731
   # Counted once, when it is first shown; beside no likelihood it would say nothing.
   baseline = functools.cache(lambda: _baseline(job) if measured else None)
 

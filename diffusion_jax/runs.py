@@ -139,11 +139,12 @@ def stop_requests() -> Iterator[Callable[[], str | None]]:
 
 
 def enable_compilation_cache() -> None:
-  """Keeps compiled programs under the user's cache, unless JAX_COMPILATION_CACHE_DIR says where."""
+  """Keep compiled programs under the user's cache, unless JAX's own variables say otherwise."""
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "diffusion_jax" / "xla"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def load_experiment(config: str, overrides: Sequence[Override]) -> Experiment:

@@ -6,11 +6,15 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.ema_profiles import MAX_WIDTH, exponent_of
 from diffusion_jax.types import Aux, Params
+
+Rates = Mapping[str, Any]
+"""Float32 scalars by name: NumPy's, or traced arguments of a compiled step."""
 
 
 class TrainState(NamedTuple):
@@ -77,28 +81,60 @@ class Adam:
     if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
       raise ValueError(f"decay_steps={self.decay_steps} must exceed the warm-up")
 
-  def rate(self, num_steps: int) -> optax.Schedule:
-    """Learning rate by number of updates made, for a run of `num_steps`."""
-    decay = max((self.decay_steps or num_steps) - self.warmup_steps, 1)
-    after = {
-      "constant": optax.constant_schedule(self.learning_rate),
-      "linear": optax.linear_schedule(self.learning_rate, 0.0, decay),
-      "cosine": optax.cosine_decay_schedule(self.learning_rate, decay),
-    }[self.schedule]
-    if not self.warmup_steps:
-      return after
-    warmup = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
-    return optax.join_schedules([warmup, after], [self.warmup_steps])
+  def rates(self, num_steps: int) -> Rates:
+    """Return the numbers that a compiled step takes as arguments, for a run of `num_steps`.
 
-  def create(self, num_steps: int) -> optax.GradientTransformation:
-    """The update rule, without the clip: the step has the norm at hand and clips."""
+    They are float32 scalars: learning_rate, weight_decay, warmup_steps, decay_steps (the length of
+    the falling part of the schedule) and, unless it is None, clip_norm.
+    """
+    decay = max((self.decay_steps or num_steps) - self.warmup_steps, 1)
+    numbers = {
+      "learning_rate": self.learning_rate,
+      "weight_decay": self.weight_decay,
+      "warmup_steps": self.warmup_steps,
+      "decay_steps": decay,
+    }
+    if self.clip_norm is not None:
+      numbers["clip_norm"] = self.clip_norm
+    return {name: np.asarray(value, np.float32) for name, value in numbers.items()}
+
+  def rate(self, num_steps: int, rates: Rates | None = None) -> optax.Schedule:
+    """Return the learning rate as a function of the number of updates made.
+
+    Args:
+      num_steps: length of the run.
+      rates: `rates(num_steps)` as traced arguments of a compiled step; None: as constants.
+    """
+    rates = self.rates(num_steps) if rates is None else rates
+    falling = {
+      "constant": lambda progress: 1.0,
+      "linear": lambda progress: 1.0 - progress,
+      "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+    }[self.schedule]
+
+    def schedule(updates: Any) -> Any:
+      after = updates - rates["warmup_steps"]
+      rising = updates / jnp.maximum(rates["warmup_steps"], 1.0)
+      progress = jnp.clip(after / rates["decay_steps"], 0.0, 1.0)
+      return rates["learning_rate"] * jnp.where(after < 0, rising, falling(progress))
+
+    return schedule
+
+  def create(self, num_steps: int, rates: Rates | None = None) -> optax.GradientTransformation:
+    """Return the update rule without the clip, which the step applies since it has the norm.
+
+    Args:
+      num_steps: length of the run.
+      rates: `rates(num_steps)` as traced arguments of a compiled step; None: as constants.
+    """
+    rates = self.rates(num_steps) if rates is None else rates
     decay = optax.add_decayed_weights(
-      self.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+      rates["weight_decay"], mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     )
     return optax.chain(
       optax.scale_by_adam(self.b1, self.b2, self.eps),
       decay,  # with a weight of 0 too: its state must not depend on it, or no run could change it
-      optax.scale_by_learning_rate(self.rate(num_steps)),
+      optax.scale_by_learning_rate(self.rate(num_steps, rates)),
     )
 
 
@@ -171,8 +207,26 @@ class EMA:
     """The averages beside the first: "decay:0.999", "profile:0.05"."""
     return [f"decay:{d}" for d in self.more_decays] + [f"profile:{w}" for w in self.profiles]
 
+  def rates(self) -> Rates:
+    """Return the numbers that a compiled step takes as arguments, float32 scalars.
+
+    Of each average: 1 - decay, or the exponent plus one of a power function. Of the first also
+    half_life_steps and half_life_ramp, where they are set.
+    """
+    numbers = {"ema": 1.0 - self.decay}
+    numbers |= {f"decay:{d}": 1.0 - d for d in self.more_decays}
+    numbers |= {f"profile:{w}": exponent_of(w) + 1.0 for w in self.profiles}
+    for name in ("half_life_steps", "half_life_ramp"):
+      if (value := getattr(self, name)) is not None:
+        numbers[name] = value
+    return {name: np.asarray(value, np.float32) for name, value in numbers.items()}
+
   def update(
-    self, averages: Mapping[str, Params], params: Params, step: Int[Array, ""]
+    self,
+    averages: Mapping[str, Params],
+    params: Params,
+    step: Int[Array, ""],
+    rates: Rates | None = None,
   ) -> dict[str, Params]:
     """All averages after the update that `step` earlier updates preceded, in one pass.
 
@@ -180,8 +234,9 @@ class EMA:
       averages: name -> average, the first as "ema"; all have the structure of `params`.
       params: after the update.
       step: number of earlier updates.
+      rates: `rates()` as traced arguments of a compiled step; None: as constants.
     """
-    weights = self.weights(step)
+    weights = self.weights(step, rates)
 
     def mix(new: Array, *olds: Array) -> dict[str, Array]:
       pairs = zip(averages, olds, strict=True)
@@ -191,30 +246,33 @@ class EMA:
     inner = jax.tree.structure(dict.fromkeys(averages, 0))
     return jax.tree.transpose(jax.tree.structure(params), inner, mixed)
 
-  def weights(self, step: Int[Array, ""]) -> dict[str, Float[Array, ""]]:
+  def weights(
+    self, step: Int[Array, ""], rates: Rates | None = None
+  ) -> dict[str, Float[Array, ""]]:
     """Weight of the newest parameters in each average, at the update after `step` earlier ones.
 
     Of a decay d: 1 - d. Of a half-life h: 1 - 2^(-1/h); with a ramp the first is 1. Of a power
     function at time t = step + 1: 1 - (1 - 1/t)^(gamma + 1), equation 127 of the paper; written so
     that float32 keeps its digits for large t.
     """
+    rates = self.rates() if rates is None else rates
     before = jnp.log1p(-1.0 / (step + 1).astype(jnp.float32))
-    found = {"ema": self._of_first(step)}
-    found |= {f"decay:{d}": self._of_decay(d, step) for d in self.more_decays}
+    found = {"ema": self._of_first(step, rates)}
+    found |= {f"decay:{d}": self._of_decay(rates[f"decay:{d}"], step) for d in self.more_decays}
     for width in self.profiles:
-      found[f"profile:{width}"] = -jnp.expm1((exponent_of(width) + 1.0) * before)
+      found[f"profile:{width}"] = -jnp.expm1(rates[f"profile:{width}"] * before)
     return found
 
-  def _of_first(self, step: Int[Array, ""]) -> Float[Array, ""]:
+  def _of_first(self, step: Int[Array, ""], rates: Rates) -> Float[Array, ""]:
     if self.half_life_steps is None:
-      return self._of_decay(self.decay, step)
-    half_life = jnp.float32(self.half_life_steps)
+      return self._of_decay(rates["ema"], step)
+    half_life = jnp.asarray(rates["half_life_steps"])
     if self.half_life_ramp is not None:
-      half_life = jnp.minimum(half_life, jnp.maximum(self.half_life_ramp * step, 1e-8))
+      half_life = jnp.minimum(half_life, jnp.maximum(rates["half_life_ramp"] * step, 1e-8))
     return -jnp.expm1(-jnp.log(2.0) / half_life)
 
-  def _of_decay(self, decay: float, step: Int[Array, ""]) -> Float[Array, ""]:
-    constant = jnp.float32(1.0 - decay)
+  def _of_decay(self, rate: Any, step: Int[Array, ""]) -> Float[Array, ""]:
+    constant = jnp.asarray(rate)
     return jnp.maximum(constant, 9.0 / (10.0 + step)) if self.warmup else constant
 
 

@@ -2,17 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax import platforms, randomness, sharding
 from diffusion_jax.meter import VOTES
-from diffusion_jax.state import EMA, Adam, TrainState, create_state
+from diffusion_jax.state import EMA, Adam, Rates, TrainState, create_state
 from diffusion_jax.types import Aux, Batch, Generative, Key, Params, UserError
 
 Scalars = dict[str, Array]
@@ -45,21 +46,42 @@ class Training:
       raise ValueError(f"seed={self.seed} must lie between 0 and 2^31 - 1")
 
 
+class Hyperparameters(NamedTuple):
+  """Numbers that the compiled step takes as arguments: another value compiles nothing anew.
+
+  Attributes:
+    seed: of every draw, uint32.
+    optimizer: see `Adam.rates`.
+    ema: see `EMA.rates`.
+  """
+
+  seed: Any
+  optimizer: Rates
+  ema: Rates
+
+
+def hyperparameters(optimizer: Adam, ema: EMA, training: Training) -> Hyperparameters:
+  """Return the numbers of a config, as NumPy scalars."""
+  seed = np.asarray(training.seed, np.uint32)
+  return Hyperparameters(seed, optimizer.rates(training.num_steps), ema.rates())
+
+
 def make_init(
   generative: Generative, optimizer: Adam, training: Training, averages: Sequence[str] = ()
-) -> Callable[[], TrainState]:
-  """The state of step 0 as a function of the seed alone; `averages` are those beside the first."""
+) -> Callable[[Any], TrainState]:
+  """Return seed -> state of step 0; `averages` are the names of those beside the first."""
 
-  def init() -> TrainState:
-    params, aux = generative.init(jax.random.fold_in(jax.random.key(training.seed), 2**31))
-    return create_state(params, aux, optimizer.create(training.num_steps), averages)
+  def init(seed: Any) -> TrainState:
+    params, aux = generative.init(jax.random.fold_in(jax.random.key(seed), 2**31))
+    transform = optimizer.create(training.num_steps)
+    return create_state(params, aux, transform, averages)
 
   return init
 
 
 def make_train_step(
   generative: Generative, optimizer: Adam, ema: EMA, training: Training, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
+) -> Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, Scalars]]:
   """One update: gradient of the mean loss, clip, optimizer, EMA; skipped where not finite.
 
   The loss and the gradient's norm say whether it is: a finite norm has finite squares, of which
@@ -68,30 +90,35 @@ def make_train_step(
   writes a part of the state: 90% of DDPM's program on a CPU.
 
   Returns:
-    A pure function (state, batch) -> (state, scalars), to be jitted with `jit_train_step`. The
-    scalars are loss and its metrics, grad_norm before the clip (the mean over the microbatches
-    where each is clipped), learning_rate, num_skipped and num_skipped_in_a_row.
+    A pure function (state, batch, hyperparameters) -> (state, scalars), to be jitted with
+    `jit_train_step`. The scalars are loss and its metrics, grad_norm before the clip (the mean over
+    the microbatches where each is clipped), learning_rate, num_skipped and num_skipped_in_a_row.
   """
-  transform, rate = optimizer.create(training.num_steps), optimizer.rate(training.num_steps)
   clip_parts = optimizer.clip_scope == "microbatch"
 
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
-    key = jax.random.fold_in(jax.random.key(training.seed), state.step)
+  def train_step(
+    state: TrainState, batch: Batch, numbers: Hyperparameters
+  ) -> tuple[TrainState, Scalars]:
+    key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
+    rates = training.num_steps, numbers.optimizer
+    transform, rate = optimizer.create(*rates), optimizer.rate(*rates)
+    clip_norm = numbers.optimizer.get("clip_norm")
     gathered = sharding.compute_shardings(mesh, state.params)
     params = jax.lax.with_sharding_constraint(state.params, gathered)
     grads, scalars, aux = _gradient(
       generative, params, state.aux, key, batch, training.accumulation_steps,
-      optimizer.clip_norm if clip_parts else None,
+      clip_norm if clip_parts else None,
     )  # fmt: skip
     kept = sharding.state_shardings(mesh, grads)
     grads = jax.lax.with_sharding_constraint(grads, kept)  # summed where they are used
     norm = optax.tree.norm(grads)
     if not clip_parts:
-      grads, scalars["grad_norm"] = clip_by_norm(grads, norm, optimizer.clip_norm), norm
+      grads, scalars["grad_norm"] = clip_by_norm(grads, norm, clip_norm), norm
     updates = state.step - state.num_skipped
     new_params, opt_state = _apply(transform, grads, state)
     finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(scalars["grad_norm"])
-    averages = ema.update({"ema": state.ema, **state.averages}, new_params, updates)
+    olds = {"ema": state.ema, **state.averages}
+    averages = ema.update(olds, new_params, updates, numbers.ema)
     candidate = state._replace(
       params=new_params,
       opt_state=opt_state,
@@ -113,28 +140,31 @@ def jit_train_step(train_step: Callable, state: Any, mesh: Mesh, voting: bool = 
   """Jits a train step over the mesh, donating the state it consumes.
 
   Args:
-    train_step: (state, batch) -> (state, scalars).
+    train_step: (state, batch, hyperparameters) -> (state, scalars).
     state: a TrainState of arrays or ShapeDtypeStructs.
     mesh: the devices.
-    voting: the jitted function takes a third argument, votes [batch shards], whose sum it gives
+    voting: the jitted function takes a fourth argument, votes [batch shards], whose sum it gives
       back among the scalars: what one process wants, all learn at the same step.
   """
   layout, rows = sharding.state_shardings(mesh, state), sharding.batch_sharding(mesh)
+  whole = sharding.replicated(mesh)
 
-  def vote(state: TrainState, batch: Batch, votes: Int[Array, "S"]):
-    state, scalars = train_step(state, batch)
+  def vote(state: TrainState, batch: Batch, numbers: Hyperparameters, votes: Int[Array, "S"]):
+    state, scalars = train_step(state, batch, numbers)
     return state, scalars | {VOTES: votes.sum()}
 
   return jax.jit(
     vote if voting else train_step,
-    in_shardings=(layout, rows, rows) if voting else (layout, rows),
-    out_shardings=(layout, sharding.replicated(mesh)),
+    in_shardings=(layout, rows, whole, rows) if voting else (layout, rows, whole),
+    out_shardings=(layout, whole),
     donate_argnums=0,
     compiler_options=platforms.compiler_options(mesh.devices.flat[0].platform),
   )
 
 
-def clip_by_norm(grads: Params, norm: Float[Array, ""], limit: float | None) -> Params:
+def clip_by_norm(
+  grads: Params, norm: Float[Array, ""], limit: float | Float[Array, ""] | None
+) -> Params:
   """Scales gradients down to a global norm of `limit`; None leaves them."""
   if limit is None:
     return grads
@@ -158,7 +188,7 @@ def _advance(finite: Bool[Array, ""], new: TrainState, old: TrainState) -> Train
   )
 
 
-def _gradient(generative, params, aux, key, batch: Batch, parts: int, clip_norm: float | None):
+def _gradient(generative, params, aux, key, batch: Batch, parts: int, clip_norm: Any):
   """Gradient and scalars of the mean loss, over `parts` microbatches one after the other."""
 
   def objective(params, aux, part):
@@ -223,21 +253,20 @@ def measured_likelihoods(generative: Generative, names: Sequence[str]) -> list[s
 
 
 def make_eval_step(
-  generative: Generative, seed: int, likelihoods: Sequence[str]
-) -> Callable[[Params, Aux, Batch], Scalars]:
+  generative: Generative, likelihoods: Sequence[str]
+) -> Callable[[Params, Aux, Batch, Any], Scalars]:
   """Held-out figures of each example of a batch, from one fixed noise an example.
 
   Args:
     generative: the model.
-    seed: of the noise.
     likelihoods: names in `generative.likelihoods` to measure too.
 
   Returns:
-    (params, aux, batch) -> name -> values [B]: "loss", the loss's metrics, and "name/term" of each
-    of those likelihoods in bits/dim.
+    (params, aux, batch, seed of the noise) -> name -> values [B]: "loss", the loss's metrics, and
+    "name/term" of each of those likelihoods in bits/dim.
   """
 
-  def eval_step(params: Params, aux: Aux, batch: Batch) -> Scalars:
+  def eval_step(params: Params, aux: Aux, batch: Batch, seed: Any) -> Scalars:
     key: Key = jax.random.fold_in(jax.random.key(seed), 2**31 + 1)
     losses, metrics, _ = generative.loss(params, aux, key, batch, False)
     values = {"loss": losses, **metrics}

@@ -1,23 +1,42 @@
 """Tests run on the CPU with 8 virtual devices, whatever the machine has."""
 
-import atexit
 import os
 import shutil
 import sys
-import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
+import costs
 import pytest
+import tiny
 
 # The last flag halves the time spent compiling.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
-if "PYTEST_XDIST_WORKER" not in os.environ:  # one compilation cache for all of a test run
-  CACHE = tempfile.mkdtemp(prefix="diffusion_jax_tests_")
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
-  atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+# Compiled programs are kept between runs: all workers and all processes that tests start share them.
+CACHE = Path(__file__).parent.parent / ".pytest_cache" / f"xla-{version('jax')}"
+CACHE_LIMIT_BYTES = 2 * 2**30
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--costs", type=Path, help="append each test's CPU seconds and compilations to this file"
+  )
+
+
+def pytest_configure(config):
+  if not hasattr(config, "workerinput"):
+    files = [file for file in CACHE.glob("*") if file.is_file()]
+    if sum(file.stat().st_size for file in files) > CACHE_LIMIT_BYTES:
+      shutil.rmtree(CACHE)
+  path = config.getoption("--costs")
+  if path and (config.getoption("numprocesses", 0) in (0, None) or hasattr(config, "workerinput")):
+    config.pluginmanager.register(costs.Recorder(path.absolute()))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -74,7 +93,7 @@ def smoke_run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "smoke"
   config = Path(__file__).parent.parent / "configs" / "smoke.py"
   flags = [
-    "--config.logging.tensorboard=false", "--config.checkpoint.every_steps=30",
+    *tiny.MODEL, "--config.logging.tensorboard=false", "--config.checkpoint.every_steps=30",
     "--config.training.num_steps=60", "--config.optimizer.learning_rate=0.005",
   ]  # fmt: skip
   train.main([f"--config={config}", f"--workdir={workdir}", *flags])

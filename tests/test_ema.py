@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from steps import begin
+from tiny import TINY
 
 from diffusion_jax import checkpoint, evaluate, runs, sample, sharding, step, train, weights
 from diffusion_jax.checkpoint import Checkpointing, Checkpoints
@@ -54,15 +56,12 @@ def toy(tmp_path_factory):
   ema = EMA(0.9, more_decays=(0.99,), profiles=(0.05, 0.1), snapshot_every_steps=EVERY)
   training = step.Training(batch_size=SEEN, num_steps=NUM)
   mesh, optimizer = create_mesh(MeshShape(), jax.devices()[:1]), Adam(learning_rate=0.02)
-  state = jax.jit(step.make_init(quadratic(), optimizer, training, ema.names()))()
-  state = jax.device_put(state, sharding.state_shardings(mesh, state))
-  function = step.make_train_step(quadratic(), optimizer, ema, training, mesh)
-  train_step = step.jit_train_step(function, state, mesh)
+  state, train_step = begin(quadratic(), optimizer, training, ema=ema, mesh=mesh)
   meta = {"config": {"ema": {"decay": 0.9}, "training": {"batch_size": SEEN}}}
   snapshots = Snapshots(workdir / "ema_snapshots", ema, NUM, state, meta)
   saver, walked = Checkpoints(workdir / "checkpoints", Checkpointing(keep_last=1)), []
   for number in range(1, NUM + 1):
-    state, _ = train_step(state, sharding.put_batch(points(number), mesh))
+    state, _ = train_step(state, points(number))
     if number != 100:
       walked.append(np.asarray(state.params["w"], np.float64))
     snapshots.save(number, state)
@@ -162,7 +161,7 @@ def test_too_few_snapshots_are_refused(toy, tmp_path):
 def make_state(ema, number):
   """The state of step `number` of a toy run."""
   init = step.make_init(quadratic(), Adam(), step.Training(), ema.names())
-  return jax.jit(init)()._replace(step=jnp.int32(number))
+  return jax.jit(init)(np.uint32(0))._replace(step=jnp.int32(number))
 
 
 def test_a_run_without_further_averages_has_nothing_to_show_for_it(toy, tmp_path):
@@ -242,9 +241,9 @@ def test_what_names_no_average_is_refused(text):
 # ---- The programs -------------------------------------------------------------------------------
 
 SMOKE = [
-  "--config=configs/smoke.py", "--config.model.multipliers=1", "--config.logging.tensorboard=false",
+  *TINY, "--config.logging.tensorboard=false",
   "--config.data.num_images=100", "--config.process.num_timesteps=20",
-  "--config.model.attention_resolutions=", "--config.eval.training_likelihoods=",
+  "--config.eval.training_likelihoods=",
   "--config.sampler.steps=1", "--config.guidance.weight=1",  # all of it compiles sooner
 ]  # fmt: skip
 AVERAGES = [

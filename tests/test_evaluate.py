@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from diffusion_jax import checkpoint, evaluate, features, runs, stats, train
@@ -20,7 +21,7 @@ QUICK = [
   "--config.eval.spectrum_images=16", "--config.spectrum.num_points=4",
 ]  # fmt: skip
 MODEL = [
-  "--config.model.multipliers=1", "--config.process.num_timesteps=20",
+  *tiny.MODEL, "--config.process.num_timesteps=20",
   "--config.data.num_images=100", "--config.logging.tensorboard=false",
 ]  # fmt: skip
 

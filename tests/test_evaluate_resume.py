@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import TINY
 
 from diffusion_jax import train
 from diffusion_jax.data import Synthetic
@@ -39,11 +40,10 @@ def trained(tmp_path_factory, root_of_module):
     workdir = tmp_path_factory.mktemp("runs") / "smoke"
     train.main(
       [
-        "--config=configs/smoke.py",
+        *TINY,
         f"--workdir={workdir}",
         "--config.training.num_steps=150",
         "--config.optimizer.learning_rate=0.003",
-        "--config.model.multipliers=1",
         "--config.process.num_timesteps=50",
         "--config.data.num_images=200",
         "--config.checkpoint.every_steps=150",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import runs, sharding
-from diffusion_jax.step import jit_train_step, make_init, make_train_step
+from diffusion_jax.step import hyperparameters, jit_train_step, make_init, make_train_step
 from diffusion_jax.types import Batch, ImageSpec
 
 
@@ -15,7 +15,7 @@ def parts(request):
   experiment = runs.load_experiment(f"{request.config.rootpath}/configs/ddpm_cifar.py", [])
   generative = experiment.create(ImageSpec(32, 32, 3, 256, 10))
   init = make_init(generative, experiment.optimizer, experiment.training)
-  return experiment, generative, jax.eval_shape(init)
+  return experiment, generative, jax.eval_shape(init, np.uint32(0))
 
 
 def abstract_batch(num):
@@ -32,7 +32,9 @@ def test_in_the_compiled_step_eight_devices_hold_at_most_a_seventh_each(parts):
   step = make_train_step(
     generative, experiment.optimizer, experiment.ema, experiment.training, mesh
   )
-  compiled = jit_train_step(step, state, mesh).lower(state, abstract_batch(8)).compile()
+  numbers = hyperparameters(experiment.optimizer, experiment.ema, experiment.training)
+  jitted = jit_train_step(step, state, mesh)
+  compiled = jitted.lower(state, abstract_batch(8), numbers).compile()
   whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
   assert whole > 4 * 4 * 35_746_307
   memory = compiled.memory_analysis()
@@ -40,7 +42,7 @@ def test_in_the_compiled_step_eight_devices_hold_at_most_a_seventh_each(parts):
   assert memory.output_size_in_bytes <= whole / 7
   assert memory.alias_size_in_bytes > 0.99 * memory.output_size_in_bytes  # donated
   table = sum(row.bytes_per_device for row in sharding.layout_rows(mesh, state))
-  batch = 8 * 32 * 32 * 3 / 8 + 3 * 4
+  batch = 8 * 32 * 32 * 3 / 8 + 3 * 4 + 4 * len(jax.tree.leaves(numbers))
   np.testing.assert_allclose(memory.argument_size_in_bytes, table + batch, rtol=1e-3)
 
 

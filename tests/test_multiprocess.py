@@ -14,6 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from tiny import TINY
 
 from diffusion_jax import checkpoint, runs, sharding
 from diffusion_jax.job import prepare, state_shapes
@@ -21,11 +22,11 @@ from diffusion_jax.job import prepare, state_shapes
 pytestmark = pytest.mark.process
 NUM_STEPS = 40
 TRAIN = [
-  "train", "--config=configs/smoke.py", f"--config.training.num_steps={NUM_STEPS}",
+  "train", *TINY, f"--config.training.num_steps={NUM_STEPS}",
   "--config.checkpoint.every_steps=10", "--config.checkpoint.keep_last=100",
   "--config.logging.every_steps=1", "--config.logging.num_samples=8",
   "--config.logging.tensorboard=false", "--config.data.flip=true", "--config.model.dropout=0.1",
-  "--config.model.multipliers=1", "--config.distributed.heartbeat_sec=10",
+  "--config.distributed.heartbeat_sec=10",
 ]  # fmt: skip
 EVALUATE = ["evaluate", "--config.eval.num_samples=64", "--config.eval.batch_size=32",
             "--inception=none"]  # fmt: skip
@@ -285,16 +286,18 @@ def test_a_run_that_moves_between_meshes_ends_where_one_that_stayed_does(single,
 
   A batch in another order, or another noise, moves single losses by tens of percent.
   """
-  part = [*TRAIN[:2], "--config.training.num_steps=10", *TRAIN[3:], f"--workdir={tmp_path}"]
-  said = alone(*part, "--config.mesh.fsdp=8", devices=8)
+
+  def until(step):
+    length = "--config.training.num_steps="
+    return [*[f for f in TRAIN if length not in f], f"{length}{step}", f"--workdir={tmp_path}"]
+
+  said = alone(*until(10), "--config.mesh.fsdp=8", devices=8)
   assert "mesh       data 1, fsdp 8, tensor 1" in said
-  part[2] = "--config.training.num_steps=20"
-  done = together(*part, "--config.mesh.fsdp=4")
+  done = together(*until(20), "--config.mesh.fsdp=4")
   assert done.returncode == 0, done.stdout + done.stderr
   assert "fsdp 4" in done.stdout
   assert "resuming at step 10" in done.stdout
-  part[2] = "--config.training.num_steps=30"
-  assert "resuming at step 20" in alone(*part, "--config.mesh.fsdp=2", devices=2)
+  assert "resuming at step 20" in alone(*until(30), "--config.mesh.fsdp=2", devices=2)
   assert "resuming at step 30" in alone(*TRAIN, f"--workdir={tmp_path}", devices=1)
   assert_equal_to_rounding(tmp_path, single, 1e-4)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from diffusion_jax import plan, planning, runs
@@ -38,7 +39,9 @@ def state_bytes():
   """Of the model of SMOKE: its parameters, and all that a step keeps."""
   experiment = runs.load_experiment(SMOKE[0].partition("=")[2], [plan.parser().parse(SMOKE)[1][0]])
   generative = experiment.create(ImageSpec(8, 8, 1, 256, 10))
-  state = jax.eval_shape(make_init(generative, experiment.optimizer, experiment.training))
+  state = jax.eval_shape(
+    make_init(generative, experiment.optimizer, experiment.training), np.uint32(0)
+  )
   return count_parameters(state.params), sum(
     leaf.size * leaf.dtype.itemsize for leaf in named_leaves(state).values()
   )

@@ -10,20 +10,19 @@ import time
 import jax
 import numpy as np
 import pytest
+from tiny import TINY
 
 from diffusion_jax import checkpoint, runs, sharding
-from diffusion_jax.job import prepare
-from diffusion_jax.step import make_init
+from diffusion_jax.job import prepare, state_shapes
 
 pytestmark = pytest.mark.process
 NUM_STEPS = 120
 FLAGS = [
-  "--config=configs/smoke.py", f"--config.training.num_steps={NUM_STEPS}",
+  *TINY, f"--config.training.num_steps={NUM_STEPS}",
   "--config.checkpoint.every_steps=20", "--config.checkpoint.keep_last=100",
   "--config.logging.every_steps=1", "--config.logging.num_samples=4",
   "--config.logging.tensorboard=false", "--config.data.flip=true", "--config.model.dropout=0.1",
   "--config.optimizer.schedule=cosine", "--config.training.accumulation_steps=2",
-  "--config.model.multipliers=1",  # one level compiles in half the time
 ]  # fmt: skip
 
 
@@ -58,9 +57,7 @@ def wait_for_step(process, step):
 def final_state(workdir):
   """Every leaf of the last checkpoint, and what lies beside it."""
   job = prepare(runs.stored_experiment(workdir, []), workdir)
-  shapes = jax.eval_shape(
-    make_init(job.generative, job.experiment.optimizer, job.experiment.training)
-  )
+  shapes = state_shapes(job)
   target = sharding.as_target(shapes, sharding.state_shardings(job.mesh, shapes))
   restored = checkpoint.restore(workdir / "checkpoints", target)
   assert restored.step == NUM_STEPS

@@ -224,7 +224,7 @@ def test_a_folder_with_something_in_it_is_not_written_into(call, run, tmp_path):
 
 def test_another_model_than_the_checkpoints_is_refused(call, run, tmp_path):
   code, _, err = call(
-    sample.main, f"--workdir={run}", f"--out={tmp_path}/x.npz", "--config.model.channels=16"
+    sample.main, f"--workdir={run}", f"--out={tmp_path}/x.npz", "--config.model.hidden=16"
   )
   assert code == 2
   assert "a checkpoint of another model" in err

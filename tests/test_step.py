@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from steps import begin
 
 from diffusion_jax import sharding, step
 from diffusion_jax.checksum import named_leaves
@@ -50,11 +51,7 @@ def build(generative, optimizer, training=None, devices=1, ema=None):
   """A state and a jitted step on the first devices."""
   training = training or Training(batch_size=8)
   mesh = create_mesh(MeshShape(), jax.devices()[:devices])
-  state = jax.jit(step.make_init(generative, optimizer, training))()
-  state = jax.device_put(state, sharding.state_shardings(mesh, state))
-  function = step.make_train_step(generative, optimizer, ema or EMA(0.5), training, mesh)
-  jitted = step.jit_train_step(function, state, mesh)
-  return state, lambda s, b: jitted(s, sharding.put_batch(b, mesh))
+  return begin(generative, optimizer, training, ema=ema, mesh=mesh)
 
 
 def test_one_update_by_hand():
@@ -167,16 +164,12 @@ def two_steps(mesh, accumulation_steps=1, **changes):
   """Loss of two steps and the parameters after them."""
   training = Training(batch_size=16, accumulation_steps=accumulation_steps)
   optimizer, generative = Adam(learning_rate=1e-2), unet(**changes)
-  shapes = jax.eval_shape(step.make_init(generative, optimizer, training))
-  layout = sharding.state_shardings(mesh, shapes)
-  state = jax.jit(step.make_init(generative, optimizer, training), out_shardings=layout)()
-  function = step.make_train_step(generative, optimizer, EMA(0.9), training, mesh)
-  train_step = step.jit_train_step(function, state, mesh)
+  state, train_step = begin(generative, optimizer, training, ema=EMA(0.9), mesh=mesh)
   split = {n for n, leaf in named_leaves(state.params).items() if not leaf.is_fully_replicated}
   assert bool(split) == (mesh.shape["fsdp"] * mesh.shape["tensor"] > 1)
   losses = []
   for _ in range(2):
-    state, scalars = train_step(state, sharding.put_batch(images(), mesh))
+    state, scalars = train_step(state, images())
     losses.append(float(scalars["loss"]))
   return losses, {n: np.asarray(v) for n, v in named_leaves(state.params).items()}
 
@@ -283,8 +276,8 @@ def with_likelihoods(called) -> Generative:
 @pytest.mark.parametrize("names", [(), ("elbo",), ("vlb", "elbo")])
 def test_the_eval_step_measures_the_likelihoods_that_it_is_told(names):
   called = []
-  eval_step = step.make_eval_step(with_likelihoods(called), 0, names)
-  values = eval_step({"w": jnp.float32(1.0)}, {}, batch([1, 3]))
+  eval_step = step.make_eval_step(with_likelihoods(called), names)
+  values = eval_step({"w": jnp.float32(1.0)}, {}, batch([1, 3]), 0)
   assert called == list(names)
   expected = {f"{n}/{part}" for n in names for part in ("bits_per_dim", "part")}
   assert set(values) == {"loss", "error"} | expected  # a curve is no scalar of an example

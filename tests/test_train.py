@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import TINY as SMOKE
 
 from diffusion_jax import checkpoint, runs, sample, train
 from diffusion_jax.data.pipeline import TrainStream
@@ -19,9 +20,6 @@ from diffusion_jax.sharding import MeshShape, create_mesh
 from diffusion_jax.types import UserError
 
 pytestmark = pytest.mark.costly
-
-SMOKE = ["--config=configs/smoke.py", "--config.model.multipliers=1"]
-"""One level of the network compiles in half the time; the sampling tests run it with both."""
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +88,7 @@ def test_the_block_at_the_start_says_what_will_run(finished, call, tmp_path):
 
 def test_a_dry_run_says_how_the_state_would_lie_and_leaves_nothing(call, tmp_path):
   workdir = tmp_path / "run"
-  flags = (*SMOKE, "--config.mesh.fsdp=4", "--config.model.channels=32", "--dry_run")
+  flags = (*SMOKE, "--config.mesh.fsdp=4", "--config.model.hidden=64", "--dry_run")
   code, out, err = call(train.main, *flags, f"--workdir={workdir}")
   assert (code, err) == (0, "")
   assert "mesh       data 2, fsdp 4, tensor 1" in out
@@ -290,7 +288,7 @@ def test_empty_folders_and_unreadable_pictures(call, tmp_path):
 
 
 CHANGES = {
-  "another model": ["--config.model.channels=16"],
+  "another model": ["--config.model.hidden=16"],
   "another prediction": ["--config.generative.prediction=v"],
   "another seed": ["--config.training.seed=5"],
   "other data": ["--config.data.name=digits"],

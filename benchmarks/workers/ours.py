@@ -12,7 +12,7 @@ from flops import product_flops
 from diffusion_jax import config, platforms, runs, sharding
 from diffusion_jax.planning import compiled
 from diffusion_jax.planning.chips import find_chip
-from diffusion_jax.step import jit_train_step, make_init, make_train_step
+from diffusion_jax.step import hyperparameters, jit_train_step, make_init, make_train_step
 from diffusion_jax.types import Batch, ImageSpec
 
 
@@ -30,20 +30,21 @@ def main(_: list[str]) -> None:
 def train(program: compiled.Program, options: dict[str, Any]) -> None:
   parts, size = program.experiment, options["batch_size"]
   init = make_init(program.generative, parts.optimizer, parts.training, parts.ema.names())
-  state = jax.jit(init)()
+  state = jax.jit(init)(np.uint32(0))
   batch = sharding.put_batch(images(size, program.spec), program.mesh)
   step = make_train_step(
     program.generative, parts.optimizer, parts.ema, parts.training, program.mesh
   )
   jitted = jit_train_step(step, state, program.mesh)
-  run, seconds = compile_timed(jitted, state, batch)
+  numbers = hyperparameters(parts.optimizer, parts.ema, parts.training)
+  run, seconds = compile_timed(jitted, state, batch, numbers)
   temporaries = compiled.memory_of(run).temporaries
   platforms.keep_freed_memory(jax.default_backend(), temporaries)  # as the trainer does
 
   def repeat(times: int) -> None:
     nonlocal state
     for _ in range(times):
-      state, scalars = run(state, batch)
+      state, scalars = run(state, batch, numbers)
     jax.block_until_ready((state, scalars))
 
   repeat(2)

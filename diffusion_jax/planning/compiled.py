@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax import sharding
@@ -16,7 +17,7 @@ from diffusion_jax.planning import hlo
 from diffusion_jax.planning.collectives import Traffic, traffic
 from diffusion_jax.planning.work import Work, work
 from diffusion_jax.state import TrainState
-from diffusion_jax.step import jit_train_step, make_init, make_train_step
+from diffusion_jax.step import hyperparameters, jit_train_step, make_init, make_train_step
 from diffusion_jax.types import Batch, Generative, ImageSpec
 
 SIZE = re.compile(r"\(([\d.]+)([KMGT]?)\)")
@@ -107,7 +108,7 @@ def build(experiment: Experiment, spec: ImageSpec, devices: Sequence[Any]) -> Pr
   mesh = sharding.create_mesh(experiment.mesh, devices)
   generative = experiment.create(spec)
   init = make_init(generative, experiment.optimizer, experiment.training, experiment.ema.names())
-  state = jax.eval_shape(init)
+  state = jax.eval_shape(init, np.uint32(0))
   return Program(experiment, generative, spec, mesh, state)
 
 
@@ -132,7 +133,8 @@ def _lower(program: Program, per_device: int) -> jax.stages.Lowered:
   )
   shapes: Any = [jax.ShapeDtypeStruct((size, *x), kind) for x, kind in _fields(program)]
   jitted = jit_train_step(step, program.state, program.mesh)
-  return jitted.lower(program.state, Batch(*shapes))
+  numbers = hyperparameters(parts.optimizer, parts.ema, parts.training)
+  return jitted.lower(program.state, Batch(*shapes), numbers)
 
 
 def _fields(program: Program) -> list[tuple[tuple[int, ...], Any]]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from steps import begin
 
 from diffusion_jax import randomness
 from diffusion_jax.data.latents import Autoencoder
@@ -23,8 +24,8 @@ from diffusion_jax.models import ConvVAE, DiscretizedLogistic, Gaussian, Network
 from diffusion_jax.processes import PROCESSES, LinearVP
 from diffusion_jax.samplers import DDIM, Guidance, Heun
 from diffusion_jax.sharding import MeshShape, create_mesh
-from diffusion_jax.state import EMA, Adam, create_state
-from diffusion_jax.step import Training, jit_train_step, make_train_step
+from diffusion_jax.state import EMA, Adam
+from diffusion_jax.step import Training
 from diffusion_jax.types import Batch, ImageSpec
 
 STD = 0.5
@@ -210,10 +211,8 @@ def test_the_frozen_weights_have_no_gradient_and_no_decay():
   generative = LatentDiffusion(prediction="v").create(made, ImageSpec(8, 8, 1, 17, 0))
   optimizer, ema = Adam(learning_rate=0.1, weight_decay=0.5), EMA(decay=0.5)
   mesh = create_mesh(MeshShape())
-  state = create_state(*generative.init(jax.random.key(0)), optimizer.create(10))
+  state, step = begin(generative, optimizer, Training(10, 8), ema=ema, mesh=mesh)
   before = np.asarray(jax.tree.leaves(state.params["diffusion"])[0])
-  step = make_train_step(generative, optimizer, ema, Training(10, 8), mesh)
-  step = jit_train_step(step, state, mesh)
   encoded = np.random.default_rng(0).normal(size=(8, 4, 4, 4)).astype(np.float32)
   assert generative.trains_on == (encoded.shape[1:], encoded.dtype)
   for _ in range(3):

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import checkpoint, edit, evaluate, runs, sample, sharding, step, train
+from diffusion_jax import checkpoint, edit, evaluate, runs, sample, sharding, train
 from diffusion_jax.auditing import oracles
 from diffusion_jax.experiment import load
-from diffusion_jax.job import prepare
+from diffusion_jax.job import prepare, state_shapes
 from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum
 from diffusion_jax.models import LearnedLinear, LearnedMonotone
 from diffusion_jax.processes import Learned, LinearLogSNR
@@ -170,8 +170,7 @@ def trained(call, tmp_path, monkeypatch, root):
 def schedule_of(workdir):
   """The trained schedule and its average, of the last step."""
   job = prepare(runs.stored_experiment(workdir, []), workdir)
-  make = step.make_init(job.generative, job.experiment.optimizer, job.experiment.training)
-  shapes = jax.eval_shape(make)
+  shapes = state_shapes(job)
   target = sharding.as_target(shapes, sharding.state_shardings(job.mesh, shapes))
   state = jax.device_get(checkpoint.restore(workdir / "checkpoints", target).state)
   return {**state.params["process"], **{f"ema {n}": v for n, v in state.ema["process"].items()}}

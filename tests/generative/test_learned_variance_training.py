@@ -5,11 +5,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from steps import begin
+from tiny import TINY
 
-from diffusion_jax import checkpoint, runs, sharding, step, train
+from diffusion_jax import checkpoint, runs, sharding, train
 from diffusion_jax.checksum import named_leaves
 from diffusion_jax.generative import Diffusion
-from diffusion_jax.job import prepare
+from diffusion_jax.job import prepare, state_shapes
 from diffusion_jax.likelihood import (
   ContinuousBound,
   ProbabilityFlow,
@@ -21,7 +23,7 @@ from diffusion_jax.models import UNet
 from diffusion_jax.processes import ContinuousLinearVP, CosineVP, LinearVP
 from diffusion_jax.samplers import DDIM, Ancestral, Guidance
 from diffusion_jax.sharding import MeshShape, create_mesh
-from diffusion_jax.state import EMA, Adam
+from diffusion_jax.state import Adam
 from diffusion_jax.step import Training
 from diffusion_jax.types import Batch, ImageSpec
 
@@ -61,13 +63,10 @@ def six_steps(devices, accumulation_steps=1):
   mesh = create_mesh(MeshShape(), jax.devices()[:devices])
   training = Training(batch_size=16, accumulation_steps=accumulation_steps)
   optimizer, generative = Adam(learning_rate=1e-3), diffusion()
-  make = step.make_init(generative, optimizer, training)
-  layout = sharding.state_shardings(mesh, jax.eval_shape(make))
-  state = jax.jit(make, out_shardings=layout)()
-  function = step.make_train_step(generative, optimizer, EMA(0.9), training, mesh)
-  train_step, losses = step.jit_train_step(function, state, mesh), []
+  state, train_step = begin(generative, optimizer, training, mesh=mesh)
+  losses = []
   for number in range(6):
-    state, scalars = train_step(state, sharding.put_batch(images(number), mesh))
+    state, scalars = train_step(state, images(number))
     losses.append(float(scalars["loss"]))
   return losses, jax.tree.map(np.asarray, state.aux)
 
@@ -131,7 +130,7 @@ def test_a_hybrid_loss_trains_both_halves_and_logs_its_parts():
 # ---- The programs -------------------------------------------------------------------------------
 
 FLAGS = [
-  "--config=configs/smoke.py", "--config.model.multipliers=1", "--config.logging.tensorboard=false",
+  *TINY, "--config.logging.tensorboard=false",
   "--config.model.learned_variance=true", "--config.loss.name=vlb",
   "--config.process.num_timesteps=3", "--config.sampler.name=ancestral", "--config.sampler.steps=3",
   "--config.training.num_steps=8", "--config.checkpoint.every_steps=4",
@@ -140,9 +139,7 @@ FLAGS = [
 
 def final_state(workdir):
   job = prepare(runs.stored_experiment(workdir, []), workdir)
-  experiment = job.experiment
-  make = step.make_init(job.generative, experiment.optimizer, experiment.training)
-  shapes = jax.eval_shape(make)
+  shapes = state_shapes(job)
   target = sharding.as_target(shapes, sharding.state_shardings(job.mesh, shapes))
   restored = checkpoint.restore(workdir / "checkpoints", target)
   assert restored.step == 8

@@ -9,8 +9,8 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from steps import begin
 
-from diffusion_jax import sharding, step
 from diffusion_jax.auditing import oracles
 from diffusion_jax.experiment import load
 from diffusion_jax.likelihood import ContinuousBound
@@ -19,7 +19,7 @@ from diffusion_jax.losses.vdm import even_quantiles, mirrored
 from diffusion_jax.models import LearnedLinear, LearnedMonotone, Network
 from diffusion_jax.processes import PROCESSES, Learned
 from diffusion_jax.sharding import MeshShape, create_mesh
-from diffusion_jax.state import EMA, Adam
+from diffusion_jax.state import Adam
 from diffusion_jax.step import Training
 from diffusion_jax.types import Batch, ImageSpec, UserError
 
@@ -231,12 +231,10 @@ def trained(process, devices, shape=None, parts=1, steps=2):
   training = Training(batch_size=16, accumulation_steps=parts)
   optimizer = Adam(learning_rate=1e-2)
   mesh = create_mesh(shape or MeshShape(), jax.devices()[:devices])
-  state = jax.jit(step.make_init(generative, optimizer, training))()
-  state = jax.device_put(state, sharding.state_shardings(mesh, state))
-  function = step.make_train_step(generative, optimizer, EMA(0.5), training, mesh)
-  run, losses = step.jit_train_step(function, state, mesh), []
+  state, run = begin(generative, optimizer, training, mesh=mesh)
+  losses = []
   for number in range(steps):
-    state, scalars = run(state, sharding.put_batch(batch(number), mesh))
+    state, scalars = run(state, batch(number))
     losses.append(float(scalars["loss"]))
   return jax.device_get(state), losses
 

@@ -1,0 +1,85 @@
+"""A residual multilayer perceptron over the whole example: for points, small vectors and trials.
+
+It knows nothing of pixels that are neighbours, so that it fits data of any shape and compiles in a
+moment; images of more than a few hundred numbers are for the U-Nets and the transformer.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.models.embeddings import sinusoidal_embedding
+from diffusion_jax.models.network import Network, as_network
+from diffusion_jax.types import ImageSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class MLP:
+  """Config of the network.
+
+  Attributes:
+    hidden: width of every hidden layer, even and at least 4.
+    depth: number of residual blocks.
+    dropout: rate before the last layer of each block.
+    learned_variance: double the output's channels; the second half are variance logits.
+    dtype: compute type of the dense layers; parameters and the time embedding stay float32.
+  """
+
+  hidden: int = 256
+  depth: int = 3
+  dropout: float = 0.0
+  learned_variance: bool = False
+  dtype: Literal["float32", "bfloat16"] = "float32"
+
+  def __post_init__(self):
+    if self.hidden < 4 or self.hidden % 2:
+      raise ValueError(f"hidden={self.hidden} must be even and at least 4")
+    if self.depth < 1:
+      raise ValueError(f"depth={self.depth} must be at least 1")
+    if not 0 <= self.dropout < 1:
+      raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+
+  def create(self, spec: ImageSpec, num_labels: int) -> Network:
+    """Build the pure functions for images of `spec`.
+
+    Args:
+      spec: shape of the images.
+      num_labels: size of the label embedding (the null class included), 0 for unconditional.
+    """
+    out_channels = spec.channels * (2 if self.learned_variance else 1)
+    return as_network(MLPModule(self, out_channels, num_labels), spec, num_labels)
+
+
+class MLPModule(nn.Module):
+  """The network itself; see `MLP` for its fields."""
+
+  config: MLP
+  out_channels: int
+  num_labels: int
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B H W C"],
+    time: Float[Array, "B"],
+    labels: Int[Array, "B"] | None,
+    train: bool,
+  ) -> Float[Array, "B H W D"]:
+    config, dtype = self.config, jnp.dtype(self.config.dtype)
+    dense = lambda name, **more: nn.Dense(config.hidden, dtype=dtype, name=name, **more)  # noqa: E731
+    condition = nn.swish(nn.Dense(config.hidden, name="time")(
+      sinusoidal_embedding(time, config.hidden)))  # fmt: skip
+    if self.num_labels and labels is not None:
+      condition = condition + nn.Embed(self.num_labels, config.hidden, name="label")(labels)
+    h = dense("in")(x.reshape(x.shape[0], -1))
+    for i in range(config.depth):
+      branch = nn.swish(dense(f"block{i}_in")(h) + dense(f"block{i}_condition")(condition))
+      branch = nn.Dropout(config.dropout, deterministic=not train)(branch)
+      h = h + dense(f"block{i}_out")(branch)
+    shape = (*x.shape[1:-1], self.out_channels)
+    out = nn.Dense(math.prod(shape), kernel_init=nn.initializers.zeros, dtype=dtype, name="out")
+    return out(nn.swish(h)).reshape(x.shape[0], *shape).astype(x.dtype)
