@@ -84,16 +84,13 @@ class Adam:
   def rates(self, num_steps: int) -> Rates:
     """Return the numbers that a compiled step takes as arguments, for a run of `num_steps`.
 
-    They are float32 scalars: learning_rate, weight_decay, warmup_steps, decay_steps (the length of
-    the falling part of the schedule) and, unless it is None, clip_norm.
+    They are float32 scalars: learning_rate, weight_decay, warmup_steps, for a falling schedule
+    decay_steps (the length of its falling part) and, unless it is None, clip_norm.
     """
-    decay = max((self.decay_steps or num_steps) - self.warmup_steps, 1)
-    numbers = {
-      "learning_rate": self.learning_rate,
-      "weight_decay": self.weight_decay,
-      "warmup_steps": self.warmup_steps,
-      "decay_steps": decay,
-    }
+    names = ("learning_rate", "weight_decay", "warmup_steps")
+    numbers = {name: getattr(self, name) for name in names}
+    if self.schedule != "constant":
+      numbers["decay_steps"] = max((self.decay_steps or num_steps) - self.warmup_steps, 1)
     if self.clip_norm is not None:
       numbers["clip_norm"] = self.clip_norm
     return {name: np.asarray(value, np.float32) for name, value in numbers.items()}
@@ -106,17 +103,17 @@ class Adam:
       rates: `rates(num_steps)` as traced arguments of a compiled step; None: as constants.
     """
     rates = self.rates(num_steps) if rates is None else rates
-    falling = {
-      "constant": lambda progress: 1.0,
+    shape = {
       "linear": lambda progress: 1.0 - progress,
       "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
-    }[self.schedule]
+    }
 
     def schedule(updates: Any) -> Any:
-      after = updates - rates["warmup_steps"]
+      after, factor = updates - rates["warmup_steps"], 1.0
+      if self.schedule != "constant":
+        factor = shape[self.schedule](jnp.clip(after / rates["decay_steps"], 0.0, 1.0))
       rising = updates / jnp.maximum(rates["warmup_steps"], 1.0)
-      progress = jnp.clip(after / rates["decay_steps"], 0.0, 1.0)
-      return rates["learning_rate"] * jnp.where(after < 0, rising, falling(progress))
+      return rates["learning_rate"] * jnp.where(after < 0, rising, factor)
 
     return schedule
 

@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tiny import TINY as SMOKE
 
 from diffusion_jax import plan, planning, runs
 from diffusion_jax.checksum import named_leaves
@@ -16,12 +17,11 @@ from diffusion_jax.planning import DoesNotFit, Measured
 from diffusion_jax.planning.compiled import Memory
 from diffusion_jax.planning.work import Work
 from diffusion_jax.state import count_parameters
-from diffusion_jax.step import make_init
+from diffusion_jax.step import hyperparameters, make_init
 from diffusion_jax.types import ImageSpec
 
 pytestmark = pytest.mark.costly
 
-SMOKE = ["--config=configs/smoke.py", "--config.model.multipliers=1"]
 
 TINY = [
   "--config=configs/smoke.py", "--config.model.multipliers=1", "--config.model.channels=32",
@@ -36,14 +36,18 @@ def at_the_root(monkeypatch, root):
 
 
 def state_bytes():
-  """Of the model of SMOKE: its parameters, and all that a step keeps."""
-  experiment = runs.load_experiment(SMOKE[0].partition("=")[2], [plan.parser().parse(SMOKE)[1][0]])
+  """Of the model of SMOKE: its parameters, all that a step keeps, and its hyperparameters."""
+  args, overrides = plan.parser().parse(SMOKE)
+  experiment = runs.load_experiment(args.config, overrides)
   generative = experiment.create(ImageSpec(8, 8, 1, 256, 10))
   state = jax.eval_shape(
     make_init(generative, experiment.optimizer, experiment.training), np.uint32(0)
   )
-  return count_parameters(state.params), sum(
-    leaf.size * leaf.dtype.itemsize for leaf in named_leaves(state).values()
+  numbers = hyperparameters(experiment.optimizer, experiment.ema, experiment.training)
+  return (
+    count_parameters(state.params),
+    sum(leaf.size * leaf.dtype.itemsize for leaf in named_leaves(state).values()),
+    4 * len(jax.tree.leaves(numbers)),
   )
 
 
@@ -58,14 +62,14 @@ def local(tmp_path_factory, request):
 
 
 def test_the_figures_of_the_devices_at_hand(local):
-  num_parameters, num_bytes = state_bytes()
+  num_parameters, num_bytes, num_hyper = state_bytes()
   assert (local["topology"], local["device_kind"], local["num_devices"]) == ("local", "cpu", 8)
   assert (local["batch_size"], local["batch_size_per_device"]) == (16, 2)
   assert local["num_parameters"] == num_parameters
   assert sum(row["num_bytes"] for row in local["state"]) == num_bytes
   memory = local["memory"]
   batch = 2 * (64 + 4 + 4 + 4)  # image, label, mask and index of two examples
-  assert memory["arguments"] == num_bytes + batch
+  assert memory["arguments"] == num_bytes + num_hyper + batch
   assert memory["peak"] == (
     memory["arguments"] + memory["outputs"] - memory["aliased"]
     + memory["temporaries"] + memory["code"]
@@ -82,7 +86,7 @@ def test_each_gradient_is_summed_over_the_devices(local):
 
 
 def test_the_table_says_it_to_a_person(call, tmp_path):
-  flags = [*SMOKE, "--config.mesh.fsdp=8", "--config.model.channels=64"]
+  flags = [*SMOKE, "--config.mesh.fsdp=8", "--config.model.hidden=64"]
   code, out, err = call(plan.main, *flags, f"--json={tmp_path}/plan.json")
   assert (code, err) == (0, "")
   figures = json.loads((tmp_path / "plan.json").read_text())
@@ -99,13 +103,16 @@ def test_the_table_says_it_to_a_person(call, tmp_path):
     assert text in out, text
 
 
-def test_gradient_accumulation_costs_the_same_flops(local, tmp_path):
-  """The same images in two microbatches of one each, that a loop takes one after the other."""
-  flags = [*SMOKE, "--config.training.accumulation_steps=2", f"--json={tmp_path}/plan.json"]
-  plan.main(flags)
-  figures = json.loads((tmp_path / "plan.json").read_text())
-  assert figures["step"]["unknown_loops"] == 0
-  assert figures["step"]["flops"] == pytest.approx(local["step"]["flops"], rel=0.1)
+def test_gradient_accumulation_costs_the_same_flops(tmp_path):
+  """The same images in two microbatches of 128 a device, which a loop takes one after the other."""
+
+  def step(*flags):
+    plan.main([*SMOKE, "--config.training.batch_size=2048", *flags, f"--json={tmp_path}/plan.json"])
+    return json.loads((tmp_path / "plan.json").read_text())["step"]
+
+  whole, parts = step(), step("--config.training.accumulation_steps=2")
+  assert parts["unknown_loops"] == 0
+  assert parts["flops"] == pytest.approx(whole["flops"], rel=0.1)
 
 
 @pytest.mark.parametrize(

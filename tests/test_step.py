@@ -1,6 +1,7 @@
 """The train step: one update that is right, sharded, and skipped where it is not finite."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from diffusion_jax.likelihood import (
   VariationalBound,
 )
 from diffusion_jax.losses import Simple
-from diffusion_jax.models import UNet
+from diffusion_jax.models import MLP, UNet
 from diffusion_jax.processes import LinearVP
 from diffusion_jax.samplers import DDIM, Guidance
 from diffusion_jax.sharding import MeshShape, create_mesh
@@ -136,9 +137,7 @@ def test_clip_scope(scope, expected):
 SPEC = ImageSpec(8, 8, 1, 256, 3)
 PARTS = {
   "process": LinearVP(num_timesteps=50),
-  "model": UNet(  # 16 channels: its largest kernels are large enough for fsdp to split
-    channels=16, multipliers=(1,), num_blocks=1, attention_resolutions=(), dropout=0.3
-  ),
+  "model": MLP(hidden=64, depth=1, dropout=0.3),  # its kernels are large enough for fsdp to split
   "loss": Simple(),
   "sampler": DDIM(steps=2),
   "guidance": Guidance(),
@@ -149,7 +148,10 @@ PARTS = {
 }
 
 
-def unet(**changes) -> Generative:
+UNET = UNet(channels=16, multipliers=(1,), num_blocks=1, attention_resolutions=(), dropout=0.3)
+
+
+def diffusion(**changes) -> Generative:
   return Diffusion(conditional=True).create(PARTS | changes, SPEC)
 
 
@@ -163,7 +165,7 @@ def images(num=16) -> Batch:
 def two_steps(mesh, accumulation_steps=1, **changes):
   """Loss of two steps and the parameters after them."""
   training = Training(batch_size=16, accumulation_steps=accumulation_steps)
-  optimizer, generative = Adam(learning_rate=1e-2), unet(**changes)
+  optimizer, generative = Adam(learning_rate=1e-2), diffusion(**changes)
   state, train_step = begin(generative, optimizer, training, ema=EMA(0.9), mesh=mesh)
   split = {n for n, leaf in named_leaves(state.params).items() if not leaf.is_fully_replicated}
   assert bool(split) == (mesh.shape["fsdp"] * mesh.shape["tensor"] > 1)
@@ -174,39 +176,43 @@ def two_steps(mesh, accumulation_steps=1, **changes):
   return losses, {n: np.asarray(v) for n, v in named_leaves(state.params).items()}
 
 
-@pytest.fixture(scope="module")
-def on_one_device():
-  return two_steps(create_mesh(MeshShape(), jax.devices()[:1]))
+@functools.cache
+def on_one_device(model):
+  return two_steps(create_mesh(MeshShape(), jax.devices()[:1]), model=model)
 
 
 @pytest.mark.parametrize(
-  ("devices", "shape"),
+  ("model", "devices", "shape"),
   [
-    (4, MeshShape()),
-    pytest.param(8, MeshShape(), marks=pytest.mark.slow),
-    pytest.param(8, MeshShape(-1, 4), marks=pytest.mark.slow),
-    pytest.param(8, MeshShape(-1, 1, 4), marks=pytest.mark.slow),
-    (8, MeshShape(2, 2, 2)),
+    (PARTS["model"], 4, MeshShape()),
+    (PARTS["model"], 8, MeshShape()),
+    (PARTS["model"], 8, MeshShape(-1, 4)),
+    pytest.param(UNET, 4, MeshShape(), marks=pytest.mark.slow),
+    pytest.param(UNET, 8, MeshShape(), marks=pytest.mark.slow),
+    pytest.param(UNET, 8, MeshShape(-1, 4), marks=pytest.mark.slow),
+    pytest.param(UNET, 8, MeshShape(-1, 1, 4), marks=pytest.mark.slow),
+    (UNET, 8, MeshShape(2, 2, 2)),  # only its blocks have layers that `tensor` splits
   ],
 )
-def test_the_same_training_on_any_mesh(devices, shape, on_one_device, monkeypatch):
+def test_the_same_training_on_any_mesh(model, devices, shape, monkeypatch):
   """Noise, times, label dropout and dropout belong to the example, not to the device.
 
   Losses differ by the order of float32 sums only. Adam's first steps divide by |gradient|, so a
   rounding error in a gradient near zero can move a weight: its share is bounded instead.
   """
   monkeypatch.setattr(sharding, "MIN_TENSOR_WIDTH", 2)  # the network of this test is narrow
-  losses, params = two_steps(create_mesh(shape, jax.devices()[:devices]))
-  np.testing.assert_allclose(losses, on_one_device[0], rtol=2e-5)
-  moved = [np.abs(params[n] - v) > 1e-4 for n, v in on_one_device[1].items()]
+  losses, params = two_steps(create_mesh(shape, jax.devices()[:devices]), model=model)
+  expected = on_one_device(model)
+  np.testing.assert_allclose(losses, expected[0], rtol=2e-5)
+  moved = [np.abs(params[n] - v) > 1e-4 for n, v in expected[1].items()]
   assert np.mean(np.concatenate([m.ravel() for m in moved])) < 0.01
 
 
-def test_another_seed_for_dropout_would_be_seen(on_one_device):
+def test_another_seed_for_dropout_would_be_seen():
   """The comparison above can fail: without dropout the losses are others."""
   model = dataclasses.replace(PARTS["model"], dropout=0.0)
   losses, _ = two_steps(create_mesh(MeshShape(), jax.devices()[:1]), model=model)
-  assert abs(losses[1] / on_one_device[0][1] - 1) > 1e-4
+  assert abs(losses[1] / on_one_device(PARTS["model"])[0][1] - 1) > 1e-4
 
 
 def test_draws_are_bitwise_the_same_on_any_mesh():
@@ -238,7 +244,7 @@ def test_accumulation_is_the_whole_batch_in_parts():
 
 def test_microbatches_draw_their_own_dropout():
   """Two copies of the same examples in two microbatches, with the same keys, differ by dropout."""
-  generative = unet()
+  generative = diffusion()
   params = jax.tree.map(lambda p: p + 0.05, jax.jit(generative.init)(jax.random.key(0))[0])
   first, key = images(4), jax.random.key(1)
   same = first._replace(index=first.index)
