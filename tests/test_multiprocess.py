@@ -4,12 +4,15 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -164,6 +167,22 @@ def assert_equal_to_rounding(workdir, other, tolerance=2e-5):
   )
 
 
+def in_turn(commands, folder, processes, devices):
+  """Runs programs one after the other in the same processes: what each of them printed."""
+  file = folder / "commands.json"
+  file.write_text(json.dumps([list(map(str, command)) for command in commands]))
+  job, port = [], free_port()
+  for number in range(processes):
+    variables = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_PROCESS_ID": str(number),
+                 "JAX_NUM_PROCESSES": str(processes)} if processes > 1 else {}  # fmt: skip
+    job.append(subprocess.Popen(
+      [sys.executable, "tests/in_turn.py", str(file)], env=environment(devices, **variables),
+      stderr=subprocess.PIPE, text=True))  # fmt: skip
+  errors = [process.communicate()[1] for process in job]
+  assert [process.returncode for process in job] == [0] * processes, errors
+  return [file.with_name(f"{file.name}.{n}").read_text() for n in range(len(commands))]
+
+
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
   """One process with four devices."""
@@ -172,20 +191,45 @@ def single(tmp_path_factory):
   return workdir
 
 
+class LookedAt(NamedTuple):
+  """What two processes did in turn, and what one process with one device did after them.
+
+  Attributes:
+    pair: the run of two processes, sampled into two.npz beside it and evaluated there, twice.
+    copy: the run as it was trained, sampled into one.npz beside it and evaluated by one process.
+    said: what the two printed in training and in both evaluations.
+  """
+
+  pair: Path
+  copy: Path
+  said: tuple[str, str, str]
+
+
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-  """Two processes with two devices each, that nothing disturbs."""
-  workdir = tmp_path_factory.mktemp("pair")
-  done = together(*TRAIN, f"--workdir={workdir}")
-  assert done.returncode == 0, done.stdout + done.stderr
-  (workdir / "said").write_text(done.stdout)
-  return workdir
+def looked_at(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("in_turn")
+  pair, copy = folder / "pair", folder / "copy"
+  where = f"--workdir={pair}"
+  sampling = ["sample", where, "--num=24", f"--out={folder / 'two.npz'}"]
+  commands = [[*TRAIN, where], sampling, [*EVALUATE, where], [*EVALUATE, where]]
+  trained, _, measured, again = in_turn(commands, folder, 2, 2)
+  shutil.copytree(pair, copy, ignore=shutil.ignore_patterns("eval"))
+  where = f"--workdir={copy}"
+  sampling = ["sample", where, "--num=24", f"--out={folder / 'one.npz'}"]
+  in_turn([sampling, [*EVALUATE, where]], folder, 1, 1)
+  return LookedAt(pair, copy, (trained, measured, again))
 
 
-def test_two_processes_train_as_one_does(pair, single):
+@pytest.fixture(scope="module")
+def pair(looked_at):
+  """A run of two processes with two devices each, that nothing disturbs."""
+  return looked_at.pair
+
+
+def test_two_processes_train_as_one_does(pair, single, looked_at):
   """Losses of every step, and the pictures; each line is printed once."""
   assert_equal_to_rounding(pair, single)
-  said = (pair / "said").read_text()
+  said = looked_at.said[0]
   assert "4 x cpu, 2 processes on" in said
   assert said.count(f"step      {NUM_STEPS}/{NUM_STEPS}") == 1
   held_out = [json.loads((w / "held_out.json").read_text()) for w in (pair, single)]
@@ -194,24 +238,18 @@ def test_two_processes_train_as_one_does(pair, single):
     np.testing.assert_allclose(value, held_out[1][name], rtol=1e-4, err_msg=name)
 
 
-def test_two_processes_sample_as_one_does(pair, tmp_path):
+def test_two_processes_sample_as_one_does(looked_at):
   """The same checkpoint; at most one grey level on few pixels, whose sums round otherwise."""
-  done = together("sample", f"--workdir={pair}", "--num=24", f"--out={tmp_path / 'two.npz'}")
-  assert done.returncode == 0, done.stdout + done.stderr
-  alone("sample", f"--workdir={pair}", "--num=24", f"--out={tmp_path / 'one.npz'}", devices=1)
-  two, one = (np.load(tmp_path / name)["images"].astype(int) for name in ("two.npz", "one.npz"))
+  folder = looked_at.pair.parent
+  two, one = (np.load(folder / name)["images"].astype(int) for name in ("two.npz", "one.npz"))
   assert two.shape == (24, 8, 8, 1)
   assert np.abs(two - one).max() <= 1
   assert (two != one).mean() < 1e-2
 
 
-def test_two_processes_evaluate_as_one_does(pair, tmp_path):
-  copy = tmp_path / "copy"
-  subprocess.run(["cp", "-r", pair, copy], check=True)
-  done = together(*EVALUATE, f"--workdir={pair}")
-  assert done.returncode == 0, done.stdout + done.stderr
+def test_two_processes_evaluate_as_one_does(looked_at):
+  pair, copy, (_, measured, again) = looked_at
   assert (pair / "eval" / str(NUM_STEPS) / "report.html").is_file()
-  alone(*EVALUATE, f"--workdir={copy}", devices=1)
   two, one = (
     json.loads((w / "eval" / str(NUM_STEPS) / "metrics.json").read_text()) for w in (pair, copy)
   )
@@ -224,9 +262,8 @@ def test_two_processes_evaluate_as_one_does(pair, tmp_path):
   np.testing.assert_allclose(
     two["likelihoods"]["vlb"]["bits_per_dim"], one["likelihoods"]["vlb"]["bits_per_dim"], rtol=1e-5
   )
-  again = together(*EVALUATE, f"--workdir={pair}")
-  assert again.returncode == 0, again.stdout + again.stderr
-  assert "evaluated already" in again.stdout
+  assert "evaluated already" in again
+  assert "evaluated already" not in measured
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
