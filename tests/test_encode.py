@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from diffusion_jax import checkpoint, encode, runs, sample, train
 from diffusion_jax.checksum import checksums
@@ -22,8 +23,7 @@ AUTOENCODER = [
 ]  # fmt: skip
 LATENT = [
   "--config=configs/latent_digits.py", "--config.autoencoder.channels=8",
-  "--config.autoencoder.dropout=0", "--config.model.name=dit", "--config.model.depth=1",
-  "--config.model.hidden=16", "--config.model.heads=2", "--config.model.patch=2",
+  "--config.autoencoder.dropout=0", *tiny.MODEL,
   "--config.optimizer.weight_decay=0.1", "--config.training.num_steps=8",
   "--config.training.batch_size=16", "--config.checkpoint.every_steps=4",
   "--config.logging.every_steps=1", "--config.logging.sample_every_steps=none",

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.costly
 VAE = [
   "--config=configs/vae_digits.py", "--config.training.num_steps=2",
   "--config.training.batch_size=16", "--config.logging.num_samples=4", "--config.model.channels=8",
-  "--config.logging.tensorboard=false",
+  "--config.model.multipliers=1", "--config.logging.tensorboard=false",
 ]  # fmt: skip
 
 
