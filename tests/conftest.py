@@ -15,7 +15,7 @@ FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_lev
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
-# Compiled programs are kept between runs: all workers and all processes that tests start share them.
+# Compiled programs are kept between runs. All workers and processes that tests start share them.
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / f"xla-{version('jax')}"
 CACHE_LIMIT_BYTES = 2 * 2**30
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
@@ -24,9 +24,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 def pytest_addoption(parser):
-  parser.addoption(
-    "--costs", type=Path, help="append each test's CPU seconds and compilations to this file"
-  )
+  parser.addoption("--costs", type=Path, help="append what each test costs to this file: costs.py")
 
 
 def pytest_configure(config):
@@ -37,6 +35,17 @@ def pytest_configure(config):
   path = config.getoption("--costs")
   if path and (config.getoption("numprocesses", 0) in (0, None) or hasattr(config, "workerinput")):
     config.pluginmanager.register(costs.Recorder(path.absolute()))
+
+
+def pytest_collection_modifyitems(config, items):
+  """A test with several markers is of its dearest group: -m costly leaves out what is slow too."""
+  expression = config.getoption("markexpr")
+  if not expression:
+    return
+  groups = [costs.group_of({mark.name for mark in item.iter_markers()}) for item in items]
+  kept = [group == "default" or group in expression for group in groups]
+  config.hook.pytest_deselected(items=[i for i, keep in zip(items, kept, strict=True) if not keep])
+  items[:] = [i for i, keep in zip(items, kept, strict=True) if keep]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import costs
 import jax
 import numpy as np
 import pytest
@@ -70,6 +71,40 @@ def test_a_finished_run_has_its_folder(finished):
 def test_the_grid_has_a_cell_for_each_sample(finished):
   image = Image.open(finished / "samples" / "step_00000020.png")
   assert image.size == (10 * 34 + 2, 2 * 34 + 2)
+
+
+def test_another_seed_and_other_rates_compile_nothing_anew(finished, call, tmp_path):
+  """A sweep over them loads every program from the cache; one over Adam's b1 cannot."""
+  counts = {"asked for": 0, "loaded": 0}
+
+  def on_duration(event, duration, **_):
+    counts["asked for"] += event == costs.COMPILED
+
+  def on_event(event, **_):
+    counts["loaded"] += event == costs.LOADED
+
+  def num_compiled(*flags):
+    before = dict(counts)
+    code, _, err = call(train.main, *SMOKE, *flags)
+    assert code == 0, err
+    more = {name: counts[name] - before[name] for name in counts}
+    assert more["loaded"] > 3
+    return more["asked for"] - more["loaded"]
+
+  jax.monitoring.register_event_duration_secs_listener(on_duration)
+  jax.monitoring.register_event_listener(on_event)
+  try:
+    assert num_compiled(
+      f"--workdir={tmp_path}/a", "--config.training.seed=5", "--config.training.num_steps=7",
+      "--config.optimizer.learning_rate=0.003", "--config.optimizer.warmup_steps=3",
+      "--config.optimizer.weight_decay=0.01", "--config.optimizer.clip_norm=0.5",
+      "--config.ema.decay=0.5",
+    ) == 0  # fmt: skip
+    new = np.random.default_rng().uniform(0.8, 0.9)  # the cache knows those of earlier tests
+    assert num_compiled(f"--workdir={tmp_path}/b", f"--config.optimizer.b1={new}") > 0
+  finally:
+    jax.monitoring.unregister_event_duration_listener(on_duration)
+    jax.monitoring.unregister_event_listener(on_event)
 
 
 def test_the_block_at_the_start_says_what_will_run(finished, call, tmp_path):
