@@ -1,9 +1,9 @@
 """EDM's augmentation: exact where it can be, as often as asked, told to the network, no leak."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_draws import moved
 from scipy import stats
 
 from diffusion_jax import augmentation, randomness, sharding
@@ -16,13 +16,14 @@ pytestmark = pytest.mark.costly
 
 SQUARE = np.random.default_rng(0).normal(size=(12, 12, 3)).astype(np.float32)
 WIDE = np.random.default_rng(1).normal(size=(8, 14, 2)).astype(np.float32)
-STILL = Draws(*[jnp.float32(0.0)] * 8)
+STILL = Draws(*[np.float32(0.0)] * 8)
+TRANSFORM = jax.jit(Augmentation(0.12).transform)
 NUM = 20_000
 
 
 def transform(x, **draws):
-  values = {name: jnp.float32(value) for name, value in draws.items()}
-  return np.asarray(jax.jit(Augmentation(0.12).transform)(STILL._replace(**values), x))
+  values = {name: np.float32(value) for name, value in draws.items()}
+  return np.asarray(TRANSFORM(STILL._replace(**values), x))
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +31,14 @@ def drawn():
   """What is done to NUM images at probability 0.12."""
   keys = randomness.example_keys(jax.random.key(1), np.arange(NUM))
   draws = jax.jit(jax.vmap(lambda key: draw(0.12, key)))(keys)
-  labels = jax.vmap(as_labels)(draws)
+  labels = jax.jit(jax.vmap(as_labels))(draws)
   return jax.tree.map(np.asarray, draws), np.asarray(labels)
 
 
 def test_an_image_that_is_left_alone_is_the_same_to_the_bit():
   np.testing.assert_array_equal(transform(WIDE), WIDE)
-  np.testing.assert_allclose(warp(jnp.asarray(WIDE), jnp.eye(2), jnp.zeros(2)), WIDE, atol=2e-6)
+  warped = jax.jit(warp)(WIDE, np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
+  np.testing.assert_allclose(warped, WIDE, atol=2e-6)
 
 
 def test_flips_are_those_of_numpy():
@@ -136,8 +138,8 @@ def test_coins_are_independent_but_for_the_two_halves_of_a_shift(drawn):
   correlation = np.corrcoef(on) - np.eye(len(names))
   assert np.abs(correlation).max() < 4.5 / np.sqrt(NUM)
   np.testing.assert_array_equal(draws.move_x != 0, draws.move_y != 0)
-  moved = draws.move_x != 0
-  assert abs(np.corrcoef(draws.move_x[moved], draws.move_y[moved])[0, 1]) < 4 / np.sqrt(moved.sum())
+  there = draws.move_x != 0
+  assert abs(np.corrcoef(draws.move_x[there], draws.move_y[there])[0, 1]) < 4 / np.sqrt(there.sum())
 
 
 def test_what_is_applied_has_the_distribution_of_the_paper(drawn):
@@ -177,7 +179,7 @@ SPEC = ImageSpec(8, 8, 1, 256, 3)
 RAW = {
   "generative": {"name": "diffusion", "prediction": "edm", "augmentation": 0.5},
   "process": {"name": "edm"},
-  "model": {"name": "unet", "channels": 8, "multipliers": (1, 2), "num_blocks": 1,
+  "model": {"name": "unet", "channels": 8, "multipliers": (1,), "num_blocks": 1,
             "attention_resolutions": (), "dropout": 0.0, "augmentation_labels": 9},
   "loss": {"name": "edm"},
   "sampler": {"name": "heun", "steps": 2},
@@ -198,30 +200,40 @@ def batch(num=16):
                np.arange(num, dtype=np.uint32))  # fmt: skip
 
 
+class Trial:
+  """A model with weights away from their start at zero, and its losses, each compiled once."""
+
+  def __init__(self, raw):
+    self.model = load(raw).create(SPEC)
+    shapes, aux = jax.eval_shape(self.model.init, jax.random.key(0))
+    assert not jax.tree.leaves(aux)
+    self.aux = aux
+    self.params = moved(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes), 0.3)
+
+    def loss(params, part, train):
+      return self.model.loss(params, aux, jax.random.key(3), part, train)[0]
+
+    self.loss = jax.jit(loss, static_argnums=2)
+
+  def losses(self, params, train=True):
+    """Of the batch, half by half."""
+    halves = [jax.tree.map(lambda a, i=i: a[i : i + 8], batch()) for i in (0, 8)]
+    return np.concatenate([self.loss(params, half, train) for half in halves])
+
+
 @pytest.fixture(scope="module")
 def told():
-  """The model, with weights away from their start at zero."""
-  model = load(RAW).create(SPEC)
-  params, aux = jax.jit(model.init)(jax.random.key(0))
-  keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-  params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape), params)
-  return model, params, aux
-
-
-def losses(model, params, aux, part, train=True):
-  function = jax.jit(lambda p, b: model.loss(p, aux, jax.random.key(3), b, train)[0])
-  return np.asarray(function(params, part))
+  return Trial(RAW)
 
 
 def test_training_is_the_same_on_one_and_eight_devices_and_for_any_batch(told):
-  model, params, aux = told
-  whole = losses(model, params, aux, batch())
+  """Two batches of 8 images on one device, and one of 16 on eight."""
+  whole = told.losses(told.params)
   assert whole.std() > 0
   mesh = create_mesh(MeshShape(), jax.devices()[:8])
-  parted = losses(model, params, aux, sharding.put_batch(batch(), mesh))
+  parted = told.loss(told.params, sharding.put_batch(batch(), mesh), True)
+  assert len(parted.sharding.device_set) == 8
   np.testing.assert_allclose(parted, whole, rtol=2e-4)
-  half = jax.tree.map(lambda a: a[8:], batch())
-  np.testing.assert_allclose(losses(model, params, aux, half), whole[8:], rtol=2e-4)
 
 
 def changed(params, amount):
@@ -232,27 +244,28 @@ def changed(params, amount):
 
 
 def test_the_network_is_told_in_training_and_nowhere_else(told):
-  model, params, aux = told
-  other = changed(params, 1.0)
+  params, other = told.params, changed(told.params, np.float32(1.0))
   assert params["augmentation"]["kernel"].shape == (9, 8)
-  augmented = losses(model, other, aux, batch()) != losses(model, params, aux, batch())
+  augmented = told.losses(other) != told.losses(params)
   assert 0.6 < augmented.mean() < 1  # all but the images that stayed as they are: 4% are expected
   keys = randomness.example_keys(jax.random.key(0), np.arange(2))
+  sample = jax.jit(lambda p: told.model.sample(p, keys, None).images)
+  x, t = np.ones((2, *SPEC.shape), np.float32), np.full(2, 0.5, np.float32)
+  denoise = jax.jit(lambda p, x, t: told.model.denoise(p, x, t, None))
   for measure in (
-    lambda p: losses(model, p, aux, batch(), train=False),
-    lambda p: jax.jit(model.sample)(p, keys, None).images,
-    lambda p: model.denoise(p, jnp.ones((2, *SPEC.shape)), jnp.full(2, 0.5), None),
+    lambda p: told.losses(p, train=False),
+    sample,
+    lambda p: denoise(p, x, t),
   ):
     np.testing.assert_array_equal(measure(params), measure(other))
 
 
 def test_without_labels_it_is_the_network_that_was_never_told(told):
-  model, params, aux = told
-  plain = load(without()).create(SPEC)
-  rest = {name: value for name, value in params.items() if name != "augmentation"}
-  assert jax.tree.structure(rest) == jax.tree.structure(plain.init(jax.random.key(0))[0])
-  found = losses(model, params, aux, batch(), train=False)
-  np.testing.assert_allclose(found, losses(plain, rest, aux, batch(), train=False), rtol=1e-6)
+  plain = Trial(without())
+  rest = {name: value for name, value in told.params.items() if name != "augmentation"}
+  assert jax.tree.structure(rest) == jax.tree.structure(plain.params)
+  found = told.losses(told.params, train=False)
+  np.testing.assert_allclose(found, plain.losses(rest, train=False), rtol=1e-6)
 
 
 def refused(section, **fields):

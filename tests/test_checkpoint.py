@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, checked bit by bit, restored on any number of devices."""
 
+import functools
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_draws import normal
 
 from diffusion_jax import checkpoint, sharding
 from diffusion_jax.checkpoint import CheckpointError, Checkpointing, Checkpoints
@@ -22,9 +24,9 @@ from diffusion_jax.state import Adam, create_state
 from diffusion_jax.types import UserError
 
 
+@functools.cache
 def make_state(seed=0):
-  key = jax.random.key(seed)
-  params = {"kernel": jax.random.normal(key, (64, 256)), "bias": jnp.arange(7.0)}
+  params = {"kernel": jnp.asarray(normal(seed, 64, 256)), "bias": jnp.arange(7.0)}
   return create_state(params, {"history": jnp.arange(3)}, Adam().create(10))
 
 
@@ -40,14 +42,20 @@ def same(a, b):
   )
 
 
-@pytest.fixture
-def folder(tmp_path):
-  """Checkpoints 10, 20 and 30; the state of step n was made from seed n."""
-  saver = Checkpoints(tmp_path / "checkpoints", Checkpointing())
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+  saver = Checkpoints(folder, Checkpointing())
   for step in (10, 20, 30):
     saver.save(step, make_state(step), {"config": {"step": step}})
   saver.close()
-  return tmp_path / "checkpoints"
+  return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+  """Checkpoints 10, 20 and 30; the state of step n was made from seed n."""
+  return shutil.copytree(saved, tmp_path / "checkpoints")
 
 
 def target(state=None):

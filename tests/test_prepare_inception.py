@@ -33,6 +33,18 @@ def stream(state):
 
 
 @pytest.fixture(scope="module")
+def expected(state):
+  """The network's parameters."""
+  return from_torch(state)
+
+
+@pytest.fixture(scope="module")
+def packed(state):
+  """The .npz of a file whose SHA-256 is all ones."""
+  return inception_weights.pack(state, "1" * 64)
+
+
+@pytest.fixture(scope="module")
 def sha256(stream):
   return hashlib.sha256(stream).hexdigest()
 
@@ -55,8 +67,7 @@ def published(monkeypatch, stream, sha256, tmp_path):
   return path
 
 
-def same(params, state):
-  expected = from_torch(state)
+def same(params, expected):
   assert params.keys() == expected.keys()
   for block in params:
     for a, b in zip(leaves(params[block]), leaves(expected[block]), strict=True):
@@ -67,14 +78,14 @@ def leaves(tree):
   return [x for v in tree.values() for x in leaves(v)] if isinstance(tree, dict) else [tree]
 
 
-def test_a_file_is_prepared_and_found(call, cache, published, state, sha256):
+def test_a_file_is_prepared_and_found(call, cache, published, expected, sha256):
   code, out, _ = call(prepare.main, "inception", published)
   assert (code, out.strip()) == (0, f"prepared {cache}")
   assert list(cache.parent.iterdir()) == [cache]
   weights = inception_weights.load()
   assert weights[1:] == (sha256, True)
-  same(weights.params, state)
-  same(inception_weights.load(published).params, state)
+  same(weights.params, expected)
+  same(inception_weights.load(published).params, expected)
   code, out, _ = call(prepare.main, "inception")  # it is there: no network is asked
   assert (code, out.strip()) == (0, f"prepared {cache}")
 
@@ -186,30 +197,32 @@ def test_missing_weights_are_told_in_one_line(cache):
 
 
 @pytest.mark.parametrize("write", [as_stream, as_zip])
-def test_a_network_of_ones_own_is_taken_only_when_asked_for(write, state, tmp_path):
-  path, data = tmp_path / "own.pth", write(*contiguous(state))
+def test_a_network_of_ones_own_is_taken_only_when_asked_for(
+  write, state, stream, expected, tmp_path
+):
+  path, data = tmp_path / "own.pth", stream if write is as_stream else write(*contiguous(state))
   path.write_bytes(data)
   with pytest.raises(UserError, match=f"has {len(data):,} bytes, the Inception weights have"):
     inception_weights.load(path)
   found = hashlib.sha256(data).hexdigest()
-  for expected in (None, found):
-    weights = inception_weights.load(path, expected)
+  for wanted in (None, found):
+    weights = inception_weights.load(path, wanted)
     assert weights[1:] == (found, False)
-  same(weights.params, state)
+  same(weights.params, expected)
   with pytest.raises(UserError, match=f"{found}, expected {'0' * 64}; .*--inception_sha256=any"):
     inception_weights.load(path, "0" * 64)
 
 
-def test_an_npz_of_another_file_is_no_published_one(state, tmp_path):
+def test_an_npz_of_another_file_is_no_published_one(packed, tmp_path):
   path = tmp_path / "own.npz"
-  path.write_bytes(inception_weights.pack(state, "1" * 64))
+  path.write_bytes(packed)
   with pytest.raises(UserError, match=f"{'1' * 64}, expected {inception_weights.SHA256}"):
     inception_weights.load(path)
   assert inception_weights.load(path, None)[1:] == ("1" * 64, False)
 
 
-def test_a_damaged_npz_is_noticed(state, tmp_path):
-  path, data = tmp_path / "own.npz", inception_weights.pack(state, "1" * 64)
+def test_a_damaged_npz_is_noticed(packed, tmp_path):
+  path, data = tmp_path / "own.npz", packed
   flipped = bytearray(data)
   flipped[len(data) // 2] ^= 1
   for damaged in (data[: len(data) // 2], data[:-1], bytes(flipped), b"", b"no archive"):

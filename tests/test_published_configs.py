@@ -1,6 +1,8 @@
 """Configs that carry a recipe's name have its facts, and those of the transformer their layout."""
 
 import dataclasses
+import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +26,20 @@ NCSNPP = [
 ]
 
 
-@pytest.fixture
-def experiment(root):
-  """(name, *overrides) -> the config's experiment."""
-
-  def build(name, *overrides):
-    return runs.load_experiment(f"{root}/configs/{name}.py", [parse_override(o) for o in overrides])
-
-  return build
+ROOT = Path(__file__).parent.parent
 
 
-def parameters(experiment, spec):
-  return jax.eval_shape(experiment.create(spec).init, jax.random.key(0))[0]
+@functools.cache
+def experiment(name, *overrides):
+  """The config's experiment."""
+  return runs.load_experiment(f"{ROOT}/configs/{name}.py", [parse_override(o) for o in overrides])
+
+
+@functools.cache
+def traced(name, spec, *overrides):
+  """The config's model, the shapes of its parameters, and what else it begins with."""
+  model = experiment(name, *overrides).create(spec)
+  return model, *jax.eval_shape(model.init, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -50,10 +54,8 @@ def parameters(experiment, spec):
     ("dit_digits", [], ImageSpec(8, 8, 1, 17, 10), 723_265, 0.7),
   ],
 )
-def test_the_docstrings_count_of_parameters(
-  experiment, root, name, overrides, spec, exact, published
-):
-  leaves = named_leaves(parameters(experiment(name, *overrides), spec))
+def test_the_docstrings_count_of_parameters(root, name, overrides, spec, exact, published):
+  leaves = named_leaves(traced(name, spec, *overrides)[1])
   found = sum(leaf.size for n, leaf in leaves.items() if n != "fourier/frequencies")
   assert found == exact
   assert round(found / 1e6, 1) == published
@@ -63,7 +65,7 @@ def test_the_docstrings_count_of_parameters(
 
 
 @pytest.mark.parametrize("name", ["edm_cifar", "edm_cifar_cond"])
-def test_edm_has_the_papers_lengths_in_images(experiment, name):
+def test_edm_has_the_papers_lengths_in_images(name):
   config = experiment(name)
   batch, optimizer, ema = config.training.batch_size, config.optimizer, config.ema
   assert batch == 512
@@ -77,7 +79,7 @@ def test_edm_has_the_papers_lengths_in_images(experiment, name):
 
 
 @pytest.mark.parametrize("name", ["edm_cifar", "edm_cifar_cond"])
-def test_edm_samples_by_the_papers_35_evaluations_and_noise_levels(experiment, name):
+def test_edm_samples_by_the_papers_35_evaluations_and_noise_levels(name):
   config = experiment(name)
   process, sampler = config.sections["process"].create(), config.sections["sampler"]
   assert sampler.num_evaluations(process) == 35
@@ -89,7 +91,7 @@ def test_edm_samples_by_the_papers_35_evaluations_and_noise_levels(experiment, n
   assert grid.sigma[-1] == 0
 
 
-def test_edms_two_configs_differ_by_the_class_alone(experiment):
+def test_edms_two_configs_differ_by_the_class_alone():
   plain, classes = (experiment(n).to_dict() for n in ("edm_cifar", "edm_cifar_cond"))
   changes = {"conditional": True, "label_dropout": 0.0}
   assert classes == {**plain, "generative": {**plain["generative"], **changes}}
@@ -98,12 +100,12 @@ def test_edms_two_configs_differ_by_the_class_alone(experiment):
   assert plain["data"]["flip"] is False  # the augmentation flips, and says so to the network
 
 
-def test_edms_eps_makes_the_mean_over_dimensions_step_as_their_sum(experiment):
+def test_edms_eps_makes_the_mean_over_dimensions_step_as_their_sum():
   """Gradients as small as eps, where it counts."""
   fields = {"learning_rate": 1.0, "warmup_steps": 0}
   ours = dataclasses.replace(experiment("edm_cifar").optimizer, **fields)
-  found = third_update(ours, jnp.asarray([1e-8, -3e-8, 2.0]) / CIFAR.num_dims)
-  exact = third_update(Adam(**fields, eps=1e-8), jnp.asarray([1e-8, -3e-8, 2.0]))
+  found = third_update(ours, np.float32([1e-8, -3e-8, 2.0]) / CIFAR.num_dims)
+  exact = third_update(Adam(**fields, eps=1e-8), np.float32([1e-8, -3e-8, 2.0]))
   np.testing.assert_allclose(found, exact, rtol=1e-4)
   assert np.abs(exact[0]) < 0.9  # eps does count here
 
@@ -111,12 +113,16 @@ def test_edms_eps_makes_the_mean_over_dimensions_step_as_their_sum(experiment):
 def third_update(optimizer, gradient):
   """Of a gradient that comes three times."""
   transform = optimizer.create(100)
-  _, state = transform.update(gradient, transform.init(gradient), gradient)
-  _, state = transform.update(gradient, state, gradient)
-  return np.asarray(transform.update(gradient, state, gradient)[0])
+
+  def update(gradient):
+    _, state = transform.update(gradient, transform.init(gradient), gradient)
+    _, state = transform.update(gradient, state, gradient)
+    return transform.update(gradient, state, gradient)[0]
+
+  return np.asarray(jax.jit(update)(gradient))
 
 
-def test_the_transformers_digits_are_the_twin_of_ddpms(experiment):
+def test_the_transformers_digits_are_the_twin_of_ddpms():
   plain, other = (experiment(n).to_dict() for n in ("ddpm_digits", "dit_digits"))
   assert {n for n in plain if plain[n] != other[n]} == {"model"}
 
@@ -130,10 +136,9 @@ def test_the_transformers_digits_are_the_twin_of_ddpms(experiment):
     ("dit_imagenet64", IMAGENET64),
   ],
 )
-def test_a_configs_loss_and_samples_fit_together(experiment, name, spec):
+def test_a_configs_loss_and_samples_fit_together(name, spec):
   """Traced at full size, not computed."""
-  model = experiment(name).create(spec)
-  params, aux = jax.eval_shape(model.init, jax.random.key(0))
+  model, params, aux = traced(name, spec)
   num = 2
   batch = Batch(np.zeros((num, *spec.shape), np.uint8), np.zeros(num, np.int32),
                 np.ones(num, np.float32), np.arange(num, dtype=np.uint32))  # fmt: skip
@@ -147,10 +152,10 @@ def test_a_configs_loss_and_samples_fit_together(experiment, name, spec):
   assert samples.images.shape == (num, *spec.shape)
 
 
-def test_the_large_transformer_is_split_over_fsdp_and_tensor(experiment):
+def test_the_large_transformer_is_split_over_fsdp_and_tensor():
   """Every large array by fsdp, heads and perceptron by tensor too, on 8 devices as 4 by 2."""
   config = experiment("dit_imagenet64")
-  params = parameters(config, IMAGENET64)
+  params = traced("dit_imagenet64", IMAGENET64)[1]
   mesh = create_mesh(MeshShape(1, 4, 2), jax.devices()[:8])
   layout = named_leaves(sharding.state_shardings(mesh, params))
   block = {n: s.spec for n, s in layout.items() if n.startswith("block7/") and "kernel" in n}

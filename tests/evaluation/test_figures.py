@@ -60,18 +60,18 @@ def reference_of(pool, split="train"):
 
 def test_values_over_seeds_have_a_mean_and_a_spread():
   reference = reference_of(normal(0, 2000))
-  sets = [sample_set(normal(seed, 1000, shift=1.0)) for seed in (1, 2, 3)]
+  sets = [sample_set(normal(seed, 200, shift=1.0)) for seed in (1, 2, 3)]
   found, missing = figures.measure(sets, reference, DIGITS)
-  fd = found["fd_digits_1k"]
+  fd = found["fd_digits_200"]
   assert fd["value"] == pytest.approx(np.mean(fd["values"]))
   assert fd["standard_deviation"] == pytest.approx(np.std(fd["values"], ddof=1))
   assert fd["value"] == pytest.approx(4.0, abs=0.3)  # |shift|^2 of four dimensions
   assert len(fd["values"]) == 3
-  assert fd["num_samples"] == 1000
+  assert fd["num_samples"] == 200
   assert fd["num_reference"] == 2000
   assert not missing
   alone, _ = figures.measure(sets[:1], reference, DIGITS)
-  assert alone["fd_digits_1k"]["standard_deviation"] is None
+  assert alone["fd_digits_200"]["standard_deviation"] is None
 
 
 def test_identical_sets_have_the_metrics_best_values():

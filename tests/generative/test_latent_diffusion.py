@@ -5,12 +5,13 @@ N(0, W W' / scale^2 + STD^2 I). A network of zeros that predicts v under a varia
 process is the exact denoiser of N(0, I), the law of scale z.
 """
 
+import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_draws import moved, normal
 from scipy import stats
 from steps import begin
 
@@ -20,7 +21,7 @@ from diffusion_jax.generative import LatentDiffusion
 from diffusion_jax.generative.latent_diffusion import flatten
 from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum, VariationalBound
 from diffusion_jax.losses import Simple
-from diffusion_jax.models import ConvVAE, DiscretizedLogistic, Gaussian, Network, UNet, VAENetworks
+from diffusion_jax.models import MLP, ConvVAE, DiscretizedLogistic, Gaussian, Network, VAENetworks
 from diffusion_jax.processes import PROCESSES, LinearVP
 from diffusion_jax.samplers import DDIM, Guidance, Heun
 from diffusion_jax.sharding import MeshShape, create_mesh
@@ -50,45 +51,53 @@ def posterior(scale):
 class Linear:
   """An autoencoder's config whose decoder is W and whose encoder is a diagonal Gaussian.
 
-  Args:
-    scale: of the latents that the prior is for.
-    shrink: factor on the posterior's mean; 1 makes the best diagonal q.
+  Both are among its weights, so that one compiled program serves every scale.
   """
-
-  def __init__(self, scale, shrink=1.0):
-    matrix, covariance = posterior(scale)
-    self.matrix = shrink * matrix
-    self.var = 1 / np.diag(np.linalg.inv(covariance))
 
   def create(self, spec, num_outputs):
     del num_outputs
 
     def encode(params, x, key=None):
-      mean = x.reshape(len(x), -1) @ jnp.asarray(self.matrix.T, jnp.float32)
-      log_var = jnp.broadcast_to(jnp.log(jnp.asarray(self.var, jnp.float32)), mean.shape)
+      mean = x.reshape(len(x), -1) @ params["matrix"].T
+      log_var = 0 * mean + params["log_var"]
       return mean.reshape(-1, 2, 2, 2), log_var.reshape(-1, 2, 2, 2)
 
     def decode(params, z, key=None):
       return (z.reshape(len(z), -1) @ params["weight"].T).reshape(-1, *spec.shape)
 
-    def init(key):
-      return {"weight": jnp.zeros((NUM_DIMS, NUM_LATENTS))}
+    return VAENetworks(lambda key: weights(1.0), encode, decode, (2, 2, 2))
 
-    return VAENetworks(init, encode, decode, (2, 2, 2))
+
+def weights(scale, shrink=1.0):
+  """Of `Linear`.
+
+  Args:
+    scale: of the latents that the prior is for.
+    shrink: factor on the posterior's mean; 1 makes the best diagonal q.
+  """
+  matrix, covariance = posterior(scale)
+  var = 1 / np.diag(np.linalg.inv(covariance))
+  made = {"log_var": np.log(var), "matrix": shrink * matrix, "weight": WEIGHT}
+  return jax.tree.map(np.float32, made)
+
+
+def vector(params):
+  """What `flatten` makes of an autoencoder's parameters, without a program for every shape."""
+  return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
 
 
 class Zeros:
   """A network's config whose output is 0."""
 
   def create(self, spec, num_labels):
-    return Network(lambda key: {"w": jnp.zeros(1)}, lambda params, x, *rest: 0 * x)
+    return Network(lambda key: {"w": np.zeros(1, np.float32)}, lambda params, x, *rest: 0 * x)
 
 
 class Folder:
   """A data section whose autoencoder is given."""
 
-  def __init__(self, weights, scale):
-    self.stored = Autoencoder(np.float32(weights), scale)
+  def __init__(self, vector, scale):
+    self.stored = Autoencoder(np.float32(vector), scale)
 
   def autoencoder(self):
     return self.stored
@@ -110,11 +119,27 @@ def parts(**changes):
   }
 
 
-def oracle(scale, shrink=1.0, **changes):
-  linear = Linear(scale, shrink)
-  made = parts(autoencoder=linear, data=Folder(WEIGHT.ravel(), scale), **changes)
+SAMPLER = DDIM(steps=50, clip=False)
+
+
+def oracle(scale, shrink=1.0):
+  """(the model, its parameters); the model's functions do the same whatever the scale."""
+  data = Folder(vector(weights(scale, shrink)), scale)
+  made = parts(autoencoder=Linear(), data=data, sampler=SAMPLER)
   generative = LatentDiffusion(prediction="v").create(made, SPEC)
-  return generative, generative.init(jax.random.key(0))[0], linear
+  return generative, generative.init(jax.random.key(0))[0]
+
+
+@pytest.fixture(scope="module")
+def bounds():
+  """The compiled likelihoods: name -> (parameters, images) -> estimate."""
+  generative, _ = oracle(1.0)
+  keys = randomness.example_keys(jax.random.key(3), np.arange(NUM))
+  jitted = {name: jax.jit(bound) for name, bound in generative.likelihoods.items()}
+  return {
+    name: functools.partial(lambda f, params, x: f(params, keys, batch(x)), f)
+    for name, f in jitted.items()
+  }
 
 
 def images(scale, num=NUM):
@@ -127,114 +152,130 @@ def batch(image, labels=None):
   return Batch(image, labels, np.ones(num, np.float32), np.arange(num, dtype=np.uint32))
 
 
-def gap(linear, x, scale):
+def gap(encoder, x, scale):
   """KL(q(z | x) || p(z | x)) of each image in nats."""
   matrix, covariance = posterior(scale)
-  away = x.reshape(len(x), -1) @ (linear.matrix - matrix).T
+  encoder = jax.tree.map(np.float64, encoder)
+  var = np.exp(encoder["log_var"])
+  away = x.reshape(len(x), -1) @ (encoder["matrix"] - matrix).T
   precision = np.linalg.inv(covariance)
-  constant = np.trace(precision * linear.var) - NUM_LATENTS
-  constant += np.linalg.slogdet(covariance)[1] - np.log(linear.var).sum()
+  constant = np.trace(precision * var) - NUM_LATENTS
+  constant += np.linalg.slogdet(covariance)[1] - encoder["log_var"].sum()
   return 0.5 * (constant + np.einsum("ni,ij,nj->n", away, precision, away))
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize("name", ["probability_flow", "continuous_vlb"])
-def test_the_bound_is_the_closed_form_elbo_whatever_the_scale(name, scale):
+def test_the_bound_is_the_closed_form_elbo_whatever_the_scale(name, scale, bounds):
   """-log p(x) + KL(q || p(z | x)), image by image; a lost or doubled scale is off by nats."""
-  generative, params, linear = oracle(scale)
+  _, params = oracle(scale)
   x = images(scale)
-  keys = randomness.example_keys(jax.random.key(3), jnp.arange(NUM))
-  found = jax.jit(generative.likelihoods[name])(params, keys, batch(x))
+  found = bounds[name](params, x)
   nats = np.float64(found.bits_per_dim) * NUM_DIMS * math.log(2)
-  away = nats - (gap(linear, x, scale) - evidence(scale).logpdf(x.reshape(NUM, -1)))
+  away = nats - (gap(weights(scale), x, scale) - evidence(scale).logpdf(x.reshape(NUM, -1)))
   error = away.std(ddof=1) / math.sqrt(NUM)
   assert error < 0.15
   assert abs(away.mean()) < 4 * error + 2e-3 * (name == "continuous_vlb")
 
 
-def test_a_worse_encoder_loosens_the_bound_by_its_divergence():
-  generative, params, linear = oracle(1.0, shrink=0.5)
+def test_a_worse_encoder_loosens_the_bound_by_its_divergence(bounds):
+  _, params = oracle(1.0, shrink=0.5)
   x = images(1.0)
-  keys = randomness.example_keys(jax.random.key(3), jnp.arange(NUM))
-  found = jax.jit(generative.likelihoods["probability_flow"])(params, keys, batch(x))
+  found = bounds["probability_flow"](params, x)
   nats = np.float64(found.bits_per_dim) * NUM_DIMS * math.log(2)
-  expected = gap(linear, x, 1.0)
+  expected = gap(weights(1.0, shrink=0.5), x, 1.0)
   away = nats - (expected - evidence(1.0).logpdf(x.reshape(NUM, -1)))
   assert expected.mean() > 1.0
   assert abs(away.mean()) < 4 * away.std(ddof=1) / math.sqrt(NUM)
 
 
-def test_terms_add_up_and_latents_in_a_batch_are_as_good_as_images():
+def test_terms_add_up_and_latents_in_a_batch_are_as_good_as_images(bounds):
   """The loss of a batch of the encoder's statistics is that of the images themselves."""
-  generative, params, linear = oracle(2.0)
-  x = images(2.0, 6)
-  keys = randomness.example_keys(jax.random.key(3), jnp.arange(6))
-  found = generative.likelihoods["continuous_vlb"](params, keys, batch(x))
+  generative, params = oracle(2.0)
+  x = images(2.0)
+  found = bounds["continuous_vlb"](params, x)
   assert set(found.terms) == {"reconstruction", "posterior", "prior"}
-  np.testing.assert_allclose(sum(found.terms.values()), found.bits_per_dim, rtol=1e-5)
-  encoded = np.concatenate(linear.create(SPEC, 1).encode({}, x), axis=-1)
+  total = sum(map(np.asarray, found.terms.values()))
+  np.testing.assert_allclose(total, found.bits_per_dim, rtol=1e-5)
+  encoder = weights(2.0)
+  mean = x[:6].reshape(6, -1) @ encoder["matrix"].T
+  both = mean, 0 * mean + encoder["log_var"]
+  encoded = np.concatenate([v.reshape(6, 2, 2, 2) for v in both], axis=-1)
+  loss = jax.jit(generative.loss, static_argnums=4)
   losses = [
-    generative.loss(params, {}, jax.random.key(0), batch(image), True)[0] for image in (x, encoded)
+    loss(params, {}, jax.random.key(0), batch(image), True)[0] for image in (x[:6], encoded)
   ]
   np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_z_is_drawn_anew_at_each_step():
-  generative, params, _ = oracle(1.0)
-  stats_ = np.zeros((4, 2, 2, 4), np.float32)
-  draws = [generative.encode(params, jax.random.key(k), batch(stats_)) for k in (0, 1)]
-  assert np.abs(draws[0] - draws[1]).min() > 0
-  many = generative.encode(params, jax.random.key(0), batch(np.zeros((4000, 2, 2, 4), np.float32)))
-  assert abs(np.std(many) - 1.0) < 5 / math.sqrt(2 * 32000)
+  generative, params = oracle(1.0)
+  encode = jax.jit(generative.encode)
+  stats_ = batch(np.zeros((4000, 2, 2, 4), np.float32))
+  draws = [np.asarray(encode(params, jax.random.key(k), stats_)) for k in (0, 1)]
+  assert np.abs(draws[0][:4] - draws[1][:4]).min() > 0
+  assert abs(np.std(draws[0]) - 1.0) < 5 / math.sqrt(2 * 32000)
 
 
 def test_samples_are_the_decoders_means_and_the_way_ends_there():
-  generative, params, _ = oracle(2.0, sampler=DDIM(steps=50, clip=False))
-  keys = jax.random.split(jax.random.key(0), 3000)
-  found = jax.jit(generative.sample)(params, keys, None).images
-  covariance = np.cov(np.asarray(found).reshape(3000, -1).T)
+  generative, params = oracle(2.0)
+  keys = randomness.example_keys(jax.random.key(0), np.arange(3000))
+  found = np.asarray(jax.jit(generative.sample)(params, keys, None).images)
+  covariance = np.cov(found.reshape(3000, -1).T)
   expected = WEIGHT @ WEIGHT.T / 4.0
   assert np.abs(covariance - expected).max() < 0.15 * np.abs(expected).max()
-  path = generative.trajectory(params, keys[:5], None)
+  path = jax.jit(generative.trajectory)(params, keys[:5], None)
   np.testing.assert_allclose(path[-1], found[:5], atol=1e-4)
 
 
-def test_the_frozen_weights_have_no_gradient_and_no_decay():
+VAE, VAE_SPEC = ConvVAE(latent_channels=2, channels=8), ImageSpec(8, 8, 1, 17, 0)
+
+
+@pytest.fixture(scope="module")
+def networks():
+  return VAE.create(VAE_SPEC, 2)
+
+
+@pytest.fixture(scope="module")
+def own(networks):
+  """Parameters of the VAE, none of which is zero."""
+  shapes = jax.eval_shape(networks.init, jax.random.key(5))
+  return moved(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes), std=0.5)
+
+
+def test_the_frozen_weights_have_no_gradient_and_no_decay(own):
   """Of all that the optimizer sees, only the diffusion model's parameters move."""
-  networks = ConvVAE(latent_channels=2, channels=8).create(ImageSpec(8, 8, 1, 17, 0), 2)
-  weights = flatten(networks.init(jax.random.key(5)))
+  frozen = vector(own)
+  assert frozen.tobytes() == flatten(own).tobytes()
   made = parts(
-    autoencoder=ConvVAE(latent_channels=2, channels=8), decoder=DiscretizedLogistic(),
-    data=Folder(weights, 1.7),
-    model=UNet(channels=8, multipliers=(1,), num_blocks=1, attention_resolutions=()),
+    autoencoder=VAE, decoder=DiscretizedLogistic(), data=Folder(frozen, 1.7),
+    model=MLP(hidden=8, depth=1),
   )  # fmt: skip
-  generative = LatentDiffusion(prediction="v").create(made, ImageSpec(8, 8, 1, 17, 0))
+  generative = LatentDiffusion(prediction="v").create(made, VAE_SPEC)
   optimizer, ema = Adam(learning_rate=0.1, weight_decay=0.5), EMA(decay=0.5)
   mesh = create_mesh(MeshShape())
   state, step = begin(generative, optimizer, Training(10, 8), ema=ema, mesh=mesh)
   before = np.asarray(jax.tree.leaves(state.params["diffusion"])[0])
-  encoded = np.random.default_rng(0).normal(size=(8, 4, 4, 4)).astype(np.float32)
+  encoded = normal(0, 8, 4, 4, 4)
   assert generative.trains_on == (encoded.shape[1:], encoded.dtype)
   for _ in range(3):
     state, _ = step(state, batch(encoded))
   for tree in (state.params, state.ema):
-    assert np.asarray(tree["autoencoder"]).tobytes() == weights.tobytes()
+    assert np.asarray(tree["autoencoder"]).tobytes() == frozen.tobytes()
     assert np.asarray(tree["latent_scale"]) == np.float32(1.7)
     assert not np.array_equal(np.asarray(jax.tree.leaves(tree["diffusion"])[0]), before)
 
 
-def test_the_vector_of_weights_is_the_autoencoder():
+def test_the_vector_of_weights_is_the_autoencoder(networks, own):
   """What decodes a sample is what the autoencoder itself makes of the latents."""
-  config, spec = ConvVAE(latent_channels=2, channels=8), ImageSpec(8, 8, 1, 17, 0)
-  networks, decoder = config.create(spec, 2), DiscretizedLogistic()
-  own = networks.init(jax.random.key(5))
-  made = parts(autoencoder=config, decoder=decoder, data=Folder(flatten(own), 2.0))
-  generative = LatentDiffusion().create(made, spec)
+  decoder = DiscretizedLogistic()
+  made = parts(autoencoder=VAE, decoder=decoder, data=Folder(vector(own), 2.0))
+  generative = LatentDiffusion().create(made, VAE_SPEC)
   params, _ = generative.init(jax.random.key(0))
-  z = jax.random.normal(jax.random.key(1), (3, 4, 4, 2))
-  np.testing.assert_allclose(
-    generative.decode(params, 2.0 * z), decoder.mean(networks.decode(own, z)), atol=1e-6
-  )
+  z = normal(1, 3, 4, 4, 2)
+  expected = jax.jit(lambda own, z: decoder.mean(networks.decode(own, z)))(own, z)
+  assert np.std(np.asarray(expected)) > 0.1
+  np.testing.assert_allclose(jax.jit(generative.decode)(params, 2.0 * z), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import MODEL
 
 from diffusion_jax import checkpoint, edit, evaluate, runs, sample, sharding, train
 from diffusion_jax.auditing import oracles
@@ -33,14 +33,15 @@ def line(params):
   return Learned(functools.partial(LearnedLinear(*ENDS).create().gamma, params), *ENDS)
 
 
+@functools.cache
 def params_of(kind=LearnedLinear):
-  return kind(*ENDS).create().init(jax.random.key(0))
+  return jax.device_get(jax.jit(kind(*ENDS).create().init)(jax.random.key(0)))
 
 
 def both(function):
   """What (process, its exact denoiser) -> values gives: parameters traced, and the fixed one."""
   answer = lambda process: function(process, oracles.gaussian_network(process))  # noqa: E731
-  return jax.jit(lambda params: answer(line(params)))(params_of()), answer(FIXED)
+  return jax.jit(lambda params: (answer(line(params)), answer(FIXED)))(params_of())
 
 
 SAMPLED = {name: {"steps": 6} for name in SAMPLERS if name != "probability_flow"}
@@ -53,7 +54,7 @@ SAMPLED |= {"euler, churn": CHURN, "heun, churn": CHURN}
 @pytest.mark.parametrize("name", SAMPLED)
 def test_every_sampler_of_fixed_steps_gives_the_images_of_the_fixed_schedule(name):
   sampler = SAMPLERS[name.split(",")[0]](**SAMPLED[name])
-  sampler.check(line(params_of()))
+  jax.eval_shape(lambda params: sampler.check(line(params)), params_of())
 
   def images(process, network):
     denoise = functools.partial(network.denoise, {})
@@ -65,7 +66,7 @@ def test_every_sampler_of_fixed_steps_gives_the_images_of_the_fixed_schedule(nam
 
 def test_the_adaptive_sampler_gives_the_images_of_the_fixed_schedule():
   sampler = SAMPLERS["probability_flow"](**ADAPTIVE)
-  sampler.check(line(params_of()))
+  jax.eval_shape(lambda params: sampler.check(line(params)), params_of())
 
   def images(process, network):
     denoise = functools.partial(network.denoise, {})
@@ -100,20 +101,28 @@ def test_the_spectrum_is_that_of_the_fixed_schedule():
 def test_times_are_those_of_their_log_snr(kind):
   """To a few units of gamma's last digit, over its slope; beyond the ends, the end's."""
   schedule = kind(*ENDS).create()
-  process = Learned(functools.partial(schedule.gamma, params_of(kind)), *ENDS)
-  t = jnp.linspace(0.0, 1.0, 101)
-  np.testing.assert_allclose(process.time_of(process.log_snr(t)), t, atol=1e-6)
-  np.testing.assert_allclose(process.time_of(jnp.asarray([7.0, -5.0])), [0, 1], atol=1e-6)
-  alpha, sigma = process.alpha_sigma(t)
-  np.testing.assert_allclose(2 * jnp.log(alpha / sigma), process.log_snr(t), atol=1e-5)
-  np.testing.assert_allclose(process.network_time(t[jnp.asarray([0, 100])]), [0, 1000], atol=1e-3)
+
+  @jax.jit
+  def answers(params, t, beyond):
+    process = Learned(functools.partial(schedule.gamma, params), *ENDS)
+    log_snr = process.log_snr(t)
+    times = process.time_of(log_snr), process.time_of(beyond), process.network_time(t)
+    return log_snr, process.alpha_sigma(t), times
+
+  t = np.linspace(0.0, 1.0, 101, dtype=np.float32)
+  found = jax.device_get(answers(params_of(kind), t, np.float32([7.0, -5.0])))
+  log_snr, (alpha, sigma), (back, of_beyond, network_time) = found
+  np.testing.assert_allclose(back, t, atol=1e-6)
+  np.testing.assert_allclose(of_beyond, [0, 1], atol=1e-6)
+  np.testing.assert_allclose(2 * np.log(alpha / sigma), log_snr, atol=1e-5)
+  np.testing.assert_allclose(network_time[[0, 100]], [0, 1000], atol=1e-3)
 
 
 def test_guidance_counts_its_evaluations_inside_an_interval():
   """Of the whole model, its parameters traced."""
   sections = {
     "generative": {"name": "diffusion", "conditional": True},
-    "model": {"name": "dit", "depth": 1, "hidden": 8, "heads": 1},
+    "model": {"name": "mlp", "hidden": 8, "depth": 1},
     "sampler": {"name": "ddim", "steps": 6}, "data": {"name": "digits"},
     "guidance": {"weight": 2.0, "interval_low": 0.2, "interval_high": 3.0},
     "optimizer": {"name": "adam"},
@@ -121,13 +130,16 @@ def test_guidance_counts_its_evaluations_inside_an_interval():
   own = {"process": {"name": "learned_linear", "gamma_min": -6.0, "gamma_max": 4.0}}
   fixed = {"process": {"name": "linear_log_snr", "log_snr_max": 6.0, "log_snr_min": -4.0}}
   spec, keys = ImageSpec(4, 4, 1, 17, 3), oracles.keys(2)
-  learned, other = (
-    load({**sections, **s, "loss": {"name": "vdm"}}).create(spec) for s in (own, fixed)
-  )
-  params = jax.jit(learned.init)(jax.random.key(0))[0]
-  labels = jnp.asarray([0, 2])
-  found = jax.jit(learned.sample)(params, keys, labels)
-  expected = jax.jit(other.sample)(params["network"], keys, labels)
+  learned, other = (load({**sections, **s, "loss": {"name": "vdm"}}) for s in (own, fixed))
+
+  @jax.jit
+  def samples(labels):
+    made = learned.create(spec)
+    params, _ = made.init(jax.random.key(0))
+    found = made.sample(params, keys, labels)
+    return found, other.create(spec).sample(params["network"], keys, labels)
+
+  found, expected = samples(np.asarray([0, 2]))
   assert int(found.num_evaluations) == int(expected.num_evaluations)
   assert 6 < int(found.num_evaluations) < 12
   assert np.isfinite(found.images).all()
@@ -136,8 +148,7 @@ def test_guidance_counts_its_evaluations_inside_an_interval():
 # ---- The programs -------------------------------------------------------------------------------
 
 TINY = [
-  "--config.model.name=dit", "--config.model.depth=1", "--config.model.hidden=8",
-  "--config.model.heads=1", "--config.training.num_steps=4", "--config.training.batch_size=8",
+  *MODEL, "--config.training.num_steps=4", "--config.training.batch_size=8",
   "--config.checkpoint.every_steps=2", "--config.logging.every_steps=1",
   "--config.logging.tensorboard=false", "--config.logging.sample_every_steps=none",
   "--config.logging.num_samples=10", "--config.eval.training_likelihoods=",
@@ -204,8 +215,8 @@ def test_a_run_resumes_samples_edits_and_is_measured(trained, call, tmp_path):
 def test_the_cifar_recipe(root):
   """30.6 million parameters; weight decay reaches neither biases nor the schedule."""
   experiment = runs.load_experiment(str(root / "configs" / "vdm_cifar.py"), [])
-  generative = experiment.create(ImageSpec(32, 32, 3, 256, 10))
-  params, _ = jax.eval_shape(generative.init, jax.random.key(0))
+  spec = ImageSpec(32, 32, 3, 256, 10)
+  params, _ = jax.eval_shape(lambda key: experiment.create(spec).init(key), jax.random.key(0))
   assert sum(leaf.size for leaf in jax.tree.leaves(params["network"])) == 30_577_667
   assert "30,577,667" in (root / "configs" / "vdm_cifar.py").read_text()
   assert {n: leaf.ndim for n, leaf in params["process"].items()} == {"b": 0, "w": 0}

@@ -18,10 +18,9 @@ from gaussian_chain import (
   LOG_2,
   Optimal,
   expectation,
-  fix_noise,
   keys,
-  linear_network,
   measure,
+  program,
 )
 
 from diffusion_jax import sharding
@@ -59,9 +58,9 @@ EIGHT_BIT = {
 
 
 @pytest.mark.parametrize(("s", "variance"), GAUSSIAN)
-def test_every_term_of_gaussian_data(s, variance, monkeypatch):
+def test_every_term_of_gaussian_data(s, variance):
   prior, denoising, decoder, exact = GAUSSIAN[s, variance]
-  found = expectation(monkeypatch, VariationalBound(variance, clip=False), LINEAR, s)
+  found = expectation(VariationalBound(variance, clip=False), LINEAR, s)
   np.testing.assert_allclose(found.terms["prior"], prior, rtol=1e-6)
   # x0 - x0_hat is about 0.01 at first: each rounding to 2^-24 s moves its square by 1.2e-5 s, and
   # both x_t and the estimate are rounded.
@@ -74,10 +73,10 @@ def test_every_term_of_gaussian_data(s, variance, monkeypatch):
 
 @pytest.mark.parametrize("variance", STEP_KL)
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_the_kl_of_single_steps(variance, prediction, monkeypatch):
+def test_the_kl_of_single_steps(variance, prediction):
   """Down to 1e-7 nats, where the difference of two log-densities in float32 has no digit left."""
   bound = VariationalBound(variance, clip=False)
-  curve = expectation(monkeypatch, bound, LINEAR, 0.5, prediction).terms["curve"]
+  curve = expectation(bound, LINEAR, 0.5, prediction).terms["curve"]
   np.testing.assert_allclose(curve[np.subtract(STEPS, 1)], STEP_KL[variance], rtol=5e-6)
   assert (curve[1:] > 0).all()
 
@@ -85,15 +84,15 @@ def test_the_kl_of_single_steps(variance, prediction, monkeypatch):
 @pytest.mark.parametrize(
   ("variance", "bits"), [("fixed_small", 1.811714), ("fixed_large", 1.232298)]
 )
-def test_the_total_on_the_cosine_schedule(variance, bits, monkeypatch):
-  found = expectation(monkeypatch, VariationalBound(variance, clip=False), COSINE, 0.5)
+def test_the_total_on_the_cosine_schedule(variance, bits):
+  found = expectation(VariationalBound(variance, clip=False), COSINE, 0.5)
   np.testing.assert_allclose(found.bits_per_dim / LOG_2, bits, atol=5e-6)
 
 
 @pytest.mark.parametrize("process", [LINEAR, COSINE, LinearVP(20, 0.005, 0.6).create()])
-def test_the_best_variance_leaves_only_the_gap_of_the_prior(process, monkeypatch):
+def test_the_best_variance_leaves_only_the_gap_of_the_prior(process):
   """Total = entropy of the data + KL(q(x_T) || N(0, 1)), whatever the schedule."""
-  found = expectation(monkeypatch, Optimal(clip=False), process, 0.5)
+  found = expectation(Optimal(clip=False), process, 0.5)
   v = process.alphas_cumprod[-1] * 0.25 + 1 - process.alphas_cumprod[-1]
   exact = 0.5 * math.log(2 * math.pi * math.e * 0.25) + 0.5 * (v - 1 - math.log(v))
   np.testing.assert_allclose(found.bits_per_dim, exact, atol=5e-6)
@@ -118,10 +117,10 @@ def test_the_chain_that_is_bounded_is_the_chain_that_was_solved(s, variance):
 
 @pytest.mark.parametrize("num_timesteps", [1, 2, 5, 50])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_it_bounds_the_chain_at_any_length(num_timesteps, variance, monkeypatch):
+def test_it_bounds_the_chain_at_any_length(num_timesteps, variance):
   process = LinearVP(num_timesteps, 0.01, 0.7).create()
   bound = VariationalBound(variance, clip=False)
-  found = expectation(monkeypatch, bound, process, 0.6)
+  found = expectation(bound, process, 0.6)
   assert chain_nll(bound, process, 0.36) < found.bits_per_dim < 20
   assert found.terms["curve"].shape == (num_timesteps,)
 
@@ -131,18 +130,22 @@ def test_it_bounds_the_chain_at_any_length(num_timesteps, variance, monkeypatch)
 ALL_LEVELS = np.arange(256).reshape(1, 16, 16, 1)
 
 
-def level_bits(monkeypatch, bound, num_nodes=40):
+def levels(image):
+  """As a network is shown them."""
+  return np.asarray(from_levels(image, 256))
+
+
+def level_bits(bound, num_nodes=40):
   """Bits/dim over all 256 levels; image i holds them all under the i-th node of the noise."""
   nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
-  fix_noise(monkeypatch, nodes)
-  x0 = from_levels(np.repeat(ALL_LEVELS, num_nodes, axis=0), 256)
-  found = measure(bound, LINEAR, x0, 256, LEVELS_S2)
+  x0 = levels(np.repeat(ALL_LEVELS, num_nodes, axis=0))
+  found = measure(bound, LINEAR, x0, 256, LEVELS_S2, eps=nodes)
   return jax.tree.map(lambda v: np.average(v, axis=0, weights=weights), found)
 
 
 @pytest.mark.parametrize(("variance", "cdf"), EIGHT_BIT)
-def test_all_levels_once_are_the_known_bits(variance, cdf, monkeypatch):
-  found = level_bits(monkeypatch, VariationalBound(variance, clip=False, cdf=cdf))
+def test_all_levels_once_are_the_known_bits(variance, cdf):
+  found = level_bits(VariationalBound(variance, clip=False, cdf=cdf))
   np.testing.assert_allclose(found.bits_per_dim, EIGHT_BIT[variance, cdf], atol=2e-5)
   kl = {"fixed_small": 4.518479, "fixed_large": 4.060517}[variance]
   decoder = {"exact": 1.734903, "tanh": 1.737790}[cdf]
@@ -152,19 +155,19 @@ def test_all_levels_once_are_the_known_bits(variance, cdf, monkeypatch):
 
 
 @pytest.mark.parametrize(("level", "nats"), [(0, 0.827327), (128, 1.741803)])
-def test_the_decoder_of_one_level(level, nats, monkeypatch):
+def test_the_decoder_of_one_level(level, nats):
   """The first level owns all of its tail; an inner one has its bin."""
   nodes, weights = np.polynomial.hermite_e.hermegauss(40)
-  fix_noise(monkeypatch, nodes)
-  x0 = np.full((40, 1, 1, 1), 2 * level / 255 - 1)
-  found = measure(VariationalBound(clip=False), LINEAR, x0, 256, LEVELS_S2)
+  x0 = np.full((40, 16, 16, 1), 2 * level / 255 - 1)
+  bound = VariationalBound("fixed_large", clip=False)
+  found = measure(bound, LINEAR, x0, 256, LEVELS_S2, eps=nodes)
   mean = np.average(found.terms["reconstruction"], weights=weights) * LOG_2
   np.testing.assert_allclose(mean, nats, atol=1e-5)
 
 
-def test_clipping_is_the_published_switch(monkeypatch):
+def test_clipping_is_the_published_switch():
   """8.8959 +- 0.0074 by Monte Carlo with the small variance; the clip has kinks: more nodes."""
-  found = level_bits(monkeypatch, VariationalBound("fixed_small"), 200)
+  found = level_bits(VariationalBound("fixed_small"), 200)
   assert abs(found.bits_per_dim - 8.8959) < 3 * 0.0074
   assert VariationalBound().clip
 
@@ -174,8 +177,13 @@ def test_the_decoders_probabilities_sum_to_one(num_levels):
   """One pixel, every level in turn, under one and the same estimate."""
   process = LinearVP(20, 0.05, 0.6).create()
   network = precondition(lambda p, xt, t, labels, key: 0 * xt + 0.3, process, "x0")
-  x0 = from_levels(np.arange(num_levels).reshape(-1, 1, 1, 1), num_levels)
-  found = VariationalBound()(network, process, {}, keys(num_levels), x0, None, num_levels)
+
+  @jax.jit
+  def run(keys):
+    x0 = from_levels(np.arange(num_levels).reshape(-1, 1, 1, 1), num_levels)
+    return VariationalBound()(network, process, {}, keys, x0, None, num_levels)
+
+  found = run(keys(num_levels))
   np.testing.assert_allclose(
     np.exp2(-np.float64(found.terms["reconstruction"])).sum(), 1.0, rtol=1e-5
   )
@@ -187,7 +195,7 @@ def test_the_decoders_probabilities_sum_to_one(num_levels):
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_its_own_draws_agree_within_their_standard_errors(variance):
   """96 images of 64 pixels of +-0.5, whose second moment is that of N(0, 0.25)."""
-  x0 = 0.5 * jax.random.rademacher(jax.random.key(9), (96, 8, 8, 1))
+  x0 = np.random.default_rng(9).choice([-0.5, 0.5], (96, 8, 8, 1))
   found = measure(VariationalBound(variance, clip=False), LINEAR, x0, prediction="v")
   prior, denoising, decoder, _ = GAUSSIAN[0.5, variance]
   np.testing.assert_allclose(found.terms["prior"] * LOG_2, prior, rtol=1e-6)  # nothing is drawn
@@ -217,7 +225,7 @@ def test_each_step_draws_its_own_noise():
 
 
 def test_terms_add_up():
-  x0 = from_levels(ALL_LEVELS.reshape(4, 8, 8, 1), 256)
+  x0 = levels(ALL_LEVELS.reshape(4, 8, 8, 1))
   found = measure(VariationalBound(), LINEAR, x0, 256)
   terms = found.terms
   np.testing.assert_allclose(
@@ -234,15 +242,13 @@ SHORT = LinearVP(20, 0.005, 0.6).create()
 
 
 def short_bits(x0, k, mesh=None):
-  network = linear_network(SHORT, LEVELS_S2)
-  run = jax.jit(lambda k, x: VariationalBound()(network, SHORT, {}, k, x, None, 256).bits_per_dim)
   if mesh is not None:
     k, x0 = (jax.device_put(v, sharding.batch_sharding(mesh)) for v in (k, x0))
-  return np.asarray(run(k, x0))
+  return np.asarray(program(VariationalBound(), SHORT, 256)(k, x0, LEVELS_S2, None).bits_per_dim)
 
 
 def test_an_example_depends_on_its_own_key_alone():
-  x0 = from_levels(ALL_LEVELS.reshape(16, 4, 4, 1), 256)
+  x0 = levels(ALL_LEVELS.reshape(16, 4, 4, 1))
   whole = short_bits(x0, keys(16))
   np.testing.assert_allclose(short_bits(x0[5:8], keys(16)[5:8]), whole[5:8], rtol=1e-6)
   np.testing.assert_allclose(short_bits(x0[::-1], keys(16)[::-1]), whole[::-1], rtol=1e-6)
@@ -250,7 +256,7 @@ def test_an_example_depends_on_its_own_key_alone():
 
 
 def test_it_is_the_same_on_eight_devices():
-  x0 = from_levels(ALL_LEVELS.reshape(16, 4, 4, 1), 256)
+  x0 = levels(ALL_LEVELS.reshape(16, 4, 4, 1))
   mesh = create_mesh(MeshShape(), jax.devices()[:8])
   np.testing.assert_allclose(short_bits(x0, keys(16), mesh), short_bits(x0, keys(16)), rtol=1e-6)
 
@@ -282,11 +288,15 @@ class ShiftedSteps(VariationalBound):
 
 
 @pytest.mark.parametrize("wrong", [OwnVarianceAtOne, WrongGain, ShiftedSteps])
-def test_a_wrong_term_would_be_seen(wrong, monkeypatch):
+def test_a_wrong_term_would_be_seen(wrong):
   """Each moves the total by more than 100 times the tolerance of the tests above."""
   total = sum(GAUSSIAN[0.5, "fixed_large"][:3])
-  found = expectation(monkeypatch, wrong("fixed_large", clip=False), LINEAR, 0.5)
+  found = expectation(wrong("fixed_large", clip=False), LINEAR, 0.5)
   assert abs(found.bits_per_dim - total) > 100 * 5e-6
+
+
+class Forgetful(VariationalBound):
+  """A class of its own, so that its program is not the right one's."""
 
 
 def test_a_forgotten_offset_would_be_seen(monkeypatch):
@@ -296,7 +306,7 @@ def test_a_forgotten_offset_would_be_seen(monkeypatch):
     return step.weight * jnp.exp(-ratio) * jnp.square(x0 - estimate)
 
   monkeypatch.setattr(variational_bound, "divergence", distance)
-  found = expectation(monkeypatch, VariationalBound("fixed_large", clip=False), LINEAR, 0.5)
+  found = expectation(Forgetful("fixed_large", clip=False), LINEAR, 0.5)
   assert abs(found.bits_per_dim - sum(GAUSSIAN[0.5, "fixed_large"][:3])) > 100 * 5e-6
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_draws import normal
 
 from diffusion_jax import randomness
 from diffusion_jax.losses import Simple
@@ -46,17 +47,17 @@ def minimum(name):
 
 @pytest.mark.parametrize("name", ["eps", "x0", "v"])
 def test_the_exact_predictor_reaches_the_closed_form_minimum(name):
-  x0 = 0.5 * jax.random.normal(jax.random.key(5), (NUM, 4, 4, 1))
   network = precondition(exact_output(name), PROCESS, name)
-  losses = np.asarray(Simple()(network, PROCESS, {}, keys(), x0, None), np.float64)
+  run = jax.jit(lambda x0: Simple()(network, PROCESS, {}, keys(), x0, None))
+  losses = np.float64(run(np.float32(0.5) * normal(5, NUM, 4, 4, 1)))
   error = losses.std() / np.sqrt(NUM)
   assert abs(losses.mean() - minimum(name)) < 4 * error
   assert error < 0.03 * minimum(name)
 
 
 def test_noise_is_standard_and_times_cover_the_grid():
-  t, eps = draw(PROCESS, keys(), (8, 8, 1))
-  steps = np.round(np.asarray(t) * 50)
+  t, eps = map(np.asarray, jax.jit(lambda: draw(PROCESS, keys(), (8, 8, 1)))())
+  steps = np.round(t * 50)
   counts = np.bincount(steps.astype(int), minlength=51)
   assert counts[0] == 0
   # 80 a step with a standard deviation of about 9.
@@ -65,13 +66,18 @@ def test_noise_is_standard_and_times_cover_the_grid():
 
 
 def test_noise_is_independent_of_time():
-  t, eps = draw(PROCESS, keys(), (4, 4, 1))
-  correlation = np.corrcoef(np.asarray(t), np.asarray(eps).mean(axis=(1, 2, 3)))[0, 1]
+  t, eps = map(np.asarray, jax.jit(lambda: draw(PROCESS, keys(), (4, 4, 1)))())
+  correlation = np.corrcoef(t, eps.mean(axis=(1, 2, 3)))[0, 1]
   assert abs(correlation) < 5 / np.sqrt(NUM)
 
 
 def test_labels_reach_the_network_as_they_are():
   seen = []
   network = precondition(lambda p, x, t, labels, k: seen.append(labels) or x, PROCESS, "eps")
-  Simple()(network, PROCESS, {}, keys(3), jnp.zeros((3, 2, 2, 1)), jnp.asarray([2, 0, 1]))
-  assert seen[0].tolist() == [2, 0, 1]
+
+  @jax.jit
+  def run(labels):
+    Simple()(network, PROCESS, {}, keys(3), jnp.zeros((3, 2, 2, 1)), labels)
+    return seen[0]
+
+  assert run(np.asarray([2, 0, 1])).tolist() == [2, 0, 1]

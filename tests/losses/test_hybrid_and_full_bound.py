@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_draws import normal
 
 from diffusion_jax import randomness
 from diffusion_jax.auditing import oracles
@@ -15,10 +16,10 @@ from diffusion_jax.processes import LinearVP, precondition
 
 PROCESS = LinearVP(20, 0.01, 0.5).create()
 NUM = 12
-KEYS = randomness.example_keys(jax.random.key(0), jnp.arange(NUM))
+KEYS = randomness.example_keys(jax.random.key(0), np.arange(NUM))
 PLACE = Place(jax.random.key(1), jnp.arange(NUM))
 X0 = from_levels(np.random.default_rng(0).integers(0, 17, (NUM, 3, 3, 2)), 17)
-PARAMS = {"mean": jnp.float32(0.6), "variance": jnp.float32(0.4)}
+PARAMS = {"mean": np.float32(0.6), "variance": np.float32(0.4)}
 
 
 def network(prediction="eps"):
@@ -30,33 +31,49 @@ def network(prediction="eps"):
   return precondition(output, PROCESS, prediction, learned_variance=True)
 
 
-def values(loss, params=PARAMS, prediction="eps", num_levels: int | None = 17, memory=None):
+def values(loss, params=PARAMS, prediction="eps", num_levels: int | None = 17):
   objective = loss.objective(PROCESS, num_levels)
-  memory = objective.memory if memory is None else memory
-  args = (network(prediction), PROCESS, params, {}, memory, PLACE, KEYS, X0, None)
+  args = (network(prediction), PROCESS, params, {}, objective.memory, PLACE, KEYS, X0, None)
   return objective.loss(*args)
+
+
+def at_step(t, function, eps=None):
+  """What a function gives where every image's time is step t, which may be traced."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(randomness, "uniform", lambda keys: jnp.full(NUM, (t - 0.5) / 20))
+    if eps is not None:
+      patch.setattr(randomness, "normal", lambda keys, shape: eps)
+    return function()
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "velocity"])
 def test_hybrid_is_simple_and_a_thousandth_of_the_bound(prediction):
   """At the same times and noise; L_vlb has the factor T of one uniform t, in bits/dim."""
-  simple = Simple()(network(prediction), PROCESS, PARAMS, KEYS, X0, None)
-  bound = values(FullBound("uniform"), prediction=prediction)[0]
-  hybrid, metrics, _ = values(Hybrid(), prediction=prediction)
+
+  @jax.jit
+  def run(params):
+    simple = Simple()(network(prediction), PROCESS, params, KEYS, X0, None)
+    losses = FullBound("uniform"), Hybrid(), Hybrid(0.1)
+    return simple, *(values(loss, params, prediction) for loss in losses)
+
+  simple, (bound, *_), (hybrid, metrics, _), (heavier, *_) = jax.device_get(run(PARAMS))
   np.testing.assert_allclose(metrics["simple"], simple, rtol=2e-4)
   np.testing.assert_allclose(metrics["vlb_bits_per_dim"], bound, rtol=1e-6)
-  np.testing.assert_allclose(hybrid, metrics["simple"] + 0.001 * bound, rtol=1e-6)
-  assert (values(Hybrid(0.1), prediction=prediction)[0] > hybrid).any()
-
-
-def gradient(loss):
-  return jax.grad(lambda p: jnp.mean(loss(p)))(PARAMS)
+  np.testing.assert_allclose(hybrid, metrics["simple"] + np.float32(0.001) * bound, rtol=1e-6)
+  assert (heavier > hybrid).any()
 
 
 def test_the_bound_of_hybrid_trains_the_variance_alone():
-  hybrid = gradient(lambda p: values(Hybrid(0.5), p)[0])
-  simple = gradient(lambda p: Simple()(network(), PROCESS, p, KEYS, X0, None))
-  bound = gradient(lambda p: values(FullBound("uniform"), p)[0])
+  @jax.jit
+  def gradients(params):
+    losses = (
+      lambda p: values(Hybrid(0.5), p)[0],
+      lambda p: Simple()(network(), PROCESS, p, KEYS, X0, None),
+      lambda p: values(FullBound("uniform"), p)[0],
+    )
+    return [jax.grad(lambda p, loss=loss: jnp.mean(loss(p)))(params) for loss in losses]
+
+  hybrid, simple, bound = jax.device_get(gradients(PARAMS))
   np.testing.assert_allclose(hybrid["mean"], simple["mean"], rtol=1e-5)
   np.testing.assert_allclose(hybrid["variance"], 0.5 * bound["variance"], rtol=1e-5)
   assert float(simple["variance"]) == 0
@@ -65,19 +82,23 @@ def test_the_bound_of_hybrid_trains_the_variance_alone():
 
 
 @pytest.mark.parametrize("num_levels", [17, None])
-def test_over_all_steps_the_full_bound_is_the_estimators(num_levels, monkeypatch):
+def test_over_all_steps_the_full_bound_is_the_estimators(num_levels):
   """With one noise for every step: the mean of prior + T L_t over t is the sum of all terms."""
-  eps = jax.random.normal(jax.random.key(7), X0.shape)
-  monkeypatch.setattr(randomness, "normal", lambda keys, shape: eps)
-  exact = VariationalBound("learned", clip=False)(
-    network(), PROCESS, PARAMS, KEYS, X0, None, num_levels
-  )
-  found, seen = [], []
-  for t in range(1, 21):
-    monkeypatch.setattr(randomness, "uniform", lambda keys, t=t: jnp.full(NUM, (t - 0.5) / 20))
-    found.append(values(FullBound("uniform"), num_levels=num_levels)[0])
-    seen.append(values(FullBound("importance"), num_levels=num_levels)[0])
-  np.testing.assert_allclose(np.mean(found, axis=0), exact.bits_per_dim, rtol=2e-5)
+  eps = normal(7, *X0.shape)
+  bound = VariationalBound("learned", clip=False)
+
+  @jax.jit
+  def exact(params):
+    args = network(), PROCESS, params, KEYS, X0, None, num_levels
+    return at_step(1, lambda: bound(*args).bits_per_dim, eps)
+
+  @jax.jit
+  def both(params, t):
+    losses = FullBound("uniform"), FullBound("importance")
+    return at_step(t, lambda: [values(v, params, num_levels=num_levels)[0] for v in losses], eps)
+
+  found, seen = np.moveaxis([np.asarray(both(PARAMS, t)) for t in range(1, 21)], 1, 0)
+  np.testing.assert_allclose(np.mean(found, axis=0), exact(PARAMS), rtol=2e-5)
   np.testing.assert_allclose(seen, found, rtol=1e-5)  # an empty history draws uniformly
 
 
@@ -88,13 +109,15 @@ def test_importance_weights_leave_the_mean_alone():
   model = oracles.gaussian_network(process)
 
   @jax.jit
-  def draw(memory, key, keys, x0, dropout_key):
-    place = Place(key, jnp.arange(num))
-    return objective.loss(model, process, {}, {}, memory, place, keys, x0, None, dropout_key)
+  def draw(memory, key, x0, dropout_key):
+    index = jnp.arange(num)
+    args = memory, Place(key, index), randomness.example_keys(key, index), x0, None, dropout_key
+    return objective.loss(model, process, {}, {}, *args)
 
   def run(memory, seed, dropout_key):
-    draws = oracles.keys(num, seed), oracles.gaussian_images(num, seed)
-    return draw(memory, jax.random.key(seed), *draws, dropout_key)
+    along = normal(seed, num, oracles.NUM_DIMS) * np.sqrt(oracles.VARIANCES)
+    x0 = np.float32(along @ oracles.AXES.T).reshape(num, *oracles.SHAPE)
+    return draw(memory, jax.random.key(seed), x0, dropout_key)
 
   first, _, memory = run(objective.memory, 3, jax.random.key(0))
   assert (np.asarray(memory["age"]) > 0).all()
@@ -103,7 +126,8 @@ def test_importance_weights_leave_the_mean_alone():
   mean, error = oracles.mean_and_error(weighted)
   assert abs(mean - learned_bound_bits(process)) < 4 * error
   assert error < 0.5 * oracles.mean_and_error(uniform)[1]
-  assert abs(np.mean(first) - learned_bound_bits(process)) < 4 * oracles.mean_and_error(first)[1]
+  mean, error = oracles.mean_and_error(first)
+  assert abs(mean - learned_bound_bits(process)) < 4 * error
 
 
 def test_the_oracles_bound_is_the_least_of_its_kind():
@@ -118,10 +142,14 @@ def test_the_oracles_bound_is_the_least_of_its_kind():
 
 def test_only_training_remembers():
   objective = FullBound().objective(PROCESS, 17)
-  args = (network(), PROCESS, PARAMS, {}, objective.memory, PLACE, KEYS, X0, None)
-  _, _, measured = objective.loss(*args, None)
+
+  @jax.jit
+  def memories(params):
+    args = network(), PROCESS, params, {}, objective.memory, PLACE, KEYS, X0, None
+    return [objective.loss(*args, key)[2] for key in (None, jax.random.key(0))]
+
+  measured, trained = jax.device_get(memories(PARAMS))
   assert all((measured[n] == v).all() for n, v in objective.memory.items())
-  _, _, trained = objective.loss(*args, jax.random.key(0))
   assert int((trained["age"] > 0).sum()) == NUM
   assert jax.tree.structure(trained) == jax.tree.structure(objective.memory)
   assert FullBound("uniform").objective(PROCESS, 17).memory == {}
@@ -129,13 +157,16 @@ def test_only_training_remembers():
 
 def test_extreme_outputs_leave_gradients_finite():
   """Far from the data at every step, and variances far beyond beta."""
-  wild = {"mean": jnp.float32(300.0), "variance": jnp.float32(20.0)}
-  for loss in (Hybrid(), FullBound("uniform")):
-    for t in (1, 2, 20):
-      with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(randomness, "uniform", lambda keys, t=t: jnp.full(NUM, (t - 0.5) / 20))
-        slope = jax.grad(lambda p, loss=loss: jnp.mean(values(loss, p)[0]))(wild)
-      assert all(jnp.isfinite(v) for v in slope.values())
+  wild = {"mean": np.float32(300.0), "variance": np.float32(20.0)}
+
+  @jax.jit
+  def slopes(params, t):
+    losses = Hybrid(), FullBound("uniform")
+    mean = lambda p, loss: jnp.mean(values(loss, p)[0])  # noqa: E731
+    return at_step(t, lambda: [jax.grad(mean)(params, loss) for loss in losses])
+
+  for t in (1, 2, 20):
+    assert all(np.isfinite(v) for slope in slopes(wild, t) for v in slope.values())
 
 
 def test_impossible_fields_are_refused():
@@ -166,25 +197,28 @@ class BruteForce:
     return 0.999 * root / root.sum() + 0.001 / len(root)
 
 
+begin, remember = jax.jit(time_history.begin), jax.jit(time_history.remember)
+
+
 def test_the_history_against_lists():
   """Batches in which a step occurs often, of which more than ten times in one batch."""
   rng, num, batch = np.random.default_rng(0), 5, 32
   memory, lists = time_history.empty(num), BruteForce(num)
   uniform_until = None
   for step in range(12):
-    place = Place(jax.random.key(step), jnp.arange(batch) + step * batch)
-    memory = time_history.begin(memory, place)
+    place = Place(jax.random.key(step), np.arange(batch) + step * batch)
+    memory = begin(memory, place)
     np.testing.assert_allclose(memory["probability"], lists.probabilities(), rtol=1e-5)
     if uniform_until is None and not np.allclose(memory["probability"], 1 / num):
       uniform_until = step
     number = rng.choice(num, batch, p=[0.6, 0.2, 0.1, 0.07, 0.03]) + 1
     terms = rng.exponential(size=batch) * number
-    memory = time_history.remember(memory, place, jnp.asarray(number), jnp.float32(terms))
-    lists.add(np.asarray(place.index), number, np.float32(terms))
+    memory = jax.device_get(remember(memory, place, number, np.float32(terms)))
+    lists.add(place.index, number, np.float32(terms))
     for row, entries in enumerate(lists.last()):
-      there = np.asarray(memory["age"][row]) > 0
-      assert np.asarray(memory["age"][row])[there].tolist() == [i + 1 for i, _ in entries]
-      kept = np.asarray(memory["squares"][row])[there]
+      there = memory["age"][row] > 0
+      assert memory["age"][row][there].tolist() == [i + 1 for i, _ in entries]
+      kept = memory["squares"][row][there]
       np.testing.assert_allclose(kept, [v for _, v in entries], rtol=1e-6)
   assert uniform_until > 2
 
@@ -196,32 +230,34 @@ def test_a_batch_in_parts_is_remembered_as_a_whole(parts):
   for step in range(4):
     index, number = np.arange(32) + 32 * step, rng.integers(1, 4, 32)
     terms, key = np.float32(rng.normal(size=32)), jax.random.key(step)
-    everything = Place(key, jnp.asarray(index))
-    whole = time_history.begin(whole, everything)
+    everything = Place(key, index)
+    whole = begin(whole, everything)
     drawn_by = np.asarray(whole["probability"])
-    whole = time_history.remember(whole, everything, jnp.asarray(number), jnp.asarray(terms))
+    whole = jax.device_get(remember(whole, everything, number, terms))
     for part in range(parts):
       rows = slice(part, None, parts)
-      place = Place(key, jnp.asarray(index[rows]))
-      cut = time_history.begin(cut, place)
-      assert (cut["probability"] == drawn_by).all()
-      cut = time_history.remember(cut, place, jnp.asarray(number[rows]), jnp.asarray(terms[rows]))
+      place = Place(key, index[rows])
+      cut = begin(cut, place)
+      assert (np.asarray(cut["probability"]) == drawn_by).all()
+      cut = jax.device_get(remember(cut, place, number[rows], terms[rows]))
     assert all((whole[n] == cut[n]).all() for n in whole)
-  assert np.ptp(time_history.probabilities(whole["squares"], whole["age"])) > 0.01
+  found = jax.jit(time_history.probabilities)(whole["squares"], whole["age"])
+  assert np.ptp(np.asarray(found)) > 0.01
 
 
 def test_a_time_is_drawn_exactly_as_often_as_its_weight_says():
   """Over every uniform number that float32 draws: 2^23 of them, 4,000 steps from 1e-7 to 1e-2."""
   size = np.geomspace(1e-6, 1, 4000)
-  squares = jnp.asarray(np.repeat(size[:, None] ** 2, 10, axis=1), jnp.float32)
-  probability = time_history.probabilities(squares, jnp.ones((4000, 10), jnp.uint32))
+  squares = np.repeat(np.float32(size[:, None] ** 2), 10, axis=1)
+  probability = jax.jit(time_history.probabilities)(squares, np.ones((4000, 10), np.uint32))
+  probability = np.asarray(probability)
   np.testing.assert_allclose(probability.sum(), 1, rtol=1e-5)
-  assert float(probability.min()) > 0.001 / 4000 * 0.99
-  uniform = jnp.arange(2**23, dtype=jnp.float32) / 2**23
-  drawn = jax.jit(time_history.draw)(probability, uniform)
-  counts = np.bincount(np.asarray(drawn.number), minlength=4001)[1:]
+  assert probability.min() > 0.001 / 4000 * 0.99
+  uniform = np.arange(2**23, dtype=np.float32) / np.float32(2**23)
+  drawn = jax.device_get(jax.jit(time_history.draw)(probability, uniform))
+  counts = np.bincount(drawn.number, minlength=4001)[1:]
   assert counts.min() >= 1
   weight = np.zeros(4000)
-  weight[np.asarray(drawn.number) - 1] = np.asarray(drawn.probability)
+  weight[drawn.number - 1] = drawn.probability
   np.testing.assert_array_equal(counts / 2**23, weight)
   np.testing.assert_allclose(weight, probability, atol=2.5 / 2**23)

@@ -1,7 +1,6 @@
 """The learned uncertainty is the logarithm of the loss that it divides."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import optimize
@@ -27,9 +26,13 @@ def start(**fields):
 
 
 def test_it_starts_as_edms_loss():
-  values, metrics, memory = jax.jit(measured, static_argnums=1)(start(), 50)
-  known = oracles.keys(50), oracles.gaussian_images(50), None, None
-  expected = EDMLoss(-0.4, 1.0)(oracles.gaussian_network(EDM), EDM, {}, *known)
+  @jax.jit
+  def both(own):
+    known = oracles.keys(50), oracles.gaussian_images(50), None, None
+    expected = EDMLoss(-0.4, 1.0)(oracles.gaussian_network(EDM), EDM, {}, *known)
+    return measured(own, 50), expected
+
+  (values, metrics, memory), expected = jax.device_get(both(start()))
   np.testing.assert_allclose(values, expected, rtol=1e-6)
   np.testing.assert_allclose(metrics["edm"], expected, rtol=1e-6)
   assert not metrics["uncertainty"].any()
@@ -44,22 +47,27 @@ def test_where_u_is_best_its_exponential_is_the_mean_loss_of_that_noise_level():
   """
   gradient = jax.jit(jax.value_and_grad(lambda w: measured({"weight": w})[0].mean()))
   found = optimize.minimize(
-    lambda w: [np.float64(v) for v in gradient(jnp.asarray(w, jnp.float32))],
+    lambda w: [np.float64(v) for v in gradient(np.float32(w))],
     np.zeros(16), jac=True, method="L-BFGS-B", options={"maxiter": 300},
   )  # fmt: skip
   sigma = np.exp(np.linspace(-0.4 - 1.5, -0.4 + 1.5, 13))
   left = np.mean(oracles.VARIANCES[:, None] * sigma**2 / (oracles.VARIANCES[:, None] + sigma**2), 0)
   expected = np.log((sigma**2 + 0.25) / (0.5 * sigma) ** 2 * left)
-  u = uncertainty({"weight": jnp.asarray(found.x, jnp.float32)}, jnp.log(jnp.asarray(sigma)))
+  u = jax.jit(uncertainty)({"weight": np.float32(found.x)}, np.float32(np.log(sigma)))
   assert expected.max() - expected.min() > 0.2
   np.testing.assert_allclose(u, expected, atol=0.08)
 
 
 def test_the_gradient_at_the_true_uncertainty_is_zero_in_the_mean():
   """d/du [L e^-u + u] = 1 - L e^-u; at u = log of the mean of L it is 0 in the mean."""
-  _, metrics, _ = jax.jit(lambda: measured(start()))()
-  log_sigma = -0.5 * EDM.log_snr(EDMLoss(-0.4, 1.0).training_times(EDM, oracles.keys(NUM)))
-  sigma2 = np.exp(2 * np.float64(log_sigma))[:, None]
+
+  @jax.jit
+  def run():
+    log_snr = EDM.log_snr(EDMLoss(-0.4, 1.0).training_times(EDM, oracles.keys(NUM)))
+    return measured(start())[1], log_snr
+
+  metrics, log_snr = run()
+  sigma2 = np.exp(-np.float64(log_snr))[:, None]
   left = np.mean(oracles.VARIANCES * sigma2 / (oracles.VARIANCES + sigma2), axis=1)
   true = (sigma2[:, 0] + 0.25) / (0.25 * sigma2[:, 0]) * left
   mean, error = oracles.mean_and_error(1 - np.float64(metrics["edm"]) / true)
@@ -68,7 +76,8 @@ def test_the_gradient_at_the_true_uncertainty_is_zero_in_the_mean():
 
 
 def test_features_keep_the_magnitude_and_differ():
-  features = np.asarray(fourier_features(jnp.linspace(-0.5, 0.5, 400), 4000))
+  places = np.linspace(-0.5, 0.5, 400, dtype=np.float32)
+  features = np.asarray(jax.jit(fourier_features, static_argnums=1)(places, 4000))
   np.testing.assert_allclose(np.mean(features**2, axis=1), 1.0, atol=0.1)
   assert np.abs(features).max() <= np.sqrt(2) + 1e-6
 

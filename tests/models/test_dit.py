@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn_weights
+from numpy_draws import moved, normal
 
 from diffusion_jax.checksum import named_leaves
 from diffusion_jax.models import NETWORKS, DiT
@@ -15,27 +17,16 @@ from diffusion_jax.types import ImageSpec
 LATENTS = ImageSpec(32, 32, 4, None, 1000)
 SPEC = ImageSpec(8, 6, 2, 256, 3)
 TINY = DiT(depth=2, hidden=24, heads=3, patch=2)
-X = jax.random.normal(jax.random.key(5), (3, 8, 6, 2))
-TIME, LABELS = jnp.asarray([1.0, 50.0, 900.0]), jnp.asarray([0, 1, 3])
-
-
-def create(config, num_labels=4):
-  network = config.create(SPEC, num_labels)
-  return network._replace(init=jax.jit(network.init), apply=jax.jit(network.apply))
+X = normal(5, 3, 8, 6, 2)
+TIME, LABELS = np.float32([1.0, 50.0, 900.0]), np.int32([0, 1, 3])
 
 
 @pytest.fixture(scope="module")
 def tiny():
-  network = create(TINY)
-  return network.apply, network.init(jax.random.key(0))
-
-
-def moved(params):
-  """Weights away from their start at zero, so that every part has an effect."""
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(9), len(leaves))
-  new = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-  return jax.tree.unflatten(tree, new)
+  """The compiled network, how its weights start, and weights that are away from there."""
+  network = TINY.create(SPEC, 4)
+  start = jax.tree.map(np.asarray, jax.jit(network.init)(jax.random.key(0)))
+  return jax.jit(network.apply), start, moved(start)
 
 
 @pytest.mark.parametrize(
@@ -62,17 +53,18 @@ def test_the_default_is_the_small_one():
 
 
 def test_it_starts_at_exactly_zero_with_blocks_that_are_the_identity(tiny):
-  apply, params = tiny
-  out = apply(params, X, TIME, LABELS)
+  apply, params, _ = tiny
+  out = np.asarray(apply(params, X, TIME, LABELS))
   assert out.shape == X.shape
   assert (out == 0).all()
   params = {**params, "patch_out": moved(params["patch_out"])}
-  shallow = create(dataclasses.replace(TINY, depth=1)).apply
+  shallow = jax.jit(dataclasses.replace(TINY, depth=1).create(SPEC, 4).apply)
   np.testing.assert_array_equal(apply(params, X, TIME, LABELS), shallow(params, X, TIME, LABELS))
 
 
 def test_initial_weights_have_the_recipes_scale():
-  params = named_leaves(create(dataclasses.replace(TINY, hidden=96)).init(jax.random.key(1)))
+  init = jax.jit(dataclasses.replace(TINY, depth=1, hidden=96).create(SPEC, 4).init)
+  params = named_leaves(jax.tree.map(np.asarray, init(jax.random.key(1))))
   for name, value in params.items():
     if not name.endswith("kernel"):
       assert name == "label/embedding" or not value.any(), name
@@ -88,11 +80,11 @@ def test_initial_weights_have_the_recipes_scale():
 
 def test_patches_go_back_where_they_came_from(tiny):
   """Before any block acts, the output at a pixel depends on the pixels of its own patch alone."""
-  apply, params = tiny
+  apply, params, _ = tiny
   params = {**params, "patch_out": moved(params["patch_out"])}
-  changed = X[:1].at[0, 5, 2, 1].add(1.0)  # in the patch of rows 4, 5 and columns 2, 3
-  both = jnp.concatenate([X[:1], changed])
-  out = apply(params, both, TIME[:1].repeat(2), LABELS[:1].repeat(2))
+  both = X[[0, 0, 0]]
+  both[1, 5, 2, 1] += 1.0  # in the patch of rows 4, 5 and columns 2, 3
+  out = np.asarray(apply(params, both, TIME[[0, 0, 0]], LABELS[[0, 0, 0]]))
   there = np.abs(out[1] - out[0]) > 1e-6
   assert there[4:6, 2:4].all()
   there[4:6, 2:4] = False
@@ -104,27 +96,28 @@ def test_pixels_of_a_patch_keep_their_order():
 
   The norm of the last layer divides by the patch's root mean square.
   """
-  network = create(dataclasses.replace(TINY, hidden=16, heads=2, depth=1), 0)
-  params = network.init(jax.random.key(0))
-  params["patch_in"]["kernel"] = jnp.concatenate([jnp.eye(8), -jnp.eye(8)], axis=1) * 1e4
-  params["patch_out"]["kernel"] = jnp.eye(16, 8)
-  out = np.asarray(network.apply(params, X, TIME, None))
-  patches = np.asarray(X).reshape(3, 4, 2, 3, 2, 2)
+  network = dataclasses.replace(TINY, hidden=16, heads=2, depth=1).create(SPEC, 0)
+  params = jax.tree.map(np.asarray, jax.jit(network.init)(jax.random.key(0)))
+  params["patch_in"]["kernel"] = np.float32(1e4 * np.hstack([np.eye(8), -np.eye(8)]))
+  params["patch_out"]["kernel"] = np.eye(16, 8, dtype=np.float32)
+  out = np.asarray(jax.jit(network.apply)(params, X, TIME, None))
+  patches = X.reshape(3, 4, 2, 3, 2, 2)
   size = np.sqrt((patches**2).mean((2, 4, 5), keepdims=True))  # 1e4 drowns the positions
   np.testing.assert_allclose(out, (patches / size).reshape(X.shape), atol=2e-3)
 
 
 def test_time_label_and_place_matter_and_examples_do_not_mix(tiny):
-  apply, params = tiny
-  params = moved(params)
-  out = apply(params, X, TIME, LABELS)
-  once = apply(params, X[1:2], TIME[1:2], LABELS[1:2])
-  np.testing.assert_allclose(once, out[1:2], atol=1e-4)
+  apply, _, params = tiny
+  out = np.asarray(apply(params, X, TIME, LABELS))
+  alone = apply(params, X[[1, 1, 1]], TIME[[1, 1, 1]], LABELS[[1, 1, 1]])
+  np.testing.assert_allclose(alone, out[[1, 1, 1]], atol=1e-4)
   assert np.abs(apply(params, X, TIME + 5, LABELS) - out).max() > 1e-3
   assert np.abs(apply(params, X, TIME, LABELS * 0 + 2) - out).max() > 1e-3
-  rolled = apply(params, jnp.roll(X, 2, axis=1), TIME, LABELS)
-  assert np.abs(jnp.roll(rolled, -2, axis=1) - out).max() > 1e-3
-  far = apply(params, X.at[:, 0, 0].add(3.0), TIME, LABELS)
+  rolled = apply(params, np.roll(X, 2, axis=1), TIME, LABELS)
+  assert np.abs(np.roll(rolled, -2, axis=1) - out).max() > 1e-3
+  changed = X.copy()
+  changed[:, 0, 0] += 3.0
+  far = apply(params, changed, TIME, LABELS)
   assert np.abs(far - out)[:, 6:, 4:].max() > 1e-4  # attention reaches the other corner
 
 
@@ -138,33 +131,38 @@ def test_positions_are_their_formula():
 
 
 def test_learned_variance_doubles_the_channels():
-  network = create(dataclasses.replace(TINY, learned_variance=True))
-  out = network.apply(moved(network.init(jax.random.key(0))), X, TIME, LABELS)
+  network = dataclasses.replace(TINY, depth=1, learned_variance=True).create(SPEC, 4)
+  out = np.asarray(jax.jit(network.apply)(drawn_weights(network.init), X, TIME, LABELS))
   assert out.shape == (3, 8, 6, 4)
-  assert (jnp.std(out, axis=(0, 1, 2)) > 0.01).all()
+  assert (np.std(out, axis=(0, 1, 2)) > 0.01).all()
+
+
+def gradient(remat, params):
+  """Of a network of two blocks."""
+  network = dataclasses.replace(TINY, remat=remat).create(SPEC, 4)
+  loss = lambda p, x, time: jnp.mean(network.apply(p, x, time, jnp.asarray(LABELS)) ** 2)  # noqa: E731
+  return jax.jit(jax.grad(loss))(params, X, TIME)
+
+
+@pytest.fixture(scope="module")
+def plain_gradient(tiny):
+  return gradient("none", tiny[2])
 
 
 @pytest.mark.parametrize("remat", ["block", "products"])
-def test_remat_changes_memory_not_gradients(tiny, remat):
-  params = moved(tiny[1])
-
-  def gradient(config):
-    network = config.create(SPEC, 4)
-    loss = lambda p: jnp.mean(network.apply(p, X, TIME, LABELS) ** 2)  # noqa: E731
-    return jax.jit(jax.grad(loss))(params)
-
-  plain, rematted = gradient(TINY), gradient(dataclasses.replace(TINY, remat=remat))
+def test_remat_changes_memory_not_gradients(tiny, plain_gradient, remat):
+  plain, rematted = plain_gradient, gradient(remat, tiny[2])
   for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rematted), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters(tiny):
-  apply, params = tiny
-  network = create(dataclasses.replace(TINY, dtype="bfloat16"))
-  start = network.init(jax.random.key(0))
+  apply, _, params = tiny
+  network = dataclasses.replace(TINY, dtype="bfloat16").create(SPEC, 4)
+  start = jax.eval_shape(network.init, jax.random.key(0))
   assert {p.dtype for p in jax.tree.leaves(start)} == {jnp.dtype("float32")}
-  exact = apply(moved(params), X, TIME, LABELS)
-  rough = network.apply(moved(params), X, TIME, LABELS).astype(jnp.float32)
+  exact = np.asarray(apply(params, X, TIME, LABELS))
+  rough = np.asarray(jax.jit(network.apply)(params, X, TIME, LABELS), np.float32)
   assert 1e-5 < np.abs(rough - exact).max() / np.abs(exact).max() < 0.1
 
 

@@ -5,12 +5,15 @@ e has 2 i + 9 i o + o + e o + o + 2 o + 9 o^2 + o parameters, i o + o more with 
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn_weights
+from numpy_draws import normal
 
 from diffusion_jax.checksum import named_leaves
 from diffusion_jax.models import UNet
@@ -72,7 +75,8 @@ TINY = {
 }
 
 
-def shapes(config, num_labels=0, spec=CIFAR):
+@functools.cache
+def shapes(config, num_labels, spec=CIFAR):
   return named_leaves(jax.eval_shape(config.create(spec, num_labels).init, jax.random.key(0)))
 
 
@@ -105,14 +109,14 @@ def test_adm_for_64_pixels_has_the_published_number_of_parameters():
 
 
 def test_edm_decodes_with_attention_in_the_last_block_only():
-  places = {name.split("/")[0] for name in shapes(DDPMPP) if "attention" in name}
+  places = {name.split("/")[0] for name in shapes(DDPMPP, 0) if "attention" in name}
   down = {f"down1_block{i}_attention" for i in range(4)}
   assert places == down | {"up1_block4_attention", "middle_attention"}
 
 
 def test_the_residual_encoder_hands_its_sum_on():
   """The second residual comes from the first sum, of 256 channels, and not from the image."""
-  found = shapes(NCSNPP)
+  found = shapes(NCSNPP, 0)
   assert found["down0_input/conv/kernel"].shape == (3, 3, 3, 256)
   assert found["down1_input/conv/kernel"].shape == (3, 3, 256, 256)
 
@@ -133,37 +137,36 @@ def test_names_of_the_default_network_are_those_of_stored_checkpoints():
 
 @pytest.fixture(scope="module", params=TINY)
 def tiny(request):
+  """A recipe, its compiled network and weights that are away from their start."""
   network = TINY[request.param].create(SPEC, 4)
+  return TINY[request.param], jax.jit(network.apply), drawn_weights(network.init)
+
+
+@pytest.fixture(scope="module", params=TINY)
+def started(request):
+  """A recipe and the weights it starts with; attention is in the middle only, to compile less."""
+  network = dataclasses.replace(TINY[request.param], attention_resolutions=()).create(SPEC, 4)
   params = jax.jit(network.init)(jax.random.key(0))
-  return TINY[request.param], jax.jit(network.apply), params
+  return TINY[request.param], named_leaves(jax.tree.map(np.asarray, params))
 
 
-def moved(params):
-  """Weights away from their start at zero, so that every part has an effect."""
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(9), len(leaves))
-  new = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-  return jax.tree.unflatten(tree, new)
-
-
-X = jax.random.normal(jax.random.key(5), (3, 8, 8, 2))
-TIME, LABELS = jnp.asarray([0.1, 0.7, 1.3]), jnp.asarray([0, 1, 3])
+X = normal(5, 3, 8, 8, 2)
+TIME, LABELS = np.float32([0.1, 0.7, 1.3]), np.int32([0, 1, 3])
 
 
 def test_time_and_label_matter_and_examples_do_not_mix(tiny):
   config, apply, params = tiny
-  params = moved(params)
-  out = apply(params, X, TIME, LABELS)
+  out = np.asarray(apply(params, X, TIME, LABELS))
   assert out.shape == (3, 8, 8, 4 if config.learned_variance else 2)
-  once = apply(params, X[1:2], TIME[1:2], LABELS[1:2])
-  np.testing.assert_allclose(once, out[1:2], atol=2e-5 * float(jnp.std(out)))
-  assert np.abs(apply(params, X, TIME + 0.5, LABELS) - out).max() > 0.01 * jnp.std(out)
-  assert np.abs(apply(params, X, TIME, LABELS * 0 + 2) - out).max() > 0.01 * jnp.std(out)
+  alone = apply(params, X[[1, 1, 1]], TIME[[1, 1, 1]], LABELS[[1, 1, 1]])
+  np.testing.assert_allclose(alone, out[[1, 1, 1]], atol=2e-5 * np.std(out))
+  assert np.abs(apply(params, X, TIME + np.float32(0.5), LABELS) - out).max() > 0.01 * np.std(out)
+  assert np.abs(apply(params, X, TIME, LABELS * 0 + 2) - out).max() > 0.01 * np.std(out)
 
 
-def test_initial_weights_have_the_recipes_scale(tiny):
-  config, _, params = tiny
-  for name, value in named_leaves(params).items():
+def test_initial_weights_have_the_recipes_scale(started):
+  config, leaves = started
+  for name, value in leaves.items():
     if not name.endswith("kernel"):
       continue
     fan_in, fan_out = (math.prod(value.shape[:-2]) * n for n in value.shape[-2:])
@@ -179,9 +182,8 @@ def test_initial_weights_have_the_recipes_scale(tiny):
     assert abs(np.var(value) - bound**2 / 3) <= spread * bound**2 / 3, name
 
 
-def test_biases_of_adm_start_as_those_of_torch_and_others_at_zero(tiny):
-  config, _, params = tiny
-  leaves = named_leaves(params)
+def test_biases_of_adm_start_as_those_of_torch_and_others_at_zero(started):
+  config, leaves = started
   assert (leaves["conv_out/conv/bias"] == 0).all()
   bias, kernel = leaves["time2/bias"], leaves["time2/kernel"]
   if config.init != "adm":
@@ -194,21 +196,29 @@ def test_biases_of_adm_start_as_those_of_torch_and_others_at_zero(tiny):
 
 def test_bfloat16_computes_near_float32_and_remat_changes_nothing(tiny):
   config, apply, params = tiny
-  params = jax.tree.map(lambda p: p * 1.0, moved(params))
-  exact = apply(params, X, TIME, LABELS)
+  exact = np.asarray(apply(params, X, TIME, LABELS))
   rough = dataclasses.replace(config, dtype="bfloat16", remat="block").create(SPEC, 4)
   found = jax.jit(rough.apply)(params, X, TIME, LABELS)
   assert found.dtype == jnp.bfloat16
-  error = jnp.abs(found.astype(jnp.float32) - exact).max() / jnp.abs(exact).max()
+  error = np.abs(np.asarray(found, np.float32) - exact).max() / np.abs(exact).max()
   assert 1e-5 < error < 0.1
 
 
 @pytest.fixture(scope="module")
 def smallest():
-  """One level with Fourier features and one-hot labels, away from its start."""
+  """One level with Fourier features and one-hot labels, away from its start.
+
+  Gives its compiled function, a gradient and output without labels, and weights.
+  """
   config = dataclasses.replace(TINY["ncsn++"], multipliers=(1,), attention_resolutions=())
   network = config.create(SPEC, 4)
-  return jax.jit(network.apply), moved(jax.jit(network.init)(jax.random.key(0)))
+
+  def loss(params, x, time):
+    out = network.apply(params, x, time, None)
+    return jnp.sum(out**2), out
+
+  gradient = jax.jit(jax.grad(loss, has_aux=True))
+  return jax.jit(network.apply), gradient, drawn_weights(network.init)
 
 
 def with_label_bias(params, bias):
@@ -216,71 +226,82 @@ def with_label_bias(params, bias):
 
 
 def test_the_null_class_of_one_hot_labels_is_no_label(smallest):
-  apply, params = smallest
+  apply, unlabelled, params = smallest
   assert params["label"]["kernel"].shape == (3, 32)
-  params = with_label_bias(params, jnp.zeros(32))
-  null = apply(params, X, TIME, jnp.full(3, 3))
-  np.testing.assert_allclose(null, apply(params, X, TIME, None), atol=1e-5)
+  params = with_label_bias(params, np.zeros(32, np.float32))
+  null = apply(params, X, TIME, np.full(3, 3, np.int32))
+  np.testing.assert_allclose(null, unlabelled(params, X, TIME)[1], atol=1e-5)
 
 
 def test_a_one_hot_label_counts_the_root_of_the_number_of_classes(smallest):
   """A class's row, times the root of 3, in the bias instead has the same effect."""
-  apply, params = smallest
+  apply, _, params = smallest
   label = params["label"]
-  moved_there = with_label_bias(params, label["bias"] + math.sqrt(3) * label["kernel"][1])
-  out = apply(params, X, TIME, jnp.full(3, 1))
-  np.testing.assert_allclose(apply(moved_there, X, TIME, jnp.full(3, 3)), out, atol=1e-5)
-  assert np.abs(apply(params, X, TIME, jnp.full(3, 3)) - out).max() > 1e-3
+  moved_there = with_label_bias(params, label["bias"] + np.float32(3**0.5) * label["kernel"][1])
+  first, null = np.full(3, 1, np.int32), np.full(3, 3, np.int32)
+  out = np.asarray(apply(params, X, TIME, first))
+  np.testing.assert_allclose(apply(moved_there, X, TIME, null), out, atol=1e-5)
+  assert np.abs(apply(params, X, TIME, null) - out).max() > 1e-3
 
 
 def test_fourier_features_are_their_formula_and_wide():
   embedding = FourierEmbedding(512)
-  params = embedding.init(jax.random.key(0), TIME)
+  found, params = jax.jit(embedding.init_with_output)(jax.random.key(0), TIME)
   frequency = np.asarray(params["params"]["frequencies"])
   assert frequency.shape == (256,)
   assert np.std(frequency) == pytest.approx(16, rel=0.2)
-  angle = 2 * np.pi * np.asarray(TIME)[:, None] * frequency
+  angle = 2 * np.pi * TIME[:, None] * frequency
   exact = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
-  np.testing.assert_allclose(embedding.apply(params, TIME), exact, atol=1e-3)
+  np.testing.assert_allclose(found, exact, atol=1e-3)
 
 
 def test_fourier_frequencies_are_never_trained(smallest):
-  apply, params = smallest
-  gradient = jax.jit(jax.grad(lambda p: jnp.sum(apply(p, X, TIME, None) ** 2)))(params)
+  _, unlabelled, params = smallest
+  gradient = jax.tree.map(np.asarray, unlabelled(params, X, TIME)[0])
   assert (gradient["fourier"]["frequencies"] == 0).all()
   assert (gradient["time1"]["kernel"] != 0).all()
 
 
 def test_adaptive_scale_is_a_change_of_the_second_norms_weights():
   """With scale a and shift b, norm(h) (1 + a) + b is a norm of weights g (1 + a), c (1 + a) + b."""
-  x, embedding = jax.random.normal(jax.random.key(0), (2, 4, 4, 8)), jnp.ones((2, 6))
+  x, embedding = jnp.asarray(normal(0, 2, 4, 4, 8)), jnp.asarray(np.ones((2, 6), np.float32))
   block = ResBlock(8, recipe=Recipe(adaptive_scale=True))
-  params = moved(block.init(jax.random.key(0), x, embedding, False)["params"])
-  projected = jax.nn.silu(1.0) * params["embed"]["kernel"].sum(0) + params["embed"]["bias"]
+  params = drawn_weights(functools.partial(block.init, train=False), x, embedding)["params"]
+  swish = np.float32(1 / (1 + np.exp(-1)))  # of one
+  projected = swish * params["embed"]["kernel"].sum(0) + params["embed"]["bias"]
   scale, shift = projected[:8], projected[8:]
   plain = {name: value for name, value in params.items() if name != "embed"}
   norm = params["norm2"]["group"]
   plain["norm2"] = {
     "group": {"scale": norm["scale"] * (1 + scale), "bias": norm["bias"] * (1 + scale) + shift}
   }
-  found = block.apply({"params": params}, x, embedding, False)
-  np.testing.assert_allclose(found, ResBlock(8).apply({"params": plain}, x, None, False), atol=1e-5)
+
+  @jax.jit
+  def outputs(params, plain, x, embedding):
+    scaled = block.apply({"params": params}, x, embedding, False)
+    return scaled, ResBlock(8).apply({"params": plain}, x, None, False)
+
+  found, exact = outputs(params, plain, x, embedding)
+  np.testing.assert_allclose(found, exact, atol=1e-5)
 
 
 def test_a_block_starts_as_its_scaled_shortcut():
   """Exactly, where last convolutions start at zero; a resampling block's shortcut is the filter."""
-  x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))
+  x = normal(0, 1, 4, 4, 8)
   recipe = dataclasses.replace(TINY["adm"].recipe, skip_scale=0.5)
-
-  def start(module, *args):
-    return module.apply(module.init(jax.random.key(0), x, *args), x, *args)
-
-  np.testing.assert_array_equal(start(ResBlock(8, recipe=recipe), None, False), 0.5 * x)
-  np.testing.assert_array_equal(start(Attention(recipe=recipe)), 0.5 * x)
   up, down = (Resample(d, (1, 1), projection=False) for d in ("up", "down"))
-  doubled = start(ResBlock(8, recipe=recipe, resample=up), None, False)
+
+  @jax.jit
+  def starts(key, x):
+    start = lambda module, *args: module.init_with_output(key, x, *args)[0]  # noqa: E731
+    resamples = (None, up, down)
+    blocks = [ResBlock(8, recipe=recipe, resample=resample) for resample in resamples]
+    return start(Attention(recipe=recipe)), *(start(block, None, False) for block in blocks)
+
+  attention, block, doubled, halved = starts(jax.random.key(0), x)
+  np.testing.assert_array_equal(block, 0.5 * x)
+  np.testing.assert_array_equal(attention, 0.5 * x)
   np.testing.assert_array_equal(doubled, 0.5 * x.repeat(2, 1).repeat(2, 2))
-  halved = start(ResBlock(8, recipe=recipe, resample=down), None, False)
   means = x.reshape(1, 2, 2, 2, 2, 8).mean((2, 4))
   np.testing.assert_allclose(halved, 0.5 * means, atol=1e-6)
 
@@ -289,7 +310,7 @@ def test_a_block_starts_as_its_scaled_shortcut():
 def test_attention_is_a_softmax_average_of_each_heads_values(num_heads):
   rng = np.random.default_rng(0)
   query, key, value = rng.normal(size=(3, 2, 5, 8)).astype(np.float32)
-  found = attend(*(jnp.asarray(a) for a in (query, key, value)), num_heads)
+  found = np.asarray(jax.jit(attend, static_argnums=3)(query, key, value, num_heads))
   size = 8 // num_heads
   for head in range(num_heads):
     part = slice(head * size, (head + 1) * size)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn_weights
+from numpy_draws import normal
 
 from diffusion_jax.checksum import named_leaves
 from diffusion_jax.models import UNet
@@ -20,13 +22,10 @@ DDPM = UNet(
   channels=128, multipliers=(1, 2, 2, 2), num_blocks=2, attention_resolutions=(16,), dropout=0.1
 )
 SPEC = ImageSpec(8, 8, 1, 256, 3)
-TINY = UNet(channels=32, multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,))
-
-
-def create(config, num_labels=0):
-  """The network for SPEC, compiled: eager layers one by one are slower than compiling them."""
-  network = config.create(SPEC, num_labels)
-  return network._replace(init=jax.jit(network.init), apply=jax.jit(network.apply))
+# Two levels, and one; attention is in the middle of both, and after all blocks of the second.
+TINY = UNet(channels=64, multipliers=(1, 2), num_blocks=1, attention_resolutions=())
+LEVEL = UNet(channels=16, multipliers=(1,), num_blocks=1, attention_resolutions=(8,), dropout=0.5)
+X, TIME = normal(0, 3, 8, 8, 1), np.float32([0.0, 5.0, 9.0])
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +35,16 @@ def ddpm_shapes():
 
 @pytest.fixture(scope="module")
 def tiny():
-  network = create(TINY, 4)
-  return network, network.init(jax.random.key(0))
+  """The network of two levels and how its weights start, both compiled."""
+  network = TINY.create(SPEC, 4)
+  return jax.jit(network.apply), jax.jit(network.init)(jax.random.key(1))
+
+
+@pytest.fixture(scope="module")
+def level():
+  """The network of one level, compiled, and weights that are away from their start."""
+  network = LEVEL.create(SPEC, 0)
+  return jax.jit(network.apply), drawn_weights(network.init, std=0.05)
 
 
 def test_ddpm_cifar_has_the_published_number_of_parameters(ddpm_shapes):
@@ -58,8 +65,9 @@ def test_ddpm_cifar_normalises_over_32_groups_everywhere():
 
 def groups_of(width):
   """Groups that Norm makes: features of one group only are normalised to mean 0 together."""
-  norm, x = Norm(jnp.dtype("float32")), jax.random.normal(jax.random.key(0), (1, 1, 1, width))
-  y = np.asarray(norm.apply(norm.init(jax.random.key(0), x), x)).ravel()
+  norm = Norm(jnp.dtype("float32"))
+  x = normal(0, 1, 1, 1, width)
+  y = np.asarray(jax.jit(norm.init_with_output)(jax.random.key(0), x)[0]).ravel()
   sizes = [n for n in range(1, width + 1) if width % n == 0]
   size = next(n for n in sizes if np.abs(y.reshape(-1, n).mean(1)).max() < 1e-5)
   return width // size
@@ -74,18 +82,15 @@ def test_a_group_holds_several_channels_at_any_width(width):
 def test_time_and_class_reach_the_output_at_any_width(channels):
   """Groups of one channel would remove what the embedding adds to it."""
   config = UNet(channels=channels, multipliers=(1,), num_blocks=1, attention_resolutions=())
-  network = create(config, 4)
-  params = network.init(jax.random.key(0))
-  keys = iter(jax.random.split(jax.random.key(1), 1000))
-  params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
-  x = jax.random.normal(jax.random.key(2), (1, 8, 8, 1))
+  network = config.create(SPEC, 4)
+  params, apply, x = drawn_weights(network.init), jax.jit(network.apply), normal(2, 1, 8, 8, 1)
 
   def output(time, label):
-    return network.apply(params, x, jnp.full(1, time), jnp.full(1, label, jnp.int32))
+    return np.asarray(apply(params, x, np.float32([time]), np.int32([label])))
 
-  spread = float(jnp.std(output(500.0, 1)))
-  assert float(jnp.abs(output(500.0, 1) - output(30.0, 1)).max()) > 0.03 * spread
-  assert float(jnp.abs(output(500.0, 1) - output(500.0, 2)).max()) > 0.03 * spread
+  spread = np.std(output(500.0, 1))
+  assert np.abs(output(500.0, 1) - output(30.0, 1)).max() > 0.03 * spread
+  assert np.abs(output(500.0, 1) - output(500.0, 2)).max() > 0.03 * spread
 
 
 def test_shortcuts_are_there_only_where_the_width_changes(ddpm_shapes):
@@ -93,10 +98,9 @@ def test_shortcuts_are_there_only_where_the_width_changes(ddpm_shapes):
   assert found == {"down1_block0"} | {f"up{level}_block{i}" for level in range(4) for i in range(3)}
 
 
-def test_initial_weights_have_the_recipes_scale():
+def test_initial_weights_have_the_recipes_scale(tiny):
   """Uniform with variance 1 / fan_avg; 1e-10 of it for second convs, attention out, last conv."""
-  wide = dataclasses.replace(TINY, channels=64)
-  params = named_leaves(create(wide).init(jax.random.key(1)))
+  params = named_leaves(jax.tree.map(np.asarray, tiny[1]))
   for name, value in params.items():
     if name.endswith("bias"):
       assert (value == 0).all(), name
@@ -111,78 +115,68 @@ def test_initial_weights_have_the_recipes_scale():
 
 
 def test_the_output_starts_at_nearly_zero(tiny):
-  network, params = tiny
-  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
-  out = network.apply(params, x, jnp.zeros(2), jnp.zeros(2, jnp.int32))
+  apply, params = tiny
+  out = np.asarray(apply(params, X, np.zeros(3, np.float32), np.zeros(3, np.int32)))
   assert 0 < np.abs(out).max() < 1e-3
 
 
-def moved(params):
-  """Weights away from their nearly-zero start, so that every part has an effect."""
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(9), len(leaves))
-  new = [p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-  return jax.tree.unflatten(tree, new)
-
-
 def test_time_and_label_matter_and_examples_do_not_mix(tiny):
-  network, params = tiny
-  params = moved(params)
-  x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
-  t, y = jnp.asarray([0.0, 5.0, 9.0]), jnp.asarray([0, 1, 3])
-  out = network.apply(params, x, t, y)
-  np.testing.assert_allclose(network.apply(params, x[1:2], t[1:2], y[1:2]), out[1:2], atol=1e-5)
-  assert np.abs(network.apply(params, x, t + 50, y) - out).max() > 1e-3
-  assert np.abs(network.apply(params, x, t, y * 0 + 2) - out).max() > 1e-3
+  apply, _ = tiny
+  params = drawn_weights(TINY.create(SPEC, 4).init, std=0.05)
+  labels = np.int32([0, 1, 3])
+  out = np.asarray(apply(params, X, TIME, labels))
+  alone = apply(params, X[[1, 1, 1]], TIME[[1, 1, 1]], labels[[1, 1, 1]])
+  np.testing.assert_allclose(alone, out[[1, 1, 1]], atol=1e-5)
+  assert np.abs(apply(params, X, TIME + 50, labels) - out).max() > 1e-3
+  assert np.abs(apply(params, X, TIME, labels * 0 + 2) - out).max() > 1e-3
 
 
-def test_dropout_acts_only_with_a_key():
-  network = create(dataclasses.replace(TINY, dropout=0.5))
-  params = moved(network.init(jax.random.key(0)))
-  x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.zeros(2)
-  still = network.apply(params, x, t, None)
-  assert (network.apply(params, x, t, None) == still).all()
-  once = network.apply(params, x, t, None, jax.random.key(1))
+def test_dropout_acts_only_with_a_key(level):
+  apply, params = level
+  still = np.asarray(apply(params, X, TIME, None))
+  assert (np.asarray(apply(params, X, TIME, None)) == still).all()
+  once = np.asarray(apply(params, X, TIME, None, jax.random.key(1)))
   assert np.abs(once - still).max() > 1e-3
-  assert np.abs(network.apply(params, x, t, None, jax.random.key(2)) - once).max() > 1e-3
+  assert np.abs(apply(params, X, TIME, None, jax.random.key(2)) - once).max() > 1e-3
+
+
+def loss_of(remat):
+  network = dataclasses.replace(LEVEL, remat=remat).create(SPEC, 0)
+  return lambda params: jnp.mean(
+    network.apply(params, jnp.asarray(X), jnp.asarray(TIME), None) ** 2
+  )
+
+
+@pytest.fixture(scope="module")
+def plain_gradient(level):
+  return jax.jit(jax.grad(loss_of("none")))(level[1])
 
 
 @pytest.mark.parametrize("remat", ["block", "products"])
-def test_remat_changes_memory_not_gradients(remat):
-  x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.zeros(2)
-
-  def gradient(remat):
-    network = create(dataclasses.replace(TINY, remat=remat))
-    params = moved(network.init(jax.random.key(0)))
-    return jax.jit(jax.grad(lambda p: jnp.mean(network.apply(p, x, t, None) ** 2)))(params)
-
-  plain, rematted = gradient("none"), gradient(remat)
-  assert jax.tree.structure(plain) == jax.tree.structure(rematted)
-  for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rematted), strict=True):
+def test_remat_changes_memory_not_gradients(level, plain_gradient, remat):
+  rematted = jax.jit(jax.grad(loss_of(remat)))(level[1])
+  assert jax.tree.structure(plain_gradient) == jax.tree.structure(rematted)
+  for a, b in zip(jax.tree.leaves(plain_gradient), jax.tree.leaves(rematted), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_each_remat_policy_keeps_what_it_says():
+def test_each_remat_policy_keeps_what_it_says(level):
   """Counted in the jaxpr of the gradient: what a policy saves is not computed a second time."""
-  x, t = jnp.ones((2, 8, 8, 1)), jnp.zeros(2)
 
   def convolutions(remat):
-    network = create(dataclasses.replace(TINY, remat=remat))
-    params = network.init(jax.random.key(0))
-    loss = lambda p: jnp.mean(network.apply(p, x, t, None) ** 2)  # noqa: E731
-    return str(jax.make_jaxpr(jax.grad(loss))(params)).count("conv_general_dilated[")
+    return str(jax.make_jaxpr(jax.grad(loss_of(remat)))(level[1])).count("conv_general_dilated[")
 
   none, block, products = (convolutions(r) for r in ("none", "block", "products"))
   assert none == products < block
 
 
-def test_bfloat16_computes_near_float32_with_float32_parameters():
-  network = create(dataclasses.replace(TINY, dtype="bfloat16"))
-  params = moved(network.init(jax.random.key(0)))
-  assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-  x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.zeros(2)
-  exact = create(TINY).apply(params, x, t, None)
-  rough = network.apply(params, x, t, None).astype(jnp.float32)
+def test_bfloat16_computes_near_float32_with_float32_parameters(level):
+  apply, params = level
+  network = dataclasses.replace(LEVEL, dtype="bfloat16").create(SPEC, 0)
+  start = jax.eval_shape(network.init, jax.random.key(0))
+  assert {p.dtype for p in jax.tree.leaves(start)} == {jnp.dtype("float32")}
+  exact = np.asarray(apply(params, X, TIME, None))
+  rough = np.asarray(jax.jit(network.apply)(params, X, TIME, None), np.float32)
   error = np.abs(rough - exact).max() / np.abs(exact).max()
   assert 1e-5 < error < 0.1
 
@@ -192,14 +186,16 @@ def test_sinusoidal_embedding_is_its_formula():
   frequency = 10000.0 ** (-np.arange(64) / 63)
   angle = t[:, None] * frequency
   exact = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
-  np.testing.assert_allclose(sinusoidal_embedding(jnp.asarray(t), 128), exact, atol=1e-4)
+  found = jax.jit(sinusoidal_embedding, static_argnums=1)(t.astype(np.float32), 128)
+  np.testing.assert_allclose(found, exact, atol=1e-4)
 
 
 def test_cosine_first_embedding_is_its_formula():
   t = np.asarray([0.0, 1.0, 37.0, 999.0])
   angle = t[:, None] * 10000.0 ** (-np.arange(64) / 64)
   exact = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
-  np.testing.assert_allclose(cosine_first_embedding(jnp.asarray(t), 128), exact, atol=1e-4)
+  found = jax.jit(cosine_first_embedding, static_argnums=1)(t.astype(np.float32), 128)
+  np.testing.assert_allclose(found, exact, atol=1e-4)
 
 
 def test_sides_that_cannot_be_halved_are_refused():

@@ -4,18 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_draws import normal
 
 from diffusion_jax.processes import PREDICTIONS, PROCESSES, LinearVP, expand, precondition
 
 PROCESS = LinearVP().create()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def drawn():
-  x0, eps = jax.random.normal(jax.random.key(0), (2, 5, 4, 4, 1))
-  t = jnp.asarray([0.001, 0.1, 0.5, 0.9, 1.0])
-  alpha, sigma = PROCESS.alpha_sigma(t)
-  return x0, eps, t, expand(alpha) * x0 + expand(sigma) * eps
+  x0, eps = map(jnp.asarray, normal(5, 2, 5, 4, 4, 1))  # below 2 at t = 1, where rounding counts
+  t = jnp.asarray(np.float32([0.001, 0.1, 0.5, 0.9, 1.0]))
+  alpha, sigma = map(expand, jax.jit(PROCESS.alpha_sigma)(t))
+  return x0, eps, t, jnp.asarray(np.asarray(alpha) * x0 + np.asarray(sigma) * eps)
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
@@ -54,13 +55,13 @@ def test_every_reading_of_one_estimate_is_that_estimate(name, process, drawn):
   """An output that is the target of some (x0, eps) is read as that x0, on every process."""
   x0, eps, _, _ = drawn
   forward = PROCESSES[process]().create()
-  t = jnp.asarray([0.02, 0.1, 0.5, 0.9, 0.98])
+  t = jnp.asarray(np.float32([0.02, 0.1, 0.5, 0.9, 0.98]))
   alpha, sigma = map(expand, forward.alpha_sigma(t))
   xt = alpha * x0 + sigma * eps
   target = precondition(lambda *_: xt, forward, name).target(x0, eps, t)
   network = precondition(lambda *_: target, forward, name)
-  scale = np.maximum(np.asarray(sigma / alpha), 1.0)  # what rounding of xt is amplified by
-  error = np.abs(np.asarray(network.denoise({}, xt, t, None) - x0)) / scale
+  scale = np.maximum(np.asarray(sigma) / np.asarray(alpha), 1.0)  # what amplifies its rounding
+  error = np.abs(np.asarray(network.denoise({}, xt, t, None)) - np.asarray(x0)) / scale
   assert error.max() < 5e-6
 
 
@@ -68,28 +69,35 @@ def test_every_reading_of_one_estimate_is_that_estimate(name, process, drawn):
 def test_edm_shows_the_network_and_asks_of_it_unit_variance(process):
   """For data of standard deviation sigma_data (Karras et al. 2022, appendix B.6)."""
   forward, std = PROCESSES[process]().create(), 0.3
-  key1, key2 = jax.random.split(jax.random.key(0))
-  x0 = std * jax.random.normal(key1, (5, 200, 200, 1))
-  eps = jax.random.normal(key2, x0.shape)
-  t = jnp.asarray([0.01, 0.1, 0.4, 0.7, 0.95])
-  alpha, sigma = map(expand, forward.alpha_sigma(t))
-  shown = []
-  network = precondition(lambda p, x, *_: shown.append(x) or x, forward, "edm", std)
-  network.output({}, alpha * x0 + sigma * eps, t, None)
-  for values in (shown[0], network.target(x0, eps, t)):
-    np.testing.assert_allclose(np.std(values, axis=(1, 2, 3)), 1.0, rtol=0.02)
+  x0, eps = np.float32(std) * normal(0, 5, 200, 200, 1), normal(1, 5, 200, 200, 1)
+
+  @jax.jit
+  def shown_and_asked(x0, eps, t):
+    alpha, sigma = map(expand, forward.alpha_sigma(t))
+    shown = []
+    network = precondition(lambda p, x, *_: shown.append(x) or x, forward, "edm", std)
+    network.output({}, alpha * x0 + sigma * eps, t, None)
+    return shown[0], network.target(x0, eps, t)
+
+  for values in shown_and_asked(x0, eps, np.float32([0.01, 0.1, 0.4, 0.7, 0.95])):
+    np.testing.assert_allclose(np.std(np.asarray(values), axis=(1, 2, 3)), 1.0, rtol=0.02)
 
 
 def test_one_network_is_one_denoiser_on_all_processes_at_equal_log_snr():
   """With edm, D depends on x_t / alpha and sigma / alpha alone, so the process drops out."""
-  std, log_snr = 0.5, jnp.asarray([4.0, 1.0, -1.0, -3.0])
-  x0, eps = jax.random.normal(jax.random.key(1), (2, 4, 4, 4, 1))
+  std, log_snr = 0.5, np.float32([4.0, 1.0, -1.0, -3.0])
+  x0, eps = normal(1, 2, 4, 4, 4, 1)
   found = []
   for name in ("vp", "sub_vp", "ve", "edm", "flow", "cosine"):
     forward = PROCESSES[name]().create()
-    t = forward.time_of(log_snr)
-    alpha, sigma = map(expand, forward.alpha_sigma(t))
     network = precondition(lambda p, x, *_: hidden(x, None), forward, "edm", std)
-    found.append(np.asarray(network.denoise({}, alpha * x0 + sigma * eps, t, None)))
+
+    @jax.jit
+    def denoise(log_snr, x0, eps, forward=forward, network=network):
+      t = forward.time_of(log_snr)
+      alpha, sigma = map(expand, forward.alpha_sigma(t))
+      return network.denoise({}, alpha * x0 + sigma * eps, t, None)
+
+    found.append(np.asarray(denoise(log_snr, x0, eps)))
   for other in found[1:]:
     np.testing.assert_allclose(other, found[0], atol=2e-4)

@@ -1,5 +1,7 @@
 """A realistic metrics.json, with pictures and training rows, for the tests of the report."""
 
+import copy
+import functools
 import math
 
 import numpy as np
@@ -210,6 +212,7 @@ def another_run():
   return run
 
 
+@functools.cache
 def digits():
   """All 8x8 digits as [N, 8, 8, 1] bytes, and their labels."""
   data = load_digits()
@@ -286,6 +289,30 @@ def full():
   return html.render(full_metrics(), all_pictures(), training_rows(), [another_run()])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def hostile():
+  """Every name and text that a user decides, set to markup."""
+  metrics, pictures, other, hostile = full_metrics(), all_pictures(), another_run(), page.HOSTILE
+  metrics["model"]["workdir"] = other["model"]["workdir"] = f"runs/{hostile}"
+  metrics["repeat"] = f"--workdir={hostile}"
+  metrics["missing"] = [hostile]
+  metrics["model"]["config"][hostile] = {hostile: hostile}
+  metrics["samples"]["folder"] = hostile
+  metrics["memorization"]["verdict"] = hostile
+  metrics["figures"][hostile] = copy.deepcopy(metrics["figures"]["fd_infinity_digits"])
+  metrics["figures"]["fd_digits"]["protocol"] = hostile
+  metrics["likelihoods"][hostile] = copy.deepcopy(metrics["likelihoods"]["vlb"])
+  metrics["likelihoods"][hostile]["terms"] = {hostile: {"mean": 1.0, "standard_error": 0.1}}
+  metrics["likelihoods"][hostile]["curves"][hostile] = {"t": [0, 1], "bits_per_dim": [1, 2]}
+  metrics["extractors"][hostile] = {"sha256": hostile}
+  metrics["run"]["seconds"][hostile] = 1.0
+  for row in metrics["sweep"][:5]:
+    row["overrides"]["sampler.name"] = hostile
+    row["figures"][hostile] = {"value": 1.0}
+  pictures[hostile] = Picture(np.zeros((2, 2, 3), np.uint8), hostile)
+  return html.render(metrics, pictures, training_rows(), [other])
+
+
+@pytest.fixture(scope="session")
 def doc(full):
   return page.read(full)

@@ -2,6 +2,9 @@
 
 from html.parser import HTMLParser
 
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> $\\frac$ --></svg>"
+"""A name or text of a user's that must stay text."""
+
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
 

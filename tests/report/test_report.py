@@ -1,7 +1,6 @@
 """The report's text: its numbers are those of metrics.json, and nothing in it can run or load."""
 
 import base64
-import copy
 import hashlib
 import io
 import itertools
@@ -19,7 +18,7 @@ from PIL import Image
 
 from diffusion_jax.report import Picture, html, write_report
 
-HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> $\\frac$ --></svg>"
+HOSTILE = page.HOSTILE
 
 
 def shown_agrees(element):
@@ -246,29 +245,6 @@ def test_single_points_and_zero_errors_are_drawn(metrics, training):
 
 
 # Nothing runs, nothing loads
-
-
-@pytest.fixture
-def hostile(metrics, pictures, training, other):
-  """Every name and text that a user decides, set to markup."""
-  metrics["model"]["workdir"] = other["model"]["workdir"] = f"runs/{HOSTILE}"
-  metrics["repeat"] = f"--workdir={HOSTILE}"
-  metrics["missing"] = [HOSTILE]
-  metrics["model"]["config"][HOSTILE] = {HOSTILE: HOSTILE}
-  metrics["samples"]["folder"] = HOSTILE
-  metrics["memorization"]["verdict"] = HOSTILE
-  metrics["figures"][HOSTILE] = copy.deepcopy(metrics["figures"]["fd_infinity_digits"])
-  metrics["figures"]["fd_digits"]["protocol"] = HOSTILE
-  metrics["likelihoods"][HOSTILE] = copy.deepcopy(metrics["likelihoods"]["vlb"])
-  metrics["likelihoods"][HOSTILE]["terms"] = {HOSTILE: {"mean": 1.0, "standard_error": 0.1}}
-  metrics["likelihoods"][HOSTILE]["curves"][HOSTILE] = {"t": [0, 1], "bits_per_dim": [1, 2]}
-  metrics["extractors"][HOSTILE] = {"sha256": HOSTILE}
-  metrics["run"]["seconds"][HOSTILE] = 1.0
-  for row in metrics["sweep"][:5]:
-    row["overrides"]["sampler.name"] = HOSTILE
-    row["figures"][HOSTILE] = {"value": 1.0}
-  pictures[HOSTILE] = Picture(np.zeros((2, 2, 3), np.uint8), HOSTILE)
-  return html.render(metrics, pictures, training, [other])
 
 
 def test_markup_in_a_name_stays_text(hostile, full):

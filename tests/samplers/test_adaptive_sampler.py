@@ -3,6 +3,8 @@
 Its accuracy is measured in test_orders.py.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,7 @@ def gaussian(process, std):
 
 
 def keys(num):
-  return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(num))
+  return jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))(jax.random.key(0), np.arange(num))
 
 
 @pytest.mark.parametrize("process", [EDM, FLOW], ids=["edm", "flow"])
@@ -38,7 +40,8 @@ def test_the_solution_on_gaussian_data(process):
   alpha, sigma = process.alpha_sigma(np.asarray([1.0, last_time(process)]))
   spread = np.sqrt((alpha[:, None] * std) ** 2 + sigma[:, None] ** 2)
   solver = ProbabilityFlow(rtol=1e-4, atol=1e-4, final="min_time")
-  found = solver.solve(gaussian(process, std), process, jnp.asarray(x)).images
+  solve = jax.jit(lambda x, std: solver.solve(gaussian(process, std), process, x).images)
+  found = np.asarray(solve(x, std))
   np.testing.assert_allclose(found[:, 0, 0, 0], x[:, 0, 0, 0] * spread[1] / spread[0], rtol=2e-3)
 
 
@@ -54,7 +57,7 @@ def test_the_reported_evaluations_are_those_that_were_made():
     return gaussian(EDM, np.ones(1, np.float32))(xt, t)
 
   sampler = ProbabilityFlow(rtol=1e-3, atol=1e-3)
-  out = jax.jit(lambda x: sampler.solve(watch, EDM, x))(jnp.full((1, 1, 1, 1), 37.0))
+  out = jax.jit(lambda x: sampler.solve(watch, EDM, x))(np.full((1, 1, 1, 1), 37, np.float32))
   assert float(out.num_evaluations) == len(calls)
   assert len(calls) > 10
 
@@ -63,16 +66,22 @@ def test_an_image_and_its_label_do_not_depend_on_the_batch():
   """The denoiser holds one number an image, as it does labels; steps are each image's own."""
   std = np.linspace(0.2, 2.0, 5).astype(np.float32)
   sampler = ProbabilityFlow(rtol=1e-3, atol=1e-3)
-  whole = sampler(gaussian(EDM, std), EDM, keys(5), (2, 2, 1), keep_estimates=True)
-  part = sampler(gaussian(EDM, std[3:]), EDM, keys(5)[3:], (2, 2, 1))
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def draw(keys, std, keep):
+    return sampler(gaussian(EDM, std), EDM, keys, (2, 2, 1), keep)
+
+  whole = jax.tree.map(np.asarray, draw(keys(5), std, True))
+  part = draw(keys(5)[3:], std[3:], False)
   np.testing.assert_allclose(whole.images[3:], part.images, rtol=1e-4, atol=1e-5)
   assert whole.estimates.shape[1:] == whole.images.shape
   np.testing.assert_array_equal(whole.estimates[-1], whole.images)
 
 
 def test_an_image_that_needs_too_many_steps_is_nan():
-  out = ProbabilityFlow(max_steps=2)(gaussian(EDM, np.ones(2)), EDM, keys(2), (1, 1, 1))
-  assert np.isnan(out.images).all()
+  sampler = ProbabilityFlow(max_steps=2)
+  draw = jax.jit(lambda keys: sampler(gaussian(EDM, np.ones(2)), EDM, keys, (1, 1, 1)).images)
+  assert np.isnan(np.asarray(draw(keys(2)))).all()
 
 
 def test_a_discrete_process_and_meaningless_tolerances_are_refused():

@@ -1,11 +1,11 @@
 """Every sampler on every process: identities, exact moments on Gaussian data, checks and counts."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -97,8 +97,9 @@ def moments(process, scheme, mean=MEAN, variance=VARIANCE, start=(0.0, None)):
   return second[0, -1], second[0, 0] - second[0, -1] ** 2
 
 
+@functools.cache
 def keys(num, seed=0):
-  return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(num))
+  return jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))(jax.random.key(seed), np.arange(num))
 
 
 # ---- Known figures ------------------------------------------------------------------------------
@@ -203,6 +204,11 @@ def test_the_first_step_of_the_multistep_solvers_is_ddims(name):
     np.testing.assert_allclose(state.xt[0], ddim.xt[0], rtol=1e-12)
 
 
+@jax.jit
+def solved_with_a_constant(scheme, x):
+  return linear.integrate(scheme, lambda x, t: 0 * x + 0.7, x).images
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_constant_estimate_is_solved_exactly_by_every_deterministic_sampler(name):
   """With D = c the path is alpha c + sigma eps for one eps, in every coordinate."""
@@ -211,8 +217,8 @@ def test_a_constant_estimate_is_solved_exactly_by_every_deterministic_sampler(na
                   DPMSolverPP3M(steps=7), UniPC(steps=7, solver_order=3)):  # fmt: skip
     sampler = dataclasses.replace(sampler, final="min_time", clip=False)
     grid = sampler.grid(process)
-    x = jnp.full((1, 1, 1, 1), grid.alpha[0] * 0.7 - grid.sigma[0] * 1.3)
-    out = linear.integrate(sampler.scheme(process), lambda x, t: 0 * x + 0.7, x).images
+    x = np.full((1, 1, 1, 1), grid.alpha[0] * 0.7 - grid.sigma[0] * 1.3, np.float32)
+    out = solved_with_a_constant(sampler.scheme(process), x)
     np.testing.assert_allclose(out, grid.alpha[-1] * 0.7 - grid.sigma[-1] * 1.3, rtol=3e-5)
 
 
@@ -221,10 +227,11 @@ def test_churn_of_zero_draws_nothing_and_churn_draws():
     calm, wild = cls(steps=6), cls(steps=6, s_churn=3.0)
     assert (calm.stochastic, wild.stochastic) == (False, True)
     assert calm.scheme(EDM).state.noise is None
-    x = jnp.ones((2, 2, 2, 1))
-    linear.integrate(calm.scheme(EDM), gaussian(EDM), x)  # without keys
+    x = np.ones((2, 2, 2, 1), np.float32)
+    run = jax.jit(lambda scheme, x, *keys: linear.integrate(scheme, gaussian(EDM), x, *keys).images)
+    run(calm.scheme(EDM), x)  # without keys
     assert (wild.scheme(EDM).state.noise >= 0).all()
-    outs = [linear.integrate(wild.scheme(EDM), gaussian(EDM), x, keys(2, s)).images for s in (0, 1)]
+    outs = [np.asarray(run(wild.scheme(EDM), x, keys(2, seed))) for seed in (0, 1)]
     assert np.abs(outs[0] - outs[1]).max() > 1e-3
 
 
@@ -256,17 +263,17 @@ def test_every_sampler_starts_from_the_prior_and_depends_on_its_own_key(name):
     sampler, seen = dataclasses.replace(cls(), steps=4, clip=False), []
 
     def watch(xt, t, seen=seen):
-      seen.append(xt)
+      jax.debug.callback(seen.append, xt, ordered=True)
       return gaussian(process)(xt, t)
 
-    with jax.disable_jit():
-      whole = sampler(watch, process, keys(40), (3, 3, 1)).images
+    whole = np.asarray(sampler(watch, process, keys(40), (3, 3, 1)).images)
+    jax.effects_barrier()
+    assert len(seen) == sampler.num_evaluations(process)
     first = np.asarray(seen[0])
     assert abs(first.std() / process.prior_std - 1) < 5 / np.sqrt(2 * first.size)
     part = sampler(gaussian(process), process, keys(40)[30:], (3, 3, 1)).images
     # float32 rounds states of up to prior_std, and four steps magnify it
-    np.testing.assert_allclose(whole[30:], part, atol=5e-5 * float(np.abs(whole).max()))
-    assert len(seen) == sampler.num_evaluations(process)
+    np.testing.assert_allclose(whole[30:], part, atol=5e-5 * np.abs(whole).max())
 
 
 def test_counts_of_evaluations():
@@ -362,10 +369,10 @@ def test_a_schedule_that_is_a_parameter_gives_the_same_images(cls):
 
   sampler = dataclasses.replace(cls(), steps=6)
   host = LineInLogSnr(5.0, 10.0)
-  expected = sampler(gaussian(host), host, keys(3), (2, 2, 1)).images
+  expected = jax.jit(lambda keys: sampler(gaussian(host), host, keys, (2, 2, 1)).images)(keys(3))
 
-  def learned(top, width):
+  def learned(top, width, keys):
     traced = LineInLogSnr(top, width)
-    return sampler(gaussian(traced), traced, keys(3), (2, 2, 1)).images
+    return sampler(gaussian(traced), traced, keys, (2, 2, 1)).images
 
-  np.testing.assert_allclose(jax.jit(learned)(5.0, 10.0), expected, atol=2e-4)
+  np.testing.assert_allclose(jax.jit(learned)(5.0, 10.0, keys(3)), expected, atol=2e-4)

@@ -1,11 +1,13 @@
 """Encoding, interpolation and inpainting on Gaussian data, whose answers are known."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_draws import normal
 
 from diffusion_jax.processes import ContinuousLinearVP, EDMProcess, Flow, LinearVP, expand
 from diffusion_jax.samplers import (
@@ -48,13 +50,14 @@ BOUNDS = {
 @pytest.mark.parametrize("name", PROCESSES)
 def test_decoding_the_code_gives_the_image_to_the_solvers_accuracy(name, cls, bounds):
   process, denoise = PROCESSES[name], gaussian(PROCESSES[name])
-  x0 = STD * jax.random.normal(jax.random.key(0), (3, 4, 4, 1))
+  x0 = np.float32(STD) * normal(0, 3, 4, 4, 1)
   errors = []
   for steps in (50, 200):
     sampler = dataclasses.replace(cls(), steps=steps, clip=False)
-    code = encode(denoise, process, x0, sampler)
-    back = decode(denoise, process, code, sampler)
-    errors.append(float(jnp.abs(back - x0).max() / jnp.abs(x0).max()))
+    there_and_back = jax.jit(
+      lambda x0, s=sampler: decode(denoise, process, encode(denoise, process, x0, s), s)
+    )
+    errors.append(np.abs(there_and_back(x0) - x0).max() / np.abs(x0).max())
   assert errors[0] < bounds[0]
   assert errors[1] < bounds[1]
 
@@ -65,8 +68,8 @@ def test_a_code_is_the_image_in_units_of_the_spread_at_one(name):
   process = PROCESSES[name]
   alpha, sigma = process.alpha_sigma(np.asarray([1.0]))
   exact = np.sqrt((alpha[0] * STD) ** 2 + sigma[0] ** 2) / STD
-  x0 = jnp.full((1, 1, 1, 1), 0.3)
-  code = encode(gaussian(process), process, x0, Heun(steps=200))
+  x0 = np.full((1, 1, 1, 1), 0.3, np.float32)
+  code = jax.jit(lambda x0: encode(gaussian(process), process, x0, Heun(steps=200)))(x0)
   np.testing.assert_allclose(code / x0, exact, rtol=0.02)
 
 
@@ -78,10 +81,11 @@ def test_a_sampler_that_draws_noise_cannot_encode():
 
 
 def test_interpolation_keeps_the_norm_and_the_angle():
-  a, b = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 2))
-  b = b / jnp.linalg.norm(b.reshape(3, -1), axis=1)[:, None, None, None]
-  b = b * jnp.linalg.norm(a.reshape(3, -1), axis=1)[:, None, None, None]
-  path = np.asarray(interpolate(a, b, np.linspace(0.0, 1.0, 5))).reshape(5, 3, -1)
+  a, b = normal(0, 2, 3, 4, 4, 2)
+  b = b / np.linalg.norm(b.reshape(3, -1), axis=1)[:, None, None, None]
+  b = b * np.linalg.norm(a.reshape(3, -1), axis=1)[:, None, None, None]
+  interpolated = jax.jit(lambda a, b: interpolate(a, b, np.linspace(0.0, 1.0, 5)))
+  path = np.asarray(interpolated(a, b)).reshape(5, 3, -1)
   np.testing.assert_allclose(path[0], a.reshape(3, -1), atol=1e-5)
   np.testing.assert_allclose(path[-1], b.reshape(3, -1), atol=1e-5)
   norms = np.linalg.norm(path, axis=-1)
@@ -91,9 +95,9 @@ def test_interpolation_keeps_the_norm_and_the_angle():
 
 
 def test_interpolation_of_parallel_noise_is_a_line():
-  a = jnp.ones((1, 2, 2, 1))
-  path = interpolate(a, 3.0 * a, np.array([0.0, 0.25, 1.0]))
-  np.testing.assert_allclose(path[:, 0, 0, 0, 0], [1.0, 1.5, 3.0], rtol=1e-6)
+  a = np.ones((1, 2, 2, 1), np.float32)
+  path = jax.jit(lambda a, b: interpolate(a, b, np.array([0.0, 0.25, 1.0])))(a, 3 * a)
+  np.testing.assert_allclose(np.asarray(path)[:, 0, 0, 0, 0], [1.0, 1.5, 3.0], rtol=1e-6)
 
 
 # ---- Inpainting: pairs of pixels with correlation RHO, the left one known -----------------------
@@ -126,13 +130,18 @@ def mean_of_the_unknown(process, scheme, known):
   return unknown
 
 
+@functools.cache
+def keys(num):
+  return jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))(jax.random.key(0), np.arange(num))
+
+
 @pytest.mark.parametrize("name", ["discrete", "edm", "flow"])
 def test_inpainting_keeps_the_known_and_follows_it_with_the_unknown(name):
   process, sampler = PROCESSES[name], Ancestral(steps=60, clip=False)
-  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(3000))
-  known = jnp.zeros((3000, 1, 2, 1)).at[:, 0, 0, 0].set(0.7)
-  is_known = jnp.zeros((3000, 1, 2, 1), bool).at[:, :, 0].set(True)
-  images = np.asarray(inpaint(paired(process), process, keys, known, is_known, sampler).images)
+  is_known = np.arange(2).reshape(1, 1, 2, 1) == np.zeros((3000, 1, 1, 1))
+  known = np.where(is_known, np.float32(0.7), np.float32(0))
+  run = jax.jit(lambda *args: inpaint(paired(process), process, *args, sampler).images)
+  images = np.asarray(run(keys(3000), known, is_known))
   np.testing.assert_allclose(images[:, 0, 0, 0], 0.7, rtol=1e-6)
   right = images[:, 0, 1, 0]
   expected = mean_of_the_unknown(process, sampler.scheme(process), 0.7)
@@ -142,12 +151,11 @@ def test_inpainting_keeps_the_known_and_follows_it_with_the_unknown(name):
 
 def test_inpainting_nothing_is_sampling_and_everything_is_the_image():
   process = PROCESSES["edm"]
-  keys = jax.random.split(jax.random.key(1), 4)
   for sampler in (Euler(steps=5, s_churn=2.0), Heun(steps=5), UniPC(steps=5)):
-    known = jnp.full((4, 1, 2, 1), 0.25)
-    none, everything = (jnp.full(known.shape, value) for value in (False, True))
-    plain = sampler(paired(process), process, keys, (1, 2, 1)).images
-    free = inpaint(paired(process), process, keys, known, none, sampler).images
-    np.testing.assert_allclose(free, plain, rtol=1e-5, atol=1e-5)
-    fixed = inpaint(paired(process), process, keys, known, everything, sampler).images
-    np.testing.assert_array_equal(fixed, known)
+    known = np.full((4, 1, 2, 1), 0.25, np.float32)
+    none, everything = (np.full(known.shape, value) for value in (False, True))
+    sample = jax.jit(lambda keys, s=sampler: s(paired(process), process, keys, (1, 2, 1)).images)
+    run = jax.jit(lambda *args, s=sampler: inpaint(paired(process), process, *args, s).images)
+    free = run(keys(4), known, none)
+    np.testing.assert_allclose(free, sample(keys(4)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(run(keys(4), known, everything), known)

@@ -1,11 +1,13 @@
 """Ancestral sampling with variances that the network gives, on full and respaced grids."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_draws import normal
 
 from diffusion_jax.processes import CosineVP, EDMProcess, Preconditioned, expand
 from diffusion_jax.samplers import Ancestral, Guidance, Worse, editing
@@ -14,8 +16,14 @@ PROCESS = CosineVP(num_timesteps=100).create()
 STD = 0.5
 
 
+@functools.cache
 def keys(num):
-  return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(num))
+  return jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))(jax.random.key(0), np.arange(num))
+
+
+def drawn(sampler, denoise, num, shape):
+  """Images in NumPy; only the scan is compiled anew for each sampler, not the start."""
+  return np.asarray(sampler(denoise, PROCESS, keys(num), shape).images)
 
 
 def gaussian(process):
@@ -43,8 +51,8 @@ def with_logits(denoise, logits):
 def test_the_ends_of_the_logits_are_the_fixed_variances(steps, logits, fixed):
   """Of the respaced steps too: beta and beta tilde between the points of the grid."""
   learned, other = (Ancestral(steps, v, clip=False) for v in ("learned", fixed))
-  found = learned(with_logits(gaussian(PROCESS), logits), PROCESS, keys(3), (4, 4, 1)).images
-  expected = other(gaussian(PROCESS), PROCESS, keys(3), (4, 4, 1)).images
+  found = drawn(learned, with_logits(gaussian(PROCESS), logits), 3, (4, 4, 1))
+  expected = drawn(other, gaussian(PROCESS), 3, (4, 4, 1))
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -57,9 +65,9 @@ def best_logits(process, grid):
   left = STD**2 * sigma**2 / (alpha**2 * STD**2 + sigma**2)
   best = added * sigma_then**2 / sigma**2 + gain**2 * left
   small, large = np.log(added * sigma_then**2 / sigma**2), np.log(added)
-  table = jnp.asarray(2 * (np.log(best) - small) / (large - small) - 1, jnp.float32)
-  times = jnp.asarray(grid.t[:-1], jnp.float32)
-  return lambda t: expand(table[jnp.argmin(jnp.abs(times - t[:, None]), axis=1)])
+  table = np.float32(2 * (np.log(best) - small) / (large - small) - 1)
+  times = np.float32(grid.t[:-1])
+  return lambda t: expand(jnp.asarray(table)[jnp.argmin(jnp.abs(times - t[:, None]), axis=1)])
 
 
 @pytest.mark.parametrize("steps", [4, 10, 50])
@@ -69,23 +77,23 @@ def test_with_the_best_variances_a_few_steps_keep_the_spread(steps):
   grid = sampler.grid(PROCESS)
   denoise = with_logits(gaussian(PROCESS), best_logits(PROCESS, grid))
   exact = math.hypot(float(grid.alpha[-1]) * STD, float(grid.sigma[-1]))
-  images = np.asarray(sampler(denoise, PROCESS, keys(400), (8, 8, 1)).images)
+  images = drawn(sampler, denoise, 400, (8, 8, 1))
   error = exact / np.sqrt(2 * images.size)
   assert abs(images.std() - exact) < 4 * error
   for variance in ("fixed_small", "fixed_large"):
     other = Ancestral(steps, variance, final="min_time", clip=False)
-    spread = np.std(other(gaussian(PROCESS), PROCESS, keys(400), (8, 8, 1)).images)
+    spread = np.std(drawn(other, gaussian(PROCESS), 400, (8, 8, 1)))
     assert steps == 50 or abs(spread - exact) > 6 * error
 
 
 def test_each_dimension_has_its_own_variance():
   """One step from x_1, whose noise is seen by itself: the spread follows the logits."""
   sampler = Ancestral(2, "learned", final="min_time", clip=False)
-  logits = jnp.asarray([-1.0, 0.0, 1.0, 3.0])[None, None, None, :]
+  logits = np.float32([-1.0, 0.0, 1.0, 3.0])[None, None, None, :]
   nothing = lambda xt, t: (0.0 * xt, jnp.broadcast_to(logits, xt.shape))  # noqa: E731
   scheme = sampler.scheme(PROCESS)
-  images = np.asarray(sampler(nothing, PROCESS, keys(4000), (1, 1, 4)).images)
-  v = 0.5 * (np.asarray(logits).ravel() + 1)
+  images = drawn(sampler, nothing, 4000, (1, 1, 4))
+  v = 0.5 * (logits.ravel() + 1)
   first, second = (scheme.state.noise[i] ** 2 * np.exp(v * scheme.width[i]) for i in (0, 1))
   carried = scheme.state.xt[1] ** 2 * (scheme.state.xt[0] ** 2 + first)
   expected = np.sqrt(carried + second)
@@ -98,8 +106,9 @@ def test_the_step_to_the_data_adds_no_noise():
   scheme = sampler.scheme(PROCESS)
   assert (scheme.state.noise[-1], scheme.width[-1]) == (0.0, 0.0)
   assert (scheme.width[:-1] > 0).all()
-  out = sampler(with_logits(gaussian(PROCESS), 5.0), PROCESS, keys(2), (2, 2, 1), True)
-  np.testing.assert_allclose(out.images, out.estimates[-1], atol=1e-6)
+  denoise = with_logits(gaussian(PROCESS), 5.0)
+  out = jax.jit(lambda keys: sampler(denoise, PROCESS, keys, (2, 2, 1), True))(keys(2))
+  np.testing.assert_allclose(out.images, np.asarray(out.estimates)[-1], atol=1e-6)
 
 
 def test_it_is_one_scan():
@@ -124,12 +133,11 @@ def test_auto_is_what_the_network_allows():
 
 
 def test_inpainting_keeps_what_is_known():
-  known = jax.random.normal(jax.random.key(3), (2, 3, 3, 1))
-  is_known = jnp.arange(9).reshape(1, 3, 3, 1) % 2 == jnp.zeros((2, 1, 1, 1))
-  denoise = with_logits(gaussian(PROCESS), 0.3)
-  out = editing.inpaint(
-    denoise, PROCESS, keys(2), known, is_known, Ancestral(6, "learned", clip=False)
-  ).images
+  known = normal(3, 2, 3, 3, 1)
+  is_known = np.arange(9).reshape(1, 3, 3, 1) % 2 == np.zeros((2, 1, 1, 1))
+  denoise, sampler = with_logits(gaussian(PROCESS), 0.3), Ancestral(6, "learned", clip=False)
+  run = jax.jit(lambda *args: editing.inpaint(denoise, PROCESS, *args, sampler).images)
+  out = np.asarray(run(keys(2), known, is_known))
   np.testing.assert_allclose(out[is_known], known[is_known], atol=1e-6)
   assert np.abs(out - known)[~is_known].min() > 1e-4
 
@@ -165,19 +173,21 @@ def test_guidance_moves_means_and_takes_the_conditional_variance(
 ):
   asked = []
   denoise = guidance.bind(labelled(asked), {}, LABELS, NULL, process, with_variance=True)
-  t = jnp.full(2, 1.0) if process is None else jnp.full(2, float(process.time_of(0.0)))
-  x0, logits = denoise(jnp.zeros((2, 2, 2, 1)), t)
+  t = np.full(2, 1.0 if process is None else process.time_of(0.0), np.float32)
+  xt = np.zeros((2, 2, 2, 1), np.float32)
+  x0, logits = map(np.asarray, jax.jit(denoise)(xt, t))
   np.testing.assert_allclose(x0[:, 0, 0, 0], estimates, rtol=1e-6)
   np.testing.assert_allclose(logits[:, 0, 0, 0], [0.1, 0.2], rtol=1e-6)
   assert asked == evaluations
   plain = guidance.bind(labelled([]), {}, LABELS, NULL, process)
-  np.testing.assert_array_equal(plain(jnp.zeros((2, 2, 2, 1)), t), x0)
+  np.testing.assert_array_equal(jax.jit(plain)(xt, t), x0)
 
 
 def test_autoguidance_takes_the_good_models_variance():
   worse = Worse(lambda params, xt, t, labels: 0 * xt + 5.0, {})
   guidance = Guidance(2.0, against="model")
   denoise = guidance.bind(labelled([]), {}, LABELS, NULL, worse=worse, with_variance=True)
-  x0, logits = denoise(jnp.zeros((2, 2, 2, 1)), jnp.ones(2))
+  x, t = np.zeros((2, 2, 2, 1), np.float32), np.ones(2, np.float32)
+  x0, logits = map(np.asarray, jax.jit(denoise)(x, t))
   np.testing.assert_allclose(x0[:, 0, 0, 0], [5 - 8, 5 - 6])
   np.testing.assert_allclose(logits[:, 0, 0, 0], [0.1, 0.2], rtol=1e-6)

@@ -1,6 +1,7 @@
 """Samplers on Gaussian data, where every step is a known linear map."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,22 @@ def propagated_std(steps: linear.LinearSteps) -> float:
   return variance**0.5
 
 
+@functools.cache
+def keys(num, seed):
+  return jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))(jax.random.key(seed), np.arange(num))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def starts(keys, shape):
+  """The noise that the images of these keys start from."""
+  return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), shape))(keys)
+
+
+def draw(sampler, denoise, keys, shape, keep_estimates=False):
+  """Its samples in NumPy; only the scan is compiled anew for each sampler, not the start."""
+  return jax.tree.map(np.asarray, sampler(denoise, PROCESS, keys, shape, keep_estimates))
+
+
 def samplers(steps, spacing):
   return (
     DDIM(steps=steps, spacing=spacing),
@@ -63,18 +80,16 @@ def test_coefficients_carry_a_gaussian_to_the_known_spread(steps, spacing):
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_ddim_from_the_command_path_is_that_linear_map(spacing):
   """eta = 0 is deterministic: each image is its own start times one known number."""
-  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(4))
   sampler = DDIM(steps=50, spacing=spacing, clip=False)
-  out = np.asarray(sampler(posterior_mean, PROCESS, keys, (2, 2, 1)).images)
-  start = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), (2, 2, 1)))(keys)
-  np.testing.assert_allclose(out / np.asarray(start), FINAL_STD[50, spacing][0], rtol=2e-4)
+  out = draw(sampler, posterior_mean, keys(4, 0), (2, 2, 1)).images
+  start = np.asarray(starts(keys(4, 0), (2, 2, 1)))
+  np.testing.assert_allclose(out / start, FINAL_STD[50, spacing][0], rtol=2e-4)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ancestral_draws_have_the_known_spread(variance):
   sampler = Ancestral(steps=50, variance=variance, clip=False)
-  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(1), i))(jnp.arange(1000))
-  out = np.asarray(sampler(posterior_mean, PROCESS, keys, (8, 8, 1)).images)
+  out = draw(sampler, posterior_mean, keys(1000, 1), (8, 8, 1)).images
   exact = FINAL_STD[50, "trailing"][1 if variance == "fixed_small" else 2]
   assert abs(out.std() / exact - 1) < 5 / np.sqrt(2 * out.size)
   assert abs(out.mean()) < 5 * exact / np.sqrt(out.size)
@@ -125,20 +140,18 @@ def test_eta_out_of_range_is_refused():
 
 
 def test_an_image_depends_on_its_own_key_alone():
-  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(2), i))(jnp.arange(6))
   sampler = Ancestral(steps=5)
-  whole = sampler(posterior_mean, PROCESS, keys, (3, 3, 1)).images
-  part = sampler(posterior_mean, PROCESS, keys[4:], (3, 3, 1)).images
+  whole = draw(sampler, posterior_mean, keys(6, 2), (3, 3, 1)).images
+  part = draw(sampler, posterior_mean, keys(6, 2)[4:], (3, 3, 1)).images
   np.testing.assert_allclose(whole[4:], part, atol=1e-6)
 
 
 def test_clipping_holds_each_estimate():
-  keys = jax.random.split(jax.random.key(0), 3)
   far = lambda xt, t: jnp.full_like(xt, 9.0)  # noqa: E731
   for sampler in (DDIM(steps=3), Ancestral(steps=3)):
-    assert (sampler(far, PROCESS, keys, (2, 2, 1)).images == 1.0).all()
+    assert (draw(sampler, far, keys(3, 0), (2, 2, 1)).images == 1.0).all()
     loose = dataclasses.replace(sampler, clip=False)
-    np.testing.assert_allclose(loose(far, PROCESS, keys, (2, 2, 1)).images, 9.0, rtol=1e-5)
+    np.testing.assert_allclose(draw(loose, far, keys(3, 0), (2, 2, 1)).images, 9.0, rtol=1e-5)
 
 
 def label_reader(asked):
@@ -152,16 +165,18 @@ def label_reader(asked):
 
 
 def test_guidance_is_the_line_through_both_estimates():
-  asked, xt, t = [], jnp.ones((2, 2, 2, 1)), jnp.ones(2)
-  guided = Guidance(3.0).bind(label_reader(asked), {}, jnp.asarray([1, 2]), 10)(xt, t)
+  asked, xt, t = [], np.ones((2, 2, 2, 1), np.float32), np.ones(2, np.float32)
+  bound = Guidance(3.0).bind(label_reader(asked), {}, jnp.asarray([1, 2]), 10)
+  guided = np.asarray(jax.jit(bound)(xt, t))
   np.testing.assert_allclose(guided[:, 0, 0, 0], [10 + 3 * (1 - 10), 10 + 3 * (2 - 10)])
   assert asked == [4]
   assert Guidance(3.0).num_evaluations == 2
 
 
 def test_guidance_of_one_asks_once():
-  asked, xt, t = [], jnp.ones((2, 2, 2, 1)), jnp.ones(2)
-  plain = Guidance(1.0).bind(label_reader(asked), {}, jnp.asarray([1, 2]), 10)(xt, t)
+  asked, xt, t = [], np.ones((2, 2, 2, 1), np.float32), np.ones(2, np.float32)
+  bound = Guidance(1.0).bind(label_reader(asked), {}, jnp.asarray([1, 2]), 10)
+  plain = np.asarray(jax.jit(bound)(xt, t))
   assert plain[:, 0, 0, 0].tolist() == [1.0, 2.0]
   assert asked == [2]
   assert Guidance(1.0).num_evaluations == 1
@@ -171,15 +186,15 @@ def test_guidance_of_one_asks_once():
 
 
 def four_keys():
-  return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(jnp.arange(4))
+  return keys(4, 3)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("kind", range(3), ids=["ddim", "small", "large"])
 def test_the_last_estimate_is_the_image_and_keeping_them_changes_nothing(kind, spacing):
   sampler = samplers(7, spacing)[kind]
-  plain = sampler(posterior_mean, PROCESS, four_keys(), (2, 2, 1))
-  kept = sampler(posterior_mean, PROCESS, four_keys(), (2, 2, 1), keep_estimates=True)
+  plain = draw(sampler, posterior_mean, four_keys(), (2, 2, 1))
+  kept = draw(sampler, posterior_mean, four_keys(), (2, 2, 1), keep_estimates=True)
   assert plain.estimates is None
   assert kept.estimates.shape == (7, 4, 2, 2, 1)
   assert kept.num_evaluations == plain.num_evaluations == 7
@@ -192,12 +207,12 @@ def test_estimates_follow_the_known_linear_map():
   """DDIM on Gaussian data: x_t is the start times one number, its estimate the gain times x_t."""
   sampler = DDIM(steps=9, clip=False)
   steps, shape = sampler.coefficients(PROCESS), (2, 2, 1)
-  found = sampler(posterior_mean, PROCESS, four_keys(), shape, keep_estimates=True).estimates
-  start = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), shape))(four_keys())
+  found = draw(sampler, posterior_mean, four_keys(), shape, keep_estimates=True).estimates
+  start = np.asarray(starts(four_keys(), shape))
   ab = PROCESS.alphas_cumprod[np.round(steps.t * 1000).astype(int)]
   gain, factor = np.sqrt(ab) * 0.25 / (ab * 0.25 + 1 - ab), 1.0
   for estimate, x0, xt, g in zip(found, steps.x0, steps.xt, gain, strict=True):
-    np.testing.assert_allclose(estimate, g * factor * np.asarray(start), rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(estimate, g * factor * start, rtol=2e-4, atol=1e-6)
     factor *= x0 * g + xt
 
 
@@ -205,5 +220,5 @@ def test_kept_estimates_are_clipped_as_the_sampler_used_them():
   far = lambda xt, t: jnp.full_like(xt, 9.0)  # noqa: E731
   for clip, value in ((True, 1.0), (False, 9.0)):
     sampler = Ancestral(steps=3, clip=clip)
-    out = sampler(far, PROCESS, four_keys(), (2, 2, 1), keep_estimates=True)
+    out = draw(sampler, far, four_keys(), (2, 2, 1), keep_estimates=True)
     np.testing.assert_array_equal(out.estimates, np.full((3, 4, 2, 2, 1), value, np.float32))

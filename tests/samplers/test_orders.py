@@ -1,16 +1,20 @@
 """Errors and orders of the samplers on a mixture in one dimension, in float64.
 
-The figures come from benchmarks/sampler_orders.py, started as a process of its own, because JAX
-computes in float64 only in a process that was started so.
+The problem is that of benchmarks/sampler_orders.py. Here schemes are arguments of one compiled
+function a process: those of one structure and of one number of rows share a program.
 """
 
+import functools
+import importlib.util
 import json
-import os
-import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+
+from diffusion_jax.samplers import linear
 
 pytestmark = pytest.mark.costly
 
@@ -42,40 +46,74 @@ ORDERS = {
 
 
 @pytest.fixture(scope="module")
-def measure():
-  """Runs the benchmark with flags: -> its errors, and the adaptive solver's."""
+def bench():
+  file = Path(__file__).parents[2] / "benchmarks" / "sampler_orders.py"
+  spec = importlib.util.spec_from_file_location("sampler_orders", file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
-  def run(*flags):
-    root = os.path.join(os.path.dirname(__file__), "..", "..")
-    command = [sys.executable, "benchmarks/sampler_orders.py", "--json", *flags]
-    env = os.environ | {"JAX_ENABLE_X64": "1"}
-    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+
+@pytest.fixture(scope="module")
+def measure(bench):
+  """The benchmark's error of a sampler after `num` steps on a process, both by name."""
+
+  @functools.cache
+  def problem(name):
+    process = bench.PROCESSES[name].create()
+    denoise = bench.denoiser(process)
+    return process, jax.jit(lambda scheme, x: linear.integrate(scheme, denoise, x).images)
+
+  @functools.cache
+  def run(process, sampler, num):
+    process, solve = problem(process)
+    grid = bench.grid(process, num)
+    with jax.enable_x64(True):
+      scheme = bench.SAMPLERS[sampler](num).scheme(process, grid)
+      found = solve(scheme, (grid.alpha[0] * bench.STARTS)[:, None, None, None])
+    assert found.dtype == np.float64
+    found = np.asarray(found)[:, 0, 0, 0] / grid.alpha[-1]
+    return np.sqrt(np.mean((found - bench.EXACT) ** 2))
 
   return run
 
 
-def test_errors_of_euler_heun_and_2m_are_those_of_another_program(measure):
-  sizes = ",".join(map(str, SIZES))
-  found = measure("--samplers=euler;heun;dpm_solver_pp_2m", f"--sizes={sizes}")["errors"]["edm"]
-  for name, errors in KNOWN.items():
-    np.testing.assert_allclose(found[name], errors, rtol=5e-7, err_msg=name)
+@pytest.mark.parametrize("name", KNOWN)
+def test_errors_of_euler_heun_and_2m_are_those_of_another_program(measure, name):
+  found = [measure("edm", name, num) for num in SIZES]
+  np.testing.assert_allclose(found, KNOWN[name], rtol=5e-7)
 
 
-SOME = "euler;heun;dpm_solver_pp;unipc 2 bh2;unipc 3 bh2"
+def test_the_benchmark_prints_them(bench, monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", ["program", "--json", "--samplers=euler;heun, ", "--sizes=8,16"])
+  before = jax.config.jax_enable_x64
+  try:
+    bench.main()
+  finally:
+    jax.config.update("jax_enable_x64", before)
+  printed = json.loads(capsys.readouterr().out)
+  assert printed["adaptive"] == []
+  assert printed["errors"]["edm"].keys() == {"euler", "heun, flow coordinate"}
+  np.testing.assert_allclose(printed["errors"]["edm"]["euler"], KNOWN["euler"][:2], rtol=5e-7)
+
+
+OTHERS = (
+  "euler", "heun", "heun, flow coordinate", "dpm_solver_pp_2m", "dpm_solver_pp_3m",
+  "dpm_solver_pp_3m, published", "unipc 2 bh2", "unipc 2 bh2, no corrector", "unipc 3 bh2",
+  "unipc 3 bh2, no corrector",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def fine(measure):
+def fine(bench, measure):
   """Errors after 64 and 256 steps, of all samplers on EDM's process and of some on the others."""
-  sizes = "--sizes=64,256"
-  edm, others = measure(sizes), measure(sizes, "--processes=vp,flow", f"--samplers={SOME}")
-  return edm | {"errors": edm["errors"] | others["errors"]}
+  names = {"edm": bench.SAMPLERS, "vp": OTHERS, "flow": OTHERS}
+  return {p: {s: [measure(p, s, n) for n in (64, 256)] for s in names[p]} for p in names}
 
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_the_error_falls_with_the_order(fine, name):
-  for errors in fine["errors"].values():
+  for errors in fine.values():
     if name in errors:
       coarse, half = errors[name]
       assert abs(np.log(coarse / half) / np.log(4) - ORDERS[name]) < 0.2
@@ -83,7 +121,7 @@ def test_the_error_falls_with_the_order(fine, name):
 
 def test_every_process_is_solved_alike(fine):
   """At the same sigma / alpha no step depends on alpha, but by its scale."""
-  errors = fine["errors"]
+  errors = fine
   assert errors["vp"].keys() == errors["flow"].keys()
   assert len(errors["vp"]) == 10
   for name, found in errors["vp"].items():
@@ -92,14 +130,16 @@ def test_every_process_is_solved_alike(fine):
 
 
 def test_the_published_weights_of_3m_lose_an_order(fine):
-  for errors in fine["errors"].values():
+  for errors in fine.values():
     coarse, half = errors["dpm_solver_pp_3m, published"]
     assert np.log(coarse / half) / np.log(4) < 2.2
 
 
-def test_the_adaptive_solver_reaches_the_quantile_map(fine):
+def test_the_adaptive_solver_reaches_the_quantile_map(bench):
   """Tolerances 1e-3, 1e-5, 1e-7, 1e-9: the error falls with them, the evaluations rise."""
-  errors, evaluations = zip(*fine["adaptive"], strict=True)
+  assert bench.TOLERANCES == (1e-3, 1e-5, 1e-7, 1e-9)
+  with jax.enable_x64(True):
+    errors, evaluations = zip(*map(bench.adaptive, bench.TOLERANCES), strict=True)
   assert np.all(np.array(errors) < [3e-2, 1e-3, 1e-5, 1e-7])
   assert np.all(np.diff(evaluations) > 0)
   assert evaluations[-1] < 300
