@@ -4,6 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
 
+from diffusion_jax.types import UserError
+
+
+class NonFiniteImages(UserError):
+  """Images with NaN or infinity, which no picture or figure can be made of."""
+
+
 QUANTISATION = "floor(127.5 x + 128), clipped to 0..255"
 """What `to_uint8` does, as figures that depend on it say it."""
 
@@ -19,10 +26,19 @@ def from_levels(
 def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
   """Images in [-1, 1] to 0..255: floor(127.5 x + 128), clipped; every k / 127.5 - 1 returns k.
 
-  It is the nearest level, without the half-level bias of floor(127.5 (x + 1)). Not-a-number
-  becomes 0.
+  It is the nearest level, without the half-level bias of floor(127.5 (x + 1)).
+
+  Raises:
+    NonFiniteImages: an image holds NaN or infinity; the first axis counts images.
   """
-  x = np.nan_to_num(np.asarray(image, np.float64), nan=-1.0)
+  x = np.asarray(image, np.float64)
+  finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+  if not finite.all():
+    raise NonFiniteImages(
+      f"{np.sum(~finite):,} of {len(x):,} images are not finite (NaN or infinity); use weaker "
+      "guidance (--config.guidance.weight), another sampler or more steps (--config.sampler.name, "
+      "--config.sampler.steps), or an earlier checkpoint (--step)"
+    )
   return np.clip(np.floor(127.5 * x + 128.0), 0, 255).astype(np.uint8)
 
 

@@ -1,7 +1,8 @@
 """What a run shows of itself: sample grids, reconstructions and held-out figures, when due."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from diffusion_jax import evaluation, log, runs, sampling, sharding
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import Job
-from diffusion_jax.levels import as_pictures, to_uint8
+from diffusion_jax.levels import NonFiniteImages, as_pictures, to_uint8
 from diffusion_jax.state import TrainState
 from diffusion_jax.step import make_eval_step, measured_likelihoods
 
@@ -31,15 +32,25 @@ def make_show(job: Job) -> Show:
     if last or is_due(config, step):
       state = state._replace(ema=sharding.gathered(state.ema, job.mesh))
     if last or _due(step, config.logging.sample_every_steps):
-      show_samples(job, logger, step, state, draw)
-      if generative.encode is not None:
-        show_reconstructions(job, logger, step, state)
+      with said_if_not_finite(logger, step):
+        show_samples(job, logger, step, state, draw)
+        if generative.encode is not None:
+          show_reconstructions(job, logger, step, state)
     if last or _due(step, config.eval.every_steps):
       values = show_held_out(job, logger, step, state, eval_step, baseline)
       if last:
         runs.write_final(job.workdir, step, values)
 
   return show
+
+
+@contextlib.contextmanager
+def said_if_not_finite(logger: log.Logger, step: int) -> Iterator[None]:
+  """Say that images are not finite in place of a picture: a picture may not end a run."""
+  try:
+    yield
+  except NonFiniteImages as error:
+    logger.print(f"step {step:,}: no picture: {error}")
 
 
 def is_due(config: Experiment, step: int) -> bool:

@@ -14,6 +14,7 @@ import tiny
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # two workers with two threads each wait for each other
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 # Compiled programs are kept between runs. All workers and processes that tests start share them.
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / f"xla-{version('jax')}"
@@ -38,7 +39,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-  """A test with several markers is of its dearest group: -m costly leaves out what is slow too."""
+  """A test with several markers is of its dearest group: -m costly leaves out what is slow too.
+
+  Tests that start processes come first: they wait for long, and one worker has all of a file.
+  """
   expression = config.getoption("markexpr")
   if not expression:
     return
@@ -46,6 +50,7 @@ def pytest_collection_modifyitems(config, items):
   kept = [group == "default" or group in expression for group in groups]
   config.hook.pytest_deselected(items=[i for i, keep in zip(items, kept, strict=True) if not keep])
   items[:] = [i for i, keep in zip(items, kept, strict=True) if keep]
+  items.sort(key=lambda item: item.get_closest_marker("process") is None)
 
 
 @pytest.fixture(autouse=True, scope="session")

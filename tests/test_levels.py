@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import randomness
-from diffusion_jax.levels import from_levels, to_uint8
+from diffusion_jax.levels import NonFiniteImages, from_levels, to_uint8
 
 
 def test_every_level_survives_the_round_trip():
@@ -17,7 +17,15 @@ def test_every_level_survives_the_round_trip():
 def test_rounding_is_to_the_nearest_level_and_clipped():
   x = (np.arange(256) + 0.4) / 127.5 - 1.0
   assert (to_uint8(x) == np.arange(256)).all()
-  assert to_uint8(np.asarray([-3.0, 3.0, np.nan])).tolist() == [0, 255, 0]
+  assert to_uint8(np.asarray([-3.0, 3.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_that_are_not_finite_become_no_picture(value):
+  images = np.zeros((5, 2, 2, 1), np.float32)
+  images[1, 0, 0, 0] = images[3, 1, 1, 0] = value
+  with pytest.raises(NonFiniteImages, match=r"^2 of 5 images are not finite .*guidance\.weight"):
+    to_uint8(images)
 
 
 @pytest.mark.parametrize("num_levels", [2, 17, 256])

@@ -29,12 +29,10 @@ def at_the_root(monkeypatch, root):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, request):
-  """A finished run, stopped after half of its steps and continued."""
+  """A finished run."""
   workdir = tmp_path_factory.mktemp("unet") / "smoke"
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(request.config.rootpath)
-    first = [*FLAGS[:3], "--config.training.num_steps=2", *FLAGS[4:]]
-    train.main([*first, f"--workdir={workdir}"])
     train.main([*FLAGS, f"--workdir={workdir}"])
   return workdir
 

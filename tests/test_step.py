@@ -215,6 +215,17 @@ def test_another_seed_for_dropout_would_be_seen():
   assert abs(losses[1] / on_one_device(PARTS["model"])[0][1] - 1) > 1e-4
 
 
+def test_another_seed_draws_other_noise_and_times():
+  """The network's output starts at zero, so that the first loss is of the draws alone."""
+  mesh = create_mesh(MeshShape(), jax.devices()[:1])
+  state, run = begin(diffusion(), Adam(), Training(batch_size=16, seed=0), mesh=mesh)
+  other, run_other = begin(diffusion(), Adam(), Training(batch_size=16, seed=1), mesh=mesh)
+  losses = [float(r(s, images())[1]["loss"]) for s, r in ((state, run), (other, run_other))]
+  assert abs(losses[0] - losses[1]) > 1e-3
+  again, run = begin(diffusion(), Adam(), Training(batch_size=16, seed=0), mesh=mesh)
+  assert float(run(again, images())[1]["loss"]) == losses[0]
+
+
 def test_draws_are_bitwise_the_same_on_any_mesh():
   from diffusion_jax import randomness
   from diffusion_jax.losses.denoising import draw

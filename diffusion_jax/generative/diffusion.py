@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
+import numpy as np
 
 from diffusion_jax.augmentation import Augmentation
 from diffusion_jax.generative import wiring as wires
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
 from diffusion_jax.losses import DENOISING_LOSSES
 from diffusion_jax.models import NETWORKS, NOISE_SCHEDULES
-from diffusion_jax.processes import PROCESSES, Process
+from diffusion_jax.processes import PROCESSES, Process, namespace
+from diffusion_jax.processes.parameterization import UNDEFINED_AT_PURE_NOISE
 from diffusion_jax.samplers import SAMPLERS, Guidance
 from diffusion_jax.types import Generative, ImageSpec
 
@@ -71,6 +73,7 @@ class Diffusion:
     sampler = _fitted(parts["sampler"], learns)
     sampler.check(process)
     _check_loss(parts["loss"], process)
+    _check_prediction(self.prediction, process)
     _check_schedule(parts)
     wiring = wires.Wiring(
       spec=spec,
@@ -139,6 +142,20 @@ def _check_loss(loss: Any, process: Process) -> None:
       "this loss learns the variances of steps, and the process has none; use "
       "--config.process.name=cosine_vp or linear_vp, or --config.loss.name=simple with "
       "--config.model.learned_variance=false"
+    )
+
+
+def _check_prediction(prediction: str, process: Process) -> None:
+  """Refuse a prediction that says nothing of x0 where sampling starts, with the choices left.
+
+  The alpha of a learned schedule is positive by its construction.
+  """
+  alpha, _ = process.alpha_sigma(np.asarray([1.0]))
+  if prediction in UNDEFINED_AT_PURE_NOISE and namespace(alpha) is np and alpha[0] <= 0:
+    raise ValueError(
+      f"generative.prediction={prediction} is undefined where this process ends, at pure noise "
+      "(alpha = 0 at t = 1); use --config.generative.prediction=velocity, v, x0 or edm, or another "
+      "--config.process.name such as vp"
     )
 
 

@@ -140,5 +140,6 @@ class ContinuousBound:
       return process.time_of(log_snr), 0.5 * (high - low) * jnp.exp(log_snr)
     step = jnp.floor(place * num) + 1.0
     t, before = (first + (1.0 - first) * n / num for n in (step, step - 1.0))
-    drop = process.log_snr(before) - process.log_snr(t)
-    return t, 0.5 * num * jnp.exp(process.log_snr(t)) * jnp.expm1(drop)
+    # SNR(before) - SNR(t), finite also where the SNR at t is 0
+    log_snr = process.log_snr(before)
+    return t, -0.5 * num * jnp.exp(log_snr) * jnp.expm1(process.log_snr(t) - log_snr)

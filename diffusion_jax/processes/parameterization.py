@@ -9,7 +9,8 @@ With x_t = alpha x0 + sigma eps, s = sigma / alpha:
 Sources: v: Salimans and Ho 2022 (arXiv 2202.00512); edm, with c_skip = d^2 / (s^2 + d^2) and
 c_out = s d / sqrt(s^2 + d^2), d the standard deviation of the data: Karras et al. 2022 (arXiv
 2206.00364), table 1. Its network sees c_in x_t / alpha with c_in = 1 / sqrt(s^2 + d^2); the others
-see x_t.
+see x_t. In edm alpha and sigma are multiplied out, so that it keeps its limit where alpha is 0;
+eps and score say nothing of x0 there.
 """
 
 from collections.abc import Callable
@@ -65,21 +66,22 @@ VELOCITY = Prediction(
 def edm(sigma_data: float) -> Prediction:
   """EDM's preconditioning for data of this standard deviation."""
 
-  def scales(alpha, sigma):
-    ratio = sigma / alpha
-    root = jnp.sqrt(jnp.square(ratio) + sigma_data**2)
-    return sigma_data**2 / jnp.square(root), ratio * sigma_data / root, 1.0 / root
+  def scale(alpha, sigma):
+    """Return alpha sqrt(s^2 + d^2), the standard deviation of x_t."""
+    return jnp.sqrt(jnp.square(sigma) + jnp.square(sigma_data * alpha))
 
   def target(x0, eps, alpha, sigma):
-    skip, out, _ = scales(alpha, sigma)
-    return (x0 - skip * (x0 + sigma / alpha * eps)) / out
+    return (sigma * x0 / sigma_data - sigma_data * alpha * eps) / scale(alpha, sigma)
 
   def to_x0(output, xt, alpha, sigma):
-    skip, out, _ = scales(alpha, sigma)
-    return skip * xt / alpha + out * output
+    std = scale(alpha, sigma)
+    return (sigma_data**2 * alpha * xt / std + sigma_data * sigma * output) / std
 
-  return Prediction(target, to_x0, lambda xt, alpha, sigma: scales(alpha, sigma)[2] * xt / alpha)
+  return Prediction(target, to_x0, lambda xt, alpha, sigma: xt / scale(alpha, sigma))
 
+
+UNDEFINED_AT_PURE_NOISE = ("eps", "score")
+"""Predictions that say nothing of x0 where alpha is 0."""
 
 PREDICTIONS = {"eps": EPS, "x0": X0, "v": V, "score": SCORE, "velocity": VELOCITY, "edm": edm(0.5)}
 

@@ -66,6 +66,12 @@ def test_free_bits_hold_the_average_of_each_dimension():
   np.testing.assert_allclose(ELBO(free_bits=0.5)(TERMS, ONES), [13.5, 25.5], rtol=1e-6)
 
 
+def test_free_bits_ask_the_average_and_not_the_example():
+  """0.1 is below 0.15 and its dimension's average is not; 5 is above 4.5 and its average is not."""
+  np.testing.assert_allclose(ELBO(free_bits=0.15)(TERMS, ONES), [13.1, 25.3], rtol=1e-6)
+  np.testing.assert_allclose(ELBO(free_bits=4.5)(TERMS, ONES), [19.0, 29.0], rtol=1e-6)
+
+
 def test_free_bits_stop_the_gradient_of_cheap_dimensions_only():
   @jax.jit
   @jax.grad

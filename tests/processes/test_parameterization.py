@@ -28,6 +28,33 @@ def test_a_perfect_output_denoises_to_x0(name, drawn):
   np.testing.assert_allclose(network.denoise({}, xt, t, None), x0, atol=3e-5)
 
 
+def test_edm_keeps_its_limits_where_alpha_or_sigma_is_zero():
+  """Pure noise shows the network eps and asks for x0 / d; no noise shows x0 / d, asks for -eps."""
+  edm, d = PREDICTIONS["edm"], 0.5
+  x0, eps = np.float32(np.random.default_rng(1).normal(size=(2, 3, 2, 2, 1)))
+  zero, one = np.zeros((3, 1, 1, 1), np.float32), np.ones((3, 1, 1, 1), np.float32)
+  for alpha, sigma, xt, shown, target in (
+    (zero, one, eps, eps, x0 / d), (one, zero, x0, x0 / d, -eps),
+  ):  # fmt: skip
+    np.testing.assert_allclose(edm.input(xt, alpha, sigma), shown, rtol=1e-6)
+    np.testing.assert_allclose(edm.target(x0, eps, alpha, sigma), target, rtol=1e-6)
+    np.testing.assert_allclose(edm.to_x0(target, xt, alpha, sigma), x0, rtol=1e-6)
+
+
+def test_edm_is_table_1_of_its_paper():
+  """In the paper's own variable x_t / alpha at noise s = sigma / alpha, in float64."""
+  alpha, sigma, d = 0.3, 1.7, 0.5
+  x0, eps = np.random.default_rng(1).normal(size=(2, 1, 2, 2, 1))
+  s, x = sigma / alpha, x0 + sigma / alpha * eps
+  skip, out = d**2 / (s**2 + d**2), s * d / np.sqrt(s**2 + d**2)
+  edm, target = PREDICTIONS["edm"], (x0 - skip * x) / out
+  np.testing.assert_allclose(
+    edm.input(alpha * x, alpha, sigma), x / np.sqrt(s**2 + d**2), rtol=1e-5
+  )
+  np.testing.assert_allclose(edm.target(x0, eps, alpha, sigma), target, rtol=1e-5)
+  np.testing.assert_allclose(edm.to_x0(target, alpha * x, alpha, sigma), x0, rtol=1e-4)
+
+
 def test_v_is_the_rotation_of_x0_and_eps(drawn):
   x0, eps, t, _ = drawn
   alpha, sigma = map(expand, PROCESS.alpha_sigma(t))
