@@ -21,6 +21,7 @@ from diffusion_jax.checksum import checksums, named_leaves
 from diffusion_jax.types import UserError
 
 T = TypeVar("T")
+Foreign = Callable[[Mapping[str, Any]], str | None]
 
 MIN_SLICE_BYTES = 1 << 20
 """Arrays are cut among the devices that hold copies only down to this: cutting costs time too."""
@@ -108,7 +109,7 @@ class Checkpoints:
     Args:
       step: batches consumed; a step that is there already is left as it is.
       state: tree of arrays.
-      meta: JSON values saved beside the state; "leaves" is added.
+      meta: JSON values saved beside the state; "step" and "leaves" are added.
 
     Raises:
       CheckpointError: this save, or the one before, failed, or the folder has a newer step.
@@ -120,7 +121,7 @@ class Checkpoints:
       raise CheckpointError(f"checkpoint {step} is older than {steps[-1]}, which is in the folder")
     content = ocp.args.Composite(
       state=ocp.args.PyTreeSave(state),
-      meta=ocp.args.JsonSave(_seal({**meta, "leaves": _describe(state)})),
+      meta=ocp.args.JsonSave(_seal({**meta, "step": step, "leaves": _describe(state)})),
     )
     try:
       saved = self._manager.save(step, args=content, force=True)
@@ -163,15 +164,17 @@ def _preservation(config: Checkpointing | None) -> preservation.AnyPreservationP
 
 
 def saved_steps(directory: Path) -> list[int]:
-  """Steps that have a folder, in order; without any check of what is in it."""
+  """Steps that have a folder of their own name, in order; what is in it is not looked at."""
   if not directory.is_dir():
     return []
   return sorted(
-    int(p.name) for p in directory.iterdir() if re.fullmatch("[0-9]+", p.name) and p.is_dir()
+    int(p.name) for p in directory.iterdir() if re.fullmatch("0|[1-9][0-9]*", p.name) and p.is_dir()
   )
 
 
-def restore(directory: Path, target: Any, step: int | None = None) -> Restored:
+def restore(
+  directory: Path, target: Any, step: int | None = None, foreign: Foreign = lambda meta: None
+) -> Restored:
   """Reads the newest good checkpoint, or a given one. Changes nothing on disk.
 
   Args:
@@ -179,6 +182,8 @@ def restore(directory: Path, target: Any, step: int | None = None) -> Restored:
     target: tree of ShapeDtypeStructs with shardings; a part of the saved tree, such as
       {"ema": ...} or one of the averages, {"averages": {name: ...}}, restores only that.
     step: None tries the newest first and falls back to older ones.
+    foreign: meta -> why the checkpoint does not belong to the run, which counts as damage; None: it
+      does belong to it.
 
   Raises:
     UserError: there is none, the given step is missing or damaged, all are damaged, or the
@@ -187,7 +192,7 @@ def restore(directory: Path, target: Any, step: int | None = None) -> Restored:
   damaged: list[Damage] = []
   for candidate in distributed.from_first(distributed.agree(lambda: _candidates(directory, step))):
     folder = directory / str(candidate)
-    meta, reason = _attempt(lambda folder=folder: _check(folder, target))
+    meta, reason = _attempt(lambda folder=folder: _check(folder, target, foreign))
     state = None
     if reason is None:
       state, reason = _attempt(lambda folder=folder: _read(folder, target))
@@ -274,9 +279,11 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
   return result, next((r for r in distributed.tell_all(reason) if r), None)
 
 
-def _check(folder: Path, target: Any) -> dict[str, Any]:
+def _check(folder: Path, target: Any, foreign: Foreign) -> dict[str, Any]:
   """One step's meta; raises any Exception for damage, UserError for another model."""
   meta = _load_meta(folder)
+  if (reason := foreign(meta)) is not None:
+    raise ValueError(reason)
   _check_structure(folder, meta["leaves"], target)
   return meta
 
@@ -301,7 +308,10 @@ def _compare(state: Any, leaves: Mapping[str, Any]) -> str | None:
 
 
 def _load_meta(folder: Path) -> dict[str, Any]:
-  return _unseal(json.loads((folder / "meta" / "metadata").read_text()))
+  meta = _unseal(json.loads((folder / "meta" / "metadata").read_text()))
+  if meta.get("step", int(folder.name)) != int(folder.name):  # older versions did not store it
+    raise ValueError(f"it is the checkpoint of step {meta['step']}")
+  return meta
 
 
 def _seal(meta: dict[str, Any]) -> dict[str, Any]:

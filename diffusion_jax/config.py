@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from ml_collections import ConfigDict
 
+from diffusion_jax.paths import user_path
 from diffusion_jax.types import UserError
 
 Registry = Mapping[str, type]
@@ -44,19 +45,30 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
   return f"{hint} Allowed: {', '.join(allowed)}."
 
 
+def split_argument(path: str) -> tuple[Path, str]:
+  """Return the file and the argument of --config=FILE or --config=FILE:ARGUMENT.
+
+  A file whose own name has a colon is taken as it is.
+  """
+  if ":" not in path or user_path(path).is_file():
+    return user_path(path), ""
+  name, _, argument = path.rpartition(":")
+  return user_path(name), argument
+
+
 def load_file(path: str) -> ConfigDict:
   """Runs `get_config()` of a config file; `file.py:text` calls `get_config("text")`.
 
   Raises:
     UserError: the file is missing, does not run, or has no get_config returning a ConfigDict.
   """
-  name, _, argument = path.partition(":")
-  if not Path(name).is_file():
+  name, argument = split_argument(path)
+  if not name.is_file():
     there = sorted(str(p) for p in Path("configs").glob("*.py"))
     listed = f" Configs here: {', '.join(there)}." if there else ""
     raise UserError(f"--config={path}: no such file: {name}.{listed}")
   try:
-    get_config = runpy.run_path(name).get("get_config", lambda *_: None)
+    get_config = runpy.run_path(str(name)).get("get_config", lambda *_: None)
     config = get_config(argument) if argument else get_config()
     if isinstance(config, ConfigDict):
       config.to_dict()  # raises for a placeholder that nobody has filled

@@ -9,8 +9,6 @@ The images are held-out ones of the run's data, or those of --images. Weights, s
 chosen as in `sample`; interpolation takes a sampler that draws no noise.
 """
 
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
@@ -20,6 +18,7 @@ from diffusion_jax.data import load_pictures
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import stored_spec
 from diffusion_jax.levels import as_pictures, from_levels, to_uint8
+from diffusion_jax.paths import run_folder, user_path
 from diffusion_jax.types import Batch, Generative, ImageSpec, UserError
 
 SIDES = ("left", "right", "top", "bottom", "center")
@@ -33,7 +32,7 @@ def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   runs.enable_compilation_cache()
   check(args)
-  experiment = runs.stored_experiment(args.workdir, overrides)
+  experiment = runs.trained_experiment(args.workdir, overrides)
   runs.join_job(experiment)
   average = weights.parse_average(args.ema)
   directory = weights.folder_of(args.workdir, args.step, average)
@@ -50,12 +49,12 @@ def main(argv: list[str]) -> None:
 
 def parser() -> runs.Parser:
   own = runs.Parser("edit", description=__doc__)
-  own.add_argument("--workdir", type=runs.folder, required=True, help="the run's folder")
-  own.add_argument("--out", type=Path, required=True, help="a .png")
+  own.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
+  own.add_argument("--out", type=user_path, required=True, help="a .png")
   own.add_argument("--inpaint", help=f"what to hide: {', '.join(SIDES)}, or a .png "
                      "of the images' size, white where a pixel is to be filled in")  # fmt: skip
   own.add_argument("--interpolate", type=int, help="images between the two of a pair")
-  own.add_argument("--images", type=Path, help="a folder of images or an .npz (array images)")
+  own.add_argument("--images", type=user_path, help="a folder of images or an .npz (array images)")
   own.add_argument("--num", type=int, default=8, help="images, or pairs (8)")
   own.add_argument("--seed", type=int, default=0, help="of what is filled in")
   own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")

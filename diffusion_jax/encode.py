@@ -20,6 +20,7 @@ from diffusion_jax.generative.latent_diffusion import flatten
 from diffusion_jax.job import stored_spec
 from diffusion_jax.levels import from_levels
 from diffusion_jax.models import VAENetworks
+from diffusion_jax.paths import run_folder, user_path
 from diffusion_jax.types import ImageSpec, Params, UserError
 
 
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   check(args)
   runs.enable_compilation_cache()
-  experiment = runs.stored_experiment(args.workdir, overrides)
+  experiment = runs.trained_experiment(args.workdir, overrides)
   runs.join_job(experiment)
   distributed.first_does(lambda: latents.check_out(args.out))
   average = weights.parse_average(args.ema)
@@ -47,8 +48,8 @@ def main(argv: list[str]) -> None:
 
 def parser() -> runs.Parser:
   own = runs.Parser("encode", description=__doc__)
-  own.add_argument("--workdir", type=runs.folder, required=True, help="the autoencoder's run")
-  own.add_argument("--out", type=Path, required=True, help="the folder to make")
+  own.add_argument("--workdir", type=run_folder, required=True, help="the autoencoder's run")
+  own.add_argument("--out", type=user_path, required=True, help="the folder to make")
   own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
   own.add_argument("--ema", help=weights.EMA_HELP)
   own.add_argument("--batch_size", type=int, default=256, help="images encoded at once (256)")

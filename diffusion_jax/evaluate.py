@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffusion_jax import checkpoint, distributed, log, runs, weights
+from diffusion_jax import checkpoint, distributed, log, runs, signals, weights
 from diffusion_jax.config import Override
 from diffusion_jax.data import load_pictures
 from diffusion_jax.evaluation import bench as benches
 from diffusion_jax.evaluation import chunks, document, files, pictures, study
 from diffusion_jax.evaluation.bench import Bench, Request
 from diffusion_jax.evaluation.study import Subject
+from diffusion_jax.paths import run_folder, user_path
 from diffusion_jax.types import UserError
 
 POLL_SEC = 5.0
@@ -27,15 +28,15 @@ def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   check(args, overrides)
   runs.enable_compilation_cache()
-  with runs.stops_at_once("the same command goes on where it was"):
-    if args.samples is not None:
-      return measure_files(args, overrides, argv)
+  if args.samples is not None:
+    return measure_files(args, overrides, argv)
+  with signals.stops_between_pieces("the same command goes on where it was"):
     measure_run(args, overrides, argv)
 
 
 def parser() -> runs.Parser:
   flags = runs.Parser("evaluate", description=__doc__)
-  flags.add_argument("--workdir", type=runs.folder, help="the run's folder")
+  flags.add_argument("--workdir", type=run_folder, help="the run's folder")
   flags.add_argument("--step", default="latest", help="latest, all, or the step of a checkpoint")
   flags.add_argument("--watch", action="store_true", help="follow a training run: evaluate each "
                      "new checkpoint until the last")  # fmt: skip
@@ -43,17 +44,19 @@ def parser() -> runs.Parser:
   flags.add_argument("--seed", type=int, default=0, help="of samples and draws (0)")
   flags.add_argument("--sweep", action="append", default=[], metavar="SECTION.FIELD=V1,V2",
                      help="also measure these settings; several axes make a grid")  # fmt: skip
-  flags.add_argument("--compare", action="append", default=[], type=Path, metavar="DIR",
+  flags.add_argument("--compare", action="append", default=[], type=user_path, metavar="DIR",
                      help="another evaluated run, for the report")  # fmt: skip
   flags.add_argument("--features", help="file of the data set's own features, or none")
   flags.add_argument("--inception", help="file of Inception weights, or none")
   flags.add_argument("--inception_sha256", choices=["published", "any"], default="published",
                      help="any: also take other weights; never named fid")  # fmt: skip
-  flags.add_argument("--samples", type=Path, help="images to measure: a folder or an .npz")
-  flags.add_argument("--reference", type=Path, help="a folder, an .npz of images, or statistics")
+  flags.add_argument("--samples", type=user_path, help="images to measure: a folder or an .npz")
+  flags.add_argument(
+    "--reference", type=user_path, help="a folder, an .npz of images, or statistics"
+  )
   flags.add_argument("--config", help="config file whose data set is the reference of --samples")
   flags.add_argument("--split", choices=["train", "test"], default="train", help="of that data set")
-  flags.add_argument("--out", type=Path, help="with --samples: the metrics.json to write")
+  flags.add_argument("--out", type=user_path, help="with --samples: the metrics.json to write")
   return flags
 
 
@@ -85,7 +88,7 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   compared = document.find_compared(args.compare)
   if args.watch:
     wait_for_checkpoint(args.workdir)
-  runs.join_job(runs.stored_experiment(args.workdir, overrides))
+  runs.join_job(runs.trained_experiment(args.workdir, overrides))
   distributed.check_shared(args.workdir)
   request = Request(
     args.workdir, overrides, args.seed, args.sweep, args.features, args.inception,
@@ -97,7 +100,9 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   with runs.lock(folder, "evaluating"):
     for step in steps(bench, args):
       try:
-        evaluate(bench, study.restore(bench, step, average), compared, argv)
+        subject = study.restore(bench, step, average)
+        signals.stop_here()
+        evaluate(bench, subject, compared, argv)
       except UserError:
         gone = step not in checkpoint.saved_steps(bench.checkpoints)
         if not args.watch or not distributed.from_first(gone):
@@ -112,7 +117,13 @@ def wait_for_checkpoint(workdir: Path) -> None:
     if not told:
       print(f"waiting for the first checkpoint of {workdir}", flush=True)
     told = True
-    time.sleep(POLL_SEC)
+    pause()
+
+
+def pause() -> None:
+  """Wait for a training run to save, or for a signal."""
+  time.sleep(POLL_SEC)
+  signals.stop_here()
 
 
 def steps(bench: Bench, args) -> Iterator[int | None]:
@@ -138,7 +149,7 @@ def watched_steps(bench: Bench) -> Iterator[int]:
     elif seen and max(seen) >= last:
       return
     else:
-      time.sleep(POLL_SEC)
+      pause()
 
 
 def evaluate(bench: Bench, subject: Subject, compared: list, argv: list[str]) -> None:

@@ -190,6 +190,21 @@ def differences(
   return fatal, harmless
 
 
+def of_another_run(config: Mapping[str, Any], meta: Mapping[str, Any]) -> str | None:
+  """Return why a checkpoint does not belong to the run with this config, or None.
+
+  Args:
+    config: all sections, as config.json holds them.
+    meta: what was saved beside the checkpoint.
+  """
+  try:
+    ours, theirs = (load(c).to_dict() for c in (config, meta["config"]))
+  except (UserError, KeyError):  # a version that wrote other fields: its leaves are compared
+    return None
+  fatal, _ = differences(ours, theirs)
+  return f"it is of another run ({'; '.join(fatal)})" if fatal else None
+
+
 def _plain(value: Any) -> Any:
   """Tuples as JSON has them."""
   return list(value) if isinstance(value, tuple) else value

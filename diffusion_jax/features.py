@@ -4,11 +4,10 @@ Trains a small classifier on the training split; its last hidden layer is what s
 on, as in fd_digits. Evaluation does it by itself where it has not been done.
 """
 
-from pathlib import Path
-
 from diffusion_jax import runs
 from diffusion_jax.extractors import train_domain
 from diffusion_jax.extractors.domain import Recipe, default_path
+from diffusion_jax.paths import user_path
 from diffusion_jax.types import UserError
 
 
@@ -38,7 +37,7 @@ def parser() -> runs.Parser:
   flags.add_argument("--num_steps", type=int, default=defaults.num_steps, help="updates")
   flags.add_argument("--batch_size", type=int, default=defaults.batch_size, help="images of one")
   flags.add_argument("--seed", type=int, default=defaults.seed, help="of weights and order")
-  flags.add_argument("--out", type=Path, help="the .npz to write; the user's cache by default")
+  flags.add_argument("--out", type=user_path, help="the .npz to write; the user's cache by default")
   return flags
 
 

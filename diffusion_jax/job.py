@@ -1,5 +1,6 @@
 """A training run, put together and checked: its parts, and the state that it goes on from."""
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax import checkpoint, distributed, log, runs, sharding, watchdog
 from diffusion_jax.data import Source, fingerprint
-from diffusion_jax.experiment import Experiment
+from diffusion_jax.experiment import Experiment, of_another_run
 from diffusion_jax.state import TrainState
 from diffusion_jax.step import make_init
 from diffusion_jax.types import Generative, ImageSpec, UserError
@@ -109,7 +110,9 @@ def start(job: Job) -> tuple[TrainState, bool]:
       create = jax.jit(init, out_shardings=layout)
       return jax.block_until_ready(create(np.uint32(experiment.training.seed))), False
   harmless = runs.check_continues(job.workdir, experiment)
-  restored = checkpoint.restore(job.checkpoints, sharding.as_target(shapes, layout))
+  foreign = functools.partial(of_another_run, experiment.to_dict())
+  target = sharding.as_target(shapes, layout)
+  restored = checkpoint.restore(job.checkpoints, target, foreign=foreign)
   _check_same_data(job, restored.meta)
   if harmless:
     print(f"changed since the run began: {'; '.join(harmless)}")

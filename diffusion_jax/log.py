@@ -7,9 +7,9 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -77,8 +77,100 @@ def write_json(path: Path, value: Any) -> None:
   os.replace(part, path)
 
 
-SHARES = {"mfu": "MFU", "checkpoint_stall_share": "saving", "goodput": "goodput"}
-"""Scalars that the progress line shows where they are more than 0, and what it calls them."""
+class Sink(Protocol):
+  """Where a run's figures go; whatever it raises ends this sink or this entry, never the run."""
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+  def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> None: ...
+
+  def close(self) -> None: ...
+
+
+class Rows:
+  """metrics.jsonl: one object a logging interval, flushed at once; not-a-number becomes null."""
+
+  def __init__(self, path: Path, start_step: int):
+    self._file = _open_jsonl(path, start_step)
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    finite = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
+    self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
+    self._file.flush()
+
+  def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> None:
+    del step, name, grid
+
+  def close(self) -> None:
+    self._file.close()
+
+
+class Events:
+  """TensorBoard's event file, written and flushed in the caller's thread.
+
+  tensorboardX's own SummaryWriter hands events to a thread: if that dies of a full disk, its queue
+  fills and the caller waits for ever.
+  """
+
+  def __init__(self, folder: Path, start_step: int):
+    from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+
+    self._folder, self._writer = folder, None
+    restart = SessionLog(status=SessionLog.START)
+    self._write(step=start_step + 1, session_log=restart)  # later steps of a run that died are gone
+
+  def _write(self, **fields: Any) -> None:
+    """Write an event; after a failure the next one begins a new file, since half of one is left."""
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+
+    writer, self._writer = self._writer or self._open(), None
+    writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
+    writer.flush()
+    self._writer = writer
+
+  def _open(self) -> Any:
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboardX.record_writer import RecordWriter
+
+    self._folder.mkdir(parents=True, exist_ok=True)
+    seconds, rest = divmod(time.time_ns(), 10**9)  # TensorBoard reads files by their names' order
+    name = f"events.out.tfevents.{seconds:010d}.{rest:09d}.{os.getpid()}"
+    writer = RecordWriter(str(self._folder / name))
+    writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+    return writer
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+    scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    self._write(step=step, summary=Summary(value=scalars))
+
+  def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> None:
+    from tensorboardX.summary import image
+
+    self._write(step=step, summary=image(name, grid, dataformats="HWC"))
+
+  def close(self) -> None:
+    if self._writer is not None:
+      self._writer.close()
+
+
+class WeightsAndBiases:
+  """A run of Weights & Biases; the same one after a resume."""
+
+  def __init__(self, project: str, workdir: Path):
+    self._run = _open_wandb(project, workdir)
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    self._run.log(dict(values), step=step)
+
+  def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> None:
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    self._run.log({name: wandb.Image(grid)}, step=step)
+
+  def close(self) -> None:
+    self._run.finish()
 
 
 class Logger:
@@ -96,15 +188,30 @@ class Logger:
     self, workdir: Path, config: Logging, start_step: int, num_steps: int, active: bool = True
   ):
     self._workdir, self._active, self._num_steps = workdir, active, num_steps
-    self._tensorboard = self._wandb = self._jsonl = self._bar = None
+    self._bar, self._sinks, self._failed = None, {}, set()
     if not active:
       return
-    self._jsonl = _open_jsonl(workdir / "metrics.jsonl", start_step)
+    self._sinks["metrics.jsonl"] = Rows(workdir / "metrics.jsonl", start_step)
     if config.tensorboard:
-      self._tensorboard = _open_tensorboard(workdir / "tensorboard", start_step)
+      self._sinks["TensorBoard"] = Events(workdir / "tensorboard", start_step)
     if config.wandb_project:
-      self._wandb = _open_wandb(config.wandb_project, workdir)
+      self._sinks["Weights & Biases"] = WeightsAndBiases(config.wandb_project, workdir)
     self._start_step = start_step
+
+  def _tell(self, call: Callable[[Sink], None]) -> None:
+    """Call every sink; what one raises is said once, and is no reason to end a run."""
+    for name, sink in self._sinks.items():
+      self._try(name, lambda sink=sink: call(sink))
+
+  def _try(self, name: str, function: Callable[[], None]) -> bool:
+    try:
+      function()
+      return True
+    except Exception as error:
+      if name not in self._failed:
+        self._failed.add(name)
+        self.print(f"{name} could not be written ({error}); training goes on without it")
+      return False
 
   def start_bar(self) -> None:
     """Shows the bar, once there is something to show; only on a terminal."""
@@ -148,39 +255,28 @@ class Logger:
       self.print(f"step {step:>7,}/{self._num_steps:,}  {text}  ETA {duration(seconds_left)}")
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Appends one row to metrics.jsonl, TensorBoard and wandb. Not-a-number becomes null."""
-    if self._jsonl is not None:
-      finite = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
-      self._jsonl.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
-      self._jsonl.flush()
-    if self._tensorboard is not None:
-      for name, value in values.items():
-        self._tensorboard.add_scalar(name, value, step)
-    if self._wandb is not None:
-      self._wandb.log(dict(values), step=step)
+    """Send one row to every sink."""
+    self._tell(lambda sink: sink.scalars(step, values))
 
   def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> Path | None:
-    """Writes a grid to samples/, TensorBoard and wandb; "samples" is the file step_<step>.png."""
+    """Write a grid to samples/ and every sink; "samples" is the file step_<step>.png.
+
+    Returns:
+      The file; None where nothing was written.
+    """
     if not self._active:
       return None
     stem = "step" if name == "samples" else name
     path = self._workdir / "samples" / f"{stem}_{step:08d}.png"
-    write_png(path, grid)
-    if self._tensorboard is not None:
-      self._tensorboard.add_image(name, grid, step, dataformats="HWC")
-    if self._wandb is not None:
-      import wandb  # pyright: ignore[reportMissingImports]
-
-      self._wandb.log({name: wandb.Image(grid)}, step=step)
-    return path
+    is_there = self._try("a picture", lambda: write_png(path, grid))
+    self._tell(lambda sink: sink.image(step, name, grid))
+    return path if is_there else None
 
   def close(self) -> None:
-    """Flushes and closes everything."""
-    for sink in (self._bar, self._jsonl, self._tensorboard):
-      if sink is not None:
-        sink.close()
-    if self._wandb is not None:
-      self._wandb.finish(quiet=True)
+    """Flush and close everything."""
+    if self._bar is not None:
+      self._bar.close()
+    self._tell(lambda sink: sink.close())
 
 
 def _open_jsonl(path: Path, start_step: int):
@@ -200,12 +296,6 @@ def _row_step(line: str) -> float:
     return float(json.loads(line)["step"])
   except (ValueError, KeyError, TypeError):
     return math.inf
-
-
-def _open_tensorboard(path: Path, start_step: int):
-  from tensorboardX import SummaryWriter
-
-  return SummaryWriter(str(path), purge_step=start_step + 1)
 
 
 def _open_wandb(project: str, workdir: Path):

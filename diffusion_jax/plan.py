@@ -7,11 +7,11 @@ Overrides are --config.section.field=value.
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from diffusion_jax import planning, runs, sharding
 from diffusion_jax.log import write_json
+from diffusion_jax.paths import user_path
 from diffusion_jax.planning import DoesNotFit, Fit, Measured, Plan, Program
 from diffusion_jax.types import UserError
 
@@ -47,7 +47,7 @@ def parser() -> runs.Parser:
   flags.add_argument("--fit", choices=["off", "line", "verify"], default="line",
                      help="how to find the largest batch: a second compilation and a line through "
                           "both, or also compile what it says")  # fmt: skip
-  flags.add_argument("--json", type=Path, help="also write the figures to this file")
+  flags.add_argument("--json", type=user_path, help="also write the figures to this file")
   return flags
 
 

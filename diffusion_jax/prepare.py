@@ -23,6 +23,7 @@ from diffusion_jax import runs
 from diffusion_jax.data import shards, standard
 from diffusion_jax.data.tfds import default_data_dir
 from diffusion_jax.models import inception_weights
+from diffusion_jax.paths import user_path
 from diffusion_jax.types import UserError
 
 
@@ -50,12 +51,12 @@ def parser() -> runs.Parser:
     help="a data set (name, name/config or name:version), inception: FID's weights, or records",
   )
   flags.add_argument(
-    "source", nargs="?", type=Path,
+    "source", nargs="?", type=user_path,
     help="inception: the .pth, if it is here; records: the folder of pictures",
   )  # fmt: skip
-  flags.add_argument("--data_dir", type=Path, help="$TFDS_DATA_DIR or ~/tensorflow_datasets")
+  flags.add_argument("--data_dir", type=user_path, help="$TFDS_DATA_DIR or ~/tensorflow_datasets")
   only = flags.add_argument_group("records")
-  only.add_argument("--out", type=Path, help="folder of the shards")
+  only.add_argument("--out", type=user_path, help="folder of the shards")
   only.add_argument("--split", help="train (the default) or test; both may go into one folder")
   only.add_argument("--image_size", type=int, help="resize once, store PNG; default: as it is")
   only.add_argument("--channels", type=int, choices=(1, 3), help="1: grey; 3, the default: colour")

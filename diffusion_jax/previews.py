@@ -77,7 +77,8 @@ def show_samples(
   images = to_uint8(draw(state.ema, labels, num, job.experiment.training.seed))
   grid = log.image_grid(images, log.grid_columns(num, classes))
   path = logger.image(step, "samples", grid)
-  logger.print(f"step {step:,}: samples in {path}")
+  if path is not None:
+    logger.print(f"step {step:,}: samples in {path}")
 
 
 def show_reconstructions(job: Job, logger: log.Logger, step: int, state: TrainState) -> None:
@@ -90,7 +91,8 @@ def show_reconstructions(job: Job, logger: log.Logger, step: int, state: TrainSt
   rows = sampling.rows_in_turn([originals, decoded], columns)
   path = logger.image(step, "reconstructions", log.image_grid(rows, columns))
   what = "held-out" if job.test else "training"
-  logger.print(f"step {step:,}: {what} images above their reconstructions in {path}")
+  if path is not None:
+    logger.print(f"step {step:,}: {what} images above their reconstructions in {path}")
 
 
 def show_held_out(

@@ -3,13 +3,11 @@
 import argparse
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
-import signal
 import sys
 import time
 import traceback
@@ -19,9 +17,9 @@ from typing import Any, NoReturn
 
 import jax
 
-from diffusion_jax import __version__, checkpoint, distributed, streams
+from diffusion_jax import __version__, checkpoint, distributed, paths, signals, streams
 from diffusion_jax import experiment as experiments
-from diffusion_jax.config import Override, load_file, parse_override
+from diffusion_jax.config import Override, load_file, parse_override, split_argument
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.log import write_json
 from diffusion_jax.meter import NonFinite
@@ -36,10 +34,6 @@ USERS_ERRNOS = {
   errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
 }  # fmt: skip
 """Paths that cannot be used and disks that are full: for the user to change."""
-
-
-class StoppedEarly(Exception):
-  """The run was asked to stop; its state is saved."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,6 +58,8 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
   command continues; 1 anything else, with its traceback.
   """
   logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file that it writes
+  for name, value in AS_WRITTEN.items():
+    jax.config.update(name, value)
   out, err = streams.Unbreakable(sys.stdout), streams.Unbreakable(sys.stderr)
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
     code = _exit_code(main)
@@ -79,18 +75,47 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int:
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return USER_ERROR
-  except StoppedEarly as stopped:
+  except signals.StoppedEarly as stopped:
     print(stopped)
     return STOPPED_EARLY
   except KeyboardInterrupt:
     print("interrupted; nothing was saved that was not saved before", file=sys.stderr)
     return FAILED
   except Exception as error:
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) in USERS_ERRNOS:
-      print(f"error: {error or 'not enough memory'}", file=sys.stderr)
+    if (line := users_part(error)) is not None:
+      print(f"error: {line}", file=sys.stderr)
       return USER_ERROR
     traceback.print_exc()
     return FAILED
+
+
+def users_part(error: Exception) -> str | None:
+  """Return the line for an error that only the user can mend, None for any other."""
+  first = str(error).strip().partition("\n")[0]
+  if isinstance(error, MemoryError) or getattr(error, "errno", None) in USERS_ERRNOS:
+    return first or "not enough memory"
+  if "RESOURCE_EXHAUSTED" in first:
+    return (
+      f"the device's memory is too small ({first[:200]}); in this order: a smaller "
+      "--config.training.batch_size, --config.training.accumulation_steps=2 or more, "
+      "--config.model.remat=block, --config.mesh.fsdp=N on several devices; python -m "
+      "diffusion_jax.plan says what fits"
+    )
+  if first.startswith(("Unable to initialize backend", "Unknown backend")):
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    return (
+      f"JAX_PLATFORMS={asked}: that device cannot be used here ({first[:200]}); unset "
+      "JAX_PLATFORMS, or install what it needs, e.g. pip install 'diffusion_jax[cuda12]'"
+    )
+  return None
+
+
+AS_WRITTEN = {
+  "jax_enable_x64": False,
+  "jax_numpy_dtype_promotion": "standard",
+  "jax_numpy_rank_promotion": "allow",
+}
+"""Settings of JAX that the programs were written and tested with, whatever the environment says."""
 
 
 def join_job(experiment: Experiment) -> None:
@@ -114,35 +139,10 @@ def join_job(experiment: Experiment) -> None:
     streams.label(jax.process_index(), jax.process_count())
 
 
-@contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], str | None]]:
-  """SIGTERM and Ctrl-C set a flag instead of killing; a second one kills as usual.
-
-  Yields:
-    A function that returns the name of the signal that asked to stop, or None.
-  """
-  asked: list[str] = []
-
-  def handle(number, frame):
-    del frame
-    asked.append(signal.Signals(number).name)
-    with contextlib.suppress(OSError):  # not print: it may be what the signal has interrupted
-      os.write(2, f"\n{asked[0]}: saving, then stopping (again to stop at once)\n".encode())
-    signal.signal(number, before[number])
-
-  before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
-  try:
-    yield lambda: asked[0] if asked else None
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-
 def enable_compilation_cache() -> None:
   """Keep compiled programs under the user's cache, unless JAX's own variables say otherwise."""
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "diffusion_jax" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(paths.cache_folder() / "xla"))
   if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -161,6 +161,27 @@ def stored_experiment(workdir: Path, overrides: Sequence[Override]) -> Experimen
   here = ("mesh", "distributed")
   config = {name: section for name, section in stored_config(workdir).items() if name not in here}
   return experiments.load(config, overrides)
+
+
+def trained_experiment(workdir: Path, overrides: Sequence[Override]) -> Experiment:
+  """Return the experiment of a run for programs that use its weights, with overrides.
+
+  Data are left to `check_same_data`, which compares what they hold.
+
+  Raises:
+    UserError: no run, or overrides that change what its weights mean.
+  """
+  stored, wanted = (stored_experiment(workdir, o).to_dict() for o in ([], overrides))
+  fatal, _ = experiments.differences({**stored, "data": {}}, {**wanted, "data": {}})
+  if fatal:
+    changeable = {n for n, fields in experiments.CHANGEABLE.items() if "*" in fields}
+    own = [n for n in wanted if n in changeable and n not in experiments.COMMON]
+    usable = ", ".join(["eval", *own])
+    raise UserError(
+      f"{workdir} was trained otherwise ({'; '.join(fatal)}), and its weights mean nothing else; "
+      f"leave that override out. What may change: {usable}"
+    )
+  return stored_experiment(workdir, overrides)
 
 
 def stored_config(workdir: Path) -> dict[str, Any]:
@@ -200,14 +221,7 @@ def _of_today(config: dict[str, Any]) -> dict[str, Any]:
 
 def default_workdir(config: str) -> Path:
   """runs/<the config file's stem>."""
-  return Path("runs") / Path(config.partition(":")[0]).stem
-
-
-def folder(text: str) -> Path:
-  """Reads --workdir; an empty text (a shell variable that is not set) is refused."""
-  if not text:
-    raise UserError("--workdir= is empty; give a folder or leave it out")
-  return Path(text)
+  return Path("runs") / split_argument(config)[0].stem
 
 
 def prepare_workdir(workdir: Path, fresh: bool) -> None:
@@ -248,26 +262,6 @@ def _free_name(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def stops_at_once(continues: str) -> Iterator[None]:
-  """SIGTERM and Ctrl-C end the work inside now, with code 75: what it has finished is on disk.
-
-  Args:
-    continues: what starting again does, for the message.
-  """
-
-  def handle(number, frame):
-    del frame
-    raise StoppedEarly(f"{signal.Signals(number).name}: {continues}")
-
-  before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
-  try:
-    yield
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-
-@contextlib.contextmanager
 def lock(workdir: Path, doing: str = "training") -> Iterator[None]:
   """Keeps a second job out of the folder; ends with the process, however it ends.
 
@@ -288,7 +282,10 @@ def _lock(workdir: Path, doing: str) -> Iterator[None]:
   # A job that was started again may find its predecessor's process 0 still dying on another host.
   patience = LOCK_PATIENCE_SEC if jax.process_count() > 1 else 0.0
   with (workdir / ".lock").open("a+") as file:
-    if not _locked_within(patience, file):
+    lock = _lock_within(patience, file)
+    if lock == "not supported":
+      print(f"{workdir}: this file system has no locks; start no second job there", flush=True)
+    if lock == "held":
       file.seek(0)
       holder = file.read().strip() or "unknown"
       raise UserError(
@@ -301,16 +298,11 @@ def _lock(workdir: Path, doing: str) -> Iterator[None]:
     yield
 
 
-def _locked_within(seconds: float, file: Any) -> bool:
+def _lock_within(seconds: float, file: Any) -> str:
   deadline = time.monotonic() + seconds
-  while True:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      return True
-    except OSError:
-      if time.monotonic() >= deadline:
-        return False
-      time.sleep(0.5)
+  while (lock := paths.try_lock(file)) == "held" and time.monotonic() < deadline:
+    time.sleep(0.5)
+  return lock
 
 
 def check_continues(workdir: Path, experiment: Experiment) -> list[str]:

@@ -17,6 +17,7 @@ from diffusion_jax.config import Override
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import stored_spec
 from diffusion_jax.levels import as_pictures, to_uint8
+from diffusion_jax.paths import run_folder, user_path
 from diffusion_jax.types import Generative, Params, UserError
 
 
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> None:
     if "guidance" not in runs.stored_config(args.workdir):
       raise UserError(f"--guide_workdir={args.guide_workdir}: this run is no diffusion model")
     overrides.append(Override("guidance", "against", "model"))
-  experiment = runs.stored_experiment(args.workdir, overrides)
+  experiment = runs.trained_experiment(args.workdir, overrides)
   runs.join_job(experiment)
   distributed.first_does(lambda: check_out(args.out))
   average = weights.parse_average(args.ema)
@@ -56,10 +57,10 @@ def main(argv: list[str]) -> None:
 
 def parser() -> runs.Parser:
   own = runs.Parser("sample", description=__doc__)
-  own.add_argument("--workdir", type=runs.folder, required=True, help="the run's folder")
+  own.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
   own.add_argument("--num", type=int, default=64, help="images (64)")
   own.add_argument(
-    "--out", type=Path, required=True,
+    "--out", type=user_path, required=True,
     help="a .png (one grid), an .npz (arrays images, labels) or a folder (one PNG an image)",
   )  # fmt: skip
   own.add_argument("--labels", help="classes in turn, e.g. 0,1,2; all classes by default")
@@ -67,7 +68,7 @@ def parser() -> runs.Parser:
   own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
   own.add_argument("--ema", help=weights.EMA_HELP)
   own.add_argument(
-    "--guide_workdir", type=runs.folder,
+    "--guide_workdir", type=run_folder,
     help="autoguidance: the run of an inferior model (smaller, or trained for less) to move away "
     "from, by --config.guidance.weight",
   )  # fmt: skip

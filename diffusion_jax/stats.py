@@ -5,13 +5,13 @@ what it is; the evaluation program refuses it for samples that it does not fit.
 """
 
 import json
-from pathlib import Path
 
 from diffusion_jax import runs, sharding
 from diffusion_jax.data import load_pictures
 from diffusion_jax.evaluation import files, reference
 from diffusion_jax.evaluation.bench import EXTRACT_BATCH
 from diffusion_jax.extractors import make_extract
+from diffusion_jax.paths import user_path
 from diffusion_jax.types import UserError
 
 
@@ -43,12 +43,12 @@ def parser() -> runs.Parser:
   flags = runs.Parser("stats", description=__doc__)
   flags.add_argument("--config", help="config file whose data set is measured")
   flags.add_argument("--split", choices=["train", "test"], default="train", help="of the data set")
-  flags.add_argument("--images", type=Path, help="a folder of images or an .npz instead")
+  flags.add_argument("--images", type=user_path, help="a folder of images or an .npz instead")
   flags.add_argument("--features", help="file of the data set's own features, instead of Inception")
   flags.add_argument("--inception", help="file of Inception weights; the user's cache by default")
   flags.add_argument("--inception_sha256", choices=["published", "any"], default="published",
                      help="any: also take other weights; never named fid")  # fmt: skip
-  flags.add_argument("--out", type=Path, required=True, help="the .npz to write")
+  flags.add_argument("--out", type=user_path, required=True, help="the .npz to write")
   return flags
 
 

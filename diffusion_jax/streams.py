@@ -8,14 +8,24 @@ from typing import Any
 
 
 class Unbreakable(io.TextIOBase):
-  """Writes on, into nothing, once the reader has gone: `| head`, a terminal that was closed."""
+  """A stream whose failures end nothing: a log decides over no run.
+
+  The reader may have gone (`| head`, a terminal that was closed), the disk may be full, the stream
+  closed before the program began (`>&-`), or its encoding may lack a character.
+  """
 
   def __init__(self, stream: Any):
-    self._stream = stream
+    self._stream: Any = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
 
   def write(self, text: str) -> int:
-    self._try(lambda: self._stream.write(text))
+    self._try(lambda: self._write(text))
     return len(text)
+
+  def _write(self, text: str) -> None:
+    try:
+      self._stream.write(text)
+    except UnicodeEncodeError as error:
+      self._stream.write(text.encode(error.encoding, "replace").decode(error.encoding))
 
   def flush(self) -> None:
     self._try(self._stream.flush)
@@ -25,7 +35,10 @@ class Unbreakable(io.TextIOBase):
     return self._stream.encoding
 
   def isatty(self) -> bool:
-    return self._stream.isatty()
+    try:
+      return self._stream.isatty()
+    except ValueError:  # it has been closed
+      return False
 
   def fileno(self) -> int:
     return self._stream.fileno()
@@ -35,6 +48,8 @@ class Unbreakable(io.TextIOBase):
       function()
     except BrokenPipeError:
       os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+    except (OSError, ValueError):
+      pass  # a full disk may have room later; a closed stream stays closed
 
 
 class Labelled(Unbreakable):

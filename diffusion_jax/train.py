@@ -15,9 +15,11 @@ from diffusion_jax.compilation import Compiled, cast_vote, compile_step
 from diffusion_jax.data import Prefetcher, TrainStream
 from diffusion_jax.job import Job, describe, prepare, start, state_shapes
 from diffusion_jax.meter import Meter, NonFinite
+from diffusion_jax.paths import run_folder
 from diffusion_jax.platforms import run_in_calling_thread
 from diffusion_jax.previews import is_due, make_show
 from diffusion_jax.profiling import Span, Trace, parse_span
+from diffusion_jax.signals import StoppedEarly, stop_requests
 from diffusion_jax.snapshots import Snapshots
 from diffusion_jax.state import TrainState, count_parameters
 
@@ -32,7 +34,7 @@ def main(argv: list[str]) -> None:
   workdir = args.workdir or runs.default_workdir(args.config)
   experiment = runs.load_experiment(args.config, overrides)
   runs.join_job(experiment)
-  with runs.stop_requests() as stop_requested:
+  with stop_requests() as stop_requested:
     job = prepare(experiment, workdir)
     if args.dry_run:
       return print_plan(job, "a dry run: nothing is trained or written")
@@ -60,9 +62,7 @@ def run(job: Job, stop_requested: Stop, span: Span | None) -> None:
 def parser() -> runs.Parser:
   flags = runs.Parser("train", description=__doc__)
   flags.add_argument("--config", required=True, help="config file, e.g. configs/ddpm_digits.py")
-  flags.add_argument(
-    "--workdir", type=runs.folder, help="the run's folder; runs/<config> by default"
-  )
+  flags.add_argument("--workdir", type=run_folder, help="the run's folder (runs/<config>)")
   flags.add_argument("--dry_run", action="store_true", help="check everything, print what would "
                      "run and how it would be sharded, and end")  # fmt: skip
   flags.add_argument("--profile", metavar="START:STEPS", help="write an xprof trace of these steps "
@@ -163,7 +163,7 @@ def explained(saver: Checkpoints):
 def stop(saver: Checkpoints, step: int, signal: str) -> NoReturn:
   """Ends the run once what was saved is on disk."""
   saver.wait()
-  raise runs.StoppedEarly(f"{signal}: saved step {step:,}; the same command continues")
+  raise StoppedEarly(f"{signal}: saved step {step:,}; the same command continues")
 
 
 def agreed_signal(meter: Meter, signal: str | None) -> str | None:

@@ -4,6 +4,8 @@
 half_life_images:500000 the power function of which the last so many images have one half.
 """
 
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from diffusion_jax.ema_profiles import (
   exponent_of_half_life,
   width_of,
 )
+from diffusion_jax.experiment import of_another_run
 from diffusion_jax.types import Generative, Params, UserError
 
 MAX_ERROR = 0.1
@@ -309,10 +312,23 @@ def _shapes(generative: Generative) -> Any:
 
 def _read(directory: Path, step: int | None, mesh: Mesh, shapes: Any) -> checkpoint.Restored:
   target = sharding.as_target(shapes, jax.tree.map(lambda _: sharding.replicated(mesh), shapes))
-  restored = checkpoint.restore(directory, target, step)
+  restored = checkpoint.restore(directory, target, step, _foreign(directory.parent))
   for damage in restored.damaged:
     print(f"checkpoint {damage.step} is damaged ({damage.reason}); using an older one")
   return restored
+
+
+def _foreign(workdir: Path) -> checkpoint.Foreign:
+  """Return the test of whether a checkpoint is of this run, by its config.json if that is there."""
+  try:
+    config = json.loads((workdir / "config.json").read_text())
+    return functools.partial(of_another_run, config) if isinstance(config, dict) else _no_check
+  except (OSError, ValueError):
+    return _no_check
+
+
+def _no_check(meta: Mapping[str, Any]) -> None:
+  del meta
 
 
 def _leaves(meta: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import NamedTuple, NoReturn
 
 from diffusion_jax import runs
 from diffusion_jax.config import Override, parse_override
+from diffusion_jax.paths import run_folder
 from diffusion_jax.types import UserError
 
 MAX_NAME_LENGTH = 200
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
   flags.add_argument("--config", required=True, help="config file, e.g. configs/ddpm_digits.py")
   flags.add_argument("--grid", action="append", required=True, metavar="SECTION.FIELD=VALUE,VALUE",
                      help="values of one field; one --grid for each field")  # fmt: skip
-  flags.add_argument("--workdir", type=runs.folder, help="holds a folder for each run; "
+  flags.add_argument("--workdir", type=run_folder, help="holds a folder for each run; "
                      "runs/<config>_sweep by default")  # fmt: skip
   flags.add_argument("--submit", type=command, help="what starts a run, e.g. 'sbatch "
                      "launch/slurm.sbatch'; this Python with -m diffusion_jax.train by default",

@@ -8,6 +8,8 @@ from diffusion_jax import edit, sampling
 from diffusion_jax.experiment import load
 from diffusion_jax.levels import as_pictures
 from diffusion_jax.runs import stored_config
+from diffusion_jax.sharding import MeshShape, create_mesh
+from diffusion_jax.types import Generative, UserError
 
 pytestmark = pytest.mark.costly
 
@@ -111,11 +113,13 @@ WRONG = {
     ["--interpolate=2", "--config.sampler.eta=1"],
     "draws noise, so that images have no one encoding; use --config.sampler.name=ddim",
   ),
-  "adaptive": (
-    ["--inpaint=left", "--config.process.name=vp", "--config.sampler.name=probability_flow"],
-    "and a sampler of fixed steps, e.g. --config.sampler.name=ddim",
-  ),
 }
+
+
+def test_a_sampler_that_chooses_its_steps_cannot_edit():
+  model = Generative(init=None, loss=None, sample=None, likelihoods={}, editing=None)
+  with pytest.raises(UserError, match="and a sampler of fixed steps"):
+    sampling.make_inpaint(model, create_mesh(MeshShape()))
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -1,7 +1,9 @@
 """The evaluation program: what it writes, what it refuses, and that nothing is measured twice."""
 
 import json
+import os
 import shutil
+import signal
 import threading
 
 import numpy as np
@@ -227,6 +229,22 @@ def test_a_checkpoint_that_the_run_deletes_ends_no_watch(run, measure, monkeypat
   assert metrics["model"]["step"] == 4
 
 
+def test_a_signal_while_a_checkpoint_is_read_stops_and_blames_no_checkpoint(run, call, monkeypatch):
+  """The reader takes any exception for damage: none may come out of the signal's handler."""
+  read = checkpoint.restore
+
+  def asked_to_stop(*args, **options):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return read(*args, **options)
+
+  monkeypatch.setattr(checkpoint, "restore", asked_to_stop)
+  code, out, _ = call(evaluate.main, f"--workdir={run}", *QUICK)
+  assert code == 75
+  assert out.splitlines()[-1] == "SIGTERM: the same command goes on where it was"
+  assert "damaged" not in out
+  assert not list(run.glob("eval/[0-9]*/metrics.json"))
+
+
 def test_images_of_any_program_have_the_figures_of_the_run(evaluated, call, tmp_path):
   """The run's own samples as PNG files, against its data set, a folder of it, and statistics."""
   workdir, metrics = evaluated
@@ -250,7 +268,10 @@ def test_images_of_any_program_have_the_figures_of_the_run(evaluated, call, tmp_
   same = [f"--features={found}", f"--reference={tmp_path}/b.npz"]
   assert call(evaluate.main, *own, *same)[0] == 0
   figures = json.loads((tmp_path / "m.json").read_text())["figures"]
-  assert abs(figures["fd_synthetic"]["value"]) < 1e-9
+  assert abs(figures["fd_synthetic_given40"]["value"]) < 1e-9
+  np.savez(tmp_path / "adm.npz", arr_0=images, mu=np.zeros(4), sigma=np.eye(4))
+  err = refused(call, evaluate.main, *own, f"--features={found}", f"--reference={tmp_path}/adm.npz")
+  assert "adm.npz holds statistics of features (mu, sigma) and no images to measure; give " in err
 
 
 def test_a_vae_has_its_bounds_and_its_pictures(tmp_path, call):
@@ -291,6 +312,27 @@ WRONG = {
   "sweep": (["--sweep=steps"], "--sweep=steps: write section.field=value,value"),
   "sweep field": (["--sweep=sampler.stesp=3"], "no field 'stesp'. Did you mean 'steps'"),
   "sweep value": (["--sweep=sampler.steps=3,1000"], "sampler.steps=1000 must lie between"),
+  "swept weights": (
+    ["--sweep=model.hidden=16"],
+    "a sweep goes over how the run is sampled: sampler",
+  ),
+  "swept seed": (["--sweep=training.seed=1,2"], "sampler or guidance, e.g. --sweep=sampler.steps"),
+  "swept twice": (
+    ["--sweep=sampler.steps=1", "--sweep=sampler.steps=3"],
+    "sampler.steps is swept twice; write each",
+  ),
+  "swept value twice": (
+    ["--sweep=sampler.steps=3,1,3"],
+    "a value is there twice; write each field",
+  ),
+  "another process": (
+    ["--config.process.name=cosine_vp"],
+    "was trained otherwise (process.beta_end: 0.02 -> None; process.beta_start",
+  ),
+  "another prediction": (
+    ["--config.generative.prediction=x0"],
+    "(generative.prediction: eps -> x0), and its weights mean nothing else; leave that override",
+  ),
   "compare": (["--compare=/no/where"], "--compare=/no/where: no metrics.json there"),
   "samples": (["--config.eval.num_samples=1"], "num_samples=1 must be at least 2"),
   "likelihood": (["--config.eval.likelihoods=elbo"], "likelihoods=elbo: this model has vlb"),

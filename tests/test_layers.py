@@ -22,11 +22,22 @@ LAYERS = [
     "streams",
     "ema_profiles",
     "flags",
+    "paths",
     "kernels",
     "platforms",
   },
   {"augmentation", "processes", "models", "data", "sharding", "distributed", "log", "meter"},
-  {"losses", "samplers", "likelihood", "metrics", "extractors", "report", "state", "provenance"},
+  {
+    "losses",
+    "samplers",
+    "likelihood",
+    "metrics",
+    "extractors",
+    "report",
+    "state",
+    "provenance",
+    "signals",
+  },
   {"generative", "step", "checkpoint"},
   {"experiment"},
   {"runs", "sampling", "weights"},
@@ -46,8 +57,8 @@ LAYERS = [
     "encode",
   },
 ]
-# Within layer 0, `types` and `config` are the ground that the others stand on.
-GROUND = {"types", "config"}
+# Within layer 0, these are the ground that the others stand on.
+GROUND = {"types", "paths", "config"}
 LAYER_OF = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

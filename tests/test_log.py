@@ -1,16 +1,23 @@
 """What a run leaves to look at: rows, scalars and grids."""
 
+import errno
 import json
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
+from tensorboardX.proto.event_pb2 import SessionLog
 
+from diffusion_jax import log
 from diffusion_jax.log import (
   Logger,
   Logging,
+  Rows,
   describe_data,
   duration,
   grid_columns,
@@ -66,6 +73,63 @@ def test_tensorboard_has_the_scalars_and_grids(tmp_path):
   assert scalar.simple_value == 0.5
   image = next(v.image for _, v in values if v.tag == "samples")
   assert (image.height, image.width) == (40, 50)
+
+
+def full(*args, **options):
+  raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_no_sink_ends_a_run_and_each_says_so_once(tmp_path, capsys, monkeypatch):
+  """The disk is full for a while: rows and events that come later are written again."""
+  logger = Logger(tmp_path, Logging(), 0, 10)
+  grid = np.zeros((4, 4, 1), np.uint8)
+  with monkeypatch.context() as patch:
+    patch.setattr(record_writer.RecordWriter, "write", full)
+    patch.setattr(Rows, "scalars", full)
+    patch.setattr(log, "write_png", full)
+    for step in (1, 2):
+      logger.scalars(step, {"loss": 1.0})
+      assert logger.image(step, "samples", grid) is None
+  said = capsys.readouterr().out
+  for name in ("metrics.jsonl", "TensorBoard", "a picture"):
+    words = f"{name} could not be written ([Errno 28] No space left on device); training goes on"
+    assert said.count(words) == 1
+  logger.scalars(3, {"loss": 3.0})
+  assert logger.image(3, "samples", grid).is_file()
+  assert [e.step for e in events(tmp_path) if e.summary.value] == [3, 3]  # before it is closed
+  logger.close()
+  assert [r["step"] for r in rows(tmp_path)] == [3]
+
+
+def test_events_are_on_disk_at_each_interval_in_files_that_sort_by_time(tmp_path):
+  """A kill leaves nothing out; a resumed run's file says from which step on it counts."""
+  for start in (0, 5):
+    logger = Logger(tmp_path, Logging(), start, 10)
+    logger.scalars(start + 1, {"loss": 1.0})
+    found = list(events(tmp_path))
+    assert [e.step for e in found if e.summary.value][-1] == start + 1
+    assert [e.step for e in found if e.session_log.status == SessionLog.START][-1] == start + 1
+    assert found[0].file_version == "brain.Event:2"
+
+
+def test_weights_and_biases_gets_what_its_newest_release_takes(tmp_path, monkeypatch):
+  """Its `finish` no longer has `quiet`: called with what the recorder below has."""
+  calls = []
+
+  class Run:
+    def log(self, values, step):
+      calls.append((step, dict(values)))
+
+    def finish(self, exit_code=None):
+      calls.append("finished")
+
+  fake = types.SimpleNamespace(init=lambda **_: Run(), Image=lambda grid: grid.shape)
+  monkeypatch.setitem(sys.modules, "wandb", fake)
+  logger = Logger(tmp_path, Logging(tensorboard=False, wandb_project="p"), 0, 10)
+  logger.scalars(1, {"loss": 1.0})
+  logger.image(2, "samples", np.zeros((4, 4, 1), np.uint8))
+  logger.close()
+  assert calls == [(1, {"loss": 1.0}), (2, {"samples": (4, 4, 1)}), "finished"]
 
 
 def test_only_one_process_writes(tmp_path):

@@ -55,6 +55,11 @@ def test_sample(workdir, call, tmp_path):
     images.append(np.load(tmp_path / "a.npz")["images"])
   assert images[0].shape == (3, 8, 8, 1)
   assert images[0].std() > 10
+  flags = [f"--workdir={workdir}", "--num=3", f"--out={tmp_path}/b.npz"]
+  wild = ["--config.guidance.weight=1e39", "--config.sampler.clip=false"]
+  code, _, err = call(sample.main, *flags, *wild)
+  assert (code, err.count("\n")) == (2, 1)
+  assert "3 of 3 images are not finite (NaN or infinity); use weaker guidance" in err
 
 
 def test_edit(workdir, call, tmp_path):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import jax
 import pytest
+import tiny
 
-from diffusion_jax import prepare, provenance, runs
+from diffusion_jax import paths, prepare, provenance, runs, signals
 from diffusion_jax.types import UserError
 
 
@@ -25,7 +26,7 @@ def fail_with(error):
   ("error", "code", "out", "err"),
   [
     (UserError("do this"), 2, "", "error: do this\n"),
-    (runs.StoppedEarly("saved"), 75, "saved\n", ""),
+    (signals.StoppedEarly("saved"), 75, "saved\n", ""),
     (KeyboardInterrupt(), 1, "", "interrupted; nothing was saved that was not saved before\n"),
     (MemoryError("too much"), 2, "", "error: too much\n"),
     (OSError(28, "No space left on device"), 2, "", "No space left on device\n"),
@@ -47,7 +48,7 @@ def test_a_signal_asks_to_stop_and_a_second_one_kills(capfd):
   # A shell's background job starts with SIGINT ignored: begin as a foreground one does.
   inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
   before = signal.getsignal(signal.SIGINT)
-  with runs.stop_requests() as asked:
+  with signals.stop_requests() as asked:
     assert asked() is None
     signal.raise_signal(signal.SIGINT)
     assert asked() == "SIGINT"
@@ -68,6 +69,41 @@ def test_compiled_programs_are_kept_in_the_users_cache_unless_told_otherwise(tmp
   )
   found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
   assert found.stdout.strip() == (own or str(tmp_path / "diffusion_jax" / "xla"))
+
+
+@pytest.mark.parametrize(
+  ("message", "words"),
+  [
+    (
+      "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\nmore",
+      "in this order: a smaller",
+    ),
+    (
+      "Unable to initialize backend 'cuda': no device\nmore",
+      "JAX_PLATFORMS=cuda: that device",
+    ),
+  ],
+)
+def test_devices_that_are_too_small_or_missing_are_one_line(message, words, call, monkeypatch):
+  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+
+  def main(argv):
+    raise RuntimeError(message)
+
+  code, _, err = call(main)
+  assert (code, err.count("\n")) == (2, 1)
+  assert words in err
+
+
+def test_settings_of_the_environment_do_not_change_what_programs_compute(root, tmp_path):
+  """A real process: such settings end in tracebacks where code was not written for them."""
+  env = {**os.environ, "JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+         "JAX_NUMPY_RANK_PROMOTION": "raise"}  # fmt: skip
+  flags = [*tiny.TINY, "--config.training.num_steps=1", f"--workdir={tmp_path}/run"]
+  command = [sys.executable, "-m", "diffusion_jax.train", *flags]
+  ran = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
+  assert ran.returncode == 0, ran.stderr
+  assert "finished: 1 steps" in ran.stdout
 
 
 def test_old_runs_are_moved_aside_under_free_names(tmp_path):
@@ -101,7 +137,7 @@ def test_a_run_that_is_being_trained_is_not_moved_aside(tmp_path):
 
 def test_an_empty_workdir_is_refused():
   with pytest.raises(UserError, match="--workdir= is empty"):
-    runs.folder("")
+    paths.run_folder("")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"generative": 3}'])

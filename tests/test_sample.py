@@ -1,13 +1,16 @@
 """The sampling program: one seed gives one set of images, wherever it runs."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import TINY
 
 from diffusion_jax import checkpoint, sample, train
 
@@ -122,13 +125,17 @@ def test_autoguidance_moves_away_from_an_older_checkpoint(draw, run):
   assert 0 < distance[0] < distance[1]
 
 
-def test_the_adaptive_sampler_draws_from_a_run(draw):
+def test_the_adaptive_sampler_draws_from_a_run(draw, tmp_path):
   """Its parameters are traced here, as nowhere in its own tests."""
-  flags = ["--num=3", "--config.process.name=vp", "--config.guidance.weight=1"]
-  adaptive, _ = draw(*flags, "--config.sampler.name=probability_flow")
-  heun, _ = draw(*flags, "--config.sampler.name=heun", "--config.sampler.steps=200")
-  assert np.abs(adaptive.astype(int) - heun).mean() < 3  # two solutions of one equation
-  other, _ = draw(*flags, "--config.sampler.name=probability_flow", "--seed=1")
+  workdir = tmp_path / "vp"
+  train.main([*TINY, "--config.process.name=vp", "--config.guidance.weight=1",
+              "--config.logging.tensorboard=false", f"--workdir={workdir}"])  # fmt: skip
+  adaptive, _ = draw("--num=3", "--config.sampler.name=probability_flow", workdir=workdir)
+  heun = ["--config.sampler.name=heun", "--config.sampler.steps=200"]
+  images, _ = draw("--num=3", *heun, workdir=workdir)
+  assert np.abs(adaptive.astype(int) - images).mean() < 3  # two solutions of one equation
+  flags = ["--config.sampler.name=probability_flow", "--seed=1"]
+  other, _ = draw("--num=3", *flags, workdir=workdir)
   assert np.abs(adaptive.astype(int) - other).mean() > 20
 
 
@@ -167,6 +174,16 @@ WRONG = {
   "step word": (["--step=newest"], "--step=newest: must be latest or a number"),
   "out": (["--out=a.jpg"], "--out=a.jpg: use a name ending in .png or .npz"),
   "out nowhere": (["--out=/proc/none/a.png"], "--out=/proc/none/a.png cannot be written"),
+  "another process": (
+    ["--config.process.name=cosine_vp"],
+    "was trained otherwise (process.beta_end: 0.02 -> None; process.beta_start",
+  ),
+  "another prediction": (
+    ["--config.generative.prediction=x0"],
+    "(generative.prediction: eps -> x0), and its weights mean nothing else; leave that override "
+    "out. What may change: eval, sampler, guidance, spectrum, vlb, continuous_vlb, probability_",
+  ),
+  "another width": (["--config.model.hidden=16"], "was trained otherwise (model.hidden: 32 -> 16)"),
   "override": (["--config.sampler.stesp=3"], "no field 'stesp'. Did you mean 'steps'"),
   "steps": (["--config.sampler.steps=1000"], "steps=1000"),
   "guide": (["--guide_workdir=/no/where"], "--guide_workdir=/no/where: no run there"),
@@ -196,7 +213,6 @@ def test_a_guide_must_fit(call, run, vae, tmp_path):
   for change, message in (
     ([f"--workdir={vae}"], "this run is no diffusion model"),
     (["--config.guidance.weight=1"], "guidance.weight=1 is off; set --config.guidance.weight=2"),
-    (["--config.process.num_timesteps=50"], "guidance needs two models of one process"),
     ([f"--guide_workdir={vae}"], "guidance needs two models of one process"),
     (["--reconstruct"], "reconstructions are not guided"),
   ):
@@ -223,12 +239,24 @@ def test_a_folder_with_something_in_it_is_not_written_into(call, run, tmp_path):
 
 
 def test_another_model_than_the_checkpoints_is_refused(call, run, tmp_path):
-  code, _, err = call(
-    sample.main, f"--workdir={run}", f"--out={tmp_path}/x.npz", "--config.model.hidden=16"
-  )
+  """A config.json of another run beside it: each checkpoint says so, and none is taken."""
+  config = json.loads((run / "config.json").read_text())
+  config["model"]["hidden"] = 16
+  copy = shutil.copytree(run, tmp_path / "run")
+  (copy / "config.json").write_text(json.dumps(config))
+  code, _, err = call(sample.main, f"--workdir={copy}", f"--out={tmp_path}/x.npz")
   assert code == 2
-  assert "a checkpoint of another model" in err
+  assert "60: it is of another run (model.hidden: 16 -> 32); 30: it is of another run (" in err
   assert err.count("\n") == 1
+
+
+def test_samples_that_are_not_finite_are_refused_and_nothing_is_written(call, run, tmp_path):
+  flags = [f"--workdir={run}", f"--out={tmp_path}/x.npz", "--num=4", "--config.sampler.clip=false"]
+  code, _, err = call(sample.main, *flags, "--config.guidance.weight=1e39")
+  assert code == 2
+  assert "error: 4 of 4 images are not finite (NaN or infinity); use weaker guidance" in err
+  assert err.count("\n") == 1
+  assert not (tmp_path / "x.npz").exists()
 
 
 def test_sampling_leaves_the_run_alone(run, draw):

@@ -212,6 +212,48 @@ def test_a_checkpoint_whose_description_is_cut_off_is_passed_over(copy, call, fi
   assert "resuming at step 15 of 20" in out
 
 
+def test_a_checkpoint_of_another_run_is_passed_over_by_training_and_sampling(copy, call, tmp_path):
+  """The same network with another seed, copied there by mistake as the newest step."""
+  other = tmp_path / "other"
+  flags = ["--config.training.seed=9", "--config.training.num_steps=5"]
+  assert call(train.main, *SMOKE, *flags, f"--workdir={other}")[0] == 0
+  shutil.rmtree(copy / "checkpoints" / "20")
+  shutil.copytree(other / "checkpoints" / "5", copy / "checkpoints" / "5")
+  (copy / "checkpoints" / "5").rename(copy / "checkpoints" / "20")
+  (copy / "held_out.json").unlink()
+  shutil.copytree(copy, tmp_path / "sampled")
+  code, out, _ = call(
+    sample.main, f"--workdir={tmp_path}/sampled", f"--out={tmp_path}/a.npz", "--num=2"
+  )
+  assert code == 0
+  assert "restored the EMA weights of step 15" in out
+  code, out, err = call(train.main, *SMOKE, f"--workdir={copy}")
+  assert (code, err) == (0, "")
+  assert "checkpoint 20 is damaged (it is the checkpoint of step 5): moved to" in out
+  assert "resuming at step 15 of 20" in out
+
+
+def test_a_checkpoint_of_another_seed_at_its_own_step_is_passed_over(copy, call, tmp_path):
+  other = tmp_path / "other"
+  flags = ["--config.training.seed=9", "--config.checkpoint.every_steps=20"]
+  assert call(train.main, *SMOKE, *flags, f"--workdir={other}")[0] == 0
+  shutil.rmtree(copy / "checkpoints" / "20")
+  shutil.copytree(other / "checkpoints" / "20", copy / "checkpoints" / "20")
+  code, out, err = call(train.main, *SMOKE, f"--workdir={copy}")
+  assert (code, err) == (0, "")
+  assert "checkpoint 20 is damaged (it is of another run (training.seed: 0 -> 9)): moved" in out
+  assert "resuming at step 15 of 20" in out
+
+
+@pytest.mark.parametrize("name", ["0020", "007"])
+def test_a_folder_that_is_not_named_after_its_step_ends_no_run(name, copy, call):
+  (copy / "held_out.json").unlink()
+  shutil.copytree(copy / "checkpoints" / "15", copy / "checkpoints" / name)
+  code, out, err = call(train.main, *SMOKE, f"--workdir={copy}")
+  assert code == 0, err
+  assert "finished: 20 steps" in out
+
+
 def test_sampling_falls_back_too(copy, call):
   truncate(copy / "checkpoints" / "20" / "state")
   flags = [f"--workdir={copy}", f"--out={copy}/a.npz", "--num=2"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_jax.data.source import ArraySource, Source
+from diffusion_jax.paths import user_path
 from diffusion_jax.types import UserError
 
 MAX_CLASSES = 1 << 16
@@ -55,10 +56,10 @@ class Arrays:
     return self._images_key(self._open(), split) is not None
 
   def _open(self) -> dict[str, np.ndarray]:
-    if not Path(self.path).is_file():
+    if not user_path(self.path).is_file():
       raise UserError(f"--config.data.path={self.path}: no such file; give an .npz with images")
     try:
-      with np.load(self.path, allow_pickle=False) as file:
+      with np.load(user_path(self.path), allow_pickle=False) as file:
         return {name: file[name] for name in file.files if name.endswith(("images", "labels"))}
     except Exception as error:
       raise UserError(f"--config.data.path={self.path}: not a readable .npz ({error})") from error

@@ -1,6 +1,7 @@
 """A directory tree of pictures; its sub-folders are the classes."""
 
 import dataclasses
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,9 @@ from diffusion_jax.data.source import (
   fit_image,
   fixed_order,
   in_memory_if_small,
+  orientation,
 )
+from diffusion_jax.paths import user_path
 from diffusion_jax.types import ImageSpec, UserError
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -39,11 +42,14 @@ class Listing(NamedTuple):
 class Folder:
   """Pictures (png, jpg, webp) below a folder. A picture in `path/cat/...` is of class cat.
 
+  A folder that holds train/ and test/ (or val/, valid/, validation/) holds the two splits, as
+  torchvision's data sets do: these names are no classes.
+
   Attributes:
     path: of the folder.
     image_size: resize the shorter side to it and crop the centre; none: all have one size.
     channels: 1 for grey, 3 for colour; pictures are converted.
-    test_path: folder of the test split, with the same classes.
+    test_path: folder of the test split, with the same classes; in place of one below `path`.
     test_fraction: without a test_path, the share of pictures held out, chosen by a fixed order.
     max_ram_gib: a split that is smaller once decoded is kept in memory.
     flip: mirror half of the training images.
@@ -73,11 +79,15 @@ class Folder:
     """
     if not self.path:
       raise UserError("--config.data.path is not set; give a folder of pictures")
-    listing = _list_folder(Path(self.path), "path")
+    root = user_path(self.path)
+    folders = split_folders(root, f"--config.data.path={root}")
+    listing = _list_folder(folders.get("train", root), "path")
     if split == "test" and self.test_path:
-      listing = _list_folder(Path(self.test_path), "test_path", listing.classes)
+      listing = _list_folder(user_path(self.test_path), "test_path", listing.classes)
     elif self.test_fraction:
       listing = _part(listing, split, self.test_fraction)
+    elif split == "test":
+      listing = _list_folder(folders["test"], "path", listing.classes)
     size = self._check_sizes(listing.files)
     spec = ImageSpec(*size, self.channels, 256, len(listing.classes))
     name = f"{Path(self.path).name} {split}"
@@ -85,7 +95,10 @@ class Folder:
     return in_memory_if_small(source, self.max_ram_gib)
 
   def has_split(self, split: str) -> bool:
-    return split == "train" or bool(self.test_path or self.test_fraction)
+    if split == "train" or self.test_path or self.test_fraction:
+      return True
+    root = user_path(self.path)
+    return "test" in split_folders(root, f"--config.data.path={root}")
 
   def _read(self, listing: Listing, place: int) -> tuple[np.ndarray, int]:
     try:
@@ -119,6 +132,40 @@ class Folder:
     return sizes[0]
 
 
+TEST_NAMES = ("test", "val", "valid", "validation")
+
+
+def split_folders(root: Path, where: str) -> dict[str, Path]:
+  """Return the folders of the splits, "train" and perhaps "test"; empty where there are none.
+
+  Args:
+    root: that may hold them.
+    where: it was named, for messages.
+
+  Raises:
+    UserError: folders named as splits beside others, two test splits, or no training split.
+  """
+  below = sorted(f for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
+  below = [f for f in below if not f.name.startswith((".", "__MACOSX"))]
+  tests = [f for f in below if f.name.lower() in TEST_NAMES]
+  train = [f for f in below if f.name.lower() == "train"]
+  if not tests and not train:
+    return {}
+  others = [f.name for f in below if f not in tests and f not in train]
+  named = ", ".join(f.name for f in train + tests)
+  if others:
+    raise UserError(
+      f"{where} holds folders named as splits ({named}) and others ({others[0]}): are they splits "
+      "or classes? Move the splits, or the classes, into a folder of their own, or rename them"
+    )
+  if len(tests) > 1 or len(train) != 1:
+    raise UserError(
+      f"{where} holds {named}: give one folder train and one of {', '.join(TEST_NAMES)}, or name "
+      "them: --config.data.path=ROOT/train --config.data.test_path=ROOT/test"
+    )
+  return {"train": train[0]} | ({"test": tests[0]} if tests else {})
+
+
 def _list_folder(root: Path, field: str, classes: list[str] | None = None) -> Listing:
   flag = f"--config.data.{field}={root}"
   if not root.is_dir():
@@ -127,7 +174,7 @@ def _list_folder(root: Path, field: str, classes: list[str] | None = None) -> Li
   if not files:
     raise UserError(f"{flag}: no pictures there; it needs files ending in {', '.join(SUFFIXES)}")
   top = [f.relative_to(root).parts[0] if f.parent != root else "" for f in files]
-  names = sorted({t for t in top if t})
+  names = sorted({t for t in top if t}, key=in_natural_order)
   if names and "" in top:
     stray = files[top.index("")]
     raise UserError(f"{flag} holds classes ({names[0]}, ...) and {stray.name}; move it into one")
@@ -137,6 +184,12 @@ def _list_folder(root: Path, field: str, classes: list[str] | None = None) -> Li
     raise UserError(f"{flag} has no sub-folders, but path has the classes {', '.join(classes)}")
   classes = names if classes is None else classes
   return Listing(files, [classes.index(t) if t else 0 for t in top], classes)
+
+
+def in_natural_order(name: str) -> list[tuple[int, int | str]]:
+  """Return the key that sorts 2 before 10, and numbers before words."""
+  parts = re.split(r"([0-9]+)", name)
+  return [(0, int(p)) if p.isdecimal() else (1, p) for p in parts if p]
 
 
 def _part(listing: Listing, split: str, test_fraction: float) -> Listing:
@@ -154,9 +207,10 @@ def _part(listing: Listing, split: str, test_fraction: float) -> Listing:
 
 
 def header_size(file: Path) -> tuple[int, int] | None:
-  """Height and width of a picture without decoding it; None if it cannot be read."""
+  """Height and width of a picture, turned upright, without decoding it; None if unreadable."""
   try:
     with Image.open(file) as image:
-      return image.height, image.width
+      is_turned = orientation(image) >= 5  # by a quarter
+      return (image.width, image.height) if is_turned else (image.height, image.width)
   except UNREADABLE:
     return None

@@ -21,6 +21,7 @@ from jaxtyping import Float32, Int, Int32
 
 from diffusion_jax.config import build
 from diffusion_jax.data.source import Source, fingerprint
+from diffusion_jax.paths import user_path
 from diffusion_jax.types import ImageSpec, UserError
 
 FORMAT = 1
@@ -96,7 +97,7 @@ class Latents:
     self._check_same(manifest["autoencoder"], autoencoder)
     for name in manifest["files"]:
       self._check_file(manifest, name)
-    folder, about = Path(self.path), manifest["splits"][split]
+    folder, about = user_path(self.path), manifest["splits"][split]
     stats = np.load(folder / f"{split}.npy", mmap_mode="r")
     labels = np.load(folder / f"{split}_labels.npy")
     return LatentSource(f"latents of {about['name']}", stats, labels, manifest["num_classes"])
@@ -109,14 +110,14 @@ class Latents:
     """
     manifest = self._manifest()
     self._check_file(manifest, "autoencoder.npy")
-    return Autoencoder(np.load(Path(self.path) / "autoencoder.npy"), manifest["scale"])
+    return Autoencoder(np.load(user_path(self.path) / "autoencoder.npy"), manifest["scale"])
 
   @property
   def _where(self) -> str:
     return f"--config.data.path={self.path}"
 
   def _manifest(self) -> dict[str, Any]:
-    file = Path(self.path) / MANIFEST
+    file = user_path(self.path) / MANIFEST
     if not self.path or not file.is_file():
       raise UserError(f"{self._where}: no latents there ({MANIFEST} is missing); make them: "
                       f"{COMMAND}")  # fmt: skip
@@ -131,7 +132,7 @@ class Latents:
     return manifest
 
   def _check_file(self, manifest: Mapping[str, Any], name: str) -> None:
-    file = Path(self.path) / name
+    file = user_path(self.path) / name
     if not file.is_file() or _sha256(file) != manifest["files"][name]:
       what = "is damaged" if file.exists() else "is missing"
       raise UserError(f"{self._where}: {name} {what}; bring back a whole copy, or encode again: "
@@ -295,7 +296,7 @@ def _describe(part: Path, encoded: Encoded, scale: float) -> dict[str, Any]:
   section = dict(encoded.image_source)
   for field in PLACES:
     if section.get(field):
-      section[field] = str(Path(section[field]).expanduser().absolute())
+      section[field] = str(user_path(section[field]).absolute())
   return _seal(
     {
       "format": FORMAT,

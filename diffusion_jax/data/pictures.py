@@ -102,6 +102,11 @@ def _open(file: Path, where: str) -> np.ndarray:
       there = ", ".join(arrays.files)
   except Exception as error:
     raise UserError(f"{where}: {file.name} is not a readable .npz ({error})") from error
+  if "mu" in there.split(", "):
+    raise UserError(
+      f"{where}: {file.name} holds statistics of features (mu, sigma) and no images to measure; "
+      "give images, or statistics made by python -m diffusion_jax.stats"
+    )
   if images is None:
     raise UserError(f"{where}: {file.name} has {there or 'nothing'}; it needs an array images")
   images = images[..., None] if images.ndim == 3 else images

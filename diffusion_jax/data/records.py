@@ -23,6 +23,7 @@ from diffusion_jax.data.record_format import (
   read_description,
 )
 from diffusion_jax.data.source import DecodedSource, Source, fit_image, in_memory_if_small
+from diffusion_jax.paths import user_path
 from diffusion_jax.types import ImageSpec, UserError
 
 NUM_PROBES = 64
@@ -83,7 +84,7 @@ class Records:
   def has_split(self, split: str) -> bool:
     if split == "train" or self.test_path is not None:
       return True
-    groups = _groups(_list(self.path)) if Path(self.path).expanduser().is_dir() else {}
+    groups = _groups(_list(self.path)) if user_path(self.path).is_dir() else {}
     return bool(self.path) and any(_is_named(group, split) for group in groups)
 
   def _find(self, split: str) -> "Found":
@@ -151,7 +152,7 @@ def find_shards(text: str, field: str, split: str) -> Found:
   where = f"--config.data.{field}={text}"
   groups = _groups(_list(text))
   if not groups:
-    _check_finished(Path(text).expanduser(), split, where)
+    _check_finished(user_path(text), split, where)
     raise UserError(
       f"{where}: no shards (*{SUFFIX}) there; give a folder or a pattern of ArrayRecord files, or "
       f"make them with {COMMAND}"
@@ -189,7 +190,7 @@ def _check_finished(folder: Path, group: str, where: str) -> None:
 
 
 def _list(text: str) -> list[Path]:
-  path = Path(text).expanduser()
+  path = user_path(text)
   if path.is_file():
     return [path]
   found = path.glob(f"*{SUFFIX}*") if path.is_dir() else map(Path, glob.glob(str(path)))

@@ -1,7 +1,6 @@
 """Makes ArrayRecord shards of a folder of pictures, once: what the source `records` reads."""
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import os
@@ -15,7 +14,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from diffusion_jax.data.folder import SUFFIXES, UNREADABLE
+from diffusion_jax.data.folder import SUFFIXES, UNREADABLE, in_natural_order, split_folders
 from diffusion_jax.data.record_format import (
   Description,
   example_type,
@@ -24,6 +23,7 @@ from diffusion_jax.data.record_format import (
   shard_name,
 )
 from diffusion_jax.data.source import fit_image, fixed_order
+from diffusion_jax.paths import try_lock
 from diffusion_jax.types import UserError
 
 OPTIONS = "group_size:1,uncompressed"
@@ -129,6 +129,13 @@ def list_pictures(root: Path) -> Pictures:
   """
   if not root.is_dir():
     raise UserError(f"{root}: no such folder; give a folder of pictures")
+  folders = split_folders(root, str(root))
+  if folders:
+    names = ", ".join(folder.name for folder in folders.values())
+    raise UserError(
+      f"{root} holds the folders of splits ({names}), which are no classes; prepare each by "
+      f"itself: python -m diffusion_jax.prepare records {folders['train']} --split=train"
+    )
   start = len(os.path.join(root, ""))
   names = sorted(
     os.path.join(folder, file)[start:]  # plain strings: there may be a million
@@ -138,7 +145,8 @@ def list_pictures(root: Path) -> Pictures:
   )
   if not names:
     raise UserError(f"{root}: no pictures there; it needs files ending in {', '.join(SUFFIXES)}")
-  classes = sorted({name.partition("/")[0] for name in names if "/" in name})
+  found = {name.partition("/")[0] for name in names if "/" in name}
+  classes = sorted(found, key=in_natural_order)
   stray = next((name for name in names if "/" not in name), None)
   if classes and stray is not None:
     raise UserError(f"{root} holds classes ({classes[0]}, ...) and {stray}; move it into one")
@@ -277,9 +285,5 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 def _lock(handle: int, folder: Path) -> None:
-  try:
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    raise UserError(f"--out={folder}: another preparation is writing there; wait for it") from error
-  except OSError:  # some network file systems have no locks
-    return
+  if try_lock(handle) == "held":
+    raise UserError(f"--out={folder}: another preparation is writing there; wait for it")

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from diffusion_jax.types import ImageSpec
 
@@ -147,11 +147,20 @@ def in_memory_if_small(source: Source, max_ram_gib: float) -> Source:
   return ArraySource(source.name, images, labels, spec.num_levels or 256, spec.num_classes)
 
 
+def orientation(image: Image.Image) -> int:
+  """Return EXIF's orientation of an open picture from its header, 1 to 8; 1 is upright."""
+  if image.format == "PNG" and "exif" not in image.info:
+    return 1  # Pillow would decode all of it to look behind the pixels
+  return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
 def fit_image(image: Image.Image, size: int | None, channels: int) -> UInt8[np.ndarray, "H W C"]:
   """A picture as an array: grey or colour, and on request resized and centre-cropped.
 
+  It is turned upright first, as its camera says (EXIF).
+
   Args:
-    image: transparency is dropped, palettes are resolved.
+    image: transparency is laid on white, palettes are resolved.
     size: the shorter side is resized to it (bicubic, antialiased) and the longer one cropped on
       both ends; None leaves the picture's size.
     channels: 1 or 3.
@@ -159,8 +168,14 @@ def fit_image(image: Image.Image, size: int | None, channels: int) -> UInt8[np.n
   Raises:
     ValueError: a picture of more than 8 bits a channel.
   """
-  if image.mode.startswith(("I", "F")):
+  depths = [str(tile[3]) for tile in getattr(image, "tile", ())]  # "RGB;16B" of a 16-bit PNG
+  if image.mode.startswith(("I", "F")) or any(";16" in depth for depth in depths):
     raise ValueError(f"{image.mode} has more than 8 bits a channel, which would be cut off")
+  if orientation(image) != 1:
+    image = ImageOps.exif_transpose(image)
+  if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
   image = image.convert("L" if channels == 1 else "RGB")
   if size is not None and image.size != (size, size):
     image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)

@@ -12,6 +12,7 @@ from PIL import Image
 from diffusion_jax.config import nearest
 from diffusion_jax.data import standard
 from diffusion_jax.data.source import DecodedSource, Source, fit_image, in_memory_if_small
+from diffusion_jax.paths import home, user_path
 from diffusion_jax.types import ImageSpec, UserError
 
 NO_DOWNLOAD = "--config=configs/ddpm_digits.py needs no download"
@@ -19,7 +20,7 @@ NO_DOWNLOAD = "--config=configs/ddpm_digits.py needs no download"
 
 def default_data_dir() -> Path:
   """TFDS's own choice: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-  return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+  return user_path(os.environ.get("TFDS_DATA_DIR") or home() / "tensorflow_datasets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Tfds:
 
   def _folder(self) -> Path:
     """The prepared version to read."""
-    root = Path(self.data_dir).expanduser() if self.data_dir else default_data_dir()
+    root = user_path(self.data_dir) if self.data_dir else default_data_dir()
     name, _, version = self.dataset.partition(":")
     found = _prepared(root / name, version)
     if found is None:

@@ -24,11 +24,15 @@ from diffusion_jax.extractors import (
 )
 from diffusion_jax.extractors.domain import Recipe, default_path
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
+from diffusion_jax.paths import user_path
 from diffusion_jax.types import Generative, Params, UserError
 
 EXTRACT_BATCH = 64
 NOT_SAMPLING = {"loss", "spectrum", *DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS}
 """Sections of a model that its samples do not depend on."""
+
+SWEPT = ("sampler", "guidance")
+"""Sections that a sweep may go over: how weights are sampled, not what they mean."""
 
 
 class Instrument(NamedTuple):
@@ -124,7 +128,8 @@ def prepare(request: Request) -> Bench:
   Raises:
     UserError: any of them is missing or does not fit.
   """
-  experiment = runs.stored_experiment(request.workdir, request.overrides)
+  experiment = runs.trained_experiment(request.workdir, request.overrides)
+  points = sweep_points(request.sweep)
   data = experiment.data
   train = distributed.in_turn(lambda: data.load("train"))
   test = distributed.in_turn(lambda: data.load("test") if data.has_split("test") else None)
@@ -132,7 +137,7 @@ def prepare(request: Request) -> Bench:
   generative = experiment.create(train.spec)
   mesh = sharding.create_mesh(experiment.mesh)
   estimates = _estimates(experiment, generative)
-  sweep = [_setting(request, overrides, train, mesh) for overrides in sweep_points(request.sweep)]
+  sweep = [_setting(request, overrides, train, mesh) for overrides in points]
   extractors, missing = find_extractors(request, train, test)
   bench = Bench(
     request.workdir, experiment, generative, mesh, train, test, (), missing, {},
@@ -181,17 +186,27 @@ def sweep_points(axes: Sequence[str]) -> list[dict[str, str]]:
   """The grid of a sweep: every combination of the axes' values.
 
   Raises:
-    UserError: an axis that is not section.field=value,value,...
+    UserError: an axis that is not section.field=value,value,... of the sampler or the guidance, or
+      that has a field or a value twice.
   """
   if not axes:
     return []
-  rows = []
+  rows: dict[str, list[tuple[str, str]]] = {}
   for axis in axes:
-    name, equals, values = axis.partition("=")
-    if not equals or not all(values.split(",")) or name.count(".") != 1:
+    name, equals, text = axis.partition("=")
+    values = text.split(",")
+    if not equals or not all(values) or name.count(".") != 1:
       raise UserError(f"--sweep={axis}: write section.field=value,value, e.g. sampler.steps=10,50")
-    rows.append([(name, value) for value in values.split(",")])
-  return [dict(point) for point in itertools.product(*rows)]
+    if name.partition(".")[0] not in SWEPT:
+      raise UserError(
+        f"--sweep={axis}: a sweep goes over how the run is sampled: {' or '.join(SWEPT)}, e.g. "
+        "--sweep=sampler.steps=10,50"
+      )
+    if name in rows or len(set(values)) < len(values):
+      what = f"{name} is swept twice" if name in rows else "a value is there twice"
+      raise UserError(f"--sweep={axis}: {what}; write each field once, with different values")
+    rows[name] = [(name, value) for value in values]
+  return [dict(point) for point in itertools.product(*rows.values())]
 
 
 def _setting(request: Request, point: Mapping[str, str], train: Source, mesh: Mesh) -> Setting:
@@ -230,7 +245,7 @@ def find_extractors(
 
 
 def _inception(request: Request) -> Extractor:
-  path = None if request.inception is None else Path(request.inception)
+  path = None if request.inception is None else user_path(request.inception)
   extractor = distributed.agree(lambda: load_inception(path, request.any_inception))
   _check_same_weights(extractor)
   return extractor
@@ -252,7 +267,7 @@ def _train_domain(train: Source, test: Source | None, place: Path) -> None:
 
 
 def _domain(path: str | None, train: Source, test: Source | None) -> Extractor:
-  place = default_path(train) if path is None else Path(path)
+  place = default_path(train) if path is None else user_path(path)
   if path is None:
     distributed.first_does(lambda: None if place.is_file() else _train_domain(train, test, place))
     distributed.share_file(place)

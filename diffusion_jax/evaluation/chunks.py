@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import distributed
+from diffusion_jax import distributed, signals
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -52,7 +52,11 @@ class Chunks:
       number: of the piece.
       rows: examples that it must hold; a longer one is cut, a shorter one is made anew.
       compute: gives arrays whose leading axis counts the examples.
+
+    Raises:
+      StoppedEarly: a signal has asked to stop; the pieces before this one are on disk.
     """
+    signals.stop_here()
     found = self._read(self.folder / f"{number:06d}.npz", rows)
     if distributed.all_true(found is not None):
       assert found is not None

@@ -49,21 +49,27 @@ class Protocol(NamedTuple):
 
   Attributes:
     extractor: of the features.
-    split: of the reference; "train" goes without saying.
+    split: of the reference; "train", the whole of a data set's, goes without saying.
     num_samples: at hand.
     full: samples that the protocol asks for.
+    num_reference: images of the reference.
   """
 
   extractor: Extractor
   split: str
   num_samples: int
   full: int
+  num_reference: int = 0
 
   def name(self, metric: str) -> str:
-    """fid, fid_5k, fid_test, fd_digits, fd_digits_500: what differs from the protocol is said."""
+    """Return fid, fid_5k, fid_test, fid_given20, fd_digits: what differs from the protocol is said.
+
+    Images or statistics that a user gave have their number, since no data set tells it.
+    """
     name = self.extractor.name
     stem = PUBLISHED[metric] if name == "inception" else f"{metric}_{name}"
-    split = [] if self.split in ("train", "given") else [self.split]
+    given = f"given{short_count(self.num_reference)}"
+    split = {"train": [], "given": [given]}.get(self.split, [self.split])
     count = [] if self.num_samples == self.full else [short_count(self.num_samples)]
     return "_".join([stem, *split, *count])
 
@@ -105,9 +111,9 @@ def measure(
     name -> figure as metrics.json has it, and one line for each figure that cannot be had.
   """
   num = len(sets[0].pool)
-  protocol = Protocol(
-    extractor, reference.stamp["split"], num, full_protocol(extractor, reference.pool.num)
-  )
+  num_reference = reference.pool.num
+  full = full_protocol(extractor, num_reference)
+  protocol = Protocol(extractor, reference.stamp["split"], num, full, num_reference)
   figures, missing = {}, []
   for metric, (count, needed) in _METRICS.items():
     if metric == "sfd" and reference.spatial is None:

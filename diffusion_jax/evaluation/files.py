@@ -15,6 +15,7 @@ from diffusion_jax.evaluation.study import Summary, say
 from diffusion_jax.extractors import Extract, Extractor, load_domain, load_inception, make_extract
 from diffusion_jax.extractors.domain import default_path
 from diffusion_jax.levels import as_pictures
+from diffusion_jax.paths import user_path
 from diffusion_jax.types import UserError
 
 CHUNK = 512
@@ -43,7 +44,7 @@ def find_extractors(
   """
   found, missing = [], []
   if features not in (None, "none"):
-    found.append(load_domain(Path(features or "")))
+    found.append(load_domain(user_path(features or "")))
   elif features is None and against.source is not None:
     place = default_path(against.source)
     if place.is_file():
@@ -52,7 +53,9 @@ def find_extractors(
       missing.append("no features of the data set: python -m diffusion_jax.features --config=...")
   if inception != "none":
     try:
-      found.append(load_inception(None if inception is None else Path(inception), any_inception))
+      found.append(
+        load_inception(None if inception is None else user_path(inception), any_inception)
+      )
     except UserError as error:
       if inception is not None:
         raise

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from diffusion_jax import distributed
+from diffusion_jax import distributed, paths
 from diffusion_jax.data import Source, fingerprint
 from diffusion_jax.evaluation.chunks import digest
 from diffusion_jax.extractors import Extract, Extractor
@@ -195,5 +195,4 @@ def cached(
 
 def cache_folder() -> Path:
   """Where statistics are kept: they belong to the data, not to a run."""
-  cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-  return cache / "diffusion_jax" / "statistics"
+  return paths.cache_folder() / "statistics"

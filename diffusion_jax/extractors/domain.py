@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from diffusion_jax import paths
 from diffusion_jax.checksum import named_leaves
 from diffusion_jax.data import Source, TrainStream, fingerprint, full_pass
 from diffusion_jax.extractors.extractor import Extractor
@@ -50,9 +51,8 @@ def data_name(source: Source) -> str:
 
 def default_path(source: Source) -> Path:
   """Where the classifier of a training split is kept."""
-  cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
   name = f"{data_name(source)}-{fingerprint(source)}.npz"
-  return cache / "diffusion_jax" / "features" / name
+  return paths.cache_folder() / "features" / name
 
 
 def train_domain(train: Source, test: Source | None, path: Path, recipe: Recipe) -> Extractor:

@@ -139,7 +139,8 @@ class ContinuousBound:
       log_snr = high - place * (high - low)
       return process.time_of(log_snr), 0.5 * (high - low) * jnp.exp(log_snr)
     step = jnp.floor(place * num) + 1.0
-    t, before = (first + (1.0 - first) * n / num for n in (step, step - 1.0))
+    # float32 may round the last time to just above 1, where a process has no alpha
+    t, before = (jnp.minimum(first + (1.0 - first) * n / num, 1.0) for n in (step, step - 1.0))
     # SNR(before) - SNR(t), finite also where the SNR at t is 0
     log_snr = process.log_snr(before)
     return t, -0.5 * num * jnp.exp(log_snr) * jnp.expm1(process.log_snr(t) - log_snr)

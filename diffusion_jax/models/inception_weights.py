@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffusion_jax import paths
 from diffusion_jax.models.inception_torch import from_torch, torch_shapes
 from diffusion_jax.torch_file import read_state_dict
 from diffusion_jax.types import Params, UserError
@@ -61,8 +62,7 @@ class Weights(NamedTuple):
 
 def default_path() -> Path:
   """The .npz in the user's cache ($XDG_CACHE_HOME, or ~/.cache)."""
-  cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  return Path(cache) / "diffusion_jax" / "inception" / Path(FILE_NAME).with_suffix(".npz").name
+  return paths.cache_folder() / "inception" / Path(FILE_NAME).with_suffix(".npz").name
 
 
 def load(path: Path | None = None, expected: str | None = PUBLISHED) -> Weights:

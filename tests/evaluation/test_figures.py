@@ -23,7 +23,8 @@ DIGITS = Extractor("digits", {"sha256": "1"}, {}, lambda p, x: (x, x, None), (8,
     ("fd", INCEPTION, "train", 100_000, "fid_100k"),
     ("fd", INCEPTION, "test", 50_000, "fid_test"),
     ("kd", INCEPTION, "test", 10_000, "kid_test_10k"),
-    ("sfd", INCEPTION, "given", 50_000, "sfid"),
+    ("sfd", INCEPTION, "given", 50_000, "sfid_given20"),
+    ("fd", INCEPTION, "given", 5_000, "fid_given20_5k"),
     ("fd", OTHER, "train", 50_000, "fd_inception_12345678"),
     ("fd", DIGITS, "train", 1_500, "fd_digits"),
     ("fd", DIGITS, "train", 500, "fd_digits_500"),
@@ -32,7 +33,7 @@ DIGITS = Extractor("digits", {"sha256": "1"}, {}, lambda p, x: (x, x, None), (8,
 )
 def test_the_name_says_what_differs_from_the_protocol(metric, extractor, split, num, name):
   full = full_protocol(extractor, 1_500)
-  assert Protocol(extractor, split, num, full).name(metric) == name
+  assert Protocol(extractor, split, num, full, 20).name(metric) == name
 
 
 def test_only_the_published_weights_are_called_fid():

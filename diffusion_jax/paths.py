@@ -1,0 +1,121 @@
+"""Paths that users give, the folder of the user's cache, and locks on files."""
+
+import errno
+import fcntl
+import functools
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusion_jax.types import UserError
+
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(gs|s3|hdfs):")
+PATTERN = set("[]*?\\")
+"""Characters that Orbax takes for a pattern when it looks for a checkpoint's files."""
+
+NOT_HELD = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+"""What a file system without locks answers: Lustre and some NFS mounts."""
+
+
+def user_path(text: str | os.PathLike[str]) -> Path:
+  """Return a path of this machine with ~ expanded.
+
+  Raises:
+    UserError: an address such as gs://bucket/run, or the home of a user who is not known.
+  """
+  given = os.fspath(text)
+  if SCHEME.match(given):
+    raise UserError(
+      f"{given}: addresses are not supported, only folders and files of this machine; give a path, "
+      "for a bucket one where it is mounted"
+    )
+  try:
+    return Path(given).expanduser()
+  except RuntimeError as error:
+    raise UserError(f"{given}: that home folder is not known; give a path without ~") from error
+
+
+def run_folder(text: str, flag: str = "--workdir") -> Path:
+  """Return the folder of a run.
+
+  Raises:
+    UserError: nothing is given (a shell variable that is not set), an address, or a path whose
+      checkpoints could not be read again.
+  """
+  if not text:
+    raise UserError(f"{flag}= is empty; give a folder or leave it out")
+  path = user_path(text)
+  strange = sorted(PATTERN & set(str(path.absolute())))
+  if strange:
+    raise UserError(
+      f"{flag}={text}: checkpoints below a folder with {' '.join(strange)} in its path cannot be "
+      "read again; choose another folder"
+    )
+  return path
+
+
+def home() -> Path:
+  """Return the user's home, or a folder of temporary files for a user without one."""
+  try:
+    return Path.home()
+  except RuntimeError:  # no HOME and no entry of the user, as in some containers
+    return _of_temporary_files()
+
+
+def cache_folder() -> Path:
+  """Return this package's folder in the user's cache, or one of temporary files instead.
+
+  It is in $XDG_CACHE_HOME or ~/.cache; where neither can be written, the folder for temporary files
+  is named once on stderr.
+  """
+  own = Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache").expanduser() / "diffusion_jax"
+  return own if _can_be_written(own) else _of_temporary_files()
+
+
+def _can_be_written(folder: Path) -> bool:
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return False
+  return os.access(folder, os.W_OK | os.X_OK)
+
+
+@functools.cache
+def _of_temporary_files() -> Path:
+  folder = Path(tempfile.gettempdir()) / f"diffusion_jax-{os.getuid()}"
+  try:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    own = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
+  except OSError:
+    own = False
+  if not own:  # somebody else's folder under our name
+    folder = Path(tempfile.mkdtemp(prefix="diffusion_jax-"))
+  print(f"the user's cache cannot be written; {folder} is used instead (set XDG_CACHE_HOME)",
+        file=sys.stderr)  # fmt: skip
+  return folder
+
+
+def try_lock(file: Any) -> Literal["taken", "held", "not supported"]:
+  """Take a lock on an open file without waiting; it ends with the process.
+
+  Args:
+    file: a file object or a descriptor.
+
+  Returns:
+    taken; held, by another process; or not supported, by this file system.
+
+  Raises:
+    OSError: any other failure.
+  """
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+      return "held"
+    if error.errno in NOT_HELD:
+      return "not supported"
+    raise
+  return "taken"
