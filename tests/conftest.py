@@ -46,8 +46,12 @@ def pytest_collection_modifyitems(config, items):
   expression = config.getoption("markexpr")
   if not expression:
     return
-  groups = [costs.group_of({mark.name for mark in item.iter_markers()}) for item in items]
-  kept = [group == "default" or group in expression for group in groups]
+
+  def belongs(item):
+    dearest, *others = [g for g in costs.GROUPS if item.get_closest_marker(g)] or [""]
+    return dearest in expression or not any(group in expression for group in others)
+
+  kept = [belongs(item) for item in items]
   config.hook.pytest_deselected(items=[i for i, keep in zip(items, kept, strict=True) if not keep])
   items[:] = [i for i, keep in zip(items, kept, strict=True) if keep]
   items.sort(key=lambda item: item.get_closest_marker("process") is None)

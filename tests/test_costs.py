@@ -80,6 +80,8 @@ def test_each_marker_alone_picks_its_group_and_costs_are_recorded(suite, tmp_pat
   assert "test_slow" not in listing("costly")
   assert "test_costly" not in listing("slow")
   assert "test_slow" in listing("slow")
+  assert "test_costly" in listing("not slow")
+  assert "test_slow" not in listing("not slow")
   suite("-m", "not costly and not slow", f"--costs={tmp_path}/build/costs.jsonl")
   (line,) = (tmp_path / "build" / "costs.jsonl").read_text().splitlines()
   found = json.loads(line)
