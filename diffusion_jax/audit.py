@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
   args, overrides = parser().parse(argv)
   if overrides:
     raise UserError(f"{overrides[0].flag}: audit takes no config; see --help")
-  names = args.only.split(",") if args.only else list(AUDITS)
+  names = list(AUDITS) if args.only is None else args.only.split(",")
   for name in names:
     if name not in AUDITS:
       raise UserError(f"--only={name}: no such audit.{nearest(name, AUDITS)}")

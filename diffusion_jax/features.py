@@ -4,7 +4,7 @@ Trains a small classifier on the training split; its last hidden layer is what s
 on, as in fd_digits. Evaluation does it by itself where it has not been done.
 """
 
-from diffusion_jax import runs
+from diffusion_jax import flags, runs
 from diffusion_jax.extractors import train_domain
 from diffusion_jax.extractors.domain import Recipe, default_path
 from diffusion_jax.paths import user_path
@@ -16,6 +16,7 @@ def main(argv: list[str]) -> None:
   for name in ("num_steps", "batch_size"):
     if getattr(args, name) < 1:
       raise UserError(f"--{name}={getattr(args, name)}: must be at least 1")
+  flags.check_seed(args.seed)
   if args.out is not None and args.out.suffix != ".npz":
     raise UserError(f"--out={args.out}: must end in .npz, e.g. --out=features.npz")
   runs.enable_compilation_cache()
@@ -31,14 +32,14 @@ def main(argv: list[str]) -> None:
 
 
 def parser() -> runs.Parser:
-  flags = runs.Parser("features", description=__doc__)
+  own = runs.Parser("features", description=__doc__)
   defaults = Recipe()
-  flags.add_argument("--config", required=True, help="config file whose data set is learned")
-  flags.add_argument("--num_steps", type=int, default=defaults.num_steps, help="updates")
-  flags.add_argument("--batch_size", type=int, default=defaults.batch_size, help="images of one")
-  flags.add_argument("--seed", type=int, default=defaults.seed, help="of weights and order")
-  flags.add_argument("--out", type=user_path, help="the .npz to write; the user's cache by default")
-  return flags
+  own.add_argument("--config", required=True, help="config file whose data set is learned")
+  own.add_argument("--num_steps", type=int, default=defaults.num_steps, help="updates")
+  own.add_argument("--batch_size", type=int, default=defaults.batch_size, help="images of one")
+  own.add_argument("--seed", type=int, default=defaults.seed, help="of weights and order")
+  own.add_argument("--out", type=user_path, help="the .npz to write; the user's cache by default")
+  return own
 
 
 if __name__ == "__main__":

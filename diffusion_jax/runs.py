@@ -101,11 +101,13 @@ def users_part(error: Exception) -> str | None:
       "--config.model.remat=block, --config.mesh.fsdp=N on several devices; python -m "
       "diffusion_jax.plan says what fits"
     )
-  if first.startswith(("Unable to initialize backend", "Unknown backend")):
+  frames = traceback.extract_tb(error.__traceback__)
+  if frames and frames[-1].filename.endswith("xla_bridge.py"):  # where JAX looks for devices
     asked = os.environ.get("JAX_PLATFORMS", "")
+    why = f" ({first[:200]})" if first else ""
     return (
-      f"JAX_PLATFORMS={asked}: that device cannot be used here ({first[:200]}); unset "
-      "JAX_PLATFORMS, or install what it needs, e.g. pip install 'diffusion_jax[cuda12]'"
+      f"JAX_PLATFORMS={asked}: that device cannot be used here{why}; unset JAX_PLATFORMS, or "
+      "install what it needs, e.g. pip install 'diffusion_jax[cuda12]'"
     )
   return None
 

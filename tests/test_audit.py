@@ -140,6 +140,7 @@ def test_the_oracles_denoiser_is_the_posterior_mean():
 @pytest.mark.parametrize(
   ("flags", "words"),
   [
+    (["--only="], "--only=: no such audit."),
     (["--only=loses"], "--only=loses: no such audit. Did you mean 'losses'?"),
     (["--config.loss.name=p2"], "--config.loss.name=p2: audit takes no config"),
   ],
