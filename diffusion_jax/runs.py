@@ -223,7 +223,7 @@ def _of_today(config: dict[str, Any]) -> dict[str, Any]:
 
 def default_workdir(config: str) -> Path:
   """runs/<the config file's stem>."""
-  return Path("runs") / split_argument(config)[0].stem
+  return paths.run_folder(f"runs/{split_argument(config)[0].stem}")
 
 
 def prepare_workdir(workdir: Path, fresh: bool) -> None:

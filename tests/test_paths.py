@@ -51,6 +51,8 @@ def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(name, tmp_path,
   monkeypatch.chdir(tmp_path / name)
   with pytest.raises(UserError, match="--workdir=run: checkpoints below a folder with"):
     paths.run_folder("run")
+  with pytest.raises(UserError, match="--workdir=runs/smoke: checkpoints below a folder with"):
+    runs.default_workdir("configs/smoke.py")
 
 
 def test_a_config_file_may_have_a_colon_in_its_name(tmp_path, root):
