@@ -4,6 +4,7 @@ A folder holds one folder a step. Only a committed step whose checksums hold is 
 """
 
 import dataclasses
+import errno
 import json
 import re
 import shutil
@@ -21,6 +22,9 @@ from diffusion_jax.checksum import checksums, named_leaves
 from diffusion_jax.types import UserError
 
 T = TypeVar("T")
+OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Failures to read that have nothing to do with what is read."""
+
 Foreign = Callable[[Mapping[str, Any]], str | None]
 
 MIN_SLICE_BYTES = 1 << 20
@@ -260,8 +264,10 @@ def delete_after(directory: Path, step: int) -> list[int]:
 def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
   """What every process has read, or why one could not: then none goes on with it.
 
+  A block of the disk that cannot be read is the checkpoint's failure too: an older one may be well.
+
   Raises:
-    Exception: the disk's or the devices' trouble, which is not the checkpoint's.
+    Exception: the process's or the devices' trouble, which any other checkpoint would meet too.
   """
 
   def attempt() -> tuple[T | None, str | None]:
@@ -270,7 +276,7 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:
-      if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+      if isinstance(error, OSError) and error.errno in OF_THE_PROCESS:
         raise
       cut = isinstance(error, json.JSONDecodeError)
       return None, "its description is cut off or is no JSON" if cut else _first_line(error)

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, checked bit by bit, restored on any number of devices."""
 
+import errno
 import functools
 import os
 import shutil
@@ -223,6 +224,25 @@ def test_checksums_do_not_depend_on_the_layout_but_on_every_bit_and_place():
 def test_checksums_see_one_changed_element_of_any_type(dtype):
   zeros = jnp.zeros((5, 3), dtype)
   assert checksums({"a": zeros}) != checksums({"a": zeros.at[4, 2].set(jnp.ones((), dtype))})
+
+
+@pytest.mark.parametrize("part", ["_load_meta", "_read"])
+def test_a_block_that_cannot_be_read_is_one_checkpoints_trouble(part, folder, monkeypatch):
+  """EIO, in the description or in the data of the newest: the one before is taken."""
+  whole, (_, target) = getattr(checkpoint, part), on(create_mesh(MeshShape()), make_state())
+
+  def read(place, *more, number=errno.EIO):
+    if place.name == "30":
+      raise OSError(number, os.strerror(number))
+    return whole(place, *more)
+
+  monkeypatch.setattr(checkpoint, part, read)
+  restored = checkpoint.restore(folder, target)
+  assert restored.step == 20
+  assert [(d.step, d.reason) for d in restored.damaged] == [(30, "[Errno 5] Input/output error")]
+  monkeypatch.setattr(checkpoint, part, functools.partial(read, number=errno.EMFILE))
+  with pytest.raises(OSError, match="Too many open files"):
+    checkpoint.restore(folder, target)
 
 
 def test_retention_keeps_the_last_and_every_multiple(tmp_path):
