@@ -32,7 +32,7 @@ class Budget(NamedTuple):
   programs: int
 
 
-BUDGET = {"default": Budget(480, 1900), "costly": Budget(640, 1500), "process": Budget(330, 30)}
+BUDGET = {"default": Budget(480, 1900), "costly": Budget(640, 1500), "process": Budget(330, 80)}
 REFERENCE_GFLOPS = 190.0
 """Matrix rate of the machine that the budget is for; see `matrix_rate`."""
 
