@@ -23,7 +23,7 @@ from diffusion_jax.types import UserError
 
 T = TypeVar("T")
 OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Failures to read that have nothing to do with what is read."""
+"""Errors of reading that are not caused by the file: too many open files, too little memory."""
 
 Foreign = Callable[[Mapping[str, Any]], str | None]
 
@@ -168,7 +168,7 @@ def _preservation(config: Checkpointing | None) -> preservation.AnyPreservationP
 
 
 def saved_steps(directory: Path) -> list[int]:
-  """Steps that have a folder of their own name, in order; what is in it is not looked at."""
+  """Return the steps that have a folder of that name, in order, without reading the folders."""
   if not directory.is_dir():
     return []
   return sorted(

@@ -78,7 +78,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Sink(Protocol):
-  """Where a run's figures go; whatever it raises ends this sink or this entry, never the run."""
+  """A destination of a run's figures. An error that it raises never ends the run."""
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -120,7 +120,7 @@ class Events:
     self._write(step=start_step + 1, session_log=restart)  # later steps of a run that died are gone
 
   def _write(self, **fields: Any) -> None:
-    """Write an event; after a failure the next one begins a new file, since half of one is left."""
+    """Write an event. After a failure the next one begins a new file: half a record may be left."""
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     writer, self._writer = self._writer or self._open(), None
@@ -199,7 +199,7 @@ class Logger:
     self._start_step = start_step
 
   def _tell(self, call: Callable[[Sink], None]) -> None:
-    """Call every sink; what one raises is said once, and is no reason to end a run."""
+    """Call every sink. The first error of each is printed; the run goes on."""
     for name, sink in self._sinks.items():
       self._try(name, lambda sink=sink: call(sink))
 

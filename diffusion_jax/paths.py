@@ -16,8 +16,8 @@ SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(gs|s3|hdfs):")
 PATTERN = set("[]*?\\")
 """Characters that Orbax takes for a pattern when it looks for a checkpoint's files."""
 
-NOT_HELD = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
-"""What a file system without locks answers: Lustre and some NFS mounts."""
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+"""Errors of file systems without locks, such as Lustre and some NFS mounts."""
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
@@ -115,7 +115,7 @@ def try_lock(file: Any) -> Literal["taken", "held", "not supported"]:
   except OSError as error:
     if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
       return "held"
-    if error.errno in NOT_HELD:
+    if error.errno in NO_LOCKS:
       return "not supported"
     raise
   return "taken"

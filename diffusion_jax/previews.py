@@ -46,7 +46,7 @@ def make_show(job: Job) -> Show:
 
 @contextlib.contextmanager
 def said_if_not_finite(logger: log.Logger, step: int) -> Iterator[None]:
-  """Say that images are not finite in place of a picture: a picture may not end a run."""
+  """Print that images are not finite in place of a picture, so that the run goes on."""
   try:
     yield
   except NonFiniteImages as error:

@@ -10,7 +10,7 @@ from diffusion_jax import distributed
 ASKING = (
   signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
 )  # fmt: skip
-"""What a user, a terminal that closes, a scheduler or a limit of CPU time sends before it kills."""
+"""Signals that a user, a closing terminal, a scheduler or a CPU time limit sends before SIGKILL."""
 
 
 class StoppedEarly(Exception):
@@ -19,7 +19,7 @@ class StoppedEarly(Exception):
 
 @contextlib.contextmanager
 def stop_requests(words: str = "saving, then stopping") -> Iterator[Callable[[], str | None]]:
-  """Signals that ask to stop set a flag instead of killing; a second one kills as usual.
+  """Make signals that ask to stop set a flag; a second one kills as usual.
 
   A SIGHUP that is ignored already, as after nohup, stays ignored.
 
@@ -52,7 +52,7 @@ _stop_between_pieces: list[tuple[Callable[[], str | None], str]] = []
 
 @contextlib.contextmanager
 def stops_between_pieces(continues: str) -> Iterator[None]:
-  """Signals end the work inside where it next calls `stop_here`; a second one kills.
+  """Let signals end the work inside at its next call of `stop_here`; a second signal kills.
 
   Nothing is raised out of a signal handler: whatever it interrupts, such as the reading of a
   checkpoint, would take that for its own failure.

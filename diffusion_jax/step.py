@@ -47,7 +47,7 @@ class Training:
 
 
 class Hyperparameters(NamedTuple):
-  """Numbers that the compiled step takes as arguments: another value compiles nothing anew.
+  """Numbers that are arguments of the compiled step, so that new values need no compilation.
 
   Attributes:
     seed: of every draw, uint32.

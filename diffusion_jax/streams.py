@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Unbreakable(io.TextIOBase):
-  """A stream whose failures end nothing: a log decides over no run.
+  """A stream whose failures never end a program.
 
   The reader may have gone (`| head`, a terminal that was closed), the disk may be full, the stream
   closed before the program began (`>&-`), or its encoding may lack a character.

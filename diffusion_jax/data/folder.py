@@ -207,7 +207,7 @@ def _part(listing: Listing, split: str, test_fraction: float) -> Listing:
 
 
 def header_size(file: Path) -> tuple[int, int] | None:
-  """Height and width of a picture, turned upright, without decoding it; None if unreadable."""
+  """Return height and width of a picture turned upright, without decoding; None if unreadable."""
   try:
     with Image.open(file) as image:
       is_turned = orientation(image) >= 5  # by a quarter
