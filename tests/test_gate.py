@@ -1,0 +1,22 @@
+"""The gate starts no optional part when less than a third of its time is left."""
+
+import re
+import subprocess
+
+import pytest
+
+
+@pytest.mark.parametrize(("seconds", "starts"), [(0, True), (3600, True), (3601, False)])
+def test_an_optional_part_needs_a_third_of_the_time(seconds, starts, root):
+  """The function of the script itself, after so many of 5,400 seconds."""
+  text = (root / ".ci" / "run").read_text()
+  function = re.search(r"^time_for\(\) \{\n.*?^\}\n", text, re.MULTILINE | re.DOTALL)[0]
+  script = f"limit=5400 not_run=() SECONDS={seconds}\n{function}"
+  script += 'if time_for "slow tests"; then echo starts; else echo "${not_run[@]}"; fi'
+  ran = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True)
+  assert ran.returncode == 0, ran.stderr
+  if starts:
+    assert ran.stdout == "starts\n"
+  else:
+    assert "not started: slow tests; 3601 of 5400 s have passed" in ran.stdout
+    assert ran.stdout.endswith("slow tests: less than a third of 5400 s was left\n")
