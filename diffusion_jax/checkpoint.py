@@ -184,7 +184,8 @@ def restore(
   Args:
     directory: of the checkpoints.
     target: tree of ShapeDtypeStructs with shardings; a part of the saved tree, such as
-      {"ema": ...} or one of the averages, {"averages": {name: ...}}, restores only that.
+      {"params": ...} or one of the offsets, {"offsets": {name: ...}}, restores only that. Or a
+      function that returns the tree from the stored leaves by name, where versions differ.
     step: None tries the newest first and falls back to older ones.
     foreign: meta -> why the checkpoint does not belong to the run, which counts as damage; None: it
       does belong to it.
@@ -196,10 +197,11 @@ def restore(
   damaged: list[Damage] = []
   for candidate in distributed.from_first(distributed.agree(lambda: _candidates(directory, step))):
     folder = directory / str(candidate)
-    meta, reason = _attempt(lambda folder=folder: _check(folder, target, foreign))
+    checked, reason = _attempt(lambda folder=folder: _check(folder, target, foreign))
+    meta, tree = checked or (None, None)
     state = None
     if reason is None:
-      state, reason = _attempt(lambda folder=folder: _read(folder, target))
+      state, reason = _attempt(lambda folder=folder, tree=tree: _read(folder, tree))
     if meta is not None and reason is None:
       reason = _compare(state, meta.pop("leaves"))
       if reason is None:
@@ -285,13 +287,14 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
   return result, next((r for r in distributed.tell_all(reason) if r), None)
 
 
-def _check(folder: Path, target: Any, foreign: Foreign) -> dict[str, Any]:
-  """One step's meta; raises any Exception for damage, UserError for another model."""
+def _check(folder: Path, target: Any, foreign: Foreign) -> tuple[dict[str, Any], Any]:
+  """One step's meta and the tree to read; any Exception is damage, UserError another model."""
   meta = _load_meta(folder)
   if (reason := foreign(meta)) is not None:
     raise ValueError(reason)
-  _check_structure(folder, meta["leaves"], target)
-  return meta
+  tree = target(meta["leaves"]) if callable(target) else target
+  _check_structure(folder, meta["leaves"], tree)
+  return meta, tree
 
 
 def _read(folder: Path, target: Any) -> Any:
@@ -359,9 +362,9 @@ def _check_structure(folder: Path, saved: Mapping[str, Any], target: Any) -> Non
 
 
 def _part(name: str) -> str:
-  """What a restore takes whole or not at all: a field of the state, or one of its averages."""
+  """What a restore takes whole or not at all: a field of the state, or one of its offsets."""
   first, *rest = name.split("/")
-  return f"{first}/{rest[0]}" if first == "averages" and rest else first
+  return f"{first}/{rest[0]}" if first in ("averages", "offsets") and rest else first
 
 
 def _first_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ MAX_WIDTH = 0.28
 """Just below 12^(-1/2), the width of gamma = 0, which weighs all parameters alike."""
 
 ROUNDING = 2.0**-24
-"""Relative error of the float32 averages that are put together."""
+"""Relative error of a float32 number."""
 
 
 class Combination(NamedTuple):
@@ -28,10 +28,12 @@ class Combination(NamedTuple):
     weights: of each stored average; their sum is 1.
     error: norm of the difference between the profile that they give and the one that is wanted,
       divided by the norm of the latter.
+    rounding: error that the rounding of the stored averages adds, divided by the parameters.
   """
 
   weights: Float[np.ndarray, "N"]
   error: float
+  rounding: float
 
 
 def width_of(gamma: float) -> float:
@@ -79,28 +81,49 @@ def inner_products(
   return scale * (low / high) ** later / high
 
 
+def rounding_of(updates: int, gamma: float, as_offsets: bool) -> float:
+  """Return the relative rounding error of a stored float32 average of one parameter.
+
+  Args:
+    updates: made until then.
+    gamma: exponent of its profile.
+    as_offsets: whether it was tracked as its difference to the parameters. Then only the stored
+      number is rounded: what 10^6 updates add was measured at 1e-7 of a parameter that moves
+      noisily, as in training. If not, the average stands still once it is nearer to the parameter
+      than 2^-25 / w of it, with w = (gamma + 1) / updates the weight of the newest.
+  """
+  return ROUNDING if as_offsets else ROUNDING * max(1.0, updates / (2 * (gamma + 1)))
+
+
 def combine(
-  times: Float[np.ndarray, "N"], gammas: Float[np.ndarray, "N"], time: float, gamma: float
+  times: Float[np.ndarray, "N"],
+  gammas: Float[np.ndarray, "N"],
+  time: float,
+  gamma: float,
+  rounding: float | Float[np.ndarray, "N"] = ROUNDING,
 ) -> Combination:
   """The weights with which stored averages give the one wanted: least squares of the profiles.
 
   Section 3.2 and appendix C of the paper, with two additions. The weights sum to 1: with few stored
   averages they would otherwise fall short of it and shrink every parameter (networks whose layers
   normalise their weights, as the paper's, do not notice). And each weight costs what it multiplies,
-  the rounding of a float32 average: this bounds the weights where stored profiles are nearly alike.
+  the rounding of a stored average: this bounds the weights where stored profiles are nearly alike.
 
   Args:
     times: of the stored averages, above 0 and at most `time`.
     gammas: their exponents.
     time, gamma: of the average that is wanted.
+    rounding: relative error of each stored average, see `rounding_of`.
   """
+  cost = np.broadcast_to(np.asarray(rounding, np.float64), (len(times),))
   num, all_gammas = len(times), np.append(gammas, gamma).astype(np.float64)
   products = inner_products(np.append(np.asarray(times) / time, 1.0), all_gammas)
   gram, cross, norm = products[:num, :num], products[:num, num], products[num, num]
   system = np.ones((num + 1, num + 1))  # the last row and column are the sum's
-  system[:num, :num] = gram + ROUNDING**2 * np.eye(num)
+  system[:num, :num] = gram + np.diag(cost**2)
   system[num, num] = 0.0
   # Not `solve`: two snapshots between which every update was skipped are the same profile.
   weights = np.linalg.lstsq(system, np.append(cross, 1.0))[0][:num]
   squared = weights @ gram @ weights - 2 * weights @ cross + norm
-  return Combination(weights, math.sqrt(max(squared, 0.0) / norm))
+  error = math.sqrt(max(squared, 0.0) / norm)
+  return Combination(weights, error, float(np.linalg.norm(weights * cost)))

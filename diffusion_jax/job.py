@@ -1,6 +1,7 @@
 """A training run, put together and checked: its parts, and the state that it goes on from."""
 
 import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from diffusion_jax import checkpoint, distributed, log, runs, sharding, watchdog
 from diffusion_jax.data import Source, fingerprint
 from diffusion_jax.experiment import Experiment, of_another_run
-from diffusion_jax.state import TrainState
+from diffusion_jax.state import TrainState, from_averages, holds_averages, with_averages
 from diffusion_jax.step import make_init
 from diffusion_jax.types import Generative, ImageSpec, UserError
 
@@ -111,14 +112,31 @@ def start(job: Job) -> tuple[TrainState, bool]:
       return jax.block_until_ready(create(np.uint32(experiment.training.seed))), False
   harmless = runs.check_continues(job.workdir, experiment)
   foreign = functools.partial(of_another_run, experiment.to_dict())
-  target = sharding.as_target(shapes, layout)
+  target = stored_target(shapes, layout)
   restored = checkpoint.restore(job.checkpoints, target, foreign=foreign)
   _check_same_data(job, restored.meta)
   if harmless:
     print(f"changed since the run began: {'; '.join(harmless)}")
   distributed.first_does(lambda: _put_aside(job, restored.damaged))
   runs.write_config(job.workdir, experiment.to_dict())
-  return restored.state, True
+  state = restored.state
+  return state if isinstance(state, TrainState) else from_averages(state), True
+
+
+def stored_target(shapes: TrainState, layout: TrainState) -> Callable[[Mapping[str, Any]], Any]:
+  """Return the function from a checkpoint's leaves to what to restore, whatever version wrote it.
+
+  Args:
+    shapes: the state as ShapeDtypeStructs.
+    layout: its shardings.
+  """
+
+  def target(leaves: Mapping[str, Any]) -> Any:
+    if holds_averages(leaves):
+      return sharding.as_target(with_averages(shapes), with_averages(layout))
+    return sharding.as_target(shapes, layout)
+
+  return target
 
 
 def _put_aside(job: Job, damaged: tuple[checkpoint.Damage, ...]) -> None:

@@ -13,6 +13,7 @@ from diffusion_jax.job import Job
 from diffusion_jax.levels import NonFiniteImages, as_pictures, to_uint8
 from diffusion_jax.state import TrainState
 from diffusion_jax.step import make_eval_step, measured_likelihoods
+from diffusion_jax.types import Aux, Params
 
 Show = Callable[[log.Logger, int, TrainState, bool], None]
 
@@ -29,15 +30,16 @@ def make_show(job: Job) -> Show:
   baseline = functools.cache(lambda: _baseline(job) if measured else None)
 
   def show(logger: log.Logger, step: int, state: TrainState, last: bool) -> None:
-    if last or is_due(config, step):
-      state = state._replace(ema=sharding.gathered(state.ema, job.mesh))
+    if not (last or is_due(config, step)):
+      return
+    params = sharding.gathered(state.ema, job.mesh)
     if last or _due(step, config.logging.sample_every_steps):
       with said_if_not_finite(logger, step):
-        show_samples(job, logger, step, state, draw)
+        show_samples(job, logger, step, params, draw)
         if generative.encode is not None:
-          show_reconstructions(job, logger, step, state)
+          show_reconstructions(job, logger, step, params)
     if last or _due(step, config.eval.every_steps):
-      values = show_held_out(job, logger, step, state, eval_step, baseline)
+      values = show_held_out(job, logger, step, (params, state.aux), eval_step, baseline)
       if last:
         runs.write_final(job.workdir, step, values)
 
@@ -69,23 +71,23 @@ def _baseline(job: Job) -> float | None:
 
 
 def show_samples(
-  job: Job, logger: log.Logger, step: int, state: TrainState, draw: sampling.Draw
+  job: Job, logger: log.Logger, step: int, params: Params, draw: sampling.Draw
 ) -> None:
   """A grid from the EMA weights, each time from the same noise and labels."""
   num, classes = job.experiment.logging.num_samples, job.generative.num_classes
   labels = sampling.cycle_labels(range(classes), num) if classes else None
-  images = to_uint8(draw(state.ema, labels, num, job.experiment.training.seed))
+  images = to_uint8(draw(params, labels, num, job.experiment.training.seed))
   grid = log.image_grid(images, log.grid_columns(num, classes))
   path = logger.image(step, "samples", grid)
   if path is not None:
     logger.print(f"step {step:,}: samples in {path}")
 
 
-def show_reconstructions(job: Job, logger: log.Logger, step: int, state: TrainState) -> None:
+def show_reconstructions(job: Job, logger: log.Logger, step: int, params: Params) -> None:
   """A grid of held-out images, each row above its reconstructions."""
   num = job.experiment.logging.num_samples
   batch = sampling.first_examples(job.test or job.train, num)
-  decoded = to_uint8(sampling.make_reconstruct(job.generative, job.mesh)(state.ema, batch))
+  decoded = to_uint8(sampling.make_reconstruct(job.generative, job.mesh)(params, batch))
   originals = as_pictures(batch.image, job.train.spec.num_levels)
   columns = log.grid_columns(num, 0)
   rows = sampling.rows_in_turn([originals, decoded], columns)
@@ -99,15 +101,15 @@ def show_held_out(
   job: Job,
   logger: log.Logger,
   step: int,
-  state: TrainState,
+  model: tuple[Params, Aux],
   eval_step: Callable,
   baseline: Callable[[], float | None],
 ) -> dict[str, float]:
-  """Figures of the whole test split from the EMA weights, printed and logged."""
+  """Print and log figures of the whole test split, from the EMA weights and the loss's state."""
   if job.test is None:
     return {}
   size = job.experiment.eval.batch_size
-  figures = evaluation.held_out(eval_step, state.ema, state.aux, job.test, job.mesh, size)
+  figures = evaluation.held_out(eval_step, *model, job.test, job.mesh, size)
   for line in evaluation.summarize(figures, job.generative):
     logger.print(f"step {step:,}: held-out {line}")
   values = evaluation.flatten(figures)

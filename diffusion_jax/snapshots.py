@@ -10,7 +10,10 @@ from typing import Any
 
 from diffusion_jax import checkpoint, distributed
 from diffusion_jax.checkpoint import Checkpoints
-from diffusion_jax.state import EMA, TrainState
+from diffusion_jax.state import EMA, TrainState, average
+
+AS_OFFSETS = {"tracked_as": "offsets"}
+"""Mark of averages that were tracked as differences; older ones have more rounding in them."""
 
 
 class Snapshots:
@@ -24,7 +27,7 @@ class Snapshots:
     ema: the run's averages.
     num_steps: of the run.
     state: that the run goes on from.
-    meta: JSON values saved beside each; "updates" is added.
+    meta: JSON values saved beside each; "updates" and the mark AS_OFFSETS are added.
   """
 
   def __init__(
@@ -60,10 +63,11 @@ class Snapshots:
     if before_checkpoint:
       self._saver.wait()
     if self.is_due(step):
-      content = {name: state.averages[name] for name in self._names}
+      content = {name: average(state.params, state.offsets[name]) for name in self._names}
       counts = {"step": state.step, "num_skipped": state.num_skipped}
       updates = int(state.step) - int(state.num_skipped)
-      self._saver.save(step, {**counts, "averages": content}, {**self._meta, "updates": updates})
+      meta = {**self._meta, "updates": updates, **AS_OFFSETS}
+      self._saver.save(step, {**counts, "averages": content}, meta)
     if step == self._num_steps:
       self._saver.wait()  # once the run is marked as finished, no later start makes up for it
 

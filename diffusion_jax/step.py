@@ -117,15 +117,8 @@ def make_train_step(
     updates = state.step - state.num_skipped
     new_params, opt_state = _apply(transform, grads, state)
     finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(scalars["grad_norm"])
-    olds = {"ema": state.ema, **state.averages}
-    averages = ema.update(olds, new_params, updates, numbers.ema)
-    candidate = state._replace(
-      params=new_params,
-      opt_state=opt_state,
-      ema=averages.pop("ema"),
-      aux=aux,
-      averages=averages,
-    )
+    offsets = ema.update(state.offsets, state.params, new_params, updates, numbers.ema)
+    candidate = state._replace(params=new_params, opt_state=opt_state, aux=aux, offsets=offsets)
     scalars["learning_rate"] = rate(updates)
     state = _advance(finite, candidate, state)
     return state, scalars | {

@@ -6,7 +6,7 @@ half_life_images:500000 the power function of which the last so many images have
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import checkpoint, distributed, sharding
+from diffusion_jax import checkpoint, distributed, sharding, state
 from diffusion_jax.ema_profiles import (
   MAX_WIDTH,
   Combination,
   combine,
   exponent_of,
   exponent_of_half_life,
+  rounding_of,
   width_of,
 )
 from diffusion_jax.experiment import of_another_run
+from diffusion_jax.snapshots import AS_OFFSETS
 from diffusion_jax.types import Generative, Params, UserError
+
+Leaves = Mapping[str, Any]
+Tree = Callable[[Leaves], dict[str, Any]]
 
 MAX_ERROR = 0.1
 """Averages whose profile is farther from the one that was asked for are refused."""
@@ -90,11 +95,13 @@ class Stored(NamedTuple):
   Attributes:
     directory, step: where it is.
     updates: made until then.
+    as_offsets: whether the run tracked them as differences, see `EMA.update`.
   """
 
   directory: Path
   step: int
   updates: int
+  as_offsets: bool
 
 
 def parse_average(text: str | None) -> Average:
@@ -153,7 +160,7 @@ def restore(
   if average == Average() or (first is not None and average == Average("decay", first)):
     return _restore_one(directory, step, mesh, generative, average, "ema")
   if average.name in names:
-    return _restore_one(directory, step, mesh, generative, average, f"averages/{average.name}")
+    return _restore_one(directory, step, mesh, generative, average, average.name)
   profiles = [n for n in names if n.startswith("profile:")]
   if average.kind == "decay":
     found = [n for n in ([] if first is None else [f"decay:{first}"]) + names if n not in profiles]
@@ -170,51 +177,49 @@ def restore(
 def tracked(meta: Mapping[str, Any]) -> list[str]:
   """Names of the averages in a checkpoint beside the first."""
   leaves = (name.split("/") for name in meta["leaves"])
-  return list(dict.fromkeys(parts[1] for parts in leaves if parts[0] == "averages"))
+  names = dict.fromkeys(parts[1] for parts in leaves if parts[0] in ("averages", "offsets"))
+  return [name for name in names if name != "ema"]
 
 
 def _restore_one(
-  directory: Path, step: int | None, mesh: Mesh, generative: Generative, average: Average, path: str
+  directory: Path, step: int | None, mesh: Mesh, generative: Generative, average: Average, name: str
 ) -> Weights:
-  shapes: Any = _shapes(generative)
-  for name in reversed(path.split("/")):
-    shapes = {name: shapes}
-  restored = _read(directory, step, mesh, shapes)
+  restored = _read(directory, step, mesh, _tree([name], generative))
   meta = checkpoint.read_meta(directory, restored.step)
-  params = restored.state
-  for name in path.split("/"):
-    params = params[name]
+  params = _averages(restored.state, [name])[name]
   what = "" if average.kind == "ema" else f" {average.name}"
   print(f"restored the EMA weights{what} of step {restored.step:,} on {mesh.size} device(s)")
-  return Weights(params, restored.step, meta, _leaves(meta, path), None)
+  return Weights(params, restored.step, meta, _leaves(meta, [name]), None)
 
 
 def _put_together(
   workdir: Path, directory: Path, step: int | None, mesh: Mesh, generative: Generative,
   average: Average, profiles: Sequence[str],
 ) -> Weights:  # fmt: skip
-  shapes = {"averages": dict.fromkeys(profiles, _shapes(generative))}
-  count = jax.ShapeDtypeStruct((), jnp.int32)
-  newest = _read(directory, step, mesh, {"step": count, "num_skipped": count, **shapes})
+  tree, count = _tree(profiles, generative), jax.ShapeDtypeStruct((), jnp.int32)
+  counts = {"step": count, "num_skipped": count}
+  newest = _read(directory, step, mesh, lambda leaves: {**tree(leaves), **counts})
   meta = checkpoint.read_meta(directory, newest.step)
   updates = int(newest.state["step"]) - int(newest.state["num_skipped"])
   gamma = _exponent(average, updates, meta["config"]["training"]["batch_size"])
-  target = Stored(directory, newest.step, updates)
+  target = Stored(directory, newest.step, updates, _tracked_as_offsets(meta))
   stored = [*snapshots_before(workdir / "ema_snapshots", target), target]
   while True:
     mixture = _mix(average, stored, profiles, gamma)
-    params, damaged = _sum(stored, mixture, newest.state["averages"], profiles, mesh, shapes)
+    at_hand = _averages(newest.state, profiles)
+    params, damaged = _sum(stored, mixture, at_hand, profiles, mesh, tree)
     if damaged is None:
       break
     stored = [unit for unit in stored if unit != damaged]
   made = _describe(average, stored, mixture, gamma)
   print(f"put the EMA weights {average.name} of step {newest.step:,} together from "
         f"{len(stored)} x {len(profiles)} averages: their profile is within "
-        f"{mixture.error:.2g} of it, relative")  # fmt: skip
+        f"{mixture.error:.2g} of it, relative, and float32 adds an error of about "
+        f"{mixture.rounding:.1g} of a parameter")  # fmt: skip
   facts = {
     "average": average.name,
     "step": newest.step,
-    "stored": {str(s.step): _leaves(checkpoint.read_meta(*s[:2]), "averages") for s in stored},
+    "stored": {str(s.step): _leaves(checkpoint.read_meta(*s[:2]), profiles) for s in stored},
   }
   return Weights(params, newest.step, meta, facts, made)
 
@@ -224,12 +229,12 @@ def snapshots_before(directory: Path, target: Stored) -> list[Stored]:
   found = []
   for step in checkpoint.saved_steps(directory):
     try:
-      updates = checkpoint.read_meta(directory, step)["updates"] if step < target.step else 0
+      meta = checkpoint.read_meta(directory, step) if step < target.step else {"updates": 0}
     except UserError as error:
       print(f"snapshot {step} is left out: {error}")
       continue
-    if 0 < updates < target.updates:
-      found.append((step, updates))
+    if 0 < meta["updates"] < target.updates:
+      found.append((step, meta["updates"], _tracked_as_offsets(meta)))
   return [Stored(directory, *row) for row in distributed.from_first(found)]
 
 
@@ -255,7 +260,9 @@ def _mix(
   """
   gammas = [exponent_of(float(name.partition(":")[2])) for name in profiles]
   times = np.repeat([float(unit.updates) for unit in stored], len(profiles))
-  mixture = combine(times, np.tile(gammas, len(stored)), float(stored[-1].updates), gamma)
+  rounding = [rounding_of(unit.updates, g, unit.as_offsets) for unit in stored for g in gammas]
+  end = float(stored[-1].updates)
+  mixture = combine(times, np.tile(gammas, len(stored)), end, gamma, np.asarray(rounding))
   if mixture.error > MAX_ERROR:
     widths = ", ".join(f"--ema={name.partition(':')[2]}" for name in profiles)
     raise UserError(
@@ -269,7 +276,7 @@ def _mix(
 
 def _sum(
   stored: Sequence[Stored], mixture: Combination, newest: Mapping[str, Params],
-  profiles: Sequence[str], mesh: Mesh, shapes: Any,
+  profiles: Sequence[str], mesh: Mesh, tree: Tree,
 ) -> tuple[Params, Stored | None]:  # fmt: skip
   """The weighted sum over what is stored, or the first unit that turns out to be damaged."""
   rows = mixture.weights.reshape(len(stored), len(profiles))
@@ -278,7 +285,8 @@ def _sum(
     if total is not None and np.abs(row).max() < NEGLIGIBLE:
       continue
     try:
-      averages = newest if total is None else _read(*unit[:2], mesh, shapes).state["averages"]
+      read = lambda unit=unit: _averages(_read(*unit[:2], mesh, tree).state, profiles)  # noqa: E731
+      averages = newest if total is None else read()
     except UserError as error:
       print(f"snapshot {unit.step} is left out: {error}")
       return None, unit
@@ -303,15 +311,43 @@ def _describe(
     "sigma_rel": width_of(gamma),
     "num_snapshots": len(stored) - 1,
     "profile_error": mixture.error,
+    "rounding_error": mixture.rounding,
   }
 
 
-def _shapes(generative: Generative) -> Any:
-  return jax.eval_shape(lambda: generative.init(jax.random.key(0))[0])
+def _tree(names: Sequence[str], generative: Generative) -> Tree:
+  """Return the function from stored leaves to the part of the state that holds these averages."""
+  params = jax.eval_shape(lambda: generative.init(jax.random.key(0))[0])
+
+  def tree(leaves: Leaves) -> dict[str, Any]:
+    if _has_offsets(leaves):
+      return {"params": params, "offsets": dict.fromkeys(names, params)}
+    others = dict.fromkeys([name for name in names if name != "ema"], params)
+    return ({"ema": params} if "ema" in names else {}) | ({"averages": others} if others else {})
+
+  return tree
 
 
-def _read(directory: Path, step: int | None, mesh: Mesh, shapes: Any) -> checkpoint.Restored:
-  target = sharding.as_target(shapes, jax.tree.map(lambda _: sharding.replicated(mesh), shapes))
+def _averages(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Params]:
+  """Return the averages, by name, from what was read with `_tree`."""
+  if "offsets" in tree:
+    return {name: state.average(tree["params"], tree["offsets"][name]) for name in names}
+  return {name: tree["ema"] if name == "ema" else tree["averages"][name] for name in names}
+
+
+def _has_offsets(leaves: Leaves) -> bool:
+  return any(name.startswith("offsets/") for name in leaves)
+
+
+def _tracked_as_offsets(meta: Mapping[str, Any]) -> bool:
+  return _has_offsets(meta["leaves"]) or AS_OFFSETS.items() <= meta.items()
+
+
+def _read(directory: Path, step: int | None, mesh: Mesh, tree: Tree) -> checkpoint.Restored:
+  def target(leaves: Leaves) -> Any:
+    shapes = tree(leaves)
+    return sharding.as_target(shapes, jax.tree.map(lambda _: sharding.replicated(mesh), shapes))
+
   restored = checkpoint.restore(directory, target, step, _foreign(directory.parent))
   for damage in restored.damaged:
     print(f"checkpoint {damage.step} is damaged ({damage.reason}); using an older one")
@@ -331,5 +367,9 @@ def _no_check(meta: Mapping[str, Any]) -> None:
   del meta
 
 
-def _leaves(meta: Mapping[str, Any], path: str) -> dict[str, Any]:
-  return {name: leaf for name, leaf in meta["leaves"].items() if name.startswith(f"{path}/")}
+def _leaves(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+  """Return the stored leaves that these averages are made of."""
+  places = [place for name in names for place in (f"averages/{name}/", f"offsets/{name}/")]
+  places += ["ema/"] if "ema" in names else []
+  places += ["params/"] if _has_offsets(meta["leaves"]) else []
+  return {name: leaf for name, leaf in meta["leaves"].items() if name.startswith(tuple(places))}

@@ -51,7 +51,7 @@ FAULTS = (
         r"jax\.random\.fold_in\(key, i\)", "jax.random.fold_in(key, i // 2)",
         "tests/test_levels.py tests/test_step.py tests/samplers"),
   Fault("the average of the parameters is lost", "step.py",
-        r'ema=averages\.pop\("ema"\)', 'ema=(averages.pop("ema"), new_params)[1]',
+        r"aux=aux, offsets=offsets", "aux=aux, offsets=jax.tree.map(jnp.zeros_like, offsets)",
         "tests/test_step.py"),
   Fault("every run has the seed 0", "step.py",
         r"jax\.random\.key\((numbers|training)\.seed\), state\.step",

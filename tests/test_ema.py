@@ -15,10 +15,17 @@ from tiny import TINY
 from diffusion_jax import checkpoint, evaluate, runs, sample, sharding, step, train, weights
 from diffusion_jax.checkpoint import Checkpointing, Checkpoints
 from diffusion_jax.config import parse_override
-from diffusion_jax.ema_profiles import exponent_of, exponent_of_half_life, width_of
+from diffusion_jax.ema_profiles import (
+  combine,
+  exponent_of,
+  exponent_of_half_life,
+  rounding_of,
+  width_of,
+)
+from diffusion_jax.job import stored_target
 from diffusion_jax.sharding import MeshShape, create_mesh
 from diffusion_jax.snapshots import Snapshots
-from diffusion_jax.state import EMA, Adam
+from diffusion_jax.state import EMA, Adam, create_state, from_averages, with_averages
 from diffusion_jax.types import Batch, Generative, UserError
 from diffusion_jax.weights import Average, parse_average
 
@@ -194,16 +201,45 @@ def test_the_decay_of_an_average_that_has_a_half_life_names_nothing(toy, tmp_pat
     weights.restore(tmp_path, None, toy[1], quadratic(), Average("decay", 0.9))
 
 
-def test_a_checkpoint_from_before_there_were_more_averages_still_restores(tmp_path):
-  """A state of the seven fields that it had then, into the state of today."""
-  state = make_state(EMA(), 4)
+@pytest.mark.parametrize("names", [(), ("decay:0.5", "profile:0.1")])
+def test_a_checkpoint_that_holds_averages_themselves_still_restores(tmp_path, names):
+  """The layouts of before, without further averages too: to go on from, and to sample."""
+  params, averages = {"w": jnp.full(4, 3.0)}, {n: {"w": jnp.full(4, 2.0)} for n in ("ema", *names)}
+  new = create_state(params, {}, Adam().create(4), names)
+  stored = {**with_averages(new), "step": jnp.int32(4), "ema": averages["ema"]}
+  stored["averages"] = {name: averages[name] for name in names}
+  if not names:
+    del stored["averages"]  # as before there were any
+  config = {"ema": {"decay": 0.9}, "training": {"batch_size": 1}}
   saver = Checkpoints(tmp_path / "checkpoints", Checkpointing())
-  saver.save(4, {name: getattr(state, name) for name in state._fields if name != "averages"}, {})
+  saver.save(4, stored, {"config": config})
   saver.close()
-  layout = sharding.state_shardings(create_mesh(MeshShape()), state)
-  restored = checkpoint.restore(tmp_path / "checkpoints", sharding.as_target(state, layout))
-  assert jax.tree.structure(restored.state) == jax.tree.structure(state)
-  assert all(jax.tree.leaves(jax.tree.map(np.array_equal, restored.state, state)))
+  layout = sharding.state_shardings(create_mesh(MeshShape()), new)
+  restored = checkpoint.restore(tmp_path / "checkpoints", stored_target(new, layout))
+  state = from_averages(restored.state)
+  assert jax.tree.structure(state) == jax.tree.structure(new)
+  for name in state.offsets:
+    assert (state.offsets[name]["w"] == -1).all()
+  assert (state.ema["w"] == 2).all()
+  generative = Generative(lambda key: (params, {}), None, None, {})
+  mesh = create_mesh(MeshShape(), jax.devices()[:1])
+  for name in (None, "decay:0.5", "0.1") if names else (None,):
+    found = weights.restore(tmp_path, None, mesh, generative, parse_average(name))
+    assert (found.params["w"] == 2).all()
+    assert not any(leaf.startswith("params/") for leaf in found.facts)
+
+
+def test_averages_that_stood_still_say_how_wrong_they_are():
+  """A stored average of 10^6 updates at 0.1: off by up to 2^-25 / w; as a difference it is not."""
+  gamma = exponent_of(0.1)
+  assert rounding_of(10**6, gamma, True) == 2.0**-24
+  assert rounding_of(10**6, gamma, False) == pytest.approx(2.0**-25 * 10**6 / (gamma + 1))
+  assert rounding_of(1, gamma, False) == 2.0**-24
+  times, gammas = np.repeat(np.arange(1, 33.0), 2), np.tile([exponent_of(0.05), gamma], 32)
+  wanted = exponent_of(0.02)
+  fine, old = (combine(times, gammas, 32.0, wanted, r) for r in (2.0**-24, 2e-3))
+  assert fine.rounding == pytest.approx(np.linalg.norm(fine.weights) * 2.0**-24)
+  assert old.rounding > 1e3 * fine.rounding
 
 
 def test_the_rhythm_of_snapshots_may_change(tmp_path):

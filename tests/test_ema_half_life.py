@@ -10,11 +10,12 @@ from diffusion_jax.state import EMA
 
 def run(ema, values, start=0.0):
   """The average of a parameter that takes these values after successive updates."""
-  averages, found = {"ema": {"w": jnp.float32(start)}}, []
+  params, offsets, found = {"w": jnp.float32(start)}, {"ema": {"w": jnp.float32(0)}}, []
   update = jax.jit(ema.update)
   for step, value in enumerate(values):
-    averages = update(averages, {"w": jnp.float32(value)}, jnp.int32(step))
-    found.append(float(averages["ema"]["w"]))
+    old, params = params, {"w": jnp.float32(value)}
+    offsets = update(offsets, old, params, jnp.int32(step))
+    found.append(float(params["w"] + offsets["ema"]["w"]))
   return np.asarray(found)
 
 

@@ -102,7 +102,7 @@ def test_the_layout_table_counts_bytes_by_hand():
     step=jax.ShapeDtypeStruct((), jnp.int32),
     params={"wide": jax.ShapeDtypeStruct((64, 128), jnp.float32)},
     opt_state=({"mu": jax.ShapeDtypeStruct((4099, 3), jnp.float32)},),
-    ema={"wide": jax.ShapeDtypeStruct((64, 128), jnp.float32)},
+    offsets={"ema": {"wide": jax.ShapeDtypeStruct((64, 128), jnp.float32)}},
     aux={}, num_skipped=jax.ShapeDtypeStruct((), jnp.int32),
     num_skipped_in_a_row=jax.ShapeDtypeStruct((), jnp.int32),
   )  # fmt: skip
@@ -110,7 +110,7 @@ def test_the_layout_table_counts_bytes_by_hand():
     ("other", "replicated", 3, 12, 12),
     ("params", "fsdp 4", 1, 32768, 8192),
     ("opt_state", "replicated", 1, 49188, 49188),
-    ("ema", "fsdp 4", 1, 32768, 8192),
+    ("offsets", "fsdp 4", 1, 32768, 8192),
   ]
   total = 12 + 49188 + 2 * 32768
   assert sharding.describe_layout(mesh, tree)[-1].split() == [

@@ -75,7 +75,7 @@ def test_a_non_finite_update_is_skipped_and_counted(bad):
   before = jax.tree.map(np.asarray, state)
   for skipped in (1, 2):
     state, scalars = train_step(state, batch([bad] * 8))
-    for name in ("params", "opt_state", "ema", "aux"):
+    for name in ("params", "opt_state", "offsets", "aux"):
       kept = jax.tree.map(lambda a, b: bool(a == b), getattr(before, name), getattr(state, name))
       assert all(jax.tree.leaves(kept)), name
     assert int(scalars["num_skipped_in_a_row"]) == int(state.num_skipped) == skipped
