@@ -185,6 +185,10 @@ class LayoutRow(NamedTuple):
   bytes_per_device: int
 
 
+SHOWN_AS = {"offsets": "ema"}
+"""Fields of the state that the table calls by what they are for."""
+
+
 def layout_rows(mesh: Mesh, state: Any) -> list[LayoutRow]:
   """What of a state is split how; counters and the like are the part "other".
 
@@ -195,7 +199,8 @@ def layout_rows(mesh: Mesh, state: Any) -> list[LayoutRow]:
   layouts = jax.tree.leaves(state_shardings(mesh, state))
   rows: dict[tuple[str, str], LayoutRow] = {}
   for (name, leaf), layout in zip(named_leaves(state).items(), layouts, strict=True):
-    part = name.partition("/")[0] if "/" in name else "other"
+    field = name.partition("/")[0] if "/" in name else "other"
+    part = SHOWN_AS.get(field, field)
     how = ", ".join(f"{axis} {mesh.shape[axis]}" for axis in layout.spec if axis) or "replicated"
     row = rows.get((part, how), LayoutRow(part, how, 0, 0, 0))
     here = math.prod(layout.shard_shape(leaf.shape)) * leaf.dtype.itemsize

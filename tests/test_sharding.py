@@ -110,7 +110,7 @@ def test_the_layout_table_counts_bytes_by_hand():
     ("other", "replicated", 3, 12, 12),
     ("params", "fsdp 4", 1, 32768, 8192),
     ("opt_state", "replicated", 1, 49188, 49188),
-    ("offsets", "fsdp 4", 1, 32768, 8192),
+    ("ema", "fsdp 4", 1, 32768, 8192),
   ]
   total = 12 + 49188 + 2 * 32768
   assert sharding.describe_layout(mesh, tree)[-1].split() == [
