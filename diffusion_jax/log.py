@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from diffusion_jax.paths import replacing, write_whole
 from diffusion_jax.types import ImageSpec, UserError
 
 
@@ -64,17 +65,14 @@ def grid_columns(num_images: int, num_classes: int) -> int:
 def write_png(path: Path, image: UInt8[np.ndarray, "H W C"]) -> None:
   """Writes a grey or colour image so that no reader ever sees half of it."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f".{path.name}.part")
   picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
-  picture.save(part, format="PNG")
-  os.replace(part, path)
+  with replacing(path) as file:
+    picture.save(file, format="PNG")
 
 
 def write_json(path: Path, value: Any) -> None:
   """Writes JSON in one move: the old file stays until the new one is whole."""
-  part = path.with_name(f".{path.name}.part")
-  part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-  os.replace(part, path)
+  write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 class Sink(Protocol):
@@ -281,12 +279,9 @@ class Logger:
 
 def _open_jsonl(path: Path, start_step: int):
   """Opens for appending, without the rows that the resumed run will write again."""
-  if path.exists():
-    lines = path.read_text(errors="replace").splitlines()
-    rows = [line for line in lines if _row_step(line) <= start_step]
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(row + "\n" for row in rows))
-    os.replace(part, path)
+  lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+  rows = [line for line in lines if _row_step(line) <= start_step]
+  write_whole(path, "".join(row + "\n" for row in rows))
   return path.open("a")
 
 
@@ -307,7 +302,7 @@ def _open_wandb(project: str, workdir: Path):
     ) from error
   file = workdir / "wandb_id"  # the same run there after a resume here
   if not file.exists():
-    file.write_text(uuid.uuid4().hex[:8])
+    write_whole(file, uuid.uuid4().hex[:8])
   identity = file.read_text()
   return wandb.init(
     project=project, name=workdir.name, dir=str(workdir), id=identity, resume="allow"

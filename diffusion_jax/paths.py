@@ -1,14 +1,17 @@
-"""Paths that users give, the folder of the user's cache, and locks on files."""
+"""Paths that users give, the user's cache, files that are whole or absent, and locks."""
 
+import contextlib
 import errno
 import fcntl
 import functools
 import os
 import re
+import secrets
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from diffusion_jax.types import UserError
 
@@ -96,6 +99,50 @@ def _of_temporary_files() -> Path:
   print(f"the user's cache cannot be written; {folder} is used instead (set XDG_CACHE_HOME)",
         file=sys.stderr)  # fmt: skip
   return folder
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+  """Open a new file for writing that replaces `path` if the block ends without an error.
+
+  Until then the old file stays as it is. The new one is made beside it under a name that nobody can
+  guess and that must not exist: a link that lies there, of whoever else may write to the folder, is
+  never written through.
+
+  Raises:
+    OSError: the folder cannot be written, or the disk is full.
+  """
+  part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
+  handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+  try:
+    with os.fdopen(handle, "wb") as file:
+      yield file
+    os.replace(part, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      part.unlink()
+    raise
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+  """Write a file in one move: readers see the old content or the new, never a part of it."""
+  with replacing(path) as file:
+    file.write(content.encode() if isinstance(content, str) else content)
+
+
+def open_own(path: Path) -> Any:
+  """Open a text file of ours for reading and appending; one that is a link is refused.
+
+  Raises:
+    UserError: it is a link.
+    OSError: it cannot be opened.
+  """
+  try:
+    return open(path, "a+", opener=lambda name, how: os.open(name, how | os.O_NOFOLLOW, 0o666))
+  except OSError as error:
+    if error.errno != errno.ELOOP:
+      raise
+    raise UserError(f"{path} is a link, which is not written through; delete it") from error
 
 
 def try_lock(file: Any) -> Literal["taken", "held", "not supported"]:

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -236,9 +237,8 @@ def prepare_workdir(workdir: Path, fresh: bool) -> None:
     if fresh and workdir.exists() and any(workdir.iterdir()):
       _move_aside(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / f".write_test_{os.getpid()}"
-    probe.touch()
-    probe.unlink()
+    with tempfile.TemporaryFile(dir=workdir):
+      pass
   except OSError as error:
     raise UserError(
       f"--workdir={workdir} cannot be written ({error.strerror}); choose another --workdir"
@@ -283,7 +283,7 @@ def lock(workdir: Path, doing: str = "training") -> Iterator[None]:
 def _lock(workdir: Path, doing: str) -> Iterator[None]:
   # A job that was started again may find its predecessor's process 0 still dying on another host.
   patience = LOCK_PATIENCE_SEC if jax.process_count() > 1 else 0.0
-  with (workdir / ".lock").open("a+") as file:
+  with paths.open_own(workdir / ".lock") as file:
     lock = _lock_within(patience, file)
     if lock == "not supported":
       print(f"{workdir}: this file system has no locks; start no second job there", flush=True)

@@ -17,7 +17,7 @@ from diffusion_jax.config import Override
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import stored_spec
 from diffusion_jax.levels import as_pictures, to_uint8
-from diffusion_jax.paths import run_folder, user_path
+from diffusion_jax.paths import replacing, run_folder, user_path
 from diffusion_jax.types import Generative, Params, UserError
 
 
@@ -172,9 +172,8 @@ def write(out: Path, images: np.ndarray, labels: np.ndarray | None, columns: int
     log.write_png(out, log.image_grid(images, columns))
   elif out.suffix == ".npz":
     labels = np.full(len(images), -1, np.int32) if labels is None else labels
-    part = out.with_name(f".{out.stem}.part.npz")
-    np.savez_compressed(part, images=images, labels=labels)
-    os.replace(part, out)
+    with replacing(out) as file:
+      np.savez_compressed(file, images=images, labels=labels)
   else:
     for i, image in enumerate(images):
       log.write_png(out / f"{i:06d}.png", image)

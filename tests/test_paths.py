@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from diffusion_jax import paths, runs, train
+from diffusion_jax import log, paths, runs, sample, train
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.types import UserError
 
@@ -132,3 +133,76 @@ def test_any_other_failure_of_a_lock_is_raised(tmp_path, monkeypatch):
   monkeypatch.setattr(fcntl, "flock", flock)
   with (tmp_path / "f").open("w") as file, pytest.raises(OSError, match="input or output"):
     paths.try_lock(file)
+
+
+def assert_whole_and_alone(folder, victim, name):
+  """The writer has made a file of its own; what the links lead to is as it was."""
+  assert victim.read_text() == "precious"
+  assert not (folder / name).is_symlink()
+  assert (folder / name).stat().st_size > 0
+
+
+def write_png(path):
+  log.write_png(path, np.zeros((4, 4, 1), np.uint8))
+
+
+WRITERS = {
+  "json": lambda path: log.write_json(path, {"a": 1}),
+  "png": write_png,
+  "rows": lambda path: log.Rows(path, 0).scalars(1, {"a": 1.0}),
+  "npz": lambda path: sample.write(path, np.zeros((1, 4, 4, 1), np.uint8), None, 1),
+  "text": lambda path: paths.write_whole(path, "text"),
+}
+SUFFIX = {"png": ".png", "npz": ".npz"}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_nothing_is_written_through_a_link(kind, tmp_path):
+  """Neither through one at the file's own place nor through those where half files were made."""
+  victim, folder = tmp_path / "victim", tmp_path / "folder"
+  folder.mkdir()
+  victim.write_text("precious")
+  name = f"file{SUFFIX.get(kind, '')}"
+  places = [name, f".{name}.part", f".{name}.{os.getpid()}.part", ".file.part.npz",
+            f".file.{os.getpid()}.part.npz"]  # fmt: skip
+  for place in dict.fromkeys(places):
+    (folder / place).symlink_to(victim)
+  WRITERS[kind](folder / name)
+  assert_whole_and_alone(folder, victim, name)
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_end_kept(tmp_path):
+  victim = tmp_path / "victim"
+  victim.write_text("precious")
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / ".lock").symlink_to(victim)
+  with (
+    pytest.raises(UserError, match=r"\.lock is a link, .* delete it"),
+    runs.lock(tmp_path / "run"),
+  ):
+    pass
+  assert victim.read_text() == "precious"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_half_one(tmp_path):
+  (tmp_path / "a").write_text("old")
+
+  def fail():
+    with paths.replacing(tmp_path / "a") as file:
+      file.write(b"half")
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    fail()
+  assert [p.name for p in tmp_path.iterdir()] == ["a"]
+  assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_written_file_has_the_users_usual_rights_and_any_name(tmp_path):
+  name = "n" * 250
+  before = os.umask(0o027)
+  try:
+    paths.write_whole(tmp_path / name, "text")
+  finally:
+    os.umask(before)
+  assert (tmp_path / name).stat().st_mode & 0o777 == 0o640

@@ -247,6 +247,8 @@ def write(out: Path, encoded: Encoded, writes: bool = True) -> float:
     return math.nan
   try:
     shutil.rmtree(part, ignore_errors=True)
+    if os.path.lexists(part):  # a file, or a link: what it leads to is not ours
+      part.unlink()
     part.mkdir(parents=True)
     for split, source in encoded.sources.items():
       _write_split(part, split, source, encoded)

@@ -23,7 +23,7 @@ from diffusion_jax.data.record_format import (
   shard_name,
 )
 from diffusion_jax.data.source import fit_image, fixed_order
-from diffusion_jax.paths import try_lock
+from diffusion_jax.paths import try_lock, write_whole
 from diffusion_jax.types import UserError
 
 OPTIONS = "group_size:1,uncompressed"
@@ -179,7 +179,7 @@ def _plan(task: Task, pictures: Pictures, target: Path) -> Description:
   )  # fmt: skip
   if before is None:
     wanted = wanted._replace(num_shards=wanted.num_shards or _choose_num_shards(task, pictures))
-    _part(target).write_text(wanted.to_json())
+    write_whole(_part(target), wanted.to_json())
     return wanted
   odd = [name for name in wanted._fields if getattr(before, name) != getattr(wanted, name)]
   if odd:
@@ -225,6 +225,7 @@ def _write_shard(
   """Writes one shard beside its place and moves it there when it is safe on the disk."""
   part = _part(target)
   try:
+    part.unlink(missing_ok=True)  # the writer would go through a link that lies there
     writer = ArrayRecordWriter(str(part), OPTIONS)
     try:
       for record in _records(pool, task, pictures, places):

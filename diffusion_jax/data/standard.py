@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from diffusion_jax.paths import replacing
 from diffusion_jax.types import UserError
 
 CONNECT_SEC = 8.0
@@ -91,11 +92,9 @@ def _obtain(url: str, path: Path, checksum: str) -> Path:
   """The archive at `path`, downloaded if need be; its SHA-256 is checked either way."""
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with _connect(url, path) as answer, part.open("wb") as file:
+    with _connect(url, path) as answer, replacing(path) as file:
       print(f"downloading {url}", flush=True)
       _copy(answer, file, url, path)
-    os.replace(part, path)
   _check_sum(path, url, checksum)
   return path
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffusion_jax import watchdog
+from diffusion_jax.paths import write_whole
 from diffusion_jax.types import UserError
 
 T = TypeVar("T")
@@ -104,9 +105,7 @@ def share_file(path: Path) -> None:
   content = np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes()
   if not is_first() and not (path.is_file() and path.read_bytes() == content):
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    write_whole(path, content)
   watchdog.beat()
 
 

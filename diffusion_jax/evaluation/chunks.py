@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import distributed, signals
+from diffusion_jax import distributed, paths, signals
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -41,9 +41,8 @@ class Chunks:
       return
     for left in folder.glob(".*.part*"):  # by a process that was killed
       left.unlink(missing_ok=True)
-    part = folder / f".facts.{os.getpid()}.part"
-    part.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
-    os.replace(part, folder / "facts.json")
+    text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
+    paths.write_whole(folder / "facts.json", text)
 
   def get(self, number: int, rows: int, compute: Callable[[], Arrays]) -> dict[str, np.ndarray]:
     """Piece `number`: from disk if it is there and whole, else computed and written.
@@ -81,12 +80,10 @@ class Chunks:
     return {name: value[:rows] for name, value in arrays.items()}
 
   def _write(self, path: Path, arrays: Arrays) -> None:
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part.npz")
-    with part.open("wb") as file:
+    with paths.replacing(path) as file:
       np.savez(file, allow_pickle=False, **arrays)
       file.flush()
       os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def pieces(num: int, size: int) -> list[tuple[int, int, int]]:

@@ -1,7 +1,6 @@
 """Reference statistics: the features of real images, with a stamp that says which and how."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,15 +97,14 @@ def save(path: Path, reference: Reference) -> None:
   Raises:
     UserError: the path cannot be written.
   """
-  part = path.with_name(f".{path.stem}.{os.getpid()}.part.npz")
   arrays = {"features": reference.features, "places": reference.places}
   for name, sums in (("pool", reference.pool), ("spatial", reference.spatial)):
     if sums is not None:
       arrays |= {f"{name}_{field}": np.asarray(value) for field, value in sums._asdict().items()}
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(part, allow_pickle=False, stamp=json.dumps(reference.stamp), **arrays)
-    os.replace(part, path)
+    with paths.replacing(path) as file:
+      np.savez(file, allow_pickle=False, stamp=json.dumps(reference.stamp), **arrays)
   except OSError as error:
     raise UserError(f"--out={path} cannot be written ({error.strerror}); choose another") from error
 

@@ -7,7 +7,6 @@ measures is named after the data, fd_digits, and never fid.
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,12 +186,11 @@ def _accuracy(params: Any, source: Source) -> float:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
-  part = path.with_name(f".{path.name}.{os.getpid()}.part.npz")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(part, allow_pickle=False, facts=json.dumps(facts, sort_keys=True),
-             sha256=_digest(arrays, facts), **arrays)  # fmt: skip
-    os.replace(part, path)
+    with paths.replacing(path) as file:
+      np.savez(file, allow_pickle=False, facts=json.dumps(facts, sort_keys=True),
+               sha256=_digest(arrays, facts), **arrays)  # fmt: skip
   except OSError as error:
     raise UserError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
 

@@ -6,10 +6,8 @@ says which file it was made from and carries a SHA-256 of its arrays: that finds
 forgery.
 """
 
-import contextlib
 import hashlib
 import io
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,14 +126,10 @@ def store(data: bytes, where: str, target: Path) -> None:
   state = read_state_dict(data, where)
   from_torch(state)  # says what is wrong before anything is written
   packed = pack(state, sha256)
-  part = target.with_name(f"{target.name}.{os.getpid()}.part")
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(packed)
-    os.replace(part, target)
+    paths.write_whole(target, packed)
   except OSError as error:
-    with contextlib.suppress(OSError):
-      part.unlink()
     raise UserError(f"{target} cannot be written ({error}); set XDG_CACHE_HOME") from error
 
 

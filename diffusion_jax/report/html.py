@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from diffusion_jax.paths import write_whole
 from diffusion_jax.report import comparison, pictures, plots, sweep, sweep_plots, views
 from diffusion_jax.report.pictures import HERO_WIDTH, Picture, show
 from diffusion_jax.report.views import Metrics
@@ -65,9 +65,7 @@ def write_report(
   """
   page = render(metrics, pictures, training, compared)
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f".{path.name}.part")
-  part.write_text(page, encoding="utf-8")
-  os.replace(part, path)
+  write_whole(path, page)
 
 
 def render(
