@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import socket
+import threading
 import time
 
 import pytest
@@ -105,16 +106,96 @@ def test_an_address_without_a_port_is_refused(address):
     roll_call.roll_call(Distributed(), World("test", 2, 1, address), "same")
 
 
+FOREIGN = [
+  b"GET / HTTP/1.1\r\n\r\n", b"\xff\xfe\n", b"[" * 60000 + b"\n",
+  b"null\n", b"7\n", b"[1]\n", b"{}\n",
+  b'{"process": "x"}\n', b'{"process": 1, "host": "a"}\n', b'{"process": Infinity, "host": "a"}\n',
+  b'{"process": 1, "count": 2, "host": "a", "identity": 3}\n',
+  b'{"process": 1, "count": "2", "host": "a", "identity": "same"}\n',
+  b'{"process": -1, "count": 2, "host": "a", "identity": "same"}\n',
+  b'{"process": true, "count": 2, "host": "a", "identity": "same"}\n',
+  b'{"process": 1, "count": 2, "host": "\\u001b[2J", "identity": "same"}\n',
+  b'{"process": 1, "count": 2, "host": "a", "identity": "same", "more": 1}\n',
+]  # fmt: skip
+
+
 def test_strangers_at_the_door_do_not_matter():
-  """A port scanner that says nothing sensible, or nothing."""
-  port = free_port()
+  """They say nothing sensible, one object of another kind, or nothing for as long as they may."""
+  port, silent = free_port(), []
 
   def stranger(words):
     time.sleep(0.3)
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as door:
       door.sendall(words)
+      door.recv(1)
 
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    for words in (b"GET / HTTP/1.1\r\n\r\n", b'{"process": "x"}\n'):
+  def quiet():
+    time.sleep(0.3)
+    silent.append(socket.create_connection(("127.0.0.1", port), 5))
+
+  begun = time.monotonic()
+  with concurrent.futures.ThreadPoolExecutor(len(FOREIGN) + 3) as pool:
+    for words in FOREIGN:
       pool.submit(stranger, words)
+    for _ in range(3):
+      pool.submit(quiet)
     assert call([(0, 2), (1, 2, "same", 1.0)], port=port) == [None, None]
+  assert len(silent) == 3
+  assert time.monotonic() - begun < roll_call.GREETING_SEC  # the silent ones hold nobody up
+  for door in silent:
+    door.close()
+
+
+def test_a_process_that_starts_again_takes_its_own_place():
+  port = free_port()
+  hello = b'{"process": 1, "count": 3, "host": "a", "identity": "same"}\n'
+
+  def dies():
+    time.sleep(0.3)
+    with socket.create_connection(("127.0.0.1", port), 5) as door:
+      door.sendall(hello)
+      assert door.recv(100) == b'{"welcome": "diffusion_jax"}\n'
+
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    died = pool.submit(dies)
+    calls = [(0, 3), (1, 3, "same", 1.0), (2, 3, "same", 1.5)]
+    assert call(calls, port=port) == [None] * 3
+    died.result()
+
+
+@pytest.mark.parametrize(
+  "answer", [b"", b"HTTP/1.1 400 Bad Request\r\n", b"5\n", b'{"go": true}\n', b"x" * 100000]
+)
+def test_a_stranger_on_the_port_of_process_0_is_named(answer, monkeypatch, capsys):
+  """It takes the connection and says nothing, or something else than process 0 would."""
+  monkeypatch.setattr(roll_call, "WELCOME_SEC", 0.5)
+  monkeypatch.setattr(roll_call, "LOOKED_SEC", (0.7, 10.0))
+  config = Distributed(connect_timeout_sec=1.0, start_timeout_sec=60.0)
+  with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
+    port = server.getsockname()[1]
+
+    def serve():
+      with contextlib.suppress(OSError):
+        while True:
+          connection = stack.enter_context(server.accept()[0])
+          connection.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    begun = time.monotonic()
+    (said,) = call([(1, 2)], config, port)
+    assert time.monotonic() - begun < 4
+    server.shutdown(socket.SHUT_RDWR)
+  words = "a program answers there, but not as process 0 of this job"
+  assert f"process 1 cannot reach process 0 at 127.0.0.1:{port} for 1 s ({words})" in said
+  told = capsys.readouterr().err
+  assert told.startswith(
+    f"process 1 of 2 ({socket.gethostname()}) looks for process 0 at 127.0.0.1"
+  )
+  assert told.endswith(f"({words})\n")
+
+
+def test_who_waits_for_process_0_says_so(monkeypatch, capsys):
+  monkeypatch.setattr(roll_call, "LOOKED_SEC", (0.5, 10.0))
+  assert call([(0, 3), (1, 3), (2, 3, "same", 1.0)]) == [None] * 3
+  assert "process 1 of 3 (" in (told := capsys.readouterr().err)
+  assert "has found process 0 at 127.0.0.1:" in told
