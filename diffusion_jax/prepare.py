@@ -60,7 +60,9 @@ def parser() -> runs.Parser:
   only.add_argument("--split", help="train (the default) or test; both may go into one folder")
   only.add_argument("--image_size", type=int, help="resize once, store PNG; default: as it is")
   only.add_argument("--channels", type=int, choices=(1, 3), help="1: grey; 3, the default: colour")
-  only.add_argument("--shards", type=int, help="their number; default: of about 256 MiB each")
+  only.add_argument(
+    "--shards", type=int, help="at most one a picture and 10,000; default: of about 256 MiB"
+  )
   return flags
 
 

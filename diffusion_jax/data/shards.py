@@ -32,6 +32,9 @@ OPTIONS = "group_size:1,uncompressed"
 SHARD_BYTES = 256 << 20
 """About the size of a shard, unless their number is given."""
 
+MAX_SHARDS = 10_000
+"""All of them are open while they are read; few systems allow a process many more open files."""
+
 NUM_SAMPLED = 64
 """Pictures whose records are measured to choose the number of shards."""
 
@@ -96,6 +99,12 @@ def write(task: Task) -> Path:
   _check(task)
   example_type()  # before any thread needs it
   pictures = list_pictures(task.pictures)
+  most = min(len(pictures.names), MAX_SHARDS)
+  if (task.num_shards or 1) > most:
+    raise UserError(
+      f"--shards={task.num_shards}: must be at most {most}, for {len(pictures.names):,} pictures; "
+      "leave it out for shards of about 256 MiB"
+    )
   try:
     task.out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -200,7 +209,7 @@ def _choose_num_shards(task: Task, pictures: Pictures) -> int:
   sample = np.linspace(0, num - 1, min(num, NUM_SAMPLED)).astype(int)
   with ThreadPoolExecutor(_num_threads()) as pool:
     sizes = list(pool.map(lambda place: len(_record(task, pictures, int(place))), sample))
-  return max(1, min(num, round(np.mean(sizes) * num / SHARD_BYTES)))
+  return max(1, min(num, MAX_SHARDS, round(np.mean(sizes) * num / SHARD_BYTES)))
 
 
 def _write_shards(task: Task, pictures: Pictures, plan: Description) -> None:

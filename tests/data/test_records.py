@@ -502,6 +502,33 @@ class TestWriting:
     assert not list(tmp_path.glob("*.array_record"))
 
 
+class TestHowMany:
+  @pytest.mark.parametrize(("num", "limit"), [(25, 10_000), (100_000, 10_000), (9, 8)])
+  def test_shards_without_pictures_or_too_many_are_refused(
+    self, num, limit, pictures, tmp_path, monkeypatch
+  ):
+    monkeypatch.setattr(shards, "MAX_SHARDS", limit)
+    words = f"--shards={num}: must be at most {min(24, limit)}, for 24 pictures; leave it out"
+    with pytest.raises(UserError, match=words):
+      shards.write(Task(pictures, tmp_path / "out", num_shards=num))
+    assert not (tmp_path / "out").exists()
+
+  def test_as_many_as_pictures_are_written(self, pictures, tmp_path):
+    shards.write(Task(pictures, tmp_path / "out", num_shards=24))
+    assert len(Records(path=str(tmp_path / "out")).load("train")) == 24
+
+  def test_no_shard_is_written_through_a_link(self, pictures, tmp_path):
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    victim.write_text("precious")
+    out.mkdir()
+    (out / "train-00000-of-00001.array_record.part").symlink_to(victim)
+    (out / "train-00000-of-00001.array_record").symlink_to(tmp_path / "nowhere")
+    shards.write(Task(pictures, out, num_shards=1))
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "nowhere").exists()
+    assert len(Records(path=str(out)).load("train")) == 24
+
+
 class TestCommand:
   def test_the_whole_way(self, call, pictures, tmp_path):
     flags = ("records", pictures, f"--out={tmp_path / 'out'}", "--image_size=4", "--shards=2")
