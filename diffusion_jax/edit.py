@@ -9,6 +9,8 @@ The images are held-out ones of the run's data, or those of --images. Weights, s
 chosen as in `sample`; interpolation takes a sampler that draws no noise.
 """
 
+import warnings
+
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
@@ -37,14 +39,15 @@ def main(argv: list[str]) -> None:
   average = weights.parse_average(args.ema)
   directory = weights.folder_of(args.workdir, args.step, average)
   spec = stored_spec(directory, args.step)
+  args.known = None if args.inpaint is None else known_pixels(args.inpaint, spec)
   generative = experiment.create(spec)
   given = load(args, experiment, spec)
   mesh = sharding.create_mesh(experiment.mesh)
   params = weights.restore(args.workdir, args.step, mesh, generative, average).params
-  work = inpaint if args.inpaint else interpolate
-  images, columns = work(args, generative, mesh, params, given, spec)
+  work = interpolate if args.known is None else inpaint
+  images, columns = work(args, generative, mesh, params, given)
   distributed.first_does(lambda: log.write_png(args.out, log.image_grid(images, columns)))
-  print(f"{args.num} {'images' if args.inpaint else 'pairs'} in {args.out}")
+  print(f"{args.num} {'pairs' if args.known is None else 'images'} in {args.out}")
 
 
 def parser() -> runs.Parser:
@@ -91,12 +94,12 @@ def load(args, experiment: Experiment, spec: ImageSpec) -> Batch:
   return batch._replace(image=np.asarray(from_levels(batch.image, source.spec.num_levels)))
 
 
-def inpaint(args, generative: Generative, mesh, params, given: Batch, spec: ImageSpec):
+def inpaint(args, generative: Generative, mesh, params, given: Batch):
   """Rows of images, of what is shown of them, and of them filled in; and the grid's columns.
 
   A class-conditional model is told the label of a held-out image, and the null class of others.
   """
-  is_known = np.broadcast_to(known_pixels(args.inpaint, spec), given.image.shape)
+  is_known = np.broadcast_to(args.known, given.image.shape)
   known = generative.num_classes and args.images is None
   labels = given.label.astype(np.int32) if known else None
   fill = sampling.make_inpaint(generative, mesh)
@@ -127,20 +130,28 @@ def known_pixels(text: str, spec: ImageSpec) -> Bool[np.ndarray, "H W 1"]:
 
 
 def _mask(text: str, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+  height, width = shape
+  allowed = f"must be {', '.join(SIDES)}, or a .png of {width}x{height} pixels"
+  if not text:
+    raise UserError(f"--inpaint= is empty; {allowed}")
+  path = user_path(text)
   try:
-    picture = np.asarray(Image.open(text).convert("L"))
-  except OSError as error:
-    raise UserError(
-      f"--inpaint={text}: must be {', '.join(SIDES)}, or a .png of {shape[0]}x{shape[1]} pixels"
-    ) from error
-  if picture.shape != shape:
-    raise UserError(f"--inpaint={text} has {picture.shape} pixels, the images {shape}")
-  return picture < GREY
+    with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+      size = picture.size
+      if size == (width, height):  # its size is checked before anything of it is decoded
+        return np.asarray(picture.convert("L")) < GREY
+  except Exception as error:  # Pillow's readers raise anything on damaged bytes
+    reason = "" if isinstance(error, FileNotFoundError) else f" ({_first_line(error)})"
+    raise UserError(f"--inpaint={text}: {allowed}{reason}") from error
+  raise UserError(f"--inpaint={text} has {size[0]}x{size[1]} pixels; {allowed}")
 
 
-def interpolate(args, generative: Generative, mesh, params, given: Batch, spec: ImageSpec):
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).partition("\n")[0][:200]
+
+
+def interpolate(args, generative: Generative, mesh, params, given: Batch):
   """A row a pair: the first image, those between, the second; and the grid's columns."""
-  del spec
   first, second = given.image[0::2], given.image[1::2]
   share = np.arange(1, args.interpolate + 1) / (args.interpolate + 1)
   between = sampling.make_interpolate(generative, mesh)(params, first, second, share)

@@ -1,5 +1,8 @@
 """The editing program: what is given stays, what is hidden is filled in, ways go end to end."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +12,7 @@ from diffusion_jax.experiment import load
 from diffusion_jax.levels import as_pictures
 from diffusion_jax.runs import stored_config
 from diffusion_jax.sharding import MeshShape, create_mesh
-from diffusion_jax.types import Generative, UserError
+from diffusion_jax.types import Generative, ImageSpec, UserError
 
 pytestmark = pytest.mark.costly
 
@@ -103,6 +106,7 @@ def test_given_images_and_wrong_ones(cells, smoke_run, call, tmp_path):
 WRONG = {
   "neither": ([], "give one of --inpaint=left and --interpolate=8"),
   "both": (["--inpaint=left", "--interpolate=2"], "give one of --inpaint=left"),
+  "empty": (["--inpaint="], "--inpaint= is empty; must be left, right"),
   "part": (["--inpaint=middle"], "--inpaint=middle: must be left, right, top, bottom, center"),
   "places": (["--interpolate=0"], "--interpolate=0: must be at least 1"),
   "num": (["--inpaint=left", "--num=0"], "--num=0: must be at least 1"),
@@ -114,6 +118,42 @@ WRONG = {
     "draws noise, so that images have no one encoding; use --config.sampler.name=ddim",
   ),
 }
+
+
+def mask_of(width, height, path):
+  """A .png of a few bytes that says it has so many pixels."""
+
+  def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+  head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+  path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")))
+  return str(path)
+
+
+def test_masks_that_cannot_be_used_give_one_line(tmp_path, recwarn):
+  """Empty, bombs of both sizes that Pillow knows, of other sizes, damaged, a folder."""
+  spec = ImageSpec(8, 6, 1, 256, 0)
+  (tmp_path / "text.png").write_text("no picture")
+  wrong = {
+    "": r"^--inpaint= is empty; must be left, .*, or a \.png of 6x8 pixels$",
+    mask_of(
+      60_000, 60_000, tmp_path / "a.png"
+    ): r"of 6x8 pixels \(Image size \(3600000000 pixels\)",
+    mask_of(
+      10_000, 10_000, tmp_path / "b.png"
+    ): r"has 10000x10000 pixels; must be .* of 6x8 pixels",
+    mask_of(8, 6, tmp_path / "c.png"): r"has 8x6 pixels; must be left",
+    mask_of(6, 8, tmp_path / "d.png"): r"of 6x8 pixels \(.*truncated",
+    f"{tmp_path}/text.png": r"of 6x8 pixels \(cannot identify",
+    f"{tmp_path}": r"of 6x8 pixels \(.*[Dd]irectory",
+    f"{tmp_path}/none.png": r"none\.png: must be left, .* of 6x8 pixels$",
+  }
+  for text, words in wrong.items():
+    with pytest.raises(UserError, match=words) as raised:
+      edit.known_pixels(text, spec)
+    assert "\n" not in str(raised.value)
+  assert not recwarn.list
 
 
 def test_a_sampler_that_chooses_its_steps_cannot_edit():
