@@ -18,6 +18,9 @@ from PIL import Image
 from diffusion_jax.paths import replacing, write_whole
 from diffusion_jax.types import ImageSpec, UserError
 
+MIN_BAR_COLUMNS = 60
+"""Narrower ones would show no loss: there are lines then, as where there is no terminal."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Logging:
@@ -212,8 +215,8 @@ class Logger:
       return False
 
   def start_bar(self) -> None:
-    """Shows the bar, once there is something to show; only on a terminal."""
-    if self._active and sys.stderr.isatty():
+    """Shows the bar, once there is something to show; only on a terminal wide enough for it."""
+    if self._active and sys.stderr.isatty() and _columns(sys.stderr) >= MIN_BAR_COLUMNS:
       from tqdm import tqdm
 
       self._bar = tqdm(total=self._num_steps, initial=self._start_step, unit="step")
@@ -275,6 +278,14 @@ class Logger:
     if self._bar is not None:
       self._bar.close()
     self._tell(lambda sink: sink.close())
+
+
+def _columns(terminal: Any) -> int:
+  """Width of a terminal; 0 where it is not known, as in some containers and over serial lines."""
+  try:
+    return os.get_terminal_size(terminal.fileno()).columns
+  except (OSError, ValueError):
+    return 0
 
 
 def _open_jsonl(path: Path, start_step: int):

@@ -230,14 +230,18 @@ def default_workdir(config: str) -> Path:
 def prepare_workdir(workdir: Path, fresh: bool) -> None:
   """Makes the run's folder; with `fresh` an older run is moved aside, never deleted.
 
+  A folder that is a link stays one: the run is moved aside where it lies, and the new one is made
+  in its place.
+
   Raises:
     UserError: the folder cannot be made or written.
   """
   try:
-    if fresh and workdir.exists() and any(workdir.iterdir()):
-      _move_aside(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=workdir):
+    place = Path(os.path.realpath(workdir))
+    if fresh and place.exists() and any(place.iterdir()):
+      _move_aside(place)
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=place):
       pass
   except OSError as error:
     raise UserError(
@@ -248,8 +252,9 @@ def prepare_workdir(workdir: Path, fresh: bool) -> None:
 def _move_aside(workdir: Path) -> None:
   if not any((workdir / name).exists() for name in ("config.json", "checkpoints")):
     raise UserError(f"--fresh: {workdir} is not empty and holds no run; choose another --workdir")
-  if workdir.resolve() == Path.cwd():
-    raise UserError(f"--fresh: cannot move {workdir}, the current folder; start from another one")
+  if Path.cwd().is_relative_to(workdir):
+    raise UserError(f"--fresh: cannot move {workdir}: it is, or holds, the current folder; start from "
+                    "another one")  # fmt: skip
   aside = _free_name(workdir)
   with _lock(workdir, "training"):  # a run that is being trained is not moved
     workdir.rename(aside)
@@ -258,7 +263,7 @@ def _move_aside(workdir: Path) -> None:
 
 def _free_name(path: Path) -> Path:
   number = 1
-  while (candidate := path.with_name(f"{path.name}.old{number}")).exists():
+  while os.path.lexists(candidate := path.with_name(f"{path.name}.old{number}")):
     number += 1
   return candidate
 

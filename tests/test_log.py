@@ -1,9 +1,14 @@
 """What a run leaves to look at: rows, scalars and grids."""
 
 import errno
+import fcntl
 import json
 import math
+import os
+import pty
+import struct
 import sys
+import termios
 import types
 
 import numpy as np
@@ -158,17 +163,30 @@ def test_slow_progress_has_a_decimal(tmp_path, capsys):
   assert "  1.8 images/s  " in capsys.readouterr().out
 
 
-def test_on_a_terminal_there_is_a_bar(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+def terminal(columns):
+  """A terminal that is so wide: the end that a program writes to, and the end that shows it."""
+  shown, written = pty.openpty()
+  fcntl.ioctl(written, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+  return open(written, "w"), shown
+
+
+@pytest.mark.parametrize(("columns", "is_bar"), [(120, True), (60, True), (59, False), (0, False)])
+def test_a_terminal_shows_a_bar_or_lines_where_it_is_too_narrow(
+  columns, is_bar, tmp_path, capsys, monkeypatch
+):
+  stream, shown = terminal(columns)
+  monkeypatch.setattr("sys.stderr", stream)
   logger = Logger(tmp_path, Logging(tensorboard=False), 4, 10)
   logger.start_bar()
   logger.advance(5)
   logger.progress(5, {"loss": 0.25, "images_per_sec": 8.0, "data_wait_share": 0.0}, 9.0)
   logger.close()
-  captured = capsys.readouterr()
-  assert "5/10" in captured.err
-  assert "loss 0.2500" in captured.err
-  assert not captured.out
+  stream.write(".")  # or there might be nothing to read
+  stream.flush()
+  bar, lines = os.read(shown, 1 << 16).decode(), capsys.readouterr().out
+  stream.close()
+  os.close(shown)
+  assert ("5/10" in bar, "loss 0.2500" in lines) == (is_bar, not is_bar)
 
 
 def test_grids_are_tiled_row_by_row_on_white():
