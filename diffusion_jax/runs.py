@@ -237,7 +237,7 @@ def prepare_workdir(workdir: Path, fresh: bool) -> None:
     UserError: the folder cannot be made or written.
   """
   try:
-    place = Path(os.path.realpath(workdir))
+    place = Path(os.path.realpath(workdir)) if workdir.is_symlink() else workdir
     if fresh and place.exists() and any(place.iterdir()):
       _move_aside(place)
     place.mkdir(parents=True, exist_ok=True)
@@ -252,9 +252,8 @@ def prepare_workdir(workdir: Path, fresh: bool) -> None:
 def _move_aside(workdir: Path) -> None:
   if not any((workdir / name).exists() for name in ("config.json", "checkpoints")):
     raise UserError(f"--fresh: {workdir} is not empty and holds no run; choose another --workdir")
-  if Path.cwd().is_relative_to(workdir):
-    raise UserError(f"--fresh: cannot move {workdir}: it is, or holds, the current folder; start from "
-                    "another one")  # fmt: skip
+  if Path.cwd().is_relative_to(workdir.resolve()):
+    raise UserError(f"--fresh: cannot move {workdir}, the current folder; start from another one")
   aside = _free_name(workdir)
   with _lock(workdir, "training"):  # a run that is being trained is not moved
     workdir.rename(aside)

@@ -114,6 +114,30 @@ def test_old_runs_are_moved_aside_under_free_names(tmp_path):
   assert not any((tmp_path / "run").iterdir())
 
 
+def test_a_linked_folder_stays_a_link_and_its_run_is_moved_aside_where_it_lies(tmp_path):
+  """The link leads to the storage that the user wants runs on; what it leads to is kept."""
+  storage, link = tmp_path / "storage" / "run", tmp_path / "run"
+  link.symlink_to(storage)  # it leads nowhere yet
+  runs.prepare_workdir(link, fresh=False)
+  assert storage.is_dir()
+  (storage / "config.json").write_text("old")
+  (tmp_path / "storage" / "run.old1").symlink_to("nowhere")  # no free name
+  runs.prepare_workdir(link, fresh=True)
+  assert link.is_symlink()
+  assert not any(storage.iterdir())
+  assert (tmp_path / "storage" / "run.old2" / "config.json").read_text() == "old"
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "storage"]
+
+
+def test_a_run_around_the_current_folder_is_not_moved_aside(tmp_path, monkeypatch):
+  (tmp_path / "run" / "samples").mkdir(parents=True)
+  (tmp_path / "run" / "config.json").touch()
+  monkeypatch.chdir(tmp_path / "run" / "samples")
+  with pytest.raises(UserError, match="the current folder"):
+    runs.prepare_workdir(Path(".."), fresh=True)
+  assert (tmp_path / "run" / "config.json").exists()
+
+
 def test_what_is_no_run_is_not_moved_aside(tmp_path, monkeypatch):
   (tmp_path / "thesis").touch()
   with pytest.raises(UserError, match="holds no run; choose another --workdir"):
