@@ -7,8 +7,9 @@ the bytes. Format: `torch/serialization.py` of PyTorch.
 
 A pickle may name any function and have it called. Here it may name only those that a dict of
 tensors needs, and what it gets for them is inert: plain tuples that are checked and turned into
-arrays after the unpickling. Opcodes are checked before: a place in the memo far beyond the file's
-length, for one, would make the unpickler fill the memory.
+arrays after the unpickling. What would fill the memory or the stack is refused before it is done:
+a place in the memo far beyond the file's length, more opcodes or deeper tuples than any dict of
+tensors has, members of an archive that share their bytes, one storage in very many tensors.
 """
 
 import io
@@ -42,6 +43,19 @@ OPCODES = {
   "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS",
 }  # fmt: skip
 """What a dict of tensors is made of in pickle protocol 2, written by Python 2 or 3."""
+
+
+MAX_OPCODES = 200_000
+"""Of one pickle; a tensor takes about 40 of them, and one of them makes at most 500 bytes."""
+
+MAX_DEPTH = 50
+"""Of tuples in tuples: comparing or hashing them recurses in C, which has no limit of its own."""
+
+MAX_DIMS = 64
+"""Of a tensor; NumPy's limit."""
+
+MAX_COPIES = 4
+"""All tensors together may be so many times the file: several may be of one storage."""
 
 
 class _StorageType(NamedTuple):
@@ -96,6 +110,9 @@ def read_state_dict(data: bytes, where: str) -> dict[str, np.ndarray]:
 
 def _read_zip(data: bytes) -> dict[str, np.ndarray]:
   with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    stored = [info for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED]
+    if sum(info.file_size for info in stored) > len(data):  # others are not read at all
+      raise _Damaged("its members are larger than the file")
     pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(pickles) != 1:
       raise _Damaged(f"it is a zip archive with {len(pickles)} members data.pkl, not one")
@@ -106,6 +123,7 @@ def _read_zip(data: bytes) -> dict[str, np.ndarray]:
       raise _Damaged("it is not little-endian")
     tensors, storages = _unpickle_all(io.BytesIO(read("data.pkl")))
     contents = {key: read(f"data/{key}") for key in storages}
+  _check_total(tensors, len(data))
   for key, storage in storages.items():
     _check_length(storage, len(contents[key]))
   return {name: _array(tensor, contents) for name, tensor in tensors.items()}
@@ -135,6 +153,7 @@ def _read_stream(data: bytes) -> dict[str, np.ndarray]:
     raise _Damaged("it is not little-endian")
   tensors, storages = _unpickle_all(file)
   contents = _stream_contents(file, storages)
+  _check_total(tensors, len(data))
   return {name: _array(tensor, contents) for name, tensor in tensors.items()}
 
 
@@ -154,6 +173,12 @@ def _stream_contents(file: io.BytesIO, storages: Mapping[str, _Storage]) -> dict
   if rest := len(file.read()):
     raise _Damaged(f"{rest} bytes follow its end")
   return contents
+
+
+def _check_total(tensors: Mapping[str, _Tensor], num_bytes: int) -> None:
+  total = sum(math.prod(t.shape) * np.dtype(t.storage.dtype).itemsize for t in tensors.values())
+  if total > MAX_COPIES * num_bytes:
+    raise _Damaged(f"its tensors would take {total:,} bytes, the file has {num_bytes:,}")
 
 
 def _check_length(storage: _Storage, num_bytes: int) -> None:
@@ -191,7 +216,8 @@ def _unpickle_all(file: io.BytesIO) -> tuple[dict[str, _Tensor], dict[str, _Stor
 def _check_bounds(name: str, tensor: _Tensor) -> None:
   """A tensor must lie in its storage and be no larger, or a small file could fill the memory."""
   numbers = [tensor.offset, *tensor.shape, *tensor.strides]
-  if any(type(n) is not int or n < 0 for n in numbers) or len(tensor.shape) != len(tensor.strides):
+  is_shape = len(tensor.shape) == len(tensor.strides) <= MAX_DIMS
+  if not is_shape or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers):
     raise _Damaged(f"tensor {name!r:.60} has no valid shape")
   num = math.prod(tensor.shape)
   steps = zip(tensor.shape, tensor.strides, strict=True)
@@ -224,14 +250,58 @@ def _load(
   file: io.BytesIO, storages: dict[str, _Storage], allowed: Mapping[tuple[str, str], Any]
 ) -> Any:
   """The next pickle of the file, if it is made of OPCODES only."""
-  begin, end = file.tell(), file.getbuffer().nbytes
-  for opcode, value, _ in pickletools.genops(file):
+  begin, end, depths = file.tell(), file.getbuffer().nbytes, _Depths()
+  for number, (opcode, value, _) in enumerate(pickletools.genops(file)):
+    if number >= MAX_OPCODES:
+      raise _Damaged(f"it has more than {MAX_OPCODES:,} opcodes")
     if opcode.name not in OPCODES:
       raise _Damaged(f"it uses pickle's {opcode.name}, which is refused")
-    if opcode.name == "LONG_BINPUT" and int(value or 0) > end:
+    if opcode.name == "LONG_BINPUT" and int(value or 0) > min(end, MAX_OPCODES):
       raise _Damaged("its memo is larger than the file")
+    depths.follow(opcode, value)
   file.seek(begin)
   return _Unpickler(file, storages, allowed).load()
+
+
+class _Depths:
+  """Follows how deep each thing on an unpickler's stack is nested, without making any of them."""
+
+  IN_PLACE = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
+
+  def __init__(self):
+    self._stack: list[int | None] = []  # None is a mark
+    self._memo: dict[int, int | None] = {}
+
+  def follow(self, opcode: pickletools.OpcodeInfo, value: Any) -> None:
+    """Takes the next opcode.
+
+    Raises:
+      _Damaged: it nests too deep.
+      LookupError: it takes what is not there.
+    """
+    if opcode.name == "MARK":
+      self._stack.append(None)
+    elif opcode.name in ("BINPUT", "LONG_BINPUT"):
+      self._memo[value] = self._stack[-1]
+    elif opcode.name in ("BINGET", "LONG_BINGET"):
+      self._stack.append(self._memo[value])
+    else:
+      container, inside = self._take(opcode)
+      depth = max([1 + n for n in inside] + [container])
+      if depth > MAX_DEPTH:
+        raise _Damaged(f"it is nested deeper than {MAX_DEPTH}")
+      self._stack += [depth] * len(opcode.stack_after)
+
+  def _take(self, opcode: pickletools.OpcodeInfo) -> tuple[int, list[int]]:
+    """The depths of what an opcode takes: of a container that it fills, and of the rest."""
+    inside, below = [], len(opcode.stack_before)
+    if pickletools.markobject in opcode.stack_before:
+      below = opcode.stack_before.index(pickletools.markobject)
+      while (depth := self._stack.pop()) is not None:
+        inside.append(depth)
+    inside += [self._stack.pop() or 0 for _ in range(below)]
+    container = inside.pop() if opcode.name in self.IN_PLACE else 0
+    return container, inside
 
 
 class _Unpickler(pickle.Unpickler):

@@ -255,3 +255,19 @@ def test_the_cache_is_the_users(monkeypatch):
 
 def test_the_published_hash_is_that_of_the_name():
   assert all(inception_weights.SHA256[:8] in url for url in inception_weights.URLS)
+
+
+def test_files_too_large_for_these_weights_are_refused_before_they_fill_the_memory(
+  tmp_path, monkeypatch
+):
+  """An archive of zeros a thousandth of its content's size; and a file that has no end."""
+  monkeypatch.setattr(inception_weights, "MAX_BYTES", 1 << 20)
+  monkeypatch.setattr(np, "load", lambda *args, **kwargs: pytest.fail("it was opened"))
+  np.savez_compressed(tmp_path / "bomb.npz", zeros=np.zeros(1 << 21, np.uint8))
+  assert (tmp_path / "bomb.npz").stat().st_size < 1 << 13
+  with pytest.raises(UserError, match=r"bomb\.npz is no readable \.npz of Inception weights"):
+    inception_weights.load(tmp_path / "bomb.npz")
+  with pytest.raises(
+    UserError, match="/dev/zero has more than 1,048,576 bytes: it is another file"
+  ):
+    inception_weights.load(Path("/dev/zero"))

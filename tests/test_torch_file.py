@@ -1,5 +1,7 @@
 """PyTorch files written here opcode by opcode: no torch, and nothing that pickle would refuse."""
 
+import copy
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -194,6 +196,66 @@ def test_a_storage_of_another_length_is_refused(write):
   for values in (SIX[:5], np.arange(7, dtype=np.float32)):
     with pytest.raises(UserError, match="a storage has"):
       read_state_dict(write(GOOD, {"0": values.tobytes()}), "file")
+
+
+def nested(depth):
+  """A dict whose key is a tuple in a tuple in a tuple ...: hashing it recurses in C."""
+  return b"\x80\x02}" + b")" + b"\x85" * depth + b"]s."
+
+
+MANY = b"\x80\x02" + ORDERED_DICT + b"q\0"
+LARGE = b"\x8a\xff" + b"\x7f" * 255
+BOMBS = {
+  "lists": (b"\x80\x02" + b"]" * 6000 + b".", "more than 5,000 opcodes"),
+  "dicts": (MANY + b"h\0)R" * 2000 + b".", "more than 5,000 opcodes"),
+  "deep": (nested(199_000), "nested deeper than 50"),
+  "deep through the memo": (
+    b"\x80\x02}" + b")" + b"q\0\x85q\1h\1\x85" * 1000 + b"]s.",
+    "nested deeper than 50",
+  ),
+  "dimensions": (state(("w", tensor(storage(), 0, (1,) * 100, (1,) * 100))), "no valid shape"),
+  "endless numbers": (
+    state(("w", tensor(storage(), 0, (1, 1), (1, 1)).replace(number(1), LARGE, 1))),
+    "no valid shape",
+  ),
+}
+
+
+@WRITERS
+@pytest.mark.parametrize("name", BOMBS)
+def test_small_files_that_would_fill_the_memory_or_the_stack_are_refused(write, name, monkeypatch):
+  monkeypatch.setattr("diffusion_jax.torch_file.MAX_OPCODES", 5000)
+  pickled, reason = BOMBS[name]
+  with pytest.raises(UserError, match=f"^file is no readable PyTorch state dict: .*{reason}"):
+    read_state_dict(write(pickled, {"0": SIX.tobytes()}), "file")
+
+
+def test_views_of_one_storage_may_not_be_many_times_the_file():
+  num = 100_000
+  whole = tensor(storage(num=num), 0, (num,), (1,))
+  contents = {"0": bytes(4 * num)}
+  tied = as_zip(state(*[(f"w{i}", whole) for i in range(4)]), contents)
+  assert len(read_state_dict(tied, "file")) == 4
+  bomb = as_zip(state(*[(f"w{i}", whole) for i in range(50)]), contents)
+  with pytest.raises(UserError, match="its tensors would take 20,000,000 bytes, the file has 4"):
+    read_state_dict(bomb, "file")
+
+
+def test_members_that_share_their_bytes_are_refused():
+  """Entries of an archive's directory may all lead to one place in the file."""
+  wanted = state(*[(f"w{i}", tensor(storage(str(i)), 0, (6,), (1,))) for i in range(400)])
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, "w") as archive:
+    for name, content in (("data.pkl", wanted), ("version", b"3"), ("data/0", bytes(1 << 16))):
+      archive.writestr(f"archive/{name}", content)
+    one = archive.infolist()[-1]
+    for i in range(1, 400):
+      other = copy.copy(one)
+      other.filename = f"archive/data/{i}"
+      archive.filelist.append(other)
+    archive._didModify = True
+  with pytest.raises(UserError, match="its members are larger than the file"):
+    read_state_dict(file.getvalue(), "file")
 
 
 def test_streams_that_differ_are_refused():

@@ -30,6 +30,7 @@ URLS = (
 """The same file in two places."""
 
 SIZE = 95_628_359
+MAX_BYTES = 4 * SIZE  # of a file with these weights, of the same network in float64 too
 """Bytes of the published file."""
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -145,6 +146,9 @@ def pack(state: Mapping[str, np.ndarray], sha256: str) -> bytes:
 def _unpack(data: bytes, path: Path) -> tuple[dict[str, np.ndarray], str]:
   """The arrays and the SHA-256 of the PyTorch file that they came from."""
   try:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+      if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
+        raise ValueError("it would take more memory than any such weights")
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
       arrays = {name: file[name] for name in file.files}
     source, digest = str(arrays.pop(SOURCE)), str(arrays.pop(DIGEST))
@@ -166,11 +170,15 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 def _read(path: Path) -> bytes:
   try:
-    return path.read_bytes()
+    with path.open("rb") as file:
+      data = file.read(MAX_BYTES + 1)
   except (FileNotFoundError, NotADirectoryError):
     raise UserError(f"Inception weights not found: {path}; {_cure()}") from None
   except OSError as error:
     raise UserError(f"{path} cannot be read ({error.strerror}); {_cure()}") from error
+  if len(data) > MAX_BYTES:
+    raise UserError(f"{path} has more than {MAX_BYTES:,} bytes: it is another file; {_cure()}")
+  return data
 
 
 def _cure() -> str:
