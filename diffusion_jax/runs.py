@@ -18,7 +18,15 @@ from typing import Any, NoReturn
 
 import jax
 
-from diffusion_jax import __version__, checkpoint, distributed, paths, signals, streams
+from diffusion_jax import (
+  __version__,
+  checkpoint,
+  distributed,
+  paths,
+  program_cache,
+  signals,
+  streams,
+)
 from diffusion_jax import experiment as experiments
 from diffusion_jax.config import Override, load_file, parse_override, split_argument
 from diffusion_jax.experiment import Experiment
@@ -148,6 +156,7 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(paths.cache_folder() / "xla"))
   if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  program_cache.replace_damaged_entries()
 
 
 def load_experiment(config: str, overrides: Sequence[Override]) -> Experiment:

@@ -25,6 +25,7 @@ LAYERS = [
     "paths",
     "kernels",
     "platforms",
+    "program_cache",
   },
   {"augmentation", "processes", "models", "data", "sharding", "distributed", "log", "meter"},
   {
