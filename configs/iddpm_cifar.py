@@ -7,7 +7,7 @@ bits/dim. Not as the original: the time of each image belongs to the image, and 
 
 L_vlb, the full bound with importance-sampled times:
   --config.loss.name=vlb --config.loss.sampling=importance
-Fewer sampling steps, with the variances between the longer steps' own:
+Fewer sampling steps, its respacing, with the variances between the longer steps' own:
   --config.sampler.steps=100
 
 Command:  python -m diffusion_jax.train --config=configs/iddpm_cifar.py
@@ -41,7 +41,13 @@ def get_config() -> ConfigDict:
         "learned_variance": True,
       },
       "loss": {"name": "hybrid", "weight": 0.001},
-      "sampler": {"name": "ancestral", "steps": 4000, "variance": "learned", "clip": True},
+      "sampler": {
+        "name": "ancestral",
+        "steps": 4000,
+        "spacing": "linspace",
+        "variance": "learned",
+        "clip": True,
+      },
       "vlb": {"variance": "learned", "clip": True},
       "data": {"name": "tfds", "dataset": "cifar10", "flip": False},
       "optimizer": {

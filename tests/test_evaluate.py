@@ -97,6 +97,7 @@ def test_the_figures_carry_what_repeats_them(evaluated):
     "name": "ddim", "steps": 4, "eta": 0.0, "spacing": "auto", "clip": True, "final": "data",
     "rho": 7.0,
   }  # fmt: skip
+  assert "trailing for ancestral and ddim" in metrics["samples"]["auto_spacing"]
   assert metrics["samples"]["num_evaluations"] == 8
   stamp = metrics["references"]["synthetic"]
   assert stamp["extractor_sha256"] == metrics["extractors"]["synthetic"]["sha256"]

@@ -91,6 +91,17 @@ def test_edm_samples_by_the_papers_35_evaluations_and_noise_levels(name):
   assert grid.sigma[-1] == 0
 
 
+def test_improved_ddpms_hundred_steps_are_its_respacing():
+  """Of 4,000, counted from 0: 0, 40, 81, ... 3959, 3999."""
+  config = experiment("iddpm_cifar", "--config.sampler.steps=100")
+  grid = config.sections["sampler"].grid(config.sections["process"].create())
+  asked = np.round(4000 * grid.t[:-1]).astype(int) - 1
+  assert (len(asked), len(set(asked))) == (100, 100)
+  assert asked[:2].tolist() == [3999, 3959]
+  assert asked[:-5:-1].tolist() == [0, 40, 81, 121]
+  assert config.sections["sampler"].spacing == "linspace"
+
+
 def test_edms_two_configs_differ_by_the_class_alone():
   plain, classes = (experiment(n).to_dict() for n in ("edm_cifar", "edm_cifar_cond"))
   changes = {"conditional": True, "label_dropout": 0.0}

@@ -69,6 +69,7 @@ def _samples(bench: Bench, subject: Subject) -> Summary:
     "num": bench.num_samples,
     "seeds": study.seeds(bench),
     "sampler": facts["settings"].get("sampler"),
+    "auto_spacing": facts["auto_spacing"],
     "guidance": facts["settings"].get("guidance"),
     "num_evaluations": benches.num_evaluations(bench.generative, subject.params, bench.seed),
     "labels": facts["labels"],

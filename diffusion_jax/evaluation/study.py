@@ -19,6 +19,7 @@ from diffusion_jax.evaluation.passes import baseline_bits
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.extractors import Features
 from diffusion_jax.levels import QUANTISATION, to_uint8
+from diffusion_jax.samplers.grids import AUTO
 from diffusion_jax.types import Params
 from diffusion_jax.weights import Average
 
@@ -71,6 +72,7 @@ def identity(bench: Bench, subject: Subject) -> Summary:
     "weights": subject.weights,
     "config": {n: s for n, s in config.items() if n not in ("logging", "checkpoint", "mesh")},
     "seed": bench.seed,
+    "auto_spacing": _auto_spacing(bench.own),
     "sweep": [setting.overrides for setting in bench.sweep],
     "references": [i.reference.stamp for i in bench.instruments],
   }
@@ -126,7 +128,13 @@ def sample_facts(bench: Bench, subject: Subject, setting: Setting, seed: int) ->
     "settings": setting.facts,
     "labels": "classes in turn" if bench.generative.num_classes else None,
     "quantisation": QUANTISATION,
+    "auto_spacing": _auto_spacing(setting),
   }
+
+
+def _auto_spacing(setting: Setting) -> str | None:
+  """Return what the sampler's spacing=auto means in this version; None where it is not auto."""
+  return AUTO if setting.facts.get("sampler", {}).get("spacing") == "auto" else None
 
 
 def draw_samples(

@@ -185,7 +185,7 @@ def _extractor(run: Metrics, name: str | None) -> str:
 def _sampling(run: Metrics) -> dict[str, str]:
   """How the images were drawn, each part as text."""
   samples, model = run.get("samples") or {}, run.get("model") or {}
-  names = ("sampler", "guidance", "num_evaluations", "labels", "seeds")
+  names = ("sampler", "auto_spacing", "guidance", "num_evaluations", "labels", "seeds")
   return {
     **{name: _words(samples.get(name)) for name in names},
     "weights": text(model.get("weights")),

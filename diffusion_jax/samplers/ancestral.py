@@ -24,7 +24,8 @@ class Ancestral:
   Attributes:
     steps: S, network evaluations an image (twice that under guidance).
     variance: which of them; auto: learned where the network gives variances, else fixed_large.
-    spacing, rho: where they lie, see `grids.make_grid`.
+    spacing, rho: where they lie, see `grids.make_grid`. auto is trailing on a process with steps,
+      as of DDIM, whose eta 1 it is; the respacing of Improved DDPM is linspace.
     clip: clip each x0 estimate to [-1, 1].
     final: end at the data or at the process's min_time.
   """
@@ -36,6 +37,7 @@ class Ancestral:
   final: Final = "data"
   rho: float = 7.0
 
+  auto_by_step: ClassVar[Spacing] = "trailing"
   order: ClassVar[int] = 1
   stochastic: ClassVar[bool] = True
 

@@ -19,7 +19,9 @@ class DDIM:
   Attributes:
     steps: S, network evaluations an image (twice that under guidance).
     eta: 0 deterministic, 1 ancestral with the small variance.
-    spacing, rho: where they lie, see `grids.make_grid`.
+    spacing, rho: where they lie, see `grids.make_grid`. auto is trailing on a process with steps:
+      floor(c i) with the last at T, appendix D.2. The authors' program begins lower, at T - T / S,
+      where few steps leave the start short of noise: leading.
     clip: clip each x0 estimate to [-1, 1].
     final: end at the data or at the process's min_time.
   """
@@ -31,6 +33,7 @@ class DDIM:
   final: Final = "data"
   rho: float = 7.0
 
+  auto_by_step: ClassVar[Spacing] = "trailing"
   order: ClassVar[int] = 1
 
   def __post_init__(self):

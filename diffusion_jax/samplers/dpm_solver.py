@@ -66,6 +66,7 @@ class DPMSolverPP2M:
   rho: float = 7.0
   clip: bool = False
 
+  auto_by_step: ClassVar[Spacing] = "log_snr"
   order: ClassVar[int] = 2
   stochastic: ClassVar[bool] = False
 
@@ -111,6 +112,7 @@ class DPMSolverPP3M:
   clip: bool = False
   published_weights: bool = False
 
+  auto_by_step: ClassVar[Spacing] = "log_snr"
   stochastic: ClassVar[bool] = False
 
   @property
@@ -160,6 +162,7 @@ class DPMSolverPP2MSDE:
   rho: float = 7.0
   clip: bool = False
 
+  auto_by_step: ClassVar[Spacing] = "log_snr"
   order: ClassVar[int] = 2
   stochastic: ClassVar[bool] = True
 

@@ -96,6 +96,7 @@ class Euler:
   rho: float = 7.0
   clip: bool = False
 
+  auto_by_step: ClassVar[Spacing] = "log_snr"
   order: ClassVar[int] = 1
 
   def __post_init__(self):

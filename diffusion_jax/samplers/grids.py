@@ -4,8 +4,7 @@ On the host in NumPy float64; in jax.numpy where the process itself answers with
 with a learned schedule does.
 """
 
-import functools
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -19,9 +18,15 @@ Spacing = Literal[
 Final = Literal["data", "min_time"]
 
 BY_STEP = ("leading", "trailing", "linspace")
+LEAST_LOG_SNR = -10.0
+"""Where even steps in the log-SNR begin on a process with steps that ends below it. Less is noise
+alone, and the first step crosses it: the authors of DPM-Solver begin at -9.6 on cosine betas."""
 SMALLEST_RATIO = 1e-3
 """sigma / alpha at which a path ends or begins where the process itself reaches 0: an eighth of a
 grey level of 256."""
+
+AUTO = "on T steps: trailing for ancestral and ddim, log_snr for the others"
+"""What auto means, as evaluations that depend on it say it: once it was trailing for all."""
 
 
 class Grid(NamedTuple):
@@ -57,19 +62,27 @@ class Grid(NamedTuple):
 
 
 def make_grid(
-  process: Process, num_steps: int, spacing: Spacing, final: Final, rho: float = 7.0
+  process: Process,
+  num_steps: int,
+  spacing: Spacing,
+  final: Final,
+  rho: float = 7.0,
+  auto_by_step: Spacing = "log_snr",
 ) -> Grid:
-  """The grid of a sampler.
+  """Return the grid of a sampler.
 
-  Of a process with T steps, leading, trailing and linspace are those of `visited_steps`. The
+  On a process with T steps, leading, trailing and linspace are those of `visited_steps`. The
   others, on any process, have these even steps from t = 1 to the process's min_time:
     uniform: in t. quadratic: in the square root of t.
     karras: in (sigma / alpha)^(1 / rho), Karras et al. 2022 (arXiv 2206.00364), equation 5.
-    log_snr: in log(alpha^2 / sigma^2), Lu et al. 2022 (arXiv 2206.00927), section 3.3.
-  auto is trailing for a process with steps; karras where alpha is always 1; uniform where alpha
-  ends at 0, as on flow's straight paths; and log_snr for all other continuous ones: even times
-  leave them a last step so long in the log-SNR that multistep samplers extrapolate into nonsense
-  (benchmarks/sampler_orders.py), though they serve ddim and euler somewhat better.
+    log_snr: in log(alpha^2 / sigma^2), Lu et al. 2022 (arXiv 2206.00927), section 3.3; on a process
+      with steps from LEAST_LOG_SNR on.
+  A process with steps is asked at the nearest of them. Times that would meet on one step move to
+  the free ones beside it, so that S evaluations stay S, for every S up to T.
+  auto is `auto_by_step` on a process with steps; karras where alpha is always 1; uniform where
+  alpha ends at 0, as on flow's straight paths; and log_snr for all other continuous ones: even
+  times leave them a last step so long in the log-SNR that multistep samplers extrapolate into
+  nonsense (benchmarks/sampler_orders.py), though they serve ddim and euler somewhat better.
 
   Args:
     process: of any kind.
@@ -78,30 +91,26 @@ def make_grid(
     final: "data": the last step goes from min_time to alpha 1, sigma 0; where min_time itself has
       no noise it is that end. "min_time": the last of the S steps ends there.
     rho: exponent of karras.
+    auto_by_step: what auto stands for on a process with steps; each sampler has its own.
 
   Raises:
     ValueError: a grid that the process does not have.
   """
   if spacing == "auto":
-    spacing = suitable_spacing(process)
-  _check(process, num_steps, spacing)
+    spacing = suitable_spacing(process, auto_by_step)
   last = process.alpha_sigma(np.asarray([process.min_time]))[1]
   noiseless = namespace(last) is np and float(last[0]) == 0.0
   adds_data = final == "data" and not noiseless
-  times = functools.partial(_times, process, spacing, adds_data, rho)
-  t = times(num_steps)
-  if process.num_timesteps is not None and not _falls(t):
-    works = next((s for s in range(num_steps - 1, 0, -1) if _falls(times(s))), 1)
-    raise ValueError(
-      f"sampler.steps={num_steps} with spacing={spacing} puts two of them on one of the process's "
-      f"{process.num_timesteps} steps; the most below that works is --config.sampler.steps={works}"
-    )
+  _check(process, num_steps, spacing, adds_data)
+  t = _times(process, spacing, adds_data, rho, num_steps)
   return points(process, t, to_data=adds_data or noiseless)
 
 
 @runtime_checkable
 class HasGrid(Protocol):
-  """A sampler's fields that say where its steps lie."""
+  """A sampler's fields that give its steps, and its class's own spacing on a process with steps."""
+
+  auto_by_step: ClassVar[Spacing]
 
   @property
   def steps(self) -> int: ...
@@ -118,7 +127,8 @@ class HasGrid(Protocol):
 
 def own_grid(sampler: HasGrid, process: Process) -> Grid:
   """The grid of a sampler's own fields: the method `grid` of every sampler of fixed steps."""
-  return make_grid(process, sampler.steps, sampler.spacing, sampler.final, sampler.rho)
+  fields = sampler.steps, sampler.spacing, sampler.final, sampler.rho, sampler.auto_by_step
+  return make_grid(process, *fields)
 
 
 def points(process: Process, t: Values, to_data: bool) -> Grid:
@@ -144,10 +154,15 @@ def _with(values: Values, end: float) -> Values:
   return namespace(values).append(values, np.asarray([end], values.dtype))
 
 
-def suitable_spacing(process: Process) -> Spacing:
-  """What "auto" stands for; a learned schedule counts as variance-preserving."""
+def suitable_spacing(process: Process, auto_by_step: Spacing = "log_snr") -> Spacing:
+  """Return what "auto" stands for; a learned schedule counts as variance-preserving.
+
+  Args:
+    process: of any kind.
+    auto_by_step: the answer for a process with steps.
+  """
   if process.num_timesteps is not None:
-    return "trailing"
+    return auto_by_step
   alpha, _ = process.alpha_sigma(np.asarray([1.0]))
   if namespace(alpha) is not np:
     return "log_snr"
@@ -173,7 +188,7 @@ def last_time(process: Process) -> Any:
   return process.min_time
 
 
-def _check(process: Process, num_steps: int, spacing: Spacing) -> None:
+def _check(process: Process, num_steps: int, spacing: Spacing, adds_data: bool) -> None:
   num = process.num_timesteps
   if num is not None and not 1 <= num_steps <= num:
     raise ValueError(
@@ -182,6 +197,12 @@ def _check(process: Process, num_steps: int, spacing: Spacing) -> None:
     )
   if num_steps < 1:
     raise ValueError(f"sampler.steps={num_steps} must be at least 1; set --config.sampler.steps=50")
+  if num is not None and num_steps + (not adds_data) > num:
+    fewer = f" or --config.sampler.steps={num - 1}" if num > 1 else ""
+    raise ValueError(
+      f"sampler.steps={num_steps} with final=min_time needs {num_steps + 1} points, of which the "
+      f"process has {num}; set --config.sampler.final=data{fewer}"
+    )
   if num is None and spacing in BY_STEP:
     raise ValueError(
       f"sampler.spacing={spacing} numbers the steps of a process that has none; set "
@@ -197,14 +218,24 @@ def _times(
   if num is None:
     return _even(process, spacing, rho, num_points)
   if spacing == "trailing" and not adds_data:
-    return np.append(visited_steps(num, num_steps, spacing), 1) / num
-  if spacing in BY_STEP:
-    return visited_steps(num, num_points, spacing) / num
-  return np.round(_even(process, spacing, rho, num_points) * num) / num
+    steps = np.append(visited_steps(num, num_steps, spacing), 1)
+  elif spacing in BY_STEP:
+    steps = visited_steps(num, num_points, spacing)
+  else:
+    steps = np.round(_even(process, spacing, rho, num_points) * num).astype(np.int64)
+  return _apart(steps, num) / num
 
 
-def _falls(t: Values) -> bool:
-  return bool((np.diff(t) < 0).all())
+def _apart(steps: Int[np.ndarray, "P"], num_timesteps: int) -> Int[np.ndarray, "P"]:
+  """Move steps that meet to the free ones above them, or below where T is reached.
+
+  Args:
+    steps: numbers of 1..T that do not rise, at most T of them.
+    num_timesteps: T.
+  """
+  i = np.arange(len(steps))
+  above_next = np.maximum.accumulate((steps + i)[::-1])[::-1] - i
+  return np.minimum(above_next, num_timesteps - i)
 
 
 def _even(process: Process, spacing: Spacing, rho: float, num_points: int) -> Values:
@@ -226,7 +257,8 @@ def _even_in_noise(process: Process, spacing: Spacing, rho: float, num_points: i
       " set --config.sampler.spacing=uniform"
     )
   if spacing == "log_snr":
-    inner = xp.linspace(ends[0], ends[1], num_points)[1:-1]
+    low = ends[0] if process.num_timesteps is None else max(ends[0], LEAST_LOG_SNR)
+    inner = xp.linspace(low, ends[1], num_points)[1:-1]
   else:
     root = xp.exp(-0.5 * ends / rho)
     inner = -2.0 * rho * xp.log(xp.linspace(root[0], root[1], num_points)[1:-1])
@@ -241,7 +273,8 @@ def visited_steps(num_timesteps: int, num_steps: int, spacing: Spacing) -> Int[n
   With i = 0..S-1, in the literature's numbering from 0 (n - 1):
     leading: i floor(T / S); it starts at 0 and may stop short of T - 1.
     trailing: round(T - i T / S) - 1; it starts at T - 1 and stops short of 0.
-    linspace: S numbers from 0 to T - 1, rounded.
+    linspace: S numbers from 0 to T - 1, rounded: the respacing of Improved DDPM. A single one is
+      T - 1.
   Source: Lin et al. 2024 (arXiv 2305.08891), table 2.
 
   Raises:
@@ -258,5 +291,7 @@ def visited_steps(num_timesteps: int, num_steps: int, spacing: Spacing) -> Int[n
   elif spacing == "trailing":
     zero_based = np.round(num_timesteps - i * (num_timesteps / num_steps)).astype(np.int64) - 1
   else:
-    zero_based = np.round(np.linspace(0, num_timesteps - 1, num_steps)).astype(np.int64)[::-1]
+    strides = [(num_timesteps - 1) / max(num_steps - 1, 1)] * (num_steps - 1)
+    rising = np.round(np.cumsum([0.0, *strides])).astype(np.int64)  # added up as the original does
+    zero_based = rising[::-1] if num_steps > 1 else np.asarray([num_timesteps - 1])
   return zero_based + 1

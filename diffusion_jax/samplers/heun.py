@@ -40,6 +40,7 @@ class Heun:
   rho: float = 7.0
   clip: bool = False
 
+  auto_by_step: ClassVar[Spacing] = "log_snr"
   order: ClassVar[int] = 2
 
   def __post_init__(self):

@@ -41,6 +41,7 @@ class UniPC:
   rho: float = 7.0
   clip: bool = False
 
+  auto_by_step: ClassVar[Spacing] = "log_snr"
   stochastic: ClassVar[bool] = False
 
   def __post_init__(self):

@@ -132,7 +132,7 @@ def test_dpm_solver_is_that_of_diffusers(sampler, algorithm, order, final, in_do
     )
   )  # fmt: skip
   published = {"published_weights": True} if sampler is DPMSolverPP3M else {}
-  ours = sampler(steps=STEPS, final=final, **published)
+  ours = sampler(steps=STEPS, spacing="trailing", final=final, **published)
   grid = ours.grid(DISCRETE)
   np.testing.assert_array_equal(np.round(grid.t[:-1] * 1000) - 1, theirs.timesteps.numpy())
   # theirs come from a float32 table of alpha_bar, which leaves the least noise four digits
@@ -153,7 +153,7 @@ def test_unipc_is_that_of_diffusers(order, variant, corrector, in_double):
       disable_corrector=[] if corrector else list(range(STEPS)),
     )
   )  # fmt: skip
-  ours = UniPC(STEPS, order, variant, corrector, final="min_time")
+  ours = UniPC(STEPS, order, variant, corrector, spacing="trailing", final="min_time")
   theirs.sigmas = ratios(ours.grid(DISCRETE))
   given = draws(STEPS)
   assert_same(states(ours.scheme(DISCRETE), given), run_theirs(theirs, given))
@@ -166,7 +166,7 @@ def test_heun_is_that_of_diffusers(in_double):
       diffusers.HeunDiscreteScheduler, prediction_type="sample", clip_sample=False
     )
   )
-  ours = Heun(steps=STEPS)
+  ours = Heun(steps=STEPS, spacing="trailing")
   grid, scheme = ours.grid(DISCRETE), ours.scheme(DISCRETE)
   theirs.sigmas = twice(ratios(grid))
   assert len(theirs.timesteps) == scheme.num_rows == 2 * STEPS - 1

@@ -56,6 +56,7 @@ def test_each_difference_of_protocol_is_listed_with_both_values(doc):
     (("likelihoods", "vlb", "options", "clip"), False, "options †"),
     (("model", "data", "fingerprint"), "f00d", "data †"),
     (("samples", "sampler", "steps"), 10, "sampler ‡"),
+    (("samples", "auto_spacing"), "trailing for all", "auto spacing ‡"),
     (("samples", "seeds"), [7], "seeds ‡"),
     (("model", "weights"), "raw", "weights ‡"),
     (("model", "ema", "decay"), 0.9, "ema ‡"),

@@ -1,5 +1,7 @@
 """Time grids: where the steps lie, where they end, and which are refused."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +17,14 @@ from diffusion_jax.processes import (
   SubVP,
   VarianceExploding,
 )
-from diffusion_jax.samplers.grids import SMALLEST_RATIO, backwards, make_grid, suitable_spacing
+from diffusion_jax.samplers import SAMPLERS
+from diffusion_jax.samplers.grids import (
+  LEAST_LOG_SNR,
+  SMALLEST_RATIO,
+  backwards,
+  make_grid,
+  suitable_spacing,
+)
 
 DISCRETE = LinearVP().create()
 VP, EDM, FLOW = ContinuousLinearVP().create(), EDMProcess().create(), Flow().create()
@@ -81,10 +90,21 @@ def test_auto_gives_s_falling_steps_on_every_process(name, final):
 def test_what_auto_stands_for():
   found = {name: suitable_spacing(process) for name, process in PROCESSES.items()}
   assert found == {
-    "discrete": "trailing", "cosine_vp": "trailing", "vp": "log_snr", "cosine": "log_snr",
+    "discrete": "log_snr", "cosine_vp": "log_snr", "vp": "log_snr", "cosine": "log_snr",
     "sub_vp": "log_snr", "edm": "karras", "ve": "karras", "flow": "uniform",
     "shifted flow": "uniform",
   }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if n != "probability_flow"])
+def test_each_sampler_has_its_own_auto_on_a_process_with_steps(name):
+  sampler = SAMPLERS[name](steps=20)
+  own = "trailing" if name in ("ancestral", "ddim") else "log_snr"
+  expected = dataclasses.replace(sampler, spacing=own)
+  assert sampler.auto_by_step == own
+  for process in (DISCRETE, PROCESSES["cosine_vp"], VP):
+    spelt = expected if process is not VP else dataclasses.replace(sampler, spacing="log_snr")
+    np.testing.assert_array_equal(sampler.grid(process).t, spelt.grid(process).t)
 
 
 def test_flow_takes_equal_steps_from_one_to_zero():
@@ -114,16 +134,43 @@ def test_on_a_discrete_process_times_are_its_steps(spacing):
   assert grid.t[-2] == 0.001
 
 
-def test_two_points_on_one_step_are_refused_and_the_largest_number_that_works_is_named():
-  with pytest.raises(ValueError, match=r"steps=500 with spacing=log_snr .* 1000 steps") as refused:
-    make_grid(DISCRETE, 500, "log_snr", "data")
-  works = int(str(refused.value).rsplit("=", 1)[1])
-  assert make_grid(DISCRETE, works, "log_snr", "data").num_steps == works
-  for more in range(works + 1, works + 20):
-    with pytest.raises(ValueError, match="puts two of them"):
-      make_grid(DISCRETE, more, "log_snr", "data")
-  with pytest.raises(ValueError, match=r"steps=1000 .*sampler.steps=666"):
+@pytest.mark.parametrize("final", ["data", "min_time"])
+@pytest.mark.parametrize("spacing", ["trailing", "uniform", "quadratic", "karras", "log_snr"])
+@pytest.mark.parametrize("num", [1, 2, 7, 100])
+def test_every_number_of_steps_up_to_t_keeps_its_evaluations(num, spacing, final):
+  """Points that meet on one step of T move apart; all T are the process itself."""
+  process = CosineVP(num).create()
+  adds = final == "min_time"
+  for steps in range(1, num + 1 - adds):
+    grid = make_grid(process, steps, spacing, final)
+    asked = grid.t[: steps + adds] * num
+    np.testing.assert_allclose(asked, np.round(asked), atol=1e-9)
+    assert grid.num_steps == steps
+    assert round(asked[0]) == num
+    assert (np.diff(np.round(asked)) < 0).all()
+    assert round(asked[-1]) == 1 or spacing == "trailing" or steps == 1
+  if not adds:
+    np.testing.assert_array_equal(np.round(asked), np.arange(num, 0, -1))
+
+
+def test_even_steps_in_the_log_snr_skip_what_is_noise_alone():
+  """Cosine betas end at a log-SNR of -20: the steps begin where an image begins to show."""
+  process = PROCESSES["cosine_vp"]
+  grid = make_grid(process, 20, "log_snr", "data")
+  log_snr = 2 * grid.half_log_snr[:-1]
+  assert log_snr[0] < -19
+  even = np.linspace(LEAST_LOG_SNR, log_snr[-1], 20)[1:]
+  np.testing.assert_allclose(log_snr[1:8], even[:7], atol=0.1)
+  whole = make_grid(ContinuousCosineVP().create(), 20, "log_snr", "min_time")
+  np.testing.assert_allclose(np.diff(whole.half_log_snr), 0.75, rtol=1e-9)
+
+
+def test_more_points_than_the_process_has_are_refused():
+  with pytest.raises(ValueError, match=r"steps=1000 with final=min_time .*sampler.steps=999"):
     make_grid(DISCRETE, 1000, "trailing", "min_time")
+  assert make_grid(DISCRETE, 999, "trailing", "min_time").num_steps == 999
+  with pytest.raises(ValueError, match=r"the process has 1; set --config.sampler.final=data$"):
+    make_grid(CosineVP(1).create(), 1, "log_snr", "min_time")
 
 
 def test_grids_that_a_process_does_not_have_are_refused():

@@ -128,6 +128,25 @@ def test_visited_steps_of_each_spacing():
     assert visited_steps(1000, 1000, spacing).tolist() == list(range(1000, 0, -1))
 
 
+@pytest.mark.parametrize(
+  ("num", "steps"),
+  [(4000, 25), (4000, 50), (4000, 100), (4000, 200), (1000, 18), (8, 7), (100, 67)],
+)
+def test_linspace_is_the_respacing_of_improved_ddpm(num, steps):
+  """Its strides (T - 1) / (S - 1) are added up from 0 and rounded to even at halves."""
+  place, taken = 0.0, []
+  for _ in range(steps):
+    taken.append(round(place))
+    place += (num - 1) / (steps - 1)
+  assert visited_steps(num, steps, "linspace")[::-1].tolist() == [n + 1 for n in taken]
+  if (num, steps) == (4000, 100):
+    assert taken[:4] == [0, 40, 81, 121]
+
+
+def test_a_single_step_of_linspace_begins_at_noise():
+  assert visited_steps(1000, 1, "linspace").tolist() == [1000]
+
+
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_steps_beyond_the_process_are_refused(steps):
   with pytest.raises(ValueError, match=f"steps={steps} must lie between 1 and the process's 1000"):
