@@ -144,6 +144,11 @@ class Experiment:
     except ValueError as error:
       raise UserError(f"config: {error}") from error
 
+  def warnings(self) -> dict[str, str]:
+    """Return {"warning": a line} on parts that work but hardly as was meant, or {}."""
+    warning = getattr(self.sections["generative"], "warning", lambda parts: None)(self.sections)
+    return {"warning": warning} if warning else {}
+
   def to_dict(self) -> dict[str, dict[str, Any]]:
     """All sections with all fields, as config.json holds them."""
     return {n: to_dict(self.sections[n], section) for n, section in self.layout.items()}

@@ -53,6 +53,8 @@ def main(argv: list[str]) -> None:
   shown = "" if args.ema is None else f", {average.label}"
   print(f"{describe(experiment)}{shown}, seed {args.seed}: {len(images):,} images in {args.out}, "
         f"{seconds:.1f} s with compilation")  # fmt: skip
+  for warning in experiment.warnings().values():
+    print(f"warning: {warning}")
 
 
 def parser() -> runs.Parser:

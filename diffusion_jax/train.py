@@ -65,8 +65,7 @@ def parser() -> runs.Parser:
   flags.add_argument("--workdir", type=run_folder, help="the run's folder (runs/<config>)")
   flags.add_argument("--dry_run", action="store_true", help="check everything, print what would "
                      "run and how it would be sharded, and end")  # fmt: skip
-  flags.add_argument("--profile", metavar="START:STEPS", help="write an xprof trace of these steps "
-                     "into the run's folder, e.g. 10:5")  # fmt: skip
+  flags.add_argument("--profile", metavar="START:STEPS", help="trace these steps by xprof, as 10:5")
   flags.add_argument("--fresh", action="store_true", help="start over; moves the old run aside")
   return flags
 
@@ -85,6 +84,7 @@ def print_plan(job: Job, beginning: str) -> None:
     "held out": f"{len(job.test):,} images" if job.test else "none",
     "workdir": str(job.workdir),
     "start": beginning,
+    **job.experiment.warnings(),
   }
   print(f"diffusion_jax {__version__}, jax {jax.__version__}")
   print("\n".join(f"  {name:<11}{text}" for name, text in rows.items()))

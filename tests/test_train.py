@@ -124,8 +124,10 @@ def test_the_block_at_the_start_says_what_will_run(finished, call, tmp_path):
 def test_a_dry_run_says_how_the_state_would_lie_and_leaves_nothing(call, tmp_path):
   workdir = tmp_path / "run"
   flags = (*SMOKE, "--config.mesh.fsdp=4", "--config.model.hidden=64", "--dry_run")
+  flags = (*flags, "--config.process.beta_end=0.02")  # of ten times as many steps
   code, out, err = call(train.main, *flags, f"--workdir={workdir}")
   assert (code, err) == (0, "")
+  assert "\n  warning    the process ends 0.31 bits/dim from noise" in out
   assert "mesh       data 2, fsdp 4, tensor 1" in out
   assert re.search(r"params +fsdp 4 +[0-9]+ +0\.[0-9] +0\.[0-9]\n", out)
   assert re.search(r"total .* 1/[1-4]\.[0-9]+ of the whole\n$", out)

@@ -55,6 +55,10 @@ class Diffusion:
     if not 0 <= self.label_dropout < 1:
       raise ValueError(f"label_dropout={self.label_dropout} must be at least 0 and below 1")
 
+  def warning(self, parts: Mapping[str, Any]) -> str | None:
+    """Return a line on parts that work but hardly as was meant, or None."""
+    return wires.far_from_noise(parts["process"])
+
   def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> Generative:
     """Wires the built sections into a Generative.
 

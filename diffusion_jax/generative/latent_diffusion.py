@@ -75,6 +75,10 @@ class LatentDiffusion:
   def _inner(self) -> Diffusion:
     return Diffusion(self.prediction, self.sigma_data, self.conditional, self.label_dropout)
 
+  def warning(self, parts: Mapping[str, Any]) -> str | None:
+    """Return a line on parts that work but hardly as was meant, or None."""
+    return self._inner().warning(parts)
+
   def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> Generative:
     """Wires the built sections into a Generative of images.
 

@@ -15,7 +15,14 @@ from diffusion_jax.levels import from_levels
 from diffusion_jax.likelihood import Spectrum
 from diffusion_jax.losses import Objective, Place
 from diffusion_jax.models import Network
-from diffusion_jax.processes import Learned, Preconditioned, Process, precondition
+from diffusion_jax.processes import (
+  MAX_PRIOR_BITS,
+  Learned,
+  Preconditioned,
+  Process,
+  precondition,
+  prior_bits,
+)
 from diffusion_jax.samplers import Guidance, Worse, editing
 from diffusion_jax.samplers.linear import Denoise, FixedStep
 from diffusion_jax.types import (
@@ -52,6 +59,35 @@ def make_schedule(config: Any) -> Schedule:
     return Learned(gamma, config.gamma_min, config.gamma_max, interior)
 
   return Schedule(schedule.init, at)
+
+
+NOISIER = {
+  "beta_end": "higher",
+  "beta_max": "higher",
+  "sigma_max": "higher",
+  "gamma_max": "higher",
+  "log_snr_min": "lower",
+  "num_timesteps": "higher",
+}
+"""Field of a process -> how it makes x_1 noisier."""
+
+
+def far_from_noise(config: Any) -> str | None:
+  """Return a line where a process ends too far from noise for samples to start there, or None.
+
+  It is no error: bounds pay for it and stay right, training may move a learned end, and older runs
+  must open.
+  """
+  schedule = make_schedule(config)
+  bits = prior_bits(schedule.at(schedule.init(jax.random.key(0))))
+  if bits <= MAX_PRIOR_BITS:
+    return None
+  field = next((name for name in NOISIER if hasattr(config, name)), None)
+  change = f"set a {NOISIER[field]} --config.process.{field}" if field else "take another process"
+  return (
+    f"the process ends {bits:.2g} bits/dim from noise (its prior term; up to {MAX_PRIOR_BITS} is "
+    f"noise), and samples start from noise: they will be off; {change}"
+  )
 
 
 class Bound(NamedTuple):

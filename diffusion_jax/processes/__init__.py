@@ -1,7 +1,13 @@
 """The forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) and what a network may predict."""
 
 from diffusion_jax.processes.discrete_vp import CosineVP, DiscreteVP, LinearVP
-from diffusion_jax.processes.ends import end_kl, first_time, reconstruction
+from diffusion_jax.processes.ends import (
+  MAX_PRIOR_BITS,
+  end_kl,
+  first_time,
+  prior_bits,
+  reconstruction,
+)
 from diffusion_jax.processes.learned import Learned
 from diffusion_jax.processes.parameterization import (
   PREDICTIONS,
@@ -43,6 +49,7 @@ PROCESSES = {
 }
 
 __all__ = [
+  "MAX_PRIOR_BITS",
   "PREDICTIONS",
   "PROCESSES",
   "Continuous",
@@ -71,6 +78,7 @@ __all__ = [
   "log_ratio",
   "namespace",
   "precondition",
+  "prior_bits",
   "prior_kl",
   "reconstruction",
   "reverse_steps",

@@ -12,6 +12,9 @@ from jaxtyping import Float
 
 from diffusion_jax.processes.process import Times, namespace
 
+MAX_BETA = 0.999
+"""The largest beta of schedules that are made for any T, as Nichol and Dhariwal's cosine has it."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiscreteVP:
@@ -86,23 +89,42 @@ class DiscreteVP:
 class LinearVP:
   """Betas rising linearly from `beta_start` to `beta_end` over T steps.
 
-  Source: Ho et al. 2020 (arXiv 2006.11239), section 4.
+  Source: Ho et al. 2020 (arXiv 2006.11239), section 4, with 1e-4 and 0.02 for T = 1000; for another
+  T both are multiplied by 1000 / T, as the program of Nichol and Dhariwal 2021 does, so that x_1 is
+  noise at every T. There they must stay below 1, so T above 20; here they are capped at MAX_BETA.
+
+  Attributes:
+    num_timesteps: T.
+    beta_start, beta_end: the first and the last beta, as given; None: the above, which becomes the
+      number.
   """
 
   num_timesteps: int = 1000
-  beta_start: float = 1e-4
-  beta_end: float = 0.02
+  beta_start: float | None = None
+  beta_end: float | None = None
 
   def __post_init__(self):
     _check_num_timesteps(self.num_timesteps)
-    if not 0 < self.beta_start <= self.beta_end < 1:
+    for name, of_1000 in (("beta_start", 1e-4), ("beta_end", 0.02)):
+      if (
+        getattr(self, name) is None
+      ):  # a stored config holds the number, whatever this rule becomes
+        scaled = min(of_1000 * (1000 / self.num_timesteps), MAX_BETA)
+        object.__setattr__(self, name, scaled)
+    first, last = self._ends()
+    if not 0 < first <= last < 1:
       raise ValueError(
-        f"beta_start={self.beta_start}, beta_end={self.beta_end}: "
-        "both must lie between 0 and 1, in that order"
+        f"beta_start={first}, beta_end={last}: both must lie between 0 and 1, in that order; leave "
+        "them out for those of DDPM at any num_timesteps"
       )
 
+  def _ends(self) -> tuple[float, float]:
+    assert self.beta_start is not None
+    assert self.beta_end is not None
+    return self.beta_start, self.beta_end
+
   def create(self) -> DiscreteVP:
-    return _from_betas(np.linspace(self.beta_start, self.beta_end, self.num_timesteps))
+    return _from_betas(np.linspace(*self._ends(), self.num_timesteps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +137,7 @@ class CosineVP:
 
   num_timesteps: int = 1000
   offset: float = 0.008
-  max_beta: float = 0.999
+  max_beta: float = MAX_BETA
   network_steps: int | None = None
 
   def __post_init__(self):

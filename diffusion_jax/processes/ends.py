@@ -3,8 +3,11 @@
 Source: Kingma et al. 2021 (arXiv 2107.00630), equations 11 to 13 and appendix C.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax import distributions, randomness
@@ -15,10 +18,24 @@ from diffusion_jax.types import Keys
 MIN_TIME = 1e-5
 """The first time of a process that names none."""
 
+MAX_PRIOR_BITS = 0.01
+"""A prior term, in bits/dim, above which x_1 is too far from noise for samples to start there. The
+published processes have at most 0.005 (VDM's, before training moves its end); DDPM's betas at T =
+100 without their scaling have 0.32."""
+
 
 def first_time(process: Process) -> float:
   """Where the bound takes the data for z_0: with sigma > 0."""
   return process.min_time or MIN_TIME
+
+
+def prior_bits(process: Process) -> float:
+  """Return the prior term of a pixel at -1 or 1, in bits: KL(q(x_1 | x) || N(0, prior_std^2)).
+
+  It is also the mean over data whose second moment is 1, as scaled latents have.
+  """
+  alpha, sigma = (float(c[0]) / process.prior_std for c in process.alpha_sigma(np.ones(1)))
+  return (0.5 * (alpha**2 + sigma**2 - 1.0) - math.log(sigma)) / math.log(2.0)
 
 
 def end_kl(process: Process, x0: Images) -> Float[Array, "B"]:
