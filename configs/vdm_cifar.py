@@ -1,9 +1,10 @@
 """A variational diffusion model on CIFAR-10: the recipe of Kingma et al. 2021 (arXiv 2107.00630).
 
-30,577,667 parameters of the network and two of the schedule. The original puts level k of L at
-2 (k + 1/2) / L - 1; here it lies at 2 k / (L - 1) - 1, as everywhere in this program: the same
-picture at 255/256 of the scale. No step is clipped. Weight decay acts on arrays of two or more
-axes: neither on biases and norms nor on the schedule.
+30,577,667 parameters of the network and two of the schedule. As in the authors' program: level k
+of 256 enters at 2 (k + 1/2) / 256 - 1 (process.image_scale); weight decay acts on all but biases,
+so on the scales of norms and on the schedule too; samples take 1,000 even steps of time from 1 to
+0, none of them clipped, and are the nearest levels of where they end, z_0. What differs: the bound
+begins at t = 1e-5, not 0, which is 0.0002 of gamma, and its times are even in another order.
 
 Command:  python -m diffusion_jax.train --config=configs/vdm_cifar.py
 Data:     cifar10 of tensorflow-datasets, downloaded (170 MB) and prepared at first use.
@@ -20,10 +21,22 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       "generative": {"name": "diffusion", "prediction": "eps"},
-      "process": {"name": "learned_linear", "gamma_min": -13.3, "gamma_max": 5.0},
+      "process": {
+        "name": "learned_linear",
+        "gamma_min": -13.3,
+        "gamma_max": 5.0,
+        "image_scale": 255 / 256,
+      },
       "model": {"name": "vdm_unet", "channels": 128, "num_blocks": 32, "dropout": 0.1},
       "loss": {"name": "vdm"},
-      "sampler": {"name": "ancestral", "steps": 1000, "variance": "fixed_small", "clip": False},
+      "sampler": {
+        "name": "ancestral",
+        "steps": 1000,
+        "variance": "fixed_small",
+        "spacing": "uniform",
+        "final": "min_time",
+        "clip": False,
+      },
       "data": {"name": "tfds", "dataset": "cifar10", "flip": False},
       "optimizer": {
         "name": "adam",
@@ -31,6 +44,7 @@ def get_config() -> ConfigDict:
         "b1": 0.9,
         "b2": 0.99,
         "weight_decay": 0.01,
+        "decay": "non_bias",
         "warmup_steps": 100,
         "schedule": "constant",
         "clip_norm": None,

@@ -16,6 +16,9 @@ from diffusion_jax.types import Aux, Params
 Rates = Mapping[str, Any]
 """Float32 scalars by name: NumPy's, or traced arguments of a compiled step."""
 
+FIXED = ("autoencoder", "latent_scale", "frequencies")
+"""Names of parameters that are saved with a model and never trained."""
+
 
 class TrainState(NamedTuple):
   """One atomic unit; all floats are float32.
@@ -53,7 +56,7 @@ class Adam:
   Attributes:
     learning_rate: after the warm-up.
     b1, b2, eps: of Kingma and Ba 2015 (arXiv 1412.6980).
-    weight_decay: decoupled (Loshchilov and Hutter 2019), on arrays of two or more axes.
+    weight_decay: decoupled (Loshchilov and Hutter 2019).
     warmup_steps: the rate rises linearly from 0 over so many updates.
     schedule: what follows: constant, or down to 0 along a line or half a cosine.
     decay_steps: the update at which a falling schedule reaches 0; none: the run's last.
@@ -61,6 +64,9 @@ class Adam:
     clip_scope: `global` clips the batch's gradient; `microbatch` clips each of
       training.accumulation_steps parts before they are averaged, as the original DDPM did on
       each of its 8 replicas.
+    decay: parameters that weight_decay acts on: `kernels`, arrays of two or more axes; `non_bias`,
+      all that are not named bias, so also scales of norms and a schedule's numbers, as in VDM's
+      program. Never those that no gradient trains (FIXED).
   """
 
   learning_rate: float = 2e-4
@@ -73,6 +79,7 @@ class Adam:
   decay_steps: int | None = None
   clip_norm: float | None = 1.0
   clip_scope: Literal["global", "microbatch"] = "global"
+  decay: Literal["kernels", "non_bias"] = "kernels"
 
   def __post_init__(self):
     if self.learning_rate <= 0 or self.eps <= 0:
@@ -130,14 +137,23 @@ class Adam:
       rates: `rates(num_steps)` as traced arguments of a compiled step; None: as constants.
     """
     rates = self.rates(num_steps) if rates is None else rates
-    decay = optax.add_decayed_weights(
-      rates["weight_decay"], mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    )
+    decay = optax.add_decayed_weights(rates["weight_decay"], mask=self.decayed)
     return optax.chain(
       optax.scale_by_adam(self.b1, self.b2, self.eps),
       decay,  # with a weight of 0 too: its state must not depend on it, or no run could change it
       optax.scale_by_learning_rate(self.rate(num_steps, rates)),
     )
+
+  def decayed(self, params: Params) -> Any:
+    """Return a tree of booleans: the parameters that weight decay acts on."""
+
+    def decays(path: Any, leaf: Any) -> bool:
+      name = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")[2]
+      if name in FIXED:
+        return False
+      return name != "bias" if self.decay == "non_bias" else leaf.ndim > 1
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 OPTIMIZERS = {"adam": Adam}

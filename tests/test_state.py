@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.checksum import named_leaves
 from diffusion_jax.ema_profiles import exponent_of
 from diffusion_jax.state import EMA, Adam, create_state
 
@@ -50,6 +51,33 @@ def test_weight_decay_is_decoupled_and_spares_biases():
   )
   np.testing.assert_allclose(updates["kernel"], -0.05)
   np.testing.assert_allclose(updates["bias"], 0.0)
+
+
+@pytest.mark.parametrize("decay", ["kernels", "non_bias"])
+def test_what_weight_decay_acts_on(decay):
+  """VDM's program decays every parameter but those named bias; none that is never trained."""
+  trained = {
+    "network": {"conv": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+                "norm": {"group": {"scale": jnp.ones(2), "bias": jnp.ones(2)}},
+                "biased": {"bias": jnp.ones((2, 2))}},
+    "process": {"b": jnp.ones(()), "w": jnp.ones(())},
+  }  # fmt: skip
+  fixed = {"autoencoder": jnp.ones(9), "latent_scale": jnp.ones(()),
+           "fourier": {"frequencies": jnp.ones(4)}}  # fmt: skip
+  params = {**trained, **fixed}
+  optimizer = Adam(learning_rate=0.1, weight_decay=0.5, decay=decay)
+  transform = optimizer.create(10)
+  updates, _ = transform.update(
+    jax.tree.map(jnp.zeros_like, params), transform.init(params), params
+  )
+  moved = {name for name, leaf in named_leaves(updates).items() if np.asarray(leaf).any()}
+  if decay == "kernels":
+    assert moved == {"network/conv/kernel", "network/biased/bias"}
+  else:
+    assert moved == {"network/conv/kernel", "network/norm/group/scale", "process/b", "process/w"}
+  other = Adam(decay="kernels" if decay == "non_bias" else "non_bias").create(10)
+  same = jax.tree.structure(transform.init(params)) == jax.tree.structure(other.init(params))
+  assert same  # so that a run may change it
 
 
 def run(ema, values, start=0.0):

@@ -24,6 +24,7 @@ from diffusion_jax.processes import (
   prior_bits,
 )
 from diffusion_jax.samplers import Guidance, Worse, editing
+from diffusion_jax.samplers.grids import last_time
 from diffusion_jax.samplers.linear import Denoise, FixedStep
 from diffusion_jax.types import (
   Aux,
@@ -56,7 +57,7 @@ def make_schedule(config: Any) -> Schedule:
   def at(params: Params) -> Process:
     gamma = functools.partial(schedule.gamma, params)
     interior = schedule.interior and functools.partial(schedule.interior, params)
-    return Learned(gamma, config.gamma_min, config.gamma_max, interior)
+    return Learned(gamma, config.gamma_min, config.gamma_max, interior, config.image_scale)
 
   return Schedule(schedule.init, at)
 
@@ -200,7 +201,25 @@ def sample(
   model = wiring.bind(params)
   denoise = _guided(wiring, model, labels, len(keys), worse)
   samples = wiring.sampler(denoise, model.process, keys, wiring.spec.shape, keep_estimates)
-  return samples._replace(num_evaluations=_evaluations(wiring, model.process, samples))
+  return samples._replace(
+    images=_decoded(wiring, model.process, samples.images),
+    num_evaluations=_evaluations(wiring, model.process, samples),
+  )
+
+
+def _decoded(wiring: Wiring, process: Process, x: Float[Array, "N H W C"]):
+  """Return images at the scale of the data from states where the sampler ends.
+
+  A state of min_time is divided by its alpha, which is the most likely x0 by q(x_t | x0): its
+  nearest level is then VDM's decoder.
+  """
+  sampler = wiring.sampler
+  if getattr(sampler, "final", "data") == "data":
+    return x
+  if isinstance(sampler, FixedStep):
+    return x / jnp.asarray(sampler.grid(process).alpha[-1], x.dtype)
+  alpha, _ = process.alpha_sigma(np.asarray([last_time(process)]))
+  return x / jnp.asarray(alpha[0], x.dtype)
 
 
 def _guided(
@@ -234,19 +253,20 @@ def make_editing(wiring: Wiring) -> Editing | None:
   def inpaint(params, keys, labels, x0, is_known):
     model = wiring.bind(params)
     denoise = _guided(wiring, model, labels, len(keys))
-    return editing.inpaint(denoise, model.process, keys, x0, is_known, sampler)
+    found = editing.inpaint(denoise, model.process, keys, x0, is_known, sampler)
+    return found._replace(images=_decoded(wiring, model.process, found.images))
 
   def along(run, params, x):
     model = wiring.bind(params)
     labels = None if wiring.null_label is None else jnp.full(len(x), wiring.null_label)
     denoise = functools.partial(model.network.denoise, model.params, labels=labels)
-    return run(denoise, model.process, x, sampler)
+    return run(denoise, model.process, x, sampler), model.process
 
-  return Editing(
-    inpaint,
-    encode=functools.partial(along, editing.encode),
-    decode=functools.partial(along, editing.decode),
-  )
+  def decode(params, x):
+    x, process = along(editing.decode, params, x)
+    return _decoded(wiring, process, x)
+
+  return Editing(inpaint, lambda params, x: along(editing.encode, params, x)[0], decode)
 
 
 def _evaluations(wiring: Wiring, process: Process, samples: Samples):

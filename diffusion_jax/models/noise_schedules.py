@@ -38,15 +38,18 @@ class LearnedLinear:
   Attributes:
     gamma_min: b at the start, minus the log-SNR of t = 0.
     gamma_max: b + |w| at the start.
+    image_scale: factor of the images before noise is added: (L - 1) / L puts level k of L at
+      2 (k + 1/2) / L - 1 there, as the original does.
   """
 
   gamma_min: float = -13.3
   gamma_max: float = 5.0
+  image_scale: float = 1.0
 
   learned: ClassVar[bool] = True
 
   def __post_init__(self):
-    _check_ends(self.gamma_min, self.gamma_max)
+    _check(self.gamma_min, self.gamma_max, self.image_scale)
 
   def create(self) -> NoiseSchedule:
     """Builds the pure functions."""
@@ -71,16 +74,18 @@ class LearnedMonotone:
     gamma_min: b at the start, minus the log-SNR of t = 0.
     gamma_max: b + |w| at the start, that of t = 1.
     width: outputs of l2.
+    image_scale: as of LearnedLinear.
   """
 
   gamma_min: float = -13.3
   gamma_max: float = 5.0
   width: int = 1024
+  image_scale: float = 1.0
 
   learned: ClassVar[bool] = True
 
   def __post_init__(self):
-    _check_ends(self.gamma_min, self.gamma_max)
+    _check(self.gamma_min, self.gamma_max, self.image_scale)
     if self.width < 1:
       raise ValueError(f"width={self.width} must be at least 1")
 
@@ -135,6 +140,8 @@ def _ends(gamma_min: float, gamma_max: float) -> dict[str, Array]:
   }
 
 
-def _check_ends(gamma_min: float, gamma_max: float) -> None:
+def _check(gamma_min: float, gamma_max: float, image_scale: float) -> None:
   if gamma_min >= gamma_max:
     raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}")
+  if image_scale <= 0:
+    raise ValueError(f"image_scale={image_scale} must be positive; 1 leaves images as they are")

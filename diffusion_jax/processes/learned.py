@@ -2,10 +2,11 @@
 
 gamma_t, a rising function of trained parameters, is minus the log-SNR: alpha_t^2 = sigmoid(-gamma),
 sigma_t^2 = sigmoid(gamma). It answers in JAX whatever it is asked in. Source: Kingma et al. 2021
-(arXiv 2107.00630), section 3.1.
+(arXiv 2107.00630), section 3.1. Images may enter at another scale, which is a factor of alpha.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -27,12 +28,14 @@ class Learned:
     first, last: gamma that the network sees as the times 0 and 1000.
     interior: gamma once more, to take the gradient of what lies between its ends; None: there is
       nothing to train.
+    image_scale: factor of the images in x_t, and so of alpha.
   """
 
   gamma: Callable[[Times], Times]
   first: float
   last: float
   interior: Callable[[Times], Times] | None = None
+  image_scale: float = 1.0
 
   @property
   def num_timesteps(self) -> None:
@@ -51,15 +54,15 @@ class Learned:
 
   def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
     gamma = self._gamma(t)
-    return jnp.sqrt(jax.nn.sigmoid(-gamma)), jnp.sqrt(jax.nn.sigmoid(gamma))
+    return self.image_scale * jnp.sqrt(jax.nn.sigmoid(-gamma)), jnp.sqrt(jax.nn.sigmoid(gamma))
 
   def log_snr(self, t: Times) -> Times:
-    return -self._gamma(t)
+    return 2.0 * math.log(self.image_scale) - self._gamma(t)
 
   def time_of(self, log_snr: Times) -> Times:
     """By bisection. Log-SNRs beyond the schedule's ends have the end's time, so that churn lifts no
     state beyond them."""
-    wanted = -jnp.asarray(log_snr, jnp.float32)
+    wanted = 2.0 * math.log(self.image_scale) - jnp.asarray(log_snr, jnp.float32)
 
     def halve(_, bracket):
       low, high = bracket

@@ -252,7 +252,8 @@ def test_the_frozen_weights_have_no_gradient_and_no_decay(own):
     model=MLP(hidden=8, depth=1),
   )  # fmt: skip
   generative = LatentDiffusion(prediction="v").create(made, VAE_SPEC)
-  optimizer, ema = Adam(learning_rate=0.1, weight_decay=0.5), EMA(decay=0.5)
+  optimizer = Adam(learning_rate=0.1, weight_decay=0.5, decay="non_bias")
+  ema = EMA(decay=0.5)
   mesh = create_mesh(MeshShape())
   state, step = begin(generative, optimizer, Training(10, 8), ema=ema, mesh=mesh)
   before = np.asarray(jax.tree.leaves(state.params["diffusion"])[0])

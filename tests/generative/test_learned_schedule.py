@@ -14,6 +14,7 @@ from tiny import MODEL
 
 from diffusion_jax import checkpoint, edit, evaluate, runs, sample, sharding, train
 from diffusion_jax.auditing import oracles
+from diffusion_jax.checksum import named_leaves
 from diffusion_jax.experiment import load
 from diffusion_jax.job import prepare, state_shapes
 from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum
@@ -213,13 +214,16 @@ def test_a_run_resumes_samples_edits_and_is_measured(trained, call, tmp_path):
 
 
 def test_the_cifar_recipe(root):
-  """30.6 million parameters; weight decay reaches neither biases nor the schedule."""
+  """30.6 million parameters; weight decay reaches all but biases, and so the schedule too."""
   experiment = runs.load_experiment(str(root / "configs" / "vdm_cifar.py"), [])
   spec = ImageSpec(32, 32, 3, 256, 10)
   params, _ = jax.eval_shape(lambda key: experiment.create(spec).init(key), jax.random.key(0))
   assert sum(leaf.size for leaf in jax.tree.leaves(params["network"])) == 30_577_667
   assert "30,577,667" in (root / "configs" / "vdm_cifar.py").read_text()
-  assert {n: leaf.ndim for n, leaf in params["process"].items()} == {"b": 0, "w": 0}
+  decayed = named_leaves(experiment.optimizer.decayed(params))
+  assert {n for n, acts in decayed.items() if not acts} == {n for n in decayed if "bias" in n}
+  assert decayed["process/b"]
+  assert decayed["process/w"]
   process, optimizer = experiment.sections["process"], experiment.optimizer
   assert (process.gamma_min, process.gamma_max) == (-13.3, 5.0)
   assert (optimizer.learning_rate, optimizer.b1, optimizer.b2) == (2e-4, 0.9, 0.99)
