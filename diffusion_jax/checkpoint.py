@@ -6,10 +6,11 @@ A folder holds one folder a step. Only a committed step whose checksums hold is 
 import dataclasses
 import errno
 import json
+import os
 import re
 import shutil
-import zlib
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,20 +18,23 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from diffusion_jax import distributed
-from diffusion_jax.checksum import checksums, named_leaves
+from diffusion_jax import distributed, leaves, storage
 from diffusion_jax.types import UserError
 
 T = TypeVar("T")
-OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors of reading that are not caused by the file: too many open files, too little memory."""
+NO_DAMAGE = {
+  errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENODEV,
+  errno.ENOTCONN, errno.ETIMEDOUT, errno.EINTR,
+}  # fmt: skip
+"""Errors of reading of which the files know nothing: once they are mended, the step can be read."""
+
+PATIENCE_SEC = 10.0
+"""How long what a failed save has begun may still write."""
 
 Foreign = Callable[[Mapping[str, Any]], str | None]
 
 MIN_SLICE_BYTES = 1 << 20
 """Arrays are cut among the devices that hold copies only down to this: cutting costs time too."""
-
-MIXED = "a checkpoint of another model; use the config that the run was started with"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,32 @@ class Checkpointing:
 
 
 class CheckpointError(Exception):
-  """A save failed: the run must stop rather than go on without checkpoints."""
+  """A save failed: the run must stop rather than go on without checkpoints.
+
+  Attributes:
+    directory: of the checkpoints.
+    num_bytes: of the state that was to be saved.
+  """
+
+  def __init__(self, message: str, directory: Path, num_bytes: int):
+    super().__init__(message)
+    self.directory, self.num_bytes = directory, num_bytes
+
+
+def explain(error: BaseException) -> str | None:
+  """Return one line for a save that storage did not take; None for any other error.
+
+  It says what is whole by now, which a later save may have changed.
+  """
+  failed = next((e for e in storage.chain(error) if isinstance(e, CheckpointError)), None)
+  if failed is None or (line := storage.explain(failed, failed.directory)) is None:
+    return None
+  said = f"saving {storage.size(failed.num_bytes)} failed: {line}"
+  try:
+    whole = saved_steps(failed.directory)
+  except OSError:
+    return said
+  return f"{said}; " + (f"step {whole[-1]:,} is whole" if whole else "no step is whole yet")
 
 
 class Damage(NamedTuple):
@@ -62,6 +91,21 @@ class Damage(NamedTuple):
 
   step: int
   reason: str
+
+
+class Unreadable(UserError):
+  """No step, or not the one that was asked for, can be read.
+
+  Args:
+    directory: of the checkpoints.
+    damaged: the steps that were tried, at least one.
+    advice: what to do.
+  """
+
+  def __init__(self, directory: Path, damaged: Sequence[Damage], advice: str):
+    listed = "; ".join(f"{step}: {reason}" for step, reason in damaged)
+    super().__init__(f"{directory}: no checkpoint can be read ({listed}); {advice}")
+    self.damaged = damaged
 
 
 class Restored(NamedTuple):
@@ -89,20 +133,36 @@ class Checkpoints:
   """
 
   def __init__(self, directory: Path, config: Checkpointing | None):
+    self._directory, self._config, self._num_bytes = directory, config, 0
+    self._manager = self._open()
+
+  def begin_anew(self) -> None:
+    """Makes saving possible again after a save that failed; what that had written is deleted."""
+    deadline = time.monotonic() + PATIENCE_SEC
+    while True:
+      try:
+        self._manager = self._open()
+        return
+      except OSError as error:  # one of its writes has been under way still
+        if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
+          raise self._error(f"a failed save could not be deleted: {error}") from error
+        time.sleep(0.1)
+
+  def _open(self) -> ocp.CheckpointManager:
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICE_BYTES)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-    self._manager = ocp.CheckpointManager(
-      directory.absolute(),
+    return ocp.CheckpointManager(
+      self._directory.absolute(),
       item_handlers={
         "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
         "meta": ocp.JsonCheckpointHandler(),
       },
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=_preservation(config),
+        preservation_policy=_preservation(self._config),
         cleanup_tmp_directories=True,
         # Several folders are written at once: their processes must not meet at one barrier.
         multiprocessing_options=ocp.options.MultiprocessingOptions(
-          barrier_sync_key_prefix=directory.name
+          barrier_sync_key_prefix=self._directory.name
         ),
       ),
     )
@@ -122,31 +182,35 @@ class Checkpoints:
     if step in steps:
       return
     if steps and step < steps[-1]:
-      raise CheckpointError(f"checkpoint {step} is older than {steps[-1]}, which is in the folder")
+      raise self._error(f"checkpoint {step} is older than {steps[-1]}, which is in the folder")
+    self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     content = ocp.args.Composite(
       state=ocp.args.PyTreeSave(state),
-      meta=ocp.args.JsonSave(_seal({**meta, "step": step, "leaves": _describe(state)})),
+      meta=ocp.args.JsonSave(leaves.seal({**meta, "step": step, "leaves": leaves.describe(state)})),
     )
     try:
       saved = self._manager.save(step, args=content, force=True)
     except Exception as error:
-      raise CheckpointError(f"saving a checkpoint failed: {error}") from error
+      raise self._error(f"saving a checkpoint failed: {error}") from error
     if not saved:
-      raise CheckpointError(f"checkpoint {step} was refused by orbax")
+      raise self._error(f"checkpoint {step} was refused by orbax")
 
   def check(self) -> None:
     """Raises CheckpointError if a save in the background has failed."""
     try:
       self._manager.check_for_errors()
     except Exception as error:
-      raise CheckpointError(f"writing a checkpoint failed: {error}") from error
+      raise self._error(f"writing a checkpoint failed: {error}") from error
 
   def wait(self) -> None:
     """Returns once everything is on disk; raises CheckpointError if it cannot be."""
     try:
       self._manager.wait_until_finished()
     except Exception as error:
-      raise CheckpointError(f"writing a checkpoint failed: {error}") from error
+      raise self._error(f"writing a checkpoint failed: {error}") from error
+
+  def _error(self, message: str) -> CheckpointError:
+    return CheckpointError(message, self._directory, self._num_bytes)
 
   def steps(self) -> list[int]:
     """Committed steps, and the one that is being written, in order."""
@@ -191,8 +255,9 @@ def restore(
       does belong to it.
 
   Raises:
-    UserError: there is none, the given step is missing or damaged, all are damaged, or the
-      checkpoint is of another model.
+    Unreadable: the given step is damaged, or all are.
+    UserError: there is none, the given step is missing, or the checkpoint is of another model.
+    OSError: files that the process may not read, or on a mount that has gone: no damage.
   """
   damaged: list[Damage] = []
   for candidate in distributed.from_first(distributed.agree(lambda: _candidates(directory, step))):
@@ -203,13 +268,12 @@ def restore(
     if reason is None:
       state, reason = _attempt(lambda folder=folder, tree=tree: _read(folder, tree))
     if meta is not None and reason is None:
-      reason = _compare(state, meta.pop("leaves"))
+      reason = leaves.compare(state, meta.pop("leaves"))
       if reason is None:
         return Restored(candidate, state, meta, tuple(damaged))
     damaged.append(Damage(candidate, str(reason)))
-  listed = "; ".join(f"{d.step}: {d.reason}" for d in damaged)
   advice = "give another --step" if step is not None else "restore a copy, or use --fresh"
-  raise UserError(f"{directory}: no checkpoint can be read ({listed}); {advice}")
+  raise Unreadable(directory, damaged, advice)
 
 
 def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
@@ -218,12 +282,14 @@ def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
   Raises:
     UserError: as `restore`.
   """
+  damaged: list[Damage] = []
   for candidate in _candidates(directory, step):
     try:
       return _load_meta(directory / str(candidate))
-    except Exception:
-      continue
-  raise UserError(f"{directory}: no checkpoint can be read; restore a copy, or train again")
+    except Exception as error:
+      _raise_if_no_damage(error)
+      damaged.append(Damage(candidate, _reason(error)))
+  raise Unreadable(directory, damaged, "restore a copy, or train again")
 
 
 def _candidates(directory: Path, step: int | None) -> list[int]:
@@ -269,7 +335,8 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
   A block of the disk that cannot be read is the checkpoint's failure too: an older one may be well.
 
   Raises:
-    Exception: the process's or the devices' trouble, which any other checkpoint would meet too.
+    Exception: trouble of the process, the devices or the mount, which any other checkpoint would
+      meet too; the step is none the worse for it.
   """
 
   def attempt() -> tuple[T | None, str | None]:
@@ -278,10 +345,8 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:
-      if isinstance(error, OSError) and error.errno in OF_THE_PROCESS:
-        raise
-      cut = isinstance(error, json.JSONDecodeError)
-      return None, "its description is cut off or is no JSON" if cut else _first_line(error)
+      _raise_if_no_damage(error)
+      return None, _reason(error)
 
   result, reason = distributed.agree(attempt)
   return result, next((r for r in distributed.tell_all(reason) if r), None)
@@ -293,7 +358,7 @@ def _check(folder: Path, target: Any, foreign: Foreign) -> tuple[dict[str, Any],
   if (reason := foreign(meta)) is not None:
     raise ValueError(reason)
   tree = target(meta["leaves"]) if callable(target) else target
-  _check_structure(folder, meta["leaves"], tree)
+  leaves.check(folder, meta["leaves"], tree)
   return meta, tree
 
 
@@ -308,65 +373,26 @@ def _read(folder: Path, target: Any) -> Any:
     return reader.restore((folder / "state").absolute(), args=args)
 
 
-def _compare(state: Any, leaves: Mapping[str, Any]) -> str | None:
-  """The leaf whose checksum does not hold, in words; a collective."""
-  for name, sums in checksums(state).items():
-    if list(sums) != leaves[name]["checksum"]:
-      return f"the checksum of {name} does not hold"
-  return None
-
-
 def _load_meta(folder: Path) -> dict[str, Any]:
-  meta = _unseal(json.loads((folder / "meta" / "metadata").read_text()))
+  meta = leaves.unseal(json.loads((folder / "meta" / "metadata").read_text()))
   if meta.get("step", int(folder.name)) != int(folder.name):  # older versions did not store it
     raise ValueError(f"it is the checkpoint of step {meta['step']}")
   return meta
 
 
-def _seal(meta: dict[str, Any]) -> dict[str, Any]:
-  return {**meta, "crc32": zlib.crc32(json.dumps(meta, sort_keys=True).encode())}
+def _raise_if_no_damage(error: Exception) -> None:
+  trouble = storage.find(error, every=True)
+  if trouble is not None and trouble.number in NO_DAMAGE:
+    raise error
 
 
-def _unseal(sealed: dict[str, Any]) -> dict[str, Any]:
-  meta = {name: value for name, value in sealed.items() if name != "crc32"}
-  if _seal(meta) != sealed:
-    raise ValueError("the checksum of meta does not hold")
-  return meta
-
-
-def _describe(state: Any) -> dict[str, dict[str, Any]]:
-  """Shape, type and checksum of each leaf by its path."""
-  sums = checksums(state)
-  return {
-    name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": list(sums[name])}
-    for name, leaf in named_leaves(state).items()
-  }
-
-
-def _check_structure(folder: Path, saved: Mapping[str, Any], target: Any) -> None:
-  """Refuses a target whose leaves are not those that were saved."""
-  wanted = named_leaves(target)
-  for name, leaf in wanted.items():
-    if name not in saved:
-      raise UserError(f"{folder} has no {name}: it is {MIXED}")
-    there, here = saved[name], (str(leaf.dtype), list(leaf.shape))
-    if (there["dtype"], there["shape"]) != here:
-      raise UserError(
-        f"{folder}: {name} is {there['dtype']}{there['shape']}, this model needs "
-        f"{here[0]}{here[1]}: it is {MIXED}"
-      )
-  parts = {_part(name) for name in wanted}
-  extra = [n for n in saved if n not in wanted and _part(n) in parts]
-  if extra:
-    raise UserError(f"{folder} also has {extra[0]}: it is {MIXED}")
-
-
-def _part(name: str) -> str:
-  """What a restore takes whole or not at all: a field of the state, or one of its offsets."""
-  first, *rest = name.split("/")
-  return f"{first}/{rest[0]}" if first in ("averages", "offsets") and rest else first
-
-
-def _first_line(error: Exception) -> str:
-  text = str(error).strip().splitlines() or [type(error).__name__]
-  return text[0][:200]
+def _reason(error: Exception) -> str:
+  """Why a step cannot be read: what Orbax names first is where it was, not what happened."""
+  if isinstance(error, json.JSONDecodeError):
+    return "its description is cut off or is no JSON"
+  if (trouble := storage.find(error, every=True)) is not None:
+    place = f": {trouble.path}" if trouble.path else ""
+    return f"[Errno {trouble.number}] {os.strerror(trouble.number)}{place}"
+  *_, first = storage.chain(error)
+  text = str(first).strip().splitlines() or [type(first).__name__]
+  return text[0].partition(" [tensorstore_spec=")[0][:300]

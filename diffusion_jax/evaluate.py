@@ -5,7 +5,6 @@ any interruption, it goes on where it was. Images of any other program are measu
 --samples=DIR|file.npz against --reference=DIR|file.npz|stats.npz or the data of a --config.
 """
 
-import re
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from diffusion_jax.config import Override
 from diffusion_jax.data import load_pictures
 from diffusion_jax.evaluation import bench as benches
 from diffusion_jax.evaluation import chunks, document, files, pictures, study
+from diffusion_jax.evaluation.asked import check, why_left_out
 from diffusion_jax.evaluation.bench import Bench, Request
 from diffusion_jax.evaluation.study import Subject
 from diffusion_jax.paths import run_folder, user_path
@@ -60,28 +60,6 @@ def parser() -> runs.Parser:
   return flags
 
 
-def check(args, overrides: Sequence[Override]) -> None:
-  """Refuses flags that do not go together, before anything is loaded."""
-  if (args.workdir is None) == (args.samples is None):
-    raise UserError("give --workdir=RUN to measure a run, or --samples=DIR|file.npz; see --help")
-  if args.workdir is not None and (args.reference or args.config or args.out):
-    raise UserError("--reference, --config and --out belong to --samples; --workdir needs none")
-  if args.samples is not None and (args.watch or args.sweep or args.compare or args.ema):
-    raise UserError("--watch, --sweep, --compare and --ema need --workdir")
-  if args.samples is not None and (args.reference is None) == (args.config is None):
-    raise UserError("--samples needs --reference=DIR|file.npz|stats.npz or --config=FILE, one")
-  if overrides and args.samples is not None and args.config is None:
-    raise UserError(f"{overrides[0].flag}: --samples without --config takes no config")
-  if args.out is not None and args.out.suffix != ".json":
-    raise UserError(f"--out={args.out}: must end in .json, e.g. --out=metrics.json")
-  if not 0 <= args.seed < 2**31 - 1000:
-    raise UserError(f"--seed={args.seed}: must lie between 0 and 2^31 - 1001")
-  if not re.fullmatch("latest|all|[0-9]+", args.step):
-    raise UserError(f"--step={args.step}: must be latest, all or a number, e.g. --step=1000")
-  if args.watch and args.step != "latest":
-    raise UserError(f"--step={args.step}: --watch takes every checkpoint; leave --step out")
-
-
 def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   """Evaluates the checkpoints that were asked for."""
   average = weights.parse_average(args.ema)
@@ -98,16 +76,23 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   folder = args.workdir / "eval"
   folder.mkdir(exist_ok=True)
   with runs.lock(folder, "evaluating"):
+    measured, left_out = 0, []
     for step in steps(bench, args):
       try:
         subject = study.restore(bench, step, average)
         signals.stop_here()
         evaluate(bench, subject, compared, argv)
-      except UserError:
-        gone = step not in checkpoint.saved_steps(bench.checkpoints)
-        if not args.watch or not distributed.from_first(gone):
+        measured += 1
+      except UserError as error:
+        why = why_left_out(bench, step, error) if args.watch or args.step == "all" else None
+        if why is None:
           raise
-        study.say(f"step {step:,}: the run has deleted this checkpoint; skipped")
+        left_out.append(f"step {step:,}: {why}")
+        study.say(left_out[-1])
+  if left_out and not measured:
+    raise UserError(f"{args.workdir}: no checkpoint could be measured ({'; '.join(left_out)})")
+  if left_out:  # once more, where it is seen
+    study.say(f"measured {measured} of {measured + len(left_out)}; " + "; ".join(left_out))
 
 
 def wait_for_checkpoint(workdir: Path) -> None:

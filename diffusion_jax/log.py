@@ -1,9 +1,11 @@
 """What a person sees of a run: progress lines, metrics.jsonl, TensorBoard, image grids."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import re
 import sys
 import time
 import uuid
@@ -180,7 +182,7 @@ class Logger:
   Args:
     workdir: the run's folder.
     config: what to write.
-    start_step: rows and scalars of later steps, left by a run that died, are dropped.
+    start_step: rows, scalars and pictures of later steps, left by a run that died, are dropped.
     num_steps: length of the run, for the bar and the time left.
     active: whether this process writes.
   """
@@ -192,11 +194,13 @@ class Logger:
     self._bar, self._sinks, self._failed = None, {}, set()
     if not active:
       return
-    self._sinks["metrics.jsonl"] = Rows(workdir / "metrics.jsonl", start_step)
+    rows = Rows(workdir / "metrics.jsonl", start_step)
+    _delete_later_pictures(workdir, start_step)
     if config.tensorboard:
       self._sinks["TensorBoard"] = Events(workdir / "tensorboard", start_step)
     if config.wandb_project:
       self._sinks["Weights & Biases"] = WeightsAndBiases(config.wandb_project, workdir)
+    self._sinks["metrics.jsonl"] = rows  # the last one: what has a row there has been shown
     self._start_step = start_step
 
   def _tell(self, call: Callable[[Sink], None]) -> None:
@@ -260,18 +264,16 @@ class Logger:
     self._tell(lambda sink: sink.scalars(step, values))
 
   def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> Path | None:
-    """Write a grid to samples/ and every sink; "samples" is the file step_<step>.png.
+    """Write a grid to every sink, then to its file: what has its file has been shown.
 
     Returns:
       The file; None where nothing was written.
     """
     if not self._active:
       return None
-    stem = "step" if name == "samples" else name
-    path = self._workdir / "samples" / f"{stem}_{step:08d}.png"
-    is_there = self._try("a picture", lambda: write_png(path, grid))
+    path = picture_path(self._workdir, step, name)
     self._tell(lambda sink: sink.image(step, name, grid))
-    return path if is_there else None
+    return path if self._try("a picture", lambda: write_png(path, grid)) else None
 
   def close(self) -> None:
     """Flush and close everything."""
@@ -286,6 +288,31 @@ def _columns(terminal: Any) -> int:
     return os.get_terminal_size(terminal.fileno()).columns
   except (OSError, ValueError):
     return 0
+
+
+def picture_path(workdir: Path, step: int, name: str) -> Path:
+  """Return the file of a run's grid: samples/<name>_<step>.png, of "samples" step_<step>.png."""
+  stem = "step" if name == "samples" else name
+  return workdir / "samples" / f"{stem}_{step:08d}.png"
+
+
+def has_row(workdir: Path, step: int, prefix: str) -> bool:
+  """Return whether metrics.jsonl has a whole row of that step with a figure of that prefix."""
+  try:
+    lines = (workdir / "metrics.jsonl").read_text(errors="replace").splitlines()
+  except OSError:
+    return False
+  found = (json.loads(line) for line in lines if _row_step(line) == step)
+  return any(name.startswith(prefix) for row in found for name in row)
+
+
+def _delete_later_pictures(workdir: Path, start_step: int) -> None:
+  """Deletes what steps have shown that will be taken again, perhaps with other outcomes."""
+  for file in (workdir / "samples").glob("*.png"):
+    match = re.fullmatch(r"[a-z]+_(\d{8,})\.png", file.name)
+    if match and int(match[1]) > start_step:
+      with contextlib.suppress(OSError):
+        file.unlink()
 
 
 def _open_jsonl(path: Path, start_step: int):

@@ -102,6 +102,17 @@ def _of_temporary_files() -> Path:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+  """Names the file in errors of writing it: those of an open file do not say which it is."""
+  try:
+    yield
+  except OSError as error:
+    if error.filename is None and error.errno is not None:
+      error.filename = str(path)
+    raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
   """Open a new file for writing that replaces `path` if the block ends without an error.
 
@@ -115,7 +126,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
   part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
   handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
   try:
-    with os.fdopen(handle, "wb") as file:
+    with naming(path), os.fdopen(handle, "wb") as file:
       yield file
     os.replace(part, path)
   except BaseException:

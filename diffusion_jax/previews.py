@@ -2,12 +2,12 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 import numpy as np
 
-from diffusion_jax import evaluation, log, runs, sampling, sharding
+from diffusion_jax import distributed, evaluation, log, runs, sampling, sharding
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import Job
 from diffusion_jax.levels import NonFiniteImages, as_pictures, to_uint8
@@ -15,11 +15,11 @@ from diffusion_jax.state import TrainState
 from diffusion_jax.step import make_eval_step, measured_likelihoods
 from diffusion_jax.types import Aux, Params
 
-Show = Callable[[log.Logger, int, TrainState, bool], None]
+Show = Callable[..., None]  # (logger, step, state, last, parts that are there already = ())
 
 
 def make_show(job: Job) -> Show:
-  """A function (logger, step, state, last) that shows what is due at a step; all at the last."""
+  """Return the function that shows what is due at a step; all at the last."""
   config, generative = job.experiment, job.generative
   draw = sampling.make_draw(generative, job.mesh, config.logging.num_samples)
   measured = measured_likelihoods(generative, config.eval.training_likelihoods)
@@ -29,21 +29,61 @@ def make_show(job: Job) -> Show:
   # Counted once, when it is first shown; beside no likelihood it would say nothing.
   baseline = functools.cache(lambda: _baseline(job) if measured else None)
 
-  def show(logger: log.Logger, step: int, state: TrainState, last: bool) -> None:
-    if not (last or is_due(config, step)):
+  def show(
+    logger: log.Logger, step: int, state: TrainState, last: bool, there: Collection[str] = ()
+  ) -> None:
+    due = parts_due(job, step, last)
+    if not last and due <= set(there):
       return
     params = sharding.gathered(state.ema, job.mesh)
-    if last or _due(step, config.logging.sample_every_steps):
-      with said_if_not_finite(logger, step):
+    with said_if_not_finite(logger, step):
+      if "samples" in due and "samples" not in there:
         show_samples(job, logger, step, params, draw)
-        if generative.encode is not None:
-          show_reconstructions(job, logger, step, params)
-    if last or _due(step, config.eval.every_steps):
-      values = show_held_out(job, logger, step, (params, state.aux), eval_step, baseline)
+      if "reconstructions" in due and "reconstructions" not in there:
+        show_reconstructions(job, logger, step, params)
+    if last or ("held_out" in due and "held_out" not in there):
+      lines, values = measure_held_out(job, (params, state.aux), eval_step, baseline)
+      for line in lines:
+        logger.print(f"step {step:,}: held-out {line}")
+      if values and "held_out" not in there:
+        logger.scalars(step, {f"held_out/{name}": value for name, value in values.items()})
       if last:
         runs.write_final(job.workdir, step, values)
 
   return show
+
+
+def parts_due(job: Job, step: int, last: bool) -> set[str]:
+  """Return the parts that are shown at a step: samples, reconstructions, held_out."""
+  config, due = job.experiment, set()
+  if last or _due(step, config.logging.sample_every_steps):
+    due |= {"samples"} | ({"reconstructions"} if job.generative.encode is not None else set())
+  if last or _due(step, config.eval.every_steps):
+    due |= {"held_out"}
+  return due
+
+
+def make_up(job: Job, show: Show, logger: log.Logger, state: TrainState) -> None:
+  """Show what a resumed run's first step was to show and has not: its checkpoint came before.
+
+  The values are those of a run that went on: they depend on the state alone. A collective.
+
+  Args:
+    job: the run's parts.
+    show: from `make_show`.
+    logger: of this start, which has dropped what was left half written.
+    state: that the run goes on from.
+  """
+  step = int(state.step)
+  if step:
+    show(logger, step, state, step >= job.num_steps, distributed.from_first(_shown(job, step)))
+
+
+def _shown(job: Job, step: int) -> list[str]:
+  """The parts of a step that are on disk."""
+  grids = ("samples", "reconstructions")
+  there = [name for name in grids if log.picture_path(job.workdir, step, name).is_file()]
+  return there + ["held_out"] * log.has_row(job.workdir, step, "held_out/")
 
 
 @contextlib.contextmanager
@@ -97,24 +137,20 @@ def show_reconstructions(job: Job, logger: log.Logger, step: int, params: Params
     logger.print(f"step {step:,}: {what} images above their reconstructions in {path}")
 
 
-def show_held_out(
+def measure_held_out(
   job: Job,
-  logger: log.Logger,
-  step: int,
   model: tuple[Params, Aux],
   eval_step: Callable,
   baseline: Callable[[], float | None],
-) -> dict[str, float]:
-  """Print and log figures of the whole test split, from the EMA weights and the loss's state."""
+) -> tuple[list[str], dict[str, float]]:
+  """Return figures of the whole test split from the EMA weights: in words, and by name."""
   if job.test is None:
-    return {}
+    return [], {}
   size = job.experiment.eval.batch_size
   figures = evaluation.held_out(eval_step, *model, job.test, job.mesh, size)
-  for line in evaluation.summarize(figures, job.generative):
-    logger.print(f"step {step:,}: held-out {line}")
+  lines = list(evaluation.summarize(figures, job.generative))
   values = evaluation.flatten(figures)
   if (bits := baseline()) is not None:
     values["independent_pixels/bits_per_dim"] = bits
-    logger.print(f"step {step:,}: held-out independent-pixel baseline {bits:.4f} bits/dim")
-  logger.scalars(step, {f"held_out/{name}": value for name, value in values.items()})
-  return values
+    lines.append(f"independent-pixel baseline {bits:.4f} bits/dim")
+  return lines, values

@@ -25,6 +25,7 @@ from diffusion_jax import (
   paths,
   program_cache,
   signals,
+  storage,
   streams,
 )
 from diffusion_jax import experiment as experiments
@@ -38,11 +39,6 @@ DONE, FAILED, USER_ERROR, STOPPED_EARLY = 0, 1, 2, 75
 
 
 LOCK_PATIENCE_SEC = 20.0
-
-USERS_ERRNOS = {
-  errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
-}  # fmt: skip
-"""Paths that cannot be used and disks that are full: for the user to change."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,6 +63,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
   command continues; 1 anything else, with its traceback.
   """
   logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file that it writes
+  streams.leave_out_repeats()
   for name, value in AS_WRITTEN.items():
     jax.config.update(name, value)
   out, err = streams.Unbreakable(sys.stdout), streams.Unbreakable(sys.stderr)
@@ -101,8 +98,10 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int:
 def users_part(error: Exception) -> str | None:
   """Return the line for an error that only the user can mend, None for any other."""
   first = str(error).strip().partition("\n")[0]
-  if isinstance(error, MemoryError) or getattr(error, "errno", None) in USERS_ERRNOS:
+  if isinstance(error, MemoryError):
     return first or "not enough memory"
+  if (line := checkpoint.explain(error) or storage.explain(error)) is not None:
+    return line
   if "RESOURCE_EXHAUSTED" in first:
     return (
       f"the device's memory is too small ({first[:200]}); in this order: a smaller "
@@ -209,6 +208,9 @@ def stored_config(workdir: Path) -> dict[str, Any]:
       return _of_today(config)
   except (FileNotFoundError, NotADirectoryError, ValueError):
     pass
+  except OSError as error:
+    if error.errno != errno.EIO:  # a block that cannot be read is damage
+      raise
   if checkpoint.saved_steps(checkpoints):  # each checkpoint holds the config too
     return _of_today(checkpoint.read_meta(checkpoints)["config"])
   if path.is_file():

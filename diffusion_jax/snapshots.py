@@ -61,7 +61,7 @@ class Snapshots:
       return
     self._saver.check()
     if before_checkpoint:
-      self._saver.wait()
+      self.wait()
     if self.is_due(step):
       content = {name: average(state.params, state.offsets[name]) for name in self._names}
       counts = {"step": state.step, "num_skipped": state.num_skipped}
@@ -69,7 +69,12 @@ class Snapshots:
       meta = {**self._meta, "updates": updates, **AS_OFFSETS}
       self._saver.save(step, {**counts, "averages": content}, meta)
     if step == self._num_steps:
-      self._saver.wait()  # once the run is marked as finished, no later start makes up for it
+      self.wait()  # once the run is marked as finished, no later start makes up for it
+
+  def wait(self) -> None:
+    """Returns once every snapshot is on disk; raises CheckpointError if one cannot be."""
+    if self._saver is not None:
+      self._saver.wait()
 
   def close(self) -> None:
     """Waits for the last save."""

@@ -1,9 +1,12 @@
 """Where a program's lines go: to a reader that may leave early, from one of several processes."""
 
+import functools
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -71,3 +74,25 @@ def label(number: int, count: int) -> None:
   sys.stderr = Labelled(sys.stderr, f"[{number} of {count}] ")
   if number:
     sys.stdout = io.StringIO()
+
+
+def leave_out_repeats() -> None:
+  """Keep off stderr, from now on, what Orbax prints of failures that it raises as well.
+
+  Where one file cannot be read or written, each read and write that was begun with it says so too,
+  or that its event loop was closed meanwhile: thousands of lines.
+  """
+  logging.getLogger("absl").addFilter(_is_not_of_orbax)  # one that is there is not added again
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # only Orbax uses it
+  if getattr(sys.unraisablehook, "func", None) is not _report:
+    sys.unraisablehook = functools.partial(_report, sys.unraisablehook)
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+  return "orbax" not in Path(record.pathname).parts
+
+
+def _report(whole: Callable[[Any], Any], raised: Any) -> None:
+  """What cannot be raised, but for answers to an event loop that has ended with an error."""
+  if str(raised.exc_value) != "Event loop is closed":
+    whole(raised)

@@ -5,7 +5,6 @@ The same command continues a run that stopped. Overrides are --config.section.fi
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
 
 import jax
 
@@ -14,12 +13,13 @@ from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.compilation import Compiled, cast_vote, compile_step
 from diffusion_jax.data import Prefetcher, TrainStream
 from diffusion_jax.job import Job, describe, prepare, start, state_shapes
-from diffusion_jax.meter import Meter, NonFinite
+from diffusion_jax.meter import Meter
 from diffusion_jax.paths import run_folder
 from diffusion_jax.platforms import run_in_calling_thread
-from diffusion_jax.previews import is_due, make_show
+from diffusion_jax.previews import is_due, make_show, make_up
 from diffusion_jax.profiling import Span, Trace, parse_span
-from diffusion_jax.signals import StoppedEarly, stop_requests
+from diffusion_jax.saving import explained, saved_on_failure, stop, took_last_step
+from diffusion_jax.signals import stop_requests
 from diffusion_jax.snapshots import Snapshots
 from diffusion_jax.state import TrainState, count_parameters
 
@@ -101,16 +101,18 @@ def train(job: Job, state: TrainState, stop_requested: Stop, span: Span | None) 
     logger = keep(log.Logger(*args))
     folder = job.workdir / "ema_snapshots"
     snapshots = keep(Snapshots(folder, config.ema, job.num_steps, state, meta))
-    if first >= job.num_steps:  # stopped after its last checkpoint: only the figures are missing
-      return show(logger, first, state, True)
+    make_up(job, show, logger, state)
+    if first >= job.num_steps:  # stopped after its last checkpoint: only the figures were missing
+      return
     compiled = compile_step(job, state, feed(first))
     saver = keep(Checkpoints(job.checkpoints, config.checkpoint))
     batches = stack.enter_context(Prefetcher(feed, first, job.num_steps))
     meter, trace = make_meter(job, compiled), keep(Trace(job.workdir, span, first))
+    safely = lambda: saved_on_failure(saver, snapshots, state, meta)  # noqa: E731
     trace.before(first + 1)
     logger.start_bar()
     for step in range(first + 1, job.num_steps + 1):
-      with saved_on_failure(saver, state, meta):
+      with safely():
         batch = batches.get()
       state, scalars = compiled.step(state, batch, *cast_vote(job, stop_requested()))
       with explained(saver):
@@ -123,21 +125,18 @@ def train(job: Job, state: TrainState, stop_requested: Stop, span: Span | None) 
         if pause or trace.is_due(step + 1):
           meter.drain()  # or the time of steps in flight would count as time spent saving
       logger.advance(step)
-      trace.before(step + 1)
-      saver.check()
+      with safely():
+        trace.before(step + 1)
+        saver.check()
       with meter.pause(saving=True):
         snapshots.save(step, state, before_checkpoint=bool(save))
-        if save and (last or signal or took_last_step(state)):
-          saver.save(step, state, meta)
-        if signal and not last:
-          stop(saver, step, signal)
-      with meter.pause(), saved_on_failure(saver, state, meta):
+        with safely():
+          if save and (last or signal or took_last_step(state)):
+            saver.save(step, state, meta)
+          if signal and not last:
+            stop(saver, step, signal)
+      with meter.pause(), safely():
         show(logger, step, state, last)
-
-
-def took_last_step(state: TrainState) -> bool:
-  """The checkpoints from before a series of skipped updates must outlive it."""
-  return not int(state.num_skipped_in_a_row)
 
 
 def make_meter(job: Job, compiled: Compiled) -> Meter:
@@ -151,40 +150,11 @@ def log_interval(job: Job, logger: log.Logger, step: int, figures: Mapping[str, 
   logger.scalars(step, {f"train/{name}": value for name, value in figures.items()})
 
 
-@contextlib.contextmanager
-def explained(saver: Checkpoints):
-  """Says what to do about updates that are not finite."""
-  try:
-    yield
-  except NonFinite as error:
-    raise runs.explain_non_finite(error, saver.steps()) from error
-
-
-def stop(saver: Checkpoints, step: int, signal: str) -> NoReturn:
-  """Ends the run once what was saved is on disk."""
-  saver.wait()
-  raise StoppedEarly(f"{signal}: saved step {step:,}; the same command continues")
-
-
 def agreed_signal(meter: Meter, signal: str | None) -> str | None:
   """The signal on which to stop now: of several processes, once all have learned of it."""
   if jax.process_count() == 1:
     return signal
   return (signal or "asked by another process") if meter.stop_votes else None
-
-
-@contextlib.contextmanager
-def saved_on_failure(saver: Checkpoints, state: TrainState, meta: Mapping[str, Any]):
-  """Saves what was learned so far before an error inside ends the run.
-
-  Not where there are other processes: they may be well, and do not come to save.
-  """
-  try:
-    yield
-  except Exception:
-    if (step := int(state.step)) and jax.process_count() == 1:
-      saver.save(step, state, meta)
-    raise
 
 
 def make_feed(job: Job):

@@ -1,8 +1,10 @@
 """Checkpoints: whole or not at all, checked bit by bit, restored on any number of devices."""
 
+import contextlib
 import errno
 import functools
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -240,9 +242,72 @@ def test_a_block_that_cannot_be_read_is_one_checkpoints_trouble(part, folder, mo
   restored = checkpoint.restore(folder, target)
   assert restored.step == 20
   assert [(d.step, d.reason) for d in restored.damaged] == [(30, "[Errno 5] Input/output error")]
-  monkeypatch.setattr(checkpoint, part, functools.partial(read, number=errno.EMFILE))
-  with pytest.raises(OSError, match="Too many open files"):
-    checkpoint.restore(folder, target)
+  for number in (errno.EMFILE, errno.ESTALE, errno.EACCES):  # of which the step is none the worse
+    monkeypatch.setattr(checkpoint, part, functools.partial(read, number=number))
+    with pytest.raises(OSError, match=os.strerror(number)):
+      checkpoint.restore(folder, target)
+
+
+def test_a_description_on_a_mount_that_has_gone_is_not_passed_over(folder, monkeypatch):
+  def read(place):
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+  monkeypatch.setattr(checkpoint, "_load_meta", read)
+  with pytest.raises(OSError, match="Stale"):
+    checkpoint.read_meta(folder)
+
+
+def test_a_file_larger_than_the_limit_is_found_in_what_orbax_raises(tmp_path):
+  """A real EFBIG, in a thread of its writer; Python ignores the signal that comes with it."""
+  saver = Checkpoints(tmp_path / "c", Checkpointing())
+  saver.save(1, {"w": jnp.zeros(4)}, {})
+  saver.wait()
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, hard))
+  with contextlib.ExitStack() as stack:
+    stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard))
+    saver.save(2, {"w": jnp.asarray(normal(0, 256, 256))}, {})
+    with pytest.raises(CheckpointError) as caught:
+      saver.wait()
+  line = checkpoint.explain(caught.value)
+  assert line.startswith(f"saving 262.1 kB failed: File too large: {tmp_path}/c (")
+  assert line.endswith("; step 1 is whole")
+  saver.begin_anew()  # what was written is deleted, and it can be tried again
+  saver.save(2, {"w": jnp.asarray(normal(0, 256, 256))}, {})
+  saver.close()
+  assert checkpoint.saved_steps(tmp_path / "c") == [1, 2]
+
+
+RESTORE = """
+  import jax, sys
+  from pathlib import Path
+  from diffusion_jax import checkpoint, runs, sharding
+
+  def main(argv):
+    shape = {"w": [jax.ShapeDtypeStruct((400, 100), "float32")] * 50}
+    layout = sharding.state_shardings(sharding.create_mesh(sharding.MeshShape()), shape)
+    restored = checkpoint.restore(Path(argv[0]), sharding.as_target(shape, layout))
+    print(restored.step, *restored.damaged, flush=True)
+
+  runs.run_main(main)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("damage", ["lose", "cut"])
+def test_data_that_cannot_be_read_print_nothing(damage, tmp_path):
+  """Orbax and its threads would write hundreds of lines to stderr: a real process has none."""
+  saver = Checkpoints(tmp_path / "c", Checkpointing())
+  for step in (1, 2):
+    saver.save(step, {"w": [jnp.asarray(normal(i, 400, 100)) for i in range(50)]}, {})
+  saver.close()
+  for file in (tmp_path / "c" / "2" / "state").glob("**/d/*"):
+    file.unlink() if damage == "lose" else file.write_bytes(file.read_bytes()[:200])
+  command = [sys.executable, "-c", textwrap.dedent(RESTORE), str(tmp_path / "c")]
+  ran = subprocess.run(command, capture_output=True, text=True)
+  assert ran.stderr == ""
+  assert ran.returncode == 0
+  assert ran.stdout.startswith("1 Damage(step=2, reason=")
 
 
 def test_retention_keeps_the_last_and_every_multiple(tmp_path):

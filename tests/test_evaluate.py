@@ -197,6 +197,30 @@ def test_all_steps_and_a_comparison(run, measure, call):
   del out
 
 
+def lose_data(run, step):
+  for file in (run / "checkpoints" / str(step) / "state").glob("**/d/*"):
+    file.unlink()
+
+
+def lose_meta(run, step):
+  (run / "checkpoints" / str(step) / "meta" / "metadata").write_text("{")
+
+
+@pytest.mark.parametrize(("flag", "damage"), [("--step=all", lose_data), ("--watch", lose_meta)])
+def test_a_damaged_step_of_several_is_named_and_the_others_are_measured(flag, damage, run, call):
+  damage(run, 2)
+  flags = [f"--workdir={run}", *QUICK, "--features=none", flag]
+  code, out, err = call(evaluate.main, *flags)
+  assert (code, err) == (0, "")
+  assert out.count("step 2: this checkpoint is damaged (") == 2  # at once, and at the end
+  assert out.splitlines()[-1].startswith("measured 1 of 2; step 2: this checkpoint is damaged (")
+  assert [p.name for p in sorted((run / "eval").glob("[0-9]*"))] == ["4"]
+  damage(run, 4)
+  code, _, err = call(evaluate.main, *flags)
+  assert (code, err.count("\n")) == (2, 1)
+  assert ("no checkpoint can be read" if damage is lose_meta else "could be measured") in err
+
+
 def test_watching_takes_each_checkpoint_as_it_comes(run, measure, monkeypatch):
   monkeypatch.setattr(evaluate, "POLL_SEC", 0.05)
   later = run / "checkpoints" / "4"

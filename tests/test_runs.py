@@ -29,7 +29,12 @@ def fail_with(error):
     (signals.StoppedEarly("saved"), 75, "saved\n", ""),
     (KeyboardInterrupt(), 1, "", "interrupted; nothing was saved that was not saved before\n"),
     (MemoryError("too much"), 2, "", "error: too much\n"),
-    (OSError(28, "No space left on device"), 2, "", "No space left on device\n"),
+    (
+      OSError(28, "No space left on device"),
+      2,
+      "",
+      "error: No space left on device; free space, then start",
+    ),
     (RuntimeError("a defect"), 1, "", "RuntimeError: a defect"),
   ],
 )

@@ -1,0 +1,142 @@
+"""Failures of storage: which, where, how much room there is, and what to do about it.
+
+A full disk, a quota, a limit on sizes, a mount that has gone: no restart mends them. What says so
+may be the cause or the context of another error, and libraries write its number into their texts.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+ADVICE = {
+  errno.ENOSPC: "free space there",
+  errno.EDQUOT: "free space there, or ask for a larger quota",
+  errno.EFBIG: "raise the limit on the size of files (ulimit -f), or use another file system",
+  errno.EROFS: "mount it for writing",
+  errno.EACCES: "give this user the right to use it",
+  errno.EPERM: "give this user the right to use it",
+  errno.EIO: "the disk or the way to it fails (dmesg says more): mend it, or use another",
+  errno.ESTALE: "mount it again",
+  errno.ENODEV: "mount it again",
+  errno.EMFILE: "let a process open more files (ulimit -n)",
+  errno.ENFILE: "let the machine open more files (sysctl fs.file-max)",
+  errno.EMLINK: "delete what is not needed there: the folder is full",
+  errno.ENAMETOOLONG: "choose a shorter path",
+}
+"""Errors that only the user can mend, with what to do about each."""
+
+IN_TEXT = re.compile(r"\[os_error_code='(\d+)'|\[Errno (\d+)\]")
+WORDS = {os.strerror(n).lower(): n for n in sorted(ADVICE, key=lambda n: -len(os.strerror(n)))}
+SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")
+"""What NumPy says, without a number, of a file that could not be written whole."""
+
+PATH = re.compile(r"""(?<![\w.])/[^\s"':,;()]+""")
+
+
+class Trouble(NamedTuple):
+  """A failure of storage.
+
+  Attributes:
+    number: of the error, as in `errno`.
+    path: the file or folder, as far as it is known.
+  """
+
+  number: int
+  path: Path | None
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+  """Yield an error, then what it came from: causes, contexts, and the members of groups."""
+  todo, seen = [error], set()
+  while todo:
+    one = todo.pop(0)
+    if id(one) in seen:
+      continue
+    seen.add(id(one))
+    yield one
+    context = None if one.__suppress_context__ else one.__context__
+    members = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+    todo += [e for e in (one.__cause__, *members, context) if e is not None]
+
+
+def find(error: BaseException, every: bool = False) -> Trouble | None:
+  """Return the first failure of storage in an error's chain, None if there is none.
+
+  Args:
+    error: whose causes, contexts and members are searched too.
+    every: take any number of the operating system, not only those of `ADVICE`.
+  """
+  found = [(number, one) for one in chain(error) if (number := _number(one)) is not None]
+  found.sort(key=lambda row: not isinstance(row[1], OSError))  # those know their path
+  known = [row for row in found if row[0] in ADVICE]
+  return next((Trouble(number, _path(one)) for number, one in known or found[:every]), None)
+
+
+def _number(error: BaseException) -> int | None:
+  if isinstance(error, OSError) and error.errno is not None:
+    return error.errno
+  text = str(error)
+  if (match := IN_TEXT.search(text)) is not None:
+    return int(match[1] or match[2])
+  if SHORT_WRITE.match(text):
+    return errno.ENOSPC
+  if isinstance(error, jax.errors.JaxRuntimeError):  # of a device
+    return None
+  return next((number for words, number in WORDS.items() if words in text.lower()), None)
+
+
+def _path(error: BaseException) -> Path | None:
+  name = getattr(error, "filename", None)
+  if isinstance(name, str | os.PathLike):
+    return Path(os.fspath(name))
+  named = PATH.findall(str(error))
+  return Path(named[-1]) if named else None
+
+
+def explain(error: BaseException, folder: Path | None = None) -> str | None:
+  """Return one line on a failure of storage: path, room, what to do; None for any other error.
+
+  Args:
+    error: whose causes, contexts and members are searched too.
+    folder: that was being written or read: named in place of its files; any number of the operating
+      system counts then.
+  """
+  trouble = find(error, every=folder is not None)
+  if trouble is None:
+    return None
+  path = trouble.path
+  if folder is not None and (path is None or folder.absolute() in path.absolute().parents):
+    path = folder
+  where = "" if path is None else f": {path}{_room(path)}"
+  advice = ADVICE.get(trouble.number, "see to it that the folder is there and can be used")
+  if path is None:
+    advice = advice.replace(" there", "")
+  return f"{os.strerror(trouble.number)}{where}; {advice}, then start the same command again"
+
+
+def _room(path: Path) -> str:
+  """What is free where a path is or would be, in words; nothing where that cannot be told."""
+  for place in (path.absolute(), *path.absolute().parents):
+    try:
+      found = os.statvfs(place)
+    except FileNotFoundError:
+      continue
+    except OSError:
+      return ""
+    free, whole = (size(n * found.f_frsize) for n in (found.f_bavail, found.f_blocks))
+    files = ", and no more files fit" if found.f_files and not found.f_favail else ""
+    return f" ({free} of {whole} free{files})"
+  return ""
+
+
+def size(num_bytes: int) -> str:
+  """Return bytes in words: 812 B, 4.1 MB or 1,234.0 GB."""
+  if num_bytes < 1000:
+    return f"{num_bytes} B"
+  power = 1 if num_bytes < 1e6 else 2 if num_bytes < 1e9 else 3
+  return f"{num_bytes / 1000**power:,.1f} {('kB', 'MB', 'GB')[power - 1]}"
