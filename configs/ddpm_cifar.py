@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
         "num_blocks": 2,
         "attention_resolutions": (16,),
         "dropout": 0.1,
+        "norm_groups": 32,
       },
       "loss": {"name": "simple"},
       "sampler": {"name": "ancestral", "steps": 1000, "variance": "fixed_large", "clip": True},

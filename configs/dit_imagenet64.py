@@ -4,8 +4,9 @@ The transformer is DiT-XL (28 blocks of width 1152, 16 heads) on 16x16 patches o
 256 tokens that DiT-XL/2 has for latents of 32x32. 674,890,032 parameters; DiT-XL/2 has 675M.
 Batches of 256, Adam at a constant 1e-4 without warm-up, weight decay or clipping, flips, EMA 0.9999
 and classes hidden from a tenth are those of Peebles and Xie 2023 (arXiv 2212.09748), section 4; the
-velocity of straight paths at uniform times with the same settings is that of SiT (Ma et al. 2024,
-arXiv 2401.08740). Both papers train on latents: no published figure is for these pixels.
+velocity of straight paths at uniform times, embedded as it is, with the same settings is that of
+SiT (Ma et al. 2024, arXiv 2401.08740), whose time runs from noise to data and here the other way.
+Both papers train on latents: no published figure is for these pixels.
 
 DiT-B/4 is --config.model.depth=12 --config.model.hidden=768 --config.model.heads=12; L/4 24, 1024
 and 16.
@@ -39,6 +40,7 @@ def get_config() -> ConfigDict:
         "hidden": 1152,
         "heads": 16,
         "patch": 4,
+        "time_scale": 1 / 999,  # a time between 0 and 1, in place of one up to 999
         "dtype": "bfloat16",
         "remat": "products",
       },

@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
         "label_embedding": "one_hot",
         "init": "edm",
         "norm_epsilon": 1e-6,
+        "norm_groups": None,  # a quarter of the width, at most 32
         "augmentation_labels": 9,
       },
       "loss": {"name": "edm", "log_sigma_mean": -1.2, "log_sigma_std": 1.2, "sigma_data": 0.5},

@@ -42,6 +42,8 @@ def get_config() -> ConfigDict:
         "resample_filter": (1, 1),
         "resample_projection": True,
         "embedding": "positional",
+        "init": "edm",  # a tenth of the variance for query, key and value, as there
+        "norm_groups": None,  # a quarter of the width, at most 32
       },
       "loss": {"name": "flow_matching", "times": "uniform"},
       "sampler": {"name": "probability_flow", "rtol": 1e-5, "atol": 1e-5},

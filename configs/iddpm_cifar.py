@@ -3,7 +3,8 @@
 52.5 million parameters, 4,000 steps on the cosine schedule, learned variances. As the original: no
 flips, no warm-up, no clipping of the gradient, attention of 4 heads at 16x16 and 8x8. The hybrid
 loss has the scale of its code: the mean square of the noise's error plus 0.001 of the bound in
-bits/dim. Not as the original: the time of each image belongs to the image, and compute is float32.
+bits/dim, and convolutions of stride 2 are padded on both sides. Not as the original: the time of
+each image belongs to the image.
 
 L_vlb, the full bound with importance-sampled times:
   --config.loss.name=vlb --config.loss.sampling=importance
@@ -38,6 +39,8 @@ def get_config() -> ConfigDict:
         "embedding": "positional_adm",
         "init": "adm",
         "norm_epsilon": 1e-5,
+        "norm_groups": 32,
+        "downsample_padding": (1, 1),
         "learned_variance": True,
       },
       "loss": {"name": "hybrid", "weight": 0.001},

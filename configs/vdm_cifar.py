@@ -27,7 +27,13 @@ def get_config() -> ConfigDict:
         "gamma_max": 5.0,
         "image_scale": 255 / 256,
       },
-      "model": {"name": "vdm_unet", "channels": 128, "num_blocks": 32, "dropout": 0.1},
+      "model": {
+        "name": "vdm_unet",
+        "channels": 128,
+        "num_blocks": 32,
+        "dropout": 0.1,
+        "norm_groups": 32,
+      },
       "loss": {"name": "vdm"},
       "sampler": {
         "name": "ancestral",

@@ -205,6 +205,13 @@ def parse(text: str, hint: Any, flag: str) -> Any:
   raise UserError(f"{flag}: '{text}' is not {describe(hint)}.")
 
 
+def as_text(value: Any) -> str:
+  """Return a field's value as a command line has it; `parse` reads it again."""
+  if isinstance(value, list | tuple):
+    return ",".join(as_text(item) for item in value)
+  return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def _options(hint: Any) -> tuple:
   """The members of a union, None first: 'none' is also a text."""
   if typing.get_origin(hint) not in (typing.Union, types.UnionType):

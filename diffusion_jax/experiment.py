@@ -1,11 +1,11 @@
 """A whole config: which sections there are, and which changes a run can live with."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from diffusion_jax.checkpoint import Checkpointing
-from diffusion_jax.config import Override, Section, nearest, resolve, to_dict
+from diffusion_jax.config import Override, Section, as_text, nearest, resolve, to_dict
 from diffusion_jax.data import SOURCES
 from diffusion_jax.distributed import Distributed
 from diffusion_jax.generative import GENERATIVES
@@ -149,6 +149,15 @@ class Experiment:
     warning = getattr(self.sections["generative"], "warning", lambda parts: None)(self.sections)
     return {"warning": warning} if warning else {}
 
+  def identity(self) -> dict[str, dict[str, Any]]:
+    """As `to_dict`, with what a part derives from its other fields written out.
+
+    Two configs of the same model have the same identity, also where one gives a number and the
+    other leaves it to the same rule.
+    """
+    parts = {n: p.settled() if hasattr(p, "settled") else p for n, p in self.sections.items()}
+    return {n: to_dict(parts[n], section) for n, section in self.layout.items()}
+
   def to_dict(self) -> dict[str, dict[str, Any]]:
     """All sections with all fields, as config.json holds them."""
     return {n: to_dict(self.sections[n], section) for n, section in self.layout.items()}
@@ -185,14 +194,44 @@ def differences(
     Those with which a run cannot continue, and those with which it can.
   """
   fatal, harmless = [], []
+  for section, field, before, after in _changes(old, new):
+    text = f"{section}.{field}: {before} -> {after}"
+    (harmless if _may_change(section, field) else fatal).append(text)
+  return fatal, harmless
+
+
+def flags_to_keep(
+  old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+  """Return the flags that give `new` the old values of the fields that a run may not change.
+
+  None if there are no such flags, since a section is missing or of another name.
+  """
+  fatal = [c for c in _changes(old, new) if not _may_change(c.section, c.field)]
+  if any(c.field == "name" or c.section not in old or c.section not in new for c in fatal):
+    return []
+  return [f"--config.{c.section}.{c.field}={as_text(c.before)}" for c in fatal]
+
+
+class _Change(NamedTuple):
+  section: str
+  field: str
+  before: Any
+  after: Any
+
+
+def _changes(
+  old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
+) -> Iterator[_Change]:
   for section in sorted({*old, *new}):
     before, after = dict(old.get(section, {})), dict(new.get(section, {}))
     for field in sorted({*before, *after}):
       if _plain(before.get(field)) != _plain(after.get(field)):
-        text = f"{section}.{field}: {before.get(field)} -> {after.get(field)}"
-        may_change = {"*", field} & CHANGEABLE.get(section, set())
-        (harmless if may_change else fatal).append(text)
-  return fatal, harmless
+        yield _Change(section, field, before.get(field), after.get(field))
+
+
+def _may_change(section: str, field: str) -> bool:
+  return bool({"*", field} & CHANGEABLE.get(section, set()))
 
 
 def of_another_run(config: Mapping[str, Any], meta: Mapping[str, Any]) -> str | None:
@@ -203,7 +242,7 @@ def of_another_run(config: Mapping[str, Any], meta: Mapping[str, Any]) -> str | 
     meta: what was saved beside the checkpoint.
   """
   try:
-    ours, theirs = (load(c).to_dict() for c in (config, meta["config"]))
+    ours, theirs = (load(c).identity() for c in (config, meta["config"]))
   except (UserError, KeyError):  # a version that wrote other fields: its leaves are compared
     return None
   fatal, _ = differences(ours, theirs)

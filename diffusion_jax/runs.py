@@ -182,7 +182,7 @@ def trained_experiment(workdir: Path, overrides: Sequence[Override]) -> Experime
   Raises:
     UserError: no run, or overrides that change what its weights mean.
   """
-  stored, wanted = (stored_experiment(workdir, o).to_dict() for o in ([], overrides))
+  stored, wanted = (stored_experiment(workdir, o).identity() for o in ([], overrides))
   fatal, _ = experiments.differences({**stored, "data": {}}, {**wanted, "data": {}})
   if fatal:
     changeable = {n for n, fields in experiments.CHANGEABLE.items() if "*" in fields}
@@ -334,12 +334,14 @@ def check_continues(workdir: Path, experiment: Experiment) -> list[str]:
   stored = stored_config(workdir)
   # A run of an older version lacks what has been added since: it has the defaults.
   with contextlib.suppress(UserError):
-    stored = experiments.load(stored).to_dict()
-  fatal, harmless = experiments.differences(stored, experiment.to_dict())
+    stored = experiments.load(stored).identity()
+  fatal, harmless = experiments.differences(stored, experiment.identity())
   if fatal:
+    flags = " ".join(experiments.flags_to_keep(stored, experiment.identity()))
+    goes_on = f"go on with what it began with ({flags}), " if flags else ""
     raise UserError(
-      f"{workdir} holds a run that this config cannot continue ({'; '.join(fatal)}); use another "
-      "--workdir, or --fresh to move the old run aside"
+      f"{workdir} holds a run that this config cannot continue ({'; '.join(fatal)}); {goes_on}use "
+      "another --workdir, or --fresh to move the old run aside"
     )
   return harmless
 

@@ -12,6 +12,7 @@ import pytest
 from diffusion_jax import runs, sharding
 from diffusion_jax.checksum import named_leaves
 from diffusion_jax.config import parse_override
+from diffusion_jax.models.layers import Attention
 from diffusion_jax.sharding import MeshShape, create_mesh
 from diffusion_jax.state import Adam, create_state
 from diffusion_jax.types import Batch, ImageSpec
@@ -131,6 +132,35 @@ def third_update(optimizer, gradient):
     return transform.update(gradient, state, gradient)[0]
 
   return np.asarray(jax.jit(update)(gradient))
+
+
+def test_rectified_flows_attention_starts_at_a_tenth_of_the_variance():
+  """Standard deviation sqrt(0.1 / 256) for query, key and value; for the rest of it as DDPM's."""
+  recipe = experiment("flow_cifar").sections["model"].recipe
+  x = np.zeros((1, 1, 1, 256), np.float32)
+  params = jax.jit(Attention(recipe=recipe).init)(jax.random.key(0), x)["params"]
+  for name in ("query", "key", "value"):
+    kernel = np.asarray(params[name]["kernel"])
+    assert np.std(kernel) == pytest.approx((0.1 / 256) ** 0.5, rel=0.02), name
+    assert not np.asarray(params[name]["bias"]).any()
+  assert np.std(params["out"]["kernel"]) == pytest.approx((1e-10 / 256) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("dit_imagenet64", 1.0), ("flow_cifar", 999.0)])
+def test_time_is_embedded_at_the_originals_scale(name, scale):
+  """SiT embeds t itself, rectified flow 999 t."""
+  sections = experiment(name).sections
+  t = np.linspace(0, 1, 11)
+  embedded = sections["process"].create().network_time(t) * sections["model"].time_scale
+  np.testing.assert_allclose(embedded, scale * t, rtol=1e-12)
+
+
+def test_improved_ddpm_pads_convolutions_of_stride_2_on_both_sides_and_ddpm_on_one():
+  padding = [
+    experiment(n).sections["model"].downsample_padding for n in ("iddpm_cifar", "ddpm_cifar")
+  ]
+  assert padding == [(1, 1), (0, 1)]
+  assert "compute is float32" not in (ROOT / "configs" / "iddpm_cifar.py").read_text()
 
 
 def test_the_transformers_digits_are_the_twin_of_ddpms():

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int, Int32
 
-from diffusion_jax.config import build
+from diffusion_jax.config import as_text, build
 from diffusion_jax.data.source import Source, fingerprint
 from diffusion_jax.paths import user_path
 from diffusion_jax.types import ImageSpec, UserError
@@ -32,6 +32,9 @@ PLACES = ("path", "test_path", "data_dir")
 
 RUNNING = {"dtype", "remat", "dropout"}
 """Fields of the autoencoder's config that leave its weights what they are."""
+
+LACKING = {"autoencoder": {"norm_groups": None}}
+"""Fields that folders of older versions do not have, with what they stood for."""
 
 
 class Autoencoder(NamedTuple):
@@ -140,12 +143,12 @@ class Latents:
 
   def _check_same(self, theirs: Mapping[str, Any], ours: Mapping[str, Mapping[str, Any]]) -> None:
     for section, fields in theirs.items():
-      for name, value in fields.items():
+      for name, value in {**LACKING.get(section, {}), **fields}.items():
         mine = ours[section].get(name)
         if name not in RUNNING and _plain(mine) != _plain(value):
           raise UserError(
             f"config.{section}.{name} is {mine}, the autoencoder of {self._where} has {value}; "
-            f"set --config.{section}.{name}={_text(value)}"
+            f"set --config.{section}.{name}={as_text(value)}"
           )
 
   def _image_source(self, manifest: Mapping[str, Any]) -> Any:
@@ -337,8 +340,3 @@ def _unseal(sealed: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
   return list(value) if isinstance(value, tuple) else value
-
-
-def _text(value: Any) -> str:
-  """A value as a command line has it."""
-  return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value).lower()

@@ -42,6 +42,8 @@ class DiT:
     heads: of every attention layer.
     patch: pixels a side of a patch.
     mlp_ratio: width of the hidden layer of a block's perceptron over `hidden`.
+    time_scale: factor of the time before its embedding. The processes count it from 0 to 999, as
+      DiT does: 1. SiT embeds a time between 0 and 1: 1 / 999.
     learned_variance: double the output's channels; the second half are variance logits.
     dtype: compute type of products and residuals; parameters, embeddings, norms, modulation and
       softmax stay float32.
@@ -54,6 +56,7 @@ class DiT:
   heads: int = 6
   patch: int = 2
   mlp_ratio: int = 4
+  time_scale: float = 1.0
   learned_variance: bool = False
   dtype: Literal["float32", "bfloat16"] = "float32"
   remat: Remat = "none"
@@ -63,6 +66,8 @@ class DiT:
       raise ValueError("depth, hidden, heads, patch and mlp_ratio must be at least 1")
     if self.hidden % self.heads or self.hidden % 4:
       raise ValueError(f"hidden={self.hidden} must be divisible by heads={self.heads} and by 4")
+    if self.time_scale <= 0:
+      raise ValueError(f"time_scale={self.time_scale} must be positive")
 
   def create(self, spec: ImageSpec, num_labels: int) -> Network:
     """Builds the pure functions for images of `spec`.
@@ -114,7 +119,7 @@ class DiTModule(nn.Module):
 
   def _embed(self, time: Array, labels: Array | None) -> Float[Array, "B D"]:
     hidden = self.config.hidden
-    h = cosine_first_embedding(time, TIME_FREQUENCIES)
+    h = cosine_first_embedding(time * self.config.time_scale, TIME_FREQUENCIES)
     h = nn.swish(_dense(hidden, FLOAT32, embed_init, "time1")(h))
     h = _dense(hidden, FLOAT32, embed_init, "time2")(h)
     if self.num_labels and labels is not None:

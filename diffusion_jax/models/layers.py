@@ -6,7 +6,7 @@ statistics and softmax stay float32. Without a `recipe` the blocks are DDPM's.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -45,6 +45,7 @@ class Recipe:
     skip_scale: factor of every sum of a block's input and output.
     num_heads: of attention, unless `channels_per_head` is given.
     channels_per_head: width of a head.
+    norm_groups: of the group normalisation; see `num_groups`.
   """
 
   init: Init = INITS["ddpm"]
@@ -54,6 +55,7 @@ class Recipe:
   skip_scale: float = 1.0
   num_heads: int = 1
   channels_per_head: int | None = None
+  norm_groups: int | None = None
 
   def heads(self, width: int) -> int:
     """Heads of an attention layer of `width` channels."""
@@ -120,28 +122,64 @@ def _attend(query: Array, key: Array, value: Array) -> Array:
   return jnp.einsum("bqk,bkc->bqc", weights, value)
 
 
-class Norm(nn.Module):
-  """GroupNorm of 32 groups, of fewer where they would hold less than 4 channels or not divide.
+def num_groups(width: int, norm_groups: int | None) -> int:
+  """Return the number of groups that `width` channels are normalised in.
 
-  A group of one channel would remove that channel's mean, and with it the time and class
-  embedding that the block has added to it.
+  Without a number it is width / 4, at most 32, or the next smaller one that divides the width: the
+  rule of score_sde and EDM, whose groups hold at least 4 channels. A group of one channel loses its
+  mean, and with it the time and class embedding that the block has added.
+
+  Args:
+    width: of the features.
+    norm_groups: that number at any width, as in DDPM, Improved DDPM, ADM and diffusers (32).
+  """
+  if norm_groups is not None:
+    return norm_groups
+  return next(g for g in range(max(min(32, width // 4), 1), 0, -1) if width % g == 0)
+
+
+def check_norm_groups(norm_groups: int | None, channels: int) -> None:
+  """Refuse groups that do not divide the widths of a network, all multiples of `channels`.
+
+  Raises:
+    ValueError: with what to type.
+  """
+  if norm_groups is not None and (norm_groups < 1 or channels % norm_groups):
+    divisors = (g for g in range(1, channels + 1) if channels % g == 0)
+    near = min(divisors, key=lambda g: abs(g - norm_groups))
+    raise ValueError(
+      f"norm_groups={norm_groups} must divide channels={channels}; use e.g. {near}, or none for a "
+      "quarter of each width, at most 32"
+    )
+
+
+def settled_groups(norm_groups: int | None, widths: Iterable[int]) -> int | None:
+  """Return the one number of groups at all of these widths, or the setting as it is."""
+  numbers = {num_groups(width, norm_groups) for width in widths}
+  return numbers.pop() if len(numbers) == 1 else norm_groups
+
+
+class Norm(nn.Module):
+  """GroupNorm with a scale and a bias for each channel.
 
   Attributes:
     dtype: of the result; statistics are float32.
     epsilon: added to the variance.
     swish: apply it to the result.
+    groups: number of groups; see `num_groups`.
   """
 
   dtype: Dtype = FLOAT32
   epsilon: float = 1e-6
   swish: bool = False
+  groups: int | None = None
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "B H W C"], modulation: Modulation | None = None
   ) -> Float[Array, "B H W C"]:
     width = x.shape[-1]
-    groups = next(g for g in range(max(min(32, width // 4), 1), 0, -1) if width % g == 0)
+    groups = num_groups(width, self.groups)
     scale, bias = ScaleAndBias(name="group")(width)
     return group_norm(
       x.astype(self.dtype), scale, bias, groups, self.epsilon, modulation, self.swish
@@ -166,6 +204,8 @@ class Conv3(nn.Module):
     stride: 1 or 2.
     bias: maps the fan-in to an initialiser.
     double: convolves the image doubled by nearest neighbour.
+    padding: zeros before and after each axis; none: as many as keep the resolution over the stride,
+      of which the odd one comes after.
   """
 
   features: int
@@ -174,13 +214,16 @@ class Conv3(nn.Module):
   dtype: Dtype = FLOAT32
   bias: Callable[[int], Initializer] = zero_bias
   double: bool = False
+  padding: tuple[int, ...] | None = None
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 D"]:
+    sides = "SAME" if self.padding is None else [(self.padding[0], self.padding[1])] * 2
     conv = nn.Conv(
       self.features,
       (3, 3),
       (self.stride, self.stride),
+      padding=sides,
       kernel_init=self.kernel,
       bias_init=self.bias(9 * x.shape[-1]),
       dtype=self.dtype,
@@ -253,7 +296,7 @@ class ResBlock(nn.Module):
     self, x: Float[Array, "B H W C"], embedding: Float[Array, "B E"] | None, train: bool
   ) -> Float[Array, "B H2 W2 D"]:
     init = self.recipe.init
-    h = Norm(self.dtype, self.recipe.epsilon, swish=True, name="norm1")(x)
+    h = _norm(self, "norm1", swish=True)(x)
     nearest = self.resample is not None and self.resample.is_nearest
     h = h if self.resample is None or nearest else self.resample(h)
     conv = Conv3(self.features, 1, init.kernel, self.dtype, init.bias, nearest, name="conv1")
@@ -264,7 +307,7 @@ class ResBlock(nn.Module):
     return (self._shortcut(x) + h) * self.recipe.skip_scale
 
   def _activated(self, h: Array, embedding: Array | None) -> Array:
-    norm, recipe = Norm(self.dtype, self.recipe.epsilon, swish=True, name="norm2"), self.recipe
+    norm, recipe = _norm(self, "norm2", swish=True), self.recipe
     if embedding is None:
       return norm(h)
     project = nn.Dense(
@@ -291,6 +334,12 @@ class ResBlock(nn.Module):
     return x
 
 
+def _norm(block: Any, name: str, swish: bool = False) -> Norm:
+  """Normalisation of a residual or attention block, by its recipe."""
+  recipe = block.recipe
+  return Norm(block.dtype, recipe.epsilon, swish, recipe.norm_groups, name=name)
+
+
 class Attention(nn.Module):
   """Self-attention over all pixels, added to its input; one head unless the recipe has more."""
 
@@ -301,7 +350,7 @@ class Attention(nn.Module):
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
     batch, height, width, channels = x.shape
     init = self.recipe.init
-    tokens = Norm(self.dtype, self.recipe.epsilon, name="norm")(x)
+    tokens = _norm(self, "norm")(x)
     tokens = tokens.reshape(batch, height * width, channels)
     bias = init.bias(channels)
     names = ("query", "key", "value")

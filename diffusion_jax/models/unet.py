@@ -10,16 +10,19 @@ import dataclasses
 from typing import Literal
 
 from diffusion_jax.models.initializers import INITS
-from diffusion_jax.models.layers import Recipe, Remat
+from diffusion_jax.models.layers import Recipe, Remat, check_norm_groups, settled_groups
 from diffusion_jax.models.network import Network, as_network
 from diffusion_jax.models.resample import FILTERS
 from diffusion_jax.models.unet_module import UNetModule
 from diffusion_jax.types import ImageSpec
 
+PADDINGS = ((0, 1), (1, 1))
+"""Of convolutions of stride 2 that halve an even side."""
+
 
 @dataclasses.dataclass(frozen=True)
 class UNet:
-  """Config of the U-Net; the defaults are DDPM's.
+  """Config of the U-Net; the defaults are DDPM's but for `norm_groups`, equal from 128 channels on.
 
   | field | DDPM | iDDPM | ADM | EDM's DDPM++ | EDM's NCSN++ |
   |---|---|---|---|---|---|
@@ -36,6 +39,8 @@ class UNet:
   | `label_embedding` | | table | table | one_hot | one_hot |
   | `init` | ddpm | adm | adm | edm | edm |
   | `norm_epsilon` | 1e-6 | 1e-5 | 1e-5 | 1e-6 | 1e-6 |
+  | `norm_groups` | 32 | 32 | 32 | none | none |
+  | `downsample_padding` | 0, 1 | 1, 1 | | | |
   | `learned_variance` | no | yes | yes; no in EDM | no | no |
   | `augmentation_labels` | 0 | 0 | 0 | 9 | 9 |
 
@@ -70,6 +75,11 @@ class UNet:
       embedding of the noise level (the null class is zero).
     init: initial distributions, by recipe.
     norm_epsilon: of the group normalisation.
+    norm_groups: number of its groups at any width, a divisor of `channels`; none: width / 4, at
+      most 32.
+    downsample_padding: zeros before and after each axis for a convolution of stride 2: (0, 1) as
+      TensorFlow pads, (1, 1) as PyTorch does.
+    time_scale: factor of the time before its embedding; the processes count it up to 999.
     learned_variance: double the output's channels; the second half are variance logits.
     augmentation_labels: length of the vector that says how an image was augmented; a linear map of
       it, without bias, is added to the embedding of the noise level. 0: no such input.
@@ -98,6 +108,9 @@ class UNet:
   label_embedding: Literal["table", "one_hot"] = "table"
   init: Literal["ddpm", "edm", "adm"] = "ddpm"
   norm_epsilon: float = 1e-6
+  norm_groups: int | None = None
+  downsample_padding: tuple[int, ...] = (0, 1)
+  time_scale: float = 1.0
   learned_variance: bool = False
   augmentation_labels: int = 0
 
@@ -117,8 +130,12 @@ class UNet:
       raise ValueError(f"augmentation_labels={self.augmentation_labels} must not be negative")
     if self.noise_multiplier < 1 or self.embedding_multiplier < 1:
       raise ValueError("noise_multiplier and embedding_multiplier must be at least 1")
-    if min(self.skip_scale, self.norm_epsilon, self.fourier_scale) <= 0:
-      raise ValueError("skip_scale, norm_epsilon and fourier_scale must be positive")
+    if min(self.skip_scale, self.norm_epsilon, self.fourier_scale, self.time_scale) <= 0:
+      raise ValueError("skip_scale, norm_epsilon, fourier_scale and time_scale must be positive")
+    check_norm_groups(self.norm_groups, self.channels)
+    if self.downsample_padding not in PADDINGS:
+      allowed = " or ".join(str(padding) for padding in PADDINGS)
+      raise ValueError(f"downsample_padding={self.downsample_padding} must be {allowed}")
     if self.resample_filter not in FILTERS:
       allowed = " or ".join(str(taps) for taps in FILTERS)
       raise ValueError(f"resample_filter={self.resample_filter} must be {allowed}")
@@ -169,4 +186,10 @@ class UNet:
       skip_scale=self.skip_scale,
       num_heads=self.num_heads,
       channels_per_head=self.channels_per_head,
+      norm_groups=self.norm_groups,
     )
+
+  def settled(self) -> "UNet":
+    """The same network with its number of groups written out, where all widths have one."""
+    widths = [self.channels * n for n in range(1, 2 * max(self.multipliers) + 1)]
+    return dataclasses.replace(self, norm_groups=settled_groups(self.norm_groups, widths))

@@ -45,9 +45,9 @@ class UNetModule(nn.Module):
     h, skips = self._down(x, embedding, train)
     h = self._middle(h, embedding, train)
     h = self._up(h, skips, embedding, train)
-    h = Norm(self._dtype, self.config.norm_epsilon, swish=True, name="norm_out")(h)
-    zero = self.config.recipe.init.zero
-    return Conv3(self.out_channels, kernel=zero, dtype=self._dtype, name="conv_out")(h)
+    recipe = self.config.recipe
+    h = Norm(self._dtype, recipe.epsilon, True, recipe.norm_groups, name="norm_out")(h)
+    return Conv3(self.out_channels, kernel=recipe.init.zero, dtype=self._dtype, name="conv_out")(h)
 
   @property
   def _dtype(self):
@@ -71,6 +71,7 @@ class UNetModule(nn.Module):
 
   def _embed_noise(self, time: Array) -> Array:
     width = self.config.channels * self.config.noise_multiplier
+    time = time * self.config.time_scale
     if self.config.embedding == "fourier":
       return FourierEmbedding(width, self.config.fourier_scale, name="fourier")(time)
     adm = self.config.embedding == "positional_adm"
@@ -95,7 +96,9 @@ class UNetModule(nn.Module):
 
   def _conv(self, x: Array, width: int, name: str, stride: int = 1) -> Array:
     init = self.config.recipe.init
-    return Conv3(width, stride, init.kernel, self._dtype, init.bias, name=name)(x)
+    padding = self.config.downsample_padding if stride == 2 else None
+    conv = Conv3(width, stride, init.kernel, self._dtype, init.bias, padding=padding, name=name)
+    return conv(x)
 
   def _block(self, h, embedding, train, width, name, attention=False, resample=None):
     """A residual block, followed by attention where asked."""

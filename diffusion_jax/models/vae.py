@@ -14,7 +14,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from diffusion_jax.models.layers import Conv3, Norm, Remat, ResBlock, Upsample, rematerialized
+from diffusion_jax.models.layers import (
+  Conv3,
+  Norm,
+  Recipe,
+  Remat,
+  ResBlock,
+  Upsample,
+  check_norm_groups,
+  rematerialized,
+  settled_groups,
+)
 from diffusion_jax.types import ImageSpec, Key, Params
 
 
@@ -47,6 +57,8 @@ class ConvVAE:
     multipliers: width of each level over `channels`; every level halves the resolution.
     num_blocks: residual blocks a level.
     dropout: rate inside the residual blocks.
+    norm_groups: number of groups that channels are normalised in, a divisor of `channels`; none:
+      width / 4, at most 32.
     dtype: compute type; parameters and statistics stay float32.
     remat: what the backward pass recomputes to save memory: `none`; `block`, all of a block but its
       input; `products`, all but the outputs of convolutions and matrix products.
@@ -58,6 +70,7 @@ class ConvVAE:
   multipliers: tuple[int, ...] = (1, 2)
   num_blocks: int = 1
   dropout: float = 0.0
+  norm_groups: int | None = None
   dtype: Literal["float32", "bfloat16"] = "float32"
   remat: Remat = "none"
 
@@ -70,6 +83,17 @@ class ConvVAE:
       raise ValueError("multipliers is empty; it needs one number a level")
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+    check_norm_groups(self.norm_groups, self.channels)
+
+  @property
+  def recipe(self) -> Recipe:
+    """What its blocks have in common."""
+    return Recipe(norm_groups=self.norm_groups)
+
+  def settled(self) -> "ConvVAE":
+    """The same networks with their number of groups written out, where all widths have one."""
+    widths = [self.channels * multiplier for multiplier in (1, *self.multipliers)]
+    return dataclasses.replace(self, norm_groups=settled_groups(self.norm_groups, widths))
 
   def create(self, spec: ImageSpec, num_outputs: int) -> VAENetworks:
     """Builds the pure functions.
@@ -117,7 +141,12 @@ def _apply(module: nn.Module, params: Params, x: Array, dropout_key: Key | None)
 
 def _block(config: ConvVAE, width: int, name: str):
   kind = rematerialized(ResBlock, config.remat, (3,))
-  return kind(width, config.dropout, jnp.dtype(config.dtype), name=name)
+  return kind(width, config.dropout, jnp.dtype(config.dtype), config.recipe, name=name)
+
+
+def _norm_out(config: ConvVAE) -> Norm:
+  dtype, groups = jnp.dtype(config.dtype), config.norm_groups
+  return Norm(dtype, swish=True, groups=groups, name="norm_out")
 
 
 class Encoder(nn.Module):
@@ -137,7 +166,7 @@ class Encoder(nn.Module):
       for i in range(config.num_blocks):
         block = _block(config, config.channels * multiplier, f"level{level}_block{i}")
         h = block(h, None, train)
-    h = Norm(dtype, swish=True, name="norm_out")(h).astype(jnp.float32)
+    h = _norm_out(config)(h).astype(jnp.float32)
     if config.latent_channels is not None:
       h = Conv3(2 * config.latent_channels, name="posterior")(h)
     else:
@@ -168,5 +197,5 @@ class Decoder(nn.Module):
         h = block(h, None, train)
       if level:
         h = Upsample(dtype, name=f"level{level}_double")(h)
-    h = Norm(dtype, swish=True, name="norm_out")(h).astype(jnp.float32)
+    h = _norm_out(config)(h).astype(jnp.float32)
     return Conv3(self.num_outputs, name="conv_out")(h)

@@ -21,12 +21,12 @@ from diffusion_jax.models.layers import (
   Recipe,
   Remat,
   ResBlock,
+  check_norm_groups,
   rematerialized,
+  settled_groups,
 )
 from diffusion_jax.models.network import Network, as_network
 from diffusion_jax.types import ImageSpec
-
-RECIPE = Recipe(init=VDM_INIT, embed_bias=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,8 @@ class VDMUNet:
       up to 1000 (a learned schedule its gamma, from gamma_min to gamma_max); 1000 for a noise level
       in [0, 1].
     dropout: rate inside the residual blocks.
+    norm_groups: number of groups that channels are normalised in, a divisor of `channels`; none:
+      width / 4, at most 32.
     dtype: compute type; parameters, statistics and softmax stay float32.
     remat: what the backward pass recomputes to save memory: `none`; `block`, all of a block but its
       input; `products`, all but the outputs of convolutions and matrix products.
@@ -51,6 +53,7 @@ class VDMUNet:
   fourier_exponents: tuple[int, ...] = (6, 7)
   time_scale: float = 1.0
   dropout: float = 0.1
+  norm_groups: int | None = None
   dtype: Literal["float32", "bfloat16"] = "float32"
   remat: Remat = "none"
 
@@ -61,6 +64,7 @@ class VDMUNet:
       raise ValueError(f"num_blocks={self.num_blocks} must be at least 1")
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+    check_norm_groups(self.norm_groups, self.channels)
 
   def create(self, spec: ImageSpec, num_labels: int) -> Network:
     """Builds the pure functions for images of `spec`.
@@ -70,6 +74,16 @@ class VDMUNet:
       num_labels: size of the label embedding (the null class included), 0 for unconditional.
     """
     return as_network(VDMModule(self, spec.channels, num_labels), spec, num_labels)
+
+  @property
+  def recipe(self) -> Recipe:
+    """What its blocks have in common."""
+    return Recipe(init=VDM_INIT, embed_bias=False, norm_groups=self.norm_groups)
+
+  def settled(self) -> "VDMUNet":
+    """The same network with its number of groups written out, where both widths have one."""
+    widths = (self.channels, 2 * self.channels)
+    return dataclasses.replace(self, norm_groups=settled_groups(self.norm_groups, widths))
 
 
 class VDMModule(nn.Module):
@@ -87,12 +101,12 @@ class VDMModule(nn.Module):
     labels: Int[Array, "B"] | None,
     train: bool,
   ) -> Float[Array, "B H W C"]:
-    embedding, init = self._embed(time, labels), RECIPE.init
+    embedding, init = self._embed(time, labels), VDM_INIT
     features = [x, pixel_fourier_features(x, self.config.fourier_exponents)]
     h = jnp.concatenate(features, axis=-1)
     h = Conv3(self.config.channels, 1, init.kernel, self._dtype, name="conv_in")(h)
     h = self._blocks(h, embedding, train)
-    h = Norm(self._dtype, swish=True, name="norm_out")(h)
+    h = Norm(self._dtype, swish=True, groups=self.config.norm_groups, name="norm_out")(h)
     h = Conv3(self.out_channels, 1, init.zero, self._dtype, name="conv_out")(h)
     return x + h.astype(x.dtype)  # at very high noise the input itself is nearly the noise
 
@@ -102,7 +116,7 @@ class VDMModule(nn.Module):
 
   def _embed(self, time: Array, labels: Array | None) -> Array:
     """The noise level and the class, float32 [B E]; blocks apply the last swish themselves."""
-    width, init = 4 * self.config.channels, RECIPE.init
+    width, init = 4 * self.config.channels, VDM_INIT
     h = sinusoidal_embedding(time * self.config.time_scale, self.config.channels)
     h = nn.swish(nn.Dense(width, kernel_init=init.kernel, name="time1")(h))
     h = nn.Dense(width, kernel_init=init.kernel, name="time2")(h)
@@ -117,7 +131,7 @@ class VDMModule(nn.Module):
       skips.append(h)
     h = self._block(h, embedding, train, "middle_block0")
     attention = rematerialized(Attention, self.config.remat)
-    h = attention(self._dtype, RECIPE, name="middle_attention")(h)
+    h = attention(self._dtype, self.config.recipe, name="middle_attention")(h)
     h = self._block(h, embedding, train, "middle_block1")
     for i in range(self.config.num_blocks + 1):
       h = jnp.concatenate([h, skips.pop()], axis=-1)
@@ -126,5 +140,5 @@ class VDMModule(nn.Module):
 
   def _block(self, h: Array, embedding: Array, train: bool, name: str) -> Array:
     config, kind = self.config, rematerialized(ResBlock, self.config.remat, (3,))
-    block = kind(config.channels, config.dropout, self._dtype, RECIPE, name=name)
+    block = kind(config.channels, config.dropout, self._dtype, config.recipe, name=name)
     return block(h, embedding, train)

@@ -146,6 +146,14 @@ def test_a_missing_folder_says_how_to_make_it(path):
   assert "python -m diffusion_jax.encode" in line(lambda: Latents(path).load("train"))
 
 
+def test_a_field_that_the_folder_lacks_is_not_free(made):
+  """Folders of older versions do not say how many groups; another number is another network."""
+  config = {**CONFIG, "autoencoder": {**CONFIG["autoencoder"], "norm_groups": 16}}
+  assert "set --config.autoencoder.norm_groups=none" in line(lambda: read(made[0], config))
+  config["autoencoder"]["norm_groups"] = None
+  assert len(read(made[0], config)) > 0
+
+
 def test_another_autoencoder_is_refused_with_the_field(made):
   other = {**CONFIG, "autoencoder": CONFIG["autoencoder"] | {"multipliers": (1, 2, 2)}}
   found = line(lambda: read(made[0], other))

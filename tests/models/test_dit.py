@@ -171,7 +171,7 @@ def test_sides_that_cannot_be_cut_are_refused():
     dataclasses.replace(TINY, patch=4).create(SPEC, 0)
 
 
-@pytest.mark.parametrize("fields", [{"depth": 0}, {"heads": 5}, {"hidden": 6}])
+@pytest.mark.parametrize("fields", [{"depth": 0}, {"heads": 5}, {"hidden": 6}, {"time_scale": 0.0}])
 def test_impossible_networks_are_refused(fields):
   with pytest.raises(ValueError, match=next(iter(fields))):
     dataclasses.replace(TINY, **fields)

@@ -33,6 +33,8 @@ IDDPM = UNet(
   embedding="positional_adm",
   init="adm",
   norm_epsilon=1e-5,
+  norm_groups=32,
+  downsample_padding=(1, 1),
   learned_variance=True,
 )
 ADM = UNet(
@@ -46,6 +48,7 @@ ADM = UNet(
   embedding="positional_adm",
   init="adm",
   norm_epsilon=1e-5,
+  norm_groups=32,
 )
 DDPMPP = UNet(
   multipliers=(2, 2, 2),
@@ -65,7 +68,13 @@ NCSNPP = dataclasses.replace(
   embedding="fourier",
   noise_multiplier=2,
 )
-SMALL = {"channels": 16, "multipliers": (1, 2), "num_blocks": 1, "attention_resolutions": (8, 4)}
+SMALL = {
+  "channels": 16,
+  "multipliers": (1, 2),
+  "num_blocks": 1,
+  "attention_resolutions": (8, 4),
+  "norm_groups": None,
+}
 SPEC = ImageSpec(8, 8, 2, 256, 3)
 TINY = {
   "iddpm": dataclasses.replace(IDDPM, **SMALL),
@@ -328,6 +337,10 @@ def test_attention_is_a_softmax_average_of_each_heads_values(num_heads):
     {"noise_multiplier": 0},
     {"num_heads": 0},
     {"num_heads": 2, "channels_per_head": 8},
+    {"norm_groups": 48},
+    {"norm_groups": 0},
+    {"downsample_padding": (1, 0)},
+    {"time_scale": 0.0},
   ],
 )
 def test_impossible_recipes_are_refused(fields):
