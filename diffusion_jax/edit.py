@@ -9,14 +9,13 @@ The images are held-out ones of the run's data, or those of --images. Weights, s
 chosen as in `sample`; interpolation takes a sampler that draws no noise.
 """
 
-import warnings
-
 import numpy as np
 from jaxtyping import Bool, Float
-from PIL import Image
 
 from diffusion_jax import distributed, flags, log, runs, sampling, sharding, weights
-from diffusion_jax.data import load_pictures
+from diffusion_jax.data import load_pictures, with_channels
+from diffusion_jax.data.reading import Broken, opened
+from diffusion_jax.data.source import fit_image
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import stored_spec
 from diffusion_jax.levels import as_pictures, from_levels, to_uint8
@@ -84,7 +83,7 @@ def load(args, experiment: Experiment, spec: ImageSpec) -> Batch:
   if args.images is None:
     source = data.load("test" if data.has_split("test") else "train")
   else:
-    source = load_pictures(args.images, "--images")
+    source = with_channels(load_pictures(args.images, "--images"), spec.channels)
   found, wanted = source.spec.shape, args.num * (2 if args.interpolate else 1)
   if found != spec.shape:
     raise UserError(f"--images={args.images} are of {found}, the model's of {spec.shape}")
@@ -136,13 +135,12 @@ def _mask(text: str, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
     raise UserError(f"--inpaint= is empty; {allowed}")
   path = user_path(text)
   try:
-    with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
-      size = picture.size
+    with opened(path) as image:
+      size = image.size
       if size == (width, height):  # its size is checked before anything of it is decoded
-        return np.asarray(picture.convert("L")) < GREY
-  except Exception as error:  # Pillow's readers raise anything on damaged bytes
-    reason = "" if isinstance(error, FileNotFoundError) else f" ({_first_line(error)})"
-    raise UserError(f"--inpaint={text}: {allowed}{reason}") from error
+        return fit_image(image, None, 1)[..., 0] < GREY
+  except Broken as error:
+    raise UserError(f"--inpaint={text}: {allowed} ({error})") from error
   raise UserError(f"--inpaint={text} has {size[0]}x{size[1]} pixels; {allowed}")
 
 

@@ -74,7 +74,15 @@ COMMON: Mapping[str, Section] = {
 # too; that it is the same data is checked by its fingerprint.
 CHANGEABLE = {
   "model": {"dtype", "remat"},
-  "data": {"path", "test_path", "data_dir", "max_ram_gib", "test_split", "test_fraction"},
+  "data": {
+    "path",
+    "test_path",
+    "data_dir",
+    "max_ram_gib",
+    "test_split",
+    "test_fraction",
+    "unreadable",
+  },
   "optimizer": {"*"},
   "training": {"num_steps", "accumulation_steps", "max_skipped_in_a_row"},
   # another average cannot begin in mid-run

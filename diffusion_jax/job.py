@@ -9,10 +9,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import checkpoint, distributed, log, runs, sharding, watchdog
-from diffusion_jax.data import Source, fingerprint
+from diffusion_jax import __version__, checkpoint, distributed, log, runs, sharding, watchdog
+from diffusion_jax.data import About, Source, describe_classes, fingerprint, trained_classes
 from diffusion_jax.experiment import Experiment, of_another_run
-from diffusion_jax.state import TrainState, from_averages, holds_averages, with_averages
+from diffusion_jax.state import (
+  TrainState,
+  count_parameters,
+  from_averages,
+  holds_averages,
+  with_averages,
+)
 from diffusion_jax.step import make_init
 from diffusion_jax.types import Generative, ImageSpec, UserError
 
@@ -64,6 +70,44 @@ def prepare(experiment: Experiment, workdir: Path) -> Job:
     raise UserError(f"the splits do not fit each other: {train_is}; {test_is}")
   generative = experiment.create(source.spec)
   return Job(experiment, generative, source, test, _feed(experiment, source), mesh, workdir)
+
+
+def print_plan(job: Job, beginning: str) -> None:
+  """The block that says what is about to run, and where its state lies."""
+  mesh, batch_size = job.mesh, job.experiment.training.batch_size
+  shards, state = sharding.num_batch_shards(mesh), state_shapes(job)
+  groups = "a device" if shards == mesh.size else f"each for {mesh.shape['tensor']} devices"
+  rows = [
+    ("devices", f"{mesh.size} x {jax.devices()[0].device_kind}, {distributed.describe_hosts()}"),
+    ("mesh", ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())),
+    ("batch", f"{batch_size} images, {batch_size // shards} {groups}"),
+    ("parameters", f"{count_parameters(state.params):,}"),
+    *describe_splits(job),
+    ("workdir", str(job.workdir)),
+    ("start", beginning),
+    *job.experiment.warnings().items(),
+  ]
+  print(f"diffusion_jax {__version__}, jax {jax.__version__}")
+  print("\n".join(f"  {name:<11}{text}" for name, text in rows))
+  print("\n".join(f"  {line}" for line in sharding.describe_layout(mesh, state)), flush=True)
+
+
+def describe_splits(job: Job) -> list[tuple[str, str]]:
+  """Name and text of each line on what is trained on, what is held out and what is not read."""
+  train, test, classes = job.train, job.test, job.train.spec.num_classes
+  rows = [("data", log.describe_data(train.name, len(train), train.spec))]
+  if classes:
+    rows.append(("classes", describe_classes(_counted(job), classes)))
+  rows += [("note", note) for note in train.about.notes]
+  if test is None:
+    return [*rows, ("held out", "none")]
+  origin = f", {test.about.origin}" if test.about.origin else ""
+  rows.append(("held out", f"{len(test):,} images{origin}"))
+  rows += [("note", note) for note in test.about.notes if note not in train.about.notes]
+  if strange := sorted(set(trained_classes(test)) - set(sampled_classes(job))):
+    names = [train.about.classes[i] if train.about.classes else str(i) for i in strange]
+    rows.append(("note", f"held out without any training image: class {', '.join(names[:10])}"))
+  return rows
 
 
 def _feed(experiment: Experiment, source: Source) -> Source:
@@ -160,6 +204,8 @@ def describe(job: Job) -> dict[str, Any]:
     "fingerprint": fingerprint(job.train),
     "spec": job.train.spec._asdict(),
   }
+  if len(trained := sampled_classes(job)) < job.train.spec.num_classes:
+    data["trained_classes"] = trained
   if job.feed is not job.train:
     data["latents"] = {
       "name": job.feed.name,
@@ -167,6 +213,24 @@ def describe(job: Job) -> dict[str, Any]:
       "fingerprint": fingerprint(job.feed),
     }
   return {"config": job.experiment.to_dict(), "data": data}
+
+
+def _counted(job: Job) -> About:
+  """What is known of the training images; latents know the labels of images that are not read."""
+  about = job.train.about
+  return about if about.counts is not None else about._replace(counts=job.feed.about.counts)
+
+
+def sampled_classes(job: Job) -> list[int]:
+  """Return the labels that training images have, which are those to sample."""
+  known = job.train if job.train.about.counts is not None else job.feed
+  return trained_classes(known)
+
+
+def stored_classes(checkpoints: Path, step: int | None) -> list[int]:
+  """Return the labels that a run's training images have; all if it is of an older version."""
+  data = checkpoint.read_meta(checkpoints, step)["data"]
+  return data.get("trained_classes", list(range(data["spec"]["num_classes"])))
 
 
 def stored_spec(checkpoints: Path, step: int | None) -> ImageSpec:

@@ -60,6 +60,8 @@ def parser() -> runs.Parser:
   only.add_argument("--split", help="train (the default) or test; both may go into one folder")
   only.add_argument("--image_size", type=int, help="resize once, store PNG; default: as it is")
   only.add_argument("--channels", type=int, choices=(1, 3), help="1: grey; 3, the default: colour")
+  only.add_argument("--unreadable", choices=("refuse", "skip"), help="pictures that cannot be "
+                    "read: name all and end (refuse, the default), or leave them out")  # fmt: skip
   only.add_argument(
     "--shards", type=int, help="at most one a picture and 10,000; default: of about 256 MiB"
   )
@@ -74,6 +76,7 @@ def _record_options(args: argparse.Namespace) -> dict[str, Any]:
     "image_size": args.image_size,
     "channels": args.channels,
     "num_shards": args.shards,
+    "unreadable": args.unreadable,
   }
 
 

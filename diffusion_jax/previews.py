@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusion_jax import distributed, evaluation, log, runs, sampling, sharding
 from diffusion_jax.experiment import Experiment
-from diffusion_jax.job import Job
+from diffusion_jax.job import Job, sampled_classes
 from diffusion_jax.levels import NonFiniteImages, as_pictures, to_uint8
 from diffusion_jax.state import TrainState
 from diffusion_jax.step import make_eval_step, measured_likelihoods
@@ -114,10 +114,13 @@ def show_samples(
   job: Job, logger: log.Logger, step: int, params: Params, draw: sampling.Draw
 ) -> None:
   """A grid from the EMA weights, each time from the same noise and labels."""
-  num, classes = job.experiment.logging.num_samples, job.generative.num_classes
-  labels = sampling.cycle_labels(range(classes), num) if classes else None
+  num, classes = job.experiment.logging.num_samples, []
+  labels = None
+  if job.generative.num_classes:
+    classes = sampled_classes(job)
+    labels = sampling.cycle_labels(classes, num)
   images = to_uint8(draw(params, labels, num, job.experiment.training.seed))
-  grid = log.image_grid(images, log.grid_columns(num, classes))
+  grid = log.image_grid(images, log.grid_columns(num, len(classes)))
   path = logger.image(step, "samples", grid)
   if path is not None:
     logger.print(f"step {step:,}: samples in {path}")

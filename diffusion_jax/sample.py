@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from diffusion_jax import distributed, flags, log, runs, sampling, sharding, weights
 from diffusion_jax.config import Override
 from diffusion_jax.experiment import Experiment
-from diffusion_jax.job import stored_spec
+from diffusion_jax.job import stored_classes, stored_spec
 from diffusion_jax.levels import as_pictures, to_uint8
 from diffusion_jax.paths import replacing, run_folder, user_path
 from diffusion_jax.types import Generative, Params, UserError
@@ -35,7 +35,8 @@ def main(argv: list[str]) -> None:
   average = weights.parse_average(args.ema)
   directory = weights.folder_of(args.workdir, args.step, average)
   generative = experiment.create(stored_spec(directory, args.step))
-  labels = choose_labels(args.labels, args.num, generative.num_classes)
+  trained = stored_classes(directory, args.step) if generative.num_classes else []
+  labels = sampling.choose_labels(args.labels, args.num, trained)
   mesh = sharding.create_mesh(experiment.mesh)
   params = weights.restore(args.workdir, args.step, mesh, generative, average).params
   if args.guide_workdir:
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> None:
   else:
     draw = sampling.make_draw(generative, mesh, min(args.batch_size, args.num))
     images = to_uint8(draw(params, labels, args.num, args.seed))
-    asked = len(args.labels.split(",")) if args.labels else generative.num_classes
+    asked = len(args.labels.split(",")) if args.labels else len(trained)
     columns = log.grid_columns(args.num, asked)
   distributed.first_does(lambda: write(args.out, images, labels, columns))
   seconds = time.perf_counter() - begun
@@ -136,22 +137,6 @@ def check_out(out: Path) -> None:
     raise UserError(f"--out={out}: the folder is not empty; choose another or empty it")
   if not os.access(folder, os.W_OK) or out.is_dir() == bool(out.suffix):
     raise UserError(f"--out={out} cannot be written; choose another")
-
-
-def choose_labels(text: str | None, num: int, num_classes: int) -> np.ndarray | None:
-  """The class of each image: those asked for in turn; None for an unconditional model."""
-  if not num_classes:
-    if text is not None:
-      raise UserError(f"--labels={text}: this model is not class-conditional; leave --labels out")
-    return None
-  names = range(num_classes) if text is None else text.split(",")
-  try:
-    classes = [int(name) for name in names]
-  except ValueError:
-    classes = []
-  if not classes or not all(0 <= c < num_classes for c in classes):
-    raise UserError(f"--labels={text}: must be numbers from 0 to {num_classes - 1}, e.g. 0,1,2")
-  return sampling.cycle_labels(classes, num)
 
 
 def reconstruct(

@@ -165,6 +165,41 @@ def cycle_labels(classes: Sequence[int], num: int) -> Int[np.ndarray, "N"]:
   return np.resize(np.asarray(classes, np.int32), num)
 
 
+def choose_labels(text: str | None, num: int, trained: Sequence[int]) -> np.ndarray | None:
+  """The class of each image: those asked for in turn, by default all that had training images.
+
+  Args:
+    text: of --labels.
+    num: images.
+    trained: labels that training images had; empty for an unconditional model, which has None.
+  """
+  if not trained:
+    if text is not None:
+      raise UserError(f"--labels={text}: this model is not class-conditional; leave --labels out")
+    return None
+  try:
+    classes = trained if text is None else [int(name) for name in text.split(",")]
+  except ValueError:
+    classes = []
+  if not classes or not set(classes) <= set(trained):
+    is_range = list(trained) == list(range(len(trained)))
+    allowed = f"from 0 to {trained[-1]}" if is_range else f"that were trained: {_listed(trained)}"
+    example = ",".join(map(str, trained[:3]))
+    raise UserError(f"--labels={text}: must be numbers {allowed}, e.g. {example}")
+  return cycle_labels(classes, num)
+
+
+def _listed(labels: Sequence[int]) -> str:
+  """Labels with runs as one, "0-2, 5"."""
+  parts: list[list[int]] = []
+  for label in labels:
+    if parts and parts[-1][-1] == label - 1:
+      parts[-1].append(label)
+    else:
+      parts.append([label])
+  return ", ".join(f"{p[0]}" if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
+
+
 def first_examples(source: Source, num: int) -> Batch:
   """The first images of a source as a batch."""
   index = np.arange(min(num, len(source)))

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from diffusion_jax import __version__, distributed, log, provenance, runs, sharding, watchdog
+from diffusion_jax import distributed, log, provenance, runs, sharding, watchdog
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.compilation import Compiled, cast_vote, compile_step
 from diffusion_jax.data import Prefetcher, TrainStream
-from diffusion_jax.job import Job, describe, prepare, start, state_shapes
+from diffusion_jax.job import Job, describe, prepare, print_plan, start
 from diffusion_jax.meter import Meter
 from diffusion_jax.paths import run_folder
 from diffusion_jax.platforms import run_in_calling_thread
@@ -21,7 +21,7 @@ from diffusion_jax.profiling import Span, Trace, parse_span
 from diffusion_jax.saving import explained, saved_on_failure, stop, took_last_step
 from diffusion_jax.signals import stop_requests
 from diffusion_jax.snapshots import Snapshots
-from diffusion_jax.state import TrainState, count_parameters
+from diffusion_jax.state import TrainState
 
 Stop = Callable[[], str | None]  # the signal that asks the run to stop, if one has come
 
@@ -68,27 +68,6 @@ def parser() -> runs.Parser:
   flags.add_argument("--profile", metavar="START:STEPS", help="trace these steps by xprof, as 10:5")
   flags.add_argument("--fresh", action="store_true", help="start over; moves the old run aside")
   return flags
-
-
-def print_plan(job: Job, beginning: str) -> None:
-  """The block that says what is about to run, and where its state lies."""
-  mesh, batch_size = job.mesh, job.experiment.training.batch_size
-  shards, state = sharding.num_batch_shards(mesh), state_shapes(job)
-  groups = "a device" if shards == mesh.size else f"each for {mesh.shape['tensor']} devices"
-  rows = {
-    "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, {distributed.describe_hosts()}",
-    "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
-    "batch": f"{batch_size} images, {batch_size // shards} {groups}",
-    "parameters": f"{count_parameters(state.params):,}",
-    "data": log.describe_data(job.train.name, len(job.train), job.train.spec),
-    "held out": f"{len(job.test):,} images" if job.test else "none",
-    "workdir": str(job.workdir),
-    "start": beginning,
-    **job.experiment.warnings(),
-  }
-  print(f"diffusion_jax {__version__}, jax {jax.__version__}")
-  print("\n".join(f"  {name:<11}{text}" for name, text in rows.items()))
-  print("\n".join(f"  {line}" for line in sharding.describe_layout(mesh, state)), flush=True)
 
 
 def train(job: Job, state: TrainState, stop_requested: Stop, span: Span | None) -> None:

@@ -434,7 +434,7 @@ def test_samples_that_cannot_be_measured(folder, call, tmp_path):
     return refused(call, evaluate.main, f"--samples={path}", *(flags or own))
 
   (tmp_path / "empty").mkdir()
-  assert "no images there" in message(tmp_path / "empty")
+  assert "no pictures there" in message(tmp_path / "empty")
   assert "no such folder or .npz" in message(tmp_path / "none")
   (tmp_path / "one").mkdir()
   shutil.copy(folder / "0.png", tmp_path / "one")
@@ -442,7 +442,7 @@ def test_samples_that_cannot_be_measured(folder, call, tmp_path):
   Image.new("L", (9, 8)).save(folder / "wide.png")
   assert "images of mixed sizes (0.png is 8x8, wide.png is 9x8)" in message(folder)
   (folder / "wide.png").write_text("no picture")
-  assert "1 of 9 images cannot be read" in message(folder)
+  assert "1 of 9 pictures cannot be read: wide.png (" in message(folder)
   (folder / "wide.png").unlink()
   np.savez(tmp_path / "float.npz", images=np.zeros((4, 8, 8, 1)))
   assert "it must be uint8" in message(tmp_path / "float.npz")
@@ -471,7 +471,9 @@ def test_statistics_of_another_extractor_are_refused_with_both_stamps(folder, ca
       assert str(file["sha256"]) in err
   data_bytes = (tmp_path / "s.npz").read_bytes()
   (tmp_path / "s.npz").write_bytes(data_bytes[:500])
-  assert "not a readable .npz" in refused(call, evaluate.main, *flags, f"--features={ours}")
+  assert "s.npz is damaged or cut short" in refused(
+    call, evaluate.main, *flags, f"--features={ours}"
+  )
 
 
 def test_statistics_need_one_source_of_images(call, tmp_path):

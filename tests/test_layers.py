@@ -24,6 +24,7 @@ LAYERS = [
     "flags",
     "paths",
     "storage",
+    "npz",
     "kernels",
     "platforms",
     "program_cache",

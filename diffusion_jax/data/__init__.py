@@ -4,10 +4,17 @@ from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.folder import Folder
 from diffusion_jax.data.latents import Latents
-from diffusion_jax.data.pictures import load_pictures
+from diffusion_jax.data.pictures import load_pictures, with_channels
 from diffusion_jax.data.pipeline import Prefetcher, TrainStream, full_pass
 from diffusion_jax.data.records import Records
-from diffusion_jax.data.source import ArraySource, Source, fingerprint
+from diffusion_jax.data.source import (
+  About,
+  ArraySource,
+  Source,
+  describe_classes,
+  fingerprint,
+  trained_classes,
+)
 from diffusion_jax.data.synthetic import Synthetic
 from diffusion_jax.data.tfds import Tfds
 
@@ -23,6 +30,7 @@ SOURCES = {
 
 __all__ = [
   "SOURCES",
+  "About",
   "ArraySource",
   "Arrays",
   "Digits",
@@ -34,7 +42,10 @@ __all__ = [
   "Synthetic",
   "Tfds",
   "TrainStream",
+  "describe_classes",
   "fingerprint",
   "full_pass",
   "load_pictures",
+  "trained_classes",
+  "with_channels",
 ]

@@ -1,11 +1,15 @@
 """Images in one .npz file."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.data.source import ArraySource, Source
+from diffusion_jax import npz
+from diffusion_jax.data.listing import some
+from diffusion_jax.data.source import About, ArraySource, Source
 from diffusion_jax.paths import user_path
 from diffusion_jax.types import UserError
 
@@ -13,11 +17,32 @@ MAX_CLASSES = 1 << 16
 """More is taken for a mistake: every class costs a row of the label embedding."""
 
 
+SPLITS = {
+  "train": (("train_images", "train_labels"), ("images", "labels"), ("x_train", "y_train"),
+            ("arr_0", "arr_1")),
+  "test": (("test_images", "test_labels"), ("x_test", "y_test")),
+}  # fmt: skip
+"""Names of the images and labels of a split: ours, Keras', and those of np.savez(FILE, images)."""
+
+
+class Named(NamedTuple):
+  """The arrays of a split.
+
+  Attributes:
+    images: name of its images.
+    labels: name of its labels; None for an unlabelled split.
+  """
+
+  images: str
+  labels: str | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Arrays:
   """An .npz with train_images, train_labels, test_images, test_labels, or images and labels.
 
-  Labels and the test split may be missing.
+  Keras' x_train, y_train, x_test, y_test and the unnamed arr_0 (with arr_1 for labels) are read as
+  well. Labels and the test split may be missing.
 
   Attributes:
     path: of the file.
@@ -39,51 +64,69 @@ class Arrays:
     Raises:
       UserError: the file, its arrays, their shapes or values are not as they should be.
     """
-    arrays = self._open()
-    name = self._images_key(arrays, split)
-    if name is None:
+    there = self._there()
+    named = self._named(there)
+    if split not in named:
       raise UserError(
-        f"--config.data.path={self.path} has arrays {', '.join(sorted(arrays)) or 'none'}; "
-        f"it needs {split}_images (and {split}_labels)" + " or images" * (split == "train")
+        f"{self._where} has {npz.listed(there)}; it needs {split}_images (and {split}_labels)"
+        + ", images (and labels) or x_train (and y_train)" * (split == "train")
       )
-    images = self._check_images(name, arrays[name])
-    labels = arrays.get(_labels_key(name))
-    stem = Path(self.path).stem
-    num_classes = self._count_classes(arrays)
-    return ArraySource(f"{stem} {split}", images, labels, self.num_levels, num_classes)
+    wanted = {name for pair in named.values() for name in pair if name is not None}
+    arrays = npz.read(user_path(self.path), self._where, lambda name: name in wanted)
+    arrays |= {n.labels: _one_column(arrays[n.labels]) for n in named.values() if n.labels}
+    own = named[split]
+    images = self._check_images(own.images, arrays[own.images])
+    num_classes = self._count_classes(named, arrays)
+    labels = arrays[own.labels] if own.labels else None
+    others = sorted(set(there) - wanted)
+    notes = [f"arrays that are not read: {some(others)}"] if others else []
+    origin = f"{own.images} of {self.path}"
+    name = f"{Path(self.path).stem} {split}"
+    about = About(origin=origin, notes=notes)
+    return ArraySource(name, images, labels, self.num_levels, num_classes, about)
 
   def has_split(self, split: str) -> bool:
-    return self._images_key(self._open(), split) is not None
+    return split in self._named(self._there())
 
-  def _open(self) -> dict[str, np.ndarray]:
-    if not user_path(self.path).is_file():
-      raise UserError(f"--config.data.path={self.path}: no such file; give an .npz with images")
-    try:
-      with np.load(user_path(self.path), allow_pickle=False) as file:
-        return {name: file[name] for name in file.files if name.endswith(("images", "labels"))}
-    except Exception as error:
-      raise UserError(f"--config.data.path={self.path}: not a readable .npz ({error})") from error
+  @property
+  def _where(self) -> str:
+    return f"--config.data.path={self.path}"
 
-  def _images_key(self, arrays: dict[str, np.ndarray], split: str) -> str | None:
-    names = (f"{split}_images", "images") if split == "train" else (f"{split}_images",)
-    return next((name for name in names if name in arrays), None)
+  def _there(self) -> Sequence[str]:
+    if not self.path:
+      raise UserError("--config.data.path is not set; give an .npz with images")
+    return npz.names(user_path(self.path), self._where)
 
-  def _count_classes(self, arrays: dict[str, np.ndarray]) -> int:
+  def _named(self, there: Sequence[str]) -> dict[str, Named]:
+    """The arrays of each split that is there."""
+    found = {}
+    for split, pairs in SPLITS.items():
+      mine = [(images, labels) for images, labels in pairs if images in there]
+      if len(mine) > 1:
+        raise UserError(
+          f"{self._where} has {mine[0][0]} and {mine[1][0]}, both images of the {split} split; "
+          "keep one of them"
+        )
+      if mine:
+        images, labels = mine[0]
+        found[split] = Named(images, labels if labels in there else None)
+    return found
+
+  def _count_classes(self, named: Mapping[str, Named], arrays: dict[str, np.ndarray]) -> int:
     """Classes of all splits together; 0 where nothing is labelled."""
-    images = [n for n in ("train_images", "test_images", "images") if n in arrays]
-    labelled = [n for n in images if _labels_key(n) in arrays]
-    for name in labelled:
-      self._check_labels(_labels_key(name), arrays[_labels_key(name)], len(arrays[name]))
-    unlabelled = [n for n in images if n not in labelled]
+    labelled = [own for own in named.values() if own.labels]
+    for own in labelled:
+      self._check_labels(own.labels or "", arrays[own.labels or ""], len(arrays[own.images]))
+    unlabelled = [own for own in named.values() if not own.labels]
     if labelled and unlabelled:
       raise UserError(
-        f"--config.data.path={self.path} has {_labels_key(labelled[0])} but no "
-        f"{_labels_key(unlabelled[0])}; label every split or none"
+        f"{self._where} has {labelled[0].labels} but no labels beside {unlabelled[0].images}; "
+        "label every split or none"
       )
-    return max((int(arrays[_labels_key(n)].max()) + 1 for n in labelled), default=0)
+    return max((int(arrays[own.labels or ""].max()) + 1 for own in labelled), default=0)
 
   def _check_images(self, name: str, images: np.ndarray) -> np.ndarray:
-    where = f"--config.data.path={self.path}: {name}"
+    where = f"{self._where}: {name}"
     if images.ndim == 3:
       images = images[..., None]
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
@@ -104,10 +147,11 @@ class Arrays:
     wrong = labels.shape != (num,) or labels.dtype.kind not in "iu" or not num
     if wrong or labels.min() < 0 or labels.max() >= MAX_CLASSES:
       raise UserError(
-        f"--config.data.path={self.path}: {name} is {labels.dtype}{list(labels.shape)}; it must "
-        f"hold one class number from 0 to {MAX_CLASSES - 1:,} for each of the {num} images"
+        f"{self._where}: {name} is {labels.dtype}{list(labels.shape)}; it must hold one class "
+        f"number from 0 to {MAX_CLASSES - 1:,} for each of the {num} images"
       )
 
 
-def _labels_key(images_key: str) -> str:
-  return images_key.removesuffix("images") + "labels"
+def _one_column(labels: np.ndarray) -> np.ndarray:
+  """Keras keeps the labels of some sets as a column [N, 1]."""
+  return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data.source import ArraySource, Source, fixed_order
+from diffusion_jax.data.source import About, ArraySource, Source, fixed_order
 
 NUM_TRAIN = 1500
 
@@ -30,7 +30,9 @@ class Digits:
     order = fixed_order(len(bunch.target))
     chosen = order[:NUM_TRAIN] if split == "train" else order[NUM_TRAIN:]
     images = bunch.images[chosen].astype(np.uint8)[..., None]
-    return ArraySource(f"digits {split}", images, bunch.target[chosen], 17, 10)
+    origin = f"{len(chosen):,} of the set's {len(order):,}, in a fixed order"
+    labels = bunch.target[chosen]
+    return ArraySource(f"digits {split}", images, labels, 17, 10, About(origin=origin))
 
   def has_split(self, split: str) -> bool:
     return split in ("train", "test")

@@ -1,49 +1,35 @@
 """A directory tree of pictures; its sub-folders are the classes."""
 
 import dataclasses
-import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from diffusion_jax.data.checking import Checked, check
+from diffusion_jax.data.listing import Listing, list_folder, split_folders
+from diffusion_jax.data.reading import Reader, Unreadable, opened
 from diffusion_jax.data.source import (
+  About,
   DecodedSource,
   Source,
+  count_labels,
   fit_image,
   fixed_order,
   in_memory_if_small,
-  orientation,
 )
 from diffusion_jax.paths import user_path
 from diffusion_jax.types import ImageSpec, UserError
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
-
-class Listing(NamedTuple):
-  """Pictures of a folder in sorted order, with their classes.
-
-  Attributes:
-    files: paths.
-    labels: class of each, 0 where there are no sub-folders.
-    classes: names of the sub-folders.
-  """
-
-  files: list[Path]
-  labels: list[int]
-  classes: list[str]
+ADVICE = "mend them, move them away, or leave them out with --config.data.unreadable=skip"
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-  """Pictures (png, jpg, webp) below a folder. A picture in `path/cat/...` is of class cat.
+  """Pictures of any format that Pillow decodes. A picture in `path/cat/any/depth` is of class cat.
 
   A folder that holds train/ and test/ (or val/, valid/, validation/) holds the two splits, as
-  torchvision's data sets do: these names are no classes.
+  torchvision's data sets do: these names are no classes. Links are followed. Names that begin with
+  a dot, __MACOSX and Thumbs.db are neither classes nor pictures.
 
   Attributes:
     path: of the folder.
@@ -51,6 +37,8 @@ class Folder:
     channels: 1 for grey, 3 for colour; pictures are converted.
     test_path: folder of the test split, with the same classes; in place of one below `path`.
     test_fraction: without a test_path, the share of pictures held out, chosen by a fixed order.
+    unreadable: refuse pictures that cannot be read, all of them named; or skip them, which decodes
+      every picture at the first start with these files.
     max_ram_gib: a split that is smaller once decoded is kept in memory.
     flip: mirror half of the training images.
   """
@@ -60,6 +48,7 @@ class Folder:
   channels: int = 3
   test_path: str | None = None
   test_fraction: float = 0.0
+  unreadable: Unreadable = "refuse"
   max_ram_gib: float = 8.0
   flip: bool = False
 
@@ -79,19 +68,20 @@ class Folder:
     """
     if not self.path:
       raise UserError("--config.data.path is not set; give a folder of pictures")
-    root = user_path(self.path)
-    folders = split_folders(root, f"--config.data.path={root}")
-    listing = _list_folder(folders.get("train", root), "path")
-    if split == "test" and self.test_path:
-      listing = _list_folder(user_path(self.test_path), "test_path", listing.classes)
-    elif self.test_fraction:
-      listing = _part(listing, split, self.test_fraction)
-    elif split == "test":
-      listing = _list_folder(folders["test"], "path", listing.classes)
-    size = self._check_sizes(listing.files)
-    spec = ImageSpec(*size, self.channels, 256, len(listing.classes))
-    name = f"{Path(self.path).name} {split}"
-    source = DecodedSource(name, spec, len(listing.files), lambda i: self._read(listing, i))
+    if self.test_path and self.test_fraction:
+      raise UserError(
+        f"--config.data.test_path={self.test_path} and test_fraction={self.test_fraction} both say "
+        "what is held out; leave one out"
+      )
+    chosen, where, origin = self._choose(split)
+    listing = chosen.listing
+    num_classes = len(listing.classes)
+    spec = ImageSpec(*self._one_size(chosen), self.channels, 256, num_classes)
+    counts = count_labels(np.array(listing.labels, int), num_classes)
+    about = About(listing.classes, counts, origin, chosen.notes())
+    pixels = self._reader(listing, where)
+    name, num = f"{Path(self.path).name} {split}", len(listing.names)
+    source = DecodedSource(name, spec, num, lambda i: (pixels(i), listing.labels[i]), about)
     return in_memory_if_small(source, self.max_ram_gib)
 
   def has_split(self, split: str) -> bool:
@@ -100,101 +90,53 @@ class Folder:
     root = user_path(self.path)
     return "test" in split_folders(root, f"--config.data.path={root}")
 
-  def _read(self, listing: Listing, place: int) -> tuple[np.ndarray, int]:
-    try:
-      with Image.open(listing.files[place]) as image:
-        return fit_image(image, self.image_size, self.channels), listing.labels[place]
-    except UNREADABLE as error:
-      raise UserError(
-        f"{listing.files[place]} is not a readable picture ({error}); mend it or move it away"
-      ) from error
+  def _choose(self, split: str) -> tuple[Checked, str, str]:
+    """The pictures of a split, the flag that named them, and where they come from."""
+    root = user_path(self.path)
+    where = f"--config.data.path={root}"
+    folders = split_folders(root, where)
+    train = list_folder(folders.get("train", root), where)
+    if split == "test" and self.test_path:
+      other = user_path(self.test_path)
+      where = f"--config.data.test_path={other}"
+      return self._check(list_folder(other, where, train.classes), where), where, f"from {other}"
+    if self.test_fraction:
+      part = _part(self._check(train, where), split, self.test_fraction)
+      unused = f"; {folders['test']} is not used" if "test" in folders else ""
+      return part, where, f"{self.test_fraction:g} of {train.root}, in a fixed order{unused}"
+    if split == "test":
+      listing = list_folder(folders["test"], where, train.classes)
+      return self._check(listing, where), where, f"from {folders['test']}"
+    return self._check(train, where), where, f"from {train.root}"
 
-  def _check_sizes(self, files: list[Path]) -> tuple[int, int]:
-    """Height and width of every picture, from their headers."""
-    with ThreadPoolExecutor() as pool:
-      found = list(pool.map(header_size, files))
-    broken = [file for file, size in zip(files, found, strict=True) if size is None]
-    if broken:
-      raise UserError(
-        f"{len(broken)} of {len(files)} pictures in {self.path} cannot be read, the first is "
-        f"{broken[0]}; mend them or move them away"
-      )
+  def _check(self, listing: Listing, where: str) -> Checked:
+    return check(listing, lambda found: self._reader(found, where), where, self.unreadable)
+
+  def _reader(self, listing: Listing, where: str) -> Reader[np.ndarray]:
+    def load(place: int) -> np.ndarray:
+      with opened(listing.path(place)) as image:
+        return fit_image(image, self.image_size, self.channels)
+
+    return Reader(len(listing.names), load, lambda i: listing.names[i], where, ADVICE)
+
+  def _one_size(self, chosen: Checked) -> tuple[int, int]:
+    """Height and width of every picture."""
     if self.image_size is not None:
       return self.image_size, self.image_size
-    sizes = [size for size in found if size is not None]
+    names, sizes = chosen.listing.names, [header.size for header in chosen.headers]
     other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
     if other is not None:
       (h1, w1), (h2, w2) = sizes[0], sizes[other]
       raise UserError(
-        f"pictures in {self.path} differ in size ({files[0].name} is {w1}x{h1}, "
-        f"{files[other].name} is {w2}x{h2}); set --config.data.image_size={min(h1, w1, h2, w2)}"
+        f"pictures in {self.path} differ in size ({names[0]} is {w1}x{h1}, {names[other]} is "
+        f"{w2}x{h2}); set --config.data.image_size={min(h1, w1, h2, w2)}"
       )
     return sizes[0]
 
 
-TEST_NAMES = ("test", "val", "valid", "validation")
-
-
-def split_folders(root: Path, where: str) -> dict[str, Path]:
-  """Return the folders of the splits, "train" and perhaps "test"; empty where there are none.
-
-  Args:
-    root: that may hold them.
-    where: it was named, for messages.
-
-  Raises:
-    UserError: folders named as splits beside others, two test splits, or no training split.
-  """
-  below = sorted(f for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
-  below = [f for f in below if not f.name.startswith((".", "__MACOSX"))]
-  tests = [f for f in below if f.name.lower() in TEST_NAMES]
-  train = [f for f in below if f.name.lower() == "train"]
-  if not tests and not train:
-    return {}
-  others = [f.name for f in below if f not in tests and f not in train]
-  named = ", ".join(f.name for f in train + tests)
-  if others:
-    raise UserError(
-      f"{where} holds folders named as splits ({named}) and others ({others[0]}): are they splits "
-      "or classes? Move the splits, or the classes, into a folder of their own, or rename them"
-    )
-  if len(tests) > 1 or len(train) != 1:
-    raise UserError(
-      f"{where} holds {named}: give one folder train and one of {', '.join(TEST_NAMES)}, or name "
-      "them: --config.data.path=ROOT/train --config.data.test_path=ROOT/test"
-    )
-  return {"train": train[0]} | ({"test": tests[0]} if tests else {})
-
-
-def _list_folder(root: Path, field: str, classes: list[str] | None = None) -> Listing:
-  flag = f"--config.data.{field}={root}"
-  if not root.is_dir():
-    raise UserError(f"{flag}: no such folder; give a folder of pictures")
-  files = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-  if not files:
-    raise UserError(f"{flag}: no pictures there; it needs files ending in {', '.join(SUFFIXES)}")
-  top = [f.relative_to(root).parts[0] if f.parent != root else "" for f in files]
-  names = sorted({t for t in top if t}, key=in_natural_order)
-  if names and "" in top:
-    stray = files[top.index("")]
-    raise UserError(f"{flag} holds classes ({names[0]}, ...) and {stray.name}; move it into one")
-  if classes is not None and set(names) - set(classes):
-    raise UserError(f"{flag} has class {min(set(names) - set(classes))}, which path has not")
-  if classes and not names:
-    raise UserError(f"{flag} has no sub-folders, but path has the classes {', '.join(classes)}")
-  classes = names if classes is None else classes
-  return Listing(files, [classes.index(t) if t else 0 for t in top], classes)
-
-
-def in_natural_order(name: str) -> list[tuple[int, int | str]]:
-  """Return the key that sorts 2 before 10, and numbers before words."""
-  parts = re.split(r"([0-9]+)", name)
-  return [(0, int(p)) if p.isdecimal() else (1, p) for p in parts if p]
-
-
-def _part(listing: Listing, split: str, test_fraction: float) -> Listing:
+def _part(whole: Checked, split: str, test_fraction: float) -> Checked:
   """The training or the held-out part, in the files' order."""
-  order = fixed_order(len(listing.files))
+  order = fixed_order(len(whole.headers))
   num_train = len(order) - round(len(order) * test_fraction)
   chosen = np.sort(order[:num_train] if split == "train" else order[num_train:])
   if not len(chosen):
@@ -202,15 +144,4 @@ def _part(listing: Listing, split: str, test_fraction: float) -> Listing:
       f"--config.data.test_fraction={test_fraction} leaves no picture of {len(order)} for the "
       f"{split} split; choose another"
     )
-  files, labels = [listing.files[i] for i in chosen], [listing.labels[i] for i in chosen]
-  return Listing(files, labels, listing.classes)
-
-
-def header_size(file: Path) -> tuple[int, int] | None:
-  """Return height and width of a picture turned upright, without decoding; None if unreadable."""
-  try:
-    with Image.open(file) as image:
-      is_turned = orientation(image) >= 5  # by a quarter
-      return (image.width, image.height) if is_turned else (image.height, image.width)
-  except UNREADABLE:
-    return None
+  return whole.keep([int(i) for i in chosen])

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32
 
 from diffusion_jax.config import as_text, build
-from diffusion_jax.data.source import Source, fingerprint
+from diffusion_jax.data.source import About, Source, count_labels, fingerprint
 from diffusion_jax.paths import user_path
 from diffusion_jax.types import ImageSpec, UserError
 
@@ -185,6 +185,7 @@ class LatentSource:
     height, width, channels = stats.shape[1:]
     self.spec = ImageSpec(height, width, channels, None, num_classes)
     self._stats, self._labels = stats, labels.astype(np.int32)
+    self.about = About(counts=count_labels(self._labels, num_classes))
 
   def __len__(self) -> int:
     return len(self._stats)

@@ -1,90 +1,98 @@
 """Pictures made by any program: a folder of files, or arrays, as they are."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from jaxtyping import Int, Int32, UInt8
 
-from diffusion_jax.data.folder import SUFFIXES, UNREADABLE, header_size
-from diffusion_jax.data.source import ArraySource, DecodedSource, Source, fit_image
+from diffusion_jax import npz
+from diffusion_jax.data.checking import check
+from diffusion_jax.data.listing import Listing, Walk, find_pictures
+from diffusion_jax.data.reading import Reader, opened
+from diffusion_jax.data.source import (
+  About,
+  ArraySource,
+  DecodedSource,
+  Source,
+  fit_image,
+  in_memory_if_small,
+)
 from diffusion_jax.types import ImageSpec, UserError
 
 ARRAYS = ("images", "arr_0")
 """Names under which an .npz holds images: ours, and the one of unnamed arrays."""
 
+MAX_RAM_GIB = 2.0
+"""Pictures that take less are decoded at once: unreadable ones are known before any work starts."""
+
+ADVICE = "mend them or move them away"
+
 
 def load_pictures(path: Path, flag: str) -> Source:
-  """Images of a folder (png, jpg, webp, with its sub-folders), an .npz, or a folder of .npz chunks.
+  """Images of a folder with its sub-folders, of an .npz, or of a folder of .npz chunks.
 
-  Nothing is resized or dropped.
+  Nothing is resized. What is left out is printed.
 
   Args:
     path: of the folder or file.
     flag: that named it, for messages.
 
   Raises:
-    UserError: nothing there, fewer than two images, mixed sizes, or an unreadable file.
+    UserError: nothing there, fewer than two images, mixed sizes, or unreadable files.
   """
   where = f"{flag}={path}"
-  if path.is_dir():
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-    chunks = [] if files else sorted(path.glob("*.npz"))
-    if not files and not chunks:
-      raise UserError(f"{where}: no images there; it needs {', '.join(SUFFIXES)} or .npz files")
-    source = _from_files(path, files, where) if files else _from_arrays(path, chunks, where)
-  elif path.is_file() and path.suffix == ".npz":
-    source = _from_arrays(path, [path], where)
-  else:
+  if not path.exists():
     raise UserError(f"{where}: no such folder or .npz; give a folder of images or a file.npz")
+  if not path.is_dir():
+    source = _from_arrays(path, [path], where)
+  elif chunks := _chunks(path):
+    source = _from_arrays(path, chunks, where)
+  else:
+    source = _from_files(path, where)
   if len(source) < 2:
     raise UserError(f"{where} holds {len(source)} image; a sample metric needs at least 2")
+  for note in source.about.notes:
+    print(f"{where}: {note}", flush=True)
   return source
 
 
-def _from_files(root: Path, files: list[Path], where: str) -> Source:
-  with ThreadPoolExecutor() as pool:
-    sizes = list(pool.map(header_size, files))
-  broken = [file for file, size in zip(files, sizes, strict=True) if size is None]
-  if broken:
-    raise UserError(
-      f"{where}: {len(broken)} of {len(files)} images cannot be read, the first is {broken[0]}; "
-      "mend them or move them away"
-    )
-  other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
-  height, width = sizes[0] or (0, 0)
+def _chunks(path: Path) -> list[Path]:
+  """The .npz files of a folder without pictures."""
+  chunks = sorted(path.glob("*.npz"))
+  return chunks if chunks and not Walk(str(path)).names else []
+
+
+def _from_files(root: Path, where: str) -> Source:
+  listing = find_pictures(root, where)
+  checked = check(listing, lambda found: _reader(found, 3, where), where, "refuse")
+  names, headers = checked.listing.names, checked.headers
+  other = next((i for i, header in enumerate(headers) if header.size != headers[0].size), None)
+  height, width = headers[0].size
   if other is not None:
-    h, w = sizes[other] or (0, 0)
+    h, w = headers[other].size
     raise UserError(
-      f"{where}: images of mixed sizes ({files[0].name} is {width}x{height}, {files[other].name} "
-      f"is {w}x{h}); give images of one size"
+      f"{where}: images of mixed sizes ({names[0]} is {width}x{height}, {names[other]} is "
+      f"{w}x{h}); give images of one size"
     )
-  channels = _channels(files)
-  return DecodedSource(
-    f"{root.name} given", ImageSpec(height, width, channels, 256, 0), len(files),
-    lambda i: (_read(files[i], channels, where), 0),
+  channels = 1 if all(header.is_grey for header in headers) else 3
+  pixels = _reader(checked.listing, channels, where)
+  source = DecodedSource(
+    f"{root.name} given", ImageSpec(height, width, channels, 256, 0), len(names),
+    lambda i: (pixels(i), 0), About(notes=checked.notes()),
   )  # fmt: skip
+  return in_memory_if_small(source, MAX_RAM_GIB)
 
 
-def _channels(files: list[Path]) -> int:
-  """1 where every picture is grey, else 3."""
-  for file in files:
-    with Image.open(file) as image:
-      if image.mode not in ("L", "1"):
-        return 3
-  return 1
-
-
-def _read(file: Path, channels: int, where: str) -> np.ndarray:
-  try:
-    with Image.open(file) as image:
+def _reader(listing: Listing, channels: int, where: str) -> Reader[np.ndarray]:
+  def load(place: int) -> np.ndarray:
+    with opened(listing.path(place)) as image:
       return fit_image(image, None, channels)
-  except UNREADABLE as error:
-    raise UserError(f"{where}: {file} is not a readable image ({error}); mend it") from error
+
+  return Reader(len(listing.names), load, lambda i: listing.names[i], where, ADVICE)
 
 
 def _from_arrays(root: Path, files: list[Path], where: str) -> Source:
-  parts = [_open(file, where) for file in files]
+  parts = [_open(file, where if file == root else f"{where}: {file.name}") for file in files]
   other = next((i for i, part in enumerate(parts) if part.shape[1:] != parts[0].shape[1:]), None)
   if other is not None:
     raise UserError(
@@ -95,24 +103,65 @@ def _from_arrays(root: Path, files: list[Path], where: str) -> Source:
 
 
 def _open(file: Path, where: str) -> np.ndarray:
-  try:
-    with np.load(file, allow_pickle=False) as arrays:
-      names = [name for name in ARRAYS if name in arrays.files]
-      images = arrays[names[0]] if names else None
-      there = ", ".join(arrays.files)
-  except Exception as error:
-    raise UserError(f"{where}: {file.name} is not a readable .npz ({error})") from error
-  if "mu" in there.split(", "):
+  there = npz.names(file, where)
+  name = next((name for name in ARRAYS if name in there), None)
+  if "mu" in there or (name is None and "stamp" in there):
     raise UserError(
-      f"{where}: {file.name} holds statistics of features (mu, sigma) and no images to measure; "
-      "give images, or statistics made by python -m diffusion_jax.stats"
+      f"{where} holds statistics of features ({'mu, sigma' if 'mu' in there else 'stamp'}) and no "
+      "images to measure; give images, or statistics made by python -m diffusion_jax.stats"
     )
-  if images is None:
-    raise UserError(f"{where}: {file.name} has {there or 'nothing'}; it needs an array images")
+  if name is None:
+    raise UserError(f"{where} has {npz.listed(there)}; it needs an array images")
+  images = npz.read(file, where, lambda found: found == name)[name]
   images = images[..., None] if images.ndim == 3 else images
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
     raise UserError(
-      f"{where}: {file.name} holds {images.dtype}{list(images.shape)}; it must be uint8 "
-      "[N, H, W, 1] or [N, H, W, 3]"
+      f"{where}: {name} is {images.dtype}{list(images.shape)}; it must be uint8 [N, H, W, 1] or "
+      "[N, H, W, 3]"
     )
   return images
+
+
+class RecolouredSource:
+  """A source of one channel shown in three, or the reverse.
+
+  Args:
+    source: the images; of three channels, they are the same in every image.
+    channels: 1 or 3.
+  """
+
+  def __init__(self, source: Source, channels: int):
+    self.name, self.about = source.name, source.about
+    self.spec = source.spec._replace(channels=channels)
+    self._source = source
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def gather(
+    self, index: Int[np.ndarray, "B"]
+  ) -> tuple[UInt8[np.ndarray, "B H W C"], Int32[np.ndarray, "B"]]:
+    images, labels = self._source.gather(index)
+    one = images[..., :1]
+    return one if self.spec.channels == 1 else np.repeat(one, 3, axis=-1), labels
+
+
+def with_channels(source: Source, channels: int) -> Source:
+  """The same images with so many channels, where nothing is lost by it; else the source itself.
+
+  Grey pictures are often stored in colour. They become one channel if red, green and blue are equal
+  in every pixel of every image, which is looked up by reading them all.
+  """
+  if source.spec.channels == channels:
+    return source
+  if channels == 1 and not _is_grey_throughout(source):
+    return source
+  return RecolouredSource(source, channels)
+
+
+def _is_grey_throughout(source: Source, chunk: int = 512) -> bool:
+  for first in range(0, len(source), chunk):
+    images = source.gather(np.arange(first, min(first + chunk, len(source))))[0]
+    if (images != images[..., :1]).any():
+      return False
+  return True

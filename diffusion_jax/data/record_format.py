@@ -36,6 +36,7 @@ class Description(NamedTuple):
     image_size: height and width to which all were brought; None: as they were.
     channels: 1 for grey, 3 for colour.
     pictures_sha256: of the pictures' sorted names.
+    class_counts: pictures of each class; None as older versions wrote it.
   """
 
   num_examples: int
@@ -44,6 +45,7 @@ class Description(NamedTuple):
   image_size: int | None
   channels: int
   pictures_sha256: str
+  class_counts: list[int] | None = None
 
   def to_json(self) -> str:
     return json.dumps(self._asdict(), indent=1) + "\n"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from diffusion_jax.data.folder import UNREADABLE
+from diffusion_jax.data.checking import skipped
+from diffusion_jax.data.reading import Reader, Unreadable, file_state, opened
 from diffusion_jax.data.record_format import (
   COMMAND,
   SUFFIX,
@@ -22,12 +22,23 @@ from diffusion_jax.data.record_format import (
   parse_name,
   read_description,
 )
-from diffusion_jax.data.source import DecodedSource, Source, fit_image, in_memory_if_small
+from diffusion_jax.data.source import (
+  About,
+  DecodedSource,
+  Source,
+  fit_image,
+  in_memory_if_small,
+)
 from diffusion_jax.paths import user_path
 from diffusion_jax.types import ImageSpec, UserError
 
 NUM_PROBES = 64
 """Records, evenly spaced, that are looked at when a split is opened."""
+
+ADVICE = (
+  "bring whole shards, make them anew with " + COMMAND + ", or leave these out with "
+  "--config.data.unreadable=skip"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +55,8 @@ class Records:
       shards, or 3.
     image_key, label_key: features of an example; a label_key of none: unlabelled.
     num_classes: none: as described beside the shards.
+    unreadable: refuse pictures that cannot be decoded, all of them named; or skip them, which
+      decodes every picture at the first start with these shards.
     max_ram_gib: a split that is smaller once decoded is kept in memory.
     flip: mirror half of the training images.
   """
@@ -55,6 +68,7 @@ class Records:
   image_key: str = "image"
   label_key: str | None = "label"
   num_classes: int | None = None
+  unreadable: Unreadable = "refuse"
   max_ram_gib: float = 8.0
   flip: bool = False
 
@@ -76,10 +90,47 @@ class Records:
     shards = Shards(found.files)
     _check_count(shards, found)
     train = self._find("train") if split == "test" else found
-    reader = self._reader(shards, found, _same_classes(train, found))
+    description = _same_classes(train, found)
+    num_classes = self._count_classes(found, description)
+    reader = self._reader(shards, found, num_classes)
+    pictures = Reader(len(shards), reader.read, shards.where, found.where, ADVICE)
+    broken = self._find_broken(pictures, found)
+    places = np.setdiff1d(np.arange(len(shards)), list(broken))
+    if not len(places):
+      raise UserError(f"{found.where}: none of its {len(shards):,} pictures can be read")
+    height, width = self._one_size(shards, pictures, places)
+    spec = ImageSpec(height, width, reader.channels, 256, num_classes)
+
+    def read(place: int) -> tuple[np.ndarray, int]:
+      image, label = pictures(int(places[place]))
+      _check_size(image, (height, width), shards.where(int(places[place])))
+      return image, label
+
     name = f"{found.files[0].parent.name} {split}"
-    source = DecodedSource(name, reader.spec, len(shards), reader.read)
+    about = self._about(reader, pictures, found, broken)
+    source = DecodedSource(name, spec, len(places), read, about)
     return in_memory_if_small(source, self.max_ram_gib)
+
+  def _find_broken(self, pictures: Reader, found: "Found") -> dict[int, str]:
+    """Place -> reason of the records that are skipped."""
+    if self.unreadable == "refuse":
+      return {}
+    return pictures.remembered((f.name, *file_state(str(f))) for f in found.files)
+
+  def _about(
+    self, reader: "_Reader", pictures: Reader, found: "Found", broken: dict[int, str]
+  ) -> About:
+    files = "shard" if len(found.files) == 1 else "shards"
+    origin = f"{len(found.files):,} {files} {found.group} of {found.where}"
+    notes = skipped(broken, pictures)
+    described = found.description
+    if described is None or reader.label_key is None or self.num_classes is not None:
+      return About((), None, origin, notes)
+    counts = described.class_counts
+    if counts is not None:
+      lost = np.bincount([reader.parse(i)[1] for i in broken], minlength=len(counts))
+      counts = (np.array(counts) - lost.astype(int)).tolist()
+    return About(described.classes, counts, origin, notes)
 
   def has_split(self, split: str) -> bool:
     if split == "train" or self.test_path is not None:
@@ -94,20 +145,20 @@ class Records:
       return find_shards(self.test_path, "test_path", split)
     return find_shards(self.path, "path", split)
 
-  def _reader(self, shards: Shards, found: "Found", description: Description | None) -> "_Reader":
+  def _reader(self, shards: Shards, found: "Found", num_classes: int) -> "_Reader":
     channels = self.channels or (found.description.channels if found.description else 3)
-    num_classes = self._count_classes(found, description)
     label_key = self.label_key if num_classes else None
-    blank = ImageSpec(0, 0, channels, 256, num_classes)
-    reader = _Reader(shards, self.image_key, label_key, self.image_size, blank)
+    return _Reader(shards, self.image_key, label_key, self.image_size, channels, num_classes)
+
+  def _one_size(self, shards: Shards, pictures: Reader, places: np.ndarray) -> tuple[int, int]:
+    """Height and width of the pictures, of which some are looked at."""
+    chosen = places[np.unique(np.linspace(0, len(places) - 1, NUM_PROBES).astype(int))]
     with ThreadPoolExecutor(16) as pool:
-      places = np.unique(np.linspace(0, len(shards) - 1, NUM_PROBES).astype(int))
-      sizes = list(pool.map(lambda place: reader.open(int(place))[0].size, places))
-    width, height = (self.image_size,) * 2 if self.image_size else sizes[0]
-    reader = reader._replace(spec=blank._replace(height=height, width=width))
-    for place, size in zip(places, sizes, strict=True):
-      reader.check_size(size, int(place))
-    return reader
+      images = list(pool.map(lambda place: pictures(int(place))[0], chosen))
+    size = images[0].shape[:2]
+    for place, image in zip(chosen, images, strict=True):
+      _check_size(image, size, shards.where(int(place)))
+    return size
 
   def _count_classes(self, found: "Found", description: Description | None) -> int:
     if self.label_key is None:
@@ -256,10 +307,22 @@ class _Reader(NamedTuple):
   image_key: str
   label_key: str | None
   image_size: int | None
-  spec: ImageSpec
+  channels: int
+  num_classes: int
 
-  def open(self, place: int) -> tuple[Image.Image, int]:
-    """A picture of which only the header has been read, and its label."""
+  def read(self, place: int) -> tuple[np.ndarray, int]:
+    """A picture and its label.
+
+    Raises:
+      Broken: the picture cannot be decoded.
+      UserError: the record is not as it should be.
+    """
+    data, label = self.parse(place)
+    with opened(io.BytesIO(data)) as image:
+      return fit_image(image, self.image_size, self.channels), label
+
+  def parse(self, place: int) -> tuple[bytes, int]:
+    """An encoded picture and its label."""
     record = self.shards[place]
     try:
       features = parse_example(record)
@@ -270,36 +333,20 @@ class _Reader(NamedTuple):
         f"{self.shards.where(place)} {error}; set --config.data.image_key and label_key to what "
         "it has (label_key=none: unlabelled)"
       ) from error
-    if self.label_key is not None and not 0 <= label < self.spec.num_classes:
+    if self.label_key is not None and not 0 <= label < self.num_classes:
       raise UserError(
         f"{self.shards.where(place)} has {self.label_key} {label}, but the labels of "
-        f"{self.spec.num_classes} classes go from 0 to {self.spec.num_classes - 1}; set "
+        f"{self.num_classes} classes go from 0 to {self.num_classes - 1}; set "
         "--config.data.num_classes"
       )
-    try:
-      return Image.open(io.BytesIO(data)), label
-    except UNREADABLE as error:
-      raise self._undecodable(place, error) from error
+    return data, label
 
-  def read(self, place: int) -> tuple[np.ndarray, int]:
-    image, label = self.open(place)
-    self.check_size(image.size, place)
-    try:
-      return fit_image(image, self.image_size, self.spec.channels), label
-    except UNREADABLE as error:
-      raise self._undecodable(place, error) from error
 
-  def check_size(self, size: tuple[int, int], place: int) -> None:
-    """Without an image_size, all are as large as the first."""
-    if self.image_size is None and size != (self.spec.width, self.spec.height):
-      smallest = min(*size, self.spec.width, self.spec.height)
-      raise UserError(
-        f"{self.shards.where(place)} is {size[0]}x{size[1]}, the first picture "
-        f"{self.spec.width}x{self.spec.height}; set --config.data.image_size={smallest}"
-      )
-
-  def _undecodable(self, place: int, error: Exception) -> UserError:
-    return UserError(
-      f"{self.shards.where(place)} has in {self.image_key} no readable picture ({error}); it must "
-      "be a whole png, jpg or webp"
+def _check_size(image: np.ndarray, wanted: tuple[int, int], where: str) -> None:
+  """Without an image_size, all are as large as the first."""
+  if image.shape[:2] != wanted:
+    (height, width), (first_height, first_width) = image.shape[:2], wanted
+    raise UserError(
+      f"{where} is {width}x{height}, the first picture {first_width}x{first_height}; set "
+      f"--config.data.image_size={min(height, width, *wanted)}"
     )

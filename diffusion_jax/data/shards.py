@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from diffusion_jax.data.folder import SUFFIXES, UNREADABLE, in_natural_order, split_folders
+from diffusion_jax.data.checking import check
+from diffusion_jax.data.listing import Listing, list_folder, split_folders
+from diffusion_jax.data.reading import Broken, Reader, Unreadable, opened
 from diffusion_jax.data.record_format import (
   Description,
   example_type,
@@ -22,7 +24,13 @@ from diffusion_jax.data.record_format import (
   serialize_example,
   shard_name,
 )
-from diffusion_jax.data.source import fit_image, fixed_order
+from diffusion_jax.data.source import (
+  About,
+  count_labels,
+  describe_classes,
+  fit_image,
+  fixed_order,
+)
 from diffusion_jax.paths import try_lock, write_whole
 from diffusion_jax.types import UserError
 
@@ -44,6 +52,11 @@ CHUNK = 512
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 """What is stored as it is; MPO is a JPEG with further pictures behind it."""
 
+ADVICE = (
+  "put whole ones in their place and start the same command again, or choose another --out and "
+  "move them away or leave them out with --unreadable=skip"
+)
+
 
 class Task(NamedTuple):
   """What to make.
@@ -56,6 +69,7 @@ class Task(NamedTuple):
       files' own bytes.
     channels: 1 for grey, 3 for colour.
     num_shards: files; none: of about SHARD_BYTES each.
+    unreadable: refuse pictures that cannot be read, all of them named, or skip them.
   """
 
   pictures: Path
@@ -64,23 +78,21 @@ class Task(NamedTuple):
   image_size: int | None = None
   channels: int = 3
   num_shards: int | None = None
+  unreadable: Unreadable = "refuse"
 
 
-class Pictures(NamedTuple):
-  """Pictures of a folder.
+class Content(NamedTuple):
+  """What is stored of a folder.
 
   Attributes:
-    root: the folder.
-    names: paths below it with "/", sorted.
-    classes: its sub-folders that hold any, sorted.
+    listing: its pictures, sorted by their names.
+    read: place -> a picture's encoded bytes.
+    notes: sentences on what is left out or changed.
   """
 
-  root: Path
-  names: list[str]
-  classes: list[str]
-
-  def label(self, place: int) -> int | None:
-    return self.classes.index(self.names[place].partition("/")[0]) if self.classes else None
+  listing: Listing
+  read: Callable[[int], bytes]
+  notes: Sequence[str]
 
 
 def write(task: Task) -> Path:
@@ -98,11 +110,11 @@ def write(task: Task) -> Path:
   """
   _check(task)
   example_type()  # before any thread needs it
-  pictures = list_pictures(task.pictures)
-  most = min(len(pictures.names), MAX_SHARDS)
+  listing = list_pictures(task.pictures)
+  most = min(len(listing.names), MAX_SHARDS)
   if (task.num_shards or 1) > most:
     raise UserError(
-      f"--shards={task.num_shards}: must be at most {most}, for {len(pictures.names):,} pictures; "
+      f"--shards={task.num_shards}: must be at most {most}, for {len(listing.names):,} pictures; "
       "leave it out for shards of about 256 MiB"
     )
   try:
@@ -113,12 +125,24 @@ def write(task: Task) -> Path:
     ) from error
   target = task.out / f"{task.split}.shards.json"
   with _only_one(task.out):
-    pictures = _number_classes(pictures, task)
-    plan = _plan(task, pictures, target)
+    content = _check_pictures(task, _number_classes(listing, task))
+    _tell(content)
+    plan = _plan(task, content, target)
     if not target.exists():
-      _write_shards(task, pictures, plan)
+      _write_shards(task, content, plan)
       os.replace(_part(target), target)
   return target
+
+
+def _tell(content: Content) -> None:
+  """Prints what the shards will hold, and what they will not."""
+  listing = content.listing
+  print(f"{len(listing.names):,} pictures of {listing.root}", flush=True)
+  about = About(listing.classes, _count_classes(listing), notes=content.notes)
+  if listing.classes:
+    print(f"classes: {describe_classes(about, len(listing.classes))}", flush=True)
+  for note in content.notes:
+    print(note, flush=True)
 
 
 def _check(task: Task) -> None:
@@ -130,14 +154,12 @@ def _check(task: Task) -> None:
     raise UserError(f"--split={task.split} must consist of letters, e.g. train or test")
 
 
-def list_pictures(root: Path) -> Pictures:
-  """The pictures (png, jpg, webp) below a folder; a flat folder has no classes.
+def list_pictures(root: Path) -> Listing:
+  """The pictures below a folder, sorted as plain texts; a flat folder has no classes.
 
   Raises:
-    UserError: no such folder, no pictures, or pictures beside folders of pictures.
+    UserError: as `list_folder`, or a folder of splits.
   """
-  if not root.is_dir():
-    raise UserError(f"{root}: no such folder; give a folder of pictures")
   folders = split_folders(root, str(root))
   if folders:
     names = ", ".join(folder.name for folder in folders.values())
@@ -145,51 +167,62 @@ def list_pictures(root: Path) -> Pictures:
       f"{root} holds the folders of splits ({names}), which are no classes; prepare each by "
       f"itself: python -m diffusion_jax.prepare records {folders['train']} --split=train"
     )
-  start = len(os.path.join(root, ""))
-  names = sorted(
-    os.path.join(folder, file)[start:]  # plain strings: there may be a million
-    for folder, _, files in os.walk(root, followlinks=True)
-    for file in files
-    if file.lower().endswith(SUFFIXES)
-  )
-  if not names:
-    raise UserError(f"{root}: no pictures there; it needs files ending in {', '.join(SUFFIXES)}")
-  found = {name.partition("/")[0] for name in names if "/" in name}
-  classes = sorted(found, key=in_natural_order)
-  stray = next((name for name in names if "/" not in name), None)
-  if classes and stray is not None:
-    raise UserError(f"{root} holds classes ({classes[0]}, ...) and {stray}; move it into one")
-  return Pictures(root, names, classes)
+  listing = list_folder(root, str(root))
+  return listing.keep(sorted(range(len(listing.names)), key=lambda i: listing.names[i]))
 
 
-def _number_classes(pictures: Pictures, task: Task) -> Pictures:
+def _number_classes(listing: Listing, task: Task) -> Listing:
   """Takes over the classes of a split that lies there already, so that both count alike."""
   for file in sorted(task.out.glob("*.shards.json*")):
     other = read_description(file)
     if other is None or file.name.startswith(f"{task.split}."):
       continue
-    new = sorted(set(pictures.classes) - set(other.classes))
-    if new or bool(pictures.classes) != bool(other.classes):
+    new = sorted(set(listing.classes) - set(other.classes))
+    if new or bool(listing.classes) != bool(other.classes):
       raise UserError(
-        f"{pictures.root} has {new[0] if new else 'no classes'}, unlike {file}, which has "
+        f"{task.pictures} has {new[0] if new else 'no classes'}, unlike {file}, which has "
         f"{len(other.classes)} classes; choose another --out"
       )
-    return pictures._replace(classes=other.classes)
-  return pictures
+    numbers = [other.classes.index(name) for name in listing.classes]
+    labels = [numbers[label] for label in listing.labels] if numbers else listing.labels
+    return listing._replace(classes=other.classes, labels=labels)
+  return listing
 
 
-def _plan(task: Task, pictures: Pictures, target: Path) -> Description:
+def _check_pictures(task: Task, listing: Listing) -> Content:
+  """Reads every header. What is damaged behind it is met, and then named, while it is stored."""
+  make = lambda found: _reader(task, found)  # noqa: E731
+  checked = check(listing, make, str(task.pictures), task.unreadable)
+  return Content(checked.listing, make(checked.listing), checked.notes())
+
+
+def _reader(task: Task, listing: Listing) -> Reader[bytes]:
+  return Reader(
+    len(listing.names), lambda place: _encode(task, listing.path(place)),
+    lambda place: listing.names[place], str(task.pictures), ADVICE,
+  )  # fmt: skip
+
+
+def _count_classes(listing: Listing) -> list[int] | None:
+  return count_labels(np.array(listing.labels, int), len(listing.classes))
+
+
+def _plan(task: Task, content: Content, target: Path) -> Description:
   """The description of what is made; what lies there must agree with it."""
+  listing = content.listing
   before = read_description(target) or read_description(_part(target))
   wanted = Description(
-    len(pictures.names), task.num_shards or (before.num_shards if before else 0),
-    pictures.classes, task.image_size, task.channels,
-    hashlib.sha256("\n".join(pictures.names).encode(errors="surrogateescape")).hexdigest(),
+    len(listing.names), task.num_shards or (before.num_shards if before else 0),
+    listing.classes, task.image_size, task.channels,
+    hashlib.sha256("\n".join(listing.names).encode(errors="surrogateescape")).hexdigest(),
+    _count_classes(listing),
   )  # fmt: skip
   if before is None:
-    wanted = wanted._replace(num_shards=wanted.num_shards or _choose_num_shards(task, pictures))
+    wanted = wanted._replace(num_shards=wanted.num_shards or _choose_num_shards(content))
     write_whole(_part(target), wanted.to_json())
     return wanted
+  if before.class_counts is None:  # as older versions wrote it
+    wanted = wanted._replace(class_counts=None)
   odd = [name for name in wanted._fields if getattr(before, name) != getattr(wanted, name)]
   if odd:
     raise UserError(
@@ -203,17 +236,17 @@ def _part(file: Path) -> Path:
   return file.with_name(f"{file.name}.part")
 
 
-def _choose_num_shards(task: Task, pictures: Pictures) -> int:
+def _choose_num_shards(content: Content) -> int:
   """As many as make shards of about SHARD_BYTES, judged by a few evenly spaced pictures."""
-  num = len(pictures.names)
+  num = len(content.listing.names)
   sample = np.linspace(0, num - 1, min(num, NUM_SAMPLED)).astype(int)
   with ThreadPoolExecutor(_num_threads()) as pool:
-    sizes = list(pool.map(lambda place: len(_record(task, pictures, int(place))), sample))
+    sizes = list(pool.map(lambda place: len(_record(content, int(place))), sample))
   return max(1, min(num, MAX_SHARDS, round(np.mean(sizes) * num / SHARD_BYTES)))
 
 
-def _write_shards(task: Task, pictures: Pictures, plan: Description) -> None:
-  order = fixed_order(len(pictures.names))
+def _write_shards(task: Task, content: Content, plan: Description) -> None:
+  order = fixed_order(len(content.listing.names))
   parts = np.array_split(order, plan.num_shards)
   names = [shard_name(task.split, i, plan.num_shards) for i in range(plan.num_shards)]
   begun, num_written = time.monotonic(), 0
@@ -221,7 +254,7 @@ def _write_shards(task: Task, pictures: Pictures, plan: Description) -> None:
   num_left = sum(len(parts[i]) for i in missing)
   with ThreadPoolExecutor(_num_threads()) as pool:
     for i in missing:
-      _write_shard(pool, task, pictures, parts[i], task.out / names[i])
+      _write_shard(pool, content, parts[i], task.out / names[i])
       num_written += len(parts[i])
       rate = num_written / (time.monotonic() - begun)
       print(f"{names[i]}: {len(parts[i]):,} pictures; {rate:,.0f} a second, "
@@ -229,7 +262,7 @@ def _write_shards(task: Task, pictures: Pictures, plan: Description) -> None:
 
 
 def _write_shard(
-  pool: ThreadPoolExecutor, task: Task, pictures: Pictures, places: np.ndarray, target: Path
+  pool: ThreadPoolExecutor, content: Content, places: np.ndarray, target: Path
 ) -> None:
   """Writes one shard beside its place and moves it there when it is safe on the disk."""
   part = _part(target)
@@ -237,7 +270,7 @@ def _write_shard(
     part.unlink(missing_ok=True)  # the writer would go through a link that lies there
     writer = ArrayRecordWriter(str(part), OPTIONS)
     try:
-      for record in _records(pool, task, pictures, places):
+      for record in _records(pool, content, places):
         writer.write(record)
     finally:
       writer.close()
@@ -248,28 +281,32 @@ def _write_shard(
   os.replace(part, target)
 
 
-def _records(
-  pool: ThreadPoolExecutor, task: Task, pictures: Pictures, places: np.ndarray
-) -> Iterator[bytes]:
+def _records(pool: ThreadPoolExecutor, content: Content, places: np.ndarray) -> Iterator[bytes]:
   """Serialized examples in order, made by all threads; Pillow leaves them free to work."""
   for first in range(0, len(places), CHUNK):
     chunk = [int(place) for place in places[first : first + CHUNK]]
-    yield from pool.map(lambda place: _record(task, pictures, place), chunk)
+    yield from pool.map(lambda place: _record(content, place), chunk)
 
 
-def _record(task: Task, pictures: Pictures, place: int) -> bytes:
-  file = pictures.root / pictures.names[place]
+def _record(content: Content, place: int) -> bytes:
+  listing = content.listing
+  return serialize_example(content.read(place), listing.labels[place] if listing.classes else None)
+
+
+def _encode(task: Task, file: str) -> bytes:
+  """A picture as it is stored.
+
+  Raises:
+    Broken: it cannot be read.
+  """
   try:
-    data = file.read_bytes()
-    with Image.open(io.BytesIO(data)) as image:
-      pixels = fit_image(image, task.image_size, task.channels)  # decodes all of it: it is whole
-      keep = task.image_size is None and image.format in FORMATS
-  except UNREADABLE as error:
-    raise UserError(
-      f"{file} is not a readable picture ({error}); put a whole one in its place and start the "
-      "same command again, or move it away and choose another --out"
-    ) from error
-  return serialize_example(data if keep else to_png(pixels), pictures.label(place))
+    data = Path(file).read_bytes()
+  except OSError as error:
+    raise Broken(error.strerror) from error
+  with opened(io.BytesIO(data)) as image:
+    pixels = fit_image(image, task.image_size, task.channels)  # decodes all of it: it is whole
+    keep = task.image_size is None and image.format in FORMATS
+  return data if keep else to_png(pixels)
 
 
 def to_png(pixels: np.ndarray) -> bytes:

@@ -2,15 +2,31 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from diffusion_jax.types import ImageSpec
+
+
+class About(NamedTuple):
+  """What people should know of a split, beside its images.
+
+  Attributes:
+    classes: names in the order of their numbers; empty where they are called by their numbers.
+    counts: images of each class; None where they are unlabelled, or only known once all are read.
+    origin: where the images come from, "from --config.data.test_path=cats"; empty if plain.
+    notes: sentences on what was left out or changed.
+  """
+
+  classes: Sequence[str] = ()
+  counts: Sequence[int] | None = None
+  origin: str = ""
+  notes: Sequence[str] = ()
 
 
 @runtime_checkable
@@ -20,10 +36,12 @@ class Source(Protocol):
   Attributes:
     name: for people, "digits train".
     spec: shape, levels and classes.
+    about: what else people should know of it.
   """
 
   name: str
   spec: ImageSpec
+  about: About
 
   def __len__(self) -> int: ...
 
@@ -43,6 +61,7 @@ class ArraySource:
     labels: class numbers; None for an unlabelled set.
     num_levels: L.
     num_classes: of the whole data set; 0 for an unlabelled one.
+    about: what else is known; the images of each class are counted here.
   """
 
   def __init__(
@@ -52,12 +71,14 @@ class ArraySource:
     labels: Int[np.ndarray, "N"] | None,
     num_levels: int,
     num_classes: int,
+    about: About = About(),  # noqa: B008
   ):
     self.name = name
     height, width, channels = images.shape[1:]
     self.spec = ImageSpec(height, width, channels, num_levels, num_classes)
     self._images = np.ascontiguousarray(images)
     self._labels = np.zeros(len(images), np.int32) if labels is None else labels.astype(np.int32)
+    self.about = about._replace(counts=count_labels(self._labels, num_classes))
 
   def __len__(self) -> int:
     return len(self._images)
@@ -66,6 +87,38 @@ class ArraySource:
     self, index: Int[np.ndarray, "B"]
   ) -> tuple[UInt8[np.ndarray, "B H W C"], Int32[np.ndarray, "B"]]:
     return self._images[index], self._labels[index]
+
+
+def count_labels(labels: Int[np.ndarray, "N"], num_classes: int) -> list[int] | None:
+  """Return the images of each class, None for an unlabelled set."""
+  return np.bincount(labels, minlength=num_classes).tolist() if num_classes else None
+
+
+def trained_classes(source: Source) -> list[int]:
+  """Return the labels that images of a split have; all of them where that is not known."""
+  counts, num = source.about.counts, source.spec.num_classes
+  return list(range(num)) if counts is None else [i for i in range(num) if counts[i]]
+
+
+MAX_NAMED = 10
+"""Classes that are named at the start of a run."""
+
+
+def describe_classes(about: About, num_classes: int) -> str:
+  """The first classes with their images, "ape (2), cat (3)", and how many have none."""
+  names = about.classes or [str(i) for i in range(num_classes)]
+  counts = about.counts
+  if counts is None:
+    shown, num_there = list(names[:MAX_NAMED]), num_classes
+  else:
+    there = [i for i in range(num_classes) if counts[i]]
+    shown, num_there = [f"{names[i]} ({counts[i]:,})" for i in there[:MAX_NAMED]], len(there)
+  more = f" and {num_there - MAX_NAMED:,} more" if num_there > MAX_NAMED else ""
+  without = ""
+  if num_there < num_classes:
+    without = (f"; {num_classes - num_there:,} of {num_classes:,} have no image, and are neither "
+               "sampled nor measured")  # fmt: skip
+  return f"{', '.join(shown)}{more}{without}"
 
 
 def fixed_order(num: int, seed: int = 0) -> Int[np.ndarray, "N"]:
@@ -97,6 +150,11 @@ MIN_THREADS = 16
 2,300 images of 64x64 a second to 16 threads and 320 to two; without a delay, as many to either."""
 
 
+def num_threads() -> int:
+  """Return how many threads read pictures at once."""
+  return max(MIN_THREADS, os.cpu_count() or 1)
+
+
 class DecodedSource:
   """A split whose examples are read one by one, by several threads.
 
@@ -105,6 +163,7 @@ class DecodedSource:
     spec: of the images.
     num: examples.
     read: place -> (image, label); raises for an unreadable one.
+    about: what else is known.
   """
 
   def __init__(
@@ -113,10 +172,11 @@ class DecodedSource:
     spec: ImageSpec,
     num: int,
     read: Callable[[int], tuple[UInt8[np.ndarray, "H W C"], int]],
+    about: About = About(),  # noqa: B008
   ):
-    self.name, self.spec = name, spec
+    self.name, self.spec, self.about = name, spec, about
     self._num, self._read = num, read
-    self._num_threads = max(MIN_THREADS, os.cpu_count() or 1)
+    self._num_threads = num_threads()
     self._pool = ThreadPoolExecutor(self._num_threads)
 
   def __len__(self) -> int:
@@ -143,8 +203,8 @@ def in_memory_if_small(source: Source, max_ram_gib: float) -> Source:
   if len(source) * source.spec.num_dims > max_ram_gib * 2**30:
     return source
   images, labels = source.gather(np.arange(len(source)))
-  spec = source.spec
-  return ArraySource(source.name, images, labels, spec.num_levels or 256, spec.num_classes)
+  levels, classes = source.spec.num_levels or 256, source.spec.num_classes
+  return ArraySource(source.name, images, labels, levels, classes, source.about)
 
 
 def orientation(image: Image.Image) -> int:
@@ -152,6 +212,24 @@ def orientation(image: Image.Image) -> int:
   if image.format == "PNG" and "exif" not in image.info:
     return 1  # Pillow would decode all of it to look behind the pixels
   return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def is_transparent(image: Image.Image) -> bool:
+  """Whether an open picture has an alpha channel or a colour that is clear."""
+  return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def has_deep_channels(image: Image.Image) -> bool:
+  """Whether an open picture has more than 8 bits a channel, by its mode or its decoder's."""
+  if image.mode.startswith(("I", "F")):
+    return True
+  for tile in getattr(image, "tile", ()):
+    depth = str(tile[3])  # "RGB;16B" of a 16-bit PNG; "BGR;16" is a pixel of 16 bits
+    if ";16" in depth and "BGR;16" not in depth:
+      return True
+    if tile[0].startswith("ppm") and isinstance(tile[3], tuple) and tile[3][-1] > 255:
+      return True
+  return False
 
 
 def fit_image(image: Image.Image, size: int | None, channels: int) -> UInt8[np.ndarray, "H W C"]:
@@ -168,12 +246,11 @@ def fit_image(image: Image.Image, size: int | None, channels: int) -> UInt8[np.n
   Raises:
     ValueError: a picture of more than 8 bits a channel.
   """
-  depths = [str(tile[3]) for tile in getattr(image, "tile", ())]  # "RGB;16B" of a 16-bit PNG
-  if image.mode.startswith(("I", "F")) or any(";16" in depth for depth in depths):
+  if has_deep_channels(image):
     raise ValueError(f"{image.mode} has more than 8 bits a channel, which would be cut off")
   if orientation(image) != 1:
     image = ImageOps.exif_transpose(image)
-  if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+  if is_transparent(image):
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
   image = image.convert("L" if channels == 1 else "RGB")

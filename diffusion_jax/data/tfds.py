@@ -11,7 +11,13 @@ from PIL import Image
 
 from diffusion_jax.config import nearest
 from diffusion_jax.data import standard
-from diffusion_jax.data.source import DecodedSource, Source, fit_image, in_memory_if_small
+from diffusion_jax.data.source import (
+  About,
+  DecodedSource,
+  Source,
+  fit_image,
+  in_memory_if_small,
+)
 from diffusion_jax.paths import home, user_path
 from diffusion_jax.types import ImageSpec, UserError
 
@@ -77,7 +83,9 @@ class Tfds:
     if not len(records):
       raise self._explain_split(split, part, builder.info.splits)
     name = f"{self.dataset} {part}"
-    source = DecodedSource(name, spec, len(records), lambda i: self._read(records, i, spec))
+    about = About(self._class_names(builder.info), origin=f"{part} of {folder}")
+    read = lambda i: self._read(records, i, spec)  # noqa: E731
+    source = DecodedSource(name, spec, len(records), read, about)
     return in_memory_if_small(source, self.max_ram_gib)
 
   def _explain_split(self, split: str, part: str | None, known: Any) -> UserError:
@@ -155,6 +163,10 @@ class Tfds:
         "picture of 8 bits a channel"
       )
     return shape
+
+  def _class_names(self, info: Any) -> list[str]:
+    label = None if self.label_key is None else info.features[self.label_key]
+    return list(getattr(label, "names", None) or ())
 
   def _num_classes(self, features: Any) -> int:
     if self.label_key is None:

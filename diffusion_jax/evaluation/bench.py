@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax import checkpoint, distributed, randomness, runs, sampling, sharding
 from diffusion_jax.config import Override, parse_override
-from diffusion_jax.data import Source, fingerprint
+from diffusion_jax.data import Source, fingerprint, trained_classes
 from diffusion_jax.evaluation import likelihoods, reference, spectrum
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.experiment import COMMON, Experiment
@@ -73,6 +73,7 @@ class Bench(NamedTuple):
     own: the run's sampler; `sweep`: other settings.
     estimates: compiled likelihoods by name; `errors`: the compiled spectrum, if the model has one.
     seed: of samples and draws.
+    classes: labels of samples, those that training images have; empty for an unconditional model.
   """
 
   workdir: Path
@@ -89,6 +90,7 @@ class Bench(NamedTuple):
   estimates: Mapping[str, Callable]
   errors: Callable | None
   seed: int
+  classes: Sequence[int]
 
   @property
   def num_samples(self) -> int:
@@ -133,7 +135,7 @@ def prepare(request: Request) -> Bench:
   data = experiment.data
   train = distributed.in_turn(lambda: data.load("train"))
   test = distributed.in_turn(lambda: data.load("test") if data.has_split("test") else None)
-  _check_data(request.workdir, train)
+  saved = _check_data(request.workdir, train)
   generative = experiment.create(train.spec)
   mesh = sharding.create_mesh(experiment.mesh)
   estimates = _estimates(experiment, generative)
@@ -143,15 +145,18 @@ def prepare(request: Request) -> Bench:
     request.workdir, experiment, generative, mesh, train, test, (), missing, {},
     _setting(request, {}, train, mesh), sweep, estimates,
     spectrum.make_spectrum(generative) if experiment.eval.spectrum_images else None, request.seed,
+    saved.get("trained_classes", trained_classes(train)) if generative.num_classes else (),
   )  # fmt: skip
   split_of(bench, experiment.eval.reference_split)
   return _with_references(bench, extractors)
 
 
-def _check_data(workdir: Path, train: Source) -> None:
+def _check_data(workdir: Path, train: Source) -> Mapping[str, Any]:
+  """What the newest checkpoint says of the training data, which must be these."""
   saved = checkpoint.read_meta(workdir / "checkpoints")["data"]
   now = {"name": train.name, "num": len(train), "fingerprint": fingerprint(train)}
   runs.check_same_data(workdir, saved, now)
+  return saved
 
 
 def split_of(bench: Bench, name: str) -> Source:
@@ -300,14 +305,15 @@ PROBES = 16
 """Images of which an adaptive sampler's evaluations are counted."""
 
 
-def num_evaluations(generative: Generative, params: Params, seed: int) -> int | float:
+def num_evaluations(
+  generative: Generative, params: Params, seed: int, classes: Sequence[int]
+) -> int | float:
   """Network evaluations that one image costs; of an adaptive sampler the mean of PROBES images."""
   counted = []
 
   def draw(params):
     keys = randomness.example_keys(jax.random.key(seed), jax.numpy.arange(PROBES))
-    classes = generative.num_classes
-    labels = jax.numpy.arange(PROBES) % classes if classes else None
+    labels = jax.numpy.resize(jax.numpy.asarray(classes), (PROBES,)) if len(classes) else None
     found = generative.sample(params, keys, labels).num_evaluations
     counted.append(found)
     return jax.numpy.asarray(found, jax.numpy.float32)

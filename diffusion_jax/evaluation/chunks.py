@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import distributed, paths, signals
+from diffusion_jax import distributed, npz, paths, signals
+from diffusion_jax.types import UserError
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -70,9 +71,8 @@ class Chunks:
     if not path.is_file():
       return None
     try:
-      with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    except Exception:
+      arrays = npz.read(path, str(path))
+    except UserError:
       print(f"{path} is damaged: computed anew")
       return None
     if min((len(value) for value in arrays.values()), default=0) < rows:

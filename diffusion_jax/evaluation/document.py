@@ -71,7 +71,9 @@ def _samples(bench: Bench, subject: Subject) -> Summary:
     "sampler": facts["settings"].get("sampler"),
     "auto_spacing": facts["auto_spacing"],
     "guidance": facts["settings"].get("guidance"),
-    "num_evaluations": benches.num_evaluations(bench.generative, subject.params, bench.seed),
+    "num_evaluations": benches.num_evaluations(
+      bench.generative, subject.params, bench.seed, bench.classes
+    ),
     "labels": facts["labels"],
     "quantisation": QUANTISATION,
     "resolution": list(bench.train.spec.shape),

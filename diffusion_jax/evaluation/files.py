@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax import __version__, provenance, sharding
-from diffusion_jax.data import Source, load_pictures
+from diffusion_jax.data import Source, load_pictures, with_channels
 from diffusion_jax.evaluation import document, figures, reference
 from diffusion_jax.evaluation.bench import EXTRACT_BATCH
 from diffusion_jax.evaluation.reference import Reference
@@ -78,11 +78,13 @@ def measure(
   mesh = sharding.create_mesh(sharding.MeshShape())
   rows: Summary = {}
   references = {}
+  other = load_other(against)
   for extractor in extractors:
-    check_resolution(extractor, samples, "--samples")
+    shown, theirs = match_channels(samples, other, extractor, against)
+    check_resolution(extractor, shown, "--samples")
     extract = make_extract(extractor, mesh, EXTRACT_BATCH)
-    found = find_reference(against, extractor, extract, samples)
-    parts = _features(samples, extract)
+    found = find_reference(theirs, against, extractor, extract, shown)
+    parts = _features(shown, extract)
     own, lines = figures.measure([figures.gather(parts)], found, extractor)
     rows |= own
     missing = missing + lines
@@ -119,26 +121,64 @@ def check_resolution(extractor: Extractor, source: Source, flag: str) -> None:
     )
 
 
+def load_other(against: Against) -> Source | Reference:
+  """What the images are compared with: other images, or statistics.
+
+  Raises:
+    UserError: nothing was named, or it cannot be read.
+  """
+  if against.source is not None:
+    return against.source
+  if against.path is None:
+    raise UserError("--samples needs something to compare with: --reference=... or --config=...")
+  if reference.is_statistics(against.path):
+    return reference.load(against.path)
+  return load_pictures(against.path, "--reference")
+
+
+def match_channels(
+  samples: Source, other: Source | Reference, extractor: Extractor, against: Against
+) -> tuple[Source, Source | Reference]:
+  """Brings both sides to one number of channels, where that loses nothing.
+
+  Grey pictures may be stored in colour. Features that take any picture see a grey one in three
+  equal channels, so that it is the same to them.
+  """
+  if extractor.resolution is not None:
+    wanted = extractor.resolution[2]
+    theirs = other if isinstance(other, Reference) else with_channels(other, wanted)
+    return with_channels(samples, wanted), theirs
+  if isinstance(other, Reference):
+    return with_channels(samples, other.stamp["resolution"][2]), other
+  if against.source is None and samples.spec.channels == 1:
+    other = with_channels(other, 1)
+  samples = with_channels(samples, other.spec.channels)
+  if against.source is None:
+    other = with_channels(other, samples.spec.channels)
+  return samples, other
+
+
 def find_reference(
-  against: Against, extractor: Extractor, extract: Extract, samples: Source
+  other: Source | Reference,
+  against: Against,
+  extractor: Extractor,
+  extract: Extract,
+  samples: Source,
 ) -> Reference:
   """The statistics to compare with, read or computed, and checked.
 
   Raises:
     UserError: as `reference.check`.
   """
-  if against.source is not None:
-    check_resolution(extractor, against.source, "--config")
+  if isinstance(other, Reference):
+    found = other
+  elif against.source is not None:
+    check_resolution(extractor, other, "--config")
     folder = reference.cache_folder()
-    found = reference.cached(against.source, against.split, extractor, extract, folder)
-  elif against.path is not None and reference.is_statistics(against.path):
-    found = reference.load(against.path)
-  elif against.path is not None:
-    source = load_pictures(against.path, "--reference")
-    check_resolution(extractor, source, "--reference")
-    found = reference.compute(source, "given", extractor, extract)
+    found = reference.cached(other, against.split, extractor, extract, folder)
   else:
-    raise UserError("--samples needs something to compare with: --reference=... or --config=...")
+    check_resolution(extractor, other, "--reference")
+    found = reference.compute(other, "given", extractor, extract)
   reference.check(found, extractor, samples.spec.shape)
   return found
 

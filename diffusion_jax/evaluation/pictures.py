@@ -26,7 +26,7 @@ def make_pictures(bench: Bench, subject: Subject) -> dict[str, Picture]:
   """Name -> picture, for what the model can show. Samples are those that were measured."""
   images = _samples(bench, subject)
   found = {"samples": _grid_of_samples(images)}
-  if 2 <= bench.generative.num_classes <= len(images):  # else some class has no sample
+  if 2 <= len(bench.classes) <= len(images):  # else some class has no sample
     found["classes"] = _classes(bench, images)
   if bench.generative.trajectory is not None:
     found["progression"] = _progression(bench, subject)
@@ -39,10 +39,7 @@ def make_pictures(bench: Bench, subject: Subject) -> dict[str, Picture]:
 
 def _samples(bench: Bench, subject: Subject) -> UInt8[np.ndarray, "N H W C"]:
   """The first samples of the first seed, enough for every grid."""
-  classes = min(bench.generative.num_classes, MAX_CLASSES)
-  wanted = min(
-    max(GRID, bench.generative.num_classes * PER_CLASS * (classes > 0)), bench.num_samples
-  )
+  wanted = min(max(GRID, len(bench.classes) * PER_CLASS), bench.num_samples)
   parts, have = [], 0
   for _, images in study.draw_samples(bench, subject, bench.own, bench.seed, bench.num_samples):
     parts.append(images)
@@ -60,11 +57,13 @@ def _grid_of_samples(images: np.ndarray) -> Picture:
 
 def _classes(bench: Bench, images: np.ndarray) -> Picture:
   """One row a class, by the label that was asked for; images are in the order of their classes."""
-  classes = bench.generative.num_classes
-  shown = [images[c::classes][:PER_CLASS] for c in range(min(classes, MAX_CLASSES))]
+  num = len(bench.classes)
+  shown = [images[place::num][:PER_CLASS] for place in range(min(num, MAX_CLASSES))]
   columns = min(len(row) for row in shown)
   cells = np.concatenate([row[:columns] for row in shown])
-  words = f"One row a class, 0 to {len(shown) - 1}: the first {columns} samples that asked for it."
+  labels = bench.classes[: len(shown)]
+  named = f"0 to {len(shown) - 1}" if labels[-1] == len(shown) - 1 else ", ".join(map(str, labels))
+  words = f"One row a class, {named}: the first {columns} samples that asked for it."
   return Picture(image_grid(cells, columns), words)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from diffusion_jax import distributed, paths
+from diffusion_jax import distributed, npz, paths
 from diffusion_jax.data import Source, fingerprint
 from diffusion_jax.evaluation.chunks import digest
 from diffusion_jax.extractors import Extract, Extractor
@@ -115,23 +115,18 @@ def load(path: Path) -> Reference:
   Raises:
     UserError: it is missing, damaged, or of another kind.
   """
+  cure = "make them again with python -m diffusion_jax.stats"
+  arrays = npz.read(path, f"--reference={path}", cure=cure)
   try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
     stamp = json.loads(str(arrays["stamp"]))
     if stamp["schema"] != SCHEMA:
       raise ValueError(f"schema {stamp['schema']}, not {SCHEMA}")
     pool = _moments(arrays, "pool")
     spatial = _moments(arrays, "spatial") if "spatial_num" in arrays else None
     return Reference(stamp, pool, spatial, arrays["features"], arrays["places"])
-  except FileNotFoundError:
-    raise UserError(
-      f"--reference={path}: no such file; give a folder, an .npz or statistics"
-    ) from None
   except Exception as error:
     raise UserError(
-      f"--reference={path} holds no readable statistics ({type(error).__name__}: {error}); make "
-      "them again with python -m diffusion_jax.stats"
+      f"--reference={path} holds no readable statistics ({type(error).__name__}: {error}); {cure}"
     ) from error
 
 
@@ -143,9 +138,8 @@ def _moments(arrays: Mapping[str, np.ndarray], name: str) -> Moments:
 def is_statistics(path: Path) -> bool:
   """Whether an .npz says that it holds statistics."""
   try:
-    with np.load(path, allow_pickle=False) as file:
-      return "stamp" in file.files
-  except Exception:
+    return "stamp" in npz.names(path, f"--reference={path}")
+  except UserError:  # whoever reads it as images says what is wrong
     return False
 
 

@@ -75,7 +75,12 @@ def identity(bench: Bench, subject: Subject) -> Summary:
     "auto_spacing": _auto_spacing(bench.own),
     "sweep": [setting.overrides for setting in bench.sweep],
     "references": [i.reference.stamp for i in bench.instruments],
+    **({"classes": list(bench.classes)} if _leaves_classes_out(bench) else {}),
   }
+
+
+def _leaves_classes_out(bench: Bench) -> bool:
+  return len(bench.classes) < bench.generative.num_classes
 
 
 def measure(bench: Bench, subject: Subject) -> Summary:
@@ -116,8 +121,15 @@ def seeds(bench: Bench) -> list[int]:
 
 def labels_of(bench: Bench, first: int, num: int) -> np.ndarray | None:
   """The classes in turn, by the image's number; None for an unconditional model."""
-  classes = bench.generative.num_classes
-  return None if not classes else ((first + np.arange(num)) % classes).astype(np.int32)
+  classes = np.asarray(bench.classes, np.int32)
+  return classes[(first + np.arange(num)) % len(classes)] if len(classes) else None
+
+
+def named_labels(bench: Bench) -> str | None:
+  """Words for `labels_of`."""
+  if _leaves_classes_out(bench):
+    return f"classes {','.join(map(str, bench.classes))} in turn"
+  return "classes in turn" if bench.generative.num_classes else None
 
 
 def sample_facts(bench: Bench, subject: Subject, setting: Setting, seed: int) -> Summary:
@@ -126,7 +138,7 @@ def sample_facts(bench: Bench, subject: Subject, setting: Setting, seed: int) ->
     "weights": subject.weights,
     "seed": seed,
     "settings": setting.facts,
-    "labels": "classes in turn" if bench.generative.num_classes else None,
+    "labels": named_labels(bench),
     "quantisation": QUANTISATION,
     "auto_spacing": _auto_spacing(setting),
   }
@@ -323,7 +335,9 @@ def _sweep(bench: Bench, subject: Subject) -> Summary:
     rows.append(
       {
         "overrides": dict(setting.overrides),
-        "num_evaluations": num_evaluations(setting.generative, subject.params, bench.seed),
+        "num_evaluations": num_evaluations(
+          setting.generative, subject.params, bench.seed, bench.classes
+        ),
         "num_samples": bench.num_samples,
         **found,
       }

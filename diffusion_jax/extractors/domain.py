@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_jax import paths
+from diffusion_jax import npz, paths
 from diffusion_jax.checksum import named_leaves
 from diffusion_jax.data import Source, TrainStream, fingerprint, full_pass
 from diffusion_jax.extractors.extractor import Extractor
@@ -95,9 +95,9 @@ def load_domain(path: Path) -> Extractor:
     raise UserError(
       f"--features={path}: no such file; make one: python -m diffusion_jax.features --config=..."
     )
+  cure = "delete it and make it again: python -m diffusion_jax.features --config=..."
+  arrays = npz.read(path, f"--features={path}", cure=cure)
   try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
     facts = json.loads(str(arrays.pop("facts")))
     sha256 = arrays.pop("sha256").item()
     if facts["format"] != FORMAT or sha256 != _digest(arrays, facts):
@@ -105,8 +105,7 @@ def load_domain(path: Path) -> Extractor:
     spec = ImageSpec(**facts["spec"])
   except Exception as error:
     raise UserError(
-      f"--features={path} is not a readable file of features ({error}); delete it and make it "
-      "again: python -m diffusion_jax.features --config=..."
+      f"--features={path} is not a readable file of features ({error}); {cure}"
     ) from error
   network = Classifier().create(spec)
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.data import Folder
-from diffusion_jax.data.folder import in_natural_order
+from diffusion_jax.data.listing import in_natural_order
 from diffusion_jax.data.pictures import load_pictures
 from diffusion_jax.data.shards import Task, list_pictures, write
 from diffusion_jax.types import UserError

@@ -20,7 +20,16 @@ from test_tfds import as_set
 from test_tfds import write as write_with_tfds
 
 from diffusion_jax import prepare
-from diffusion_jax.data import Folder, Records, Tfds, TrainStream, fingerprint, full_pass, shards
+from diffusion_jax.data import (
+  Folder,
+  Records,
+  Tfds,
+  TrainStream,
+  fingerprint,
+  full_pass,
+  records,
+  shards,
+)
 from diffusion_jax.data.record_format import (
   Shards,
   parse_example,
@@ -252,7 +261,11 @@ class TestWhatIsWrong:
         "has label 2, but .* 2 classes go from 0 to 1; set .*num_classes",
       ),
       (None, {"num_classes": None}, r"no a\.shards\.json .*; set --config\.data\.num_classes"),
-      ([serialize_example(b"GIF?", 0)], {}, "record 0 of .* has in image no readable picture"),
+      (
+        [serialize_example(b"GIF?", 0)],
+        {},
+        r"1 of 1 pictures cannot be read: record 0 of .*a\.array_record",
+      ),
       ([], {}, "the shards hold no record"),
     ],
   )
@@ -263,12 +276,13 @@ class TestWhatIsWrong:
     with pytest.raises(UserError, match=message):
       Records(**{"path": str(tmp_path), "num_classes": 3, **fields}).load("train")
 
-  def test_a_picture_cut_short_is_named_when_it_is_read(self, tmp_path):
+  def test_a_picture_cut_short_is_named_when_it_is_read(self, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "NUM_PROBES", 1)
     whole, cut = to_png(IMAGES[0]), to_png(IMAGES[1])[:-60]
     write_shard(tmp_path / "a.array_record", [serialize_example(p, 0) for p in (whole, cut)])
     source = Records(path=str(tmp_path), num_classes=1, max_ram_gib=0.0).load("train")
     source.gather(np.array([0]))
-    with pytest.raises(UserError, match=r"record 1 of .*a\.array_record has in image no readable"):
+    with pytest.raises(UserError, match=r"1 of 2 .* read: record 1 of .*a\.array_record \("):
       source.gather(np.array([0, 1]))
 
   def test_missing_paths(self, tmp_path):
@@ -367,9 +381,10 @@ class TestWriting:
     task = Task(pictures, out, num_shards=4)
     place = int(fixed_order(24)[14])  # in the third of four shards
     (bad,) = pictures.glob(f"*/{place:03d}.png")
+    place_name = bad.relative_to(pictures)
     whole = bad.read_bytes()
     bad.write_bytes(whole[:-70])
-    with pytest.raises(UserError, match=f"{bad} is not a readable picture .*same command again"):
+    with pytest.raises(UserError, match=f"1 of 24 .* read: {place_name} .*same command again"):
       shards.write(task)
     assert {p.name for p in out.glob("*.array_record")} == {
       f"train-0000{i}-of-00004.array_record" for i in (0, 1)
@@ -388,7 +403,7 @@ class TestWriting:
   def test_an_interruption_before_the_first_shard_is_said(self, pictures, tmp_path):
     for file in pictures.rglob("*.png"):
       file.write_bytes(file.read_bytes()[:-70])
-    with pytest.raises(UserError, match="is not a readable picture"):
+    with pytest.raises(UserError, match="24 of 24 pictures cannot be read"):
       shards.write(Task(pictures, tmp_path / "out", num_shards=4))
     with pytest.raises(UserError, match=r"train has not ended; .* start the same prepare command"):
       Records(path=str(tmp_path / "out")).load("train")

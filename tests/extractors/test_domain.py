@@ -67,7 +67,8 @@ def test_a_damaged_file_is_refused(trained, tmp_path, damage):
     np.savez(broken, images=np.zeros(3))
   else:
     broken.write_bytes({"truncated": data[:-100], "text": b"hello"}[damage])
-  with pytest.raises(UserError, match="is not a readable file of features") as error:
+  kind = {"truncated": "is damaged or cut short", "text": "is no .npz"}
+  with pytest.raises(UserError, match=kind.get(damage, "is not a readable file of fe")) as error:
     load_domain(broken)
   assert "python -m diffusion_jax.features" in str(error.value)
   assert "\n" not in str(error.value)

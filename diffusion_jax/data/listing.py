@@ -1,0 +1,314 @@
+"""Which pictures a folder holds, and what in it is left out: one answer for every program."""
+
+import collections
+import functools
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from diffusion_jax.data.reading import Broken, opened
+from diffusion_jax.types import UserError
+
+NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+"""Formats that Pillow recognises and cannot turn into pixels without other programs."""
+
+EXAMPLES = ".png, .jpg, .webp, .bmp, .gif, .tif"
+
+MAX_NAMED = 10
+"""How many of a kind a message names."""
+
+NO_CLASSES = {"__macosx", "thumbs.db", "desktop.ini"}
+"""Left in folders by systems; neither classes nor pictures, as all names that begin with a dot."""
+
+
+class Listing(NamedTuple):
+  """The pictures of a folder.
+
+  Attributes:
+    root: the folder.
+    names: paths below it with "/", each folder's in sorted order.
+    labels: class of each, 0 where there are no sub-folders.
+    classes: names of the sub-folders that hold pictures, in natural order.
+    notes: sentences about what was left out, and how the tree was read.
+  """
+
+  root: str
+  names: Sequence[str]
+  labels: Sequence[int]
+  classes: list[str]
+  notes: tuple[str, ...]
+
+  def path(self, place: int) -> str:
+    """The file of a picture."""
+    return os.path.join(self.root, self.names[place])
+
+  def keep(self, places: Iterable[int]) -> "Listing":
+    """The same of some of the pictures; the classes stay numbered as they are."""
+    places = list(places)
+    names, labels = [self.names[i] for i in places], [self.labels[i] for i in places]
+    return self._replace(names=names, labels=labels)
+
+
+def list_folder(root: Path, where: str, classes: list[str] | None = None) -> Listing:
+  """The pictures below a folder whose sub-folders are the classes.
+
+  Links are followed. A picture in `root/cat/any/depth` is of class cat.
+
+  Args:
+    root: the folder.
+    where: it was named, for messages.
+    classes: those of the training split, for the labels of another; None: those that are there.
+
+  Raises:
+    UserError: no such folder, no pictures, links that lead nowhere, folders that cannot be read,
+      pictures beside classes, or other classes.
+  """
+  walk = _walk(root, where)
+  tops = [name.partition("/")[0] if "/" in name else "" for name in walk.names]
+  found = sorted({top for top in tops if top}, key=in_natural_order)
+  if found and "" in tops:
+    stray = walk.names[tops.index("")]
+    raise UserError(f"{where} holds classes ({found[0]}, ...) and {stray}; move it into one")
+  if classes is not None and set(found) - set(classes):
+    raise UserError(f"{where} has class {min(set(found) - set(classes))}, which path has not")
+  if classes and not found:
+    raise UserError(f"{where} has no sub-folders, but path has the classes {', '.join(classes)}")
+  numbers = {name: i for i, name in enumerate(found if classes is None else classes)}
+  labels = [numbers[top] if top else 0 for top in tops]
+  notes = (*walk.notes(), *_depth_notes(walk.names), *_empty_notes(walk.tops - set(found)))
+  return Listing(str(root), walk.names, labels, list(numbers), notes)
+
+
+def find_pictures(root: Path, where: str) -> Listing:
+  """Every picture below a folder, whatever the sub-folders mean: there are no classes.
+
+  Raises:
+    UserError: no such folder, no pictures, links that lead nowhere, or folders that cannot be read.
+  """
+  walk = _walk(root, where)
+  return Listing(str(root), walk.names, [0] * len(walk.names), [], tuple(walk.notes()))
+
+
+def _walk(root: Path, where: str) -> "Walk":
+  if not root.is_dir():
+    raise UserError(f"{where}: no such folder; give a folder of pictures")
+  walk = Walk(str(root))
+  walk.check(where)
+  if not walk.names:
+    there = "".join(f"; {note}" for note in walk.notes())
+    raise UserError(f"{where}: no pictures there; it needs files such as {EXAMPLES}{there}")
+  return walk
+
+
+class Walk:
+  """What lies below a folder, sorted into pictures and what is left out.
+
+  Links to files and folders are followed, except where a link leads back to a folder above it.
+
+  Args:
+    root: the folder.
+
+  Attributes:
+    names: of pictures below the root.
+    tops: the folders in the root.
+    others: suffixes of files that are no pictures, counted.
+  """
+
+  def __init__(self, root: str):
+    self.names: list[str] = []
+    self.tops: set[str] = set()
+    self.others: collections.Counter[str] = collections.Counter()
+    self._hidden: list[str] = []
+    self._special: list[str] = []
+    self._loops: list[str] = []
+    self._dangling: list[str] = []
+    self._closed: list[str] = []
+    self._seen: set[tuple[int, int]] = set()
+    self._num_again = 0
+    self._enter(root, "", (), False)
+
+  def _enter(self, folder: str, prefix: str, above: tuple, again: bool) -> None:
+    try:
+      about = os.stat(folder)
+      with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    except OSError:
+      self._closed.append(prefix or folder)
+      return
+    own = (about.st_dev, about.st_ino)
+    if own in above:
+      self._loops.append(prefix)
+      return
+    again = again or own in self._seen
+    self._seen.add(own)
+    for entry in entries:
+      name = prefix + entry.name
+      if is_hidden(entry.name):
+        self._hidden.append(name)
+      elif (kind := _kind(entry)) == "folder":
+        if not prefix:
+          self.tops.add(entry.name)
+        self._enter(entry.path, f"{name}/", (*above, own), again)
+      elif kind == "file":
+        self._take(entry, name, again)
+      else:
+        (self._dangling if kind == "dangling" else self._special).append(name)
+
+  def _take(self, entry: os.DirEntry, name: str, again: bool) -> None:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in suffixes() or (not suffix and _is_picture(entry.path)):
+      self.names.append(name)
+      self._num_again += again
+    else:
+      self.others[suffix or "no suffix"] += 1
+
+  def check(self, where: str) -> None:
+    """Refuses a folder of which a part is out of reach.
+
+    Raises:
+      UserError: how many links and folders, and the first of each.
+    """
+    faults = []
+    for found, one, many in (
+      (self._dangling, "link leads nowhere", "links lead nowhere"),
+      (self._closed, "folder cannot be read", "folders cannot be read"),
+    ):
+      if found:
+        first = f", the first is {found[0]}" if len(found) > 1 else f" ({found[0]})"
+        faults.append(f"{len(found):,} {one if len(found) == 1 else many}{first}")
+    if faults:
+      raise UserError(f"{where}: {'; '.join(faults)}; mend them, or move them away")
+
+  def notes(self) -> list[str]:
+    """What was left out and why, in sentences."""
+    parts = []
+    if num := self.others.total():
+      kinds = ", ".join(suffix for suffix, _ in self.others.most_common(MAX_NAMED))
+      parts.append((num, f"not {'a picture' if num == 1 else 'pictures'} ({kinds})"))
+    if num := len(self._special):
+      parts.append((num, f"not {'a regular file' if num == 1 else 'regular files'}"))
+    if num := len(self._hidden):
+      parts.append((num, f"hidden or of the system ({some(self._hidden)})"))
+    if num := len(self._loops):
+      parts.append((num, f"linked back to a folder above ({some(self._loops)})"))
+    notes = [left_out(parts)] if parts else []
+    if self._num_again:
+      notes.append(f"{self._num_again:,} pictures are there a second time, through links")
+    return notes
+
+
+def left_out(parts: Sequence[tuple[int, str]]) -> str:
+  """One sentence for what was left out: "3 files left out: 2 not pictures (.txt), 1 hidden"."""
+  num = sum(count for count, _ in parts)
+  reasons = ", ".join(f"{count:,} {reason}" for count, reason in parts)
+  return f"{num:,} {'file' if num == 1 else 'files'} left out: {reasons}"
+
+
+def some(names: Sequence[str]) -> str:
+  """The first names of many."""
+  more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
+  return ", ".join(names[:MAX_NAMED]) + more
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+  """Return the endings, with their dot, of every format that Pillow decodes."""
+  Image.init()
+  formats = (set(Image.OPEN) | {"MPO"}) - NOT_DECODED
+  return frozenset(s for s, kind in Image.registered_extensions().items() if kind in formats)
+
+
+def is_hidden(name: str) -> bool:
+  """Whether a name is one that systems leave behind, neither class nor picture."""
+  return name.startswith(".") or name.lower() in NO_CLASSES
+
+
+def _kind(entry: os.DirEntry) -> str:
+  try:
+    if entry.is_dir():
+      return "folder"
+    if entry.is_file():
+      return "file"
+    return "dangling" if entry.is_symlink() and not os.path.exists(entry.path) else "special"
+  except OSError:  # a link to itself, or through a folder that is closed
+    return "dangling"
+
+
+def _is_picture(path: str) -> bool:
+  """Whether a file without a suffix is a picture by its first bytes."""
+  try:
+    with opened(path) as image:
+      return image.format not in NOT_DECODED
+  except Broken:
+    return False
+
+
+def _depth_notes(names: Iterable[str]) -> list[str]:
+  deep = next((name for name in names if name.count("/") > 1), None)
+  if deep is None:
+    return []
+  first = deep.partition("/")[0]
+  return [f"folders within a class are part of it: {os.path.dirname(deep)} is of class {first}"]
+
+
+def _empty_notes(names: set[str]) -> list[str]:
+  if not names:
+    return []
+  found = some(sorted(names, key=in_natural_order))
+  one = len(names) == 1
+  return [f"{len(names):,} {'folder holds' if one else 'folders hold'} no picture and "
+          f"{'is no class' if one else 'are no classes'}: {found}"]  # fmt: skip
+
+
+def in_natural_order(name: str) -> list[tuple[int, int | str]]:
+  """Return the key that sorts 2 before 10, and numbers before words."""
+  parts = re.split(r"([0-9]+)", name)
+  return [(0, int(p)) if p.isdecimal() else (1, p) for p in parts if p]
+
+
+TEST_NAMES = ("test", "val", "valid", "validation")
+
+
+def split_folders(root: Path, where: str) -> dict[str, Path]:
+  """Return the folders of the splits, "train" and perhaps "test"; empty where there are none.
+
+  Args:
+    root: that may hold them.
+    where: it was named, for messages.
+
+  Raises:
+    UserError: folders named as splits beside others or beside pictures, two test splits, or no
+      training split.
+  """
+  below, files = _top(root)
+  tests = [name for name in below if name.lower() in TEST_NAMES]
+  train = [name for name in below if name.lower() == "train"]
+  if not tests and not train:
+    return {}
+  others = [name for name in below if name not in tests and name not in train]
+  others += [name for name in files if os.path.splitext(name)[1].lower() in suffixes()]
+  named = ", ".join(train + tests)
+  if others:
+    raise UserError(
+      f"{where} holds folders named as splits ({named}) and others ({others[0]}): are they splits "
+      "or classes? Move the splits, or the classes, into a folder of their own, or rename them"
+    )
+  if len(tests) > 1 or len(train) != 1:
+    raise UserError(
+      f"{where} holds {named}: give one folder train and one of {', '.join(TEST_NAMES)}, or name "
+      "them: --config.data.path=ROOT/train --config.data.test_path=ROOT/test"
+    )
+  return {"train": root / train[0]} | ({"test": root / tests[0]} if tests else {})
+
+
+def _top(root: Path) -> tuple[list[str], list[str]]:
+  """Names of the folders and of the files in a folder, sorted, without hidden ones."""
+  if not root.is_dir():
+    return [], []
+  with os.scandir(root) as found:
+    kinds = [(entry.name, _kind(entry)) for entry in found if not is_hidden(entry.name)]
+  return tuple(sorted(n for n, k in kinds if k == kind) for kind in ("folder", "file"))  # pyright: ignore[reportReturnType]

@@ -1,0 +1,228 @@
+"""Pictures in files: what their headers say, and one list of all that cannot be read."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+from PIL import Image, UnidentifiedImageError
+from PIL import __version__ as pillow_version
+
+from diffusion_jax import paths, watchdog
+from diffusion_jax.data.source import is_transparent, num_threads, orientation
+from diffusion_jax.types import UserError
+
+T = TypeVar("T")
+Unreadable = Literal["refuse", "skip"]
+"""What is done about pictures that cannot be read."""
+
+MAX_NAMED = 10
+"""Pictures that a message names; a file lists the others."""
+
+CHUNK = 1024
+TOLD_FROM = 10_000
+"""Pictures from which on it is said that all are being read, because it takes a while."""
+
+
+class Broken(Exception):
+  """A picture that cannot be read; its text says why."""
+
+
+@contextlib.contextmanager
+def opened(file: str | Path | io.BytesIO) -> Iterator[Image.Image]:
+  """Open a picture, of which only the header is read at first.
+
+  Raises:
+    Broken: for whatever Pillow raises here or inside the block. Its formats raise errors of a dozen
+      types for damaged files.
+  """
+  try:
+    with Image.open(file) as image:
+      yield image
+  except (Broken, UserError, MemoryError):
+    raise
+  except UnidentifiedImageError as error:
+    raise Broken("no picture of a known format") from error
+  except Exception as error:
+    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    raise Broken(reason or type(error).__name__) from error
+
+
+class Header(NamedTuple):
+  """What a picture says of itself before its pixels are decoded.
+
+  Attributes:
+    height, width: once it is turned upright.
+    is_grey: it has one channel.
+    is_transparent: it has an alpha channel or a colour that is clear.
+    is_animated: further frames follow the first, which is the one that is read.
+  """
+
+  height: int
+  width: int
+  is_grey: bool
+  is_transparent: bool
+  is_animated: bool
+
+  @property
+  def size(self) -> tuple[int, int]:
+    return self.height, self.width
+
+
+def read_header(file: str | Path) -> Header | Broken:
+  """Return what a file's header says, or why it cannot be read."""
+  try:
+    with opened(file) as image:
+      is_turned = orientation(image) >= 5  # by a quarter
+      height, width = (image.width, image.height) if is_turned else (image.height, image.width)
+      # the further pictures of an MPO are previews of its first
+      animated = image.format != "MPO" and getattr(image, "is_animated", False)
+      return Header(height, width, image.mode in ("L", "1"), is_transparent(image), animated)
+  except Broken as error:
+    return error
+
+
+def read_headers(files: Sequence[str]) -> list[Header | Broken]:
+  """The headers of many files, in their order."""
+  found: list[Header | Broken] = []
+  with ThreadPoolExecutor(num_threads()) as pool:
+    for first in range(0, len(files), CHUNK):
+      found += pool.map(read_header, files[first : first + CHUNK])
+      watchdog.beat()
+  return found
+
+
+def header_notes(headers: Iterable[Header]) -> list[str]:
+  """Sentences on what is done to pictures on the way in."""
+  headers, notes = list(headers), []
+  if num := sum(h.is_transparent for h in headers):
+    notes.append(f"{num:,} {_pictures(num)} with transparency, laid on white")
+  if num := sum(h.is_animated for h in headers):
+    notes.append(f"{num:,} {_pictures(num)} of several frames, of which the first is taken")
+  return notes
+
+
+def _pictures(num: int) -> str:
+  return "picture" if num == 1 else "pictures"
+
+
+class Reader(Generic[T]):
+  """Reads the pictures of a set by their places; one that is broken is answered with all that are.
+
+  Args:
+    num: pictures.
+    load: place -> what is read of it; raises Broken. Called from several threads.
+    name: place -> how a message names it.
+    where: the set is, for messages: "--config.data.path=cats".
+    advice: what to do about pictures that cannot be read.
+  """
+
+  def __init__(
+    self, num: int, load: Callable[[int], T], name: Callable[[int], str], where: str, advice: str
+  ):
+    self._num, self._load, self._name = num, load, name
+    self._where, self._advice = where, advice
+    self._lock, self._refusal = threading.Lock(), ""
+
+  def __call__(self, place: int) -> T:
+    try:
+      return self._load(place)
+    except Broken as error:
+      raise self.refuse({place: str(error)}) from error
+
+  def refuse(self, broken: Mapping[int, str]) -> UserError:
+    """The error that names every unreadable picture, found by reading all of them once.
+
+    Args:
+      broken: place -> reason of those that are known already.
+    """
+    with self._lock:  # several threads may come to a broken picture at once
+      if not self._refusal:
+        self._refusal = self._describe({**self.find_broken(), **broken})
+    return UserError(self._refusal)
+
+  def find_broken(self) -> dict[int, str]:
+    """Place -> reason of each picture that cannot be read; decodes all of them."""
+    if self._num >= TOLD_FROM:
+      print(f"{self._where}: reading all {self._num:,} pictures to list those that are unreadable",
+            flush=True)  # fmt: skip
+    found: dict[int, str] = {}
+    with ThreadPoolExecutor(num_threads()) as pool:
+      for first in range(0, self._num, CHUNK):
+        places = range(first, min(first + CHUNK, self._num))
+        reasons = zip(places, pool.map(self._fault, places), strict=True)
+        found |= {place: reason for place, reason in reasons if reason is not None}
+        watchdog.beat()
+    return found
+
+  def _fault(self, place: int) -> str | None:
+    try:
+      self._load(place)
+    except Broken as error:
+      return str(error)
+    return None
+
+  def _describe(self, broken: Mapping[int, str]) -> str:
+    lines = self.lines(broken)
+    more = ""
+    if len(lines) > MAX_NAMED:
+      more = f" and {len(lines) - MAX_NAMED:,} more{_all_in_a_file(lines)}"
+    return (
+      f"{self._where}: {len(lines):,} of {self._num:,} pictures cannot be read: "
+      f"{', '.join(lines[:MAX_NAMED])}{more}; {self._advice}"
+    )
+
+  def lines(self, broken: Mapping[int, str]) -> list[str]:
+    """The names of pictures with the reasons why they cannot be read."""
+    return [f"{self._name(place)} ({broken[place]})" for place in sorted(broken)]
+
+  def remembered(self, state: Iterable[Any]) -> dict[int, str]:
+    """As `find_broken`, from the user's cache where the same files have been read before.
+
+    Args:
+      state: name, size and time of change of each file.
+    """
+    digest = hashlib.sha256(f"{pillow_version} {self._num}\n".encode())
+    for row in state:
+      digest.update(f"{row}\n".encode(errors="surrogateescape"))
+    file = paths.cache_folder() / "unreadable" / f"{digest.hexdigest()[:24]}.json"
+    try:
+      return {int(place): str(reason) for place, reason in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, AttributeError):  # not read before, or damaged
+      found = self.find_broken()
+    _write(file, json.dumps(found))
+    return found
+
+
+def file_state(file: str) -> tuple[int, int]:
+  """Return size and time of change of a file, (-1, 0) for one out of reach."""
+  try:
+    about = os.stat(file)
+  except OSError:
+    return -1, 0
+  return about.st_size, about.st_mtime_ns
+
+
+def _all_in_a_file(lines: Sequence[str]) -> str:
+  text = "\n".join(lines) + "\n"
+  digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
+  file = paths.cache_folder() / "unreadable" / f"{digest}.txt"
+  return f" (all in {file})" if _write(file, text) else ""
+
+
+def _write(file: Path, text: str) -> bool:
+  """Whether the cache took it; without, the work is done again."""
+  part = file.with_name(f".{file.name}.{os.getpid()}.part")
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part.write_text(text, errors="surrogateescape")
+    os.replace(part, file)
+  except OSError:
+    return False
+  return True
