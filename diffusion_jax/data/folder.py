@@ -92,32 +92,59 @@ class Folder:
 
   def _choose(self, split: str) -> tuple[Checked, str, str]:
     """The pictures of a split, the flag that named them, and where they come from."""
+    (train, where), *others = self._listings()
+    if self.test_fraction:
+      part = _part(self._check(train, where), split, self.test_fraction)
+      unused = self._unused_folder()
+      return part, where, f"{self.test_fraction:g} of {train.root}, in a fixed order{unused}"
+    if split == "test" and not others:
+      raise UserError(
+        f"{where} holds nothing out: no folder test below it; set --config.data.test_path or "
+        "--config.data.test_fraction=0.1"
+      )
+    listing, where = others[0] if split == "test" else (train, where)
+    return self._check(listing, where), where, f"from {listing.root}"
+
+  def _listings(self) -> list[tuple[Listing, str]]:
+    """All pictures, and the flag that named them: in one folder, or first those to train on."""
     root = user_path(self.path)
     where = f"--config.data.path={root}"
     folders = split_folders(root, where)
     train = list_folder(folders.get("train", root), where)
-    if split == "test" and self.test_path:
-      other = user_path(self.test_path)
-      where = f"--config.data.test_path={other}"
-      return self._check(list_folder(other, where, train.classes), where), where, f"from {other}"
-    if self.test_fraction:
-      part = _part(self._check(train, where), split, self.test_fraction)
-      unused = f"; {folders['test']} is not used" if "test" in folders else ""
-      return part, where, f"{self.test_fraction:g} of {train.root}, in a fixed order{unused}"
-    if split == "test":
-      listing = list_folder(folders["test"], where, train.classes)
-      return self._check(listing, where), where, f"from {folders['test']}"
-    return self._check(train, where), where, f"from {train.root}"
+    found = [(train, where)]
+    if self.test_path:
+      root = user_path(self.test_path)
+      where = f"--config.data.test_path={root}"
+      found.append((list_folder(root, where, train.classes), where))
+    elif "test" in folders and not self.test_fraction:
+      found.append((list_folder(folders["test"], where, train.classes), where))
+    return found
+
+  def _unused_folder(self) -> str:
+    root = user_path(self.path)
+    folder = split_folders(root, str(root)).get("test")
+    return "" if folder is None else f"; {folder} is not used"
 
   def _check(self, listing: Listing, where: str) -> Checked:
     return check(listing, lambda found: self._reader(found, where), where, self.unreadable)
 
-  def _reader(self, listing: Listing, where: str) -> Reader[np.ndarray]:
+  def _reader(self, listing: Listing, where: str, beside: bool = True) -> Reader[np.ndarray]:
     def load(place: int) -> np.ndarray:
       with opened(listing.path(place)) as image:
         return fit_image(image, self.image_size, self.channels)
 
-    return Reader(len(listing.names), load, lambda i: listing.names[i], where, ADVICE)
+    others = (lambda: self._readers_beside(listing)) if beside else tuple
+    name = lambda place: listing.names[place] if beside else listing.path(place)  # noqa: E731
+    return Reader(len(listing.names), load, name, where, ADVICE, others)
+
+  def _readers_beside(self, listing: Listing) -> list[Reader[np.ndarray]]:
+    """Of the pictures that belong to the other split."""
+    readers = []
+    for other, where in self._listings():
+      own = set(listing.names) if other.root == listing.root else set()
+      rest = other.keep([i for i, name in enumerate(other.names) if name not in own])
+      readers.append(self._reader(rest, where, beside=False))
+    return readers
 
   def _one_size(self, chosen: Checked) -> tuple[int, int]:
     """Height and width of every picture."""

@@ -121,13 +121,21 @@ class Reader(Generic[T]):
     name: place -> how a message names it.
     where: the set is, for messages: "--config.data.path=cats".
     advice: what to do about pictures that cannot be read.
+    beside: gives readers of what the same program reads besides, such as the other split, so that
+      its unreadable pictures are named in the same list.
   """
 
   def __init__(
-    self, num: int, load: Callable[[int], T], name: Callable[[int], str], where: str, advice: str
+    self,
+    num: int,
+    load: Callable[[int], T],
+    name: Callable[[int], str],
+    where: str,
+    advice: str,
+    beside: Callable[[], Sequence["Reader"]] = tuple,
   ):
     self._num, self._load, self._name = num, load, name
-    self._where, self._advice = where, advice
+    self._where, self._advice, self._beside = where, advice, beside
     self._lock, self._refusal = threading.Lock(), ""
 
   def __call__(self, place: int) -> T:
@@ -144,7 +152,10 @@ class Reader(Generic[T]):
     """
     with self._lock:  # several threads may come to a broken picture at once
       if not self._refusal:
-        self._refusal = self._describe({**self.find_broken(), **broken})
+        lines, num = self.lines({**self.find_broken(), **broken}), self._num
+        for other in self._beside():
+          lines, num = lines + other.lines(other.find_broken()), num + other._num
+        self._refusal = self._describe(lines, num)
     return UserError(self._refusal)
 
   def find_broken(self) -> dict[int, str]:
@@ -168,13 +179,12 @@ class Reader(Generic[T]):
       return str(error)
     return None
 
-  def _describe(self, broken: Mapping[int, str]) -> str:
-    lines = self.lines(broken)
+  def _describe(self, lines: Sequence[str], num: int) -> str:
     more = ""
     if len(lines) > MAX_NAMED:
       more = f" and {len(lines) - MAX_NAMED:,} more{_all_in_a_file(lines)}"
     return (
-      f"{self._where}: {len(lines):,} of {self._num:,} pictures cannot be read: "
+      f"{self._where}: {len(lines):,} of {num:,} pictures cannot be read: "
       f"{', '.join(lines[:MAX_NAMED])}{more}; {self._advice}"
     )
 

@@ -93,7 +93,8 @@ class Records:
     description = _same_classes(train, found)
     num_classes = self._count_classes(found, description)
     reader = self._reader(shards, found, num_classes)
-    pictures = Reader(len(shards), reader.read, shards.where, found.where, ADVICE)
+    beside = lambda: self._readers_beside(split)  # noqa: E731
+    pictures = Reader(len(shards), reader.read, shards.where, found.where, ADVICE, beside)
     broken = self._find_broken(pictures, found)
     places = np.setdiff1d(np.arange(len(shards)), list(broken))
     if not len(places):
@@ -110,6 +111,16 @@ class Records:
     about = self._about(reader, pictures, found, broken)
     source = DecodedSource(name, spec, len(places), read, about)
     return in_memory_if_small(source, self.max_ram_gib)
+
+  def _readers_beside(self, split: str) -> list[Reader]:
+    """Of the pictures of the other split, if there is one."""
+    other = "test" if split == "train" else "train"
+    if not self.has_split(other):
+      return []
+    found = self._find(other)
+    shards = Shards(found.files)
+    reader = self._reader(shards, found, 0)  # its labels are not asked for
+    return [Reader(len(shards), reader.read, shards.where, found.where, ADVICE)]
 
   def _find_broken(self, pictures: Reader, found: "Found") -> dict[int, str]:
     """Place -> reason of the records that are skipped."""
