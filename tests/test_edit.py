@@ -92,6 +92,9 @@ def test_given_images_and_wrong_ones(cells, smoke_run, call, tmp_path):
   np.savez(tmp_path / "mine.npz", images=images)
   given = cells("--inpaint=top", f"--images={tmp_path}/mine.npz", "--num=3")[0]
   np.testing.assert_array_equal(given, images[..., 0])
+  np.savez(tmp_path / "rgb.npz", images=np.repeat(images, 3, -1))  # grey, stored in colour
+  again = cells("--inpaint=top", f"--images={tmp_path}/rgb.npz", "--num=3")[0]
+  np.testing.assert_array_equal(again, images[..., 0])
   np.savez(tmp_path / "big.npz", images=np.zeros((3, 9, 9, 1), np.uint8))
   flags = [f"--workdir={smoke_run}", f"--out={tmp_path}/x.png", "--inpaint=top"]
   for name, message in (

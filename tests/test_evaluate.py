@@ -289,6 +289,13 @@ def test_images_of_any_program_have_the_figures_of_the_run(evaluated, call, tmp_
     value = json.loads((tmp_path / "m.json").read_text())["figures"]["fd_synthetic_40"]["value"]
     assert value == pytest.approx(expected, rel=1e-5)
     assert "fd_synthetic_40" in out
+  (tmp_path / "rgb").mkdir()  # the same pictures, stored in colour
+  for file in (tmp_path / "png").iterdir():
+    Image.open(file).convert("RGB").save(tmp_path / "rgb" / file.name)
+  code, _, err = call(evaluate.main, f"--samples={tmp_path}/rgb", *own[1:], *data)
+  assert code == 0, err
+  figures = json.loads((tmp_path / "m.json").read_text())["figures"]
+  assert figures["fd_synthetic_40"]["value"] == pytest.approx(expected, rel=1e-5)
   np.savez(tmp_path / "b.npz", images=images)
   same = [f"--features={found}", f"--reference={tmp_path}/b.npz"]
   assert call(evaluate.main, *own, *same)[0] == 0
