@@ -129,12 +129,16 @@ class Folder:
     return check(listing, lambda found: self._reader(found, where), where, self.unreadable)
 
   def _reader(self, listing: Listing, where: str, beside: bool = True) -> Reader[np.ndarray]:
+    """Of a split's pictures; with `beside`, those of the other split are named with them."""
+
     def load(place: int) -> np.ndarray:
       with opened(listing.path(place)) as image:
         return fit_image(image, self.image_size, self.channels)
 
+    def name(place: int) -> str:
+      return listing.names[place] if beside else listing.path(place)
+
     others = (lambda: self._readers_beside(listing)) if beside else tuple
-    name = lambda place: listing.names[place] if beside else listing.path(place)  # noqa: E731
     return Reader(len(listing.names), load, name, where, ADVICE, others)
 
   def _readers_beside(self, listing: Listing) -> list[Reader[np.ndarray]]:

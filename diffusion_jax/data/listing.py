@@ -172,14 +172,9 @@ class Walk:
     Raises:
       UserError: how many links and folders, and the first of each.
     """
-    faults = []
-    for found, one, many in (
-      (self._dangling, "link leads nowhere", "links lead nowhere"),
-      (self._closed, "folder cannot be read", "folders cannot be read"),
-    ):
-      if found:
-        first = f", the first is {found[0]}" if len(found) > 1 else f" ({found[0]})"
-        faults.append(f"{len(found):,} {one if len(found) == 1 else many}{first}")
+    faults = [_counted(self._dangling, *DANGLING)] if self._dangling else []
+    if self._closed:
+      faults.append(_counted(self._closed, "folder cannot be read", "folders cannot be read"))
     if faults:
       raise UserError(f"{where}: {'; '.join(faults)}; mend them, or move them away")
 
@@ -199,6 +194,14 @@ class Walk:
     if self._num_again:
       notes.append(f"{self._num_again:,} pictures are there a second time, through links")
     return notes
+
+
+DANGLING = ("link leads nowhere", "links lead nowhere")
+
+
+def _counted(found: Sequence[str], one: str, many: str) -> str:
+  first = f", the first is {found[0]}" if len(found) > 1 else f" ({found[0]})"
+  return f"{len(found):,} {one if len(found) == 1 else many}{first}"
 
 
 def left_out(parts: Sequence[tuple[int, str]]) -> str:
@@ -284,11 +287,16 @@ def split_folders(root: Path, where: str) -> dict[str, Path]:
     UserError: folders named as splits beside others or beside pictures, two test splits, or no
       training split.
   """
-  below, files = _top(root)
+  top = _top(root)
+  below, files = top["folder"], top["file"]
   tests = [name for name in below if name.lower() in TEST_NAMES]
   train = [name for name in below if name.lower() == "train"]
   if not tests and not train:
     return {}
+  if top["dangling"]:
+    raise UserError(
+      f"{where}: {_counted(top['dangling'], *DANGLING)}; mend them, or move them away"
+    )
   others = [name for name in below if name not in tests and name not in train]
   others += [name for name in files if os.path.splitext(name)[1].lower() in suffixes()]
   named = ", ".join(train + tests)
@@ -305,10 +313,13 @@ def split_folders(root: Path, where: str) -> dict[str, Path]:
   return {"train": root / train[0]} | ({"test": root / tests[0]} if tests else {})
 
 
-def _top(root: Path) -> tuple[list[str], list[str]]:
-  """Names of the folders and of the files in a folder, sorted, without hidden ones."""
+def _top(root: Path) -> dict[str, list[str]]:
+  """Kind -> names of what lies in a folder, sorted, without hidden ones."""
+  kinds: dict[str, list[str]] = {"folder": [], "file": [], "dangling": [], "special": []}
   if not root.is_dir():
-    return [], []
+    return kinds
   with os.scandir(root) as found:
-    kinds = [(entry.name, _kind(entry)) for entry in found if not is_hidden(entry.name)]
-  return tuple(sorted(n for n, k in kinds if k == kind) for kind in ("folder", "file"))  # pyright: ignore[reportReturnType]
+    for entry in found:
+      if not is_hidden(entry.name):
+        kinds[_kind(entry)].append(entry.name)
+  return {kind: sorted(names) for kind, names in kinds.items()}

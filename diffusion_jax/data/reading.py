@@ -31,7 +31,16 @@ TOLD_FROM = 10_000
 
 
 class Broken(Exception):
-  """A picture that cannot be read; its text says why."""
+  """A picture that cannot be read; its text says why.
+
+  Args:
+    reason: in words.
+    by_system: the system refused it, which another time it may not; the file itself may be whole.
+  """
+
+  def __init__(self, reason: str, by_system: bool = False):
+    super().__init__(reason)
+    self.by_system = by_system
 
 
 @contextlib.contextmanager
@@ -50,8 +59,9 @@ def opened(file: str | Path | io.BytesIO) -> Iterator[Image.Image]:
   except UnidentifiedImageError as error:
     raise Broken("no picture of a known format") from error
   except Exception as error:
-    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-    raise Broken(reason or type(error).__name__) from error
+    refusal = getattr(error, "strerror", None)
+    reason = refusal or str(error).partition("\n")[0] or type(error).__name__
+    raise Broken(reason, by_system=refusal is not None) from error
 
 
 class Header(NamedTuple):
@@ -136,7 +146,7 @@ class Reader(Generic[T]):
   ):
     self._num, self._load, self._name = num, load, name
     self._where, self._advice, self._beside = where, advice, beside
-    self._lock, self._refusal = threading.Lock(), ""
+    self._lock, self._refusal, self._is_lasting = threading.Lock(), "", True
 
   def __call__(self, place: int) -> T:
     try:
@@ -176,6 +186,7 @@ class Reader(Generic[T]):
     try:
       self._load(place)
     except Broken as error:
+      self._is_lasting = self._is_lasting and not error.by_system
       return str(error)
     return None
 
@@ -195,6 +206,8 @@ class Reader(Generic[T]):
   def remembered(self, state: Iterable[Any]) -> dict[int, str]:
     """As `find_broken`, from the user's cache where the same files have been read before.
 
+    What the system refused, as a network's file system may for a while, is not kept.
+
     Args:
       state: name, size and time of change of each file.
     """
@@ -206,7 +219,8 @@ class Reader(Generic[T]):
       return {int(place): str(reason) for place, reason in json.loads(file.read_text()).items()}
     except (OSError, ValueError, AttributeError):  # not read before, or damaged
       found = self.find_broken()
-    _write(file, json.dumps(found))
+    if self._is_lasting:
+      _write(file, json.dumps(found))
     return found
 
 

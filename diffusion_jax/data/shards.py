@@ -302,7 +302,7 @@ def _encode(task: Task, file: str) -> bytes:
   try:
     data = Path(file).read_bytes()
   except OSError as error:
-    raise Broken(error.strerror) from error
+    raise Broken(error.strerror or str(error), by_system=True) from error
   with opened(io.BytesIO(data)) as image:
     pixels = fit_image(image, task.image_size, task.channels)  # decodes all of it: it is whole
     keep = task.image_size is None and image.format in FORMATS

@@ -172,6 +172,13 @@ def test_pictures_beside_splits_are_not_lost(tmp_path):
     Folder(path=str(tmp_path)).load("train")
 
 
+def test_a_test_split_behind_a_dangling_link_does_not_vanish(tmp_path):
+  save(tmp_path / "train" / "a" / "1.png")
+  (tmp_path / "test").symlink_to("nowhere")
+  with pytest.raises(UserError, match=r"1 link leads nowhere \(test\)"):
+    Folder(path=str(tmp_path)).has_split("test")
+
+
 def test_two_ways_to_hold_out_are_refused(tmp_path):
   save(tmp_path / "1.png")
   with pytest.raises(UserError, match="both say what is held out; leave one out"):

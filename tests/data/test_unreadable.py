@@ -133,6 +133,21 @@ class TestSkip:
     monkeypatch.setattr(reading, "_write", lambda *_: False)
     assert len(Folder(path=str(mixed), unreadable="skip").load("train")) == 3
 
+  def test_what_the_system_refused_is_not_remembered(self, mixed, cache, monkeypatch):
+    data, whole = Folder(path=str(mixed), unreadable="skip"), Image.open
+
+    def refused(file, *args):
+      if str(file).endswith("2.png"):
+        raise OSError(5, "Input/output error")
+      return whole(file, *args)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(Image, "open", refused)
+      (note,) = data.load("train").about.notes
+      assert "b/2.png (Input/output error)" in note
+    assert not list(cache.glob("*.json"))
+    assert len(data.load("train")) == 3
+
   def test_nothing_that_can_be_read(self, tmp_path):
     save(tmp_path / "set" / "1.png", cut=True)
     with pytest.raises(UserError, match="none of its 1 pictures can be read"):
