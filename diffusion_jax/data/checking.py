@@ -9,7 +9,7 @@ from diffusion_jax.data.reading import (
   Header,
   Reader,
   Unreadable,
-  file_state,
+  file_states,
   header_notes,
   read_headers,
 )
@@ -56,12 +56,12 @@ def check(
   Raises:
     UserError: unreadable pictures, all of them named, or none that can be read.
   """
-  headers = read_headers([listing.path(i) for i in range(len(listing.names))])
+  files = [listing.path(i) for i in range(len(listing.names))]
+  headers = read_headers(files)
   broken = {i: str(h) for i, h in enumerate(headers) if isinstance(h, Broken)}
   reader = make_reader(listing)
   if unreadable == "skip":
-    state = ((name, *file_state(listing.path(i))) for i, name in enumerate(listing.names))
-    broken |= reader.remembered(state)
+    broken |= reader.remembered(zip(listing.names, file_states(files), strict=True))
   elif broken:
     raise reader.refuse(broken)
   kept = [i for i in range(len(headers)) if i not in broken]

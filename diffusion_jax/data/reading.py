@@ -100,10 +100,15 @@ def read_header(file: str | Path) -> Header | Broken:
 
 def read_headers(files: Sequence[str]) -> list[Header | Broken]:
   """The headers of many files, in their order."""
-  found: list[Header | Broken] = []
+  return _in_threads(read_header, files)
+
+
+def _in_threads(function: Callable[[str], T], files: Sequence[str]) -> list[T]:
+  """What it says of each file: storage may be slow to answer."""
+  found: list[T] = []
   with ThreadPoolExecutor(num_threads()) as pool:
     for first in range(0, len(files), CHUNK):
-      found += pool.map(read_header, files[first : first + CHUNK])
+      found += pool.map(function, files[first : first + CHUNK])
       watchdog.beat()
   return found
 
@@ -224,8 +229,12 @@ class Reader(Generic[T]):
     return found
 
 
-def file_state(file: str) -> tuple[int, int]:
-  """Return size and time of change of a file, (-1, 0) for one out of reach."""
+def file_states(files: Sequence[str]) -> list[tuple[int, int]]:
+  """Size and time of change of each file, (-1, 0) for one out of reach."""
+  return _in_threads(_file_state, files)
+
+
+def _file_state(file: str) -> tuple[int, int]:
   try:
     about = os.stat(file)
   except OSError:

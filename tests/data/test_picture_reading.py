@@ -58,6 +58,17 @@ def test_prepared_records_are_upright_too(tmp_path):
   np.testing.assert_array_equal(images, exact)
 
 
+def test_records_of_the_files_own_bytes_are_turned_when_they_are_read(tmp_path):
+  """The header's size is that of the picture as it lies in the file."""
+  from diffusion_jax.data import Records
+
+  for name in ("a.png", "b.png"):
+    write_turned(tmp_path / "in" / name, 6)
+  write(Task(tmp_path / "in", tmp_path / "out", num_shards=1))
+  images = everything(Records(path=str(tmp_path / "out")).load("train"))
+  np.testing.assert_array_equal(images, np.stack([UPRIGHT, UPRIGHT]))
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_lies_on_white(mode, tmp_path):
   """Clear, half clear and opaque black; what a clear pixel's colour would be is not seen."""
