@@ -12,9 +12,9 @@ is their mean: Adam's step does not depend on the gradient's scale but for eps, 
 the same number. The flips are those of the augmentation (generative.augmentation), which the
 network is told of, so the data section has none. Samples are rounded to the nearest level.
 
-What differs: the augmentation interpolates by another filter (diffusion_jax/augmentation.py), the
-sampler's state is float32 and not float64, and a gradient that is not finite skips the update where
-the original replaces its entries.
+What differs: the augmentation pads each image by its whole mirror images, and not as far as some
+image of the batch reaches; the sampler's state is float32 and not float64; and a gradient that is
+not finite skips the update where the original replaces its entries.
 
 Command:  python -m diffusion_jax.train --config=configs/edm_cifar.py
 Data:     cifar10 of tensorflow-datasets, downloaded (170 MB) and prepared at first use.

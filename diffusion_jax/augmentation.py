@@ -21,16 +21,24 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax import randomness
 from diffusion_jax.types import Key, Keys
 
 NUM_LABELS = 9
-LOBES = 3.0
-"""Half the width of the interpolation kernel, in pixels."""
+SYM6 = (
+  0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
+  0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252,
+  -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148,
+)  # fmt: skip
+"""The low-pass filter of Daubechies' least asymmetric wavelets with 6 vanishing moments
+(Daubechies 1992, Ten Lectures on Wavelets, table 6.3); its even shifts are orthonormal."""
+CENTRE = 5
+"""The tap of a pixel that falls on the pixel itself."""
 MIN_SIZE = 4
-"""Pixels a side that the kernel needs, for its mirror images to be the next ones only."""
+"""Pixels a side, so that the filter, which reaches 3 pixels far, stays within the mirror images."""
 STREAM = 3
 """Folded into an example's keys: its time, noise and hidden label have 0 to 2."""
 
@@ -178,14 +186,12 @@ def warp(
 ) -> Float[Array, "H W C"]:
   """Moves each point p of the image, counted from its centre, to matrix p + shift.
 
-  The image goes on as in mirrors beyond its edges (the edge pixels are not repeated), and is
-  interpolated by Lanczos' kernel with 3 lobes. Where the image shrinks, the kernel is as much wider
-  as it shrinks most in any direction, which takes away what the new grid cannot hold. So whole
-  turns by 90 degrees and shifts by whole pixels are exact. EDM's program doubles the resolution by
-  a wavelet filter (sym6), interpolates linearly there and halves it again, and pads only as far
-  as an image reaches.
-
-  The kernel is a product, and so all pixels come from two products of matrices, without a gather.
+  As EDM's program does: the image, with its mirror images beside it (edge pixels are not repeated)
+  and zeros beyond them, is doubled by the wavelet filter, sampled linearly at twice the resolution,
+  and halved by the same filter. Its program pads only as far as some image of the batch reaches;
+  here every image has its mirror images whole, so that it depends on no other. Shifts by whole
+  pixels are exact up to there. The interpolation is a product over the two axes, and so all
+  samples come from two products of matrices, without a gather.
 
   Args:
     x: image of at least MIN_SIZE pixels a side.
@@ -193,31 +199,43 @@ def warp(
   """
   height, width, _ = x.shape
   inverse = jnp.linalg.inv(matrix)
-  column, row = jnp.meshgrid(jnp.arange(width), jnp.arange(height))
+  column, row = jnp.meshgrid(_sample_places(width), _sample_places(height))
   centre = jnp.asarray([(width - 1) / 2, (height - 1) / 2], jnp.float32)
   target = jnp.stack([column.ravel(), row.ravel()], axis=-1) - centre
   source = jnp.sum((target - shift)[:, None, :] * inverse, axis=-1) + centre
-  reach = jnp.clip(_largest_stretch(inverse), 1.0, (min(height, width) - 1) / LOBES)
-  across, down = _weights(source[:, 0], width, reach), _weights(source[:, 1], height, reach)
+  across, down = _weights(source[:, 0], width), _weights(source[:, 1], height)
   lines = jnp.einsum("pi,jic->pjc", across, x, precision="highest")
-  return jnp.einsum("pj,pjc->pc", down, lines, precision="highest").reshape(x.shape)
+  samples = jnp.einsum("pj,pjc->pc", down, lines, precision="highest")
+  samples = samples.reshape(*column.shape, -1)
+  lines = jnp.einsum("ya,abc->ybc", _halving(height), samples, precision="highest")
+  return jnp.einsum("xb,ybc->yxc", _halving(width), lines, precision="highest")
 
 
-def _largest_stretch(matrix: Float[Array, "2 2"]) -> Float[Array, ""]:
-  """The largest singular value, without an iteration."""
-  (a, b), (c, d) = matrix
-  return 0.5 * (jnp.hypot(a + d, b - c) + jnp.hypot(a - d, b + c))
+def _sample_places(size: int) -> Float[np.ndarray, "S"]:
+  """Where the samples lie that `size` pixels are made of, in pixels: two a pixel."""
+  return (np.arange(2 * size + len(SYM6) - 2) - CENTRE) / 2
 
 
-def _weights(place: Float[Array, "P"], size: int, reach: Float[Array, ""]) -> Float[Array, "P N"]:
-  """How much each of `size` pixels counts at each place of the line that mirrors them for ever."""
-  period = 2 * (size - 1)
-  place, pixel = jnp.mod(place, period)[:, None], jnp.arange(size)
-  inner = (pixel > 0) & (pixel < size - 1)  # the edge pixels are their own mirror images
-  copies = [(pixel, True), (period - pixel, inner), (-pixel, pixel > 0), (period + pixel, True)]
-  total = sum(jnp.where(there, _lanczos((place - p) / reach), 0.0) for p, there in copies)
-  return total / jnp.sum(total, axis=1, keepdims=True)
+def _halving(size: int) -> Float[np.ndarray, "N S"]:
+  """The filter at each of `size` pixels, over their samples."""
+  places = np.arange(2 * size + len(SYM6) - 2) - 2 * np.arange(size)[:, None]
+  inside = (places >= 0) & (places < len(SYM6))
+  return np.where(inside, np.take(SYM6, places, mode="clip"), 0.0).astype(np.float32)
 
 
-def _lanczos(x: Float[Array, "..."]) -> Float[Array, "..."]:
-  return jnp.where(jnp.abs(x) < LOBES, jnp.sinc(x) * jnp.sinc(x / LOBES), 0.0)
+def _weights(place: Float[Array, "P"], size: int) -> Float[Array, "P N"]:
+  """How much each of `size` pixels counts at each place, linearly between two samples.
+
+  Tap i of a pixel at k falls on sample 2 k + i - CENTRE, also of its two mirror images; samples
+  go from the first pixel of the left one to one after the last pixel of the right one.
+  """
+  pixel, last = np.arange(size), size - 1
+  copies = ((pixel, pixel >= 0), (-pixel, pixel > 0), (2 * last - pixel, pixel < last))
+  total = jnp.zeros((), place.dtype)
+  for position, there in copies:
+    for i, tap in enumerate(SYM6):
+      sample = 2 * position + i - CENTRE
+      inside = there & (sample >= -2 * last) & (sample <= 4 * last + 1)
+      near = jnp.maximum(1 - jnp.abs(2 * place[:, None] - sample.astype(np.float32)), 0)
+      total += np.float32(tap) * inside * near
+  return total

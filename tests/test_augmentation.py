@@ -1,5 +1,8 @@
 """EDM's augmentation: exact where it can be, as often as asked, told to the network, no leak."""
 
+import itertools
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -14,10 +17,10 @@ from diffusion_jax.types import Batch, ImageSpec, UserError
 
 pytestmark = pytest.mark.costly
 
-SQUARE = np.random.default_rng(0).normal(size=(12, 12, 3)).astype(np.float32)
 WIDE = np.random.default_rng(1).normal(size=(8, 14, 2)).astype(np.float32)
 STILL = Draws(*[np.float32(0.0)] * 8)
 TRANSFORM = jax.jit(Augmentation(0.12).transform)
+WARP = jax.jit(warp)
 NUM = 20_000
 
 
@@ -37,7 +40,7 @@ def drawn():
 
 def test_an_image_that_is_left_alone_is_the_same_to_the_bit():
   np.testing.assert_array_equal(transform(WIDE), WIDE)
-  warped = jax.jit(warp)(WIDE, np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
+  warped = WARP(WIDE, np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
   np.testing.assert_allclose(warped, WIDE, atol=2e-6)
 
 
@@ -47,19 +50,134 @@ def test_flips_are_those_of_numpy():
   np.testing.assert_array_equal(transform(WIDE, flip_x=1, flip_y=1), WIDE[::-1, ::-1])
 
 
-@pytest.mark.parametrize("quarters", [1, 2, 3])
-def test_whole_turns_are_those_of_numpy(quarters):
-  found = transform(SQUARE, angle=quarters * np.pi / 2)
-  np.testing.assert_allclose(found, np.rot90(SQUARE, quarters), atol=2e-5)
-
-
-@pytest.mark.parametrize(("right", "down"), [(3, 0), (0, -2), (-5, 4), (40, -23)])
-def test_a_shift_by_whole_pixels_moves_the_image_in_mirrors(right, down):
-  """Also one of several image sizes, where padding by one image would end."""
-  padded = np.pad(WIDE, ((64, 64), (64, 64), (0, 0)), mode="reflect")
-  exact = padded[64 - down : 72 - down, 64 - right : 78 - right]
+@pytest.mark.parametrize(("right", "down"), [(3, 0), (0, -2), (-5, 4), (9, -3)])
+def test_a_shift_by_whole_pixels_moves_the_image_in_its_mirrors(right, down):
+  """As far as the mirror images go without the filter seeing their end."""
+  padded = np.pad(WIDE, ((7, 7), (13, 13), (0, 0)), mode="reflect")
+  exact = padded[7 - down : 15 - down, 13 - right : 27 - right]
   found = transform(WIDE, move_x=right / 14 / 0.125, move_y=down / 8 / 0.125)
   np.testing.assert_allclose(found, exact, atol=1e-4)
+
+
+def test_beyond_the_mirror_images_are_zeros():
+  np.testing.assert_array_equal(transform(WIDE, move_x=40 / 14 / 0.125), 0.0)
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_whole_turns_are_those_of_numpy(quarters):
+  """Of a smooth image, nearly: the filter is not quite symmetric."""
+  smooth = wave(*np.mgrid[:24, :24].astype(float)[::-1], 24, 24).astype(np.float32)
+  found = transform(smooth, angle=quarters * np.pi / 2)
+  error = [np.abs(found - np.rot90(smooth, k)).max() / np.abs(smooth).max() for k in range(4)]
+  assert error[quarters] < 0.05
+  assert min(error[:quarters] + error[quarters + 1 :]) > 0.5
+
+
+# ---- The filter and the steps of the published program ------------------------------------------
+
+
+def test_the_filter_is_the_orthonormal_one_with_six_vanishing_moments():
+  h = np.asarray(augmentation.SYM6)
+  products = np.correlate(h, h, mode="full")[len(h) - 1 :: 2]  # with itself shifted by 0, 2, 4, ...
+  np.testing.assert_allclose(products, [1, 0, 0, 0, 0, 0], atol=1e-12)
+  assert h.sum() == pytest.approx(np.sqrt(2), abs=1e-12)
+  sign = (-1.0) ** np.arange(12)
+  for power in range(6):
+    place = (np.arange(12) - 5) / 6
+    assert abs(np.sum(sign * place**power * h)) < 1e-10, power
+
+
+def test_the_filter_is_a_factor_of_daubechies_polynomial():
+  """Its zeros besides six at -1: of each zero y of the polynomial, z or 1 / z; so eight filters."""
+  polynomial = [math.comb(5 + k, k) for k in range(6)]  # in y = (2 - z - 1 / z) / 4
+  places = [y for y in np.roots(polynomial[::-1]) if y.imag >= -1e-9]
+  errors = []
+  for inside in itertools.product([True, False], repeat=len(places)):
+    zeros = [-1.0] * 6
+    for y, small in zip(places, inside, strict=True):
+      pair = sorted(np.roots([1, 4 * y - 2, 1]), key=abs)
+      zero = pair[0] if small else pair[1]
+      zeros += [zero] if abs(y.imag) < 1e-9 else [zero, np.conj(zero)]
+    taps = np.real(np.poly(zeros))
+    errors.append(np.abs(taps * np.sqrt(2) / taps.sum() - augmentation.SYM6).max())
+  assert len(errors) == 8
+  assert min(errors) < 1e-10
+
+
+def correlate(x, taps, before, after, step=1):
+  """Sums over j of taps[j] x[step m + j - before] along the first axis, zeros around it."""
+  x = np.pad(x, [(before, after)] + [(0, 0)] * (x.ndim - 1))
+  num = (len(x) - len(taps)) // step + 1
+  return sum(tap * x[j : j + step * (num - 1) + 1 : step] for j, tap in enumerate(taps))
+
+
+def with_zeros_between(x):
+  longer = np.zeros((2 * len(x) - 1, *x.shape[1:]))
+  longer[::2] = x
+  return longer
+
+
+def along_both(step, x):
+  return step(step(x).swapaxes(0, 1)).swapaxes(0, 1)
+
+
+def published_warp(x, matrix, shift, whole):
+  """The steps of EDM's program, one after the other in float64.
+
+  Args:
+    whole: pad by whole mirror images, as in a large batch; else as far as this image reaches.
+  """
+  height, width, _ = x.shape
+  taps, size = np.asarray(augmentation.SYM6), np.array([width, height])
+  inverse = np.linalg.inv(matrix)
+  half = (size - 1) / 2
+  corners = (np.array([(i, j) for i in (-1, 1) for j in (-1, 1)]) * half - shift) @ inverse.T
+  reach = np.stack([-corners.min(0), corners.max(0)]) + 6 - half  # before and after, by (x, y)
+  margin = np.ceil(np.clip(reach, 0, size - 1)).astype(int)
+  margin = np.stack([size - 1, size - 1]) if whole else margin
+  x = np.pad(x.astype(float), [tuple(margin[:, 1]), tuple(margin[:, 0]), (0, 0)], mode="reflect")
+  large = along_both(lambda v: correlate(with_zeros_between(v), taps[::-1], 6, 6), x)
+  # Sample q of the finer grid lies at pixel q / 2 - 3; pixel p of the padded image at sample 2 p.
+  places = [np.arange(2 * n + 12) / 2 - 3 for n in size]
+  target = np.stack(np.meshgrid(*places), -1) - half
+  source = 2 * ((target - shift) @ inverse.T + half + margin[0])
+  samples = bilinear(large, source)
+  return along_both(lambda v: correlate(v, taps, 5, 5, step=2)[3:-3], samples)
+
+
+def bilinear(x, place):
+  """Values at (x, y) places between the pixels, zeros outside."""
+  x = np.pad(x, [(1, 1), (1, 1), (0, 0)])
+  column, row = np.moveaxis(place + 1, -1, 0)
+  total = 0.0
+  for right in (0, 1):
+    for below in (0, 1):
+      i, j = np.floor(row).astype(int) + below, np.floor(column).astype(int) + right
+      inside = (i >= 0) & (i < x.shape[0]) & (j >= 0) & (j < x.shape[1])
+      weight = inside * (1 - np.abs(row - i)) * (1 - np.abs(column - j))
+      total = total + weight[..., None] * x[i % x.shape[0], j % x.shape[1]]
+  return total
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_warp_is_that_of_the_published_steps(seed, whole):
+  """For noise, which has all frequencies."""
+  rng = np.random.default_rng(seed)
+  x = rng.standard_normal((14, 18, 2)).astype(np.float32)
+  matrix = (np.eye(2) + 0.15 * rng.standard_normal((2, 2))).astype(np.float32)
+  shift = rng.standard_normal(2).astype(np.float32)
+  exact = published_warp(x, matrix.astype(float), shift.astype(float), whole)
+  np.testing.assert_allclose(WARP(x, matrix, shift), exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("far", [(30.0, -4.0), (-3.0, 25.0)])
+def test_a_warp_that_leaves_the_mirror_images_is_that_of_the_published_steps(far):
+  x = np.random.default_rng(0).standard_normal((14, 18, 2)).astype(np.float32)
+  matrix, shift = np.float32([[1.1, 0.2], [-0.3, 0.9]]), np.float32(far)
+  exact = published_warp(x, matrix.astype(float), shift.astype(float), True)
+  assert (np.abs(exact).max(-1) < 1e-12).any()  # there are zeros
+  np.testing.assert_allclose(WARP(x, matrix, shift), exact, atol=1e-4)
 
 
 def wave(column, row, height, width):
@@ -81,7 +199,10 @@ def wave(column, row, height, width):
   ids=lambda draws: ",".join(draws),
 )
 def test_a_smooth_image_is_where_the_formula_says(draws):
-  """Against the image's own formula at M^-1 (p - shift), M = stretch rotation scale, in float64."""
+  """Against the image's own formula at M^-1 (p - shift), M = stretch rotation scale, in float64.
+
+  To 4%: the published filter also takes a little of what the grid can hold, and is not symmetric.
+  """
   height, width = 24, 32
   row, column = np.mgrid[:height, :width].astype(float)
   d = {name: draws.get(name, 0.0) for name in Draws._fields}
@@ -95,7 +216,7 @@ def test_a_smooth_image_is_where_the_formula_says(draws):
   source = points @ np.linalg.inv(matrix).T + centre
   exact = wave(source[..., 0], source[..., 1], height, width)
   found = transform(wave(column, row, height, width).astype(np.float32), **draws)
-  assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
+  assert np.abs(found - exact).max() < 0.04 * np.abs(exact).max()
   unmoved = wave(column, row, height, width)
   assert np.abs(unmoved - exact).max() > 0.2 * np.abs(exact).max()  # else it would prove nothing
 
@@ -108,8 +229,8 @@ def test_shrinking_removes_what_the_new_grid_cannot_hold():
 
 
 def test_constant_images_stay():
-  ones = np.ones((8, 8, 1), np.float32)
-  found = transform(ones, scale=-2.0, angle=1.0, stretch=2.0, axis=1.0, move_x=3.0)
+  ones = np.ones((16, 16, 1), np.float32)
+  found = transform(ones, scale=-1.0, angle=1.0, stretch=1.0, axis=1.0, move_x=1.0)
   np.testing.assert_allclose(found, 1.0, atol=1e-5)
 
 
