@@ -54,7 +54,9 @@ def group_norm(
 ) -> Float[Array, "B H W C"]:
   """Normalises groups of channels over an image; statistics and arithmetic at least in float32.
 
-  The variance is the mean square less the squared mean, so that one pass over `x` gives both.
+  One pass over `x` gives mean and variance, the mean square less the squared mean. Each channel is
+  counted from an anchor, the mean of its first row: without it the two terms cancel, and the
+  variance is lost, where the mean is much larger than the deviation.
 
   Args:
     x: the input; the result has its type.
@@ -65,7 +67,8 @@ def group_norm(
     swish: apply it last.
   """
   high = jnp.promote_types(x.dtype, jnp.float32)
-  mean, inverse = _statistics(x.astype(high), num_groups, epsilon)
+  anchor = jax.lax.stop_gradient(x[:, 0].astype(high).mean(1))  # any constant has this gradient
+  mean, inverse = _statistics(x, anchor, num_groups, epsilon)
   factor = inverse * scale
   offset = bias - mean * factor
   if modulation is not None:
@@ -73,20 +76,36 @@ def group_norm(
     factor, offset = factor * more, offset * more + modulation.shift.astype(high)
 
   @jax.checkpoint
-  def apply(x: Array, factor: Array, offset: Array) -> Array:
-    y = x.astype(high) * factor[:, None, None] + offset[:, None, None]
+  def apply(x: Array, anchor: Array, factor: Array, offset: Array) -> Array:
+    y = _from_anchor(x, anchor) * factor[:, None, None] + offset[:, None, None]
     return (jax.nn.swish(y) if swish else y).astype(x.dtype)
 
-  return apply(x, factor, offset)
+  return apply(x, anchor, factor, offset)
 
 
-def _statistics(x: Array, num_groups: int, epsilon: float) -> tuple[Array, Array]:
-  """Of each channel its group's mean and 1 / deviation, [B C]; pixels first, then channels."""
+def _from_anchor(x: Array, anchor: Array) -> Array:
+  return x.astype(anchor.dtype) - anchor[:, None, None]
+
+
+def _statistics(x: Array, anchor: Array, num_groups: int, epsilon: float) -> tuple[Array, Array]:
+  """For each channel: its group's mean less the channel's anchor, and 1 / deviation, [B C].
+
+  The group's variance is the mean of its channels' own and that of their means.
+  """
+
+  @jax.checkpoint
+  def moments(x: Array, anchor: Array) -> tuple[Array, Array]:
+    y = _from_anchor(x, anchor)
+    return y.mean((1, 2)), jnp.square(y).mean((1, 2))
+
   size = x.shape[-1] // num_groups
 
   def of_group(channels: Array) -> Array:
     return jnp.repeat(channels.reshape(len(x), num_groups, size).mean(-1), size, axis=-1)
 
-  mean, square = of_group(x.mean((1, 2))), of_group(jnp.square(x).mean((1, 2)))
-  variance = jnp.maximum(square - jnp.square(mean), 0.0)
-  return mean, jax.lax.rsqrt(variance + epsilon)
+  mean, square = moments(x, anchor)
+  place = anchor - of_group(anchor)  # in a group all means are counted from one value
+  centre = of_group(place + mean)
+  within = jnp.maximum(square - jnp.square(mean), 0.0)
+  variance = of_group(within + jnp.square(place + mean - centre))
+  return centre - place, jax.lax.rsqrt(variance + epsilon)

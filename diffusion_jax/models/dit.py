@@ -6,6 +6,7 @@ Source: Peebles and Xie 2023 (arXiv 2212.09748).
 import dataclasses
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
@@ -17,6 +18,7 @@ from diffusion_jax.models.network import Network, as_network
 from diffusion_jax.types import ImageSpec
 
 TIME_FREQUENCIES = 256
+EPSILON = 1e-6
 embed_init = nn.initializers.normal(0.02)
 # Xavier's uniform of query, key and value as one layer, which is what the original initialises.
 qkv_init = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
@@ -180,8 +182,20 @@ def _modulation(condition: Array, width: int, parts: int, name: str) -> list[Flo
 
 def _modulated(x: Array, shift: Array, scale: Array) -> Float[Array, "B N D"]:
   """A layer norm without weights of its own, scaled and shifted, float32."""
-  norm = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=FLOAT32)
-  return norm(x) * (1 + scale) + shift
+  return _layer_norm(x) * (1 + scale) + shift
+
+
+def _layer_norm(x: Array) -> Float[Array, "B N D"]:
+  """Normalises each token, float32, counted from an anchor as in `kernels.group_norm`.
+
+  The anchor is the token's mean as it comes out rounded: whatever it is, the variance is right also
+  where the mean is much larger than the deviation.
+  """
+  x = x.astype(FLOAT32)
+  y = x - jax.lax.stop_gradient(x.mean(-1, keepdims=True))  # any constant has this gradient
+  mean = y.mean(-1, keepdims=True)
+  variance = jnp.maximum(jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
+  return (y - mean) * jax.lax.rsqrt(variance + EPSILON)
 
 
 def _gated(x: Array, gate: Array, h: Array) -> Array:

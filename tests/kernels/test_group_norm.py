@@ -51,6 +51,39 @@ def test_derivatives_of_both_modes_and_the_second_order():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["one mean", "a mean a channel", "an outlier in the first row"])
+def test_a_mean_of_a_thousand_deviations_costs_no_accuracy(kind):
+  """Value and gradients in float32 against float64 of the same numbers; without an anchor 5%."""
+  x = np.float32(0.1) * normal(1, 2, 16, 16, 32)
+  x += np.float32(100) * (1 if kind == "one mean" else np.sign(normal(2, 32)) * np.arange(1, 33))
+  x[:, 0, 0] += np.float32(5 if kind == "an outlier in the first row" else 0)
+  scale, bias = 1 + np.float32(0.3) * normal(3, 32), normal(4, 32)
+  vectors = Modulation(*(np.float32(0.3) * normal(5, 2, 2, 32)))
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def results(form, args, cotangent):
+    value, pull = jax.vjp(lambda *a: form(*a[:3], 32, 1e-6, a[3], True), *args)
+    return value, pull(cotangent)
+
+  args, cotangent = (x, scale, bias, vectors), normal(6, *x.shape)
+  found = results(group_norm, args, cotangent)
+  with jax.enable_x64(True):
+    exact = results(plain_group_norm, *jax.tree.map(np.float64, (args, cotangent)))
+    exact = jax.tree.map(np.asarray, exact)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+    error = np.sqrt(np.square(np.float64(a) - b).mean() / np.square(b).mean())
+    assert error < 2e-6, error
+
+
+def test_channels_of_a_group_with_other_means_share_its_variance():
+  """Groups of four channels 100 apart, with a deviation of 0.1 each."""
+  x = 100 * np.arange(32, dtype=np.float32) + np.float32(0.1) * normal(1, 2, 8, 8, 32)
+  ones, zeros = np.ones(32, np.float32), np.zeros(32, np.float32)
+  with jax.enable_x64(True):
+    exact = np.asarray(FORMS[1](x.astype(np.float64), ones, zeros, 8, 1e-6))
+  np.testing.assert_allclose(FORMS[0](x, ones, zeros, 8, 1e-6), exact, atol=2e-6)
+
+
 def test_the_error_in_float32_is_that_of_flax():
   """Where a group's mean is forty times its deviation, as after a large embedding was added."""
   x = 40.0 + normal(1, 2, 16, 16, 32)

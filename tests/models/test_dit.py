@@ -1,6 +1,7 @@
 """The diffusion transformer is the published one: counts, start, patches, positions."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from numpy_draws import moved, normal
 
 from diffusion_jax.checksum import named_leaves
 from diffusion_jax.models import NETWORKS, DiT
+from diffusion_jax.models.dit import _layer_norm
 from diffusion_jax.models.embeddings import position_embedding
 from diffusion_jax.types import ImageSpec
 
@@ -128,6 +130,29 @@ def test_positions_are_their_formula():
     for column in range(3):
       parts = [f(place * frequency) for place in (column, row) for f in (np.sin, np.cos)]
       np.testing.assert_allclose(found[3 * row + column], np.concatenate(parts), atol=1e-6)
+
+
+@pytest.mark.parametrize("first", [0.0, 5.0, 100.0])
+def test_layer_norm_is_accurate_at_a_mean_of_a_thousand_deviations(first):
+  """Value and gradient in float32 against float64, also where one channel is far off."""
+  x = 100 + np.float32(0.1) * normal(1, 3, 7, 96)
+  x[..., 0] += np.float32(first)
+
+  def textbook(x):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
+
+  def results(form, x, cotangent):
+    value, pull = jax.vjp(form, x)
+    return value, *pull(cotangent)
+
+  cotangent = normal(2, *x.shape)
+  found = jax.jit(functools.partial(results, _layer_norm))(x, cotangent)
+  with jax.enable_x64(True):
+    exact = jax.jit(functools.partial(results, textbook))(np.float64(x), np.float64(cotangent))
+    exact = [np.asarray(value) for value in exact]
+  for a, b in zip(found, exact, strict=True):
+    assert np.sqrt(np.square(np.float64(a) - b).mean() / np.square(b).mean()) < 1e-6
 
 
 def test_learned_variance_doubles_the_channels():
