@@ -83,7 +83,7 @@ def explain(error: BaseException) -> str | None:
     whole = saved_steps(failed.directory)
   except OSError:
     return said
-  return f"{said}; " + (f"step {whole[-1]:,} is whole" if whole else "no step is whole yet")
+  return f"{said}; " + (f"step {whole[-1]:,} is whole there" if whole else "none is whole there yet")
 
 
 class Damage(NamedTuple):
@@ -369,12 +369,14 @@ def _read(folder: Path, target: Any) -> Any:
     restore_args=ocp.checkpoint_utils.construct_restore_args(target),
     partial_restore=True,
   )
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+  handler = ocp.PyTreeCheckpointHandler()
+  with storage.naming(folder), ocp.Checkpointer(handler) as reader:
     return reader.restore((folder / "state").absolute(), args=args)
 
 
 def _load_meta(folder: Path) -> dict[str, Any]:
-  meta = leaves.unseal(json.loads((folder / "meta" / "metadata").read_text()))
+  with storage.naming(file := folder / "meta" / "metadata"):
+    meta = leaves.unseal(json.loads(file.read_text()))
   if meta.get("step", int(folder.name)) != int(folder.name):  # older versions did not store it
     raise ValueError(f"it is the checkpoint of step {meta['step']}")
   return meta

@@ -387,6 +387,14 @@ def write_final(workdir: Path, step: int, values: Mapping[str, float]) -> None:
     write_json(workdir / "held_out.json", {"step": step, **finite})
 
 
+def drop_later_final(workdir: Path, step: int) -> None:
+  """Deletes held_out.json if a step has left it that the run will take again."""
+  path = workdir / "held_out.json"
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    if json.loads(path.read_text())["step"] > step:
+      path.unlink()
+
+
 def is_finished(workdir: Path, step: int, num_steps: int) -> bool:
   """Whether nothing is left to do: the last step is saved and its figures are written."""
   try:

@@ -78,6 +78,7 @@ def train(job: Job, state: TrainState, stop_requested: Stop, span: Span | None) 
     keep = lambda opened: stack.enter_context(contextlib.closing(opened))  # noqa: E731
     args = (job.workdir, config.logging, first, job.num_steps, distributed.is_first())
     logger = keep(log.Logger(*args))
+    distributed.first_does(lambda: runs.drop_later_final(job.workdir, first))
     folder = job.workdir / "ema_snapshots"
     snapshots = keep(Snapshots(folder, config.ema, job.num_steps, state, meta))
     make_up(job, show, logger, state)
@@ -116,6 +117,8 @@ def train(job: Job, state: TrainState, stop_requested: Stop, span: Span | None) 
             stop(saver, step, signal)
       with meter.pause(), safely():
         show(logger, step, state, last)
+    with safely():
+      saver.wait()
 
 
 def make_meter(job: Job, compiled: Compiled) -> Meter:

@@ -271,7 +271,7 @@ def test_a_file_larger_than_the_limit_is_found_in_what_orbax_raises(tmp_path):
       saver.wait()
   line = checkpoint.explain(caught.value)
   assert line.startswith(f"saving 262.1 kB failed: File too large: {tmp_path}/c (")
-  assert line.endswith("; step 1 is whole")
+  assert line.endswith("; step 1 is whole there")
   saver.begin_anew()  # what was written is deleted, and it can be tried again
   saver.save(2, {"w": jnp.asarray(normal(0, 256, 256))}, {})
   saver.close()

@@ -215,6 +215,15 @@ def test_a_run_is_finished_once_its_last_figures_are_written(tmp_path, held_out)
   assert not runs.is_finished(tmp_path, 19, 20)
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"step": null}', '{"step": 20}', '{"step": 21}'])
+def test_the_mark_of_a_later_step_does_not_outlive_a_return_to_an_earlier_one(tmp_path, content):
+  """Its checkpoint could not be saved: the step is taken and shown again."""
+  file = tmp_path / "held_out.json"
+  file.write_text(content)
+  runs.drop_later_final(tmp_path, 20)
+  assert file.exists() == (content != '{"step": 21}')
+
+
 def test_prepare_names_what_it_does_not_know(call, tmp_path, monkeypatch):
   code, _, err = call(prepare.main, "no_such_set", f"--data_dir={tmp_path}")
   assert code == 2
