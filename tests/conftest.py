@@ -113,6 +113,8 @@ def smoke_run(tmp_path_factory):
   flags = [
     *tiny.MODEL, "--config.logging.tensorboard=false", "--config.checkpoint.every_steps=30",
     "--config.training.num_steps=60", "--config.optimizer.learning_rate=0.005",
+    # little noise, which a network that is hardly trained can carry images to and back from
+    "--config.process.beta_start=1e-4", "--config.process.beta_end=0.02",
   ]  # fmt: skip
   train.main([f"--config={config}", f"--workdir={workdir}", *flags])
   return workdir
