@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from diffusion_jax import distributed, leaves, storage
+from diffusion_jax import distributed, leaves, paths, storage
 from diffusion_jax.types import UserError
 
 T = TypeVar("T")
@@ -83,7 +83,8 @@ def explain(error: BaseException) -> str | None:
     whole = saved_steps(failed.directory)
   except OSError:
     return said
-  return f"{said}; " + (f"step {whole[-1]:,} is whole there" if whole else "none is whole there yet")
+  newest = f"step {whole[-1]:,} is whole there" if whole else "none is whole there yet"
+  return f"{said}; {newest}"
 
 
 class Damage(NamedTuple):
@@ -370,12 +371,12 @@ def _read(folder: Path, target: Any) -> Any:
     partial_restore=True,
   )
   handler = ocp.PyTreeCheckpointHandler()
-  with storage.naming(folder), ocp.Checkpointer(handler) as reader:
+  with paths.naming(folder), ocp.Checkpointer(handler) as reader:
     return reader.restore((folder / "state").absolute(), args=args)
 
 
 def _load_meta(folder: Path) -> dict[str, Any]:
-  with storage.naming(file := folder / "meta" / "metadata"):
+  with paths.naming(file := folder / "meta" / "metadata"):
     meta = leaves.unseal(json.loads(file.read_text()))
   if meta.get("step", int(folder.name)) != int(folder.name):  # older versions did not store it
     raise ValueError(f"it is the checkpoint of step {meta['step']}")

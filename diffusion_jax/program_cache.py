@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax._src import compilation_cache
 
+CONFIG: Any = jax.config  # whose options it does not declare
+
 
 def replace_damaged_entries() -> None:
   """Have JAX write a compiled program anew whose file in the cache cannot be read.
@@ -26,7 +28,7 @@ def replace_damaged_entries() -> None:
     except OSError:  # the storage's trouble, not the entry's: JAX says so and compiles
       raise
     except Exception as error:
-      if jax.config.jax_raise_persistent_cache_errors or not _remove(cache_key):
+      if CONFIG.jax_raise_persistent_cache_errors or not _remove(cache_key):
         raise
       name, reason = cache_key.rpartition("-")[0], str(error).strip().partition("\n")[0][:200]
       print(f"the compiled program {name} in the cache is damaged ({reason}): it is compiled and "
@@ -39,7 +41,7 @@ def replace_damaged_entries() -> None:
 def _remove(cache_key: str) -> bool:
   """Deletes an entry; False where that cannot be done, as in a cache that is only read."""
   try:
-    Path(str(jax.config.jax_compilation_cache_dir), f"{cache_key}-cache").unlink(missing_ok=True)
+    Path(str(CONFIG.jax_compilation_cache_dir), f"{cache_key}-cache").unlink(missing_ok=True)
   except OSError:
     return False
   return True

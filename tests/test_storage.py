@@ -9,6 +9,7 @@ import pytest
 
 from diffusion_jax import storage
 from diffusion_jax.checkpoint import CheckpointError
+from diffusion_jax.paths import naming
 from diffusion_jax.types import UserError
 
 ORBAX = (
@@ -107,9 +108,9 @@ def test_sizes_in_words(num_bytes, words):
 
 
 def test_a_file_that_was_open_is_named(tmp_path):
-  with pytest.raises(OSError, match="part"), storage.naming(tmp_path / "part"):
+  with pytest.raises(OSError, match="part"), naming(tmp_path / "part"):
     raise OSError(errno.EDQUOT, "Disk quota exceeded")
-  with pytest.raises(OSError, match="'own'"), storage.naming(tmp_path / "part"):
+  with pytest.raises(OSError, match="'own'"), naming(tmp_path / "part"):
     raise OSError(errno.EDQUOT, "Disk quota exceeded", "own")
 
 

@@ -38,13 +38,13 @@ class Hello(NamedTuple):
   """The greeting of a process.
 
   Attributes:
-    process, count: its number, and how many processes it expects.
+    process, total: its number, and how many processes it expects.
     host: its machine.
     identity: of its program and config.
   """
 
   process: int
-  count: int
+  total: int
   host: str
   identity: str
 
@@ -101,9 +101,9 @@ def _gather(listener: socket.socket, config: Distributed, own: Hello, present: d
   """Fills `present`; returns what is wrong, or None once all are there."""
   begun, told = time.monotonic(), list(TOLD_SEC)
   with _Callers(listener) as callers:
-    while len(present) + 1 < own.count:
+    while len(present) + 1 < own.total:
       waited = time.monotonic() - begun
-      missing = sorted(set(range(1, own.count)) - set(present))
+      missing = sorted(set(range(1, own.total)) - set(present))
       if waited > config.start_timeout_sec:
         return f"{_missing(own, missing, present)} after {waited:.0f} s; start all of them"
       if waited >= told[0]:
@@ -191,7 +191,7 @@ def _missing(own: Hello, missing: list[int], present: Mapping[int, tuple]) -> st
   here = ", ".join(f"{n} ({host})" for n, (_, host) in sorted(present.items()))
   listed = ", ".join(map(str, missing))
   there = f"0 ({own.host})" + f", {here}" * bool(here)
-  return f"missing: process {listed} of {own.count}; here: {there}"
+  return f"missing: process {listed} of {own.total}; here: {there}"
 
 
 def _read_hello(line: bytes) -> Hello | None:
@@ -200,9 +200,9 @@ def _read_hello(line: bytes) -> Hello | None:
   if said is None or set(said) != set(Hello._fields):
     return None
   hello = Hello(**said)
-  numbers = type(hello.process) is int and type(hello.count) is int
+  numbers = type(hello.process) is int and type(hello.total) is int
   texts = isinstance(hello.host, str) and isinstance(hello.identity, str)
-  if not (numbers and texts and 0 <= hello.process < hello.count and hello.host.isprintable()):
+  if not (numbers and texts and 0 <= hello.process < hello.total and hello.host.isprintable()):
     return None
   return hello
 
@@ -228,8 +228,8 @@ def _admit(connection: socket.socket, hello: Hello, own: Hello, present: dict) -
   present[number] = (connection, host)
   with contextlib.suppress(OSError):
     _send(connection, WELCOME)
-  if hello.count != own.count:
-    return f"process {number} ({host}) expects {hello.count} processes, process 0 {own.count}"
+  if hello.total != own.total:
+    return f"process {number} ({host}) expects {hello.total} processes, process 0 {own.total}"
   if hello.identity != own.identity:
     return (
       f"process {number} ({host}) runs another program or config than process 0 ({own.host}); "
@@ -256,7 +256,7 @@ def _answer_the_roll(config: Distributed, world: World, own: Hello) -> None:
   """The other processes: tell process 0 who is there, and wait for its word."""
   address = _split_address(world.coordinator or "")
   begun, told, reason = time.monotonic(), list(LOOKED_SEC), "no answer"
-  me = f"process {own.process} of {own.count} ({own.host})"
+  me = f"process {own.process} of {own.total} ({own.host})"
   while (waited := time.monotonic() - begun) < config.connect_timeout_sec:
     if waited >= told[0]:
       _tell(f"{me} looks for process 0 at {world.coordinator} for {waited:.0f} s ({reason})")
