@@ -7,6 +7,7 @@ import functools
 import os
 import re
 import secrets
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -125,14 +126,37 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
   """
   part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.part")
   handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-  try:
+  with unfinished(part):
     with naming(path), os.fdopen(handle, "wb") as file:
       yield file
     os.replace(part, path)
+
+
+_unfinished: set[Path] = set()
+
+
+@contextlib.contextmanager
+def unfinished(part: Path) -> Iterator[None]:
+  """Remove a file or folder if the block does not finish, or Ctrl-C ends the process in it."""
+  _unfinished.add(part)
+  try:
+    yield
   except BaseException:
-    with contextlib.suppress(OSError):
-      part.unlink()
+    _remove(part)
     raise
+  finally:
+    _unfinished.discard(part)
+
+
+def remove_unfinished() -> None:
+  """Remove what blocks of `unfinished` are making, before the process ends without leaving them."""
+  for part in list(_unfinished):
+    _remove(part)
+
+
+def _remove(part: Path) -> None:
+  with contextlib.suppress(OSError):
+    shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

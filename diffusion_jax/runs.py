@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -35,7 +36,7 @@ from diffusion_jax.log import write_json
 from diffusion_jax.meter import NonFinite
 from diffusion_jax.types import UserError
 
-DONE, FAILED, USER_ERROR, STOPPED_EARLY = 0, 1, 2, 75
+DONE, FAILED, USER_ERROR, STOPPED_EARLY, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 LOCK_PATIENCE_SEC = 20.0
@@ -60,7 +61,8 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
   """Runs a binary's main and exits with the code that its outcome has.
 
   0 done; 2 the user must change something, one line and no traceback; 75 stopped early, the same
-  command continues; 1 anything else, with its traceback.
+  command continues; 1 anything else, with its traceback. Ctrl-C ends it by that signal, which a
+  shell counts as 130.
   """
   logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file that it writes
   streams.leave_out_repeats()
@@ -68,10 +70,13 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     jax.config.update(name, value)
   out, err = streams.Unbreakable(sys.stdout), streams.Unbreakable(sys.stderr)
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    code = _exit_code(main)
+    with signals.interruptible():
+      code = _exit_code(main)
     out.flush()
     err.flush()
     distributed.leave(code)
+    if code == INTERRUPTED:
+      signals.end_by(signal.SIGINT)
   sys.exit(code)
 
 
@@ -85,8 +90,8 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int:
     print(stopped)
     return STOPPED_EARLY
   except KeyboardInterrupt:
-    print("interrupted; nothing was saved that was not saved before", file=sys.stderr)
-    return FAILED
+    print(signals.INTERRUPTED, file=sys.stderr)
+    return INTERRUPTED
   except Exception as error:
     if (line := users_part(error)) is not None:
       print(f"error: {line}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ def fail_with(error):
   [
     (UserError("do this"), 2, "", "error: do this\n"),
     (signals.StoppedEarly("saved"), 75, "saved\n", ""),
-    (KeyboardInterrupt(), 1, "", "interrupted; nothing was saved that was not saved before\n"),
+    (KeyboardInterrupt(), 130, "", "interrupted; nothing was saved that was not saved before\n"),
     (MemoryError("too much"), 2, "", "error: too much\n"),
     (
       OSError(28, "No space left on device"),
@@ -38,7 +37,8 @@ def fail_with(error):
     (RuntimeError("a defect"), 1, "", "RuntimeError: a defect"),
   ],
 )
-def test_exit_codes(call, error, code, out, err):
+def test_exit_codes(call, error, code, out, err, monkeypatch):
+  monkeypatch.setattr(signals, "end_by", lambda number: sys.exit(128 + number))
   found = call(fail_with(error))
   assert (found[0], found[1]) == (code, out)
   assert err in found[2]
@@ -47,21 +47,6 @@ def test_exit_codes(call, error, code, out, err):
 
 def test_done_is_0(call):
   assert call(lambda argv: None) == (0, "", "")
-
-
-def test_a_signal_asks_to_stop_and_a_second_one_kills(capfd):
-  # A shell's background job starts with SIGINT ignored: begin as a foreground one does.
-  inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
-  before = signal.getsignal(signal.SIGINT)
-  with signals.stop_requests() as asked:
-    assert asked() is None
-    signal.raise_signal(signal.SIGINT)
-    assert asked() == "SIGINT"
-    with pytest.raises(KeyboardInterrupt):
-      signal.raise_signal(signal.SIGINT)
-  assert signal.getsignal(signal.SIGINT) is before
-  signal.signal(signal.SIGINT, inherited)
-  assert "SIGINT: saving, then stopping (again to stop at once)" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("own", [None, "/somewhere/else"])

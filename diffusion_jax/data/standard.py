@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from diffusion_jax.paths import replacing
+from diffusion_jax.paths import replacing, unfinished
 from diffusion_jax.types import UserError
 
 CONNECT_SEC = 8.0
@@ -151,7 +151,10 @@ def _write(official: Any, content: Content, data_dir: Path) -> Path:
   import tensorflow_datasets as tfds
 
   target = data_dir / official.name / str(official.version)
-  with tempfile.TemporaryDirectory(dir=data_dir, prefix=".preparing_") as scratch:
+  with (
+    tempfile.TemporaryDirectory(dir=data_dir, prefix=".preparing_") as scratch,
+    unfinished(Path(scratch)),
+  ):
     builder = _builder_class(official, content)(data_dir=scratch, file_format="array_record")
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # it names the temporary folder as the result
