@@ -69,6 +69,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
   for name, value in AS_WRITTEN.items():
     jax.config.update(name, value)
   out, err = streams.Unbreakable(sys.stdout), streams.Unbreakable(sys.stderr)
+  signals.stop_with_launcher(os.environ)
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
     with signals.interruptible():
       code = _exit_code(main)

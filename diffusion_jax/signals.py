@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import NoReturn
 
 from diffusion_jax import distributed, paths
@@ -21,6 +21,8 @@ ASKING = (
 SAME_SEC = 0.3
 """Within it a signal that comes again is the same one: `timeout` and some shells send it twice."""
 
+
+LAUNCHER = "DIFFUSION_JAX_LAUNCHER"
 
 INTERRUPTED = "interrupted; nothing was saved that was not saved before"
 
@@ -88,6 +90,35 @@ def _interrupt(number: int) -> None:
     flush.start()
     flush.join(0.5)
     end_by(number)
+
+
+def stop_with_launcher(environment: MutableMapping[str, str]) -> None:
+  """Ask this process to stop when the launcher that started it has ended, however it ended.
+
+  The signal is SIGHUP, or SIGTERM where that is ignored: a launcher that was killed after Ctrl-C
+  has sent a SIGTERM already, and a second one would not let the run save.
+
+  Args:
+    environment: in which launch/local.py names the end of a pipe that it holds open. The name is
+      taken out, since the pipe is not passed on.
+  """
+  name = environment.pop(LAUNCHER, "")
+  if not name.isdecimal():
+    return
+  try:
+    os.set_inheritable(int(name), False)
+  except OSError:  # this process was started by one that has not passed it on
+    return
+  threading.Thread(target=_outlive, args=(int(name),), daemon=True).start()
+
+
+def _outlive(pipe: int) -> None:
+  with contextlib.suppress(OSError):
+    while os.read(pipe, 1):
+      pass
+    _say("the launcher has ended; so does this process")
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGTERM if is_ignored else signal.SIGHUP)
 
 
 def end_by(number: int) -> NoReturn:

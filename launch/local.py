@@ -3,8 +3,9 @@
   python launch/local.py --processes=2 --devices=2 train --config=configs/smoke.py
 
 starts `python -m diffusion_jax.train --config=...` twice, as a cluster would: the processes find
-each other by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. SIGTERM and Ctrl-C go
-to all of them. Without --devices each gets one of the machine's own (JAX_LOCAL_DEVICE_IDS).
+each other by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Ctrl-C and signals that
+ask to stop go to all of them as SIGTERM, once each; where this launcher itself is killed, they save
+and stop too. Without --devices each gets one of the machine's own (JAX_LOCAL_DEVICE_IDS).
 
 Exit code: 0 if all ended with 0; else 2 if one did, else 75 if one did, else 1.
 """
@@ -17,24 +18,33 @@ import subprocess
 import sys
 import time
 
+ASKING = (
+  signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
+)  # fmt: skip
+
 PATIENCE_SEC = 30.0
 """What the processes get to notice that one has failed, beside distributed.heartbeat_sec."""
 
 
 def main() -> int:
+  signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing yet to say or to save
   args = parse()
+  workers: list[subprocess.Popen] = []
+  asked = forward_signals(workers)
   port = args.port or free_port()
-  workers = [start(args, number, port) for number in range(args.processes)]
+  alive, _held = os.pipe()  # its other end closes with this process, however it ends
   try:
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, lambda *_: forward(workers))
+    while len(workers) < args.processes and not asked:
+      workers.append(start(args, len(workers), port, alive))
+    if asked:  # perhaps while one was being started
+      forward(workers)
     wait(workers, args.patience_sec)
   finally:
     for worker in workers:
       if worker.poll() is None:
         worker.kill()
         worker.wait()
-  return outcome([worker.returncode for worker in workers])
+  return outcome([worker.returncode for worker in workers]) if workers else 1
 
 
 def parse() -> argparse.Namespace:
@@ -60,13 +70,39 @@ def free_port() -> int:
     return server.getsockname()[1]
 
 
-def start(args: argparse.Namespace, number: int, port: int) -> subprocess.Popen:
-  """Starts one process, in a session of its own: a terminal's Ctrl-C comes from us, once."""
+def forward_signals(workers: list[subprocess.Popen]) -> list[int]:
+  """Passes on what asks to stop; the returned list fills with what has come.
+
+  A SIGHUP that is ignored already, as after nohup, stays ignored.
+  """
+  asked: list[int] = []
+
+  def handle(number, frame):
+    del frame
+    asked.append(number)
+    forward(workers)
+
+  for number in ASKING:
+    if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP:
+      signal.signal(number, handle)
+  return asked
+
+
+def start(args: argparse.Namespace, number: int, port: int, alive: int) -> subprocess.Popen:
+  """Starts one process, in a session of its own: a terminal's Ctrl-C comes from us, once.
+
+  Args:
+    args: flags.
+    number: of the process.
+    port: of process 0.
+    alive: end of a pipe; the process stops when the other end is closed.
+  """
   env = {
     **os.environ,
     "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
     "JAX_NUM_PROCESSES": str(args.processes),
     "JAX_PROCESS_ID": str(number),
+    "DIFFUSION_JAX_LAUNCHER": str(alive),
   }
   if args.devices is None:
     env["JAX_LOCAL_DEVICE_IDS"] = str(number)
@@ -75,7 +111,7 @@ def start(args: argparse.Namespace, number: int, port: int) -> subprocess.Popen:
     env["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {virtual}".strip()
     env["JAX_PLATFORMS"] = "cpu"
   command = [sys.executable, "-m", f"diffusion_jax.{args.program}", *args.flags]
-  return subprocess.Popen(command, env=env, start_new_session=True)
+  return subprocess.Popen(command, env=env, start_new_session=True, pass_fds=(alive,))
 
 
 def forward(workers: list[subprocess.Popen]) -> None:

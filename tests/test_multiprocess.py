@@ -415,6 +415,24 @@ def test_another_command_is_refused_by_every_process(tmp_path):
     assert re.search(r"process 1 \(.*\) expects 3 processes", job.output(number))
 
 
+def test_a_launcher_that_is_killed_leaves_nobody_behind_and_the_run_saved(tmp_path):
+  """Its processes would train on, hold the folder's lock, and be known to nobody."""
+  command = [sys.executable, "launch/local.py", "--processes=2", "--devices=1", *TRAIN,
+             f"--workdir={tmp_path}", "--config.training.num_steps=100000"]  # fmt: skip
+  launcher = subprocess.Popen(command, env=environment(1), stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True)  # fmt: skip
+  for line in launcher.stdout:
+    if re.match(r"step +[1-9]", line):
+      break
+  launcher.kill()
+  said, _ = launcher.communicate(timeout=120)  # the pipe ends with the last process
+  assert "the launcher has ended" in said
+  saved = re.search(r"saved step ([0-9,]+); the same command continues", said)
+  assert checkpoint.saved_steps(tmp_path / "checkpoints")[-1] == int(saved[1].replace(",", ""))
+  with runs.lock(tmp_path):
+    pass
+
+
 def test_an_unreachable_process_0_is_named_within_a_minute(tmp_path):
   """Nobody listens there; and process 0 says who is missing."""
   flags = ["--config.distributed.start_timeout_sec=45"]

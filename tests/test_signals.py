@@ -91,6 +91,35 @@ def test_an_ignored_ctrl_c_stays_ignored(foreground, monkeypatch):
     time.sleep(0.1)
 
 
+@pytest.mark.parametrize("is_ignored", [False, True])
+def test_a_process_is_asked_to_stop_when_its_launcher_ends(is_ignored, capfd):
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+  read, write = os.pipe()
+  os.set_inheritable(read, True)
+  environment = {signals.LAUNCHER: str(read), "PATH": "/bin"}
+  try:
+    with signals.stop_requests() as asked:
+      signals.stop_with_launcher(environment)
+      time.sleep(0.1)
+      assert asked() is None
+      os.close(write)
+      time.sleep(0.3)
+      assert asked() == ("SIGTERM" if is_ignored else "SIGHUP")
+  finally:
+    signal.signal(signal.SIGHUP, before)
+  assert environment == {"PATH": "/bin"}
+  assert not os.get_inheritable(read)
+  os.close(read)
+  assert "the launcher has ended" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "x", "987654"])
+def test_a_launchers_pipe_that_was_not_passed_on_means_nothing(name):
+  environment = {signals.LAUNCHER: name}
+  signals.stop_with_launcher(environment)
+  assert not environment
+
+
 def begin(*words, **options):
   """Starts a process that does not ignore SIGINT, as it would where these tests do."""
   options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
