@@ -8,8 +8,6 @@ from typing import Any
 import jax
 from jax._src import compilation_cache
 
-CONFIG: Any = jax.config  # whose options it does not declare
-
 
 def replace_damaged_entries() -> None:
   """Have JAX write a compiled program anew whose file in the cache cannot be read.
@@ -28,7 +26,7 @@ def replace_damaged_entries() -> None:
     except OSError:  # the storage's trouble, not the entry's: JAX says so and compiles
       raise
     except Exception as error:
-      if CONFIG.jax_raise_persistent_cache_errors or not _remove(cache_key):
+      if _setting("jax_raise_persistent_cache_errors") or not _remove(cache_key):
         raise
       name, reason = cache_key.rpartition("-")[0], str(error).strip().partition("\n")[0][:200]
       print(f"the compiled program {name} in the cache is damaged ({reason}): it is compiled and "
@@ -38,10 +36,14 @@ def replace_damaged_entries() -> None:
   compilation_cache.get_executable_and_time = get
 
 
+def _setting(name: str) -> Any:
+  return getattr(jax.config, name)  # JAX's own types do not know its settings
+
+
 def _remove(cache_key: str) -> bool:
   """Deletes an entry; False where that cannot be done, as in a cache that is only read."""
   try:
-    Path(str(CONFIG.jax_compilation_cache_dir), f"{cache_key}-cache").unlink(missing_ok=True)
+    Path(_setting("jax_compilation_cache_dir"), f"{cache_key}-cache").unlink(missing_ok=True)
   except OSError:
     return False
   return True

@@ -4,13 +4,14 @@ JAX waits long for processes that are missing, and then aborts without naming an
 """
 
 import contextlib
+import dataclasses
 import json
 import selectors
 import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from diffusion_jax.distributed.world import Distributed, World
 from diffusion_jax.types import UserError
@@ -34,17 +35,18 @@ WELCOME = {"welcome": "diffusion_jax"}
 """Process 0's answer to a greeting, at once: a stranger on its port gives another one, or none."""
 
 
-class Hello(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Hello:
   """The greeting of a process.
 
   Attributes:
-    process, total: its number, and how many processes it expects.
+    process, count: its number, and how many processes it expects.
     host: its machine.
     identity: of its program and config.
   """
 
   process: int
-  total: int
+  count: int
   host: str
   identity: str
 
@@ -101,9 +103,9 @@ def _gather(listener: socket.socket, config: Distributed, own: Hello, present: d
   """Fills `present`; returns what is wrong, or None once all are there."""
   begun, told = time.monotonic(), list(TOLD_SEC)
   with _Callers(listener) as callers:
-    while len(present) + 1 < own.total:
+    while len(present) + 1 < own.count:
       waited = time.monotonic() - begun
-      missing = sorted(set(range(1, own.total)) - set(present))
+      missing = sorted(set(range(1, own.count)) - set(present))
       if waited > config.start_timeout_sec:
         return f"{_missing(own, missing, present)} after {waited:.0f} s; start all of them"
       if waited >= told[0]:
@@ -191,20 +193,17 @@ def _missing(own: Hello, missing: list[int], present: Mapping[int, tuple]) -> st
   here = ", ".join(f"{n} ({host})" for n, (_, host) in sorted(present.items()))
   listed = ", ".join(map(str, missing))
   there = f"0 ({own.host})" + f", {here}" * bool(here)
-  return f"missing: process {listed} of {own.total}; here: {there}"
+  return f"missing: process {listed} of {own.count}; here: {there}"
 
 
 def _read_hello(line: bytes) -> Hello | None:
   """The greeting in a line; None for anything that no process of ours says."""
   said = _read_object(line)
-  if said is None or set(said) != set(Hello._fields):
+  kinds = {field.name: field.type for field in dataclasses.fields(Hello)}
+  if said is None or {name: type(value) for name, value in said.items()} != kinds:
     return None
   hello = Hello(**said)
-  numbers = type(hello.process) is int and type(hello.total) is int
-  texts = isinstance(hello.host, str) and isinstance(hello.identity, str)
-  if not (numbers and texts and 0 <= hello.process < hello.total and hello.host.isprintable()):
-    return None
-  return hello
+  return hello if 0 <= hello.process < hello.count and hello.host.isprintable() else None
 
 
 def _read_object(line: bytes) -> dict[str, Any] | None:
@@ -228,8 +227,8 @@ def _admit(connection: socket.socket, hello: Hello, own: Hello, present: dict) -
   present[number] = (connection, host)
   with contextlib.suppress(OSError):
     _send(connection, WELCOME)
-  if hello.total != own.total:
-    return f"process {number} ({host}) expects {hello.total} processes, process 0 {own.total}"
+  if hello.count != own.count:
+    return f"process {number} ({host}) expects {hello.count} processes, process 0 {own.count}"
   if hello.identity != own.identity:
     return (
       f"process {number} ({host}) runs another program or config than process 0 ({own.host}); "
@@ -256,14 +255,14 @@ def _answer_the_roll(config: Distributed, world: World, own: Hello) -> None:
   """The other processes: tell process 0 who is there, and wait for its word."""
   address = _split_address(world.coordinator or "")
   begun, told, reason = time.monotonic(), list(LOOKED_SEC), "no answer"
-  me = f"process {own.process} of {own.total} ({own.host})"
+  me = f"process {own.process} of {own.count} ({own.host})"
   while (waited := time.monotonic() - begun) < config.connect_timeout_sec:
     if waited >= told[0]:
       _tell(f"{me} looks for process 0 at {world.coordinator} for {waited:.0f} s ({reason})")
       told = told[1:] or [2 * told[0]]
     try:
       with socket.create_connection(address, timeout=GREETING_SEC) as connection:
-        _send(connection, own._asdict())
+        _send(connection, dataclasses.asdict(own))
         answer = _await_word(connection, config.start_timeout_sec + 30.0, me, world)
     except (OSError, _Stranger) as error:
       reason = str(error)

@@ -110,12 +110,12 @@ FOREIGN = [
   b"GET / HTTP/1.1\r\n\r\n", b"\xff\xfe\n", b"[" * 60000 + b"\n",
   b"null\n", b"7\n", b"[1]\n", b"{}\n",
   b'{"process": "x"}\n', b'{"process": 1, "host": "a"}\n', b'{"process": Infinity, "host": "a"}\n',
-  b'{"process": 1, "total": 2, "host": "a", "identity": 3}\n',
-  b'{"process": 1, "total": "2", "host": "a", "identity": "same"}\n',
-  b'{"process": -1, "total": 2, "host": "a", "identity": "same"}\n',
-  b'{"process": true, "total": 2, "host": "a", "identity": "same"}\n',
-  b'{"process": 1, "total": 2, "host": "\\u001b[2J", "identity": "same"}\n',
-  b'{"process": 1, "total": 2, "host": "a", "identity": "same", "more": 1}\n',
+  b'{"process": 1, "count": 2, "host": "a", "identity": 3}\n',
+  b'{"process": 1, "count": "2", "host": "a", "identity": "same"}\n',
+  b'{"process": -1, "count": 2, "host": "a", "identity": "same"}\n',
+  b'{"process": true, "count": 2, "host": "a", "identity": "same"}\n',
+  b'{"process": 1, "count": 2, "host": "\\u001b[2J", "identity": "same"}\n',
+  b'{"process": 1, "count": 2, "host": "a", "identity": "same", "more": 1}\n',
 ]  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def test_strangers_at_the_door_do_not_matter():
 
 def test_a_process_that_starts_again_takes_its_own_place():
   port = free_port()
-  hello = b'{"process": 1, "total": 3, "host": "a", "identity": "same"}\n'
+  hello = b'{"process": 1, "count": 3, "host": "a", "identity": "same"}\n'
 
   def dies():
     time.sleep(0.3)
