@@ -21,7 +21,7 @@ from jaxtyping import Float32, Int, Int32
 
 from diffusion_jax.config import as_text, build
 from diffusion_jax.data.source import About, Source, count_labels, fingerprint
-from diffusion_jax.paths import user_path
+from diffusion_jax.paths import unfinished, user_path
 from diffusion_jax.types import ImageSpec, UserError
 
 FORMAT = 1
@@ -253,17 +253,16 @@ def write(out: Path, encoded: Encoded, writes: bool = True) -> float:
     shutil.rmtree(part, ignore_errors=True)
     if os.path.lexists(part):  # a file, or a link: what it leads to is not ours
       part.unlink()
-    part.mkdir(parents=True)
-    for split, source in encoded.sources.items():
-      _write_split(part, split, source, encoded)
-    scale = _scale(np.load(part / "train.npy", mmap_mode="r"))
-    np.save(part / "autoencoder.npy", encoded.weights)
-    (part / MANIFEST).write_text(json.dumps(_describe(part, encoded, scale), indent=2))
-    os.replace(part, out)
+    with unfinished(part):
+      part.mkdir(parents=True)
+      for split, source in encoded.sources.items():
+        _write_split(part, split, source, encoded)
+      scale = _scale(np.load(part / "train.npy", mmap_mode="r"))
+      np.save(part / "autoencoder.npy", encoded.weights)
+      (part / MANIFEST).write_text(json.dumps(_describe(part, encoded, scale), indent=2))
+      os.replace(part, out)
   except OSError as error:
     raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
-  finally:
-    shutil.rmtree(part, ignore_errors=True)
   return scale
 
 

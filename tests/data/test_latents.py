@@ -208,6 +208,17 @@ def test_what_fails_midway_leaves_nothing(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_is_written_through_a_link(tmp_path):
+  victim = tmp_path / "victim"
+  victim.mkdir()
+  (victim / "train.npy").write_text("precious")
+  (tmp_path / ".out.part").symlink_to(victim)
+  write(tmp_path / "out", encoded())
+  assert [(p.name, p.read_text()) for p in victim.iterdir()] == [("train.npy", "precious")]
+  assert not (tmp_path / "out").is_symlink()
+  assert not (tmp_path / ".out.part").is_symlink()
+
+
 def test_latents_that_are_not_finite_are_refused(tmp_path):
   def infinite(source):
     for stats, labels in encode(source):
