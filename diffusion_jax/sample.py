@@ -66,7 +66,7 @@ def parser() -> runs.Parser:
     "--out", type=user_path, required=True,
     help="a .png (one grid), an .npz (arrays images, labels) or a folder (one PNG an image)",
   )  # fmt: skip
-  own.add_argument("--labels", help="classes in turn, e.g. 0,1,2; all classes by default")
+  own.add_argument("--labels", help="classes in turn, e.g. 0,1,2; by default all trained ones")
   own.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone")
   own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
   own.add_argument("--ema", help=weights.EMA_HELP)
