@@ -6,7 +6,6 @@ A folder holds one folder a step. Only a committed step whose checksums hold is 
 import dataclasses
 import errno
 import json
-import os
 import re
 import shutil
 import time
@@ -22,16 +21,10 @@ from diffusion_jax import distributed, leaves, paths, storage
 from diffusion_jax.types import UserError
 
 T = TypeVar("T")
-NO_DAMAGE = {
-  errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENODEV,
-  errno.ENOTCONN, errno.ETIMEDOUT, errno.EINTR,
-}  # fmt: skip
-"""Errors of reading of which the files know nothing: once they are mended, the step can be read."""
+Foreign = Callable[[Mapping[str, Any]], str | None]
 
 PATIENCE_SEC = 10.0
 """How long what a failed save has begun may still write."""
-
-Foreign = Callable[[Mapping[str, Any]], str | None]
 
 MIN_SLICE_BYTES = 1 << 20
 """Arrays are cut among the devices that hold copies only down to this: cutting costs time too."""
@@ -58,12 +51,7 @@ class Checkpointing:
 
 
 class CheckpointError(Exception):
-  """A save failed: the run must stop rather than go on without checkpoints.
-
-  Attributes:
-    directory: of the checkpoints.
-    num_bytes: of the state that was to be saved.
-  """
+  """A save of so many bytes in a folder failed: the run must not go on without checkpoints."""
 
   def __init__(self, message: str, directory: Path, num_bytes: int):
     super().__init__(message)
@@ -134,7 +122,8 @@ class Checkpoints:
   """
 
   def __init__(self, directory: Path, config: Checkpointing | None):
-    self._directory, self._config, self._num_bytes = directory, config, 0
+    self._directory, self._config, self._num_bytes, self._has_failed = directory, config, 0, False
+    self._barrier = distributed.Barrier(ocp.multihost.get_barrier_sync_fn())
     self._manager = self._open()
 
   def begin_anew(self) -> None:
@@ -161,6 +150,7 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         preservation_policy=_preservation(self._config),
         cleanup_tmp_directories=True,
+        async_options=ocp.options.AsyncOptions(barrier_sync_fn=self._barrier),
         # Several folders are written at once: their processes must not meet at one barrier.
         multiprocessing_options=ocp.options.MultiprocessingOptions(
           barrier_sync_key_prefix=self._directory.name
@@ -190,6 +180,7 @@ class Checkpoints:
       meta=ocp.args.JsonSave(leaves.seal({**meta, "step": step, "leaves": leaves.describe(state)})),
     )
     try:
+      self._settle()
       saved = self._manager.save(step, args=content, force=True)
     except Exception as error:
       raise self._error(f"saving a checkpoint failed: {error}") from error
@@ -197,20 +188,40 @@ class Checkpoints:
       raise self._error(f"checkpoint {step} was refused by orbax")
 
   def check(self) -> None:
-    """Raises CheckpointError if a save in the background has failed."""
+    """Raises CheckpointError if a save in the background has failed.
+
+    Of several processes none is told before the next save, when all are: nobody must leave alone.
+    """
+    if jax.process_count() > 1:
+      return
     try:
       self._manager.check_for_errors()
     except Exception as error:
       raise self._error(f"writing a checkpoint failed: {error}") from error
 
   def wait(self) -> None:
-    """Returns once everything is on disk; raises CheckpointError if it cannot be."""
+    """Returns once everything is on disk; raises CheckpointError if it cannot be; a collective."""
     try:
+      self._settle()
       self._manager.wait_until_finished()
     except Exception as error:
       raise self._error(f"writing a checkpoint failed: {error}") from error
 
+  def _settle(self) -> None:
+    """Waits until a save has ended on every process or failed on one, whom all would wait for."""
+    while jax.process_count() > 1:
+      failed = self._barrier.error
+      own = None if failed is None else storage.reason(failed)
+      rows = distributed.tell_all([own, self._manager.is_saving_in_progress()])
+      reason = next((f"process {i}: {said}" for i, (said, _) in enumerate(rows) if said), None)
+      if reason is not None:
+        raise failed or RuntimeError(reason)
+      if not any(is_saving for _, is_saving in rows):
+        return
+      time.sleep(0.1)
+
   def _error(self, message: str) -> CheckpointError:
+    self._has_failed = True
     return CheckpointError(message, self._directory, self._num_bytes)
 
   def steps(self) -> list[int]:
@@ -218,9 +229,13 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def close(self) -> None:
-    """Waits for the last save."""
-    self.wait()
-    self._manager.close()
+    """Waits for the last save, if none has failed: threads of other processes may never come."""
+    if self._has_failed and jax.process_count() > 1:
+      return
+    try:
+      self._manager.close()
+    except Exception as error:
+      raise self._error(f"writing a checkpoint failed: {error}") from error
 
 
 def _preservation(config: Checkpointing | None) -> preservation.AnyPreservationPolicy:
@@ -288,8 +303,9 @@ def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
     try:
       return _load_meta(directory / str(candidate))
     except Exception as error:
-      _raise_if_no_damage(error)
-      damaged.append(Damage(candidate, _reason(error)))
+      if storage.spares_content(error):
+        raise
+      damaged.append(Damage(candidate, storage.reason(error)))
   raise Unreadable(directory, damaged, "restore a copy, or train again")
 
 
@@ -346,8 +362,9 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:
-      _raise_if_no_damage(error)
-      return None, _reason(error)
+      if storage.spares_content(error):
+        raise
+      return None, storage.reason(error)
 
   result, reason = distributed.agree(attempt)
   return result, next((r for r in distributed.tell_all(reason) if r), None)
@@ -381,21 +398,3 @@ def _load_meta(folder: Path) -> dict[str, Any]:
   if meta.get("step", int(folder.name)) != int(folder.name):  # older versions did not store it
     raise ValueError(f"it is the checkpoint of step {meta['step']}")
   return meta
-
-
-def _raise_if_no_damage(error: Exception) -> None:
-  trouble = storage.find(error, every=True)
-  if trouble is not None and trouble.number in NO_DAMAGE:
-    raise error
-
-
-def _reason(error: Exception) -> str:
-  """Why a step cannot be read: what Orbax names first is where it was, not what happened."""
-  if isinstance(error, json.JSONDecodeError):
-    return "its description is cut off or is no JSON"
-  if (trouble := storage.find(error, every=True)) is not None:
-    place = f": {trouble.path}" if trouble.path else ""
-    return f"[Errno {trouble.number}] {os.strerror(trouble.number)}{place}"
-  *_, first = storage.chain(error)
-  text = str(first).strip().splitlines() or [type(first).__name__]
-  return text[0].partition(" [tensorstore_spec=")[0][:300]

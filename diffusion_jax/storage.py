@@ -5,6 +5,7 @@ may be the cause or the context of another error, and libraries write its number
 """
 
 import errno
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -29,6 +30,12 @@ ADVICE = {
   errno.ENAMETOOLONG: "choose a shorter path",
 }
 """Errors that only the user can mend, with what to do about each."""
+
+SPARED = {
+  errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENODEV,
+  errno.ENOTCONN, errno.ETIMEDOUT, errno.EINTR,
+}  # fmt: skip
+"""Errors of reading of which the content knows nothing: once they are mended, it can be read."""
 
 IN_TEXT = re.compile(r"\[os_error_code='(\d+)'|\[Errno (\d+)\]")
 WORDS = {os.strerror(n).lower(): n for n in sorted(ADVICE, key=lambda n: -len(os.strerror(n)))}
@@ -140,3 +147,21 @@ def size(num_bytes: int) -> str:
     return f"{num_bytes} B"
   power = 1 if num_bytes < 1e6 else 2 if num_bytes < 1e9 else 3
   return f"{num_bytes / 1000**power:,.1f} {('kB', 'MB', 'GB')[power - 1]}"
+
+
+def spares_content(error: BaseException) -> bool:
+  """Return whether what could not be read may be whole: the process or the mount is in trouble."""
+  trouble = find(error, every=True)
+  return trouble is not None and trouble.number in SPARED
+
+
+def reason(error: BaseException) -> str:
+  """Return in one line why something could not be read; its first cause says it best."""
+  if isinstance(error, json.JSONDecodeError):
+    return "its description is cut off or is no JSON"
+  if (trouble := find(error, every=True)) is not None:
+    place = f": {trouble.path}" if trouble.path else ""
+    return f"[Errno {trouble.number}] {os.strerror(trouble.number)}{place}"
+  *_, first = chain(error)
+  text = str(first).strip().splitlines() or [type(first).__name__]
+  return text[0].partition(" [tensorstore_spec=")[0][:300]

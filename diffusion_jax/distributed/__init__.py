@@ -1,6 +1,7 @@
 """Several processes as one job: they find each other, start together, agree, and leave."""
 
 from diffusion_jax.distributed.agreement import (
+  Barrier,
   agree,
   all_true,
   check_shared,
@@ -15,6 +16,7 @@ from diffusion_jax.distributed.job import describe_hosts, leave, start
 from diffusion_jax.distributed.world import Distributed, World, choose, detect, name_of
 
 __all__ = [
+  "Barrier",
   "Distributed",
   "World",
   "agree",

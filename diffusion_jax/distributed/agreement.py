@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,25 @@ def _gather(row: np.ndarray) -> np.ndarray:
 def from_first(value: Any) -> Any:
   """What process 0 says, a JSON value; a collective."""
   return tell_all(value if is_first() else None)[0]
+
+
+class Barrier:
+  """A meeting of threads that remembers an error with which one of this process has come to it.
+
+  A thread that fails may still meet the others as it ends, and be waited for in vain elsewhere.
+
+  Args:
+    meet: (key, timeout_ms) -> None, once all processes have called it.
+  """
+
+  def __init__(self, meet: Callable[..., None]):
+    self._meet = meet
+    self.error: BaseException | None = None
+
+  def __call__(self, *, key: str, timeout_ms: int) -> None:
+    """Meet the others; called in a `finally`, the error on its way out is kept first."""
+    self.error = self.error or sys.exc_info()[1]
+    self._meet(key=key, timeout_ms=timeout_ms)
 
 
 def all_true(value: bool) -> bool:
