@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -299,6 +300,22 @@ def test_a_signal_to_one_saves_on_both(pair, tmp_path, asked):
   assert done.returncode == 0, done.stdout + done.stderr
   assert f"resuming at step {step}" in done.stdout
   assert_bitwise_equal_end(tmp_path, pair)
+
+
+def test_when_one_cannot_save_both_end_with_what_to_do_about_it(tmp_path):
+  """Files of process 1 may have 32 kB: Orbax would wait for it for 20 minutes, then fail."""
+  one = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+  flags = ["--config.model.hidden=256", "--config.mesh.fsdp=2"]
+  job = Pair(*TRAIN, f"--workdir={tmp_path}", *flags, env0=one, env1=one)
+  resource.prlimit(job.processes[1].pid, resource.RLIMIT_FSIZE, (1 << 15, 1 << 15))
+  codes = job.finish(120)
+  assert codes == [2, 2], job.output()
+  for number, lines in enumerate(job.lines):
+    said = [line for line in lines if "error: " in line]
+    assert len(said) == 1, job.output()
+    assert said[0].startswith(f"[{number} of 2] error: saving ")
+    assert f"failed: File too large: {tmp_path}/checkpoints (" in said[0]
+    assert not any("Traceback" in line for line in lines)
 
 
 def test_when_one_hangs_the_watchdog_ends_the_other_with_its_stacks(tmp_path):
