@@ -233,6 +233,8 @@ def _parse_one(text: str, hint: Any) -> Any:
   if typing.get_origin(hint) is Literal:
     return {str(v): v for v in typing.get_args(hint)}.get(text) or _refuse(text)
   if typing.get_origin(hint) is tuple:
+    if text.lower() in ("none", "null"):  # not an item of this name
+      return ()
     items = [t.strip() for t in text.strip("()[] ").split(",") if t.strip()]
     return tuple(_parse_one(t, typing.get_args(hint)[0]) for t in items)
   return _refuse(text)

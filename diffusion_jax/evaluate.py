@@ -1,20 +1,19 @@
 """Measures checkpoints: python -m diffusion_jax.evaluate --workdir=runs/ddpm_digits
 
-Writes eval/N/metrics.json, report.html and the samples into the run's folder. Started again after
-any interruption, it goes on where it was. Images of any other program are measured by
---samples=DIR|file.npz against --reference=DIR|file.npz|stats.npz or the data of a --config.
+Writes eval/N/metrics.json, report.html and the samples into the run's folder, or N/ into that of
+--out. Started again after any interruption, it goes on where it was. Images of any other program
+are measured by --samples=DIR|file.npz against --reference=DIR|file.npz|stats.npz or the data of a
+--config.
 """
 
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from diffusion_jax import checkpoint, distributed, log, runs, signals, weights
 from diffusion_jax.config import Override
-from diffusion_jax.data import load_pictures
 from diffusion_jax.evaluation import bench as benches
-from diffusion_jax.evaluation import chunks, document, files, pictures, study
+from diffusion_jax.evaluation import chunks, document, files, outcome, pictures, study
 from diffusion_jax.evaluation.asked import check, why_left_out
 from diffusion_jax.evaluation.bench import Bench, Request
 from diffusion_jax.evaluation.study import Subject
@@ -56,32 +55,35 @@ def parser() -> runs.Parser:
   )
   flags.add_argument("--config", help="config file whose data set is the reference of --samples")
   flags.add_argument("--split", choices=["train", "test"], default="train", help="of that data set")
-  flags.add_argument("--out", type=user_path, help="with --samples: the metrics.json to write")
+  flags.add_argument("--out", type=user_path, help="a folder instead of the run's eval/; with "
+                     "--samples the metrics.json to write")  # fmt: skip
+  flags.add_argument("--fresh", action="store_true", help="move an evaluation with other settings "
+                     "aside, which is refused otherwise")  # fmt: skip
   return flags
 
 
 def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   """Evaluates the checkpoints that were asked for."""
   average = weights.parse_average(args.ema)
-  compared = document.find_compared(args.compare)
+  compared = outcome.find_compared(args.compare)
   if args.watch:
     wait_for_checkpoint(args.workdir)
   runs.join_job(runs.trained_experiment(args.workdir, overrides))
-  distributed.check_shared(args.workdir)
   request = Request(
     args.workdir, overrides, args.seed, args.sweep, args.features, args.inception,
-    args.inception_sha256 == "any",
+    args.inception_sha256 == "any", args.out,
   )  # fmt: skip
-  bench = benches.prepare(request)
-  folder = args.workdir / "eval"
-  folder.mkdir(exist_ok=True)
-  with runs.lock(folder, "evaluating"):
+  outcome.prepare_folder(request)
+  with runs.lock(request.folder, "evaluating"):
+    bench = benches.prepare(request)
+    outcome.check_steps(bench, "all" if args.watch else args.step, average, args.fresh)
     measured, left_out = 0, []
     for step in steps(bench, args):
       try:
         subject = study.restore(bench, step, average)
         signals.stop_here()
-        evaluate(bench, subject, compared, argv)
+        bench = bench if bench.is_equipped else benches.equip(bench, request)
+        evaluate(bench, subject, compared, argv, args.fresh)
         measured += 1
       except UserError as error:
         why = why_left_out(bench, step, error) if args.watch or args.step == "all" else None
@@ -137,48 +139,41 @@ def watched_steps(bench: Bench) -> Iterator[int]:
       pause()
 
 
-def evaluate(bench: Bench, subject: Subject, compared: list, argv: list[str]) -> None:
+def evaluate(
+  bench: Bench, subject: Subject, compared: list, argv: list[str], fresh: bool = False
+) -> None:
   """Measures one checkpoint, unless its folder already holds the outcome."""
   place = subject.folder / "metrics.json"
-  if distributed.from_first(document.is_done(bench, subject)) and not compared:
+  done = distributed.from_first(outcome.is_done(bench, subject))
+  if done and not compared:
     print(f"step {subject.step:,}: evaluated already: {subject.folder / 'report.html'}")
     return
-  study.say(f"step {subject.step:,}: {bench.num_samples:,} samples, "
-            f"{len(bench.estimates)} likelihoods, {len(bench.sweep)} settings swept")  # fmt: skip
-  measured = study.measure(bench, subject)
+  distributed.first_does(lambda: outcome.keep([subject.folder], bench, fresh, subject))
+  if done:
+    study.say(f"step {subject.step:,}: evaluated already; its report is written anew")
+    metrics = outcome.read(place)
+  else:
+    study.say(f"step {subject.step:,}: {bench.num_samples:,} samples, "
+              f"{len(bench.estimates)} likelihoods, {len(bench.sweep)} settings swept")  # fmt: skip
+    measured = study.measure(bench, subject)
+    metrics = document.compose(bench, subject, measured, document.command(argv, subject.step))
+  assert metrics is not None
   shown = pictures.make_pictures(bench, subject)
-  metrics = document.compose(bench, subject, measured, command(argv, subject.step))
   rows = document.training_rows(bench.workdir)
   document.write(subject.folder, metrics, shown, rows, compared)
   chunks.remove(subject.work)
   study.say("\n".join(f"step {subject.step:,}: {line}" for line in document.lines(metrics)))
   study.say(f"step {subject.step:,}: {place}, {subject.folder / 'report.html'}, "
-            f"{log.duration(sum(subject.seconds.values()))}")  # fmt: skip
+            f"{log.duration(float(sum(subject.seconds.values())))}")  # fmt: skip
 
 
 def measure_files(args, overrides: Sequence[Override], argv: list[str]) -> None:
   """Measures images of any program."""
-  samples = load_pictures(args.samples, "--samples")
   source = None
   if args.config is not None:
     source = runs.load_experiment(args.config, overrides).data.load(args.split)
   split = "given" if source is None else args.split
-  against = files.Against(args.reference, source, split)
-  extractors, missing = files.find_extractors(
-    args.features, args.inception, args.inception_sha256 == "any", against
-  )
-  metrics = files.measure(samples, against, extractors, missing, command(argv, None))
-  study.say("\n".join(document.lines(metrics)))
-  if args.out is not None:
-    document.write_metrics(args.out, metrics)
-    study.say(f"written to {args.out}")
-
-
-def command(argv: list[str], step: int | None) -> str:
-  """What to type to measure the same again."""
-  kept = [a for a in argv if a != "--watch" and not (step and a.startswith("--step"))]
-  named = [f"--step={step}"] if step is not None else []
-  return shlex.join(["python", "-m", "diffusion_jax.evaluate", *kept, *named])
+  files.run(args, files.Against(args.reference, source, split), document.command(argv, None))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ class Evaluating:
       most 50,000.
     num_seeds: sets of samples from successive seeds; their spread is the figures' error bar.
     reference_split: the split that samples are compared with.
-    likelihoods: those that the evaluation program measures; none: all that the model has.
+    likelihoods: those that the evaluation program measures; all: every one that the model has;
+      none: no likelihood.
     likelihood_split: the split they are measured on, in full.
     likelihood_repeats: independent draws an image; two or more separate the error of these draws
       from that of the images.
@@ -42,7 +43,7 @@ class Evaluating:
   num_samples: int | None = None
   num_seeds: int = 1
   reference_split: Literal["train", "test"] = "train"
-  likelihoods: tuple[str, ...] | None = None
+  likelihoods: Literal["all"] | tuple[str, ...] = "all"
   likelihood_split: Literal["train", "test"] = "test"
   likelihood_repeats: int = 1
   spectrum_images: int = 2048
@@ -193,6 +194,23 @@ def _model_sections(raw: Mapping[str, Any], overrides: Sequence[Override]) -> Ma
   return GENERATIVES[name].sections
 
 
+RESPELT = {
+  ("model", "remat"): {"False": "none", "True": "block"},
+  ("eval", "likelihoods"): {"None": "all"},
+}
+"""(section, field) -> repr of what runs of older versions stored -> what it is now."""
+
+
+def of_today(stored: Mapping[str, Any]) -> dict[str, Any]:
+  """Return a stored config with its values spelt as this version spells them."""
+  config = {n: dict(s) if isinstance(s, Mapping) else s for n, s in stored.items()}
+  for (section, field), values in RESPELT.items():
+    fields = config.get(section)
+    if isinstance(fields, dict) and field in fields:
+      fields[field] = values.get(repr(fields[field]), fields[field])
+  return config
+
+
 def differences(
   old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[str], list[str]]:
@@ -250,7 +268,7 @@ def of_another_run(config: Mapping[str, Any], meta: Mapping[str, Any]) -> str | 
     meta: what was saved beside the checkpoint.
   """
   try:
-    ours, theirs = (load(c).identity() for c in (config, meta["config"]))
+    ours, theirs = (load(of_today(c)).identity() for c in (config, meta["config"]))
   except (UserError, KeyError):  # a version that wrote other fields: its leaves are compared
     return None
   fatal, _ = differences(ours, theirs)

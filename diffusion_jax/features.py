@@ -7,7 +7,7 @@ on, as in fd_digits. Evaluation does it by itself where it has not been done.
 from diffusion_jax import flags, runs
 from diffusion_jax.extractors import train_domain
 from diffusion_jax.extractors.domain import Recipe, default_path
-from diffusion_jax.paths import user_path
+from diffusion_jax.paths import check_file, user_path
 from diffusion_jax.types import UserError
 
 
@@ -19,6 +19,8 @@ def main(argv: list[str]) -> None:
   flags.check_seed(args.seed)
   if args.out is not None and args.out.suffix != ".npz":
     raise UserError(f"--out={args.out}: must end in .npz, e.g. --out=features.npz")
+  if args.out is not None:
+    check_file(args.out)
   runs.enable_compilation_cache()
   data = runs.load_experiment(args.config, overrides).data
   train = data.load("train")

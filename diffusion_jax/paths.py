@@ -61,6 +61,45 @@ def run_folder(text: str, flag: str = "--workdir") -> Path:
   return path
 
 
+def make_writable(folder: Path, what: str, advice: str = "choose another") -> None:
+  """Make a folder unless it is there, and write a file into it for a moment.
+
+  Args:
+    folder: the folder.
+    what: the flag with its value, for the message: "--out=a.npz".
+    advice: what to type instead.
+
+  Raises:
+    UserError: it cannot be made or written.
+  """
+  probe = folder / f".write_test_{os.getpid()}"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise UserError(f"{what} cannot be written ({error.strerror}); {advice}") from error
+
+
+def check_file(path: Path, flag: str = "--out") -> None:
+  """Refuse a file that could not be written, before there is anything to write.
+
+  Raises:
+    UserError: it is a folder, or its folder cannot be made or written.
+  """
+  if path.is_dir():
+    raise UserError(f"{flag}={path} cannot be written (it is a folder); choose another")
+  make_writable(path.parent, f"{flag}={path}")
+
+
+def free_name(path: Path) -> Path:
+  """Return the first of path.old1, path.old2, ... that is not taken."""
+  number = 1
+  while (candidate := path.with_name(f"{path.name}.old{number}")).exists():
+    number += 1
+  return candidate
+
+
 def home() -> Path:
   """Return the user's home, or a folder of temporary files for a user without one."""
   try:

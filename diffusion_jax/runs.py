@@ -211,32 +211,19 @@ def stored_config(workdir: Path) -> dict[str, Any]:
   try:
     config = json.loads(path.read_text())
     if isinstance(config, dict) and all(isinstance(section, dict) for section in config.values()):
-      return _of_today(config)
+      return experiments.of_today(config)
   except (FileNotFoundError, NotADirectoryError, ValueError):
     pass
   except OSError as error:
     if error.errno != errno.EIO:  # a block that cannot be read is damage
       raise
   if checkpoint.saved_steps(checkpoints):  # each checkpoint holds the config too
-    return _of_today(checkpoint.read_meta(checkpoints)["config"])
+    return experiments.of_today(checkpoint.read_meta(checkpoints)["config"])
   if path.is_file():
     raise UserError(f"{path} is damaged; restore it, or start over with --fresh")
   runs = sorted(str(p.parent) for p in Path("runs").glob("*/config.json"))
   listed = f" Runs here: {', '.join(runs)}." if runs else ""
   raise UserError(f"--workdir={workdir}: no run there (config.json is missing).{listed}")
-
-
-RESPELT = {("model", "remat"): {False: "none", True: "block"}}
-"""(section, field) -> what runs of older versions wrote -> what it is now."""
-
-
-def _of_today(config: dict[str, Any]) -> dict[str, Any]:
-  """A stored config whose values are spelt as this version spells them."""
-  for (section, field), values in RESPELT.items():
-    old = config.get(section, {}).get(field)
-    if isinstance(old, bool) and old in values:
-      config[section][field] = values[old]
-  return config
 
 
 def default_workdir(config: str) -> Path:
@@ -264,6 +251,7 @@ def prepare_workdir(workdir: Path, fresh: bool) -> None:
     raise UserError(
       f"--workdir={workdir} cannot be written ({error.strerror}); choose another --workdir"
     ) from error
+  paths.make_writable(workdir, f"--workdir={workdir}", "choose another --workdir")
 
 
 def _move_aside(workdir: Path) -> None:
@@ -271,17 +259,10 @@ def _move_aside(workdir: Path) -> None:
     raise UserError(f"--fresh: {workdir} is not empty and holds no run; choose another --workdir")
   if Path.cwd().is_relative_to(workdir.resolve()):
     raise UserError(f"--fresh: cannot move {workdir}, the current folder; start from another one")
-  aside = _free_name(workdir)
+  aside = paths.free_name(workdir)
   with _lock(workdir, "training"):  # a run that is being trained is not moved
     workdir.rename(aside)
   print(f"moved the old run to {aside}")
-
-
-def _free_name(path: Path) -> Path:
-  number = 1
-  while os.path.lexists(candidate := path.with_name(f"{path.name}.old{number}")):
-    number += 1
-  return candidate
 
 
 @contextlib.contextmanager

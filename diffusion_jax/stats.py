@@ -11,7 +11,7 @@ from diffusion_jax.data import load_pictures
 from diffusion_jax.evaluation import files, reference
 from diffusion_jax.evaluation.bench import EXTRACT_BATCH
 from diffusion_jax.extractors import make_extract
-from diffusion_jax.paths import user_path
+from diffusion_jax.paths import check_file, user_path
 from diffusion_jax.types import UserError
 
 
@@ -23,6 +23,7 @@ def main(argv: list[str]) -> None:
     raise UserError(f"{overrides[0].flag}: --images takes no config")
   if args.out.suffix != ".npz":
     raise UserError(f"--out={args.out}: must end in .npz, e.g. --out=statistics.npz")
+  check_file(args.out)
   runs.enable_compilation_cache()
   if args.config is None:
     source, split = load_pictures(args.images, "--images"), "given"
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> None:
   extractors, _ = files.find_extractors(*chosen, args.inception_sha256 == "any", against)
   extractor = extractors[0]
   files.check_resolution(extractor, source, "--config" if args.config else "--images")
+  reference.check_num(source)
   mesh = sharding.create_mesh(sharding.MeshShape())
   found = reference.compute(source, split, extractor, make_extract(extractor, mesh, EXTRACT_BATCH))
   reference.save(args.out, found)

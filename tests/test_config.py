@@ -17,6 +17,7 @@ class Small:
   rate: float = 0.5
   kind: Literal["soft", "hard"] = "soft"
   sizes: tuple[int, ...] = (1, 2)
+  names: Literal["all"] | tuple[str, ...] = "all"
   limit: float | None = None
   on: bool = False
   path: str = ""
@@ -49,6 +50,10 @@ def resolve(raw, *arguments):
     ("--config.plain.sizes=3,4,5", "sizes", (3, 4, 5)),
     ("--config.plain.sizes=(8,)", "sizes", (8,)),
     ("--config.plain.sizes=", "sizes", ()),
+    ("--config.plain.sizes=none", "sizes", ()),
+    ("--config.plain.names=none", "names", ()),
+    ("--config.plain.names=all", "names", "all"),
+    ("--config.plain.names=a,none", "names", ("a", "none")),
     ("--config.plain.limit=2.5", "limit", 2.5),
     ("--config.plain.limit=none", "limit", None),
     ("--config.plain.on=true", "on", True),

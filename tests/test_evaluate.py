@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffusion_jax import checkpoint, evaluate, features, runs, stats, train
 from diffusion_jax.data import Synthetic
+from diffusion_jax.evaluation import files
 from diffusion_jax.extractors import train_domain
 from diffusion_jax.extractors.domain import Recipe, default_path
 
@@ -167,14 +168,60 @@ def test_the_report_and_its_pictures(evaluated):
     assert np.asarray(Image.open(folder / f"{name}.png")).std() > 0
 
 
-def test_the_same_again_does_nothing_and_other_options_measure(run, measure):
+def content(workdir):
+  return {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_the_same_again_does_nothing_and_other_settings_replace_nothing(run, call, measure):
+  """Refused with what differs before anything is drawn; --out and --fresh measure it."""
   first, _ = measure(run)
   again, out = measure(run)
   assert "step 4: evaluated already" in out
   assert again == first
-  other, out = measure(run, "--seed=7")
-  assert "evaluated already" not in out
+  before = content(run)
+  err = refused(call, evaluate.main, f"--workdir={run}", *QUICK, "--seed=7", "--step=all")
+  assert f"{run}/eval/4 holds an evaluation with other settings (seed: 0 -> 7); give --out=" in err
+  assert content(run) == before
+  flags = [f"--workdir={run}", *QUICK, "--seed=7"]
+  assert call(evaluate.main, *flags, f"--out={run.parent}/other")[0] == 0
+  other = json.loads((run.parent / "other/4/metrics.json").read_text())
   assert other["figures"]["fd_synthetic_40"] != first["figures"]["fd_synthetic_40"]
+  assert content(run) == before
+  moved, out = measure(run, "--seed=7", "--fresh")
+  assert f"moved the evaluation with other settings to {run}/eval/4.old1" in out
+  assert moved["figures"] == other["figures"]
+  assert json.loads((run / "eval/4.old1/metrics.json").read_text()) == first
+  assert "evaluated already" in measure(run, "--seed=7", "--fresh")[1]
+
+
+def test_a_run_that_cannot_be_written_is_measured_elsewhere(run, call, tmp_path):
+  """A file in the place of its eval/ refuses even root, to whom no permission matters."""
+  (run / "eval").write_text("")
+  before = content(run)
+  flags = [f"--workdir={run}", *QUICK, "--config.eval.likelihoods=none"]
+  err = refused(call, evaluate.main, *flags)
+  assert f"{run}/eval cannot be written (File exists); give --out=FOLDER for the evaluation" in err
+  assert call(evaluate.main, *flags, f"--out={tmp_path}/out")[0] == 0
+  metrics = json.loads((tmp_path / "out/4/metrics.json").read_text())
+  assert "likelihoods" not in metrics  # none is none, not all
+  assert content(run) == before
+  err = refused(call, evaluate.main, *flags, f"--out={run}/eval/x")
+  assert "cannot be written (Not a directory); choose another" in err
+
+
+def test_data_without_a_test_split_are_refused_before_anything_is_drawn(run, call, monkeypatch):
+  monkeypatch.setattr(Synthetic, "has_split", lambda self, split: split == "train")
+  own = [f"--workdir={run}", *QUICK]
+  with monkeypatch.context() as patch:
+    patch.setattr(evaluate.benches, "equip", None)
+    err = refused(call, evaluate.main, *own)
+    assert "the data set has no test split; measure the training split with" in err
+    flags = ["--config.eval.likelihoods=none", "--config.eval.reference_split=test"]
+    assert "no test split" in refused(call, evaluate.main, *own, *flags)
+  assert not list((run / "eval").glob("[0-9]*"))
+  code, _, err = call(evaluate.main, *own, "--config.eval.likelihoods=none")
+  assert code == 0, err
+  assert "likelihoods" not in json.loads((run / "eval/4/metrics.json").read_text())
 
 
 def test_what_was_drawn_is_not_drawn_again(run, measure, monkeypatch):
@@ -188,13 +235,15 @@ def test_what_was_drawn_is_not_drawn_again(run, measure, monkeypatch):
   }
 
 
-def test_all_steps_and_a_comparison(run, measure, call):
+def test_all_steps_and_a_comparison(run, measure, call, monkeypatch):
   _, out = measure(run, "--step=all")
   assert [p.name for p in sorted((run / "eval").glob("[0-9]*"))] == ["2", "4"]
-  code, out, err = call(evaluate.main, f"--workdir={run}", *QUICK, f"--compare={run}")
+  with monkeypatch.context() as patch:  # nothing is measured again for it
+    patch.setattr(evaluate.study, "measure", None)
+    code, out, err = call(evaluate.main, f"--workdir={run}", *QUICK, f"--compare={run}")
   assert code == 0, err
   assert "Comparison" in (run / "eval/4/report.html").read_text()
-  del out
+  assert "its report is written anew" in out
 
 
 def lose_data(run, step):
@@ -368,15 +417,24 @@ WRONG = {
   "compare": (["--compare=/no/where"], "--compare=/no/where: no metrics.json there"),
   "samples": (["--config.eval.num_samples=1"], "num_samples=1 must be at least 2"),
   "likelihood": (["--config.eval.likelihoods=elbo"], "likelihoods=elbo: this model has vlb"),
+  "average": (["--ema=decay:0.5"], "--ema=decay:0.5: this run did not track it"),
+  "swept guide": (
+    ["--sweep=guidance.against=null_class,model"],
+    "guidance.against=model needs the run of an inferior model",
+  ),
+  "out": (["--out=/proc/none/x"], "--out=/proc/none/x cannot be written"),
+  "out file": (["--out=x.json"], "--out=x.json: is a folder with --workdir, e.g. --out=metrics"),
   "features": (["--features=/no/file.npz"], "--features=/no/file.npz: no such file"),
   "inception": (["--inception=/no/file.pth"], "/no/file.pth"),
   "both": (["--samples=x"], "give --workdir=RUN to measure a run, or --samples"),
-  "reference": (["--reference=x"], "--reference, --config and --out belong to --samples"),
+  "reference": (["--reference=x"], "--reference and --config belong to --samples"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_flags_give_one_line_and_exit_code_2(name, trained, call):
+def test_wrong_flags_give_one_line_and_exit_code_2(name, trained, call, monkeypatch):
+  """All of it before features are trained, references computed or samples drawn."""
+  monkeypatch.setattr(evaluate.benches, "equip", None)
   flags, message = WRONG[name]
   before = set(trained.rglob("*"))
   own = [f for f in QUICK if f.partition("=")[0] not in [flag.partition("=")[0] for flag in flags]]
@@ -433,7 +491,7 @@ def folder(tmp_path):
   return tmp_path / "images"
 
 
-def test_samples_that_cannot_be_measured(folder, call, tmp_path):
+def test_samples_that_cannot_be_measured(folder, call, tmp_path, monkeypatch):
   features_file = default_path(Synthetic(num_images=100, image_size=8, channels=1).load("train"))
   own = [f"--features={features_file}", "--inception=none", f"--reference={folder}"]
 
@@ -460,7 +518,14 @@ def test_samples_that_cannot_be_measured(folder, call, tmp_path):
   big = tmp_path / "big.npz"
   np.savez(big, images=np.zeros((4, 16, 16, 1), np.uint8))
   assert "take (8, 8, 1)" in message(big)
+  monkeypatch.setattr(files, "measure", None)  # all of it is said before
   assert "must end in .json" in message(folder, *own, "--out=x.txt")
+  (tmp_path / "mine.json").write_text('{"name": 1}')
+  flags = [*own, f"--out={tmp_path}/mine.json"]
+  assert "is there already and is no metrics.json" in message(folder, *flags)
+  assert "cannot be written" in message(folder, *own, "--out=/proc/none/m.json")
+  flags = [*own[:2], f"--reference={big}"]
+  assert "take (8, 8, 1)" in message(folder, *flags)
 
 
 def test_statistics_of_another_extractor_are_refused_with_both_stamps(folder, call, tmp_path):
@@ -488,6 +553,8 @@ def test_statistics_need_one_source_of_images(call, tmp_path):
   assert "one of the two" in refused(call, stats.main, out)
   assert "must end in .npz" in refused(call, stats.main, "--images=x", "--out=s.txt")
   assert "no such folder" in refused(call, stats.main, "--images=/no/where", out)
+  nowhere = "--out=/proc/none/s.npz"
+  assert f"{nowhere} cannot be written" in refused(call, stats.main, "--images=/no/where", nowhere)
 
 
 def test_a_damaged_newest_checkpoint_falls_back_and_says_so(run, measure):

@@ -11,6 +11,7 @@ from diffusion_jax import features
     (["--seed=-1"], "--seed=-1: must lie between 0 and 2^31 - 1"),
     (["--num_steps=0"], "--num_steps=0: must be at least 1"),
     (["--out=features"], "--out=features: must end in .npz"),
+    (["--out=/proc/none/f.npz"], "--out=/proc/none/f.npz cannot be written"),
   ],
 )
 def test_wrong_flags_are_one_line_and_exit_code_2(flags, message, call, root):

@@ -19,16 +19,17 @@ def check(args: Any, overrides: Sequence[Override]) -> None:
   """
   if (args.workdir is None) == (args.samples is None):
     raise UserError("give --workdir=RUN to measure a run, or --samples=DIR|file.npz; see --help")
-  if args.workdir is not None and (args.reference or args.config or args.out):
-    raise UserError("--reference, --config and --out belong to --samples; --workdir needs none")
+  if args.workdir is not None and (args.reference or args.config):
+    raise UserError("--reference and --config belong to --samples; --workdir needs none")
   if args.samples is not None and (args.watch or args.sweep or args.compare or args.ema):
     raise UserError("--watch, --sweep, --compare and --ema need --workdir")
   if args.samples is not None and (args.reference is None) == (args.config is None):
     raise UserError("--samples needs --reference=DIR|file.npz|stats.npz or --config=FILE, one")
   if overrides and args.samples is not None and args.config is None:
     raise UserError(f"{overrides[0].flag}: --samples without --config takes no config")
-  if args.out is not None and args.out.suffix != ".json":
-    raise UserError(f"--out={args.out}: must end in .json, e.g. --out=metrics.json")
+  if args.out is not None and (args.out.suffix == ".json") != (args.samples is not None):
+    which = "must end in .json" if args.samples else "is a folder with --workdir"
+    raise UserError(f"--out={args.out}: {which}, e.g. --out=metrics{'.json' * bool(args.samples)}")
   if not 0 <= args.seed < 2**31 - 1000:
     raise UserError(f"--seed={args.seed}: must lie between 0 and 2^31 - 1001")
   if not re.fullmatch("latest|all|[0-9]+", args.step):

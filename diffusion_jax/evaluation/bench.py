@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax import checkpoint, distributed, randomness, runs, sampling, sharding
@@ -25,7 +26,7 @@ from diffusion_jax.extractors import (
 from diffusion_jax.extractors.domain import Recipe, default_path
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
 from diffusion_jax.paths import user_path
-from diffusion_jax.types import Generative, Params, UserError
+from diffusion_jax.types import Batch, Generative, Params, UserError
 
 EXTRACT_BATCH = 64
 NOT_SAMPLING = {"loss", "spectrum", *DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS}
@@ -64,10 +65,13 @@ class Bench(NamedTuple):
 
   Attributes:
     workdir: the run's folder.
+    folder: where the outcomes of its steps are written.
     experiment, generative: the run's config with overrides, and its model.
     mesh: the devices.
     train, test: the splits; a data set may lack the second.
-    instruments: feature networks that are at hand.
+    extractors: feature networks that are at hand.
+    instruments: those with their references, once `equip` has computed these.
+    is_equipped: whether it has.
     missing: what cannot be measured, one line each.
     splits: under the first instrument, features of each split, for nearest neighbours.
     own: the run's sampler; `sweep`: other settings.
@@ -77,20 +81,23 @@ class Bench(NamedTuple):
   """
 
   workdir: Path
+  folder: Path
   experiment: Experiment
   generative: Generative
   mesh: Mesh
   train: Source
   test: Source | None
-  instruments: Sequence[Instrument]
+  extractors: Sequence[Extractor]
   missing: Sequence[str]
-  splits: Mapping[str, Reference]
   own: Setting
   sweep: Sequence[Setting]
   estimates: Mapping[str, Callable]
   errors: Callable | None
   seed: int
   classes: Sequence[int]
+  instruments: Sequence[Instrument] = ()
+  splits: Mapping[str, Reference] = {}
+  is_equipped: bool = False
 
   @property
   def num_samples(self) -> int:
@@ -113,6 +120,7 @@ class Request(NamedTuple):
     sweep: texts "section.field=value,value,...", each an axis of the grid.
     features, inception: weights' files; None: the usual places; "none": do without.
     any_inception: also take unpublished weights of the Inception network.
+    out: the folder of the outcomes; None: eval/ in the run's.
   """
 
   workdir: Path
@@ -122,10 +130,23 @@ class Request(NamedTuple):
   features: str | None = None
   inception: str | None = None
   any_inception: bool = False
+  out: Path | None = None
+
+  @property
+  def folder(self) -> Path:
+    """Where the outcomes of the steps are written."""
+    return self.out or self.workdir / "eval"
+
+  @property
+  def has_features(self) -> bool:
+    """Whether samples may be measured at all."""
+    return self.features != "none" or self.inception != "none"
 
 
 def prepare(request: Request) -> Bench:
-  """Loads and checks config, data, extractors and references.
+  """Loads config, data and the extractors that are at hand, and decides all that they decide.
+
+  Nothing is trained, drawn or measured: see `equip`.
 
   Raises:
     UserError: any of them is missing or does not fit.
@@ -135,28 +156,77 @@ def prepare(request: Request) -> Bench:
   data = experiment.data
   train = distributed.in_turn(lambda: data.load("train"))
   test = distributed.in_turn(lambda: data.load("test") if data.has_split("test") else None)
-  saved = _check_data(request.workdir, train)
+  saved = _check_data(request.workdir, train, test)
   generative = experiment.create(train.spec)
   mesh = sharding.create_mesh(experiment.mesh)
   estimates = _estimates(experiment, generative)
   sweep = [_setting(request, overrides, train, mesh) for overrides in points]
-  extractors, missing = find_extractors(request, train, test)
+  extractors, missing = find_extractors(request, train)
   bench = Bench(
-    request.workdir, experiment, generative, mesh, train, test, (), missing, {},
+    request.workdir, request.folder, experiment, generative, mesh, train, test, extractors, missing,
     _setting(request, {}, train, mesh), sweep, estimates,
     spectrum.make_spectrum(generative) if experiment.eval.spectrum_images else None, request.seed,
     saved.get("trained_classes", trained_classes(train)) if generative.num_classes else (),
   )  # fmt: skip
-  split_of(bench, experiment.eval.reference_split)
-  return _with_references(bench, extractors)
+  _check_splits(bench, request.has_features)
+  check_traces(generative, list(estimates), train)
+  for setting in bench.sweep:
+    check_traces(setting.generative, [], train)
+  return bench
 
 
-def _check_data(workdir: Path, train: Source) -> Mapping[str, Any]:
+def equip(bench: Bench, request: Request) -> Bench:
+  """Adds the data's own features, trained once, and the references of all extractors.
+
+  Raises:
+    UserError: a file cannot be written, or a host's weights differ from another's.
+  """
+  extractors = list(bench.extractors)
+  if request.features is None and bench.train.spec.num_classes:
+    extractors.insert(0, _domain(None, bench.train, bench.test))
+  return _with_references(bench, extractors)._replace(is_equipped=True)
+
+
+def _check_data(workdir: Path, train: Source, test: Source | None) -> Mapping[str, Any]:
   """What the newest checkpoint says of the training data, which must be these."""
   saved = checkpoint.read_meta(workdir / "checkpoints")["data"]
   now = {"name": train.name, "num": len(train), "fingerprint": fingerprint(train)}
   runs.check_same_data(workdir, saved, now)
+  if test is not None and test.spec != train.spec:
+    raise UserError(f"the splits do not fit each other: {train.spec} and {test.spec}")
   return saved
+
+
+def _check_splits(bench: Bench, has_features: bool) -> None:
+  """Refuses splits that are asked for and are not there, or too small."""
+  options = bench.experiment.eval
+  if bench.estimates:
+    split_of(bench, options.likelihood_split)
+  split_of(bench, options.reference_split)
+  for source in (bench.train, bench.test):
+    if has_features and source is not None:
+      reference.check_num(source)
+
+
+def check_traces(generative: Generative, names: Sequence[str], train: Source) -> None:
+  """Traces a model's sampler and likelihoods without running them: what they refuse shows here.
+
+  Raises:
+    UserError: parts that do not fit each other.
+  """
+  image, label = train.gather(np.arange(1))
+  one = Batch(image, label, np.ones(1, np.float32), np.zeros(1, np.uint32))
+
+  def trace(batch: Any) -> Any:
+    params, keys = generative.init(jax.random.key(0))[0], jax.random.split(jax.random.key(0), 1)
+    drawn = generative.sample(params, keys, batch.label if generative.num_classes else None)
+    estimates = [generative.likelihoods[name](params, keys, batch) for name in names]
+    return drawn.images, [estimate.bits_per_dim for estimate in estimates]
+
+  try:
+    jax.eval_shape(trace, one)
+  except ValueError as error:
+    raise UserError(f"config: {error}") from error
 
 
 def split_of(bench: Bench, name: str) -> Source:
@@ -170,21 +240,21 @@ def split_of(bench: Bench, name: str) -> Source:
   if bench.test is None:
     raise UserError(
       f"{bench.train.name}: the data set has no test split; measure the training split with "
-      "--config.eval.reference_split=train --config.eval.likelihood_split=train"
+      "--config.eval.reference_split=train --config.eval.likelihood_split=train, or no likelihood "
+      "with --config.eval.likelihoods=none"
     )
   return bench.test
 
 
 def _estimates(experiment: Experiment, generative: Generative) -> dict[str, Callable]:
   """The likelihoods that are asked for; none where there is no split to measure them on."""
-  asked = experiment.eval.likelihoods
-  there = list(generative.likelihoods)
-  for name in asked or ():
+  asked, there = experiment.eval.likelihoods, list(generative.likelihoods)
+  names = there if asked == "all" else asked
+  for name in names:
     if name not in there:
-      raise UserError(
-        f"--config.eval.likelihoods={name}: this model has {', '.join(there) or 'none'}"
-      )
-  return {n: likelihoods.make_estimate(generative, n) for n in (there if asked is None else asked)}
+      has = ", ".join(there) or "none"
+      raise UserError(f"--config.eval.likelihoods={name}: this model has {has}; or all, or none")
+  return {name: likelihoods.make_estimate(generative, name) for name in names}
 
 
 def sweep_points(axes: Sequence[str]) -> list[dict[str, str]]:
@@ -225,20 +295,19 @@ def _setting(request: Request, point: Mapping[str, str], train: Source, mesh: Me
   return Setting(point, generative, sampling.make_draw(generative, mesh, size), facts)
 
 
-def find_extractors(
-  request: Request, train: Source, test: Source | None
-) -> tuple[list[Extractor], list[str]]:
-  """The feature networks at hand, the data's own first, and a line for each that is not.
+def find_extractors(request: Request, train: Source) -> tuple[list[Extractor], list[str]]:
+  """The feature networks that were named or are at hand, and a line for each that is not.
+
+  The data's own, where no file is named, may have to be trained: `equip` adds them.
 
   Raises:
     UserError: a file that was named is missing or not as it should be.
   """
   found, missing = [], []
-  if request.features != "none":
-    if request.features is None and not train.spec.num_classes:
-      missing.append(f"{train.name} has no labels, so it has no features of its own")
-    else:
-      found.append(_domain(request.features, train, test))
+  if request.features is None and not train.spec.num_classes:
+    missing.append(f"{train.name} has no labels, so it has no features of its own")
+  elif request.features not in (None, "none"):
+    found.append(_domain(request.features, train, None))
   if request.inception != "none":
     try:
       found.append(_inception(request))

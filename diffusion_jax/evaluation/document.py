@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,25 +94,6 @@ def environment(seconds: Mapping[str, Any]) -> Summary:
   }
 
 
-def is_done(bench: Bench, subject: Subject) -> bool:
-  """Whether the folder holds the outcome of exactly this work."""
-  found = read(subject.folder / "metrics.json")
-  return (
-    found is not None
-    and found.get("identity") == digest(study.identity(bench, subject))
-    and (subject.folder / "report.html").is_file()
-  )
-
-
-def read(path: Path) -> Summary | None:
-  """A metrics.json, or None where there is none that can be read."""
-  try:
-    found = json.loads(path.read_text())
-  except (OSError, ValueError):
-    return None
-  return found if isinstance(found, dict) and found.get("schema") == SCHEMA else None
-
-
 def write(
   folder: Path,
   metrics: Summary,
@@ -125,9 +107,9 @@ def write(
   folder.mkdir(parents=True, exist_ok=True)
   for name, picture in pictures.items():
     log.write_png(folder / f"{name}.png", picture.image)
-  finite = _finite(metrics)
-  write_report(folder / "report.html", finite, pictures, training, compared)
-  log.write_json(folder / "metrics.json", finite)
+  stored = finite(metrics)
+  write_report(folder / "report.html", stored, pictures, training, compared)
+  log.write_json(folder / "metrics.json", stored)
 
 
 def write_metrics(path: Path, metrics: Summary) -> None:
@@ -138,17 +120,17 @@ def write_metrics(path: Path, metrics: Summary) -> None:
   """
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    log.write_json(path, _finite(metrics))
+    log.write_json(path, finite(metrics))
   except OSError as error:
     raise UserError(f"--out={path} cannot be written ({error.strerror}); choose another") from error
 
 
-def _finite(value: Any) -> Any:
-  """JSON has no not-a-number: null stands for it."""
+def finite(value: Any) -> Any:
+  """Return a JSON value with null for numbers that are not finite, and lists for tuples."""
   if isinstance(value, Mapping):
-    return {name: _finite(v) for name, v in value.items()}
+    return {name: finite(v) for name, v in value.items()}
   if isinstance(value, list | tuple):
-    return [_finite(v) for v in value]
+    return [finite(v) for v in value]
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
@@ -169,30 +151,6 @@ def training_rows(workdir: Path) -> list[dict[str, Any]]:
     if isinstance(row, dict) and "step" in row:
       rows.append(row)
   return rows
-
-
-def find_compared(paths: Sequence[Path]) -> list[Summary]:
-  """The metrics of other runs: of a metrics.json, or of a run's newest evaluated step.
-
-  Raises:
-    UserError: a place without any.
-  """
-  found = []
-  for path in paths:
-    places = [path] if path.suffix == ".json" else _evaluated(path)
-    contents = [m for m in (read(p) for p in places) if m is not None]
-    if not contents:
-      raise UserError(
-        f"--compare={path}: no metrics.json there; run python -m diffusion_jax.evaluate "
-        f"--workdir={path} first"
-      )
-    found.append(contents[-1])
-  return found
-
-
-def _evaluated(workdir: Path) -> list[Path]:
-  places = [p for p in (workdir / "eval").glob("*/metrics.json") if p.parent.name.isdigit()]
-  return sorted(places, key=lambda p: int(p.parent.name))
 
 
 def lines(metrics: Summary) -> list[str]:
@@ -224,3 +182,11 @@ def _figure_line(name: str, figure: Summary) -> str:
 
 def _error(value: float | None) -> str:
   return "" if value is None else f" ± {value:.4f}"
+
+
+def command(argv: list[str], step: int | None) -> str:
+  """What to type to measure the same again."""
+  left_out = ("--watch", "--fresh", *["--step"] * (step is not None))
+  named = [f"--step={step}"] if step is not None else []
+  kept = [a for a in argv if not a.startswith(left_out)]
+  return shlex.join(["python", "-m", "diffusion_jax.evaluate", *kept, *named])

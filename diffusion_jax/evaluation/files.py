@@ -1,14 +1,15 @@
 """Measures images that any program has made against a data set, other images or statistics."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax import __version__, provenance, sharding
+from diffusion_jax import __version__, paths, provenance, sharding
 from diffusion_jax.data import Source, load_pictures, with_channels
-from diffusion_jax.evaluation import document, figures, reference
+from diffusion_jax.evaluation import document, figures, outcome, reference
 from diffusion_jax.evaluation.bench import EXTRACT_BATCH
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.evaluation.study import Summary, say
@@ -32,6 +33,41 @@ class Against(NamedTuple):
   path: Path | None = None
   source: Source | None = None
   split: str = "given"
+
+
+class Comparison(NamedTuple):
+  """What an extractor compares.
+
+  Attributes:
+    extractor: the network.
+    samples: the images to measure.
+    other: images or statistics, with as many channels as the samples have here.
+  """
+
+  extractor: Extractor
+  samples: Source
+  other: Source | Reference
+
+
+def run(args: Any, against: Against, repeat: str) -> Summary:
+  """Measures --samples by the program's flags and writes --out; all that can be refused is first.
+
+  Raises:
+    UserError: images, reference, extractor or the place to write do not fit.
+  """
+  samples = load_pictures(args.samples, "--samples")
+  extractors, missing = find_extractors(
+    args.features, args.inception, args.inception_sha256 == "any", against
+  )
+  about, comparisons = prepare(samples, against, extractors)
+  if args.out is not None:
+    check_out(args.out, about)
+  metrics = measure(comparisons, against, about, missing, repeat)
+  say("\n".join(document.lines(metrics)))
+  if args.out is not None:
+    document.write_metrics(args.out, metrics)
+    say(f"written to {args.out}")
+  return metrics
 
 
 def find_extractors(
@@ -66,32 +102,33 @@ def find_extractors(
   return found, missing
 
 
-def measure(
-  samples: Source, against: Against, extractors: list[Extractor], missing: list[str], repeat: str
-) -> Summary:
-  """The figures of a set of images as metrics.json has them.
+def prepare(
+  samples: Source, against: Against, extractors: list[Extractor]
+) -> tuple[Summary, list[Comparison]]:
+  """Decides all that can be decided before a feature is computed.
+
+  Returns:
+    What metrics.json will say of samples, extractors and references; and what each extractor is to
+    compare.
 
   Raises:
     UserError: images, reference and extractor do not fit each other.
   """
-  begun = time.perf_counter()
-  mesh = sharding.create_mesh(sharding.MeshShape())
-  rows: Summary = {}
-  references = {}
+  comparisons, stamps = [], {}
   other = load_other(against)
   for extractor in extractors:
     shown, theirs = match_channels(samples, other, extractor, against)
     check_resolution(extractor, shown, "--samples")
-    extract = make_extract(extractor, mesh, EXTRACT_BATCH)
-    found = find_reference(theirs, against, extractor, extract, shown)
-    parts = _features(shown, extract)
-    own, lines = figures.measure([figures.gather(parts)], found, extractor)
-    rows |= own
-    missing = missing + lines
-    references[extractor.name] = dict(found.stamp)
-  seconds = {"sample metrics": round(time.perf_counter() - begun, 2)}
-  return {
-    "schema": document.SCHEMA,
+    if isinstance(theirs, Reference):
+      stamp = dict(theirs.stamp)
+    else:
+      check_resolution(extractor, theirs, "--config" if against.source else "--reference")
+      reference.check_num(theirs)
+      stamp = reference.make_stamp(theirs, against.split, extractor)
+    reference.check(stamp, extractor, shown.spec.shape)
+    stamps[extractor.name] = stamp
+    comparisons.append(Comparison(extractor, shown, theirs))
+  about = {
     "samples": {
       "source": samples.name.removesuffix(" given"),
       "num": len(samples),
@@ -99,7 +136,52 @@ def measure(
       "quantisation": "as found",
     },
     "extractors": {e.name: dict(e.stamp) for e in extractors},
-    "references": references,
+    "references": stamps,
+  }
+  return about, comparisons
+
+
+def check_out(out: Path, about: Summary) -> None:
+  """Refuses a place that cannot be written, or a file that is no metrics.json.
+
+  Args:
+    out: the metrics.json to write; figures of other images there are replaced, and that is said.
+    about: from `prepare`.
+
+  Raises:
+    UserError: the file is another, or cannot be written.
+  """
+  paths.check_file(out)
+  if not out.exists():
+    return
+  found, stored = outcome.read(out), document.finite(about)
+  if found is None:
+    raise UserError(f"--out={out} is there already and is no metrics.json; choose another name")
+  if other := [name for name in stored if found.get(name) != stored[name]]:
+    say(f"{out} holds other figures ({', '.join(other)} differ), which these will replace")
+
+
+def measure(
+  comparisons: Sequence[Comparison],
+  against: Against,
+  about: Summary,
+  missing: list[str],
+  repeat: str,
+) -> Summary:
+  """The figures of a set of images as metrics.json has them; the first and third by `prepare`."""
+  begun = time.perf_counter()
+  mesh = sharding.create_mesh(sharding.MeshShape())
+  rows: Summary = {}
+  for extractor, samples, other in comparisons:
+    extract = make_extract(extractor, mesh, EXTRACT_BATCH)
+    found = find_reference(other, against, extractor, extract)
+    own, lines = figures.measure([figures.gather(_features(samples, extract))], found, extractor)
+    rows |= own
+    missing = missing + lines
+  seconds = {"sample metrics": round(time.perf_counter() - begun, 2)}
+  return {
+    "schema": document.SCHEMA,
+    **about,
     "figures": rows,
     "missing": missing,
     "repeat": repeat,
@@ -159,28 +241,15 @@ def match_channels(
 
 
 def find_reference(
-  other: Source | Reference,
-  against: Against,
-  extractor: Extractor,
-  extract: Extract,
-  samples: Source,
+  other: Source | Reference, against: Against, extractor: Extractor, extract: Extract
 ) -> Reference:
-  """The statistics to compare with, read or computed, and checked.
-
-  Raises:
-    UserError: as `reference.check`.
-  """
+  """The statistics to compare with: those that were given, or computed, or from the cache."""
   if isinstance(other, Reference):
-    found = other
-  elif against.source is not None:
-    check_resolution(extractor, other, "--config")
+    return other
+  if against.source is not None:
     folder = reference.cache_folder()
-    found = reference.cached(other, against.split, extractor, extract, folder)
-  else:
-    check_resolution(extractor, other, "--reference")
-    found = reference.compute(other, "given", extractor, extract)
-  reference.check(found, extractor, samples.spec.shape)
-  return found
+    return reference.cached(other, against.split, extractor, extract, folder)
+  return reference.compute(other, "given", extractor, extract)
 
 
 def _features(samples: Source, extract: Extract) -> list:

@@ -71,8 +71,7 @@ def compute(
   Raises:
     UserError: a split of fewer than two images.
   """
-  if len(source) < 2:
-    raise UserError(f"{source.name} has {len(source)} image; statistics need at least 2")
+  check_num(source)
   places = np.unique(np.linspace(0, len(source) - 1, min(len(source), MAX_FEATURES)).astype(int))
   pool = spatial = None
   kept = []
@@ -85,6 +84,16 @@ def compute(
   assert pool is not None
   stamp = make_stamp(source, split, extractor)
   return Reference(stamp, pool, spatial, np.concatenate(kept), places)
+
+
+def check_num(source: Source) -> None:
+  """Refuses a split of fewer than two images.
+
+  Raises:
+    UserError: with its name and number.
+  """
+  if len(source) < 2:
+    raise UserError(f"{source.name} has {len(source)} image; statistics need at least 2")
 
 
 def _add(total: Moments | None, features: np.ndarray) -> Moments:
@@ -143,8 +152,10 @@ def is_statistics(path: Path) -> bool:
     return False
 
 
-def check(reference: Reference, extractor: Extractor, resolution: tuple[int, ...]) -> None:
-  """Refuses statistics that these samples cannot be compared with.
+def check(
+  reference: Reference | Mapping[str, Any], extractor: Extractor, resolution: tuple[int, ...]
+) -> None:
+  """Refuses statistics, or the stamp of some, that these samples cannot be compared with.
 
   Raises:
     UserError: another extractor, resize or resolution; both stamps are in the message.
@@ -155,7 +166,8 @@ def check(reference: Reference, extractor: Extractor, resolution: tuple[int, ...
     "resize": extractor.stamp["resize"],
     "resolution": list(resolution),
   }
-  there = {name: reference.stamp[name] for name in wanted}
+  stamp = reference.stamp if isinstance(reference, Reference) else reference
+  there = {name: stamp[name] for name in wanted}
   if there != wanted:
     named = ", ".join(name for name in wanted if there[name] != wanted[name])
     raise UserError(

@@ -36,7 +36,7 @@ class Subject(NamedTuple):
     weights: a short hash of these weights.
     data: what the checkpoint says of its training data. Read once: a run that goes on may delete
       the checkpoint while it is being measured.
-    folder: workdir/eval/step; another average than the run's first has a folder of its own.
+    folder: of its outcome, eval/step; another average than the run's first has a folder of its own.
     seconds: what each part took, filled as they end.
   """
 
@@ -58,7 +58,7 @@ class Subject(NamedTuple):
 def restore(bench: Bench, step: int | None, average: Average) -> Subject:
   """Reads an average of a checkpoint; None: the newest good one."""
   found = weights.restore(bench.workdir, step, bench.mesh, bench.generative, average)
-  folder = bench.workdir / "eval" / f"{found.step}{average.suffix}"
+  folder = bench.folder / f"{found.step}{average.suffix}"
   return Subject(
     found.params, average, found.made, found.step, digest(dict(found.facts)), found.meta["data"],
     folder, {},
