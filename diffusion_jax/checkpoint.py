@@ -6,8 +6,6 @@ A folder holds one folder a step. Only a committed step whose checksums hold is 
 import dataclasses
 import errno
 import json
-import re
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from diffusion_jax import distributed, leaves, paths, storage
+from diffusion_jax.step_folders import Damage, saved_steps
 from diffusion_jax.types import UserError
 
 T = TypeVar("T")
@@ -75,13 +74,6 @@ def explain(error: BaseException) -> str | None:
   return f"{said}; {newest}"
 
 
-class Damage(NamedTuple):
-  """A step that could not be restored, and why."""
-
-  step: int
-  reason: str
-
-
 class Unreadable(UserError):
   """No step, or not the one that was asked for, can be read.
 
@@ -103,8 +95,8 @@ class Restored(NamedTuple):
   Attributes:
     step: of the checkpoint.
     state: the tree that was asked for, in the shardings that were asked for.
-    meta: what was saved beside it.
-    damaged: newer steps that were passed over.
+    meta: what was saved beside it, "leaves" with the checksums of the whole state included.
+    damaged: newer steps that were passed over; not those that a run deleted meanwhile.
   """
 
   step: int
@@ -247,15 +239,6 @@ def _preservation(config: Checkpointing | None) -> preservation.AnyPreservationP
   return preservation.AnyPreservationPolicy(policies)
 
 
-def saved_steps(directory: Path) -> list[int]:
-  """Return the steps that have a folder of that name, in order, without reading the folders."""
-  if not directory.is_dir():
-    return []
-  return sorted(
-    int(p.name) for p in directory.iterdir() if re.fullmatch("0|[1-9][0-9]*", p.name) and p.is_dir()
-  )
-
-
 def restore(
   directory: Path, target: Any, step: int | None = None, foreign: Foreign = lambda meta: None
 ) -> Restored:
@@ -266,7 +249,8 @@ def restore(
     target: tree of ShapeDtypeStructs with shardings; a part of the saved tree, such as
       {"params": ...} or one of the offsets, {"offsets": {name: ...}}, restores only that. Or a
       function that returns the tree from the stored leaves by name, where versions differ.
-    step: None tries the newest first and falls back to older ones.
+    step: None tries the newest first and falls back to older ones, and to those that a run which
+      goes on has saved meanwhile.
     foreign: meta -> why the checkpoint does not belong to the run, which counts as damage; None: it
       does belong to it.
 
@@ -276,7 +260,9 @@ def restore(
     OSError: files that the process may not read, or on a mount that has gone: no damage.
   """
   damaged: list[Damage] = []
-  for candidate in distributed.from_first(distributed.agree(lambda: _candidates(directory, step))):
+  tried: set[int] = set()
+  while (candidate := _next(directory, step, tried)) is not None:
+    tried.add(candidate)
     folder = directory / str(candidate)
     checked, reason = _attempt(lambda folder=folder: _check(folder, target, foreign))
     meta, tree = checked or (None, None)
@@ -284,10 +270,13 @@ def restore(
     if reason is None:
       state, reason = _attempt(lambda folder=folder, tree=tree: _read(folder, tree))
     if meta is not None and reason is None:
-      reason = leaves.compare(state, meta.pop("leaves"))
+      reason = leaves.compare(state, meta["leaves"])
       if reason is None:
-        return Restored(candidate, state, meta, tuple(damaged))
+        return Restored(candidate, state, meta, tuple(_still_there(directory, damaged)))
     damaged.append(Damage(candidate, str(reason)))
+  damaged = _still_there(directory, damaged)
+  if not damaged:  # a run has deleted what was tried
+    distributed.agree(lambda: _candidates(directory, step))
   advice = "give another --step" if step is not None else "restore a copy, or use --fresh"
   raise Unreadable(directory, damaged, advice)
 
@@ -299,14 +288,32 @@ def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
     UserError: as `restore`.
   """
   damaged: list[Damage] = []
-  for candidate in _candidates(directory, step):
+  tried: set[int] = set()
+  while left := [s for s in _candidates(directory, step) if s not in tried]:
+    tried.add(left[0])
     try:
-      return _load_meta(directory / str(candidate))
+      return _load_meta(directory / str(left[0]))
     except Exception as error:
       if storage.spares_content(error):
         raise
-      damaged.append(Damage(candidate, storage.reason(error)))
+      damaged.append(Damage(left[0], storage.reason(error)))
   raise Unreadable(directory, damaged, "restore a copy, or train again")
+
+
+def _next(directory: Path, step: int | None, tried: set[int]) -> int | None:
+  """The newest step not tried yet, by what process 0 lists now: a run may save and delete."""
+
+  def find() -> int | None:
+    if step is not None and tried:
+      return None
+    return next((s for s in _candidates(directory, step) if s not in tried), None)
+
+  return distributed.from_first(distributed.agree(find))
+
+
+def _still_there(directory: Path, damaged: list[Damage]) -> list[Damage]:
+  there = distributed.from_first([(directory / str(d.step)).is_dir() for d in damaged])
+  return [d for d, is_there in zip(damaged, there, strict=True) if is_there]
 
 
 def _candidates(directory: Path, step: int | None) -> list[int]:
@@ -320,30 +327,6 @@ def _candidates(directory: Path, step: int | None) -> list[int]:
     listed = ", ".join(map(str, steps))
     raise UserError(f"--step={step}: no such checkpoint in {directory}; there are {listed}")
   return [step]
-
-
-def quarantine(directory: Path, damaged: tuple[Damage, ...]) -> list[Path]:
-  """Moves damaged steps to checkpoints_damaged/ beside the folder, to make room for new ones."""
-  aside = directory.with_name(directory.name + "_damaged")
-  moved = []
-  for damage in damaged:
-    aside.mkdir(exist_ok=True)
-    number = 0
-    while (place := aside / f"{damage.step}{f'.{number}' * bool(number)}").exists():
-      number += 1
-    shutil.move(directory / str(damage.step), place)
-    moved.append(place)
-  return moved
-
-
-def delete_after(directory: Path, step: int) -> list[int]:
-  """Deletes what was saved after a step; each is whole or gone, whenever this is cut off."""
-  later = [s for s in saved_steps(directory) if s > step]
-  for gone in later:
-    aside = directory / f".deleted_{gone}"
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree((directory / str(gone)).rename(aside), ignore_errors=True)
-  return later
 
 
 def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:

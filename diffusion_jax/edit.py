@@ -9,17 +9,20 @@ The images are held-out ones of the run's data, or those of --images. Weights, s
 chosen as in `sample`; interpolation takes a sampler that draws no noise.
 """
 
-import numpy as np
-from jaxtyping import Bool, Float
+from typing import Any
 
-from diffusion_jax import distributed, flags, log, runs, sampling, sharding, weights
+import numpy as np
+from jaxtyping import Bool
+
+from diffusion_jax import distributed, flags, outputs, runs, sampling, sharding, signals, weights
 from diffusion_jax.data import load_pictures, with_channels
 from diffusion_jax.data.reading import Broken, opened
 from diffusion_jax.data.source import fit_image
+from diffusion_jax.evaluation.chunks import digest
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import stored_spec
 from diffusion_jax.levels import as_pictures, from_levels, to_uint8
-from diffusion_jax.paths import run_folder, user_path
+from diffusion_jax.paths import check_file, run_folder, user_path
 from diffusion_jax.types import Batch, Generative, ImageSpec, UserError
 
 SIDES = ("left", "right", "top", "bottom", "center")
@@ -29,24 +32,38 @@ GREY = 128
 MAX_COLUMNS = 16
 
 
+ASKED = (
+  "workdir", "inpaint", "interpolate", "images", "num", "seed", "step", "ema", "batch_size",
+)  # fmt: skip
+"""Flags that the images depend on."""
+
+
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   runs.enable_compilation_cache()
   check(args)
   experiment = runs.trained_experiment(args.workdir, overrides)
   runs.join_job(experiment)
+  distributed.first_does(lambda: check_file(args.out))
+  asked = outputs.asked_for(args, ASKED, experiment)
+  left = outputs.left_over(args.out, asked)
   average = weights.parse_average(args.ema)
-  directory = weights.folder_of(args.workdir, args.step, average)
-  spec = stored_spec(directory, args.step)
-  args.known = None if args.inpaint is None else known_pixels(args.inpaint, spec)
+  spec = stored_spec(weights.folder_of(args.workdir, args.step, average), args.step)
+  known = None if args.inpaint is None else known_pixels(args.inpaint, spec)
   generative = experiment.create(spec)
   given = load(args, experiment, spec)
   mesh = sharding.create_mesh(experiment.mesh)
-  params = weights.restore(args.workdir, args.step, mesh, generative, average).params
-  work = interpolate if args.known is None else inpaint
-  images, columns = work(args, generative, mesh, params, given)
-  distributed.first_does(lambda: log.write_png(args.out, log.image_grid(images, columns)))
-  print(f"{args.num} {'pairs' if args.known is None else 'images'} in {args.out}")
+  restored = outputs.restore(args.workdir, args.step, left, mesh, generative, average)
+  facts = {
+    "asked": asked,
+    "step": restored.step,
+    "weights": digest(restored.facts),
+    "given": outputs.hash_of(given.image, given.label, known),
+  }
+  work = interpolate if known is None else inpaint
+  with signals.stops_between_pieces("the same command goes on where it was"):
+    work(args, generative, mesh, restored.params, given, facts, known)
+  print(f"{args.num} {'pairs' if known is None else 'images'} in {args.out}")
 
 
 def parser() -> runs.Parser:
@@ -58,6 +75,7 @@ def parser() -> runs.Parser:
   own.add_argument("--interpolate", type=int, help="images between the two of a pair")
   own.add_argument("--images", type=user_path, help="a folder of images or an .npz (array images)")
   own.add_argument("--num", type=int, default=8, help="images, or pairs (8)")
+  own.add_argument("--batch_size", type=int, default=64, help="images made at once (64)")
   own.add_argument("--seed", type=int, default=0, help="of what is filled in")
   own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
   own.add_argument("--ema", help=weights.EMA_HELP)
@@ -68,12 +86,12 @@ def check(args) -> None:
   """Refuses bad flags before anything is loaded."""
   if (args.inpaint is None) == (args.interpolate is None):
     raise UserError("give one of --inpaint=left and --interpolate=8")
-  for name in ("num", "interpolate"):
+  for name in ("num", "interpolate", "batch_size"):
     if getattr(args, name) is not None and getattr(args, name) < 1:
       raise UserError(f"--{name}={getattr(args, name)}: must be at least 1")
   flags.check_seed(args.seed)
-  if args.out.suffix != ".png" or not args.out.absolute().parent.is_dir():
-    raise UserError(f"--out={args.out}: must be a name ending in .png in a folder that exists")
+  if args.out.suffix != ".png":
+    raise UserError(f"--out={args.out}: must be a name ending in .png")
   args.step = flags.parse_step(args.step)
 
 
@@ -93,20 +111,27 @@ def load(args, experiment: Experiment, spec: ImageSpec) -> Batch:
   return batch._replace(image=np.asarray(from_levels(batch.image, source.spec.num_levels)))
 
 
-def inpaint(args, generative: Generative, mesh, params, given: Batch):
-  """Rows of images, of what is shown of them, and of them filled in; and the grid's columns.
+def inpaint(args, generative: Generative, mesh, params, given: Batch, facts: dict, known: Any):
+  """Writes rows of images, of what is shown of them, and of them filled in.
 
   A class-conditional model is told the label of a held-out image, and the null class of others.
   """
-  is_known = np.broadcast_to(args.known, given.image.shape)
-  known = generative.num_classes and args.images is None
-  labels = given.label.astype(np.int32) if known else None
-  fill = sampling.make_inpaint(generative, mesh)
-  filled = to_uint8(fill(params, labels, args.seed, given.image, is_known))
+  is_known = np.broadcast_to(known, given.image.shape)
+  is_told = generative.num_classes and args.images is None
+  labels = given.label.astype(np.int32) if is_told else None
+  fill, size = sampling.make_inpaint(generative, mesh), args.batch_size
+
+  def compute(first: int) -> dict[str, np.ndarray]:
+    rows = slice(first, first + size)
+    own = None if labels is None else labels[rows]
+    filled = fill(params, own, args.seed, given.image[rows], is_known[rows], first)
+    return {"images": to_uint8(filled)}
+
+  columns = min(args.num, MAX_COLUMNS)
   images = as_pictures(given.image, None)
   shown = np.where(is_known, images, GREY).astype(np.uint8)
-  columns = min(args.num, MAX_COLUMNS)
-  return sampling.rows_in_turn([images, shown, filled], columns), columns
+  rows_of = lambda filled: [images, shown, filled]  # noqa: E731
+  outputs.write_grid(args.out, facts, args.num, size, compute, rows_of, columns)
 
 
 def known_pixels(text: str, spec: ImageSpec) -> Bool[np.ndarray, "H W 1"]:
@@ -144,20 +169,26 @@ def _mask(text: str, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
   raise UserError(f"--inpaint={text} has {size[0]}x{size[1]} pixels; {allowed}")
 
 
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).partition("\n")[0][:200]
-
-
-def interpolate(args, generative: Generative, mesh, params, given: Batch):
-  """A row a pair: the first image, those between, the second; and the grid's columns."""
-  first, second = given.image[0::2], given.image[1::2]
+def interpolate(args, generative: Generative, mesh, params, given: Batch, facts: dict, known: Any):
+  """Writes a row a pair: the first image, those between, the second."""
+  del known
+  firsts, seconds = given.image[0::2], given.image[1::2]
   share = np.arange(1, args.interpolate + 1) / (args.interpolate + 1)
-  between = sampling.make_interpolate(generative, mesh)(params, first, second, share)
-  rows: Float[np.ndarray, "N K H W C"] = np.concatenate(
-    [first[:, None], between, second[:, None]], axis=1
-  )
-  columns = rows.shape[1]
-  return to_uint8(rows.reshape(-1, *rows.shape[2:])), columns
+  way, size = sampling.make_interpolate(generative, mesh), -(-args.batch_size // args.interpolate)
+
+  def compute(first: int) -> dict[str, np.ndarray]:
+    rows = slice(first, first + size)
+    between = way(params, firsts[rows], seconds[rows], share)
+    return {"images": to_uint8(between.reshape(-1, *between.shape[2:])).reshape(between.shape)}
+
+  start, end = (as_pictures(image, None)[:, None] for image in (firsts, seconds))
+
+  def rows_of(between: np.ndarray) -> list[np.ndarray]:
+    rows = np.concatenate([start, between, end], axis=1)
+    return [rows.reshape(-1, *rows.shape[2:])]
+
+  columns = args.interpolate + 2
+  outputs.write_grid(args.out, facts, args.num, size, compute, rows_of, columns)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import distributed, flags, runs, sharding, weights
+from diffusion_jax import distributed, flags, log, outputs, runs, sharding, signals, weights
 from diffusion_jax.data import Source, full_pass, latents
+from diffusion_jax.data.progress import left_over
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.generative.latent_diffusion import flatten
 from diffusion_jax.job import stored_spec
@@ -31,16 +32,29 @@ def main(argv: list[str]) -> None:
   experiment = runs.trained_experiment(args.workdir, overrides)
   runs.join_job(experiment)
   distributed.first_does(lambda: latents.check_out(args.out))
+  with signals.stops_between_pieces("the same command goes on where it was"):
+    encode_all(args, experiment)
+
+
+def encode_all(args, experiment: Experiment) -> None:
+  """Encodes every split, or what a command that was cut off has left of them."""
   average = weights.parse_average(args.ema)
   spec = stored_spec(weights.folder_of(args.workdir, args.step, average), args.step)
   networks = autoencoder(args.workdir, experiment, spec)
   mesh = sharding.create_mesh(experiment.mesh)
-  restored = weights.restore(args.workdir, args.step, mesh, experiment.create(spec), average)
+  left = distributed.from_first(left_over(args.out))
+  generative = experiment.create(spec)
+  restored = outputs.restore(args.workdir, args.step, left, mesh, generative, average)
   made_from = {"workdir": str(args.workdir), "step": restored.step, "weights": average.label}
   call = encoder(networks, restored.params, spec, mesh, args.batch_size)
-  encoded = describe(experiment, networks, restored.params, call, made_from)
-  check_images(encoded.sources["train"], spec)
-  scale = latents.write(args.out, encoded, distributed.is_first())
+  encoded = describe(experiment, networks, restored.params, call, made_from, args.batch_size)
+  for source in encoded.sources.values():
+    check_images(source, spec)
+  done: dict[str, int] = {}
+  distributed.first_does(lambda: done.update(latents.begin(args.out, encoded)))
+  done = distributed.from_first(done)
+  first = distributed.is_first()
+  scale = latents.write(args.out, encoded, first, done, stopped=signals.StoppedEarly)
   counts = ", ".join(f"{len(source):,} of {name}" for name, source in encoded.sources.items())
   shape = "x".join(map(str, networks.latent_shape))
   print(f"{args.out}: latents {shape} of {counts}; scale {scale:.4g}, of step {restored.step:,}")
@@ -89,26 +103,32 @@ def check_images(source: Source, spec: ImageSpec) -> None:
 
 def encoder(
   networks: VAENetworks, params: Params, spec: ImageSpec, mesh: Mesh, batch_size: int
-) -> Callable[[Source], Iterator[tuple[np.ndarray, np.ndarray]]]:
-  """source -> means and log-variances [B h w 2c] and labels [B], each image once and in order."""
+) -> Callable[..., Iterator[tuple[np.ndarray, np.ndarray]]]:
+  """(source, first image) -> means and log-variances [B h w 2c] and labels [B], in order."""
 
   @jax.jit
   def encode(params, image):
     return jnp.concatenate(networks.encode(params, from_levels(image, spec.num_levels)), -1)
 
-  def call(source: Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  def call(source: Source, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     size = sharding.round_up(min(batch_size, len(source)), mesh)
-    for batch in full_pass(source, size, sharding.local_rows(mesh, size)):
+    bar = log.Bar(f"images of {source.name}", len(source), first, distributed.is_first())
+    for batch in full_pass(source, size, sharding.local_rows(mesh, size), first):
+      signals.stop_here()
       sent = sharding.put_batch(batch, mesh)
       real = sharding.fetch(sent.mask) > 0
+      first += int(real.sum())
       yield sharding.fetch(encode(params, sent.image))[real], sharding.fetch(sent.label)[real]
+      bar.advance(first)
+    bar.close()
 
   return call
 
 
 def describe(
-  experiment: Experiment, networks: VAENetworks, params: Params, call: Callable, made_from: dict
-) -> latents.Encoded:
+  experiment: Experiment, networks: VAENetworks, params: Params, call: Callable, made_from: dict,
+  batch_size: int,
+) -> latents.Encoded:  # fmt: skip
   """All that is written."""
   data, sections = experiment.data, experiment.to_dict()
   splits = ["train"] + ["test"] * data.has_split("test")
@@ -121,6 +141,7 @@ def describe(
     image_source=sections["data"],
     autoencoder={"autoencoder": sections["model"], "decoder": sections["decoder"]},
     made_from=made_from,
+    batch_size=batch_size,
   )
 
 

@@ -9,7 +9,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import __version__, checkpoint, distributed, log, runs, sharding, watchdog
+from diffusion_jax import (
+  __version__,
+  checkpoint,
+  distributed,
+  log,
+  runs,
+  sharding,
+  step_folders,
+  watchdog,
+)
 from diffusion_jax.data import About, Source, describe_classes, fingerprint, trained_classes
 from diffusion_jax.experiment import Experiment, of_another_run
 from diffusion_jax.state import (
@@ -184,7 +193,7 @@ def stored_target(shapes: TrainState, layout: TrainState) -> Callable[[Mapping[s
 
 
 def _put_aside(job: Job, damaged: tuple[checkpoint.Damage, ...]) -> None:
-  for damage, place in zip(damaged, checkpoint.quarantine(job.checkpoints, damaged), strict=True):
+  for damage, place in zip(damaged, step_folders.quarantine(job.checkpoints, damaged), strict=True):
     print(f"checkpoint {damage.step} is damaged ({damage.reason}): moved to {place}")
 
 

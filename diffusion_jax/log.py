@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,16 +50,56 @@ class Logging:
 
 def image_grid(images: UInt8[np.ndarray, "N H W C"], columns: int) -> UInt8[np.ndarray, "A B C"]:
   """Tiles images row by row on white, enlarged by whole pixels to at least 32 a side."""
-  num, height, width, channels = images.shape
-  rows, gap = math.ceil(num / columns), 2
-  zoom = max(1, math.ceil(32 / min(height, width)))
-  images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
-  tall, wide = images.shape[1] + gap, images.shape[2] + gap
-  grid = np.full((rows * tall + gap, columns * wide + gap, channels), 255, np.uint8)
+  return grid_of(images, len(images), columns)
+
+
+def grid_of(
+  images: Iterable[UInt8[np.ndarray, "H W C"]], num: int, columns: int
+) -> UInt8[np.ndarray, "A B C"]:
+  """Tiles `num` images, at least one, as `image_grid` does; no more than one is held beside it."""
+  rows, gap, grid = math.ceil(num / columns), 2, None
   for i, image in enumerate(images):
+    zoom = max(1, math.ceil(32 / min(image.shape[:2])))
+    image = image.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    tall, wide, channels = image.shape[0] + gap, image.shape[1] + gap, image.shape[2]
+    if grid is None:
+      grid = np.full((rows * tall + gap, columns * wide + gap, channels), 255, np.uint8)
     top, left = gap + i // columns * tall, gap + i % columns * wide
     grid[top : top + image.shape[0], left : left + image.shape[1]] = image
+  assert grid is not None
   return grid
+
+
+class Bar:
+  """How many of `total` are done: a bar on a terminal, elsewhere a line every ten seconds.
+
+  Args:
+    words: what is counted.
+    total: of them.
+    done: of them at the start.
+    active: whether this process shows anything.
+  """
+
+  def __init__(self, words: str, total: int, done: int = 0, active: bool = True):
+    self._words, self._total, self._active = words, total, active
+    self._told, self._bar = time.perf_counter(), None
+    if active and sys.stderr.isatty():
+      from tqdm import tqdm
+
+      self._bar = tqdm(total=total, initial=done, unit=words)
+
+  def advance(self, done: int) -> None:
+    """Show that `done` are done."""
+    if self._bar is not None:
+      self._bar.update(done - self._bar.n)
+    elif self._active and time.perf_counter() - self._told > 10:
+      self._told = time.perf_counter()
+      print(f"{done:,} of {self._total:,} {self._words}", flush=True)
+
+  def close(self) -> None:
+    """End the bar's line."""
+    if self._bar is not None:
+      self._bar.close()
 
 
 def grid_columns(num_images: int, num_classes: int) -> int:

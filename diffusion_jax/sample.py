@@ -2,23 +2,30 @@
 
 Restores the newest good checkpoint's EMA weights, or those that --ema names, on whatever devices
 are there. The run's sampler, steps and guidance are its config's; --config.sampler.*,
---config.guidance.* change them.
+--config.guidance.* change them. Batches are written as they come: after a kill the same command
+goes on.
 """
 
-import os
 import time
-from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import distributed, flags, log, runs, sampling, sharding, weights
+from diffusion_jax import distributed, flags, outputs, runs, sampling, sharding, signals, weights
 from diffusion_jax.config import Override
+from diffusion_jax.evaluation.chunks import digest
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import stored_classes, stored_spec
 from diffusion_jax.levels import as_pictures, to_uint8
-from diffusion_jax.paths import replacing, run_folder, user_path
+from diffusion_jax.log import grid_columns, image_grid, write_png
+from diffusion_jax.paths import run_folder, user_path
 from diffusion_jax.types import Generative, Params, UserError
+
+ASKED = (
+  "workdir", "num", "labels", "seed", "step", "ema", "guide_workdir", "guide_step", "batch_size",
+)  # fmt: skip
+"""Flags that the images depend on."""
 
 
 def main(argv: list[str]) -> None:
@@ -31,28 +38,44 @@ def main(argv: list[str]) -> None:
     overrides.append(Override("guidance", "against", "model"))
   experiment = runs.trained_experiment(args.workdir, overrides)
   runs.join_job(experiment)
-  distributed.first_does(lambda: check_out(args.out))
+  distributed.first_does(lambda: outputs.check_out(args.out))
+  with signals.stops_between_pieces("the same command goes on where it was"):
+    draw(args, experiment)
+
+
+def draw(args, experiment: Experiment) -> None:
+  """Draws the images, or what a command that was cut off has left of them, and writes them."""
   average = weights.parse_average(args.ema)
+  size = min(args.batch_size, args.num)
+  asked = outputs.asked_for(args, ASKED, experiment)
+  left = outputs.left_over(args.out, asked)
   directory = weights.folder_of(args.workdir, args.step, average)
   generative = experiment.create(stored_spec(directory, args.step))
   trained = stored_classes(directory, args.step) if generative.num_classes else []
   labels = sampling.choose_labels(args.labels, args.num, trained)
   mesh = sharding.create_mesh(experiment.mesh)
-  params = weights.restore(args.workdir, args.step, mesh, generative, average).params
+  restored = outputs.restore(args.workdir, args.step, left, mesh, generative, average)
+  params, made_of = restored.params, {"step": restored.step, "weights": digest(restored.facts)}
   if args.guide_workdir:
-    generative, params = against(args, experiment, generative, params, mesh)
+    generative, params, made_of["guide"] = against(args, experiment, generative, params, mesh)
   begun = time.perf_counter()
   if args.reconstruct:
-    images, labels, columns = reconstruct(experiment, generative, mesh, params, args.num)
+    num, columns = reconstruct(args, experiment, generative, mesh, params)
   else:
-    draw = sampling.make_draw(generative, mesh, min(args.batch_size, args.num))
-    images = to_uint8(draw(params, labels, args.num, args.seed))
-    asked = len(args.labels.split(",")) if args.labels else len(trained)
-    columns = log.grid_columns(args.num, asked)
-  distributed.first_does(lambda: write(args.out, images, labels, columns))
+    call = sampling.make_draw(generative, mesh, size)
+
+    def compute(first: int) -> dict[str, np.ndarray]:
+      own = None if labels is None else labels[(first + np.arange(size)) % args.num]
+      images = to_uint8(call(params, own, size, args.seed, first))
+      return {"images": images, "labels": np.full(size, -1) if own is None else own}
+
+    chunks = outputs.make(args.out, {"asked": asked, **made_of}, args.num, size, compute, "images")
+    classes = len(args.labels.split(",")) if args.labels else len(trained)
+    columns, num = grid_columns(args.num, classes), args.num
+    distributed.first_does(lambda: outputs.finish(args.out, chunks, num, size, columns))
   seconds = time.perf_counter() - begun
   shown = "" if args.ema is None else f", {average.label}"
-  print(f"{describe(experiment)}{shown}, seed {args.seed}: {len(images):,} images in {args.out}, "
+  print(f"{describe(experiment)}{shown}, seed {args.seed}: {num:,} images in {args.out}, "
         f"{seconds:.1f} s with compilation")  # fmt: skip
   for warning in experiment.warnings().values():
     print(f"warning: {warning}")
@@ -97,7 +120,7 @@ def check(args) -> None:
 
 
 def against(args, experiment: Experiment, good: Generative, params: Params, mesh: Mesh):
-  """The model and its weights together with those of the inferior run that guides it."""
+  """The model and its weights with those of the inferior run that guides it, and their digest."""
   where = f"--guide_workdir={args.guide_workdir}"
   if not (args.guide_workdir / "checkpoints").is_dir():
     raise UserError(f"{where}: no run there; give the folder of a training run")
@@ -120,50 +143,23 @@ def against(args, experiment: Experiment, good: Generative, params: Params, mesh
     )
   pair = sampling.autoguided(good, worse)
   restored = weights.restore(args.guide_workdir, args.guide_step, mesh, worse, weights.Average())
-  return pair, {"good": params, "worse": restored.params}
+  return pair, {"good": params, "worse": restored.params}, digest(restored.facts)
 
 
-def check_out(out: Path) -> None:
-  """Refuses a place that cannot be written, or a folder with something in it."""
-  if out.suffix not in (".png", ".npz", ""):
-    raise UserError(f"--out={out}: use a name ending in .png or .npz, or a folder without a dot")
-  folder = out.parent if out.suffix else out
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    taken = not out.suffix and any(folder.iterdir())
-  except OSError as error:
-    raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
-  if taken:
-    raise UserError(f"--out={out}: the folder is not empty; choose another or empty it")
-  if not os.access(folder, os.W_OK) or out.is_dir() == bool(out.suffix):
-    raise UserError(f"--out={out} cannot be written; choose another")
-
-
-def reconstruct(
-  experiment: Experiment, generative: Generative, mesh: Mesh, params: Params, num: int
-):
-  """Held-out images and their reconstructions in turn, their labels, and the grid's columns."""
+def reconstruct(args, experiment: Experiment, generative: Generative, mesh: Mesh, params: Params):
+  """Writes held-out images above their reconstructions; their number and the grid's columns."""
   call = sampling.make_reconstruct(generative, mesh)
   data = experiment.data
   source = data.load("test" if data.has_split("test") else "train")
-  batch = sampling.first_examples(source, num)
-  decoded = to_uint8(call(params, batch))
+  batch = sampling.first_examples(source, args.num)
+  parts = [jax.tree.map(lambda x, i=i: x[i : i + args.batch_size], batch)
+           for i in range(0, len(batch.index), args.batch_size)]  # fmt: skip
+  decoded = np.concatenate([to_uint8(call(params, part)) for part in parts])
   originals = as_pictures(batch.image, source.spec.num_levels)
-  columns = log.grid_columns(len(decoded), 0)
-  return sampling.rows_in_turn([originals, decoded], columns), None, columns
-
-
-def write(out: Path, images: np.ndarray, labels: np.ndarray | None, columns: int) -> None:
-  """Writes a grid, arrays, or one picture an image."""
-  if out.suffix == ".png":
-    log.write_png(out, log.image_grid(images, columns))
-  elif out.suffix == ".npz":
-    labels = np.full(len(images), -1, np.int32) if labels is None else labels
-    with replacing(out) as file:
-      np.savez_compressed(file, images=images, labels=labels)
-  else:
-    for i, image in enumerate(images):
-      log.write_png(out / f"{i:06d}.png", image)
+  columns = grid_columns(len(decoded), 0)
+  rows = sampling.rows_in_turn([originals, decoded], columns)
+  distributed.first_does(lambda: write_png(args.out, image_grid(rows, columns)))
+  return len(rows), columns
 
 
 def describe(experiment: Experiment) -> str:

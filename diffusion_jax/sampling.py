@@ -57,9 +57,9 @@ def make_draw(generative: Generative, mesh: Mesh, batch_size: int) -> Draw:
 
 
 def make_inpaint(generative: Generative, mesh: Mesh) -> Callable[..., np.ndarray]:
-  """(params, labels [N] or None, seed, x0 [N H W C], is_known [N H W C]) -> images.
+  """(params, labels [N] or None, seed, x0 [N H W C], is_known [N H W C], first) -> images.
 
-  Image i draws from fold_in(key(seed), i), as `make_draw`'s.
+  Image i of the N draws from fold_in(key(seed), first + i), as `make_draw`'s.
 
   Raises:
     UserError: the model cannot edit images.
@@ -71,8 +71,8 @@ def make_inpaint(generative: Generative, mesh: Mesh) -> Callable[..., np.ndarray
     keys = randomness.example_keys(jax.random.key(seed), index)
     return edit.inpaint(params, keys, labels, x0, is_known).images
 
-  def call(params, labels, seed, x0, is_known):
-    rows = (np.arange(len(x0), dtype=np.uint32), labels, x0, is_known)
+  def call(params, labels, seed, x0, is_known, first=0):
+    rows = (first + np.arange(len(x0), dtype=np.uint32), labels, x0, is_known)
     return sharding.fetch(inpaint(params, seed, *_send(rows, mesh)))[: len(x0)]
 
   return call

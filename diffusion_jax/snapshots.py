@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax import checkpoint, distributed
+from diffusion_jax import distributed, step_folders
 from diffusion_jax.checkpoint import Checkpoints
 from diffusion_jax.state import EMA, TrainState, average
 
@@ -36,7 +36,7 @@ class Snapshots:
     self._every, self._num_steps, self._meta = ema.snapshot_every_steps, num_steps, meta
     self._names = [name for name in ema.names() if name.startswith("profile:")]
     first = int(state.step)
-    distributed.first_does(lambda: checkpoint.delete_after(directory, first))
+    distributed.first_does(lambda: step_folders.delete_after(directory, first))
     self._saver = None if self._every is None else Checkpoints(directory, None)
     if first:  # its checkpoint may have been whole before its snapshot was
       self.save(first, state)

@@ -185,8 +185,7 @@ def _restore_one(
   directory: Path, step: int | None, mesh: Mesh, generative: Generative, average: Average, name: str
 ) -> Weights:
   restored = _read(directory, step, mesh, _tree([name], generative))
-  meta = checkpoint.read_meta(directory, restored.step)
-  params = _averages(restored.state, [name])[name]
+  params, meta = _averages(restored.state, [name])[name], restored.meta
   what = "" if average.kind == "ema" else f" {average.name}"
   print(f"restored the EMA weights{what} of step {restored.step:,} on {mesh.size} device(s)")
   return Weights(params, restored.step, meta, _leaves(meta, [name]), None)
@@ -199,7 +198,7 @@ def _put_together(
   tree, count = _tree(profiles, generative), jax.ShapeDtypeStruct((), jnp.int32)
   counts = {"step": count, "num_skipped": count}
   newest = _read(directory, step, mesh, lambda leaves: {**tree(leaves), **counts})
-  meta = checkpoint.read_meta(directory, newest.step)
+  meta = newest.meta  # read with the state: a run that goes on may have deleted both by now
   updates = int(newest.state["step"]) - int(newest.state["num_skipped"])
   gamma = _exponent(average, updates, meta["config"]["training"]["batch_size"])
   target = Stored(directory, newest.step, updates, _tracked_as_offsets(meta))
@@ -219,7 +218,10 @@ def _put_together(
   facts = {
     "average": average.name,
     "step": newest.step,
-    "stored": {str(s.step): _leaves(checkpoint.read_meta(*s[:2]), profiles) for s in stored},
+    "stored": {
+      str(s.step): _leaves(meta if s is target else checkpoint.read_meta(*s[:2]), profiles)
+      for s in stored
+    },
   }
   return Weights(params, newest.step, meta, facts, made)
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from numpy_draws import normal
 
-from diffusion_jax import checkpoint, sharding
+from diffusion_jax import checkpoint, sharding, step_folders
 from diffusion_jax.checkpoint import CheckpointError, Checkpointing, Checkpoints
 from diffusion_jax.checksum import checksums, named_leaves
 from diffusion_jax.sharding import MeshShape, create_mesh
@@ -110,6 +110,55 @@ def test_the_newest_state_comes_back_exactly(folder):
   assert same(restored.state, make_state(30))
 
 
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory):
+  """A checkpoint of step 40, of a state that was made from seed 40."""
+  folder = tmp_path_factory.mktemp("newer") / "checkpoints"
+  saver = Checkpoints(folder, None)
+  saver.save(40, make_state(40), {"config": {"step": 40}})
+  saver.close()
+  return folder
+
+
+def rotate(folder, newer):
+  """What a run that keeps one checkpoint does between two looks at its folder."""
+  if not (folder / "40").exists():
+    shutil.copytree(newer / "40", folder / "40")
+    for step in (10, 20, 30):
+      shutil.rmtree(folder / str(step))
+
+
+def test_checkpoints_that_a_run_deletes_meanwhile_give_way_to_its_newest(
+  folder, newer, monkeypatch
+):
+  """Deleted after they were listed, before they are read; nothing is called damaged."""
+  check = checkpoint._check
+
+  def late(*args):
+    rotate(folder, newer)
+    return check(*args)
+
+  monkeypatch.setattr(checkpoint, "_check", late)
+  restored = checkpoint.restore(folder, target())
+  assert (restored.step, restored.damaged) == (40, ())
+  assert same(restored.state, make_state(40))
+  assert set(restored.meta["leaves"]) == set(named_leaves(make_state()))
+
+
+def test_a_given_step_that_a_run_deletes_meanwhile_is_not_there(folder, newer, monkeypatch):
+  monkeypatch.setattr(checkpoint, "_check", lambda *args: rotate(folder, newer) or args.missing)
+  with pytest.raises(UserError, match=r"--step=20: no such checkpoint in .*; there are 40"):
+    checkpoint.restore(folder, target(), step=20)
+
+
+def test_a_description_that_a_run_deletes_meanwhile_gives_way_to_its_newest(
+  folder, newer, monkeypatch
+):
+  load = checkpoint._load_meta
+  monkeypatch.setattr(checkpoint, "_load_meta", lambda f: rotate(folder, newer) or load(f))
+  assert checkpoint.read_meta(folder)["step"] == 40
+
+
 def test_a_given_step_comes_back(folder):
   assert same(checkpoint.restore(folder, target(), step=20).state, make_state(20))
 
@@ -148,7 +197,7 @@ def test_an_empty_folder_of_a_step_is_passed_over(folder):
 def test_damaged_steps_are_moved_aside_and_can_be_saved_again(folder):
   flip_a_bit(folder / "30")
   restored = checkpoint.restore(folder, target())
-  (place,) = checkpoint.quarantine(folder, restored.damaged)
+  (place,) = step_folders.quarantine(folder, restored.damaged)
   assert place.parent.name == "checkpoints_damaged"
   assert (place / "state").is_dir()
   saver = Checkpoints(folder, Checkpointing())

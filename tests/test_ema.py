@@ -140,6 +140,29 @@ def test_a_tracked_average_comes_back_as_it_was(toy, capsys):
   assert first.facts == main.facts != decay.facts
 
 
+@pytest.mark.parametrize("average", [Average(), Average("profile", 0.07)])
+def test_a_checkpoint_that_the_run_deletes_once_it_is_read_is_not_missed(
+  toy, tmp_path, monkeypatch, average
+):
+  """Sampling beside live training: what is needed of a checkpoint is read at once."""
+  copy = shutil.copytree(toy[0], tmp_path / "copy")
+  read = checkpoint.restore
+
+  def deleted_after(directory, *args):
+    restored = read(directory, *args)
+    if directory.name == "checkpoints":
+      shutil.rmtree(directory / str(restored.step))
+    return restored
+
+  monkeypatch.setattr(checkpoint, "restore", deleted_after)
+  found = weights.restore(copy, None, toy[1], quadratic(), average)
+  assert not (copy / "checkpoints" / str(NUM)).exists()
+  monkeypatch.undo()
+  expected = weights.restore(toy[0], None, toy[1], quadratic(), average)
+  assert found.facts == expected.facts
+  assert worst(found.params["w"], np.asarray(expected.params["w"], np.float64)) < 1e-12
+
+
 def test_a_damaged_snapshot_is_left_out(toy, tmp_path, capsys):
   workdir, mesh, walked = toy
   copy = shutil.copytree(workdir, tmp_path / "toy")

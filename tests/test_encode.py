@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from diffusion_jax import checkpoint, encode, runs, sample, train
+from diffusion_jax import checkpoint, encode, runs, sample, step_folders, train
 from diffusion_jax.checksum import checksums
 from diffusion_jax.data import Latents, latents
 
@@ -100,7 +100,7 @@ def test_a_run_that_was_cut_off_ends_bit_for_bit_where_a_straight_one_does(folde
   """Stopped after 4 of 8 steps by deleting what came after, then continued."""
   whole, cut = folder / "run", folder / "cut"
   shutil.copytree(whole, cut)
-  checkpoint.delete_after(cut / "checkpoints", 4)
+  step_folders.delete_after(cut / "checkpoints", 4)
   (cut / "held_out.json").unlink()
   assert checkpoint.saved_steps(cut / "checkpoints") == [4]
   train.main([*LATENT, *where(folder, "cut")])

@@ -39,6 +39,7 @@ LAYERS = [
     "log",
     "meter",
     "leaves",
+    "step_folders",
   },
   {
     "losses",
@@ -56,7 +57,7 @@ LAYERS = [
   {"runs", "sampling", "weights"},
   {"job", "evaluation"},
   {"planning", "auditing"},
-  {"previews", "snapshots", "compilation", "profiling"},
+  {"previews", "snapshots", "compilation", "profiling", "outputs"},
   {"saving"},
   {
     "train",

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -264,3 +265,49 @@ def test_sampling_leaves_the_run_alone(run, draw):
   draw("--num=2")
   assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
   assert checkpoint.saved_steps(run / "checkpoints") == [30, 60]
+
+
+def cut_off(monkeypatch, call, batches, *flags):
+  """The program, asked to stop by SIGTERM while it draws the batch after so many."""
+  quantise, count = sample.to_uint8, iter(range(100))
+
+  def asked_to_stop(images):
+    if next(count) == batches:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return quantise(images)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(sample, "to_uint8", asked_to_stop)
+    code, out, _ = call(sample.main, *flags)
+  assert code == 75
+  assert out.splitlines()[-1] == "SIGTERM: the same command goes on where it was"
+
+
+def test_cut_off_beside_live_training_the_same_command_goes_on(run, call, tmp_path, monkeypatch):
+  """From the checkpoint that it began with, while that is there, to the same file, bit for bit."""
+  copy = shutil.copytree(run, tmp_path / "run")
+  later = (copy / "checkpoints/60").rename(tmp_path / "60")
+  own = [f"--workdir={copy}", "--num=20", "--batch_size=8"]
+  assert call(sample.main, *own, f"--out={tmp_path}/straight.npz")[0] == 0
+  flags = [*own, f"--out={tmp_path}/cut.npz"]
+  cut_off(monkeypatch, call, 1, *flags)
+  later.rename(copy / "checkpoints/60")
+  assert not (tmp_path / "cut.npz").exists()
+  code, _, err = call(sample.main, *flags, "--seed=1", "--config.sampler.steps=3")
+  assert code == 2
+  assert re.search(r"other images there \(sampler.steps: \d+ -> 3; seed: 0 -> 1\); repeat", err)
+  assert err.count("\n") == 1
+  code, out, err = call(sample.main, *flags)
+  assert code == 0, err
+  assert "restored the EMA weights of step 30" in out
+  assert (tmp_path / "cut.npz").read_bytes() == (tmp_path / "straight.npz").read_bytes()
+  newer = [*own, f"--out={tmp_path}/newer.npz"]
+  (copy / "checkpoints/60").rename(later)
+  cut_off(monkeypatch, call, 1, *newer)
+  later.rename(copy / "checkpoints/60")
+  shutil.rmtree(copy / "checkpoints/30")
+  code, out, err = call(sample.main, *newer)
+  assert code == 0, err
+  assert "made from other weights or images, which are gone: starting over" in out
+  with np.load(tmp_path / "newer.npz") as new, np.load(tmp_path / "cut.npz") as old:
+    assert (new["images"] != old["images"]).any()

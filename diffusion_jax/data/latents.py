@@ -20,8 +20,15 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32
 
 from diffusion_jax.config import as_text, build
+from diffusion_jax.data.progress import (
+  PROGRESS,
+  facts_of,
+  part_folder,
+  read_progress,
+  write_progress,
+)
 from diffusion_jax.data.source import About, Source, count_labels, fingerprint
-from diffusion_jax.paths import unfinished, user_path
+from diffusion_jax.paths import make_writable, user_path
 from diffusion_jax.types import ImageSpec, UserError
 
 FORMAT = 1
@@ -201,22 +208,24 @@ class Encoded(NamedTuple):
 
   Attributes:
     sources: split -> its images.
-    encode: source -> its means and log-variances [B h w 2c] and labels [B], in order, each image
-      once.
+    encode: (source, number of the first image, 0 where it is left out) -> means and log-variances
+      [B h w 2c] and labels [B] of it and those after it, in order, each image once.
     shape: (h, w, 2c).
     weights: the autoencoder's parameters as one vector.
     image_source: the config section of the images.
     autoencoder: the config sections "autoencoder" and "decoder".
     made_from: JSON values that say which run and step.
+    batch_size: images that are encoded at once; another one rounds otherwise.
   """
 
   sources: Mapping[str, Source]
-  encode: Callable[[Source], Iterator[tuple[np.ndarray, np.ndarray]]]
+  encode: Callable[..., Iterator[tuple[np.ndarray, np.ndarray]]]
   shape: tuple[int, int, int]
   weights: Float32[np.ndarray, "P"]
   image_source: Mapping[str, Any]
   autoencoder: Mapping[str, Mapping[str, Any]]
   made_from: Mapping[str, Any]
+  batch_size: int = 0
 
 
 def check_out(out: Path) -> None:
@@ -224,18 +233,57 @@ def check_out(out: Path) -> None:
   try:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
       raise UserError(f"--out={out} is there already; choose another or delete it")
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
+  make_writable(out.absolute().parent, f"--out={out}")
 
 
-def write(out: Path, encoded: Encoded, writes: bool = True) -> float:
+def begin(out: Path, encoded: Encoded) -> dict[str, int]:
+  """Makes the unfinished folder, or goes on with one of the same images, weights and batches.
+
+  Returns:
+    Split -> images that are encoded already.
+
+  Raises:
+    UserError: the place cannot be written.
+  """
+  part, facts = part_folder(out), json.loads(json.dumps(facts_of(encoded)))
+  found = read_progress(part)
+  if found is not None and found["facts"] == facts:
+    done = {split: int(found["done"].get(split, 0)) for split in encoded.sources}
+    print(f"goes on after {sum(done.values()):,} images")
+    return done
+  if found is not None:
+    print(f"{part} holds a part made from other weights or images: starting over")
+  try:
+    shutil.rmtree(part, ignore_errors=True)
+    if os.path.lexists(part):  # a file
+      part.unlink()
+    part.mkdir(parents=True)
+    for split, source in encoded.sources.items():
+      shape = (len(source), *encoded.shape)
+      np.lib.format.open_memmap(part / f"{split}.npy", "w+", np.float32, shape)
+      np.lib.format.open_memmap(part / f"{split}_labels.npy", "w+", np.int32, (len(source),))
+    write_progress(part, facts, {})
+  except OSError as error:
+    raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
+  return dict.fromkeys(encoded.sources, 0)
+
+
+def write(
+  out: Path, encoded: Encoded, writes: bool = True, done: Mapping[str, int] | None = None,
+  stopped: type[Exception] = OSError,
+) -> float:  # fmt: skip
   """Writes a folder of latents; it is there whole or not at all.
+
+  What has been encoded outlives a kill, a full disk and `stopped`; any other failure deletes it.
 
   Args:
     out: the folder.
     encoded: what it will hold.
     writes: of several processes, which all encode, only one does.
+    done: from `begin`, on the process that writes; None: it is called here.
+    stopped: the error by which `encode` ends early.
 
   Returns:
     The scale.
@@ -243,40 +291,51 @@ def write(out: Path, encoded: Encoded, writes: bool = True) -> float:
   Raises:
     UserError: the place cannot be written, or the latents are not finite.
   """
-  part = out.with_name(f".{out.name}.part")
+  part = part_folder(out)
+  counts = begin(out, encoded) if done is None and writes else dict(done or {})
   if not writes:
-    for source in encoded.sources.values():
-      for _ in encoded.encode(source):
+    for split, source in encoded.sources.items():
+      for _ in _encode_from(encoded, source, counts.get(split, 0)):
         pass
     return math.nan
   try:
-    shutil.rmtree(part, ignore_errors=True)
-    if os.path.lexists(part):  # a file, or a link: what it leads to is not ours
-      part.unlink()
-    with unfinished(part):
-      part.mkdir(parents=True)
-      for split, source in encoded.sources.items():
-        _write_split(part, split, source, encoded)
-      scale = _scale(np.load(part / "train.npy", mmap_mode="r"))
-      np.save(part / "autoencoder.npy", encoded.weights)
-      (part / MANIFEST).write_text(json.dumps(_describe(part, encoded, scale), indent=2))
-      os.replace(part, out)
+    for split, source in encoded.sources.items():
+      _write_split(part, split, source, encoded, counts)
+    scale = _scale(np.load(part / "train.npy", mmap_mode="r"))
+    np.save(part / "autoencoder.npy", encoded.weights)
+    (part / MANIFEST).write_text(json.dumps(_describe(part, encoded, scale), indent=2))
+    (part / PROGRESS).unlink()
+    os.replace(part, out)
   except OSError as error:
     raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
+  except stopped:
+    raise
+  except Exception:
+    shutil.rmtree(part, ignore_errors=True)
+    raise
   return scale
 
 
-def _write_split(part: Path, split: str, source: Source, encoded: Encoded) -> None:
-  shape = (len(source), *encoded.shape)
-  stats = np.lib.format.open_memmap(part / f"{split}.npy", "w+", np.float32, shape)
-  labels, first = np.zeros(len(source), np.int32), 0
-  for found, own in encoded.encode(source):
+def _encode_from(encoded: Encoded, source: Source, first: int) -> Iterator[Any]:
+  """The rest of a split; nothing where all of it is encoded."""
+  return encoded.encode(source, first) if first < len(source) else iter(())
+
+
+def _write_split(
+  part: Path, split: str, source: Source, encoded: Encoded, done: dict[str, int]
+) -> None:
+  stats = np.lib.format.open_memmap(part / f"{split}.npy", "r+")
+  labels = np.lib.format.open_memmap(part / f"{split}_labels.npy", "r+")
+  first, facts = done.get(split, 0), facts_of(encoded)
+  for found, own in _encode_from(encoded, source, first):
     stats[first : first + len(found)] = found
     labels[first : first + len(found)] = own
+    stats.flush()
+    labels.flush()
     first += len(found)
+    done[split] = first
+    write_progress(part, facts, done)
   assert first == len(source)
-  stats.flush()
-  np.save(part / f"{split}_labels.npy", labels)
 
 
 def _scale(stats: Float32[np.ndarray, "N h w C"], chunk: int = 4096) -> float:

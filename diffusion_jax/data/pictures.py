@@ -19,6 +19,9 @@ from diffusion_jax.data.source import (
 )
 from diffusion_jax.types import ImageSpec, UserError
 
+UNFINISHED = ".parts"
+"""A folder in a folder of images that are still being drawn: not all of them are there."""
+
 ARRAYS = ("images", "arr_0")
 """Names under which an .npz holds images: ours, and the one of unnamed arrays."""
 
@@ -41,6 +44,8 @@ def load_pictures(path: Path, flag: str) -> Source:
     UserError: nothing there, fewer than two images, mixed sizes, or unreadable files.
   """
   where = f"{flag}={path}"
+  if (path / UNFINISHED).is_dir():
+    raise UserError(f"{where}: the program that draws these images was cut off; start it again")
   if not path.exists():
     raise UserError(f"{where}: no such folder or .npz; give a folder of images or a file.npz")
   if not path.is_dir():

@@ -87,7 +87,7 @@ class TrainStream:
 
 
 def full_pass(
-  source: Source, batch_size: int, rows: Int[np.ndarray, "L"] | None = None
+  source: Source, batch_size: int, rows: Int[np.ndarray, "L"] | None = None, first: int = 0
 ) -> Iterator[Batch]:
   """Every example once, in order; the last batch is padded and the padding masked.
 
@@ -95,10 +95,11 @@ def full_pass(
     source: the split.
     batch_size: images of the global batch.
     rows: those of each global batch that are read here; none: all of them.
+    first: the example to begin at.
   """
   rows = np.arange(batch_size) if rows is None else rows
-  for first in range(0, len(source), batch_size):
-    position = first + rows
+  for begin in range(first, len(source), batch_size):
+    position = begin + rows
     image, label = source.gather(np.minimum(position, len(source) - 1))
     mask = (position < len(source)).astype(np.float32)
     yield Batch(image, label, mask, position.astype(np.uint32))

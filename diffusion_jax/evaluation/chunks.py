@@ -33,13 +33,16 @@ class Chunks:
     folder: of the pieces; it is made. Its name should hold the work's `digest`, so that other work
       never finds these pieces.
     facts: what the pieces are, written beside them for people.
+    is_shared: whether all processes see the folder; if not, process 0 alone does.
   """
 
-  def __init__(self, folder: Path, facts: Mapping[str, Any]):
+  def __init__(self, folder: Path, facts: Mapping[str, Any], is_shared: bool = True):
     self.folder = folder
-    folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index():
+      if is_shared:
+        folder.mkdir(parents=True, exist_ok=True)
       return
+    folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".*.part*"):  # by a process that was killed
       left.unlink(missing_ok=True)
     text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
@@ -65,6 +68,37 @@ class Chunks:
     if jax.process_index() == 0:
       self._write(self.folder / f"{number:06d}.npz", arrays)
     return {name: value[:rows] for name, value in arrays.items()}
+
+  def ensure(self, number: int, rows: int, compute: Callable[[], Arrays]) -> bool:
+    """Make process 0 have piece `number` on its disk; True where it had to be computed.
+
+    Args:
+      number, rows, compute: as in `get`.
+
+    Raises:
+      StoppedEarly: as in `get`.
+    """
+    signals.stop_here()
+    path = self.folder / f"{number:06d}.npz"
+    there = distributed.from_first(jax.process_index() == 0 and self._read(path, rows) is not None)
+    if there:
+      return False
+    arrays = {name: np.asarray(value)[:rows] for name, value in compute().items()}
+    if jax.process_index() == 0:
+      self._write(path, arrays)
+    return True
+
+  def read(self, number: int, rows: int) -> dict[str, np.ndarray]:
+    """Piece `number`, which is on this process's disk.
+
+    Raises:
+      UserError: it is not, or it has been damaged since.
+    """
+    path = self.folder / f"{number:06d}.npz"
+    found = self._read(path, rows)
+    if found is None:
+      raise UserError(f"{path} cannot be read; the same command makes it anew")
+    return found
 
   def _read(self, path: Path, rows: int) -> dict[str, np.ndarray] | None:
     """None for a piece that is missing, short, or damaged: the archive's CRC-32 shows that."""

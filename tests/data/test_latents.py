@@ -1,6 +1,8 @@
 """The folder of latents: what is written is read back, and every damage has its line."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -9,6 +11,7 @@ import pytest
 
 from diffusion_jax.data import Arrays, Digits, Latents, TrainStream, fingerprint, full_pass
 from diffusion_jax.data.latents import Encoded, check_out, write
+from diffusion_jax.data.progress import left_over
 from diffusion_jax.types import UserError
 
 CONFIG = {
@@ -17,9 +20,9 @@ CONFIG = {
 }
 
 
-def encode(source):
+def encode(source, first=0):
   """Mean: four pixels of the image; log-variance: minus a tenth of the next four."""
-  for batch in full_pass(source, 256):
+  for batch in full_pass(source, 256, None, first):
     real = batch.mask > 0
     pixels = batch.image.reshape(len(batch.image), -1).astype(np.float32)
     mean, log_var = (p.reshape(-1, 2, 1, 2) for p in (pixels[:, 20:24], -pixels[:, 24:28] / 10))
@@ -199,7 +202,7 @@ def test_a_folder_with_something_in_it_is_kept(made, tmp_path):
 
 
 def test_what_fails_midway_leaves_nothing(tmp_path):
-  def broken(source):
+  def broken(source, first=0):
     yield from encode(source)
     raise RuntimeError
 
@@ -219,8 +222,50 @@ def test_nothing_is_written_through_a_link(tmp_path):
   assert not (tmp_path / ".out.part").is_symlink()
 
 
+class Stopped(Exception):
+  pass
+
+
+def test_cut_off_anywhere_it_goes_on_to_the_same_folder(made, tmp_path, capsys):
+  """After each batch: what was encoded is not encoded again, and the bytes are the same."""
+  begun = []
+
+  def cut(source, first=0):
+    for number in range(first, len(source), 256):
+      begun.append((source.name, number))
+      if len(begun) % 3 == 0:
+        raise Stopped
+      yield next(encode(source, number))
+
+  for _ in range(4):
+    with contextlib.suppress(Stopped):
+      write(tmp_path / "out", encoded(encode=cut), stopped=Stopped)
+  assert len(set(begun)) == 6 + 2  # batches of the training and of the test split
+  assert len(begun) == 8 + 3  # each cut costs the batch that it came in
+  for file in made[0].iterdir():
+    assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes(), file.name
+  assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in made[0].iterdir()}
+  assert [p.name for p in tmp_path.iterdir()] == ["out"]
+  assert "goes on after 1,024 images" in capsys.readouterr().out
+
+
+def test_an_encoding_of_other_weights_is_not_gone_on_with(made, tmp_path, capsys):
+  def cut(source, first=0):
+    yield from itertools.islice(encode(source), 2)
+    raise Stopped
+
+  with pytest.raises(Stopped):
+    write(tmp_path / "out", encoded(encode=cut), stopped=Stopped)
+  assert left_over(tmp_path / "out") == {"step": 3}
+  other = encoded(weights=np.arange(1, 6, dtype=np.float32))
+  write(tmp_path / "out", other)
+  assert "made from other weights or images: starting over" in capsys.readouterr().out
+  for name in ("train.npy", "test.npy", "test_labels.npy"):
+    assert (tmp_path / "out" / name).read_bytes() == (made[0] / name).read_bytes()
+
+
 def test_latents_that_are_not_finite_are_refused(tmp_path):
-  def infinite(source):
+  def infinite(source, first=0):
     for stats, labels in encode(source):
       yield np.full_like(stats, np.inf), labels
 

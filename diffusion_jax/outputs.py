@@ -1,0 +1,228 @@
+"""Images that a program makes, kept batch by batch until one file or folder holds them all.
+
+The finished batches are in `.NAME.parts` beside the file, or `.parts` in the folder, with the
+settings that they were made with: after a kill the same command goes on, another one is refused.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_jax import checkpoint, distributed, log, paths, sampling, weights
+from diffusion_jax.data.pictures import UNFINISHED
+from diffusion_jax.evaluation.chunks import Arrays, Chunks, pieces
+from diffusion_jax.experiment import COMMON, Experiment
+from diffusion_jax.types import Generative, UserError
+
+Facts = Mapping[str, Any]
+
+
+def parts_folder(out: Path) -> Path:
+  """Where the batches of an unfinished output lie: beside a file, in a folder."""
+  return out.with_name(f".{out.name}.parts") if out.suffix else out / UNFINISHED
+
+
+def check_out(out: Path) -> None:
+  """Refuse a place that cannot be written, or a folder with something in it.
+
+  Raises:
+    UserError: what is wrong with it.
+  """
+  if out.suffix not in (".png", ".npz", ""):
+    raise UserError(f"--out={out}: use a name ending in .png or .npz, or a folder without a dot")
+  if out.suffix:
+    return paths.check_file(out)
+  paths.make_writable(out, f"--out={out}")
+  if any(out.iterdir()) and not parts_folder(out).is_dir():
+    raise UserError(f"--out={out}: the folder is not empty; choose another or empty it")
+
+
+def asked_for(args: Any, names: Sequence[str], experiment: Experiment) -> dict[str, Any]:
+  """What images depend on but for the weights: these flags, and how the model draws."""
+  flags = {name: getattr(args, name) for name in names}
+  fields = {
+    f"{name}.{field}": value
+    for name, section in experiment.to_dict().items()
+    if name == "generative" or name not in COMMON
+    for field, value in section.items()
+  }
+  return {**{n: str(v) if isinstance(v, Path) else v for n, v in flags.items()}, **fields}
+
+
+def left_over(out: Path, asked: Facts) -> dict[str, Any] | None:
+  """Return the facts of an unfinished output that the same command has left; a collective.
+
+  Args:
+    out: of the command.
+    asked: what its images depend on, but for the weights; JSON values.
+
+  Raises:
+    UserError: another command has left it.
+  """
+  found: list[Any] = [None]
+
+  def read() -> None:
+    folder = parts_folder(out)
+    try:
+      facts = json.loads((folder / "facts.json").read_text())
+      theirs = dict(facts["asked"])
+    except (OSError, ValueError, KeyError, TypeError):
+      return
+    ours = json.loads(json.dumps(asked))
+    other = [n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)]
+    if other and any(folder.glob("[0-9]*.npz")):
+      changes = "; ".join(f"{n}: {theirs.get(n)} -> {ours.get(n)}" for n in other)
+      raise UserError(
+        f"--out={out}: a command that was cut off has left a part of other images there "
+        f"({changes}); repeat that command, delete {folder}, or choose another --out"
+      )
+    found[0] = None if other else facts
+
+  distributed.first_does(read)
+  return distributed.from_first(found[0])
+
+
+def restore(
+  workdir: Path, step: int | None, left: Facts | None, mesh: Mesh, generative: Generative,
+  average: weights.Average,
+) -> weights.Weights:  # fmt: skip
+  """Restore as `weights.restore`; for the latest step, that of `left_over` while it is there."""
+  if left is not None and step is None:
+    directory = weights.folder_of(workdir, left["step"], average)
+    try:
+      return weights.restore(workdir, left["step"], mesh, generative, average)
+    except UserError:
+      if distributed.from_first(left["step"] in checkpoint.saved_steps(directory)):
+        raise
+  return weights.restore(workdir, step, mesh, generative, average)
+
+
+def make(
+  out: Path, facts: Facts, num: int, size: int, compute: Callable[[int], Arrays], words: str
+) -> Chunks:
+  """Compute all batches that are not there yet, each written as it comes.
+
+  Args:
+    out: the output to be.
+    facts: "asked", see `left_over`, and what else the batches depend on; batches of other facts
+      are deleted.
+    num: images in all.
+    size: images of a batch.
+    compute: number of the first image -> arrays of at least the batch's images.
+    words: what is counted, for the bar.
+
+  Returns:
+    The batches, on process 0's disk.
+  """
+  folder = parts_folder(out)
+  distributed.first_does(lambda: _sweep(folder, facts))
+  chunks = Chunks(folder, facts, is_shared=False)
+  bar = log.Bar(words, num, active=distributed.is_first())
+  try:
+    for number, first, count in pieces(num, size):
+      chunks.ensure(number, count, lambda first=first: compute(first))
+      bar.advance(first + count)
+  except UserError:
+    if distributed.is_first() and not any(folder.glob("[0-9]*.npz")):
+      shutil.rmtree(folder, ignore_errors=True)
+    raise
+  finally:
+    bar.close()
+  return chunks
+
+
+def _sweep(folder: Path, facts: Facts) -> None:
+  """Delete batches of other facts."""
+  try:
+    same = json.loads((folder / "facts.json").read_text()) == json.loads(json.dumps(facts))
+  except (OSError, ValueError):
+    same = False
+  if not same and folder.exists():
+    if any(folder.glob("[0-9]*.npz")):
+      print(
+        f"{folder} holds a part made from other weights or images, which are gone: starting over"
+      )
+    shutil.rmtree(folder)
+
+
+def write_grid(
+  out: Path, facts: Facts, num: int, size: int, compute: Callable[[int], Arrays],
+  rows_of: Callable[[np.ndarray], Sequence[np.ndarray]], columns: int,
+) -> None:  # fmt: skip
+  """Write one picture of images that are computed as by `make`.
+
+  Args:
+    out, facts, num, size, compute: as there; the images' array is "images".
+    rows_of: all of these images -> the images of each kind of rows, which take turns.
+    columns: of the grid.
+  """
+  chunks = make(out, facts, num, size, compute, "images")
+
+  def put_together() -> None:
+    batches = [chunks.read(number, count)["images"] for number, _, count in pieces(num, size)]
+    rows = sampling.rows_in_turn(rows_of(np.concatenate(batches)), columns)
+    log.write_png(out, log.image_grid(rows, columns))
+    shutil.rmtree(chunks.folder, ignore_errors=True)
+
+  distributed.first_does(put_together)
+
+
+def hash_of(*arrays: Any) -> str:
+  """Return a short hash of arrays that are given, which may change under one name."""
+  contents = (b"" if a is None else np.ascontiguousarray(a).tobytes() for a in arrays)
+  return hashlib.sha256(b"".join(contents)).hexdigest()[:12]
+
+
+def finish(out: Path, chunks: Chunks, num: int, size: int, columns: int) -> None:
+  """Put batches of images and labels together as the output, and delete them; for process 0.
+
+  Args:
+    out: a .png (one grid), an .npz (arrays images, labels) or a folder (one PNG an image).
+    chunks: from `make`.
+    num, size: as there.
+    columns: of a grid.
+  """
+  batches = (chunks.read(number, count) for number, _, count in pieces(num, size))
+  if out.suffix == ".png":
+    log.write_png(out, log.grid_of((i for batch in batches for i in batch["images"]), num, columns))
+  elif out.suffix == ".npz":
+    write_npz(out, batches, num)
+  else:
+    for number, image in enumerate(image for batch in batches for image in batch["images"]):
+      log.write_png(out / f"{number:06d}.png", image)
+  shutil.rmtree(chunks.folder, ignore_errors=True)
+
+
+def write_npz(out: Path, batches: Iterator[Arrays], num: int) -> None:
+  """Write an .npz with the arrays images and labels, holding one batch at a time."""
+  part, labels = parts_folder(out) / "whole.npz", []
+  with zipfile.ZipFile(part, "w") as archive:
+    with archive.open(_member("images.npy"), "w", force_zip64=True) as file:
+      for batch in batches:
+        if not labels:
+          _write_header(file, (num, *batch["images"].shape[1:]), np.dtype(np.uint8))
+        file.write(np.ascontiguousarray(batch["images"]).data)
+        labels.append(batch["labels"].astype(np.int32))
+    with archive.open(_member("labels.npy"), "w", force_zip64=True) as file:
+      np.lib.format.write_array(file, np.concatenate(labels), allow_pickle=False)
+  os.replace(part, out)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+  """A compressed file of an archive, without the time: the same images are the same bytes."""
+  member = zipfile.ZipInfo(name)
+  member.compress_type = zipfile.ZIP_DEFLATED
+  return member
+
+
+def _write_header(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+  header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+  np.lib.format.write_array_header_1_0(file, header)

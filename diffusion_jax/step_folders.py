@@ -1,0 +1,46 @@
+"""The folders of saved steps, without what they hold: listed, moved aside and deleted."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Damage(NamedTuple):
+  """A step that could not be restored, and why."""
+
+  step: int
+  reason: str
+
+
+def saved_steps(directory: Path) -> list[int]:
+  """Return the steps that have a folder of that name, in order, without reading the folders."""
+  if not directory.is_dir():
+    return []
+  return sorted(
+    int(p.name) for p in directory.iterdir() if re.fullmatch("0|[1-9][0-9]*", p.name) and p.is_dir()
+  )
+
+
+def quarantine(directory: Path, damaged: tuple[Damage, ...]) -> list[Path]:
+  """Moves damaged steps to checkpoints_damaged/ beside the folder, to make room for new ones."""
+  aside = directory.with_name(directory.name + "_damaged")
+  moved = []
+  for damage in damaged:
+    aside.mkdir(exist_ok=True)
+    number = 0
+    while (place := aside / f"{damage.step}{f'.{number}' * bool(number)}").exists():
+      number += 1
+    shutil.move(directory / str(damage.step), place)
+    moved.append(place)
+  return moved
+
+
+def delete_after(directory: Path, step: int) -> list[int]:
+  """Deletes what was saved after a step; each is whole or gone, whenever this is cut off."""
+  later = [s for s in saved_steps(directory) if s > step]
+  for gone in later:
+    aside = directory / f".deleted_{gone}"
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree((directory / str(gone)).rename(aside), ignore_errors=True)
+  return later
