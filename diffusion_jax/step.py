@@ -184,8 +184,13 @@ def _advance(finite: Bool[Array, ""], new: TrainState, old: TrainState) -> Train
 def _gradient(generative, params, aux, key, batch: Batch, parts: int, clip_norm: Any):
   """Gradient and scalars of the mean loss, over `parts` microbatches one after the other."""
 
+  batches = None if parts == 1 else split_batch(batch, parts)
+  whole = ()
+  if batches is not None and generative.statistics is not None:
+    whole = (_batch_mean(lambda part: generative.statistics(params, key, part, True), batches),)
+
   def objective(params, aux, part):
-    losses, metrics, aux = generative.loss(params, aux, key, part, True)
+    losses, metrics, aux = generative.loss(params, aux, key, part, True, *whole)
     scalars = {"loss": losses, **metrics}
     means = {n: masked_mean(v, part.mask) for n, v in scalars.items()}
     return means["loss"], (means, aux)
@@ -195,10 +200,22 @@ def _gradient(generative, params, aux, key, batch: Batch, parts: int, clip_norm:
     norm = optax.tree.norm(grads)
     return aux, (clip_by_norm(grads, norm, clip_norm), scalars | {"grad_norm": norm})
 
-  if parts == 1:
+  if batches is None:
     aux, (grads, scalars) = one(aux, batch)
     return grads, scalars, aux
-  return _accumulate(one, aux, split_batch(batch, parts), parts)
+  return _accumulate(one, aux, batches, parts)
+
+
+def _batch_mean(values_of: Callable[[Batch], Array], batches: Batch) -> Array:
+  """Mean over the examples of all microbatches, which are gone through one after the other."""
+
+  def total(part: Batch) -> tuple[Array, Array]:
+    values = values_of(part)
+    mask = jnp.reshape(part.mask, (-1,) + (1,) * (values.ndim - 1))
+    return jnp.sum(values * mask, axis=0), jnp.sum(part.mask)
+
+  sums, nums = jax.lax.map(total, batches)
+  return jnp.sum(sums, axis=0) / jnp.maximum(jnp.sum(nums), 1.0)
 
 
 def _accumulate(one: Callable, aux, batches: Batch, parts: int):

@@ -146,10 +146,13 @@ class Generative(NamedTuple):
     num_levels: grey levels that the likelihoods count (None: a density).
     num_classes: classes that `sample` takes as labels, 0 for an unconditional model.
     trains_on: shape and type of Batch.image in training, where it is not the image's levels.
+    statistics: (params, key, batch, train) -> values [B ...] of each example, where the loss
+      depends on their mean over the whole batch. `loss` takes that mean as a sixth argument where
+      its batch is a part of the whole; without it, the batch is the whole.
   """
 
   init: Callable[[Key], tuple[Params, Aux]]
-  loss: Callable[[Params, Aux, Key, Batch, bool], tuple[Array, Metrics, Aux]]
+  loss: Callable[..., tuple[Array, Metrics, Aux]]
   sample: Callable[[Params, Keys, Array | None], Samples]
   likelihoods: Mapping[str, Callable[[Params, Keys, Batch], Estimate]]
   spectrum: Callable[[Params, Keys, Batch], SpectrumEstimate] | None = None
@@ -162,3 +165,4 @@ class Generative(NamedTuple):
   num_levels: int | None = None
   num_classes: int = 0
   trains_on: tuple[tuple[int, ...], Any] | None = None
+  statistics: Callable[[Params, Key, Batch, bool], Array] | None = None

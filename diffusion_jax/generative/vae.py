@@ -15,7 +15,7 @@ from diffusion_jax.levels import from_levels
 from diffusion_jax.likelihood import VAE_LIKELIHOODS
 from diffusion_jax.losses import VAE_LOSSES, ElboTerms, elbo_terms
 from diffusion_jax.models import DECODERS, VAES, VAENetworks
-from diffusion_jax.types import Batch, Estimate, Generative, ImageSpec, Keys, Params, Samples
+from diffusion_jax.types import Batch, Estimate, Generative, ImageSpec, Key, Keys, Params, Samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,7 @@ class VAE:
     networks = parts["model"].create(spec, decoder.num_outputs(spec.channels))
     wiring = _Wiring(spec, networks, decoder, parts["loss"])
     estimators = [parts[name] for name in VAE_LIKELIHOODS]
+    needs_mean_kl = getattr(parts["loss"], "needs_mean_kl", False)
     return Generative(
       init=lambda key: (networks.init(key), {}),
       loss=lambda *args: _loss(wiring, *args),
@@ -55,6 +56,7 @@ class VAE:
       encode=lambda *args: _encode(wiring, *args),
       decode=lambda params, latents: decoder.mean(networks.decode(params, latents)),
       num_levels=counted_levels,
+      statistics=(lambda *args: _kl(wiring, *args)) if needs_mean_kl else None,
     )
 
 
@@ -84,17 +86,32 @@ def _posterior_sample(keys: Keys, mean: Array, log_var: Array) -> Float[Array, "
   return mean + jnp.exp(0.5 * log_var) * randomness.normal(keys, mean.shape[1:])
 
 
-def _loss(wiring: _Wiring, params, aux, key, batch: Batch, train: bool):
+def _split_key(key: Key, batch: Batch, train: bool) -> tuple[Keys, Key | None]:
+  """The examples' keys, and that of dropout, another for each microbatch."""
   example_key, dropout_key = jax.random.split(key)
-  dropout_key = jax.random.fold_in(dropout_key, batch.index[0])  # another for each microbatch
-  keys = randomness.example_keys(example_key, batch.index)
-  terms = _terms(wiring, params, keys, batch, dropout_key if train else None)
+  dropout_key = jax.random.fold_in(dropout_key, batch.index[0])
+  return randomness.example_keys(example_key, batch.index), dropout_key if train else None
+
+
+def _kl(wiring: _Wiring, params: Params, key: Key, batch: Batch, train: bool) -> Array:
+  """KL(q(z|x) || p(z)) of each latent dimension [B D], as `_loss` finds it, without the decoder."""
+  x = from_levels(batch.image, wiring.spec.num_levels)
+  mean, log_var = wiring.networks.encode(params, x, _split_key(key, batch, train)[1])
+  return elbo_terms(jnp.zeros(len(x)), _flat(mean), _flat(log_var)).kl
+
+
+def _loss(
+  wiring: _Wiring, params, aux, key, batch: Batch, train: bool, mean_kl: Array | None = None
+):
+  keys, dropout_key = _split_key(key, batch, train)
+  terms = _terms(wiring, params, keys, batch, dropout_key)
   metrics = {
     "bits_per_dim": nats_to_bits_per_dim(terms.negative_elbo, wiring.spec.num_dims),
     "reconstruction_nats": terms.reconstruction,
     "kl_nats": jnp.sum(terms.kl, axis=-1),
   }
-  return wiring.loss(terms, batch.mask), metrics, aux
+  whole = () if mean_kl is None else (mean_kl,)
+  return wiring.loss(terms, batch.mask, *whole), metrics, aux
 
 
 def _elbo(wiring: _Wiring, params: Params, keys: Keys, batch: Batch) -> Estimate:

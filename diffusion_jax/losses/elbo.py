@@ -53,8 +53,24 @@ class ELBO:
     if self.beta < 0 or self.free_bits < 0:
       raise ValueError(f"beta={self.beta}, free_bits={self.free_bits} must not be negative")
 
-  def __call__(self, terms: ElboTerms, mask: Float[Array, "B"]) -> Float[Array, "B"]:
-    """The loss of each example in nats; its mean over the masked batch is the objective."""
-    average = jnp.sum(terms.kl * mask[:, None], axis=0) / jnp.maximum(jnp.sum(mask), 1.0)
+  @property
+  def needs_mean_kl(self) -> bool:
+    """Whether the loss of an example depends on the KL of the others in its batch."""
+    return self.free_bits > 0
+
+  def __call__(
+    self, terms: ElboTerms, mask: Float[Array, "B"], mean_kl: Float[Array, "D"] | None = None
+  ) -> Float[Array, "B"]:
+    """Return the loss of each example in nats; its mean over the masked batch is the objective.
+
+    Args:
+      terms: of the examples.
+      mask: 1 for an example, 0 for padding.
+      mean_kl: of each latent dimension over the whole batch, where these examples are a part of it;
+        None: they are all of it.
+    """
+    average = mean_kl
+    if average is None:
+      average = jnp.sum(terms.kl * mask[:, None], axis=0) / jnp.maximum(jnp.sum(mask), 1.0)
     kl = jnp.where(average > self.free_bits, terms.kl, self.free_bits)
     return terms.reconstruction + self.beta * jnp.sum(kl, axis=-1)
