@@ -1,5 +1,7 @@
 """The editing program: what is given stays, what is hidden is filled in, ways go end to end."""
 
+import os
+import signal
 import struct
 import zlib
 
@@ -73,6 +75,31 @@ def test_a_picture_says_what_to_hide_and_the_seed_what_comes(cells, tmp_path):
   np.testing.assert_array_equal(first, again)
   assert (first[:, 3] != other[:, 3]).any()
   np.testing.assert_array_equal(np.delete(first, 3, axis=1), np.delete(given, 3, axis=1))
+
+
+def test_an_image_does_not_depend_on_its_batch_and_a_cut_costs_one(cells, smoke_run, call, tmp_path,
+                                                                   monkeypatch):  # fmt: skip
+  """Asked to stop in its second batch, the same command goes on to the same picture."""
+  flags = ["--inpaint=left", "--num=3"]
+  whole = cells(*flags)
+  apart = cells(*flags, "--batch_size=1")
+  assert np.abs(apart.astype(int) - whole).max() <= 1
+  quantise, count = edit.to_uint8, iter(range(9))
+
+  def asked_to_stop(images):
+    if next(count) == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return quantise(images)
+
+  out = tmp_path / "cut.png"
+  command = [f"--workdir={smoke_run}", f"--out={out}", *flags, "--batch_size=1"]
+  with monkeypatch.context() as patch:
+    patch.setattr(edit, "to_uint8", asked_to_stop)
+    assert call(edit.main, *command)[0] == 75
+  assert not out.exists()
+  assert "of other images there (seed: 0 -> 1)" in call(edit.main, *command, "--seed=1")[2]
+  assert call(edit.main, *command)[0] == 0
+  assert out.read_bytes() == (tmp_path / "grid.png").read_bytes()
 
 
 def test_a_way_leads_from_one_image_to_the_other(cells, held_out):
