@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import distributed, flags, log, outputs, runs, sharding, signals, weights
+from diffusion_jax import bars, distributed, flags, outputs, runs, sharding, signals, weights
 from diffusion_jax.data import Source, full_pass, latents
 from diffusion_jax.data.progress import left_over
 from diffusion_jax.experiment import Experiment
@@ -112,7 +112,7 @@ def encoder(
 
   def call(source: Source, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     size = sharding.round_up(min(batch_size, len(source)), mesh)
-    bar = log.Bar(f"images of {source.name}", len(source), first, distributed.is_first())
+    bar = bars.Bar(f"images of {source.name}", len(source), first, distributed.is_first())
     for batch in full_pass(source, size, sharding.local_rows(mesh, size), first):
       signals.stop_here()
       sent = sharding.put_batch(batch, mesh)

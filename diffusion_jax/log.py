@@ -17,11 +17,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from diffusion_jax import bars
 from diffusion_jax.paths import replacing, write_whole
 from diffusion_jax.types import ImageSpec, UserError
-
-MIN_BAR_COLUMNS = 60
-"""Narrower ones would show no loss: there are lines then, as where there is no terminal."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,38 +66,6 @@ def grid_of(
     grid[top : top + image.shape[0], left : left + image.shape[1]] = image
   assert grid is not None
   return grid
-
-
-class Bar:
-  """How many of `total` are done: a bar on a terminal, elsewhere a line every ten seconds.
-
-  Args:
-    words: what is counted.
-    total: of them.
-    done: of them at the start.
-    active: whether this process shows anything.
-  """
-
-  def __init__(self, words: str, total: int, done: int = 0, active: bool = True):
-    self._words, self._total, self._active = words, total, active
-    self._told, self._bar = time.perf_counter(), None
-    if active and sys.stderr.isatty():
-      from tqdm import tqdm
-
-      self._bar = tqdm(total=total, initial=done, unit=words)
-
-  def advance(self, done: int) -> None:
-    """Show that `done` are done."""
-    if self._bar is not None:
-      self._bar.update(done - self._bar.n)
-    elif self._active and time.perf_counter() - self._told > 10:
-      self._told = time.perf_counter()
-      print(f"{done:,} of {self._total:,} {self._words}", flush=True)
-
-  def close(self) -> None:
-    """End the bar's line."""
-    if self._bar is not None:
-      self._bar.close()
 
 
 def grid_columns(num_images: int, num_classes: int) -> int:
@@ -260,7 +226,7 @@ class Logger:
 
   def start_bar(self) -> None:
     """Shows the bar, once there is something to show; only on a terminal wide enough for it."""
-    if self._active and sys.stderr.isatty() and _columns(sys.stderr) >= MIN_BAR_COLUMNS:
+    if self._active and bars.can_show(sys.stderr):
       from tqdm import tqdm
 
       self._bar = tqdm(total=self._num_steps, initial=self._start_step, unit="step")
@@ -320,14 +286,6 @@ class Logger:
     if self._bar is not None:
       self._bar.close()
     self._tell(lambda sink: sink.close())
-
-
-def _columns(terminal: Any) -> int:
-  """Width of a terminal; 0 where it is not known, as in some containers and over serial lines."""
-  try:
-    return os.get_terminal_size(terminal.fileno()).columns
-  except (OSError, ValueError):
-    return 0
 
 
 def picture_path(workdir: Path, step: int, name: str) -> Path:

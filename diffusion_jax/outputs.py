@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import checkpoint, distributed, log, paths, sampling, weights
+from diffusion_jax import bars, checkpoint, distributed, log, paths, sampling, weights
 from diffusion_jax.data.pictures import UNFINISHED
 from diffusion_jax.evaluation.chunks import Arrays, Chunks, pieces
 from diffusion_jax.experiment import COMMON, Experiment
@@ -125,7 +125,7 @@ def make(
   folder = parts_folder(out)
   distributed.first_does(lambda: _sweep(folder, facts))
   chunks = Chunks(folder, facts, is_shared=False)
-  bar = log.Bar(words, num, active=distributed.is_first())
+  bar = bars.Bar(words, num, active=distributed.is_first())
   try:
     for number, first, count in pieces(num, size):
       chunks.ensure(number, count, lambda first=first: compute(first))
@@ -204,7 +204,8 @@ def finish(out: Path, chunks: Chunks, num: int, size: int, columns: int) -> None
 def write_npz(out: Path, batches: Iterator[Arrays], num: int) -> None:
   """Write an .npz with the arrays images and labels, holding one batch at a time."""
   part, labels = parts_folder(out) / "whole.npz", []
-  with zipfile.ZipFile(part, "w") as archive:
+  part.unlink(missing_ok=True)  # by a process that was killed, or a link
+  with paths.naming(out), part.open("xb") as whole, zipfile.ZipFile(whole, "w") as archive:
     with archive.open(_member("images.npy"), "w", force_zip64=True) as file:
       for batch in batches:
         if not labels:

@@ -72,11 +72,10 @@ def make_writable(folder: Path, what: str, advice: str = "choose another") -> No
   Raises:
     UserError: it cannot be made or written.
   """
-  probe = folder / f".write_test_{os.getpid()}"
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    probe.touch()
-    probe.unlink()
+    with tempfile.TemporaryFile(dir=folder):
+      pass
   except OSError as error:
     raise UserError(f"{what} cannot be written ({error.strerror}); {advice}") from error
 
@@ -95,7 +94,7 @@ def check_file(path: Path, flag: str = "--out") -> None:
 def free_name(path: Path) -> Path:
   """Return the first of path.old1, path.old2, ... that is not taken."""
   number = 1
-  while (candidate := path.with_name(f"{path.name}.old{number}")).exists():
+  while os.path.lexists(candidate := path.with_name(f"{path.name}.old{number}")):
     number += 1
   return candidate
 

@@ -10,7 +10,6 @@ import math
 import os
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -244,14 +243,11 @@ def prepare_workdir(workdir: Path, fresh: bool) -> None:
     place = Path(os.path.realpath(workdir)) if workdir.is_symlink() else workdir
     if fresh and place.exists() and any(place.iterdir()):
       _move_aside(place)
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=place):
-      pass
   except OSError as error:
     raise UserError(
       f"--workdir={workdir} cannot be written ({error.strerror}); choose another --workdir"
     ) from error
-  paths.make_writable(workdir, f"--workdir={workdir}", "choose another --workdir")
+  paths.make_writable(place, f"--workdir={workdir}", "choose another --workdir")
 
 
 def _move_aside(workdir: Path) -> None:

@@ -10,10 +10,7 @@ from typing import Any
 
 from diffusion_jax import distributed, step_folders
 from diffusion_jax.checkpoint import Checkpoints
-from diffusion_jax.state import EMA, TrainState, average
-
-AS_OFFSETS = {"tracked_as": "offsets"}
-"""Mark of averages that were tracked as differences; older ones have more rounding in them."""
+from diffusion_jax.state import AS_OFFSETS, EMA, TrainState, average
 
 
 class Snapshots:

@@ -20,6 +20,10 @@ FIXED = ("autoencoder", "latent_scale", "frequencies")
 """Names of parameters that are saved with a model and never trained."""
 
 
+AS_OFFSETS = {"tracked_as": "offsets"}
+"""Mark of stored averages that were tracked as differences; older ones have more rounding."""
+
+
 class TrainState(NamedTuple):
   """One atomic unit; all floats are float32.
 

@@ -26,7 +26,6 @@ from diffusion_jax.ema_profiles import (
   width_of,
 )
 from diffusion_jax.experiment import of_another_run
-from diffusion_jax.snapshots import AS_OFFSETS
 from diffusion_jax.types import Generative, Params, UserError
 
 Leaves = Mapping[str, Any]
@@ -342,7 +341,7 @@ def _has_offsets(leaves: Leaves) -> bool:
 
 
 def _tracked_as_offsets(meta: Mapping[str, Any]) -> bool:
-  return _has_offsets(meta["leaves"]) or AS_OFFSETS.items() <= meta.items()
+  return _has_offsets(meta["leaves"]) or state.AS_OFFSETS.items() <= meta.items()
 
 
 def _read(directory: Path, step: int | None, mesh: Mesh, tree: Tree) -> checkpoint.Restored:

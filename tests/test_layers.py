@@ -24,6 +24,7 @@ LAYERS = [
     "flags",
     "paths",
     "storage",
+    "bars",
     "npz",
     "kernels",
     "platforms",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import log, outputs
+from diffusion_jax import bars, log, outputs
 from diffusion_jax.data import load_pictures
 from diffusion_jax.types import UserError
 
@@ -162,18 +162,21 @@ def test_an_unfinished_folder_is_not_measured_as_if_it_were_whole(tmp_path):
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys):
   clock = iter([0.0, 4.0, 11.0, 11.0, 12.0])
-  monkeypatch.setattr(log.time, "perf_counter", lambda: next(clock))
-  bar = log.Bar("images", 2000)
+  monkeypatch.setattr(bars.time, "perf_counter", lambda: next(clock))
+  bar = bars.Bar("images", 2000)
   for done in (500, 1000, 1500):
     bar.advance(done)
   bar.close()
   assert capsys.readouterr().out == "1,000 of 2,000 images\n"
   monkeypatch.undo()
-  monkeypatch.setattr(log.sys.stderr, "isatty", lambda: True, raising=False)
-  bar = log.Bar("images", 20)
+  monkeypatch.setattr(bars.sys.stderr, "isatty", lambda: True, raising=False)
+  monkeypatch.setattr(bars, "_columns", lambda terminal: 80)
+  bar = bars.Bar("images", 20)
   bar.advance(15)
   bar.close()
   assert "15/20" in capsys.readouterr().err
+  monkeypatch.setattr(bars, "_columns", lambda terminal: 59)
+  assert not bars.can_show(bars.sys.stderr)
 
 
 def test_facts_are_written_for_people(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_jax import log, paths, runs, sample, train
+from diffusion_jax import log, outputs, paths, runs, train
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.types import UserError
 
@@ -146,11 +146,20 @@ def write_png(path):
   log.write_png(path, np.zeros((4, 4, 1), np.uint8))
 
 
+def write_npz(path):
+  parts = outputs.parts_folder(path)
+  parts.mkdir()
+  (parts / "whole.npz").symlink_to(path.parent.parent / "victim")
+  batch = {"images": np.zeros((1, 4, 4, 1), np.uint8), "labels": np.zeros(1)}
+  outputs.write_npz(path, iter([batch]), 1)
+  parts.rmdir()
+
+
 WRITERS = {
   "json": lambda path: log.write_json(path, {"a": 1}),
   "png": write_png,
   "rows": lambda path: log.Rows(path, 0).scalars(1, {"a": 1.0}),
-  "npz": lambda path: sample.write(path, np.zeros((1, 4, 4, 1), np.uint8), None, 1),
+  "npz": write_npz,
   "text": lambda path: paths.write_whole(path, "text"),
 }
 SUFFIX = {"png": ".png", "npz": ".npz"}

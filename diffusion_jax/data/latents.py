@@ -257,8 +257,7 @@ def begin(out: Path, encoded: Encoded) -> dict[str, int]:
     print(f"{part} holds a part made from other weights or images: starting over")
   try:
     shutil.rmtree(part, ignore_errors=True)
-    if os.path.lexists(part):  # a file
-      part.unlink()
+    part.unlink(missing_ok=True)  # a file, or a link
     part.mkdir(parents=True)
     for split, source in encoded.sources.items():
       shape = (len(source), *encoded.shape)

@@ -88,5 +88,5 @@ def test_folders_of_both_kinds_agree(tmp_path):
   samples = load_pictures(tmp_path / "rgb", "--samples")
   against = Against(path=tmp_path / "grey")
   shown, other = match_channels(samples, files.load_other(against), extractor(), against)
-  found = files.find_reference(other, against, extractor(), features, shown)
+  found = files.find_reference(other, against, extractor(), features)
   np.testing.assert_array_equal(found.features, features(pixels(shown)).pool)

@@ -29,7 +29,7 @@ def bench_of(*overrides, seed=0, sweep=(), likelihoods=("vlb",), references=None
   points = [Setting(point, None, None, {}) for point in sweep]
   return Bench(
     None, None, runs.load_experiment("configs/smoke.py", flags), None, None, None, None, (), (),
-    None, points, dict.fromkeys(likelihoods), None, seed, named, {}, True,
+    None, points, dict.fromkeys(likelihoods), None, seed, (), named, {}, True,
   )  # fmt: skip
 
 
