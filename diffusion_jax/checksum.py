@@ -23,7 +23,7 @@ def checksums(tree: Any) -> dict[str, tuple[int, int]]:
   sharding of the array does not matter.
   """
   leaves = named_leaves(tree)
-  sums = jax.device_get([_sums(leaf) for leaf in leaves.values()])
+  sums = jax.device_get([_in_turn(_sums(leaf)) for leaf in leaves.values()])
   return {name: (int(a), int(b)) for name, (a, b) in zip(leaves, sums, strict=True)}
 
 
@@ -31,6 +31,17 @@ def named_leaves(tree: Any) -> dict[str, Any]:
   """The leaves by their place in the tree, as "ema/conv_in/conv/kernel"."""
   paths = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in paths}
+
+
+def _in_turn(x: Array) -> Array:
+  """Wait for a result where programs in flight could wait for each other for ever.
+
+  The CPU devices of one process run what is dispatched at once; the sums of several leaves, split
+  over several processes, then meet in another order on each.
+  """
+  if jax.process_count() > 1 and jax.default_backend() == "cpu":
+    jax.block_until_ready(x)
+  return x
 
 
 @jax.jit

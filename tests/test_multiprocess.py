@@ -461,3 +461,14 @@ def test_an_unreachable_process_0_is_named_within_a_minute(tmp_path):
   assert "process 1 cannot reach process 0 at 127.0.0.1:" in job.output(1)
   assert "missing: process 1 of 2; here: 0 (" in job.output(0)
   assert "after 30 s; waiting" in job.output(0)
+
+
+def test_a_state_in_shards_over_several_devices_of_each_process_is_saved(tmp_path):
+  """The sums of many split leaves at once left each process waiting for the other, for ever."""
+  mlp = ["--config.model.name=mlp", "--config.model.hidden=128", "--config.model.depth=2"]
+  pair = Pair(
+    "train", "--config=configs/smoke.py", *mlp, "--config.mesh.fsdp=4", f"--workdir={tmp_path}",
+    "--config.training.num_steps=2", "--config.logging.num_samples=4",
+  )  # fmt: skip
+  assert pair.finish(timeout_sec=120) == [0, 0], pair.output()
+  assert "fsdp 4" in pair.output(0)
