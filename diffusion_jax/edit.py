@@ -9,6 +9,7 @@ The images are held-out ones of the run's data, or those of --images. Weights, s
 chosen as in `sample`; interpolation takes a sampler that draws no noise.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,7 @@ def _mask(text: str, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
     raise UserError(f"--inpaint= is empty; {allowed}")
   path = user_path(text)
   try:
-    with opened(path) as image:
+    with warnings.catch_warnings(action="ignore"), opened(path) as image:
       size = image.size
       if size == (width, height):  # its size is checked before anything of it is decoded
         return fit_image(image, None, 1)[..., 0] < GREY

@@ -302,6 +302,7 @@ def test_what_names_no_average_is_refused(text):
 SMOKE = [
   *TINY, "--config.logging.tensorboard=false",
   "--config.data.num_images=100", "--config.process.num_timesteps=20",
+  "--config.process.beta_end=0.02",  # little noise, from which a few updates show
   "--config.eval.training_likelihoods=",
   "--config.sampler.steps=1", "--config.guidance.weight=1",  # all of it compiles sooner
 ]  # fmt: skip

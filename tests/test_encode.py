@@ -91,9 +91,10 @@ def test_the_program_is_deterministic(folder, tmp_path):
 def test_a_checkpoint_holds_the_autoencoder_as_it_was(folder):
   """After training with weight decay, the weights and their average are the folder's."""
   leaves, stored = state_of(folder / "run"), Latents(str(folder / "latents")).autoencoder()
-  expected = checksums({"stored": jax.numpy.asarray(stored.weights)})["stored"]
-  for part in ("params", "ema"):
-    assert leaves[f"{part}/autoencoder"]["checksum"] == list(expected)
+  weights = jax.numpy.asarray(stored.weights)
+  expected = checksums({"weights": weights, "distance": jax.numpy.zeros_like(weights)})
+  assert leaves["params/autoencoder"]["checksum"] == list(expected["weights"])
+  assert leaves["offsets/ema/autoencoder"]["checksum"] == list(expected["distance"])
 
 
 def test_a_run_that_was_cut_off_ends_bit_for_bit_where_a_straight_one_does(folder):

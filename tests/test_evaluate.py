@@ -408,7 +408,7 @@ WRONG = {
   ),
   "another process": (
     ["--config.process.name=cosine_vp"],
-    "was trained otherwise (process.beta_end: 0.02 -> None; process.beta_start",
+    "was trained otherwise (process.beta_end: 0.999 -> None; process.beta_start",
   ),
   "another prediction": (
     ["--config.generative.prediction=x0"],
