@@ -212,7 +212,7 @@ def warp(
 
 
 def _sample_places(size: int) -> Float[np.ndarray, "S"]:
-  """Where the samples lie that `size` pixels are made of, in pixels: two a pixel."""
+  """Return the places of the two samples of each of `size` pixels, in pixels."""
   return (np.arange(2 * size + len(SYM6) - 2) - CENTRE) / 2
 
 
@@ -224,7 +224,7 @@ def _halving(size: int) -> Float[np.ndarray, "N S"]:
 
 
 def _weights(place: Float[Array, "P"], size: int) -> Float[Array, "P N"]:
-  """How much each of `size` pixels counts at each place, linearly between two samples.
+  """Return the weight of each of `size` pixels at each place, linear between samples.
 
   Tap i of a pixel at k falls on sample 2 k + i - CENTRE, also of its two mirror images; samples
   go from the first pixel of the left one to one after the last pixel of the right one.

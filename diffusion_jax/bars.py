@@ -10,7 +10,7 @@ MIN_BAR_COLUMNS = 60
 
 
 class Bar:
-  """How many of `total` are done: a bar on a terminal, elsewhere a line every ten seconds.
+  """Progress towards `total`: a bar on a terminal, elsewhere a line every ten seconds.
 
   Args:
     words: what is counted.
@@ -42,7 +42,7 @@ class Bar:
 
 
 def can_show(terminal: Any) -> bool:
-  """Whether an open file is a terminal on which a bar can be read."""
+  """Return whether an open file is a terminal on which a bar can be read."""
   return terminal.isatty() and _columns(terminal) >= MIN_BAR_COLUMNS
 
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 Foreign = Callable[[Mapping[str, Any]], str | None]
 
 PATIENCE_SEC = 10.0
-"""How long what a failed save has begun may still write."""
+"""Seconds that the writes of a failed save are waited for."""
 
 MIN_SLICE_BYTES = 1 << 20
 """Arrays are cut among the devices that hold copies only down to this: cutting costs time too."""

@@ -159,7 +159,7 @@ class Experiment:
     return {"warning": warning} if warning else {}
 
   def identity(self) -> dict[str, dict[str, Any]]:
-    """As `to_dict`, with what a part derives from its other fields written out.
+    """Return `to_dict` with derived numbers of the parts written out.
 
     Two configs of the same model have the same identity, also where one gives a number and the
     other leaves it to the same rule.

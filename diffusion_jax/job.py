@@ -225,7 +225,7 @@ def describe(job: Job) -> dict[str, Any]:
 
 
 def _counted(job: Job) -> About:
-  """What is known of the training images; latents know the labels of images that are not read."""
+  """Return facts about the training images; latents know the labels of images that are not read."""
   about = job.train.about
   return about if about.counts is not None else about._replace(counts=job.feed.about.counts)
 

@@ -1,4 +1,4 @@
-"""What is saved beside a state: shape, type and checksum of each leaf, and a checksum of that."""
+"""The description saved beside a state: shape, type and checksum of each leaf."""
 
 import json
 import zlib
@@ -49,7 +49,7 @@ def check(folder: Path, saved: Mapping[str, Any], target: Any) -> None:
 
 
 def _part(name: str) -> str:
-  """What a restore takes whole or not at all: a field of the state, or one of its offsets."""
+  """Return the part that a restore takes whole: a field of the state, or one of its offsets."""
   first, *rest = name.split("/")
   return f"{first}/{rest[0]}" if first in ("averages", "offsets") and rest else first
 

@@ -26,7 +26,7 @@ Facts = Mapping[str, Any]
 
 
 def parts_folder(out: Path) -> Path:
-  """Where the batches of an unfinished output lie: beside a file, in a folder."""
+  """Return the folder of an unfinished output's batches: beside a file, inside a folder."""
   return out.with_name(f".{out.name}.parts") if out.suffix else out / UNFINISHED
 
 
@@ -46,7 +46,7 @@ def check_out(out: Path) -> None:
 
 
 def asked_for(args: Any, names: Sequence[str], experiment: Experiment) -> dict[str, Any]:
-  """What images depend on but for the weights: these flags, and how the model draws."""
+  """Return the settings beside the weights that images depend on: flags and sampling."""
   flags = {name: getattr(args, name) for name in names}
   fields = {
     f"{name}.{field}": value

@@ -1,4 +1,4 @@
-"""What a training run saves, and what it saves before an error or a signal ends it."""
+"""Saves of a training run, also before an error or a signal ends it."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -48,7 +48,7 @@ def explained(saver: Checkpoints) -> Iterator[None]:
 
 
 def took_last_step(state: TrainState) -> bool:
-  """Whether the last update was taken: checkpoints from before skipped ones must outlive them."""
+  """Return whether the last update was taken; checkpoints from before skipped ones stay."""
   return not int(state.num_skipped_in_a_row)
 
 

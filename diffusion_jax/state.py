@@ -338,7 +338,7 @@ def average(params: Params, offset: Params) -> Params:
 
 
 def holds_averages(leaves: Iterable[str]) -> bool:
-  """Whether a stored state, by its leaves' names, holds averages as early versions stored them."""
+  """Return whether stored leaves hold averages themselves, as early versions stored them."""
   return any(name.startswith("ema/") for name in leaves)
 
 

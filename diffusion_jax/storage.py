@@ -40,7 +40,7 @@ SPARED = {
 IN_TEXT = re.compile(r"\[os_error_code='(\d+)'|\[Errno (\d+)\]")
 WORDS = {os.strerror(n).lower(): n for n in sorted(ADVICE, key=lambda n: -len(os.strerror(n)))}
 SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")
-"""What NumPy says, without a number, of a file that could not be written whole."""
+"""NumPy's message, without a number, on a file that could not be written whole."""
 
 PATH = re.compile(r"""(?<![\w.])/[^\s"':,;()]+""")
 
@@ -127,7 +127,7 @@ def explain(error: BaseException, folder: Path | None = None) -> str | None:
 
 
 def _room(path: Path) -> str:
-  """What is free where a path is or would be, in words; nothing where that cannot be told."""
+  """Return in words the free space at a path; nothing where that cannot be told."""
   for place in (path.absolute(), *path.absolute().parents):
     try:
       found = os.statvfs(place)

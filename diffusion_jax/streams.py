@@ -93,6 +93,6 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 def _report(whole: Callable[[Any], Any], raised: Any) -> None:
-  """What cannot be raised, but for answers to an event loop that has ended with an error."""
+  """Report errors that cannot be raised, except late answers to an event loop that has ended."""
   if str(raised.exc_value) != "Event loop is closed":
     whole(raised)

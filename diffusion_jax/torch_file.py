@@ -46,13 +46,13 @@ OPCODES = {
 
 
 MAX_OPCODES = 200_000
-"""Of one pickle; a tensor takes about 40 of them, and one of them makes at most 500 bytes."""
+"""Most opcodes of a pickle; a tensor takes about 40, and each makes at most 500 bytes."""
 
 MAX_DEPTH = 50
-"""Of tuples in tuples: comparing or hashing them recurses in C, which has no limit of its own."""
+"""Most levels of nested tuples: comparing or hashing them recurses in C without a limit."""
 
 MAX_DIMS = 64
-"""Of a tensor; NumPy's limit."""
+"""Most axes of a tensor: NumPy's limit."""
 
 MAX_COPIES = 4
 """All tensors together may be so many times the file: several may be of one storage."""

@@ -129,7 +129,7 @@ class Folder:
     return check(listing, lambda found: self._reader(found, where), where, self.unreadable)
 
   def _reader(self, listing: Listing, where: str, beside: bool = True) -> Reader[np.ndarray]:
-    """Of a split's pictures; with `beside`, those of the other split are named with them."""
+    """Return a reader of a split's pictures; with `beside`, it names broken ones of both."""
 
     def load(place: int) -> np.ndarray:
       with opened(listing.path(place)) as image:
@@ -142,7 +142,7 @@ class Folder:
     return Reader(len(listing.names), load, name, where, ADVICE, others)
 
   def _readers_beside(self, listing: Listing) -> list[Reader[np.ndarray]]:
-    """Of the pictures that belong to the other split."""
+    """Return readers of the pictures that belong to the other split."""
     readers = []
     for other, where in self._listings():
       own = set(listing.names) if other.root == listing.root else set()

@@ -19,7 +19,7 @@ NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 EXAMPLES = ".png, .jpg, .webp, .bmp, .gif, .tif"
 
 MAX_NAMED = 10
-"""How many of a kind a message names."""
+"""Names that a message lists of each kind."""
 
 NO_CLASSES = {"__macosx", "thumbs.db", "desktop.ini"}
 """Left in folders by systems; neither classes nor pictures, as all names that begin with a dot."""
@@ -105,7 +105,7 @@ def _walk(root: Path, where: str) -> "Walk":
 
 
 class Walk:
-  """What lies below a folder, sorted into pictures and what is left out.
+  """Contents of a folder tree: pictures, and the files left out.
 
   Links to files and folders are followed, except where a link leads back to a folder above it.
 
@@ -179,7 +179,7 @@ class Walk:
       raise UserError(f"{where}: {'; '.join(faults)}; mend them, or move them away")
 
   def notes(self) -> list[str]:
-    """What was left out and why, in sentences."""
+    """Return sentences on what was left out and why."""
     parts = []
     if num := self.others.total():
       kinds = ", ".join(suffix for suffix, _ in self.others.most_common(MAX_NAMED))
@@ -226,7 +226,7 @@ def suffixes() -> frozenset[str]:
 
 
 def is_hidden(name: str) -> bool:
-  """Whether a name is one that systems leave behind, neither class nor picture."""
+  """Return whether a name is one that systems leave behind, neither class nor picture."""
   return name.startswith(".") or name.lower() in NO_CLASSES
 
 
@@ -242,7 +242,7 @@ def _kind(entry: os.DirEntry) -> str:
 
 
 def _is_picture(path: str) -> bool:
-  """Whether a file without a suffix is a picture by its first bytes."""
+  """Return whether a file without a suffix is a picture by its first bytes."""
   try:
     with opened(path) as image:
       return image.format not in NOT_DECODED

@@ -1,4 +1,4 @@
-"""How far an encoding has come: what a program that was cut off has left, and of what."""
+"""Progress of an encoding: the part that an interrupted program has left, and its settings."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ PROGRESS = "progress.json"
 
 
 def part_folder(out: Path) -> Path:
-  """Where an unfinished folder of latents lies."""
+  """Return the place of an unfinished folder of latents."""
   return out.absolute().with_name(f".{out.absolute().name}.part")
 
 
 def left_over(out: Path) -> dict[str, Any] | None:
-  """What an encoding that was cut off was made from, as its `made_from`; None: there is none."""
+  """Return `made_from` of an interrupted encoding; None if there is none."""
   progress = read_progress(part_folder(out))
   return None if progress is None else progress["facts"]["made_from"]
 

@@ -20,7 +20,7 @@ from diffusion_jax.types import UserError
 
 T = TypeVar("T")
 Unreadable = Literal["refuse", "skip"]
-"""What is done about pictures that cannot be read."""
+"""Treatment of pictures that cannot be read."""
 
 MAX_NAMED = 10
 """Pictures that a message names; a file lists the others."""
@@ -65,7 +65,7 @@ def opened(file: str | Path | io.BytesIO) -> Iterator[Image.Image]:
 
 
 class Header(NamedTuple):
-  """What a picture says of itself before its pixels are decoded.
+  """Facts in the header of a picture, before its pixels are decoded.
 
   Attributes:
     height, width: once it is turned upright.
@@ -104,7 +104,7 @@ def read_headers(files: Sequence[str]) -> list[Header | Broken]:
 
 
 def _in_threads(function: Callable[[str], T], files: Sequence[str]) -> list[T]:
-  """What it says of each file: storage may be slow to answer."""
+  """Return the status of each file, asked by threads: storage may be slow to answer."""
   found: list[T] = []
   with ThreadPoolExecutor(num_threads()) as pool:
     for first in range(0, len(files), CHUNK):
@@ -209,7 +209,7 @@ class Reader(Generic[T]):
     return [f"{self._name(place)} ({broken[place]})" for place in sorted(broken)]
 
   def remembered(self, state: Iterable[Any]) -> dict[int, str]:
-    """As `find_broken`, from the user's cache where the same files have been read before.
+    """Find broken pictures, from the user's cache where the same files have been read before.
 
     What the system refused, as a network's file system may for a while, is not kept.
 
@@ -250,7 +250,7 @@ def _all_in_a_file(lines: Sequence[str]) -> str:
 
 
 def _write(file: Path, text: str) -> bool:
-  """Whether the cache took it; without, the work is done again."""
+  """Return whether the cache took it; without, the work is done again."""
   part = file.with_name(f".{file.name}.{os.getpid()}.part")
   try:
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ class Records:
     return in_memory_if_small(source, self.max_ram_gib)
 
   def _readers_beside(self, split: str) -> list[Reader]:
-    """Of the pictures of the other split, if there is one."""
+    """Return a reader of the pictures of the other split, if there is one."""
     other = "test" if split == "train" else "train"
     if not self.has_split(other):
       return []

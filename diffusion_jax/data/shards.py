@@ -82,7 +82,7 @@ class Task(NamedTuple):
 
 
 class Content(NamedTuple):
-  """What is stored of a folder.
+  """Contents of a folder as they are stored.
 
   Attributes:
     listing: its pictures, sorted by their names.

@@ -14,7 +14,7 @@ from diffusion_jax.types import ImageSpec
 
 
 class About(NamedTuple):
-  """What people should know of a split, beside its images.
+  """Facts about a split for people, beside its images.
 
   Attributes:
     classes: names in the order of their numbers; empty where they are called by their numbers.
@@ -215,12 +215,12 @@ def orientation(image: Image.Image) -> int:
 
 
 def is_transparent(image: Image.Image) -> bool:
-  """Whether an open picture has an alpha channel or a colour that is clear."""
+  """Return whether an open picture has an alpha channel or a colour that is clear."""
   return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
 def has_deep_channels(image: Image.Image) -> bool:
-  """Whether an open picture has more than 8 bits a channel, by its mode or its decoder's."""
+  """Return whether an open picture has more than 8 bits a channel, by its mode or its decoder's."""
   if image.mode.startswith(("I", "F")):
     return True
   for tile in getattr(image, "tile", ()):

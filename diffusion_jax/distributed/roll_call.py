@@ -238,7 +238,7 @@ def _admit(connection: socket.socket, hello: Hello, own: Hello, present: dict) -
 
 
 def _is_gone(connection: socket.socket) -> bool:
-  """Whether the other end has closed; it says nothing after its greeting."""
+  """Return whether the other end has closed; it says nothing after its greeting."""
   try:
     return not connection.recv(1, socket.MSG_PEEK)
   except BlockingIOError:
@@ -288,7 +288,7 @@ class _Stranger(Exception):
 def _await_word(
   connection: socket.socket, most_sec: float, me: str, world: World
 ) -> dict[str, Any]:
-  """What process 0 says once all are there; its welcome must come at once."""
+  """Wait for the answer of process 0, whose welcome must come at once."""
   lines = _Lines(connection)
   silence = time.monotonic() + WELCOME_SEC
   if _read_object(lines.next(silence, lambda waited: None)) != WELCOME:

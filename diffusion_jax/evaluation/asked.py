@@ -1,4 +1,4 @@
-"""What the command line of `evaluate` asks for: what does not go together, and what is left out."""
+"""The command line of `evaluate`: flags that exclude each other, and steps that are left out."""
 
 import re
 from collections.abc import Sequence

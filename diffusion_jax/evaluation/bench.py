@@ -134,12 +134,12 @@ class Request(NamedTuple):
 
   @property
   def folder(self) -> Path:
-    """Where the outcomes of the steps are written."""
+    """Folder of the outcomes of all steps."""
     return self.out or self.workdir / "eval"
 
   @property
   def has_features(self) -> bool:
-    """Whether samples may be measured at all."""
+    """Return whether samples may be measured at all."""
     return self.features != "none" or self.inception != "none"
 
 
@@ -188,7 +188,7 @@ def equip(bench: Bench, request: Request) -> Bench:
 
 
 def _check_data(workdir: Path, train: Source, test: Source | None) -> Mapping[str, Any]:
-  """What the newest checkpoint says of the training data, which must be these."""
+  """Return the training data of the newest checkpoint, which must be these."""
   saved = checkpoint.read_meta(workdir / "checkpoints")["data"]
   now = {"name": train.name, "num": len(train), "fingerprint": fingerprint(train)}
   runs.check_same_data(workdir, saved, now)

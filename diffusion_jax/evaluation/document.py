@@ -185,7 +185,7 @@ def _error(value: float | None) -> str:
 
 
 def command(argv: list[str], step: int | None) -> str:
-  """What to type to measure the same again."""
+  """Return the command that measures the same again."""
   left_out = ("--watch", "--fresh", *["--step"] * (step is not None))
   named = [f"--step={step}"] if step is not None else []
   kept = [a for a in argv if not a.startswith(left_out)]

@@ -36,7 +36,7 @@ class Against(NamedTuple):
 
 
 class Comparison(NamedTuple):
-  """What an extractor compares.
+  """Images and the images or statistics that one extractor compares them with.
 
   Attributes:
     extractor: the network.
@@ -204,7 +204,7 @@ def check_resolution(extractor: Extractor, source: Source, flag: str) -> None:
 
 
 def load_other(against: Against) -> Source | Reference:
-  """What the images are compared with: other images, or statistics.
+  """Load the images or statistics to compare with.
 
   Raises:
     UserError: nothing was named, or it cannot be read.

@@ -27,7 +27,7 @@ HOW_IT_RUNS = {
 
 
 class Difference(NamedTuple):
-  """How an evaluation differs from an outcome on disk.
+  """Difference between an evaluation and an outcome on disk.
 
   Attributes:
     lost: what the outcome has otherwise, or alone, one phrase each: it would be replaced.
@@ -125,7 +125,7 @@ def _stamps(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def is_done(bench: Bench, subject: Subject) -> bool:
-  """Whether the folder holds the outcome of exactly this work."""
+  """Return whether the folder holds the outcome of exactly this work."""
   found = read(subject.folder / "metrics.json")
   if found is None or not (subject.folder / "report.html").is_file():
     return False

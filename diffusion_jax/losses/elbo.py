@@ -55,7 +55,7 @@ class ELBO:
 
   @property
   def needs_mean_kl(self) -> bool:
-    """Whether the loss of an example depends on the KL of the others in its batch."""
+    """Return whether the loss of an example depends on the KL of the others in its batch."""
     return self.free_bits > 0
 
   def __call__(

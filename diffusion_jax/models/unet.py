@@ -17,7 +17,7 @@ from diffusion_jax.models.unet_module import UNetModule
 from diffusion_jax.types import ImageSpec
 
 PADDINGS = ((0, 1), (1, 1))
-"""Of convolutions of stride 2 that halve an even side."""
+"""Paddings with which a convolution of stride 2 halves an even side."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,7 @@ class UNet:
 
   @property
   def recipe(self) -> Recipe:
-    """What its blocks have in common."""
+    """Settings that its blocks share."""
     return Recipe(
       init=INITS[self.init],
       epsilon=self.norm_epsilon,

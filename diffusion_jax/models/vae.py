@@ -87,7 +87,7 @@ class ConvVAE:
 
   @property
   def recipe(self) -> Recipe:
-    """What its blocks have in common."""
+    """Settings that its blocks share."""
     return Recipe(norm_groups=self.norm_groups)
 
   def settled(self) -> "ConvVAE":

@@ -77,7 +77,7 @@ class VDMUNet:
 
   @property
   def recipe(self) -> Recipe:
-    """What its blocks have in common."""
+    """Settings that its blocks share."""
     return Recipe(init=VDM_INIT, embed_bias=False, norm_groups=self.norm_groups)
 
   def settled(self) -> "VDMUNet":

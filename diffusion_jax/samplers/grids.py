@@ -19,14 +19,14 @@ Final = Literal["data", "min_time"]
 
 BY_STEP = ("leading", "trailing", "linspace")
 LEAST_LOG_SNR = -10.0
-"""Where even steps in the log-SNR begin on a process with steps that ends below it. Less is noise
+"""Log-SNR at which even steps begin on a process with steps that ends below it. Less is noise
 alone, and the first step crosses it: the authors of DPM-Solver begin at -9.6 on cosine betas."""
 SMALLEST_RATIO = 1e-3
 """sigma / alpha at which a path ends or begins where the process itself reaches 0: an eighth of a
 grey level of 256."""
 
 AUTO = "on T steps: trailing for ancestral and ddim, log_snr for the others"
-"""What auto means, as evaluations that depend on it say it: once it was trailing for all."""
+"""Meaning of auto, as stored with evaluations that depend on it; once it was trailing for all."""
 
 
 class Grid(NamedTuple):
