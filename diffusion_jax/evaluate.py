@@ -14,7 +14,7 @@ from diffusion_jax import checkpoint, distributed, log, runs, signals, weights
 from diffusion_jax.config import Override
 from diffusion_jax.evaluation import bench as benches
 from diffusion_jax.evaluation import chunks, document, files, outcome, pictures, study
-from diffusion_jax.evaluation.asked import check, why_left_out
+from diffusion_jax.evaluation.asked import check, check_measures, why_left_out
 from diffusion_jax.evaluation.bench import Bench, Request
 from diffusion_jax.evaluation.study import Subject
 from diffusion_jax.paths import run_folder, user_path
@@ -75,7 +75,7 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   )  # fmt: skip
   outcome.prepare_folder(request)
   with runs.lock(request.folder, "evaluating"):
-    bench = benches.prepare(request)
+    bench = check_measures(benches.prepare(request), request)
     outcome.check_steps(bench, "all" if args.watch else args.step, average, args.fresh)
     measured, left_out = 0, []
     for step in steps(bench, args):

@@ -390,6 +390,11 @@ WRONG = {
   "step word": (["--step=newest"], "--step=newest: must be latest, all or a number"),
   "watched step": (["--step=4", "--watch"], "--watch takes every checkpoint"),
   "seed": (["--seed=-1"], "--seed=-1: must lie between 0"),
+  "nothing to sweep with": (
+    ["--sweep=sampler.steps=2,3", "--features=none", "--inception=none"],
+    "--sweep=sampler.steps=2,3: nothing would measure the samples (--features=none and "
+    "--inception=none); give --features=FILE",
+  ),
   "sweep": (["--sweep=steps"], "--sweep=steps: write section.field=value,value"),
   "sweep field": (["--sweep=sampler.stesp=3"], "no field 'stesp'. Did you mean 'steps'"),
   "sweep value": (["--sweep=sampler.steps=3,1000"], "sampler.steps=1000 must lie between"),

@@ -7,7 +7,7 @@ from typing import Any
 from diffusion_jax import checkpoint, distributed
 from diffusion_jax.checkpoint import Unreadable
 from diffusion_jax.config import Override
-from diffusion_jax.evaluation.bench import Bench
+from diffusion_jax.evaluation.bench import Bench, Request
 from diffusion_jax.types import UserError
 
 
@@ -36,6 +36,25 @@ def check(args: Any, overrides: Sequence[Override]) -> None:
     raise UserError(f"--step={args.step}: must be latest, all or a number, e.g. --step=1000")
   if args.watch and args.step != "latest":
     raise UserError(f"--step={args.step}: --watch takes every checkpoint; leave --step out")
+
+
+def check_measures(bench: Bench, request: Request) -> Bench:
+  """Return the bench, with a line on what nothing measures.
+
+  Raises:
+    UserError: settings are swept, and there are no features to measure their samples with.
+  """
+  if bench.extractors or (request.features is None and bench.train.spec.num_classes):
+    return bench
+  reason = "; ".join(bench.missing) or "--features=none and --inception=none"
+  if bench.sweep:
+    flags = " ".join(f"--sweep={axis}" for axis in request.sweep)
+    raise UserError(
+      f"{flags}: nothing would measure the samples ({reason}); give --features=FILE or "
+      "--inception=FILE, or leave --sweep out"
+    )
+  said = [] if bench.missing else [f"samples, since nothing is left to do it with ({reason})"]
+  return bench._replace(missing=[*bench.missing, *said])
 
 
 def why_left_out(bench: Bench, step: int | None, error: UserError) -> str | None:

@@ -106,9 +106,7 @@ class LinearVP:
   def __post_init__(self):
     _check_num_timesteps(self.num_timesteps)
     for name, of_1000 in (("beta_start", 1e-4), ("beta_end", 0.02)):
-      if (
-        getattr(self, name) is None
-      ):  # a stored config holds the number, whatever this rule becomes
+      if getattr(self, name) is None:  # so that a stored config holds the number
         scaled = min(of_1000 * (1000 / self.num_timesteps), MAX_BETA)
         object.__setattr__(self, name, scaled)
     first, last = self._ends()
@@ -124,7 +122,10 @@ class LinearVP:
     return self.beta_start, self.beta_end
 
   def create(self) -> DiscreteVP:
-    return _from_betas(np.linspace(*self._ends(), self.num_timesteps))
+    first, last = self._ends()
+    if self.num_timesteps == 1:  # the only step ends in noise
+      return _from_betas(np.asarray([last]))
+    return _from_betas(np.linspace(first, last, self.num_timesteps))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,3 +118,9 @@ def test_a_stored_run_keeps_the_betas_that_it_was_trained_with():
   stored = {**old, "process": {**old["process"], "num_timesteps": 1000}}
   now = experiment("smoke", "process.num_timesteps=1000").to_dict()
   assert experiments.differences(experiments.load(stored).to_dict(), now) == ([], [])
+
+
+def test_the_only_step_of_a_process_ends_in_noise():
+  """Its beta is the last one, not the first."""
+  assert prior_bits(LinearVP(num_timesteps=1, beta_end=0.9999).create()) < MAX_PRIOR_BITS
+  assert prior_bits(LinearVP(num_timesteps=1).create()) < MAX_PRIOR_BITS
