@@ -21,7 +21,7 @@ from diffusion_jax.data.reading import Broken, opened
 from diffusion_jax.data.source import fit_image
 from diffusion_jax.evaluation.chunks import digest
 from diffusion_jax.experiment import Experiment
-from diffusion_jax.job import stored_spec
+from diffusion_jax.job import stored_classes, stored_spec
 from diffusion_jax.levels import as_pictures, from_levels, to_uint8
 from diffusion_jax.paths import check_file, run_folder, user_path
 from diffusion_jax.types import Batch, Generative, ImageSpec, UserError
@@ -31,7 +31,6 @@ GREY = 128
 """Of hidden pixels in the grid."""
 
 MAX_COLUMNS = 16
-
 
 ASKED = (
   "workdir", "inpaint", "interpolate", "images", "num", "seed", "step", "ema", "batch_size",
@@ -49,10 +48,13 @@ def main(argv: list[str]) -> None:
   asked = outputs.asked_for(args, ASKED, experiment)
   left = outputs.left_over(args.out, asked)
   average = weights.parse_average(args.ema)
-  spec = stored_spec(weights.folder_of(args.workdir, args.step, average), args.step)
+  directory = weights.folder_of(args.workdir, args.step, average)
+  spec = stored_spec(directory, args.step)
   known = None if args.inpaint is None else known_pixels(args.inpaint, spec)
   generative = experiment.create(spec)
   given = load(args, experiment, spec)
+  if args.inpaint and args.images is None and (null := generative.num_classes):
+    given = sampling.with_trained_labels(given, stored_classes(directory, args.step), null)
   mesh = sharding.create_mesh(experiment.mesh)
   restored = outputs.restore(args.workdir, args.step, left, mesh, generative, average)
   facts = {
@@ -102,7 +104,7 @@ def load(args, experiment: Experiment, spec: ImageSpec) -> Batch:
   if args.images is None:
     source = data.load("test" if data.has_split("test") else "train")
   else:
-    source = with_channels(load_pictures(args.images, "--images"), spec.channels)
+    source = with_channels(load_pictures(args.images, "--images", least=1), spec.channels)
   found, wanted = source.spec.shape, args.num * (2 if args.interpolate else 1)
   if found != spec.shape:
     raise UserError(f"--images={args.images} are of {found}, the model's of {spec.shape}")
@@ -115,7 +117,8 @@ def load(args, experiment: Experiment, spec: ImageSpec) -> Batch:
 def inpaint(args, generative: Generative, mesh, params, given: Batch, facts: dict, known: Any):
   """Writes rows of images, of what is shown of them, and of them filled in.
 
-  A class-conditional model is told the label of a held-out image, and the null class of others.
+  A class-conditional model is told the label of a held-out image if it was trained on that class,
+  and the null class of others.
   """
   is_known = np.broadcast_to(known, given.image.shape)
   is_told = generative.num_classes and args.images is None

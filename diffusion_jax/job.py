@@ -21,6 +21,7 @@ from diffusion_jax import (
 )
 from diffusion_jax.data import About, Source, describe_classes, fingerprint, trained_classes
 from diffusion_jax.experiment import Experiment, of_another_run
+from diffusion_jax.paths import printable
 from diffusion_jax.state import (
   TrainState,
   count_parameters,
@@ -107,14 +108,14 @@ def describe_splits(job: Job) -> list[tuple[str, str]]:
   rows = [("data", log.describe_data(train.name, len(train), train.spec))]
   if classes:
     rows.append(("classes", describe_classes(_counted(job), classes)))
-  rows += [("note", note) for note in train.about.notes]
+  rows += [("note", printable(note)) for note in train.about.notes]
   if test is None:
     return [*rows, ("held out", "none")]
-  origin = f", {test.about.origin}" if test.about.origin else ""
+  origin = f", {printable(test.about.origin)}" if test.about.origin else ""
   rows.append(("held out", f"{len(test):,} images{origin}"))
-  rows += [("note", note) for note in test.about.notes if note not in train.about.notes]
+  rows += [("note", printable(note)) for note in test.about.notes if note not in train.about.notes]
   if strange := sorted(set(trained_classes(test)) - set(sampled_classes(job))):
-    names = [train.about.classes[i] if train.about.classes else str(i) for i in strange]
+    names = [printable(train.about.classes[i]) if train.about.classes else str(i) for i in strange]
     rows.append(("note", f"held out without any training image: class {', '.join(names[:10])}"))
   return rows
 

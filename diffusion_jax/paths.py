@@ -42,6 +42,18 @@ def user_path(text: str | os.PathLike[str]) -> Path:
     raise UserError(f"{given}: that home folder is not known; give a path without ~") from error
 
 
+def printable(text: str) -> str:
+  """Return a text with its line breaks and other control characters as escapes, on one line.
+
+  A file's name may hold any of them, and a terminal obeys some.
+  """
+  return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+  return character.encode("unicode_escape").decode()  # a byte that is no UTF-8 as well: \udcff
+
+
 def run_folder(text: str, flag: str = "--workdir") -> Path:
   """Return the folder of a run.
 

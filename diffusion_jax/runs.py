@@ -84,7 +84,7 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int:
   try:
     return main(sys.argv[1:]) or DONE
   except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {paths.printable(str(error))}", file=sys.stderr)
     return USER_ERROR
   except signals.StoppedEarly as stopped:
     print(stopped)
@@ -94,7 +94,7 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int:
     return INTERRUPTED
   except Exception as error:
     if (line := users_part(error)) is not None:
-      print(f"error: {line}", file=sys.stderr)
+      print(f"error: {paths.printable(line)}", file=sys.stderr)
       return USER_ERROR
     traceback.print_exc()
     return FAILED

@@ -189,6 +189,24 @@ def choose_labels(text: str | None, num: int, trained: Sequence[int]) -> np.ndar
   return cycle_labels(classes, num)
 
 
+def with_trained_labels(given: Batch, trained: Sequence[int], null_label: int) -> Batch:
+  """Given images whose labels had no training image get the null class, and it is said.
+
+  Args:
+    given: held-out images.
+    trained: labels that training images had.
+    null_label: the class-conditional model's number for a hidden class.
+  """
+  is_known = np.isin(given.label, trained)
+  if is_known.all():
+    return given
+  strange = _listed(np.unique(given.label[~is_known]).tolist())
+  num = int((~is_known).sum())
+  print(f"note: {num:,} of {len(is_known):,} images have a class that was never trained "
+        f"({strange}); the model is not told their class")  # fmt: skip
+  return given._replace(label=np.where(is_known, given.label, null_label).astype(np.int32))
+
+
 def _listed(labels: Sequence[int]) -> str:
   """Labels with runs as one, "0-2, 5"."""
   parts: list[list[int]] = []

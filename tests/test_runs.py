@@ -34,6 +34,7 @@ def fail_with(error):
       "",
       "error: No space left on device; free space, then start",
     ),
+    (UserError("x\n\x1b[31m.png is no picture"), 2, "", "error: x\\n\\x1b[31m.png is no picture\n"),
     (RuntimeError("a defect"), 1, "", "RuntimeError: a defect"),
   ],
 )

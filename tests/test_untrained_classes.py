@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import MODEL
 
-from diffusion_jax import checkpoint, evaluate, job, sample, sampling, train
+from diffusion_jax import checkpoint, edit, evaluate, job, sample, sampling, train
 from diffusion_jax.data import Arrays, Synthetic
 from diffusion_jax.data.source import About, ArraySource, DecodedSource, trained_classes
 from diffusion_jax.evaluation import bench as benches
 from diffusion_jax.evaluation import study
-from diffusion_jax.types import Generative, ImageSpec, UserError
+from diffusion_jax.types import Batch, Generative, ImageSpec, UserError
 
 LABELS = np.array([3, 8] * 20)
 
@@ -49,6 +50,18 @@ def test_labels_in_turn_are_the_trained_ones():
     sampling.choose_labels("3,4", 2, [1, 2, 3, 8])
   with pytest.raises(UserError, match=r"--labels=a: must be numbers from 0 to 3, e\.g\. 0,1,2"):
     sampling.choose_labels("a", 2, [0, 1, 2, 3])
+
+
+def test_given_images_of_other_classes_get_the_null_class(capsys):
+  label = np.array([3, 5, 8, 6, 5], np.int32)
+  given = Batch(np.zeros((5, 2, 2, 1), np.uint8), label, np.ones(5), np.arange(5))
+  found = sampling.with_trained_labels(given, [3, 8], 9)
+  assert found.label.tolist() == [3, 9, 8, 9, 9]
+  out = capsys.readouterr().out
+  assert out == ("note: 3 of 5 images have a class that was never trained (5-6); the model is not "
+                 "told their class\n")  # fmt: skip
+  assert sampling.with_trained_labels(given, range(9), 9) is given
+  assert not capsys.readouterr().out
 
 
 def bench(classes, num_classes):
@@ -126,6 +139,27 @@ class TestPrograms:
 
     monkeypatch.setattr(checkpoint, "read_meta", older)
     assert job.stored_classes(run / "checkpoints", None) == list(range(9))
+
+  def test_edit_tells_the_model_no_other(self, run, call, tmp_path, monkeypatch):
+    told, make = [], sampling.make_inpaint
+
+    def watched(*args):
+      fill = make(*args)
+      return lambda params, labels, *rest: told.append(labels) or fill(params, labels, *rest)
+
+    monkeypatch.setattr(sampling, "make_inpaint", watched)
+    flags = (f"--workdir={run}", "--inpaint=left", "--num=6", f"--out={tmp_path}/a.png")
+    code, out, err = call(edit.main, *flags)
+    assert code == 0, err
+    assert "note: 1 of 6 images have a class that was never trained (5)" in out
+    assert np.concatenate(told).tolist() == [3, 8, 3, 8, 9, 8]
+    one = tmp_path / "one"
+    one.mkdir()
+    Image.new("L", (8, 8)).save(one / "a.png")
+    flags = (f"--workdir={run}", "--inpaint=left", "--num=1", f"--out={tmp_path}/b.png")
+    code, out, err = call(edit.main, *flags, f"--images={one}")
+    assert code == 0, err
+    assert "note:" not in out
 
   def test_evaluate_measures_no_other(self, run, call, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

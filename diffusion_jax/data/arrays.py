@@ -42,7 +42,7 @@ class Arrays:
   """An .npz with train_images, train_labels, test_images, test_labels, or images and labels.
 
   Keras' x_train, y_train, x_test, y_test and the unnamed arr_0 (with arr_1 for labels) are read as
-  well. Labels and the test split may be missing.
+  well; further unnamed arrays are refused. Labels and the test split may be missing.
 
   Attributes:
     path: of the file.
@@ -75,6 +75,8 @@ class Arrays:
     arrays = npz.read(user_path(self.path), self._where, lambda name: name in wanted)
     arrays |= {n.labels: _one_column(arrays[n.labels]) for n in named.values() if n.labels}
     own = named[split]
+    for each in named.values():
+      self._check_shape(each.images, arrays[each.images])
     images = self._check_images(own.images, arrays[own.images])
     num_classes = self._count_classes(named, arrays)
     labels = arrays[own.labels] if own.labels else None
@@ -102,6 +104,12 @@ class Arrays:
     found = {}
     for split, pairs in SPLITS.items():
       mine = [(images, labels) for images, labels in pairs if images in there]
+      if mine and mine[0][0] == "arr_0" and "arr_2" in there:
+        raise UserError(
+          f"{self._where} has {npz.listed(there)}, of which only arr_0 and arr_1 have a meaning; "
+          "name them: np.savez(FILE, train_images=..., train_labels=..., test_images=..., "
+          "test_labels=...)"
+        )
       if len(mine) > 1:
         raise UserError(
           f"{self._where} has {mine[0][0]} and {mine[1][0]}, both images of the {split} split; "
@@ -125,14 +133,17 @@ class Arrays:
       )
     return max((int(arrays[own.labels or ""].max()) + 1 for own in labelled), default=0)
 
+  def _check_shape(self, name: str, images: np.ndarray) -> None:
+    where, shape = f"{self._where}: {name} has shape {images.shape}", images.shape
+    if len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)) or not all(shape[1:]):
+      raise UserError(f"{where}; it must be [N, H, W], [N, H, W, 1] or [N, H, W, 3]")
+    if not shape[0]:
+      raise UserError(f"{where}: it holds no image; give at least one, or leave the array out")
+
   def _check_images(self, name: str, images: np.ndarray) -> np.ndarray:
     where = f"{self._where}: {name}"
     if images.ndim == 3:
       images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
-      raise UserError(
-        f"{where} has shape {images.shape}; it must be [N, H, W], [N, H, W, 1] or [N, H, W, 3]"
-      )
     if images.dtype.kind not in "iu":
       raise UserError(f"{where} is {images.dtype}; it must hold integers, e.g. uint8")
     low, high = int(images.min()), int(images.max())
@@ -144,12 +155,16 @@ class Arrays:
     return images.astype(np.uint8)
 
   def _check_labels(self, name: str, labels: np.ndarray, num: int) -> None:
-    wrong = labels.shape != (num,) or labels.dtype.kind not in "iu" or not num
-    if wrong or labels.min() < 0 or labels.max() >= MAX_CLASSES:
-      raise UserError(
-        f"{self._where}: {name} is {labels.dtype}{list(labels.shape)}; it must hold one class "
-        f"number from 0 to {MAX_CLASSES - 1:,} for each of the {num} images"
-      )
+    found = f"is {labels.dtype}{list(labels.shape)}"
+    if labels.shape == (num,) and labels.dtype.kind in "iu":
+      low, high = int(labels.min()), int(labels.max())
+      if low >= 0 and high < MAX_CLASSES:
+        return
+      found = f"holds values from {low} to {high}"
+    raise UserError(
+      f"{self._where}: {name} {found}; it must hold one class number from 0 to "
+      f"{MAX_CLASSES - 1:,} for each of the {num} images"
+    )
 
 
 def _one_column(labels: np.ndarray) -> np.ndarray:

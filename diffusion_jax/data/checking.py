@@ -1,6 +1,7 @@
 """Listed pictures of which every header has been read: unreadable ones are refused or skipped."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from diffusion_jax.data.listing import Listing, some
@@ -9,7 +10,6 @@ from diffusion_jax.data.reading import (
   Header,
   Reader,
   Unreadable,
-  file_states,
   header_notes,
   read_headers,
 )
@@ -23,11 +23,13 @@ class Checked(NamedTuple):
     listing: these pictures.
     headers: of them, in the same order.
     skipped: sentences on those that cannot be read.
+    memory: file of the user's cache that says so, where all have been looked through.
   """
 
   listing: Listing
   headers: Sequence[Header]
   skipped: tuple[str, ...] = ()
+  memory: Path | None = None
 
   def keep(self, places: Sequence[int]) -> "Checked":
     """The same of some of the pictures."""
@@ -61,14 +63,15 @@ def check(
   broken = {i: str(h) for i, h in enumerate(headers) if isinstance(h, Broken)}
   reader = make_reader(listing)
   if unreadable == "skip":
-    broken |= reader.remembered(zip(listing.names, file_states(files), strict=True))
+    broken |= reader.remembered(listing.root, listing.names)
   elif broken:
     raise reader.refuse(broken)
   kept = [i for i in range(len(headers)) if i not in broken]
   if not kept:
     raise UserError(f"{where}: none of its {len(headers):,} pictures can be read")
   whole = [h for i in kept if isinstance(h := headers[i], Header)]
-  return Checked(listing.keep(kept) if broken else listing, whole, skipped(broken, reader))
+  rest = listing.keep(kept) if broken else listing
+  return Checked(rest, whole, skipped(broken, reader), reader.memory)
 
 
 def skipped(broken: dict[int, str], reader: Reader) -> tuple[str, ...]:

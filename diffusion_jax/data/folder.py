@@ -17,7 +17,7 @@ from diffusion_jax.data.source import (
   fixed_order,
   in_memory_if_small,
 )
-from diffusion_jax.paths import user_path
+from diffusion_jax.paths import printable, user_path
 from diffusion_jax.types import ImageSpec, UserError
 
 ADVICE = "mend them, move them away, or leave them out with --config.data.unreadable=skip"
@@ -79,7 +79,7 @@ class Folder:
     spec = ImageSpec(*self._one_size(chosen), self.channels, 256, num_classes)
     counts = count_labels(np.array(listing.labels, int), num_classes)
     about = About(listing.classes, counts, origin, chosen.notes())
-    pixels = self._reader(listing, where)
+    pixels = self._reader(listing, where, memory=chosen.memory)
     name, num = f"{Path(self.path).name} {split}", len(listing.names)
     source = DecodedSource(name, spec, num, lambda i: (pixels(i), listing.labels[i]), about)
     return in_memory_if_small(source, self.max_ram_gib)
@@ -128,7 +128,9 @@ class Folder:
   def _check(self, listing: Listing, where: str) -> Checked:
     return check(listing, lambda found: self._reader(found, where), where, self.unreadable)
 
-  def _reader(self, listing: Listing, where: str, beside: bool = True) -> Reader[np.ndarray]:
+  def _reader(
+    self, listing: Listing, where: str, beside: bool = True, memory: Path | None = None
+  ) -> Reader[np.ndarray]:
     """Return a reader of a split's pictures; with `beside`, it names broken ones of both."""
 
     def load(place: int) -> np.ndarray:
@@ -139,7 +141,7 @@ class Folder:
       return listing.names[place] if beside else listing.path(place)
 
     others = (lambda: self._readers_beside(listing)) if beside else tuple
-    return Reader(len(listing.names), load, name, where, ADVICE, others)
+    return Reader(len(listing.names), load, name, where, ADVICE, others, memory)
 
   def _readers_beside(self, listing: Listing) -> list[Reader[np.ndarray]]:
     """Return readers of the pictures that belong to the other split."""
@@ -159,7 +161,8 @@ class Folder:
     if other is not None:
       (h1, w1), (h2, w2) = sizes[0], sizes[other]
       raise UserError(
-        f"pictures in {self.path} differ in size ({names[0]} is {w1}x{h1}, {names[other]} is "
+        f"pictures in {self.path} differ in size ({printable(names[0])} is {w1}x{h1}, "
+        f"{printable(names[other])} is "
         f"{w2}x{h2}); set --config.data.image_size={min(h1, w1, h2, w2)}"
       )
     return sizes[0]

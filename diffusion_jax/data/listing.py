@@ -11,6 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from diffusion_jax.data.reading import Broken, opened
+from diffusion_jax.paths import printable
 from diffusion_jax.types import UserError
 
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
@@ -71,12 +72,13 @@ def list_folder(root: Path, where: str, classes: list[str] | None = None) -> Lis
   tops = [name.partition("/")[0] if "/" in name else "" for name in walk.names]
   found = sorted({top for top in tops if top}, key=in_natural_order)
   if found and "" in tops:
-    stray = walk.names[tops.index("")]
-    raise UserError(f"{where} holds classes ({found[0]}, ...) and {stray}; move it into one")
+    first, stray = printable(found[0]), printable(walk.names[tops.index("")])
+    raise UserError(f"{where} holds classes ({first}, ...) and {stray}; move it into one")
   if classes is not None and set(found) - set(classes):
-    raise UserError(f"{where} has class {min(set(found) - set(classes))}, which path has not")
+    other = printable(min(set(found) - set(classes)))
+    raise UserError(f"{where} has class {other}, which path has not")
   if classes and not found:
-    raise UserError(f"{where} has no sub-folders, but path has the classes {', '.join(classes)}")
+    raise UserError(f"{where} has no sub-folders, but path has the classes {some(classes)}")
   numbers = {name: i for i, name in enumerate(found if classes is None else classes)}
   labels = [numbers[top] if top else 0 for top in tops]
   notes = (*walk.notes(), *_depth_notes(walk.names), *_empty_notes(walk.tops - set(found)))
@@ -182,7 +184,7 @@ class Walk:
     """Return sentences on what was left out and why."""
     parts = []
     if num := self.others.total():
-      kinds = ", ".join(suffix for suffix, _ in self.others.most_common(MAX_NAMED))
+      kinds = some([suffix for suffix, _ in self.others.most_common(MAX_NAMED)])
       parts.append((num, f"not {'a picture' if num == 1 else 'pictures'} ({kinds})"))
     if num := len(self._special):
       parts.append((num, f"not {'a regular file' if num == 1 else 'regular files'}"))
@@ -200,7 +202,8 @@ DANGLING = ("link leads nowhere", "links lead nowhere")
 
 
 def _counted(found: Sequence[str], one: str, many: str) -> str:
-  first = f", the first is {found[0]}" if len(found) > 1 else f" ({found[0]})"
+  name = printable(found[0])
+  first = f", the first is {name}" if len(found) > 1 else f" ({name})"
   return f"{len(found):,} {one if len(found) == 1 else many}{first}"
 
 
@@ -214,7 +217,7 @@ def left_out(parts: Sequence[tuple[int, str]]) -> str:
 def some(names: Sequence[str]) -> str:
   """The first names of many."""
   more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
-  return ", ".join(names[:MAX_NAMED]) + more
+  return ", ".join(map(printable, names[:MAX_NAMED])) + more
 
 
 @functools.cache
@@ -254,8 +257,9 @@ def _depth_notes(names: Iterable[str]) -> list[str]:
   deep = next((name for name in names if name.count("/") > 1), None)
   if deep is None:
     return []
-  first = deep.partition("/")[0]
-  return [f"folders within a class are part of it: {os.path.dirname(deep)} is of class {first}"]
+  folder = printable(os.path.dirname(deep))
+  first = folder.partition("/")[0]
+  return [f"folders within a class are part of it: {folder} is of class {first}"]
 
 
 def _empty_notes(names: set[str]) -> list[str]:
@@ -299,11 +303,12 @@ def split_folders(root: Path, where: str) -> dict[str, Path]:
     )
   others = [name for name in below if name not in tests and name not in train]
   others += [name for name in files if os.path.splitext(name)[1].lower() in suffixes()]
-  named = ", ".join(train + tests)
+  named = some(train + tests)
   if others:
     raise UserError(
-      f"{where} holds folders named as splits ({named}) and others ({others[0]}): are they splits "
-      "or classes? Move the splits, or the classes, into a folder of their own, or rename them"
+      f"{where} holds folders named as splits ({named}) and others ({printable(others[0])}): are "
+      "they splits or classes? Move the splits, or the classes, into a folder of their own, or "
+      "rename them"
     )
   if len(tests) > 1 or len(train) != 1:
     raise UserError(

@@ -17,6 +17,7 @@ from diffusion_jax.data.source import (
   fit_image,
   in_memory_if_small,
 )
+from diffusion_jax.paths import printable
 from diffusion_jax.types import ImageSpec, UserError
 
 UNFINISHED = ".parts"
@@ -31,7 +32,7 @@ MAX_RAM_GIB = 2.0
 ADVICE = "mend them or move them away"
 
 
-def load_pictures(path: Path, flag: str) -> Source:
+def load_pictures(path: Path, flag: str, least: int = 2) -> Source:
   """Images of a folder with its sub-folders, of an .npz, or of a folder of .npz chunks.
 
   Nothing is resized. What is left out is printed.
@@ -39,9 +40,10 @@ def load_pictures(path: Path, flag: str) -> Source:
   Args:
     path: of the folder or file.
     flag: that named it, for messages.
+    least: images that are needed; a metric of samples takes two.
 
   Raises:
-    UserError: nothing there, fewer than two images, mixed sizes, or unreadable files.
+    UserError: nothing there, too few images, mixed sizes, or unreadable files.
   """
   where = f"{flag}={path}"
   if (path / UNFINISHED).is_dir():
@@ -54,10 +56,12 @@ def load_pictures(path: Path, flag: str) -> Source:
     source = _from_arrays(path, chunks, where)
   else:
     source = _from_files(path, where)
-  if len(source) < 2:
-    raise UserError(f"{where} holds {len(source)} image; a sample metric needs at least 2")
+  if not len(source):
+    raise UserError(f"{where} holds no image; give at least {least}")
+  if len(source) < least:
+    raise UserError(f"{where} holds {len(source)} image; a sample metric needs at least {least}")
   for note in source.about.notes:
-    print(f"{where}: {note}", flush=True)
+    print(printable(f"{where}: {note}"), flush=True)
   return source
 
 
@@ -76,8 +80,8 @@ def _from_files(root: Path, where: str) -> Source:
   if other is not None:
     h, w = headers[other].size
     raise UserError(
-      f"{where}: images of mixed sizes ({names[0]} is {width}x{height}, {names[other]} is "
-      f"{w}x{h}); give images of one size"
+      f"{where}: images of mixed sizes ({printable(names[0])} is {width}x{height}, "
+      f"{printable(names[other])} is {w}x{h}); give images of one size"
     )
   channels = 1 if all(header.is_grey for header in headers) else 3
   pixels = _reader(checked.listing, channels, where)

@@ -6,16 +6,18 @@ import io
 import json
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 from PIL import __version__ as pillow_version
 
 from diffusion_jax import paths, watchdog
 from diffusion_jax.data.source import is_transparent, num_threads, orientation
+from diffusion_jax.paths import printable
 from diffusion_jax.types import UserError
 
 T = TypeVar("T")
@@ -28,6 +30,10 @@ MAX_NAMED = 10
 CHUNK = 1024
 TOLD_FROM = 10_000
 """Pictures from which on it is said that all are being read, because it takes a while."""
+
+
+# Once and for every thread: what Pillow warns of is met as an error, or does not matter.
+warnings.filterwarnings("ignore", module=r"PIL\..*")
 
 
 class Broken(Exception):
@@ -138,6 +144,8 @@ class Reader(Generic[T]):
     advice: what to do about pictures that cannot be read.
     beside: gives readers of what the same program reads besides, such as the other split, so that
       its unreadable pictures are named in the same list.
+    memory: file of the user's cache in which `remembered` found that all these can be read; None
+      where they were not looked through.
   """
 
   def __init__(
@@ -148,16 +156,32 @@ class Reader(Generic[T]):
     where: str,
     advice: str,
     beside: Callable[[], Sequence["Reader"]] = tuple,
+    memory: Path | None = None,
   ):
     self._num, self._load, self._name = num, load, name
     self._where, self._advice, self._beside = where, advice, beside
+    self.memory = memory
     self._lock, self._refusal, self._is_lasting = threading.Lock(), "", True
 
   def __call__(self, place: int) -> T:
     try:
       return self._load(place)
     except Broken as error:
-      raise self.refuse({place: str(error)}) from error
+      broken = {place: str(error)}
+      raise (self._forget(broken) if self.memory else self.refuse(broken)) from error
+
+  def _forget(self, broken: Mapping[int, str]) -> UserError:
+    """The error of a picture that was whole when all were looked through; drops what they were."""
+    assert self.memory
+    cure = "start the same command again, which looks through all of them anew"
+    try:
+      self.memory.unlink(missing_ok=True)
+    except OSError:
+      cure = f"delete {self.memory} and {cure}"
+    return UserError(
+      f"{self._where}: {', '.join(self.lines(broken))} could be read when the pictures were last "
+      f"looked through, and now cannot; {cure}"
+    )
 
   def refuse(self, broken: Mapping[int, str]) -> UserError:
     """The error that names every unreadable picture, found by reading all of them once.
@@ -176,8 +200,8 @@ class Reader(Generic[T]):
   def find_broken(self) -> dict[int, str]:
     """Place -> reason of each picture that cannot be read; decodes all of them."""
     if self._num >= TOLD_FROM:
-      print(f"{self._where}: reading all {self._num:,} pictures to list those that are unreadable",
-            flush=True)  # fmt: skip
+      print(f"{printable(self._where)}: reading all {self._num:,} pictures to list those that are "
+            "unreadable", flush=True)  # fmt: skip
     found: dict[int, str] = {}
     with ThreadPoolExecutor(num_threads()) as pool:
       for first in range(0, self._num, CHUNK):
@@ -206,20 +230,29 @@ class Reader(Generic[T]):
 
   def lines(self, broken: Mapping[int, str]) -> list[str]:
     """The names of pictures with the reasons why they cannot be read."""
-    return [f"{self._name(place)} ({broken[place]})" for place in sorted(broken)]
+    return [
+      f"{printable(self._name(place))} ({printable(broken[place])})" for place in sorted(broken)
+    ]
 
-  def remembered(self, state: Iterable[Any]) -> dict[int, str]:
+  def remembered(self, root: str, names: Sequence[str]) -> dict[int, str]:
     """Find broken pictures, from the user's cache where the same files have been read before.
 
     What the system refused, as a network's file system may for a while, is not kept.
 
+    A picture that turns out to be damaged afterwards (a disk may do that without a trace in its
+    size and times) makes the reader forget all of it, so that the next start looks anew.
+
     Args:
-      state: name, size and time of change of each file.
+      root: the folder that holds the files.
+      names: of the files below it.
     """
-    digest = hashlib.sha256(f"{pillow_version} {self._num}\n".encode())
-    for row in state:
+    head = (pillow_version, self._num, os.path.abspath(root))
+    digest = hashlib.sha256(f"{head}\n".encode(errors="surrogateescape"))
+    states = file_states([os.path.join(root, name) for name in names])
+    for row in zip(names, states, strict=True):
       digest.update(f"{row}\n".encode(errors="surrogateescape"))
     file = paths.cache_folder() / "unreadable" / f"{digest.hexdigest()[:24]}.json"
+    self.memory = file
     try:
       return {int(place): str(reason) for place, reason in json.loads(file.read_text()).items()}
     except (OSError, ValueError, AttributeError):  # not read before, or damaged
@@ -229,17 +262,17 @@ class Reader(Generic[T]):
     return found
 
 
-def file_states(files: Sequence[str]) -> list[tuple[int, int]]:
-  """Size and time of change of each file, (-1, 0) for one out of reach."""
+def file_states(files: Sequence[str]) -> list[tuple[int, int, int]]:
+  """Size and times of the last change, of content and of all, of each file; -1, 0, 0 without it."""
   return _in_threads(_file_state, files)
 
 
-def _file_state(file: str) -> tuple[int, int]:
+def _file_state(file: str) -> tuple[int, int, int]:
   try:
     about = os.stat(file)
   except OSError:
-    return -1, 0
-  return about.st_size, about.st_mtime_ns
+    return -1, 0, 0
+  return about.st_size, about.st_mtime_ns, about.st_ctime_ns  # a copy keeps the second
 
 
 def _all_in_a_file(lines: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.data.checking import skipped
-from diffusion_jax.data.reading import Reader, Unreadable, file_states, opened
+from diffusion_jax.data.reading import Reader, Unreadable, opened
 from diffusion_jax.data.record_format import (
   COMMAND,
   SUFFIX,
@@ -126,8 +126,7 @@ class Records:
     """Place -> reason of the records that are skipped."""
     if self.unreadable == "refuse":
       return {}
-    states = file_states([str(file) for file in found.files])
-    return pictures.remembered(zip([f.name for f in found.files], states, strict=True))
+    return pictures.remembered(str(found.files[0].parent), [file.name for file in found.files])
 
   def _about(
     self, reader: "_Reader", pictures: Reader, found: "Found", broken: dict[int, str]

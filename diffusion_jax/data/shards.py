@@ -31,7 +31,7 @@ from diffusion_jax.data.source import (
   fit_image,
   fixed_order,
 )
-from diffusion_jax.paths import try_lock, write_whole
+from diffusion_jax.paths import printable, try_lock, write_whole
 from diffusion_jax.types import UserError
 
 OPTIONS = "group_size:1,uncompressed"
@@ -137,12 +137,12 @@ def write(task: Task) -> Path:
 def _tell(content: Content) -> None:
   """Prints what the shards will hold, and what they will not."""
   listing = content.listing
-  print(f"{len(listing.names):,} pictures of {listing.root}", flush=True)
+  print(f"{len(listing.names):,} pictures of {printable(listing.root)}", flush=True)
   about = About(listing.classes, _count_classes(listing), notes=content.notes)
   if listing.classes:
     print(f"classes: {describe_classes(about, len(listing.classes))}", flush=True)
   for note in content.notes:
-    print(note, flush=True)
+    print(printable(note), flush=True)
 
 
 def _check(task: Task) -> None:
@@ -193,7 +193,9 @@ def _check_pictures(task: Task, listing: Listing) -> Content:
   """Reads every header. What is damaged behind it is met, and then named, while it is stored."""
   make = lambda found: _reader(task, found)  # noqa: E731
   checked = check(listing, make, str(task.pictures), task.unreadable)
-  return Content(checked.listing, make(checked.listing), checked.notes())
+  reader = make(checked.listing)
+  reader.memory = checked.memory
+  return Content(checked.listing, reader, checked.notes())
 
 
 def _reader(task: Task, listing: Listing) -> Reader[bytes]:

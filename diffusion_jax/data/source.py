@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt8
 from PIL import ExifTags, Image, ImageOps
 
+from diffusion_jax.paths import printable
 from diffusion_jax.types import ImageSpec
 
 
@@ -106,7 +107,7 @@ MAX_NAMED = 10
 
 def describe_classes(about: About, num_classes: int) -> str:
   """The first classes with their images, "ape (2), cat (3)", and how many have none."""
-  names = about.classes or [str(i) for i in range(num_classes)]
+  names = [printable(name) for name in about.classes] or [str(i) for i in range(num_classes)]
   counts = about.counts
   if counts is None:
     shown, num_there = list(names[:MAX_NAMED]), num_classes

@@ -9,6 +9,7 @@ from PIL import Image
 from diffusion_jax.data import Folder, Records, load_pictures, shards
 from diffusion_jax.data import source as sources
 from diffusion_jax.data.listing import Walk, list_folder
+from diffusion_jax.paths import printable
 from diffusion_jax.types import UserError
 
 FORMATS = ("png", "jpg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "tga", "jp2", "ico")
@@ -258,3 +259,50 @@ def test_depth_is_told_by_the_channel_and_not_by_the_pixel(tmp_path):
     with pytest.raises(UserError, match="more than 8 bits a channel"):
       Folder(path=str(tmp_path)).load("train")
     (tmp_path / name).unlink()
+
+
+ODD = "bad\nname\x1b[31m\udcff"
+SHOWN = r"bad\nname\x1b[31m\udcff"
+
+
+class TestNamesOfAnyCharacters:
+  """A name may hold a line break, an order to the terminal, or bytes that are no UTF-8."""
+
+  def test_a_text_is_on_one_line_of_plain_characters(self):
+    assert printable(ODD) == SHOWN == printable(SHOWN)
+    assert printable("Käse 奶酪 🧀.png") == "Käse 奶酪 🧀.png"
+
+  def test_unreadable_pictures(self, tmp_path):
+    for name in ("a.png", f"{ODD}.png"):
+      save(tmp_path / name)
+    (tmp_path / f"{ODD}.png").write_bytes(b"nothing")
+    for read in READERS.values():
+      if read is not READERS["prepare records"]:
+        with pytest.raises(UserError) as error:
+          read(tmp_path)
+        assert f" {SHOWN}.png (" in str(error.value)
+    (note,) = Folder(path=str(tmp_path), unreadable="skip").load("train").about.notes
+    assert f" {SHOWN}.png (" in note
+
+  def test_what_is_left_out_and_what_is_there(self, tmp_path):
+    save(tmp_path / ODD / ODD / "1.png")
+    (tmp_path / f"empty{ODD}").mkdir()
+    for name in (f".{ODD}", f"a.{ODD}"):
+      (tmp_path / ODD / name).touch()
+    (tmp_path / ODD / f"{ODD}back").symlink_to(tmp_path)
+    notes = list_folder(tmp_path, "root").notes
+    assert len(notes) == 3
+    assert all(note.isprintable() for note in notes)
+    assert sources.describe_classes(sources.About(classes=[ODD]), 1) == SHOWN
+
+  def test_refusals(self, tmp_path):
+    save(tmp_path / ODD / "1.png")
+    save(tmp_path / f"{ODD}.png")
+    with pytest.raises(UserError, match="move it into one") as error:
+      list_folder(tmp_path, "root")
+    assert str(error.value).isprintable()
+    (tmp_path / f"{ODD}.png").unlink()
+    (tmp_path / ODD / f"{ODD}.png").symlink_to("nowhere")
+    with pytest.raises(UserError, match="1 link leads nowhere") as error:
+      list_folder(tmp_path, "root")
+    assert str(error.value).isprintable()

@@ -158,3 +158,13 @@ def test_a_training_folder_alone_has_no_held_out_pictures(tmp_path):
   data = Folder(path=str(tmp_path))
   assert not data.has_split("test")
   assert data.load("train").spec.num_classes == 2
+
+
+def test_one_picture_is_enough_where_no_metric_is_taken(tmp_path):
+  Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+  assert len(load_pictures(tmp_path, "--images", least=1)) == 1
+  with pytest.raises(UserError, match="holds 1 image; a sample metric needs at least 2"):
+    load_pictures(tmp_path, "--samples")
+  np.savez(tmp_path / "b.npz", images=np.zeros((0, 4, 4, 1), np.uint8))
+  with pytest.raises(UserError, match="holds no image; give at least 1"):
+    load_pictures(tmp_path / "b.npz", "--images", least=1)

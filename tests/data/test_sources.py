@@ -84,6 +84,36 @@ class TestArrays:
     with pytest.raises(UserError, match=r"from 0 to \d+; .* 0 and 16, or set .*num_levels"):
       Arrays(path=str(tmp_path / "a.npz"), num_levels=17).load("train")
 
+  def test_labels_and_shapes_that_do_not_fit_are_said_with_their_values(self, tmp_path):
+    for labels, words in (
+      (
+        [-7, -2],
+        "labels holds values from -7 to -2; it must hold one .* from 0 to 65,535",
+      ),
+      ([0, 1 << 16], "labels holds values from 0 to 65536; it must"),
+      ([0.0, 1.0], r"labels is float64\[2\]; it must hold one class number"),
+      ([0], r"labels is int64\[1\]; it must .* each of the 2 images"),
+    ):
+      with pytest.raises(UserError, match=words):
+        self.write(tmp_path, images=self.images, labels=labels).load("train")
+    none = self.images[:0]
+    for name in ("train_images", "test_images"):
+      data = self.write(tmp_path, **{"train_images": self.images, name: none})
+      with pytest.raises(UserError, match=rf"{name} has shape \(0, 3, 4, 3\): it holds no image"):
+        data.load("train")
+    with pytest.raises(UserError, match=r"shape \(2, 0, 4, 3\); it must be \[N, H, W\]"):
+      self.write(tmp_path, images=self.images[:, :0]).load("train")
+
+  def test_more_unnamed_arrays_than_have_a_meaning_are_refused(self, tmp_path):
+    """Else the held-out images would be left out, and nobody would be told."""
+    labels = np.array([0, 1])
+    for arrays in ((self.images, labels) * 2, (self.images, labels, self.images)):
+      np.savez(tmp_path / "a.npz", *arrays)
+      data = Arrays(path=str(tmp_path / "a.npz"))
+      for ask in (data.load, data.has_split):
+        with pytest.raises(UserError, match=r"has the arrays arr_0, .* name them: np\.savez\(FILE"):
+          ask("train")
+
   def test_files_that_are_missing_or_no_npz(self, tmp_path):
     with pytest.raises(UserError, match=r"nothing\.npz: no such file"):
       Arrays(path=str(tmp_path / "nothing.npz")).load("train")

@@ -1,6 +1,11 @@
 """Pictures that cannot be read: all of them in one list, or left out alike on every start."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -41,6 +46,21 @@ def mixed(tmp_path):
   save(root / "b/4.bmp", cut=True)
   (root / "b/5.jpg").write_bytes(b"no picture")
   return root
+
+
+def damage_without_a_trace(path, reading):
+  """Zeroes the middle of a file; the state that is asked for stays what it was."""
+  kept, state = str(path), reading._file_state(str(path))
+  content = path.read_bytes()
+  path.write_bytes(content[: len(content) // 2] + bytes(40) + content[len(content) // 2 + 40 :])
+  ask = reading._file_state
+  reading._file_state = lambda file: state if file == kept else ask(file)
+
+
+@pytest.fixture(autouse=True)
+def states(monkeypatch):
+  """Puts back what `damage_without_a_trace` has changed."""
+  monkeypatch.setattr(reading, "_file_state", reading._file_state)
 
 
 NAMES = ("a/3.png", "b/4.bmp", "b/5.jpg")
@@ -170,6 +190,58 @@ class TestSkip:
     assert not list(cache.glob("*.json"))
     assert len(data.load("train")) == 3
 
+  @pytest.mark.parametrize("max_ram_gib", [0.0, 8.0])
+  def test_damage_without_a_trace_is_looked_for_anew(self, mixed, max_ram_gib):
+    """A disk damages a file and leaves its size and times as they are."""
+    data = Folder(path=str(mixed), unreadable="skip", max_ram_gib=max_ram_gib)
+    assert len(data.load("train")) == 3
+    damage_without_a_trace(mixed / "b/2.png", reading)
+    words = r"b/2\.png \(.*\) could be read when .* and now cannot; start the same command again"
+    with pytest.raises(UserError, match=words) as error:
+      data.load("train").gather(np.arange(3))
+    assert "skip" not in str(error.value)
+    source = data.load("train")
+    assert len(source) == 2
+    source.gather(np.arange(2))
+
+  def test_a_memory_that_cannot_be_deleted_is_named(self, mixed, cache, monkeypatch):
+    data = Folder(path=str(mixed), unreadable="skip", max_ram_gib=0.0)
+    source = data.load("train")
+    damage_without_a_trace(mixed / "b/2.png", reading)
+    (file,) = cache.glob("*.json")
+
+    def closed(*_, **__):
+      raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(file), "unlink", closed)
+    with pytest.raises(UserError, match=rf"; delete {file} and start the same command again"):
+      source.gather(np.arange(3))
+
+  def test_shards_are_looked_through_anew_too(self, mixed, tmp_path):
+    task = shards.Task(mixed, tmp_path / "out", unreadable="skip")
+    content = shards._check_pictures(task, shards.list_pictures(mixed))
+    damage_without_a_trace(mixed / "b/2.png", reading)
+    with pytest.raises(UserError, match=r"b/2\.png .* start the same command again"):
+      content.read(2)
+    assert shards.write(task).exists()
+
+  def test_a_copy_elsewhere_is_looked_through_by_itself(self, mixed, tmp_path, cache):
+    """Of equal names, sizes and times of change, as cp -a leaves them."""
+    copy = shutil.copytree(mixed, tmp_path / "copy")
+    for root in (mixed, copy):
+      Folder(path=str(root), unreadable="skip").load("train")
+    assert len(list(cache.glob("*.json"))) == 2
+
+  def test_a_change_that_hides_its_time_is_seen(self, mixed):
+    before = reading.file_states([str(mixed / "b/2.png")])
+    kept = os.stat(mixed / "b/2.png")
+    time.sleep(0.01)
+    save(mixed / "b/2.png")
+    os.utime(mixed / "b/2.png", ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    after = reading.file_states([str(mixed / "b/2.png")])
+    assert before[0][1] == after[0][1]
+    assert before != after
+
   def test_nothing_that_can_be_read(self, tmp_path):
     save(tmp_path / "set" / "1.png", cut=True)
     with pytest.raises(UserError, match="none of its 1 pictures can be read"):
@@ -227,3 +299,20 @@ def test_a_mask_that_cannot_be_read_is_one_line(tmp_path):
   mask = save(tmp_path / "mask.png", cut=True)
   with pytest.raises(UserError, match=r"mask\.png: must be left, .* of 8x8 pixels \(image file is"):
     edit.known_pixels(str(mask), ImageSpec(8, 8, 3, 256, 0))
+
+
+@pytest.mark.process
+def test_pillow_says_nothing_beside_the_one_line(tmp_path):
+  """It warns of damaged EXIF data, with the place of its own program."""
+  Image.new("RGB", (64, 64)).save(tmp_path / "a.tif")
+  content = (tmp_path / "a.tif").read_bytes()
+  (tmp_path / "a.tif").write_bytes(content[:-20])
+  exif = Image.Exif()
+  exif[270] = "x" * 200
+  Image.new("RGB", (64, 64)).save(tmp_path / "b.jpg", exif=exif)
+  content = (tmp_path / "b.jpg").read_bytes()
+  (tmp_path / "b.jpg").write_bytes(content.replace(b"\0\0\0\xc9", b"\0\0\1\xff"))
+  script = "import sys; from diffusion_jax.data import reading; reading.read_headers(sys.argv[1:])"
+  files = [tmp_path / "a.tif", tmp_path / "b.jpg"]
+  ran = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, check=True)
+  assert ran.stderr == b""
