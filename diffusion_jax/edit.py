@@ -23,7 +23,7 @@ from diffusion_jax.evaluation.chunks import digest
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.job import stored_classes, stored_spec
 from diffusion_jax.levels import as_pictures, from_levels, to_uint8
-from diffusion_jax.paths import check_file, run_folder, user_path
+from diffusion_jax.paths import run_folder, user_path
 from diffusion_jax.types import Batch, Generative, ImageSpec, UserError
 
 SIDES = ("left", "right", "top", "bottom", "center")
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
   check(args)
   experiment = runs.trained_experiment(args.workdir, overrides)
   runs.join_job(experiment)
-  distributed.first_does(lambda: check_file(args.out))
+  distributed.first_does(lambda: outputs.check_out(args.out))
   asked = outputs.asked_for(args, ASKED, experiment)
   left = outputs.left_over(args.out, asked)
   average = weights.parse_average(args.ema)

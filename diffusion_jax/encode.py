@@ -14,8 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax import bars, distributed, flags, outputs, runs, sharding, signals, weights
-from diffusion_jax.data import Source, full_pass, latents
-from diffusion_jax.data.progress import left_over
+from diffusion_jax.data import Source, full_pass, latents, progress
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.generative.latent_diffusion import flatten
 from diffusion_jax.job import stored_spec
@@ -31,7 +30,7 @@ def main(argv: list[str]) -> None:
   runs.enable_compilation_cache()
   experiment = runs.trained_experiment(args.workdir, overrides)
   runs.join_job(experiment)
-  distributed.first_does(lambda: latents.check_out(args.out))
+  distributed.first_does(lambda: progress.check_out(args.out))
   with signals.stops_between_pieces("the same command goes on where it was"):
     encode_all(args, experiment)
 
@@ -42,7 +41,7 @@ def encode_all(args, experiment: Experiment) -> None:
   spec = stored_spec(weights.folder_of(args.workdir, args.step, average), args.step)
   networks = autoencoder(args.workdir, experiment, spec)
   mesh = sharding.create_mesh(experiment.mesh)
-  left = distributed.from_first(left_over(args.out))
+  left = distributed.from_first(progress.left_over(args.out))
   generative = experiment.create(spec)
   restored = outputs.restore(args.workdir, args.step, left, mesh, generative, average)
   made_from = {"workdir": str(args.workdir), "step": restored.step, "weights": average.label}
@@ -51,7 +50,7 @@ def encode_all(args, experiment: Experiment) -> None:
   for source in encoded.sources.values():
     check_images(source, spec)
   done: dict[str, int] = {}
-  distributed.first_does(lambda: done.update(latents.begin(args.out, encoded)))
+  distributed.first_does(lambda: done.update(progress.begin(args.out, encoded)))
   done = distributed.from_first(done)
   first = distributed.is_first()
   scale = latents.write(args.out, encoded, first, done, stopped=signals.StoppedEarly)

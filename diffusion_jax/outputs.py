@@ -39,9 +39,11 @@ def check_out(out: Path) -> None:
   if out.suffix not in (".png", ".npz", ""):
     raise UserError(f"--out={out}: use a name ending in .png or .npz, or a folder without a dot")
   if out.suffix:
-    return paths.check_file(out)
-  paths.make_writable(out, f"--out={out}")
-  if any(out.iterdir()) and not parts_folder(out).is_dir():
+    paths.check_file(out)
+  else:
+    paths.make_writable(out, f"--out={out}")
+  paths.check_own_folder(parts_folder(out), f"--out={out}")
+  if not out.suffix and any(out.iterdir()) and not parts_folder(out).is_dir():
     raise UserError(f"--out={out}: the folder is not empty; choose another or empty it")
 
 

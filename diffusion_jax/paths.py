@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -101,6 +102,24 @@ def check_file(path: Path, flag: str = "--out") -> None:
   if path.is_dir():
     raise UserError(f"{flag}={path} cannot be written (it is a folder); choose another")
   make_writable(path.parent, f"{flag}={path}")
+
+
+def check_own_folder(folder: Path, what: str) -> None:
+  """Refuse a link or a file where a program keeps a folder of its own.
+
+  Args:
+    folder: that is to be made there, or is there.
+    what: the flag with its value, for the message.
+
+  Raises:
+    UserError: what is in the way, or a name that is too long.
+  """
+  try:
+    is_free = not os.path.lexists(folder) or stat.S_ISDIR(folder.lstat().st_mode)
+  except OSError as error:
+    raise UserError(f"{what} cannot be written ({error.strerror}); choose another") from error
+  if not is_free:
+    raise UserError(f"{what}: {folder} is in the way; delete it")
 
 
 def free_name(path: Path) -> Path:

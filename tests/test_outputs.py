@@ -160,6 +160,18 @@ def test_an_unfinished_folder_is_not_measured_as_if_it_were_whole(tmp_path):
     load_pictures(tmp_path / "a", "--samples")
 
 
+@pytest.mark.parametrize("is_link", [False, True])
+@pytest.mark.parametrize("name", ["a.npz", "a.png", "folder"])
+def test_what_lies_in_the_way_of_the_parts_is_one_line(tmp_path, name, is_link):
+  parts = outputs.parts_folder(tmp_path / name)
+  parts.parent.mkdir(exist_ok=True)
+  parts.symlink_to(tmp_path / "nowhere") if is_link else parts.touch()
+  with pytest.raises(UserError, match=r"parts is in the way; delete it$"):
+    outputs.check_out(tmp_path / name)
+  parts.unlink()
+  outputs.check_out(tmp_path / name)
+
+
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys):
   clock = iter([0.0, 4.0, 11.0, 11.0, 12.0])
   monkeypatch.setattr(bars.time, "perf_counter", lambda: next(clock))

@@ -20,15 +20,9 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32
 
 from diffusion_jax.config import as_text, build
-from diffusion_jax.data.progress import (
-  PROGRESS,
-  facts_of,
-  part_folder,
-  read_progress,
-  write_progress,
-)
+from diffusion_jax.data.progress import PROGRESS, begin, facts_of, part_folder, write_progress
 from diffusion_jax.data.source import About, Source, count_labels, fingerprint
-from diffusion_jax.paths import make_writable, user_path
+from diffusion_jax.paths import user_path
 from diffusion_jax.types import ImageSpec, UserError
 
 FORMAT = 1
@@ -226,47 +220,6 @@ class Encoded(NamedTuple):
   autoencoder: Mapping[str, Mapping[str, Any]]
   made_from: Mapping[str, Any]
   batch_size: int = 0
-
-
-def check_out(out: Path) -> None:
-  """Refuses a folder with something in it, or a place that cannot be written."""
-  try:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-      raise UserError(f"--out={out} is there already; choose another or delete it")
-  except OSError as error:
-    raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
-  make_writable(out.absolute().parent, f"--out={out}")
-
-
-def begin(out: Path, encoded: Encoded) -> dict[str, int]:
-  """Makes the unfinished folder, or goes on with one of the same images, weights and batches.
-
-  Returns:
-    Split -> images that are encoded already.
-
-  Raises:
-    UserError: the place cannot be written.
-  """
-  part, facts = part_folder(out), json.loads(json.dumps(facts_of(encoded)))
-  found = read_progress(part)
-  if found is not None and found["facts"] == facts:
-    done = {split: int(found["done"].get(split, 0)) for split in encoded.sources}
-    print(f"goes on after {sum(done.values()):,} images")
-    return done
-  if found is not None:
-    print(f"{part} holds a part made from other weights or images: starting over")
-  try:
-    shutil.rmtree(part, ignore_errors=True)
-    part.unlink(missing_ok=True)  # a file, or a link
-    part.mkdir(parents=True)
-    for split, source in encoded.sources.items():
-      shape = (len(source), *encoded.shape)
-      np.lib.format.open_memmap(part / f"{split}.npy", "w+", np.float32, shape)
-      np.lib.format.open_memmap(part / f"{split}_labels.npy", "w+", np.int32, (len(source),))
-    write_progress(part, facts, {})
-  except OSError as error:
-    raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
-  return dict.fromkeys(encoded.sources, 0)
 
 
 def write(

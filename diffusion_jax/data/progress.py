@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.data.source import fingerprint
+from diffusion_jax.paths import check_own_folder, make_writable
+from diffusion_jax.types import UserError
 
 PROGRESS = "progress.json"
 
@@ -17,6 +20,17 @@ PROGRESS = "progress.json"
 def part_folder(out: Path) -> Path:
   """Return the place of an unfinished folder of latents."""
   return out.absolute().with_name(f".{out.absolute().name}.part")
+
+
+def check_out(out: Path) -> None:
+  """Refuse a folder with something in it, or a place that cannot be written."""
+  try:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+      raise UserError(f"--out={out} is there already; choose another or delete it")
+  except OSError as error:
+    raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
+  make_writable(out.absolute().parent, f"--out={out}")
+  check_own_folder(part_folder(out), f"--out={out}")
 
 
 def left_over(out: Path) -> dict[str, Any] | None:
@@ -32,6 +46,37 @@ def read_progress(part: Path) -> dict[str, Any] | None:
     return found if {"facts", "done"} <= set(found) and "made_from" in found["facts"] else None
   except (OSError, ValueError, TypeError):
     return None
+
+
+def begin(out: Path, encoded: Any) -> dict[str, int]:
+  """Make the unfinished folder, or go on with one of the same images, weights and batches.
+
+  Returns:
+    Split -> images that are encoded already.
+
+  Raises:
+    UserError: the place cannot be written.
+  """
+  part, facts = part_folder(out), json.loads(json.dumps(facts_of(encoded)))
+  found = read_progress(part)
+  if found is not None and found["facts"] == facts:
+    done = {split: int(found["done"].get(split, 0)) for split in encoded.sources}
+    print(f"goes on after {sum(done.values()):,} images")
+    return done
+  if found is not None:
+    print(f"{part} holds a part made from other weights or images: starting over")
+  try:
+    shutil.rmtree(part, ignore_errors=True)
+    part.unlink(missing_ok=True)  # a file, or a link
+    part.mkdir(parents=True)
+    for split, source in encoded.sources.items():
+      shape = (len(source), *encoded.shape)
+      np.lib.format.open_memmap(part / f"{split}.npy", "w+", np.float32, shape)
+      np.lib.format.open_memmap(part / f"{split}_labels.npy", "w+", np.int32, (len(source),))
+    write_progress(part, facts, {})
+  except OSError as error:
+    raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
+  return dict.fromkeys(encoded.sources, 0)
 
 
 def facts_of(encoded: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.data import Arrays, Digits, Latents, TrainStream, fingerprint, full_pass
-from diffusion_jax.data.latents import Encoded, check_out, write
-from diffusion_jax.data.progress import left_over
+from diffusion_jax.data.latents import Encoded, write
+from diffusion_jax.data.progress import check_out, left_over, part_folder
 from diffusion_jax.types import UserError
 
 CONFIG = {
@@ -199,6 +199,15 @@ def test_a_folder_with_something_in_it_is_kept(made, tmp_path):
   (tmp_path / "file").touch()
   assert "is there already" in line(lambda: check_out(tmp_path / "file"))
   assert "cannot be written" in line(lambda: check_out(tmp_path / "file" / "below"))
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_what_lies_in_the_way_of_the_part_is_one_line(made, tmp_path, is_link):
+  part = part_folder(tmp_path / "out")
+  part.symlink_to(made[0]) if is_link else part.touch()
+  assert "out.part is in the way; delete it" in line(lambda: check_out(tmp_path / "out"))
+  part.unlink()
+  check_out(tmp_path / "out")
 
 
 def test_what_fails_midway_leaves_nothing(tmp_path):
