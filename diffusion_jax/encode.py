@@ -23,6 +23,9 @@ from diffusion_jax.models import VAENetworks
 from diffusion_jax.paths import run_folder, user_path
 from diffusion_jax.types import ImageSpec, Params, UserError
 
+ASKED = ("workdir", "step", "ema", "batch_size")
+"""Flags that the latents depend on."""
+
 
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
@@ -41,17 +44,17 @@ def encode_all(args, experiment: Experiment) -> None:
   spec = stored_spec(weights.folder_of(args.workdir, args.step, average), args.step)
   networks = autoencoder(args.workdir, experiment, spec)
   mesh = sharding.create_mesh(experiment.mesh)
-  left = distributed.from_first(progress.left_over(args.out))
+  asked = outputs.asked_for(args, ASKED, experiment, ["data"])
+  left = distributed.first_says(lambda: progress.left_over(args.out, asked))
   generative = experiment.create(spec)
   restored = outputs.restore(args.workdir, args.step, left, mesh, generative, average)
   made_from = {"workdir": str(args.workdir), "step": restored.step, "weights": average.label}
   call = encoder(networks, restored.params, spec, mesh, args.batch_size)
   encoded = describe(experiment, networks, restored.params, call, made_from, args.batch_size)
+  encoded = encoded._replace(asked=asked)
   for source in encoded.sources.values():
     check_images(source, spec)
-  done: dict[str, int] = {}
-  distributed.first_does(lambda: done.update(progress.begin(args.out, encoded)))
-  done = distributed.from_first(done)
+  done = distributed.first_says(lambda: progress.begin(args.out, encoded))
   first = distributed.is_first()
   scale = latents.write(args.out, encoded, first, done, stopped=signals.StoppedEarly)
   counts = ", ".join(f"{len(source):,} of {name}" for name, source in encoded.sources.items())

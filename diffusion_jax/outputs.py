@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax import bars, checkpoint, distributed, log, paths, sampling, weights
 from diffusion_jax.data.pictures import UNFINISHED
+from diffusion_jax.data.progress import check_asked
 from diffusion_jax.evaluation.chunks import Arrays, Chunks, pieces
 from diffusion_jax.experiment import COMMON, Experiment
 from diffusion_jax.types import Generative, UserError
@@ -47,13 +48,21 @@ def check_out(out: Path) -> None:
     raise UserError(f"--out={out}: the folder is not empty; choose another or empty it")
 
 
-def asked_for(args: Any, names: Sequence[str], experiment: Experiment) -> dict[str, Any]:
-  """Return the settings beside the weights that images depend on: flags and sampling."""
+def asked_for(
+  args: Any, names: Sequence[str], experiment: Experiment, also: Sequence[str] = ()
+) -> dict[str, Any]:
+  """Return the settings beside the weights that images depend on: flags and sampling.
+
+  Args:
+    args, names: flags, and which of them count.
+    experiment: whose model and sampler count.
+    also: further sections of its config that do.
+  """
   flags = {name: getattr(args, name) for name in names}
   fields = {
     f"{name}.{field}": value
     for name, section in experiment.to_dict().items()
-    if name == "generative" or name not in COMMON
+    if name in ("generative", *also) or name not in COMMON
     for field, value in section.items()
   }
   return {**{n: str(v) if isinstance(v, Path) else v for n, v in flags.items()}, **fields}
@@ -69,27 +78,18 @@ def left_over(out: Path, asked: Facts) -> dict[str, Any] | None:
   Raises:
     UserError: another command has left it.
   """
-  found: list[Any] = [None]
 
-  def read() -> None:
+  def read() -> dict[str, Any] | None:
     folder = parts_folder(out)
     try:
       facts = json.loads((folder / "facts.json").read_text())
       theirs = dict(facts["asked"])
     except (OSError, ValueError, KeyError, TypeError):
-      return
-    ours = json.loads(json.dumps(asked))
-    other = [n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)]
-    if other and any(folder.glob("[0-9]*.npz")):
-      changes = "; ".join(f"{n}: {theirs.get(n)} -> {ours.get(n)}" for n in other)
-      raise UserError(
-        f"--out={out}: a command that was cut off has left a part of other images there "
-        f"({changes}); repeat that command, delete {folder}, or choose another --out"
-      )
-    found[0] = None if other else facts
+      return None
+    is_begun = any(folder.glob("[0-9]*.npz"))
+    return facts if check_asked(out, folder, theirs, asked, is_begun) else None
 
-  distributed.first_does(read)
-  return distributed.from_first(found[0])
+  return distributed.first_says(read)
 
 
 def restore(

@@ -1,5 +1,6 @@
 """From autoencoder to latents to a diffusion model of them, by the programs that a user starts."""
 
+import itertools
 import json
 import shutil
 
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
-from diffusion_jax import checkpoint, encode, runs, sample, step_folders, train
+from diffusion_jax import checkpoint, encode, runs, sample, signals, step_folders, train
 from diffusion_jax.checksum import checksums
-from diffusion_jax.data import Latents, latents
+from diffusion_jax.data import Latents, latents, progress
 
 pytestmark = pytest.mark.costly
 
@@ -86,6 +87,33 @@ def test_the_program_is_deterministic(folder, tmp_path):
   encode.main([f"--workdir={folder / 'autoencoder'}", f"--out={tmp_path / 'again'}"])
   for file in (folder / "latents").iterdir():
     assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+
+
+def test_a_part_of_another_command_is_refused_and_kept(folder, tmp_path, call, monkeypatch):
+  """The checkpoint is the same; what was typed is not."""
+  flags = [f"--workdir={folder / 'autoencoder'}", f"--out={tmp_path / 'a'}", "--batch_size=24"]
+  with monkeypatch.context() as patch:
+    patch.setattr(signals, "stop_here", stop_at(3))
+    assert call(encode.main, *flags, "--step=6")[0] == 75
+  part = progress.part_folder(tmp_path / "a")
+  before = {file.name: file.read_bytes() for file in part.iterdir()}
+  code, _, err = call(encode.main, *flags)
+  assert code == 2
+  one_line(err, "a part of other latents there (step: 6 -> None)")
+  assert {file.name: file.read_bytes() for file in part.iterdir()} == before
+  assert call(encode.main, *flags, "--step=6")[0] == 0
+  assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def stop_at(number):
+  """Asks to stop at the call of that number."""
+  calls = itertools.count(1)
+
+  def stop():
+    if next(calls) == number:
+      raise signals.StoppedEarly("stopped")
+
+  return stop
 
 
 def test_a_checkpoint_holds_the_autoencoder_as_it_was(folder):

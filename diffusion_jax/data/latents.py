@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -210,6 +211,7 @@ class Encoded(NamedTuple):
     autoencoder: the config sections "autoencoder" and "decoder".
     made_from: JSON values that say which run and step.
     batch_size: images that are encoded at once; another one rounds otherwise.
+    asked: JSON values, what the command was told; see `progress.left_over`.
   """
 
   sources: Mapping[str, Source]
@@ -220,6 +222,7 @@ class Encoded(NamedTuple):
   autoencoder: Mapping[str, Mapping[str, Any]]
   made_from: Mapping[str, Any]
   batch_size: int = 0
+  asked: Mapping[str, Any] = MappingProxyType({})
 
 
 def write(

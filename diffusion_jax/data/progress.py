@@ -33,18 +33,62 @@ def check_out(out: Path) -> None:
   check_own_folder(part_folder(out), f"--out={out}")
 
 
-def left_over(out: Path) -> dict[str, Any] | None:
-  """Return `made_from` of an interrupted encoding; None if there is none."""
-  progress = read_progress(part_folder(out))
-  return None if progress is None else progress["facts"]["made_from"]
+def left_over(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Return `made_from` of an encoding that the same command has left; None if there is none.
+
+  Args:
+    out: of the command.
+    asked: what it was told, JSON values.
+
+  Raises:
+    UserError: another command has left it, with latents in it.
+  """
+  part = part_folder(out)
+  progress = read_progress(part)
+  if progress is None:
+    return None
+  is_begun = any(progress["done"].values())
+  is_same = check_asked(out, part, progress["facts"].get("asked", {}), asked, is_begun, "latents")
+  return progress["facts"]["made_from"] if is_same else None
+
+
+def check_asked(
+  out: Path, part: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], is_begun: bool,
+  what: str = "images",
+) -> bool:  # fmt: skip
+  """Compare what the command that left an unfinished output was told with what this one is.
+
+  Args:
+    out: of the command.
+    part: the unfinished output.
+    theirs, ours: flags and fields of the config by name.
+    is_begun: whether anything is finished in it, which would be lost.
+    what: is made.
+
+  Returns:
+    Whether they are the same.
+
+  Raises:
+    UserError: they differ, and it is begun.
+  """
+  ours = json.loads(json.dumps(ours))
+  other = [n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)]
+  if other and is_begun:
+    changes = "; ".join(f"{n}: {theirs.get(n)} -> {ours.get(n)}" for n in other)
+    raise UserError(
+      f"--out={out}: a command that was cut off has left a part of other {what} there "
+      f"({changes}); repeat that command, delete {part}, or choose another --out"
+    )
+  return not other
 
 
 def read_progress(part: Path) -> dict[str, Any] | None:
   """The "facts" of an unfinished folder and the images "done" of each split; None without one."""
   try:
     found = json.loads((part / PROGRESS).read_text())
-    return found if {"facts", "done"} <= set(found) and "made_from" in found["facts"] else None
-  except (OSError, ValueError, TypeError):
+    is_whole = all(isinstance(found[n], dict) for n in ("facts", "done"))
+    return found if is_whole and "made_from" in found["facts"] else None
+  except (OSError, ValueError, TypeError, KeyError):
     return None
 
 
@@ -63,7 +107,7 @@ def begin(out: Path, encoded: Any) -> dict[str, int]:
     done = {split: int(found["done"].get(split, 0)) for split in encoded.sources}
     print(f"goes on after {sum(done.values()):,} images")
     return done
-  if found is not None:
+  if found is not None and any(found["done"].values()):
     print(f"{part} holds a part made from other weights or images: starting over")
   try:
     shutil.rmtree(part, ignore_errors=True)
@@ -88,6 +132,7 @@ def facts_of(encoded: Any) -> dict[str, Any]:
     "autoencoder": {name: dict(section) for name, section in encoded.autoencoder.items()},
     "made_from": dict(encoded.made_from),
     "batch_size": encoded.batch_size,
+    "asked": dict(encoded.asked),
   }
 
 

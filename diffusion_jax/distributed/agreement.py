@@ -105,6 +105,15 @@ def first_does(function: Callable[[], Any]) -> None:
   agree(lambda: function() if is_first() else None)
 
 
+def first_says(function: Callable[[], Any]) -> Any:
+  """Return a function's result, a JSON value, of process 0, which alone calls it; a collective.
+
+  Raises:
+    UserError: the function raised one there.
+  """
+  return from_first(agree(lambda: function() if is_first() else None))
+
+
 def in_turn(function: Callable[[], T]) -> T:
   """Runs a function on process 0, then on the others: what the first stores, they find."""
   if jax.process_count() == 1:

@@ -11,7 +11,13 @@ import pytest
 
 from diffusion_jax.data import Arrays, Digits, Latents, TrainStream, fingerprint, full_pass
 from diffusion_jax.data.latents import Encoded, write
-from diffusion_jax.data.progress import check_out, left_over, part_folder
+from diffusion_jax.data.progress import (
+  check_out,
+  left_over,
+  part_folder,
+  read_progress,
+  write_progress,
+)
 from diffusion_jax.types import UserError
 
 CONFIG = {
@@ -265,12 +271,28 @@ def test_an_encoding_of_other_weights_is_not_gone_on_with(made, tmp_path, capsys
 
   with pytest.raises(Stopped):
     write(tmp_path / "out", encoded(encode=cut), stopped=Stopped)
-  assert left_over(tmp_path / "out") == {"step": 3}
+  assert left_over(tmp_path / "out", {}) == {"step": 3}
   other = encoded(weights=np.arange(1, 6, dtype=np.float32))
   write(tmp_path / "out", other)
   assert "made from other weights or images: starting over" in capsys.readouterr().out
   for name in ("train.npy", "test.npy", "test_labels.npy"):
     assert (tmp_path / "out" / name).read_bytes() == (made[0] / name).read_bytes()
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, None), (None, 2)])
+def test_another_command_neither_goes_on_with_a_part_nor_deletes_it(tmp_path, first, second):
+  def cut(source, first=0):
+    yield from itertools.islice(encode(source), 2)
+    raise Stopped
+
+  asked, out = {"step": first, "ema": None}, tmp_path / "out"
+  with pytest.raises(Stopped):
+    write(out, encoded(encode=cut, asked=asked), stopped=Stopped)
+  said = line(lambda: left_over(out, {**asked, "step": second}))
+  assert f"of other latents there (step: {first} -> {second}); repeat that command" in said
+  assert left_over(out, asked) == {"step": 3}
+  write_progress(part_folder(out), read_progress(part_folder(out))["facts"], {})
+  assert left_over(out, {**asked, "step": second}) is None  # nothing would be lost
 
 
 def test_latents_that_are_not_finite_are_refused(tmp_path):
