@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from diffusion_jax import distributed, flags, outputs, runs, sampling, sharding, signals, weights
+from diffusion_jax import flags, outputs, runs, sampling, sharding, weights
 from diffusion_jax.data import load_pictures, with_channels
 from diffusion_jax.data.reading import Broken, opened
 from diffusion_jax.data.source import fit_image
@@ -32,9 +32,7 @@ GREY = 128
 
 MAX_COLUMNS = 16
 
-ASKED = (
-  "workdir", "inpaint", "interpolate", "images", "num", "seed", "step", "ema", "batch_size",
-)  # fmt: skip
+ASKED = ("workdir", "inpaint", "interpolate", "images", "num", "seed", "step", "ema", "batch_size")
 """Flags that the images depend on."""
 
 
@@ -44,7 +42,12 @@ def main(argv: list[str]) -> None:
   check(args)
   experiment = runs.trained_experiment(args.workdir, overrides)
   runs.join_job(experiment)
-  distributed.first_does(lambda: outputs.check_out(args.out))
+  with outputs.writing(args.out):
+    edit(args, experiment)
+
+
+def edit(args, experiment: Experiment) -> None:
+  """Makes the picture, or what a command that was cut off has left of it."""
   asked = outputs.asked_for(args, ASKED, experiment)
   left = outputs.left_over(args.out, asked)
   average = weights.parse_average(args.ema)
@@ -64,8 +67,7 @@ def main(argv: list[str]) -> None:
     "given": outputs.hash_of(given.image, given.label, known),
   }
   work = interpolate if known is None else inpaint
-  with signals.stops_between_pieces("the same command goes on where it was"):
-    work(args, generative, mesh, restored.params, given, facts, known)
+  work(args, generative, mesh, restored.params, given, facts, known)
   print(f"{args.num} {'pairs' if known is None else 'images'} in {args.out}")
 
 

@@ -33,8 +33,7 @@ def main(argv: list[str]) -> None:
   runs.enable_compilation_cache()
   experiment = runs.trained_experiment(args.workdir, overrides)
   runs.join_job(experiment)
-  distributed.first_does(lambda: progress.check_out(args.out))
-  with signals.stops_between_pieces("the same command goes on where it was"):
+  with outputs.writing(args.out, progress.check_out, progress.lock_file(args.out)):
     encode_all(args, experiment)
 
 

@@ -4,6 +4,7 @@ The finished batches are in `.NAME.parts` beside the file, or `.parts` in the fo
 settings that they were made with: after a kill the same command goes on, another one is refused.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,10 +14,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import bars, checkpoint, distributed, log, paths, sampling, weights
+from diffusion_jax import (
+  bars,
+  checkpoint,
+  distributed,
+  log,
+  paths,
+  runs,
+  sampling,
+  signals,
+  weights,
+)
 from diffusion_jax.data.pictures import UNFINISHED
 from diffusion_jax.data.progress import check_asked
 from diffusion_jax.evaluation.chunks import Arrays, Chunks, pieces
@@ -24,6 +36,8 @@ from diffusion_jax.experiment import COMMON, Experiment
 from diffusion_jax.types import Generative, UserError
 
 Facts = Mapping[str, Any]
+
+LOCK = ".lock"
 
 
 def parts_folder(out: Path) -> Path:
@@ -44,8 +58,57 @@ def check_out(out: Path) -> None:
   else:
     paths.make_writable(out, f"--out={out}")
   paths.check_own_folder(parts_folder(out), f"--out={out}")
-  if not out.suffix and any(out.iterdir()) and not parts_folder(out).is_dir():
+  if out.suffix or parts_folder(out).is_dir():
+    return
+  if any(file.name != LOCK for file in out.iterdir()):
     raise UserError(f"--out={out}: the folder is not empty; choose another or empty it")
+
+
+def lock_file(out: Path) -> Path:
+  """Return the file that is locked while an output is written: beside a file, inside a folder."""
+  return out.with_name(f".{out.name}.lock") if out.suffix else out / LOCK
+
+
+@contextlib.contextmanager
+def writing(
+  out: Path, check: Callable[[Path], None] = check_out, file: Path | None = None
+) -> Iterator[None]:
+  """Keep other commands from writing the same output meanwhile, and stop between batches.
+
+  All processes of a job must call it.
+
+  Args:
+    out: of the command.
+    check: refuses a place that cannot be written, and makes the lock's folder.
+    file: to lock; by default `lock_file`.
+
+  Raises:
+    UserError: from `check`, or another command is writing there.
+  """
+  with contextlib.ExitStack() as stack:
+
+    def claim() -> None:
+      check(out)
+      _lock(stack, out, file or lock_file(out))
+      check(out)  # another command may have finished there meanwhile
+
+    distributed.first_does(claim)
+    stack.enter_context(signals.stops_between_pieces("the same command goes on where it was"))
+    yield
+
+
+def _lock(stack: contextlib.ExitStack, out: Path, file: Path) -> None:
+  # A job that was started again may find its predecessor's process 0 still dying on another host.
+  patience = runs.LOCK_PATIENCE_SEC if jax.process_count() > 1 else 0.0
+  try:
+    outcome = stack.enter_context(paths.locked(file, patience))
+  except OSError as error:
+    raise UserError(f"--out={out}: {file} cannot be written ({error.strerror}); delete it, or "
+                    "choose another --out") from error  # fmt: skip
+  if outcome == "held":
+    raise UserError(f"another command is writing --out={out}; wait for it or choose another --out")
+  if outcome == "not supported":
+    print(f"{out}: this file system has no locks; start no second command for it", flush=True)
 
 
 def asked_for(

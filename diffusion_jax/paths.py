@@ -11,6 +11,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -270,3 +271,46 @@ def try_lock(file: Any) -> Literal["taken", "held", "not supported"]:
       return "not supported"
     raise
   return "taken"
+
+
+@contextlib.contextmanager
+def locked(
+  path: Path, patience_sec: float = 0.0
+) -> Iterator[Literal["taken", "held", "not supported"]]:
+  """Hold a lock on a file of ours that lies there only as long.
+
+  The file is deleted before the lock ends. Whoever has opened it before and gets the lock after
+  that holds a file without a name: it is opened anew.
+
+  Args:
+    path: of the file; its folder exists.
+    patience_sec: how long to wait for a lock that is held.
+
+  Yields:
+    The outcome, see `try_lock`; with "held" the block has no lock.
+
+  Raises:
+    UserError: it is a link.
+    OSError: it cannot be made or written.
+  """
+  deadline = time.monotonic() + patience_sec
+  while True:
+    with open_own(path) as file:
+      outcome = try_lock(file)
+      if outcome == "held":
+        if time.monotonic() >= deadline:
+          yield outcome
+          return
+        time.sleep(0.5)
+      elif outcome == "not supported" or _is_at(path, file):
+        with unfinished(path):
+          yield outcome
+          _remove(path)
+        return
+
+
+def _is_at(path: Path, file: Any) -> bool:
+  try:
+    return os.path.samestat(path.lstat(), os.fstat(file.fileno()))
+  except FileNotFoundError:
+    return False

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import distributed, flags, outputs, runs, sampling, sharding, signals, weights
+from diffusion_jax import distributed, flags, outputs, runs, sampling, sharding, weights
 from diffusion_jax.config import Override
 from diffusion_jax.evaluation.chunks import digest
 from diffusion_jax.experiment import Experiment
@@ -38,8 +38,7 @@ def main(argv: list[str]) -> None:
     overrides.append(Override("guidance", "against", "model"))
   experiment = runs.trained_experiment(args.workdir, overrides)
   runs.join_job(experiment)
-  distributed.first_does(lambda: outputs.check_out(args.out))
-  with signals.stops_between_pieces("the same command goes on where it was"):
+  with outputs.writing(args.out):
     draw(args, experiment)
 
 

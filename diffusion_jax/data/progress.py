@@ -22,6 +22,11 @@ def part_folder(out: Path) -> Path:
   return out.absolute().with_name(f".{out.absolute().name}.part")
 
 
+def lock_file(out: Path) -> Path:
+  """Return the file that is locked while a folder of latents is made."""
+  return out.absolute().with_name(f".{out.absolute().name}.lock")
+
+
 def check_out(out: Path) -> None:
   """Refuse a folder with something in it, or a place that cannot be written."""
   try:
