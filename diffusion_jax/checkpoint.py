@@ -3,6 +3,7 @@
 A folder holds one folder a step. Only a committed step whose checksums hold is ever restored.
 """
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -277,7 +278,7 @@ def restore(
   damaged = _still_there(directory, damaged)
   if not damaged:  # a run has deleted what was tried
     distributed.agree(lambda: _candidates(directory, step))
-  advice = "give another --step" if step is not None else "restore a copy, or use --fresh"
+  advice = "restore a copy, or use --fresh" if step is None else _others(directory, step)
   raise Unreadable(directory, damaged, advice)
 
 
@@ -297,7 +298,22 @@ def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
       if storage.spares_content(error):
         raise
       damaged.append(Damage(left[0], storage.reason(error)))
-  raise Unreadable(directory, damaged, "restore a copy, or train again")
+  raise Unreadable(directory, damaged, _others(directory, step))
+
+
+def _others(directory: Path, step: int | None, most: int = 3) -> str:
+  """Advice that names the steps nearest to a damaged one whose description is whole."""
+  found: list[int] = []
+  steps = [] if step is None else sorted(saved_steps(directory), key=lambda s: abs(s - step))
+  for other in steps:
+    if other != step and len(found) < most:
+      with contextlib.suppress(Exception):
+        _load_meta(directory / str(other))
+        found.append(other)
+  listed = " or ".join(f"--step={s}" for s in sorted(found))
+  if not found:
+    return "restore a copy, or train again"
+  return f"give another --step: the description of {listed} can be read"
 
 
 def _next(directory: Path, step: int | None, tried: set[int]) -> int | None:

@@ -197,7 +197,7 @@ def make(
       bar.advance(first + count)
   except UserError:
     if distributed.is_first() and not any(folder.glob("[0-9]*.npz")):
-      shutil.rmtree(folder, ignore_errors=True)
+      _remove(folder)
     raise
   finally:
     bar.close()
@@ -215,7 +215,7 @@ def _sweep(folder: Path, facts: Facts) -> None:
       print(
         f"{folder} holds a part made from other weights or images, which are gone: starting over"
       )
-    shutil.rmtree(folder)
+    _remove(folder)
 
 
 def write_grid(
@@ -235,7 +235,7 @@ def write_grid(
     batches = [chunks.read(number, count)["images"] for number, _, count in pieces(num, size)]
     rows = sampling.rows_in_turn(rows_of(np.concatenate(batches)), columns)
     log.write_png(out, log.image_grid(rows, columns))
-    shutil.rmtree(chunks.folder, ignore_errors=True)
+    _remove(chunks.folder)
 
   distributed.first_does(put_together)
 
@@ -244,6 +244,16 @@ def hash_of(*arrays: Any) -> str:
   """Return a short hash of arrays that are given, which may change under one name."""
   contents = (b"" if a is None else np.ascontiguousarray(a).tobytes() for a in arrays)
   return hashlib.sha256(b"".join(contents)).hexdigest()[:12]
+
+
+def _remove(folder: Path) -> None:
+  """Delete a folder of batches: it is whole or gone, whenever this is cut off."""
+  gone = folder.with_name(f"{folder.name}.gone")
+  shutil.rmtree(gone, ignore_errors=True)  # by a process that was killed
+  with contextlib.suppress(OSError):
+    folder.rename(gone)
+  for left in (gone, folder):
+    shutil.rmtree(left, ignore_errors=True)
 
 
 def finish(out: Path, chunks: Chunks, num: int, size: int, columns: int) -> None:
@@ -263,7 +273,7 @@ def finish(out: Path, chunks: Chunks, num: int, size: int, columns: int) -> None
   else:
     for number, image in enumerate(image for batch in batches for image in batch["images"]):
       log.write_png(out / f"{number:06d}.png", image)
-  shutil.rmtree(chunks.folder, ignore_errors=True)
+  _remove(chunks.folder)
 
 
 def write_npz(out: Path, batches: Iterator[Arrays], num: int) -> None:

@@ -12,7 +12,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -54,6 +54,21 @@ def printable(text: str) -> str:
 
 def _escape(character: str) -> str:
   return character.encode("unicode_escape").decode()  # a byte that is no UTF-8 as well: \udcff
+
+
+def flag_path(flag: str) -> Callable[[str], Path]:
+  """Return the reader of a flag's path: as `user_path`, and nothing is no path.
+
+  Raises:
+    UserError: from the reader, the text is empty, as where a shell variable is not set.
+  """
+
+  def read(text: str) -> Path:
+    if not text:
+      raise UserError(f"{flag}= is empty; give a path or leave it out")
+    return user_path(text)
+
+  return read
 
 
 def run_folder(text: str, flag: str = "--workdir") -> Path:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -52,8 +53,18 @@ class Parser(argparse.ArgumentParser):
 
   def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[Override]]:
     """Splits --config.section.field=value from the program's own flags."""
+    for action in self._actions:  # of groups too
+      action.type = _naming_its_flag(action)
     overrides = [parse_override(a) for a in argv if a.startswith("--config.")]
     return self.parse_args([a for a in argv if not a.startswith("--config.")]), overrides
+
+
+def _naming_its_flag(action: argparse.Action) -> Any:
+  """The type of a flag; a path that is empty, as an unset shell variable, is refused by name."""
+  name = action.option_strings[0] if action.option_strings else action.dest
+  if action.type is paths.run_folder:
+    return functools.partial(paths.run_folder, flag=name)
+  return paths.flag_path(name) if action.type is paths.user_path else action.type
 
 
 def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:

@@ -180,6 +180,19 @@ def test_a_damaged_step_that_was_asked_for_is_refused(folder, damage):
     checkpoint.restore(folder, target(), step=20)
 
 
+def test_a_damaged_step_that_was_asked_for_names_those_that_are_whole(folder):
+  (folder / "20/meta/metadata").write_text("{")
+  others = r"give another --step: the description of --step=10 or --step=30 can be read$"
+  for read in (lambda: checkpoint.restore(folder, target(), 20),
+               lambda: checkpoint.read_meta(folder, 20)):  # fmt: skip
+    with pytest.raises(UserError, match=others):
+      read()
+  for other in ("10", "30"):
+    (folder / other / "meta/metadata").write_text("{")
+  with pytest.raises(UserError, match=r"20: .*; restore a copy, or train again$"):
+    checkpoint.read_meta(folder, 20)
+
+
 def test_with_all_damaged_nothing_is_restored_or_moved(folder):
   for step in ("10", "20", "30"):
     flip_a_bit(folder / step)

@@ -172,6 +172,31 @@ def test_what_lies_in_the_way_of_the_parts_is_one_line(tmp_path, name, is_link):
   outputs.check_out(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.npz", "folder"])
+def test_a_kill_while_the_parts_are_deleted_leaves_a_finished_output(tmp_path, monkeypatch, name):
+  """Facts without batches would be another command's to take, batches without facts nobody's."""
+  delete = outputs.shutil.rmtree
+
+  def killed(folder, **options):
+    if any(folder.glob("[0-9]*.npz")):
+      (folder / "facts.json").unlink()
+      raise KeyboardInterrupt
+    delete(folder, **options)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(outputs.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+      draw(tmp_path / name, 10, Drawer())
+  assert not outputs.parts_folder(tmp_path / name).exists()
+  if name == "folder":
+    assert len(load_pictures(tmp_path / name, "--samples")) == 10
+    with pytest.raises(UserError, match="is not empty"):
+      outputs.check_out(tmp_path / name)
+  else:
+    draw(tmp_path / name, 10, Drawer())
+    assert [p.name for p in tmp_path.iterdir()] == [name]  # the next command clears up
+
+
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys):
   clock = iter([0.0, 4.0, 11.0, 11.0, 12.0])
   monkeypatch.setattr(bars.time, "perf_counter", lambda: next(clock))

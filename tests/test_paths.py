@@ -10,9 +10,48 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_jax import log, outputs, paths, runs, train
+from diffusion_jax import (
+  edit,
+  encode,
+  evaluate,
+  features,
+  log,
+  outputs,
+  paths,
+  plan,
+  prepare,
+  runs,
+  sample,
+  stats,
+  train,
+)
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.types import UserError
+
+
+@pytest.mark.parametrize(
+  ("program", "flags"),
+  [
+    (sample, ["--workdir=run", "--out="]),
+    (sample, ["--workdir=run", "--out", ""]),
+    (sample, ["--workdir=run", "--out=a.npz", "--guide_workdir="]),
+    (edit, ["--workdir=run", "--out="]),
+    (edit, ["--workdir=run", "--out=a.png", "--images="]),
+    (encode, ["--workdir=run", "--out="]),
+    (evaluate, ["--out="]),
+    (evaluate, ["--samples="]),
+    (features, ["--out="]),
+    (plan, ["--json="]),
+    (prepare, ["records", "pictures", "--out="]),
+    (prepare, ["records", ""]),
+    (stats, ["--out="]),
+  ],
+)
+def test_a_path_that_is_empty_is_refused_by_its_flag(program, flags):
+  """As where a shell variable is not set: it would be the current folder."""
+  name = next((f for f in reversed(flags) if f.startswith("--")), "source").rstrip("=")
+  with pytest.raises(UserError, match=rf"^{name}= is empty; give a (path|folder) or leave it out"):
+    program.parser().parse(flags)
 
 
 def test_a_tilde_is_the_users_home(monkeypatch, tmp_path):
