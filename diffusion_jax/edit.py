@@ -60,12 +60,8 @@ def edit(args, experiment: Experiment) -> None:
     given = sampling.with_trained_labels(given, stored_classes(directory, args.step), null)
   mesh = sharding.create_mesh(experiment.mesh)
   restored = outputs.restore(args.workdir, args.step, left, mesh, generative, average)
-  facts = {
-    "asked": asked,
-    "step": restored.step,
-    "weights": digest(restored.facts),
-    "given": outputs.hash_of(given.image, given.label, known),
-  }
+  facts = {"asked": asked, "step": restored.step, "weights": digest(restored.facts)}
+  facts["given"] = outputs.hash_of(given.image, given.label, known)
   work = interpolate if known is None else inpaint
   work(args, generative, mesh, restored.params, given, facts, known)
   print(f"{args.num} {'pairs' if known is None else 'images'} in {args.out}")

@@ -68,8 +68,12 @@ def model():
 
 
 def normal(keys, number):
-  drawn = jax.jit(lambda k: randomness.normal(randomness.fold_in(k, number), SPEC.shape))(keys)
-  return np.float64(drawn)
+  return np.float64(drawn(keys, np.uint32(number)))
+
+
+@jax.jit
+def drawn(keys, number):
+  return randomness.normal(randomness.fold_in(keys, number), SPEC.shape)
 
 
 def test_samples_are_the_levels_of_the_original_programs_loop():
