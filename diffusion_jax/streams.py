@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ def leave_out_repeats() -> None:
   """
   logging.getLogger("absl").addFilter(_is_not_of_orbax)  # one that is there is not added again
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # only Orbax uses it
+  # A write that was begun for nothing; said when Python ends, with or without a file's name.
+  warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
   if getattr(sys.unraisablehook, "func", None) is not _report:
     sys.unraisablehook = functools.partial(_report, sys.unraisablehook)
 

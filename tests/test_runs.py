@@ -84,6 +84,7 @@ def test_a_device_that_is_not_there_is_one_line(platform, root, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.process
 def test_settings_of_the_environment_do_not_change_what_programs_compute(root, tmp_path):
   """A real process: such settings end in tracebacks where code was not written for them."""
   env = {**os.environ, "JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict",

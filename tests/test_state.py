@@ -151,6 +151,7 @@ def test_a_new_state_averages_the_initial_parameters():
   assert (more.offsets["profile:0.05"]["w"] == 0).all()
 
 
+@pytest.mark.costly
 def test_averages_follow_a_million_updates():
   """Against the same averages in float64, of parameters that drift by 1% with and without noise.
 

@@ -34,3 +34,14 @@ def test_a_run_with_nowhere_to_write_to_ends_well(redirection, tmp_path, root):
   shell = " ".join(f"'{word}'" for word in command) + f" {redirection}"
   assert subprocess.run(["bash", "-c", shell], cwd=root, env=os.environ).returncode == 0
   assert (tmp_path / "run" / "held_out.json").is_file()
+
+
+@pytest.mark.process
+def test_a_write_that_was_begun_for_nothing_is_not_told_when_python_ends():
+  """What Orbax leaves behind where a save fails; said after the one line of the error."""
+  code = "streams.leave_out_repeats()\nasync def write(): pass\nwrite()"
+  for install, said in (("from diffusion_jax import streams\n", False), ("import types\nstreams = "
+                        "types.SimpleNamespace(leave_out_repeats=lambda: 0)\n", True)):  # fmt: skip
+    ran = subprocess.run([sys.executable, "-c", install + code], capture_output=True, text=True)
+    assert ran.returncode == 0
+    assert ("never awaited" in ran.stderr) == said

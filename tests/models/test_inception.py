@@ -199,6 +199,7 @@ def extracted_by_fives(extract, images):
   return {kind: np.concatenate([p[kind] for p in parts])[: len(images)] for kind in parts[0]}
 
 
+@pytest.mark.costly
 def test_metrics_are_those_of_torch_fidelity_end_to_end(reference, extract, show):
   """FID within 1e-3; the others far closer, up to torch-fidelity's float32 kernel."""
   about = json.loads(str(reference["about"]))
