@@ -1,4 +1,4 @@
-"""Non-leaking augmentation: flips and warps of training images, of which the network is told.
+"""Non-leaking augmentation: flips and warps that the network is told about.
 
 Each image x gets, in this order, with u of probability 1/2 and n ~ N(0, 1), all drawn from its key:
   mirrored left to right      always eligible; label u
@@ -44,7 +44,7 @@ STREAM = 3
 
 
 class Draws(NamedTuple):
-  """What is done to one image; zeros leave it alone.
+  """Augmentation of one image; zeros leave the image unchanged.
 
   Attributes:
     flip_x, flip_y: 1 to mirror left to right, top to bottom.
@@ -115,7 +115,7 @@ class Augmentation:
   def training(
     self, keys: Keys, x0: Float[Array, "B H W C"], train: bool
   ) -> tuple[Float[Array, "B H W C"], Float[Array, "B 9"] | None]:
-    """What a step trains on: augmented images and their labels; else the images and None."""
+    """Return augmented images and their labels, or the images and None."""
     return self(randomness.fold_in(keys, STREAM), x0) if train and self.probability else (x0, None)
 
   def __call__(
@@ -148,7 +148,7 @@ class Augmentation:
 
 
 def draw(probability: float, key: Key) -> Draws:
-  """Of one image: each group of numbers has its own coin, and half of the flips do nothing."""
+  """Draw the augmentation of one image: each group of numbers has its own coin."""
   keys = iter(jax.random.split(key, 10))
   coin = lambda p: jax.random.bernoulli(next(keys), p)  # noqa: E731
   angle = lambda: jax.random.uniform(next(keys), (), minval=-math.pi, maxval=math.pi)  # noqa: E731
@@ -168,7 +168,7 @@ def draw(probability: float, key: Key) -> Draws:
 
 
 def as_labels(draws: Draws) -> Float[Array, "9"]:
-  """What the network is shown of them; zeros of an image that was left alone."""
+  """Return the labels for the network; zeros for an unchanged image."""
   turn = (jnp.cos(draws.angle) - 1.0, jnp.sin(draws.angle))
   stretch = (draws.stretch * jnp.cos(draws.axis), draws.stretch * jnp.sin(draws.axis))
   moves = (draws.move_x, draws.move_y)

@@ -283,7 +283,7 @@ def restore(
 
 
 def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
-  """What was saved beside the newest readable state, or a given one, without the state.
+  """Return the description of the newest readable state, or of a given one.
 
   Raises:
     UserError: as `restore`.
@@ -346,7 +346,7 @@ def _candidates(directory: Path, step: int | None) -> list[int]:
 
 
 def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
-  """What every process has read, or why one could not: then none goes on with it.
+  """Return the value that every process has read, or the reason why one could not.
 
   A block of the disk that cannot be read is the checkpoint's failure too: an older one may be well.
 

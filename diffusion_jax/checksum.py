@@ -1,4 +1,4 @@
-"""Checksums of arrays, taken on the devices: the same for any layout, changed by any flipped bit.
+"""Checksums of arrays, computed on the devices and independent of the layout.
 
 Orbax notices a truncated file but not flipped bits, which would restore as wrong numbers.
 """

@@ -1,4 +1,4 @@
-"""Configs: from a file and overrides to frozen dataclasses, with errors that say what to type.
+"""Build frozen dataclasses from a config file and overrides.
 
 A config has sections. A section is either one dataclass or a registry `{name: dataclass}` of
 which the section's `name` picks an entry; its other keys are that dataclass's fields. There is no

@@ -1,4 +1,4 @@
-"""Listed pictures of which every header has been read: unreadable ones are refused or skipped."""
+"""Check the headers of listed pictures; refuse or skip unreadable ones."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -25,7 +25,7 @@ ADVICE = "mend them, move them away, or leave them out with --config.data.unread
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-  """Pictures of any format that Pillow decodes. A picture in `path/cat/any/depth` is of class cat.
+  """Pictures in folders; one in `path/cat/any/depth` has the class cat.
 
   A folder that holds train/ and test/ (or val/, valid/, validation/) holds the two splits, as
   torchvision's data sets do: these names are no classes. Links are followed. Names that begin with

@@ -199,7 +199,7 @@ class LatentSource:
 
 
 class Encoded(NamedTuple):
-  """What an encoder made of an image set, to be written.
+  """Encoded images of a data set, to be written.
 
   Attributes:
     sources: split -> its images.
