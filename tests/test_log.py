@@ -181,9 +181,12 @@ def test_a_terminal_shows_a_bar_or_lines_where_it_is_too_narrow(
   logger.advance(5)
   logger.progress(5, {"loss": 0.25, "images_per_sec": 8.0, "data_wait_share": 0.0}, 9.0)
   logger.close()
-  stream.write(".")  # or there might be nothing to read
+  stream.write("<end>")
   stream.flush()
-  bar, lines = os.read(shown, 1 << 16).decode(), capsys.readouterr().out
+  bar = ""
+  while not bar.endswith("<end>"):  # a terminal may hand out what was written in parts
+    bar += os.read(shown, 1 << 16).decode()
+  lines = capsys.readouterr().out
   stream.close()
   os.close(shown)
   assert ("5/10" in bar, "loss 0.2500" in lines) == (is_bar, not is_bar)
