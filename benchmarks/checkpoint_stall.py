@@ -19,10 +19,11 @@ import harness
 import jax
 import numpy as np
 
-from diffusion_jax import config, runs
-from diffusion_jax.checkpoint import Checkpointing, Checkpoints, saved_steps
+from diffusion_jax.checkpoints.store import Checkpointing, Checkpoints, saved_steps
+from diffusion_jax.core import config
 from diffusion_jax.planning import compiled
-from diffusion_jax.step import make_init
+from diffusion_jax.runs import command_line
+from diffusion_jax.training.step import make_init
 from diffusion_jax.types import ImageSpec
 
 EVERY_SEC = 300.0
@@ -42,9 +43,9 @@ def main() -> None:
   flags.add_argument("--out", type=Path, help="also write the figures there, as JSON")
   flags.add_argument("overrides", nargs="*", help="of the config, after --")
   args = flags.parse_args()
-  runs.enable_compilation_cache()
+  command_line.enable_compilation_cache()
   overrides = [config.parse_override(text) for text in args.overrides]
-  experiment = runs.load_experiment(args.config, overrides)
+  experiment = command_line.load_experiment(args.config, overrides)
   state = make_state(experiment)
   num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   with tempfile.TemporaryDirectory(dir=args.folder) as folder:

@@ -22,20 +22,20 @@ import jax
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "tests" / "models"), str(ROOT / "tests" / "reference")]
+sys.path[:0] = [str(ROOT / "tests/models/inception"), str(ROOT / "tests" / "reference")]
 
 import inception_cases  # noqa: E402
 import make_inception_fixture as peer  # noqa: E402
 import torch  # noqa: E402
 
-from diffusion_jax.models import inception  # noqa: E402
+from diffusion_jax.models.inception import network, torch_port  # noqa: E402
 
 PEER = "torch, default layout"
 
 
 def ours(state, images: np.ndarray) -> Callable[[], None]:
-  params = jax.device_put(inception.from_torch(state), jax.devices("cpu")[0])
-  run = jax.jit(inception.apply)
+  params = jax.device_put(torch_port.from_torch(state), jax.devices("cpu")[0])
+  run = jax.jit(network.apply)
   return lambda: jax.block_until_ready(run(params, images))
 
 

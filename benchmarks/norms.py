@@ -25,15 +25,12 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import ours  # noqa: E402
 
-from diffusion_jax import config, platforms, runs, sharding  # noqa: E402
+from diffusion_jax.core import config  # noqa: E402
 from diffusion_jax.models import dit, layers  # noqa: E402
+from diffusion_jax.parallel import platforms, sharding  # noqa: E402
 from diffusion_jax.planning import compiled  # noqa: E402
-from diffusion_jax.step import (  # noqa: E402
-  hyperparameters,
-  jit_train_step,
-  make_init,
-  make_train_step,
-)
+from diffusion_jax.runs import command_line  # noqa: E402
+from diffusion_jax.training.step import hyperparameters, jit_train_step, make_init, make_train_step  # noqa: E402
 from diffusion_jax.types import ImageSpec  # noqa: E402
 
 
@@ -78,7 +75,7 @@ def main() -> None:
   flags.add_argument("--rounds", type=int, default=10)
   args = flags.parse_args()
   platforms.run_in_calling_thread()
-  runs.enable_compilation_cache()
+  command_line.enable_compilation_cache()
   anchored = Step(args)
   without = (mock.patch.object(layers, "group_norm", group_norm),
              mock.patch.object(dit, "_layer_norm", layer_norm))  # fmt: skip
@@ -98,7 +95,7 @@ class Step:
 
   def __init__(self, args: argparse.Namespace):
     overrides = [config.parse_override(f"--config.training.batch_size={args.batch_size}")]
-    experiment = runs.load_experiment(args.config, overrides)
+    experiment = command_line.load_experiment(args.config, overrides)
     spec = ImageSpec(*map(int, args.image.split(",")), 256, args.classes)
     program = compiled.build(experiment, spec, jax.devices()[:1])
     parts = (program.experiment.optimizer, program.experiment.ema, program.experiment.training)

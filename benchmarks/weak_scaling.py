@@ -92,19 +92,21 @@ def worker(options: dict[str, Any]) -> None:
   import jax
   import ours  # the flags above must be there before JAX is
 
-  from diffusion_jax import runs
+  from diffusion_jax.runs import command_line
 
-  runs.enable_compilation_cache()
+  command_line.enable_compilation_cache()
   program = build(options, jax.devices())
   ours.train(program, {"batch_size": options["devices"] * options["per_device"]})
 
 
 def build(options: dict[str, Any], devices: Sequence[Any]) -> Any:
   """The config's program on these devices."""
-  from diffusion_jax import config, planning, runs
+  from diffusion_jax import planning
+  from diffusion_jax.core import config
+  from diffusion_jax.runs import command_line
 
   overrides = [config.parse_override(text) for text in options["overrides"]]
-  experiment = runs.load_experiment(options["config"], overrides)
+  experiment = command_line.load_experiment(options["config"], overrides)
   spec = planning.image_spec(experiment, options["image"], options["classes"])
   return planning.build(experiment, spec, devices)
 

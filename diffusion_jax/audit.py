@@ -7,9 +7,9 @@ row fails.
 
 import time
 
-from diffusion_jax import runs
 from diffusion_jax.auditing import AUDITS, as_table
-from diffusion_jax.config import nearest
+from diffusion_jax.core.config import nearest
+from diffusion_jax.runs import command_line
 from diffusion_jax.types import UserError
 
 
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
   for name in names:
     if name not in AUDITS:
       raise UserError(f"--only={name}: no such audit.{nearest(name, AUDITS)}")
-  runs.enable_compilation_cache()
+  command_line.enable_compilation_cache()
   failed = total = 0
   for name in names:
     begun = time.perf_counter()
@@ -31,14 +31,14 @@ def main(argv: list[str]) -> int:
     total += len(rows)
     print(f"{len(rows)} rows in {time.perf_counter() - begun:.0f} s\n", flush=True)
   print(f"{total - failed} of {total} rows pass")
-  return runs.FAILED if failed else runs.DONE
+  return command_line.FAILED if failed else command_line.DONE
 
 
-def parser() -> runs.Parser:
-  flags = runs.Parser("audit", description=__doc__)
+def parser() -> command_line.Parser:
+  flags = command_line.Parser("audit", description=__doc__)
   flags.add_argument("--only", help=f"some of {','.join(AUDITS)}")
   return flags
 
 
 if __name__ == "__main__":
-  runs.run_main(main)
+  command_line.run_main(main)

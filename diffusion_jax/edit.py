@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from diffusion_jax import flags, outputs, runs, sampling, sharding, weights
+from diffusion_jax.core.files import run_folder, user_path
+from diffusion_jax.core.pixels import as_pictures, from_levels, to_uint8
 from diffusion_jax.data import load_pictures, with_channels
 from diffusion_jax.data.reading import Broken, opened
 from diffusion_jax.data.source import fit_image
-from diffusion_jax.evaluation.chunks import digest
-from diffusion_jax.experiment import Experiment
-from diffusion_jax.job import stored_classes, stored_spec
-from diffusion_jax.levels import as_pictures, from_levels, to_uint8
-from diffusion_jax.paths import run_folder, user_path
+from diffusion_jax.inference import draw, outputs, restore
+from diffusion_jax.parallel import sharding
+from diffusion_jax.runs import command_line, flags
+from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.runs.resumable import digest
+from diffusion_jax.train_loop.setup import stored_classes, stored_spec
 from diffusion_jax.types import Batch, Generative, ImageSpec, UserError
 
 SIDES = ("left", "right", "top", "bottom", "center")
@@ -38,10 +40,10 @@ ASKED = ("workdir", "inpaint", "interpolate", "images", "num", "seed", "step", "
 
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
-  runs.enable_compilation_cache()
+  command_line.enable_compilation_cache()
   check(args)
-  experiment = runs.trained_experiment(args.workdir, overrides)
-  runs.join_job(experiment)
+  experiment = command_line.trained_experiment(args.workdir, overrides)
+  command_line.join_job(experiment)
   with outputs.writing(args.out):
     edit(args, experiment)
 
@@ -50,14 +52,14 @@ def edit(args, experiment: Experiment) -> None:
   """Makes the picture, or what a command that was cut off has left of it."""
   asked = outputs.asked_for(args, ASKED, experiment)
   left = outputs.left_over(args.out, asked)
-  average = weights.parse_average(args.ema)
-  directory = weights.folder_of(args.workdir, args.step, average)
+  average = restore.parse_average(args.ema)
+  directory = restore.folder_of(args.workdir, args.step, average)
   spec = stored_spec(directory, args.step)
   known = None if args.inpaint is None else known_pixels(args.inpaint, spec)
   generative = experiment.create(spec)
   given = load(args, experiment, spec)
   if args.inpaint and args.images is None and (null := generative.num_classes):
-    given = sampling.with_trained_labels(given, stored_classes(directory, args.step), null)
+    given = draw.with_trained_labels(given, stored_classes(directory, args.step), null)
   mesh = sharding.create_mesh(experiment.mesh)
   restored = outputs.restore(args.workdir, args.step, left, mesh, generative, average)
   facts = {"asked": asked, "step": restored.step, "weights": digest(restored.facts)}
@@ -67,8 +69,8 @@ def edit(args, experiment: Experiment) -> None:
   print(f"{args.num} {'pairs' if known is None else 'images'} in {args.out}")
 
 
-def parser() -> runs.Parser:
-  own = runs.Parser("edit", description=__doc__)
+def parser() -> command_line.Parser:
+  own = command_line.Parser("edit", description=__doc__)
   own.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
   own.add_argument("--out", type=user_path, required=True, help="a .png")
   own.add_argument("--inpaint", help=f"what to hide: {', '.join(SIDES)}, or a .png "
@@ -79,7 +81,7 @@ def parser() -> runs.Parser:
   own.add_argument("--batch_size", type=int, default=64, help="images made at once (64)")
   own.add_argument("--seed", type=int, default=0, help="of what is filled in")
   own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
-  own.add_argument("--ema", help=weights.EMA_HELP)
+  own.add_argument("--ema", help=restore.EMA_HELP)
   return own
 
 
@@ -108,7 +110,7 @@ def load(args, experiment: Experiment, spec: ImageSpec) -> Batch:
     raise UserError(f"--images={args.images} are of {found}, the model's of {spec.shape}")
   if len(source) < wanted:
     raise UserError(f"--num={args.num} needs {wanted} images, there are {len(source)}: lower --num")
-  batch = sampling.first_examples(source, wanted)
+  batch = draw.first_examples(source, wanted)
   return batch._replace(image=np.asarray(from_levels(batch.image, source.spec.num_levels)))
 
 
@@ -121,7 +123,7 @@ def inpaint(args, generative: Generative, mesh, params, given: Batch, facts: dic
   is_known = np.broadcast_to(known, given.image.shape)
   is_told = generative.num_classes and args.images is None
   labels = given.label.astype(np.int32) if is_told else None
-  fill, size = sampling.make_inpaint(generative, mesh), args.batch_size
+  fill, size = draw.make_inpaint(generative, mesh), args.batch_size
 
   def compute(first: int) -> dict[str, np.ndarray]:
     rows = slice(first, first + size)
@@ -176,7 +178,7 @@ def interpolate(args, generative: Generative, mesh, params, given: Batch, facts:
   del known
   firsts, seconds = given.image[0::2], given.image[1::2]
   share = np.arange(1, args.interpolate + 1) / (args.interpolate + 1)
-  way, size = sampling.make_interpolate(generative, mesh), -(-args.batch_size // args.interpolate)
+  way, size = draw.make_interpolate(generative, mesh), -(-args.batch_size // args.interpolate)
 
   def compute(first: int) -> dict[str, np.ndarray]:
     rows = slice(first, first + size)
@@ -194,4 +196,4 @@ def interpolate(args, generative: Generative, mesh, params, given: Batch, facts:
 
 
 if __name__ == "__main__":
-  runs.run_main(main)
+  command_line.run_main(main)

@@ -13,14 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import bars, distributed, flags, outputs, runs, sharding, signals, weights
+from diffusion_jax import parallel
+from diffusion_jax.core import wording
+from diffusion_jax.core.files import run_folder, user_path
+from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.data import Source, full_pass, latents, progress
-from diffusion_jax.experiment import Experiment
 from diffusion_jax.generative.latent_diffusion import flatten
-from diffusion_jax.job import stored_spec
-from diffusion_jax.levels import from_levels
+from diffusion_jax.inference import outputs, restore
 from diffusion_jax.models import VAENetworks
-from diffusion_jax.paths import run_folder, user_path
+from diffusion_jax.parallel import sharding
+from diffusion_jax.runs import command_line, flags, signals
+from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.train_loop.setup import stored_spec
 from diffusion_jax.types import ImageSpec, Params, UserError
 
 ASKED = ("workdir", "step", "ema", "batch_size")
@@ -30,21 +34,21 @@ ASKED = ("workdir", "step", "ema", "batch_size")
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   check(args)
-  runs.enable_compilation_cache()
-  experiment = runs.trained_experiment(args.workdir, overrides)
-  runs.join_job(experiment)
+  command_line.enable_compilation_cache()
+  experiment = command_line.trained_experiment(args.workdir, overrides)
+  command_line.join_job(experiment)
   with outputs.writing(args.out, progress.check_out, progress.lock_file(args.out)):
     encode_all(args, experiment)
 
 
 def encode_all(args, experiment: Experiment) -> None:
   """Encodes every split, or what a command that was cut off has left of them."""
-  average = weights.parse_average(args.ema)
-  spec = stored_spec(weights.folder_of(args.workdir, args.step, average), args.step)
+  average = restore.parse_average(args.ema)
+  spec = stored_spec(restore.folder_of(args.workdir, args.step, average), args.step)
   networks = autoencoder(args.workdir, experiment, spec)
   mesh = sharding.create_mesh(experiment.mesh)
   asked = outputs.asked_for(args, ASKED, experiment, ["data"])
-  left = distributed.first_says(lambda: progress.left_over(args.out, asked))
+  left = parallel.first_says(lambda: progress.left_over(args.out, asked))
   generative = experiment.create(spec)
   restored = outputs.restore(args.workdir, args.step, left, mesh, generative, average)
   made_from = {"workdir": str(args.workdir), "step": restored.step, "weights": average.label}
@@ -53,20 +57,20 @@ def encode_all(args, experiment: Experiment) -> None:
   encoded = encoded._replace(asked=asked)
   for source in encoded.sources.values():
     check_images(source, spec)
-  done = distributed.first_says(lambda: progress.begin(args.out, encoded))
-  first = distributed.is_first()
+  done = parallel.first_says(lambda: progress.begin(args.out, encoded))
+  first = parallel.is_first()
   scale = latents.write(args.out, encoded, first, done, stopped=signals.StoppedEarly)
   counts = ", ".join(f"{len(source):,} of {name}" for name, source in encoded.sources.items())
   shape = "x".join(map(str, networks.latent_shape))
   print(f"{args.out}: latents {shape} of {counts}; scale {scale:.4g}, of step {restored.step:,}")
 
 
-def parser() -> runs.Parser:
-  own = runs.Parser("encode", description=__doc__)
+def parser() -> command_line.Parser:
+  own = command_line.Parser("encode", description=__doc__)
   own.add_argument("--workdir", type=run_folder, required=True, help="the autoencoder's run")
   own.add_argument("--out", type=user_path, required=True, help="the folder to make")
   own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
-  own.add_argument("--ema", help=weights.EMA_HELP)
+  own.add_argument("--ema", help=restore.EMA_HELP)
   own.add_argument("--batch_size", type=int, default=256, help="images encoded at once (256)")
   return own
 
@@ -113,7 +117,7 @@ def encoder(
 
   def call(source: Source, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     size = sharding.round_up(min(batch_size, len(source)), mesh)
-    bar = bars.Bar(f"images of {source.name}", len(source), first, distributed.is_first())
+    bar = wording.Bar(f"images of {source.name}", len(source), first, parallel.is_first())
     for batch in full_pass(source, size, sharding.local_rows(mesh, size), first):
       signals.stop_here()
       sent = sharding.put_batch(batch, mesh)
@@ -135,7 +139,7 @@ def describe(
   splits = ["train"] + ["test"] * data.has_split("test")
   height, width, channels = networks.latent_shape
   return latents.Encoded(
-    sources={split: distributed.in_turn(lambda s=split: data.load(s)) for split in splits},
+    sources={split: parallel.in_turn(lambda s=split: data.load(s)) for split in splits},
     encode=call,
     shape=(height, width, 2 * channels),
     weights=flatten(params),
@@ -147,4 +151,4 @@ def describe(
 
 
 if __name__ == "__main__":
-  runs.run_main(main)
+  command_line.run_main(main)

@@ -10,14 +10,18 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffusion_jax import checkpoint, distributed, log, runs, signals, weights
-from diffusion_jax.config import Override
-from diffusion_jax.evaluation import bench as benches
-from diffusion_jax.evaluation import chunks, document, files, outcome, pictures, study
-from diffusion_jax.evaluation.asked import check, check_measures, why_left_out
-from diffusion_jax.evaluation.bench import Bench, Request
-from diffusion_jax.evaluation.study import Subject
-from diffusion_jax.paths import run_folder, user_path
+from diffusion_jax import parallel
+from diffusion_jax.checkpoints import store
+from diffusion_jax.core.config import Override
+from diffusion_jax.core.files import run_folder, user_path
+from diffusion_jax.evaluation import context as benches
+from diffusion_jax.evaluation import external_images, measure, metrics_json, results, sample_grids
+from diffusion_jax.evaluation.context import Bench, Request
+from diffusion_jax.evaluation.measure import Subject
+from diffusion_jax.evaluation.requests import check, check_measures, why_left_out
+from diffusion_jax.inference import restore
+from diffusion_jax.runs import command_line, resumable, signals
+from diffusion_jax.training import logger
 from diffusion_jax.types import UserError
 
 POLL_SEC = 5.0
@@ -26,20 +30,20 @@ POLL_SEC = 5.0
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   check(args, overrides)
-  runs.enable_compilation_cache()
+  command_line.enable_compilation_cache()
   if args.samples is not None:
     return measure_files(args, overrides, argv)
   with signals.stops_between_pieces("the same command goes on where it was"):
     measure_run(args, overrides, argv)
 
 
-def parser() -> runs.Parser:
-  flags = runs.Parser("evaluate", description=__doc__)
+def parser() -> command_line.Parser:
+  flags = command_line.Parser("evaluate", description=__doc__)
   flags.add_argument("--workdir", type=run_folder, help="the run's folder")
   flags.add_argument("--step", default="latest", help="latest, all, or the step of a checkpoint")
   flags.add_argument("--watch", action="store_true", help="follow a training run: evaluate each "
                      "new checkpoint until the last")  # fmt: skip
-  flags.add_argument("--ema", help=weights.EMA_HELP)
+  flags.add_argument("--ema", help=restore.EMA_HELP)
   flags.add_argument("--seed", type=int, default=0, help="of samples and draws (0)")
   flags.add_argument("--sweep", action="append", default=[], metavar="SECTION.FIELD=V1,V2",
                      help="also measure these settings; several axes make a grid")  # fmt: skip
@@ -64,23 +68,23 @@ def parser() -> runs.Parser:
 
 def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   """Evaluates the checkpoints that were asked for."""
-  average = weights.parse_average(args.ema)
-  compared = outcome.find_compared(args.compare)
+  average = restore.parse_average(args.ema)
+  compared = results.find_compared(args.compare)
   if args.watch:
     wait_for_checkpoint(args.workdir)
-  runs.join_job(runs.trained_experiment(args.workdir, overrides))
+  command_line.join_job(command_line.trained_experiment(args.workdir, overrides))
   request = Request(
     args.workdir, overrides, args.seed, args.sweep, args.features, args.inception,
     args.inception_sha256 == "any", args.out,
   )  # fmt: skip
-  outcome.prepare_folder(request)
-  with runs.lock(request.folder, "evaluating"):
+  results.prepare_folder(request)
+  with command_line.lock(request.folder, "evaluating"):
     bench = check_measures(benches.prepare(request), request)
-    outcome.check_steps(bench, "all" if args.watch else args.step, average, args.fresh)
+    results.check_steps(bench, "all" if args.watch else args.step, average, args.fresh)
     measured, left_out = 0, []
     for step in steps(bench, args):
       try:
-        subject = study.restore(bench, step, average)
+        subject = measure.restore(bench, step, average)
         signals.stop_here()
         bench = bench if bench.is_equipped else benches.equip(bench, request)
         evaluate(bench, subject, compared, argv, args.fresh)
@@ -90,17 +94,17 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
         if why is None:
           raise
         left_out.append(f"step {step:,}: {why}")
-        study.say(left_out[-1])
+        measure.say(left_out[-1])
   if left_out and not measured:
     raise UserError(f"{args.workdir}: no checkpoint could be measured ({'; '.join(left_out)})")
   if left_out:  # once more, where it is seen
-    study.say(f"measured {measured} of {measured + len(left_out)}; " + "; ".join(left_out))
+    measure.say(f"measured {measured} of {measured + len(left_out)}; " + "; ".join(left_out))
 
 
 def wait_for_checkpoint(workdir: Path) -> None:
   """Returns once a training run has saved its first checkpoint."""
   told = False
-  while not checkpoint.saved_steps(workdir / "checkpoints"):
+  while not store.saved_steps(workdir / "checkpoints"):
     if not told:
       print(f"waiting for the first checkpoint of {workdir}", flush=True)
     told = True
@@ -118,7 +122,7 @@ def steps(bench: Bench, args) -> Iterator[int | None]:
   if args.watch:
     yield from watched_steps(bench)
   elif args.step == "all":
-    yield from distributed.from_first(checkpoint.saved_steps(bench.checkpoints))
+    yield from parallel.from_first(store.saved_steps(bench.checkpoints))
   else:
     yield None if args.step == "latest" else int(args.step)
 
@@ -128,7 +132,7 @@ def watched_steps(bench: Bench) -> Iterator[int]:
   seen: set[int] = set()
   last = bench.experiment.training.num_steps
   while True:
-    saved = distributed.from_first(checkpoint.saved_steps(bench.checkpoints))
+    saved = parallel.from_first(store.saved_steps(bench.checkpoints))
     new = [s for s in saved if s not in seen]
     if new:
       seen.add(new[0])
@@ -144,37 +148,41 @@ def evaluate(
 ) -> None:
   """Measures one checkpoint, unless its folder already holds the outcome."""
   place = subject.folder / "metrics.json"
-  done = distributed.from_first(outcome.is_done(bench, subject))
+  done = parallel.from_first(results.is_done(bench, subject))
   if done and not compared:
     print(f"step {subject.step:,}: evaluated already: {subject.folder / 'report.html'}")
     return
-  distributed.first_does(lambda: outcome.keep([subject.folder], bench, fresh, subject))
+  parallel.first_does(lambda: results.keep([subject.folder], bench, fresh, subject))
   if done:
-    study.say(f"step {subject.step:,}: evaluated already; its report is written anew")
-    metrics = outcome.read(place)
+    measure.say(f"step {subject.step:,}: evaluated already; its report is written anew")
+    metrics = results.read(place)
   else:
-    study.say(f"step {subject.step:,}: {bench.num_samples:,} samples, "
+    measure.say(f"step {subject.step:,}: {bench.num_samples:,} samples, "
               f"{len(bench.estimates)} likelihoods, {len(bench.sweep)} settings swept")  # fmt: skip
-    measured = study.measure(bench, subject)
-    metrics = document.compose(bench, subject, measured, document.command(argv, subject.step))
+    measured = measure.measure(bench, subject)
+    metrics = metrics_json.compose(
+      bench, subject, measured, metrics_json.command(argv, subject.step)
+    )
   assert metrics is not None
-  shown = pictures.make_pictures(bench, subject)
-  rows = document.training_rows(bench.workdir)
-  document.write(subject.folder, metrics, shown, rows, compared)
-  chunks.remove(subject.work)
-  study.say("\n".join(f"step {subject.step:,}: {line}" for line in document.lines(metrics)))
-  study.say(f"step {subject.step:,}: {place}, {subject.folder / 'report.html'}, "
-            f"{log.duration(float(sum(subject.seconds.values())))}")  # fmt: skip
+  shown = sample_grids.make_pictures(bench, subject)
+  rows = metrics_json.training_rows(bench.workdir)
+  metrics_json.write(subject.folder, metrics, shown, rows, compared)
+  resumable.remove(subject.work)
+  measure.say("\n".join(f"step {subject.step:,}: {line}" for line in metrics_json.lines(metrics)))
+  measure.say(f"step {subject.step:,}: {place}, {subject.folder / 'report.html'}, "
+            f"{logger.duration(float(sum(subject.seconds.values())))}")  # fmt: skip
 
 
 def measure_files(args, overrides: Sequence[Override], argv: list[str]) -> None:
   """Measures images of any program."""
   source = None
   if args.config is not None:
-    source = runs.load_experiment(args.config, overrides).data.load(args.split)
+    source = command_line.load_experiment(args.config, overrides).data.load(args.split)
   split = "given" if source is None else args.split
-  files.run(args, files.Against(args.reference, source, split), document.command(argv, None))
+  external_images.run(
+    args, external_images.Against(args.reference, source, split), metrics_json.command(argv, None)
+  )
 
 
 if __name__ == "__main__":
-  runs.run_main(main)
+  command_line.run_main(main)

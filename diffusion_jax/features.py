@@ -4,10 +4,10 @@ Trains a small classifier on the training split; its last hidden layer is what s
 on, as in fd_digits. Evaluation does it by itself where it has not been done.
 """
 
-from diffusion_jax import flags, runs
+from diffusion_jax.core.files import check_file, user_path
 from diffusion_jax.extractors import train_domain
 from diffusion_jax.extractors.domain import Recipe, default_path
-from diffusion_jax.paths import check_file, user_path
+from diffusion_jax.runs import command_line, flags
 from diffusion_jax.types import UserError
 
 
@@ -21,8 +21,8 @@ def main(argv: list[str]) -> None:
     raise UserError(f"--out={args.out}: must end in .npz, e.g. --out=features.npz")
   if args.out is not None:
     check_file(args.out)
-  runs.enable_compilation_cache()
-  data = runs.load_experiment(args.config, overrides).data
+  command_line.enable_compilation_cache()
+  data = command_line.load_experiment(args.config, overrides).data
   train = data.load("train")
   test = data.load("test") if data.has_split("test") else None
   recipe = Recipe(num_steps=args.num_steps, batch_size=args.batch_size, seed=args.seed)
@@ -33,8 +33,8 @@ def main(argv: list[str]) -> None:
   print(f"{path}: features of {train.name}{right}, sha256 {extractor.stamp['sha256']}")
 
 
-def parser() -> runs.Parser:
-  own = runs.Parser("features", description=__doc__)
+def parser() -> command_line.Parser:
+  own = command_line.Parser("features", description=__doc__)
   defaults = Recipe()
   own.add_argument("--config", required=True, help="config file whose data set is learned")
   own.add_argument("--num_steps", type=int, default=defaults.num_steps, help="updates")
@@ -45,4 +45,4 @@ def parser() -> runs.Parser:
 
 
 if __name__ == "__main__":
-  runs.run_main(main)
+  command_line.run_main(main)

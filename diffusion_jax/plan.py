@@ -9,17 +9,19 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from diffusion_jax import planning, runs, sharding
-from diffusion_jax.log import write_json
-from diffusion_jax.paths import user_path
+from diffusion_jax import planning
+from diffusion_jax.core.files import user_path
+from diffusion_jax.parallel import sharding
 from diffusion_jax.planning import DoesNotFit, Fit, Measured, Plan, Program
+from diffusion_jax.runs import command_line
+from diffusion_jax.training.logger import write_json
 from diffusion_jax.types import UserError
 
 
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   check(args)
-  experiment = runs.load_experiment(args.config, overrides)
+  experiment = command_line.load_experiment(args.config, overrides)
   spec = planning.image_spec(experiment, args.image, args.classes)
   devices = planning.find_devices(args.topology)
   program = planning.build(experiment, spec, devices)
@@ -35,8 +37,8 @@ def main(argv: list[str]) -> None:
     write_json(args.json, planning.as_json(plan))
 
 
-def parser() -> runs.Parser:
-  flags = runs.Parser("plan", description=__doc__)
+def parser() -> command_line.Parser:
+  flags = command_line.Parser("plan", description=__doc__)
   flags.add_argument("--config", required=True, help="config file, e.g. configs/ddpm_cifar.py")
   flags.add_argument("--topology", default="local",
                      help="a TPU slice, e.g. v5e:4x4; by default the devices at hand")  # fmt: skip
@@ -119,4 +121,4 @@ def compile_all(program: Program, sizes: Sequence[int]) -> list[Measured | DoesN
 
 
 if __name__ == "__main__":
-  runs.run_main(main)
+  command_line.run_main(main)

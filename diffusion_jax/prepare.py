@@ -19,11 +19,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax import runs
+from diffusion_jax.core.files import user_path
 from diffusion_jax.data import shards, standard
 from diffusion_jax.data.tfds import default_data_dir
-from diffusion_jax.models import inception_weights
-from diffusion_jax.paths import user_path
+from diffusion_jax.models.inception import weights as inception_weights
+from diffusion_jax.runs import command_line
 from diffusion_jax.types import UserError
 
 
@@ -44,8 +44,8 @@ def main(argv: list[str]) -> None:
     print(f"prepared {prepare_with_tensorflow(args.name, data_dir)}")
 
 
-def parser() -> runs.Parser:
-  flags = runs.Parser("prepare", description=__doc__)
+def parser() -> command_line.Parser:
+  flags = command_line.Parser("prepare", description=__doc__)
   flags.add_argument(
     "name",
     help="a data set (name, name/config or name:version), inception: FID's weights, or records",
@@ -189,4 +189,4 @@ def _cannot_download(reason: str) -> UserError:
 
 
 if __name__ == "__main__":
-  runs.run_main(main)
+  command_line.run_main(main)

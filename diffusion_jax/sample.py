@@ -12,14 +12,25 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import distributed, flags, outputs, runs, sampling, sharding, weights
-from diffusion_jax.config import Override
-from diffusion_jax.evaluation.chunks import digest
-from diffusion_jax.experiment import Experiment
-from diffusion_jax.job import stored_classes, stored_spec
-from diffusion_jax.levels import as_pictures, to_uint8
-from diffusion_jax.log import grid_columns, image_grid, write_png
-from diffusion_jax.paths import run_folder, user_path
+from diffusion_jax import parallel
+from diffusion_jax.core.config import Override
+from diffusion_jax.core.files import run_folder, user_path
+from diffusion_jax.core.pixels import as_pictures, to_uint8
+from diffusion_jax.inference import outputs, restore
+from diffusion_jax.inference.draw import (
+  autoguided,
+  choose_labels,
+  first_examples,
+  make_draw,
+  make_reconstruct,
+  rows_in_turn,
+)
+from diffusion_jax.parallel import sharding
+from diffusion_jax.runs import command_line, flags
+from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.runs.resumable import digest
+from diffusion_jax.train_loop.setup import stored_classes, stored_spec
+from diffusion_jax.training.logger import grid_columns, image_grid, write_png
 from diffusion_jax.types import Generative, Params, UserError
 
 ASKED = (
@@ -30,28 +41,28 @@ ASKED = (
 
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
-  runs.enable_compilation_cache()
+  command_line.enable_compilation_cache()
   check(args)
   if args.guide_workdir:
-    if "guidance" not in runs.stored_config(args.workdir):
+    if "guidance" not in command_line.stored_config(args.workdir):
       raise UserError(f"--guide_workdir={args.guide_workdir}: this run is no diffusion model")
     overrides.append(Override("guidance", "against", "model"))
-  experiment = runs.trained_experiment(args.workdir, overrides)
-  runs.join_job(experiment)
+  experiment = command_line.trained_experiment(args.workdir, overrides)
+  command_line.join_job(experiment)
   with outputs.writing(args.out):
     draw(args, experiment)
 
 
 def draw(args, experiment: Experiment) -> None:
   """Draws the images, or what a command that was cut off has left of them, and writes them."""
-  average = weights.parse_average(args.ema)
+  average = restore.parse_average(args.ema)
   size = min(args.batch_size, args.num)
   asked = outputs.asked_for(args, ASKED, experiment)
   left = outputs.left_over(args.out, asked)
-  directory = weights.folder_of(args.workdir, args.step, average)
+  directory = restore.folder_of(args.workdir, args.step, average)
   generative = experiment.create(stored_spec(directory, args.step))
   trained = stored_classes(directory, args.step) if generative.num_classes else []
-  labels = sampling.choose_labels(args.labels, args.num, trained)
+  labels = choose_labels(args.labels, args.num, trained)
   mesh = sharding.create_mesh(experiment.mesh)
   restored = outputs.restore(args.workdir, args.step, left, mesh, generative, average)
   params, made_of = restored.params, {"step": restored.step, "weights": digest(restored.facts)}
@@ -61,7 +72,7 @@ def draw(args, experiment: Experiment) -> None:
   if args.reconstruct:
     num, columns = reconstruct(args, experiment, generative, mesh, params)
   else:
-    call = sampling.make_draw(generative, mesh, size)
+    call = make_draw(generative, mesh, size)
 
     def compute(first: int) -> dict[str, np.ndarray]:
       own = None if labels is None else labels[(first + np.arange(size)) % args.num]
@@ -71,7 +82,7 @@ def draw(args, experiment: Experiment) -> None:
     chunks = outputs.make(args.out, {"asked": asked, **made_of}, args.num, size, compute, "images")
     classes = len(args.labels.split(",")) if args.labels else len(trained)
     columns, num = grid_columns(args.num, classes), args.num
-    distributed.first_does(lambda: outputs.finish(args.out, chunks, num, size, columns))
+    parallel.first_does(lambda: outputs.finish(args.out, chunks, num, size, columns))
   seconds = time.perf_counter() - begun
   shown = "" if args.ema is None else f", {average.label}"
   print(f"{describe(experiment)}{shown}, seed {args.seed}: {num:,} images in {args.out}, "
@@ -80,8 +91,8 @@ def draw(args, experiment: Experiment) -> None:
     print(f"warning: {warning}")
 
 
-def parser() -> runs.Parser:
-  own = runs.Parser("sample", description=__doc__)
+def parser() -> command_line.Parser:
+  own = command_line.Parser("sample", description=__doc__)
   own.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
   own.add_argument("--num", type=int, default=64, help="images (64)")
   own.add_argument(
@@ -91,7 +102,7 @@ def parser() -> runs.Parser:
   own.add_argument("--labels", help="classes in turn, e.g. 0,1,2; by default all trained ones")
   own.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone")
   own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
-  own.add_argument("--ema", help=weights.EMA_HELP)
+  own.add_argument("--ema", help=restore.EMA_HELP)
   own.add_argument(
     "--guide_workdir", type=run_folder,
     help="autoguidance: the run of an inferior model (smaller, or trained for less) to move away "
@@ -123,7 +134,7 @@ def against(args, experiment: Experiment, good: Generative, params: Params, mesh
   where = f"--guide_workdir={args.guide_workdir}"
   if not (args.guide_workdir / "checkpoints").is_dir():
     raise UserError(f"{where}: no run there; give the folder of a training run")
-  other = runs.stored_experiment(args.guide_workdir, [])
+  other = command_line.stored_experiment(args.guide_workdir, [])
   mine, others = experiment.to_dict(), other.to_dict()
   if "guidance" in mine and mine["guidance"]["weight"] == 1.0:
     raise UserError(f"{where}: guidance.weight=1 is off; set --config.guidance.weight=2")
@@ -140,24 +151,24 @@ def against(args, experiment: Experiment, good: Generative, params: Params, mesh
     raise UserError(
       f"{where}: it takes classes, and this model does not; choose an unconditional run"
     )
-  pair = sampling.autoguided(good, worse)
-  restored = weights.restore(args.guide_workdir, args.guide_step, mesh, worse, weights.Average())
+  pair = autoguided(good, worse)
+  restored = restore.restore(args.guide_workdir, args.guide_step, mesh, worse, restore.Average())
   return pair, {"good": params, "worse": restored.params}, digest(restored.facts)
 
 
 def reconstruct(args, experiment: Experiment, generative: Generative, mesh: Mesh, params: Params):
   """Writes held-out images above their reconstructions; their number and the grid's columns."""
-  call = sampling.make_reconstruct(generative, mesh)
+  call = make_reconstruct(generative, mesh)
   data = experiment.data
   source = data.load("test" if data.has_split("test") else "train")
-  batch = sampling.first_examples(source, args.num)
+  batch = first_examples(source, args.num)
   parts = [jax.tree.map(lambda x, i=i: x[i : i + args.batch_size], batch)
            for i in range(0, len(batch.index), args.batch_size)]  # fmt: skip
   decoded = np.concatenate([to_uint8(call(params, part)) for part in parts])
   originals = as_pictures(batch.image, source.spec.num_levels)
   columns = grid_columns(len(decoded), 0)
-  rows = sampling.rows_in_turn([originals, decoded], columns)
-  distributed.first_does(lambda: write_png(args.out, image_grid(rows, columns)))
+  rows = rows_in_turn([originals, decoded], columns)
+  parallel.first_does(lambda: write_png(args.out, image_grid(rows, columns)))
   return len(rows), columns
 
 
@@ -174,4 +185,4 @@ def describe(experiment: Experiment) -> str:
 
 
 if __name__ == "__main__":
-  runs.run_main(main)
+  command_line.run_main(main)

@@ -6,12 +6,13 @@ what it is; the evaluation program refuses it for samples that it does not fit.
 
 import json
 
-from diffusion_jax import runs, sharding
+from diffusion_jax.core.files import check_file, user_path
 from diffusion_jax.data import load_pictures
-from diffusion_jax.evaluation import files, reference
-from diffusion_jax.evaluation.bench import EXTRACT_BATCH
+from diffusion_jax.evaluation import external_images, reference
+from diffusion_jax.evaluation.context import EXTRACT_BATCH
 from diffusion_jax.extractors import make_extract
-from diffusion_jax.paths import check_file, user_path
+from diffusion_jax.parallel import sharding
+from diffusion_jax.runs import command_line
 from diffusion_jax.types import UserError
 
 
@@ -24,16 +25,19 @@ def main(argv: list[str]) -> None:
   if args.out.suffix != ".npz":
     raise UserError(f"--out={args.out}: must end in .npz, e.g. --out=statistics.npz")
   check_file(args.out)
-  runs.enable_compilation_cache()
+  command_line.enable_compilation_cache()
   if args.config is None:
     source, split = load_pictures(args.images, "--images"), "given"
   else:
-    source, split = runs.load_experiment(args.config, overrides).data.load(args.split), args.split
-  against = files.Against(source=source, split=split)
+    source, split = (
+      command_line.load_experiment(args.config, overrides).data.load(args.split),
+      args.split,
+    )
+  against = external_images.Against(source=source, split=split)
   chosen = ("none", args.inception) if args.features is None else (args.features, "none")
-  extractors, _ = files.find_extractors(*chosen, args.inception_sha256 == "any", against)
+  extractors, _ = external_images.find_extractors(*chosen, args.inception_sha256 == "any", against)
   extractor = extractors[0]
-  files.check_resolution(extractor, source, "--config" if args.config else "--images")
+  external_images.check_resolution(extractor, source, "--config" if args.config else "--images")
   reference.check_num(source)
   mesh = sharding.create_mesh(sharding.MeshShape())
   found = reference.compute(source, split, extractor, make_extract(extractor, mesh, EXTRACT_BATCH))
@@ -41,8 +45,8 @@ def main(argv: list[str]) -> None:
   print(f"{args.out}: {json.dumps(found.stamp)}")
 
 
-def parser() -> runs.Parser:
-  flags = runs.Parser("stats", description=__doc__)
+def parser() -> command_line.Parser:
+  flags = command_line.Parser("stats", description=__doc__)
   flags.add_argument("--config", help="config file whose data set is measured")
   flags.add_argument("--split", choices=["train", "test"], default="train", help="of the data set")
   flags.add_argument("--images", type=user_path, help="a folder of images or an .npz instead")
@@ -55,4 +59,4 @@ def parser() -> runs.Parser:
 
 
 if __name__ == "__main__":
-  runs.run_main(main)
+  command_line.run_main(main)

@@ -8,20 +8,23 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from diffusion_jax import distributed, log, provenance, runs, sharding, watchdog
-from diffusion_jax.checkpoint import Checkpoints
-from diffusion_jax.compilation import Compiled, cast_vote, compile_step
+from diffusion_jax import parallel
+from diffusion_jax.checkpoints.store import Checkpoints
+from diffusion_jax.core.files import run_folder
 from diffusion_jax.data import Prefetcher, TrainStream
-from diffusion_jax.job import Job, describe, prepare, print_plan, start
-from diffusion_jax.meter import Meter
-from diffusion_jax.paths import run_folder
-from diffusion_jax.platforms import run_in_calling_thread
-from diffusion_jax.previews import is_due, make_show, make_up
-from diffusion_jax.profiling import Span, Trace, parse_span
-from diffusion_jax.saving import explained, saved_on_failure, stop, took_last_step
-from diffusion_jax.signals import stop_requests
-from diffusion_jax.snapshots import Snapshots
-from diffusion_jax.state import TrainState
+from diffusion_jax.parallel import sharding, watchdog
+from diffusion_jax.parallel.platforms import run_in_calling_thread
+from diffusion_jax.runs import command_line, provenance
+from diffusion_jax.runs.signals import stop_requests
+from diffusion_jax.train_loop.compile import Compiled, cast_vote, compile_step
+from diffusion_jax.train_loop.ema_snapshots import Snapshots
+from diffusion_jax.train_loop.previews import is_due, make_show, make_up
+from diffusion_jax.train_loop.profiling import Span, Trace, parse_span
+from diffusion_jax.train_loop.saving import explained, saved_on_failure, stop, took_last_step
+from diffusion_jax.train_loop.setup import Job, describe, prepare, print_plan, start
+from diffusion_jax.training.logger import Logger
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.throughput import Meter
 
 Stop = Callable[[], str | None]  # the signal that asks the run to stop, if one has come
 
@@ -30,17 +33,17 @@ def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   span = None if args.profile is None else parse_span(args.profile)
   run_in_calling_thread()
-  runs.enable_compilation_cache()
-  workdir = args.workdir or runs.default_workdir(args.config)
-  experiment = runs.load_experiment(args.config, overrides)
-  runs.join_job(experiment)
+  command_line.enable_compilation_cache()
+  workdir = args.workdir or command_line.default_workdir(args.config)
+  experiment = command_line.load_experiment(args.config, overrides)
+  command_line.join_job(experiment)
   with stop_requests() as stop_requested:
     job = prepare(experiment, workdir)
     if args.dry_run:
       return print_plan(job, "a dry run: nothing is trained or written")
-    distributed.first_does(lambda: runs.prepare_workdir(workdir, args.fresh))
-    distributed.check_shared(workdir)
-    with runs.lock(workdir):
+    parallel.first_does(lambda: command_line.prepare_workdir(workdir, args.fresh))
+    parallel.check_shared(workdir)
+    with command_line.lock(workdir):
       run(job, stop_requested, span)
 
 
@@ -48,10 +51,10 @@ def run(job: Job, stop_requested: Stop, span: Span | None) -> None:
   """Starts or continues the run in its folder, which nobody else trains in."""
   with watchdog.allow(watchdog.COMPILE_SEC):  # the others may still compile what starts the run
     state, resumed = start(job)
-    distributed.tell_all(None)
+    parallel.tell_all(None)
   first = int(state.step)
   print_plan(job, f"resuming at step {first:,} of {job.num_steps:,}" if resumed else "a new run")
-  if distributed.from_first(runs.is_finished(job.workdir, first, job.num_steps)):
+  if parallel.from_first(command_line.is_finished(job.workdir, first, job.num_steps)):
     print(f"finished: {job.workdir} has its {first:,} steps; nothing is left to do")
     return
   provenance.write_environment(job.workdir)
@@ -59,8 +62,8 @@ def run(job: Job, stop_requested: Stop, span: Span | None) -> None:
   print(f"finished: {max(first, job.num_steps):,} steps; look in {job.workdir}")
 
 
-def parser() -> runs.Parser:
-  flags = runs.Parser("train", description=__doc__)
+def parser() -> command_line.Parser:
+  flags = command_line.Parser("train", description=__doc__)
   flags.add_argument("--config", required=True, help="config file, e.g. configs/ddpm_digits.py")
   flags.add_argument("--workdir", type=run_folder, help="the run's folder (runs/<config>)")
   flags.add_argument("--dry_run", action="store_true", help="check everything, print what would "
@@ -76,9 +79,9 @@ def train(job: Job, state: TrainState, stop_requested: Stop, span: Span | None) 
   feed, meta, show = make_feed(job), describe(job), make_show(job)
   with contextlib.ExitStack() as stack:
     keep = lambda opened: stack.enter_context(contextlib.closing(opened))  # noqa: E731
-    args = (job.workdir, config.logging, first, job.num_steps, distributed.is_first())
-    logger = keep(log.Logger(*args))
-    distributed.first_does(lambda: runs.drop_later_final(job.workdir, first))
+    args = (job.workdir, config.logging, first, job.num_steps, parallel.is_first())
+    logger = keep(Logger(*args))
+    parallel.first_does(lambda: command_line.drop_later_final(job.workdir, first))
     folder = job.workdir / "ema_snapshots"
     snapshots = keep(Snapshots(folder, config.ema, job.num_steps, state, meta))
     make_up(job, show, logger, state)
@@ -126,7 +129,7 @@ def make_meter(job: Job, compiled: Compiled) -> Meter:
   return Meter(size, limit, compiled.flops, compiled.peak_flops)
 
 
-def log_interval(job: Job, logger: log.Logger, step: int, figures: Mapping[str, float]) -> None:
+def log_interval(job: Job, logger: Logger, step: int, figures: Mapping[str, float]) -> None:
   """The line and the row of a logging interval."""
   logger.progress(step, figures, (job.num_steps - step) * figures["step_sec"])
   logger.scalars(step, {f"train/{name}": value for name, value in figures.items()})
@@ -149,4 +152,4 @@ def make_feed(job: Job):
 
 
 if __name__ == "__main__":
-  runs.run_main(main)
+  command_line.run_main(main)

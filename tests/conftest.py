@@ -60,7 +60,8 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True, scope="session")
 def settings_of_a_process():
   """What a program sets for its process to its end is not set in the one that all tests share."""
-  from diffusion_jax import platforms, train
+  from diffusion_jax import train
+  from diffusion_jax.parallel import platforms
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(platforms, "keep_freed_memory", lambda platform, num_bytes: None)
@@ -84,13 +85,13 @@ def few_loaded_programs():
 @pytest.fixture
 def call(capsys, monkeypatch):
   """Runs a binary's main in this process: (main, *flags) -> (exit code, stdout, stderr)."""
-  from diffusion_jax import runs
+  from diffusion_jax.runs import command_line
 
   def run(main, *flags):
     monkeypatch.setattr(sys, "argv", ["program", *map(str, flags)])
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-      runs.run_main(main)
+      command_line.run_main(main)
     captured = capsys.readouterr()
     return ended.value.code, captured.out, captured.err
 

@@ -12,14 +12,15 @@ import json
 import os
 import sys
 
-from diffusion_jax import distributed, runs
+from diffusion_jax import parallel
+from diffusion_jax.runs import command_line
 
 
 def run(program, flags):
   """The exit code of a program's main, called as its own process calls it."""
   sys.argv = [program, *flags]
   try:
-    runs.run_main(importlib.import_module(f"diffusion_jax.{program}").main)
+    command_line.run_main(importlib.import_module(f"diffusion_jax.{program}").main)
   except SystemExit as ended:
     return ended.code
 
@@ -27,13 +28,13 @@ def run(program, flags):
 def main(path):
   with open(path) as file:
     commands = json.load(file)
-  join, leave = runs.join_job, distributed.leave
+  join, leave = command_line.join_job, parallel.leave
 
   def join_once(experiment):
     join(experiment)
-    runs.join_job = lambda experiment: None
+    command_line.join_job = lambda experiment: None
 
-  runs.join_job, distributed.leave = join_once, lambda code: None
+  command_line.join_job, parallel.leave = join_once, lambda code: None
   is_first = os.environ.get("JAX_PROCESS_ID", "0") == "0"
   for number, (program, *flags) in enumerate(commands):
     out = f"{path}.{number}" if is_first else os.devnull

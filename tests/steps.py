@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 
-from diffusion_jax import sharding, step
-from diffusion_jax.sharding import MeshShape, create_mesh
-from diffusion_jax.state import EMA
+from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.sharding import MeshShape, create_mesh
+from diffusion_jax.training import step
+from diffusion_jax.training.state import EMA
 
 
 def begin(generative, optimizer, training, *, ema=None, mesh=None):

@@ -5,7 +5,7 @@ import pickle
 import struct
 import zipfile
 
-from diffusion_jax.torch_file import MAGIC, PROTOCOL
+from diffusion_jax.models.inception.torch_file import MAGIC, PROTOCOL
 
 ORDERED_DICT = b"ccollections\nOrderedDict\n"
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"

@@ -9,19 +9,21 @@ import numpy as np
 import protocol
 from flops import product_flops
 
-from diffusion_jax import config, platforms, runs, sharding
+from diffusion_jax.core import config
+from diffusion_jax.parallel import platforms, sharding
 from diffusion_jax.planning import compiled
 from diffusion_jax.planning.chips import find_chip
-from diffusion_jax.step import hyperparameters, jit_train_step, make_init, make_train_step
+from diffusion_jax.runs import command_line
+from diffusion_jax.training.step import hyperparameters, jit_train_step, make_init, make_train_step
 from diffusion_jax.types import Batch, ImageSpec
 
 
 def main(_: list[str]) -> None:
   options = protocol.options()
   platforms.run_in_calling_thread()
-  runs.enable_compilation_cache()
+  command_line.enable_compilation_cache()
   overrides = [config.parse_override(text) for text in options.get("overrides", ())]
-  experiment = runs.load_experiment(options["config"], overrides)
+  experiment = command_line.load_experiment(options["config"], overrides)
   spec = ImageSpec(*options["image"], options.get("num_levels", 256), options.get("num_classes", 0))
   program = compiled.build(experiment, spec, jax.devices()[:1])
   {"train": train, "sample": sample}[options["work"]](program, options)
@@ -119,4 +121,4 @@ def peak() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  runs.run_main(main)
+  command_line.run_main(main)

@@ -1,11 +1,11 @@
 """Every registered process, loss, estimator and sampler on cases whose answers are known."""
 
-from diffusion_jax.auditing.likelihoods import audit_likelihoods
+from diffusion_jax.auditing.estimator_rows import audit_likelihoods
 from diffusion_jax.auditing.linear_vae import audit_linear_vae
-from diffusion_jax.auditing.losses import audit_losses
-from diffusion_jax.auditing.processes import audit_processes
+from diffusion_jax.auditing.loss_rows import audit_losses
+from diffusion_jax.auditing.process_rows import audit_processes
 from diffusion_jax.auditing.rows import Row, as_table
-from diffusion_jax.auditing.samplers import audit_samplers
+from diffusion_jax.auditing.sampler_rows import audit_samplers
 
 AUDITS = {
   "processes": audit_processes,

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import randomness
 from diffusion_jax.auditing import oracles
 from diffusion_jax.auditing.rows import Row
-from diffusion_jax.distributions import gaussian_log_prob
+from diffusion_jax.core import rng
+from diffusion_jax.core.distributions import gaussian_log_prob
 from diffusion_jax.likelihood import ImportanceWeighted
 from diffusion_jax.losses import elbo_terms
 
@@ -76,7 +76,7 @@ def _draw(keys, exact_posterior: bool = False):
   if exact_posterior:
     mean, covariance = posterior()
     root = np.linalg.cholesky(covariance)
-  noise = randomness.normal(keys, (2,))
+  noise = rng.normal(keys, (2,))
   z = jnp.asarray(mean, jnp.float32) + noise @ jnp.asarray(root.T, jnp.float32)
   log_q = gaussian_log_prob(noise, 0 * noise, 0 * noise).sum(-1) - np.linalg.slogdet(root)[1]
   decoded = z @ jnp.asarray(WEIGHT.T, jnp.float32) + jnp.asarray(BIAS, jnp.float32)

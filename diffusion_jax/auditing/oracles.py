@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import randomness
+from diffusion_jax.core import rng
 from diffusion_jax.processes import DiscreteVP, Preconditioned
 from diffusion_jax.types import Keys
 
@@ -113,7 +113,7 @@ def bound_bits(first: float, last: float) -> float:
 
 def keys(num: int, seed: int = 1) -> Keys:
   """One key an example."""
-  return randomness.example_keys(jax.random.key(seed), jnp.arange(num))
+  return rng.example_keys(jax.random.key(seed), jnp.arange(num))
 
 
 def mean_and_error(values: Any) -> tuple[float, float]:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax import npz
+from diffusion_jax.core import npz
+from diffusion_jax.core.files import user_path
 from diffusion_jax.data.listing import some
 from diffusion_jax.data.source import About, ArraySource, Source
-from diffusion_jax.paths import user_path
 from diffusion_jax.types import UserError
 
 MAX_CLASSES = 1 << 16

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_jax.core.files import printable, user_path
 from diffusion_jax.data.checking import Checked, check
 from diffusion_jax.data.listing import Listing, list_folder, split_folders
 from diffusion_jax.data.reading import Reader, Unreadable, opened
@@ -17,7 +18,6 @@ from diffusion_jax.data.source import (
   fixed_order,
   in_memory_if_small,
 )
-from diffusion_jax.paths import printable, user_path
 from diffusion_jax.types import ImageSpec, UserError
 
 ADVICE = "mend them, move them away, or leave them out with --config.data.unreadable=skip"

@@ -20,10 +20,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int, Int32
 
-from diffusion_jax.config import as_text, build
+from diffusion_jax.core.config import as_text, build
+from diffusion_jax.core.files import user_path
 from diffusion_jax.data.progress import PROGRESS, begin, facts_of, part_folder, write_progress
 from diffusion_jax.data.source import About, Source, count_labels, fingerprint
-from diffusion_jax.paths import user_path
 from diffusion_jax.types import ImageSpec, UserError
 
 FORMAT = 1

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from diffusion_jax.core.files import printable
 from diffusion_jax.data.reading import Broken, opened
-from diffusion_jax.paths import printable
 from diffusion_jax.types import UserError
 
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}

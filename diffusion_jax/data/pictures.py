@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from diffusion_jax import npz
+from diffusion_jax.core import npz
+from diffusion_jax.core.files import printable
 from diffusion_jax.data.checking import check
 from diffusion_jax.data.listing import Listing, Walk, find_pictures
 from diffusion_jax.data.reading import Reader, opened
@@ -17,7 +18,6 @@ from diffusion_jax.data.source import (
   fit_image,
   in_memory_if_small,
 )
-from diffusion_jax.paths import printable
 from diffusion_jax.types import ImageSpec, UserError
 
 UNFINISHED = ".parts"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax.core.files import check_own_folder, make_writable
 from diffusion_jax.data.source import fingerprint
-from diffusion_jax.paths import check_own_folder, make_writable
 from diffusion_jax.types import UserError
 
 PROGRESS = "progress.json"

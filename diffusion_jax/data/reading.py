@@ -15,9 +15,10 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 from PIL import Image, UnidentifiedImageError
 from PIL import __version__ as pillow_version
 
-from diffusion_jax import paths, watchdog
+from diffusion_jax.core import files
+from diffusion_jax.core.files import printable
 from diffusion_jax.data.source import is_transparent, num_threads, orientation
-from diffusion_jax.paths import printable
+from diffusion_jax.parallel import watchdog
 from diffusion_jax.types import UserError
 
 T = TypeVar("T")
@@ -251,7 +252,7 @@ class Reader(Generic[T]):
     states = file_states([os.path.join(root, name) for name in names])
     for row in zip(names, states, strict=True):
       digest.update(f"{row}\n".encode(errors="surrogateescape"))
-    file = paths.cache_folder() / "unreadable" / f"{digest.hexdigest()[:24]}.json"
+    file = files.cache_folder() / "unreadable" / f"{digest.hexdigest()[:24]}.json"
     self.memory = file
     try:
       return {int(place): str(reason) for place, reason in json.loads(file.read_text()).items()}
@@ -278,7 +279,7 @@ def _file_state(file: str) -> tuple[int, int, int]:
 def _all_in_a_file(lines: Sequence[str]) -> str:
   text = "\n".join(lines) + "\n"
   digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
-  file = paths.cache_folder() / "unreadable" / f"{digest}.txt"
+  file = files.cache_folder() / "unreadable" / f"{digest}.txt"
   return f" (all in {file})" if _write(file, text) else ""
 
 

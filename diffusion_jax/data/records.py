@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffusion_jax.core.files import user_path
 from diffusion_jax.data.checking import skipped
 from diffusion_jax.data.reading import Reader, Unreadable, opened
 from diffusion_jax.data.record_format import (
@@ -22,14 +23,7 @@ from diffusion_jax.data.record_format import (
   parse_name,
   read_description,
 )
-from diffusion_jax.data.source import (
-  About,
-  DecodedSource,
-  Source,
-  fit_image,
-  in_memory_if_small,
-)
-from diffusion_jax.paths import user_path
+from diffusion_jax.data.source import About, DecodedSource, Source, fit_image, in_memory_if_small
 from diffusion_jax.types import ImageSpec, UserError
 
 NUM_PROBES = 64

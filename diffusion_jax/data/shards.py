@@ -14,6 +14,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
+from diffusion_jax.core.files import printable, try_lock, write_whole
 from diffusion_jax.data.checking import check
 from diffusion_jax.data.listing import Listing, list_folder, split_folders
 from diffusion_jax.data.reading import Broken, Reader, Unreadable, opened
@@ -24,14 +25,7 @@ from diffusion_jax.data.record_format import (
   serialize_example,
   shard_name,
 )
-from diffusion_jax.data.source import (
-  About,
-  count_labels,
-  describe_classes,
-  fit_image,
-  fixed_order,
-)
-from diffusion_jax.paths import printable, try_lock, write_whole
+from diffusion_jax.data.source import About, count_labels, describe_classes, fit_image, fixed_order
 from diffusion_jax.types import UserError
 
 OPTIONS = "group_size:1,uncompressed"

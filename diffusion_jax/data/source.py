@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt8
 from PIL import ExifTags, Image, ImageOps
 
-from diffusion_jax.paths import printable
+from diffusion_jax.core.files import printable
 from diffusion_jax.types import ImageSpec
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from diffusion_jax.paths import replacing, unfinished
+from diffusion_jax.core.files import replacing, unfinished
 from diffusion_jax.types import UserError
 
 CONNECT_SEC = 8.0

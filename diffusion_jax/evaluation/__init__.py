@@ -1,6 +1,6 @@
 """Measuring a model: full passes over a split, sample sets, figures and their protocol."""
 
-from diffusion_jax.evaluation.passes import (
+from diffusion_jax.evaluation.held_out_pass import (
   Figure,
   baseline_bits,
   flatten,

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from diffusion_jax import distributed, npz, paths
+from diffusion_jax import parallel
+from diffusion_jax.core import files, npz
+from diffusion_jax.core.pixels import QUANTISATION, as_pictures
 from diffusion_jax.data import Source, fingerprint
-from diffusion_jax.evaluation.chunks import digest
 from diffusion_jax.extractors import Extract, Extractor
 from diffusion_jax.extractors.domain import data_name
-from diffusion_jax.levels import QUANTISATION, as_pictures
 from diffusion_jax.metrics import Moments, moments
+from diffusion_jax.runs.resumable import digest
 from diffusion_jax.types import UserError
 
 SCHEMA = 1
@@ -112,7 +113,7 @@ def save(path: Path, reference: Reference) -> None:
       arrays |= {f"{name}_{field}": np.asarray(value) for field, value in sums._asdict().items()}
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with paths.replacing(path) as file:
+    with files.replacing(path) as file:
       np.savez(file, allow_pickle=False, stamp=json.dumps(reference.stamp), **arrays)
   except OSError as error:
     raise UserError(f"--out={path} cannot be written ({error.strerror}); choose another") from error
@@ -188,7 +189,7 @@ def cached(
       found = load(path)
     except UserError:
       print(f"{path} is damaged: computed anew")
-  if distributed.all_true(found is not None):  # each host has a cache of its own
+  if parallel.all_true(found is not None):  # each host has a cache of its own
     assert found is not None
     return found
   print(f"features of the {len(source):,} images of {source.name} ({extractor.name})", flush=True)
@@ -199,4 +200,4 @@ def cached(
 
 def cache_folder() -> Path:
   """Where statistics are kept: they belong to the data, not to a run."""
-  return paths.cache_folder() / "statistics"
+  return files.cache_folder() / "statistics"

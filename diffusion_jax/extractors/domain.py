@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_jax import npz, paths
-from diffusion_jax.checksum import named_leaves
+from diffusion_jax.core import files, npz
+from diffusion_jax.core.pixels import as_pictures
+from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.data import Source, TrainStream, fingerprint, full_pass
-from diffusion_jax.extractors.extractor import Extractor
-from diffusion_jax.levels import as_pictures
+from diffusion_jax.extractors.base import Extractor
 from diffusion_jax.models import Classifier
 from diffusion_jax.types import ImageSpec, UserError
 
@@ -51,7 +51,7 @@ def data_name(source: Source) -> str:
 def default_path(source: Source) -> Path:
   """Where the classifier of a training split is kept."""
   name = f"{data_name(source)}-{fingerprint(source)}.npz"
-  return paths.cache_folder() / "features" / name
+  return files.cache_folder() / "features" / name
 
 
 def train_domain(train: Source, test: Source | None, path: Path, recipe: Recipe) -> Extractor:
@@ -187,7 +187,7 @@ def _accuracy(params: Any, source: Source) -> float:
 def _write(path: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with paths.replacing(path) as file:
+    with files.replacing(path) as file:
       np.savez(file, allow_pickle=False, facts=json.dumps(facts, sort_keys=True),
                sha256=_digest(arrays, facts), **arrays)  # fmt: skip
   except OSError as error:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 
-from diffusion_jax.augmentation import Augmentation
 from diffusion_jax.generative import wiring as wires
+from diffusion_jax.generative.augmentation import Augmentation
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
 from diffusion_jax.losses import DENOISING_LOSSES
 from diffusion_jax.models import NETWORKS, NOISE_SCHEDULES

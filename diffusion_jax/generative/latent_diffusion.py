@@ -23,10 +23,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from diffusion_jax import randomness
-from diffusion_jax.distributions import gaussian_log_prob, nats_to_bits_per_dim
+from diffusion_jax.core import rng
+from diffusion_jax.core.distributions import gaussian_log_prob, nats_to_bits_per_dim
+from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.generative.diffusion import Diffusion
-from diffusion_jax.levels import from_levels
 from diffusion_jax.models import DECODERS, VAES, VAENetworks
 from diffusion_jax.types import (
   Aux,
@@ -187,7 +187,7 @@ class _Wiring(NamedTuple):
   def draw(self, params: Params, keys: Keys, batch: Batch) -> Float[Array, "B h w c"]:
     """One s = scale z, z ~ q(z | x), of each example."""
     mean, log_var = self.posterior(params, batch)
-    noise = randomness.normal(randomness.fold_in(keys, STREAM), mean.shape[1:])
+    noise = rng.normal(rng.fold_in(keys, STREAM), mean.shape[1:])
     return self.scale(params) * (mean + jnp.exp(0.5 * log_var) * noise)
 
   def decode(self, params: Params, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W C"]:
@@ -205,7 +205,7 @@ def flatten(params: Params) -> Float[np.ndarray, "P"]:
 
 def _loss(wiring: _Wiring, params, aux, key, batch: Batch, train: bool):
   """The diffusion model's loss; z is drawn anew each time."""
-  latents = wiring.draw(params, randomness.example_keys(key, batch.index), batch)
+  latents = wiring.draw(params, rng.example_keys(key, batch.index), batch)
   return wiring.inner.loss(params["diffusion"], aux, key, batch._replace(image=latents), train)
 
 
@@ -227,7 +227,7 @@ def _spectrum(wiring: _Wiring, params: Params, keys: Keys, batch: Batch):
 
 
 def _encode(wiring: _Wiring, params: Params, key: Key, batch: Batch) -> Float[Array, "B h w c"]:
-  return wiring.draw(params, randomness.example_keys(key, batch.index), batch)
+  return wiring.draw(params, rng.example_keys(key, batch.index), batch)
 
 
 def _bound(wiring: _Wiring, name: str) -> Callable[[Params, Keys, Batch], Estimate]:

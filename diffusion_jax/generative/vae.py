@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax import randomness
-from diffusion_jax.distributions import gaussian_log_prob, nats_to_bits_per_dim
-from diffusion_jax.levels import from_levels
+from diffusion_jax.core import rng
+from diffusion_jax.core.distributions import gaussian_log_prob, nats_to_bits_per_dim
+from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.likelihood import VAE_LIKELIHOODS
 from diffusion_jax.losses import VAE_LOSSES, ElboTerms, elbo_terms
 from diffusion_jax.models import DECODERS, VAES, VAENetworks
@@ -83,14 +83,14 @@ def _flat(z: Float[Array, "B ..."]) -> Float[Array, "B D"]:
 
 
 def _posterior_sample(keys: Keys, mean: Array, log_var: Array) -> Float[Array, "B ..."]:
-  return mean + jnp.exp(0.5 * log_var) * randomness.normal(keys, mean.shape[1:])
+  return mean + jnp.exp(0.5 * log_var) * rng.normal(keys, mean.shape[1:])
 
 
 def _split_key(key: Key, batch: Batch, train: bool) -> tuple[Keys, Key | None]:
   """The examples' keys, and that of dropout, another for each microbatch."""
   example_key, dropout_key = jax.random.split(key)
   dropout_key = jax.random.fold_in(dropout_key, batch.index[0])
-  return randomness.example_keys(example_key, batch.index), dropout_key if train else None
+  return rng.example_keys(example_key, batch.index), dropout_key if train else None
 
 
 def _kl(wiring: _Wiring, params: Params, key: Key, batch: Batch, train: bool) -> Array:
@@ -144,11 +144,11 @@ def _weighted(
 def _sample(wiring: _Wiring, params: Params, keys: Keys, labels=None) -> Samples:
   """Images of the prior: the mean of p(x | z) for z ~ N(0, I)."""
   del labels
-  z = randomness.normal(keys, wiring.networks.latent_shape)
+  z = rng.normal(keys, wiring.networks.latent_shape)
   return Samples(wiring.decoder.mean(wiring.networks.decode(params, z)), 1)
 
 
 def _encode(wiring: _Wiring, params: Params, key, batch: Batch) -> Float[Array, "B ..."]:
   x = from_levels(batch.image, wiring.spec.num_levels)
   mean, log_var = wiring.networks.encode(params, x)
-  return _posterior_sample(randomness.example_keys(key, batch.index), mean, log_var)
+  return _posterior_sample(rng.example_keys(key, batch.index), mean, log_var)

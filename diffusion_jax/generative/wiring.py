@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax import randomness
-from diffusion_jax.augmentation import Augmentation
-from diffusion_jax.levels import from_levels
+from diffusion_jax.core import rng
+from diffusion_jax.core.pixels import from_levels
+from diffusion_jax.generative.augmentation import Augmentation
 from diffusion_jax.likelihood import Spectrum
 from diffusion_jax.losses import Objective, Place
 from diffusion_jax.models import Network
@@ -137,7 +137,7 @@ class Wiring(NamedTuple):
 def loss(wiring: Wiring, params, aux, key, batch: Batch, train: bool):
   example_key, dropout_key = jax.random.split(key)
   dropout_key = jax.random.fold_in(dropout_key, batch.index[0])  # another for each microbatch
-  keys = randomness.example_keys(example_key, batch.index)
+  keys = rng.example_keys(example_key, batch.index)
   x0 = from_levels(batch.image, wiring.spec.num_levels)
   x0, told = wiring.augmentation.training(keys, x0, train)
   model = wiring.bind(params, told)
@@ -160,7 +160,7 @@ def training_labels(
     return None
   if not train:
     return labels
-  hidden = randomness.uniform(randomness.fold_in(keys, 2)) < wiring.label_dropout
+  hidden = rng.uniform(rng.fold_in(keys, 2)) < wiring.label_dropout
   return jnp.where(hidden, wiring.null_label, labels)
 
 

@@ -11,8 +11,8 @@ from diffusion_jax.likelihood.baseline import (
 )
 from diffusion_jax.likelihood.continuous_bound import ContinuousBound
 from diffusion_jax.likelihood.importance import ImportanceWeighted
+from diffusion_jax.likelihood.loss_by_log_snr import Spectrum
 from diffusion_jax.likelihood.probability_flow import ProbabilityFlow
-from diffusion_jax.likelihood.spectrum import Spectrum
 from diffusion_jax.likelihood.variational_bound import VariationalBound
 
 DIFFUSION_LIKELIHOODS = {

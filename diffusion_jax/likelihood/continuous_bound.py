@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax import distributions, randomness
+from diffusion_jax.core import distributions, rng
 from diffusion_jax.processes import (
   Preconditioned,
   Process,
@@ -118,10 +118,10 @@ class ContinuousBound:
     """The parts of the middle term in nats, each from one evaluation."""
 
     def part(_, number):
-      own = randomness.fold_in(keys, number)
-      place = (number + randomness.uniform(randomness.fold_in(own, 0))) / self.times
+      own = rng.fold_in(keys, number)
+      place = (number + rng.uniform(rng.fold_in(own, 0))) / self.times
       t, weight = self._weight(process, place, first)
-      eps = randomness.normal(randomness.fold_in(own, 1), x0.shape[1:])
+      eps = rng.normal(rng.fold_in(own, 1), x0.shape[1:])
       alpha, sigma = map(expand, process.alpha_sigma(t))
       error = x0 - network.denoise(params, alpha * x0 + sigma * eps, t, labels)
       return None, weight * jnp.sum(jnp.square(error), axis=(1, 2, 3)) / self.times

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.scipy.special import erf
 from jaxtyping import Array, Float
 
-from diffusion_jax import randomness
+from diffusion_jax.core import rng
 from diffusion_jax.processes import Process, first_time
 from diffusion_jax.types import Keys
 
@@ -50,7 +50,7 @@ def dequantize(
     x0: levels k as 2 k / (L - 1) - 1.
     num_levels: L. None: float data, which stay as they are.
   """
-  keys = randomness.fold_in(keys, 0)
+  keys = rng.fold_in(keys, 0)
   if num_levels is None:
     return Dequantized(x0, jnp.zeros(len(x0)))
   width = 2.0 / (num_levels - 1)

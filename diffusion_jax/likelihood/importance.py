@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from diffusion_jax import randomness
-from diffusion_jax.distributions import nats_to_bits_per_dim
+from diffusion_jax.core import rng
+from diffusion_jax.core.distributions import nats_to_bits_per_dim
 from diffusion_jax.types import Estimate, Keys
 
 
@@ -56,7 +56,7 @@ class ImportanceWeighted:
 
     def step(log_sum, first):
       draws = first + jnp.arange(chunk)
-      drawn = jax.vmap(lambda k: log_weight(randomness.fold_in(keys, k)))(draws)
+      drawn = jax.vmap(lambda k: log_weight(rng.fold_in(keys, k)))(draws)
       counted = jnp.where((draws < self.num_draws)[:, None], drawn, -jnp.inf)
       return jnp.logaddexp(log_sum, logsumexp(counted, axis=0)), None
 

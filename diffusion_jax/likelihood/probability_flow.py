@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax import distributions, randomness
+from diffusion_jax.core import distributions, rng
 from diffusion_jax.likelihood.dequantization import Dequantization, dequantize
 from diffusion_jax.processes import Preconditioned, Process, first_time
 from diffusion_jax.types import Estimate, Keys, Params
@@ -94,7 +94,7 @@ class ProbabilityFlow:
       return self._solve(velocity, process, x, self._probes(key, x.shape))
 
     over = (0, 0, None if labels is None else 0)
-    x1, divergence = jax.vmap(one, in_axes=over)(noisy.x, randomness.fold_in(keys, 1), labels)
+    x1, divergence = jax.vmap(one, in_axes=over)(noisy.x, rng.fold_in(keys, 1), labels)
     scale = jnp.full_like(x1, math.log(process.prior_std))
     prior = distributions.gaussian_log_prob(x1, jnp.zeros_like(x1), scale).sum((1, 2, 3))
     nats = {"prior": -prior, "divergence": -divergence, "dequantization": noisy.log_q}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax import distributions, randomness
+from diffusion_jax.core import distributions, rng
 from diffusion_jax.processes import (
   DiscreteVP,
   Preconditioned,
@@ -155,7 +155,7 @@ class VariationalBound:
 
     def step(_, row):
       number, at, ratio = row
-      z = randomness.normal(randomness.fold_in(keys, number), x0.shape[1:])
+      z = rng.normal(rng.fold_in(keys, number), x0.shape[1:])
       found = ask(params, at.alpha * x0 + at.sigma * z, jnp.full(len(x0), number / num), labels)
       if learned:
         found, ratio = found[0], log_ratio(found[1], at.width)

@@ -1,9 +1,9 @@
 """Pure loss functions. Each returns one value an example; only step.py averages."""
 
+from diffusion_jax.losses.base import Objective, Place, plain
 from diffusion_jax.losses.denoising import Simple
 from diffusion_jax.losses.elbo import ELBO, ElboTerms, elbo_terms
 from diffusion_jax.losses.learned_variance import FullBound, Hybrid
-from diffusion_jax.losses.objective import Objective, Place, plain
 from diffusion_jax.losses.uncertainty import Uncertainty
 from diffusion_jax.losses.vdm import VDM
 from diffusion_jax.losses.weighted import P2, EDMLoss, FlowMatching, MinSNR, SigmoidLoss

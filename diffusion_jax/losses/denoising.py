@@ -6,8 +6,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax import randomness
-from diffusion_jax.losses.objective import plain
+from diffusion_jax.core import rng
+from diffusion_jax.losses.base import plain
 from diffusion_jax.processes import Preconditioned, Process, expand
 from diffusion_jax.types import Key, Keys, Params
 
@@ -60,5 +60,5 @@ def draw(
   process: Process, keys: Keys, shape: tuple[int, ...]
 ) -> tuple[Float[Array, "B"], Float[Array, "B ..."]]:
   """The time and the noise of each example, from its own key."""
-  t = process.time_at(randomness.uniform(randomness.fold_in(keys, 0)))
-  return t, randomness.normal(randomness.fold_in(keys, 1), shape)
+  t = process.time_at(rng.uniform(rng.fold_in(keys, 0)))
+  return t, rng.normal(rng.fold_in(keys, 1), shape)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax import distributions
+from diffusion_jax.core import distributions
 
 
 class ElboTerms(NamedTuple):

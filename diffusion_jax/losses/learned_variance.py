@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax import distributions, randomness
-from diffusion_jax.losses import time_history
-from diffusion_jax.losses.objective import Objective
+from diffusion_jax.core import distributions, rng
+from diffusion_jax.losses import loss_aware_times
+from diffusion_jax.losses.base import Objective
 from diffusion_jax.processes import (
   DiscreteVP,
   Preconditioned,
@@ -80,7 +80,7 @@ def _evaluate(
   """The network at x_t of the given steps, the noise being that of `Simple`."""
   assert network.denoise_and_variance is not None  # the wiring has seen to it
   t = number / process.num_timesteps
-  eps = randomness.normal(randomness.fold_in(keys, 1), x0.shape[1:])
+  eps = rng.normal(rng.fold_in(keys, 1), x0.shape[1:])
   alpha, sigma = map(expand, process.alpha_sigma(t))
   xt = alpha * x0 + sigma * eps
   answer = network.denoise_and_variance(params, xt, t, labels, dropout_key)
@@ -131,7 +131,7 @@ class Hybrid:
 
     def loss(network, process, params, own, memory, place, keys, x0, labels, dropout_key=None):
       del own, place
-      number = terms.number_at(randomness.uniform(randomness.fold_in(keys, 0)))
+      number = terms.number_at(rng.uniform(rng.fold_in(keys, 0)))
       seen = _evaluate(network, process, params, keys, x0, labels, dropout_key, number)
       term = terms.at(seen, jax.lax.stop_gradient(seen.estimate))
       bound = terms.prior(x0) + terms.num_timesteps * term
@@ -150,7 +150,7 @@ class FullBound:
   2102.09672), section 3.3, whose code leaves out the prior's constant.
 
   Attributes:
-    sampling: `importance`: p_t by the size of earlier L_t, see `time_history`; `uniform`: 1 / T.
+    sampling: `importance`: p_t by the size of earlier L_t, in `loss_aware_times`; `uniform`: 1/T.
   """
 
   sampling: Literal["importance", "uniform"] = "importance"
@@ -166,22 +166,22 @@ class FullBound:
 
     def loss(network, process, params, own, memory, place, keys, x0, labels, dropout_key=None):
       del own
-      uniform = randomness.uniform(randomness.fold_in(keys, 0))
-      begun = time_history.begin(memory, place) if important else memory
+      uniform = rng.uniform(rng.fold_in(keys, 0))
+      begun = loss_aware_times.begin(memory, place) if important else memory
       drawn = _draw(begun, uniform, terms)
       seen = _evaluate(network, process, params, keys, x0, labels, dropout_key, drawn.number)
       term = terms.at(seen, seen.estimate)
       values = terms.prior(x0) + term / drawn.probability
       if dropout_key is None or not important:
         return values, {}, memory
-      return values, {}, time_history.remember(begun, place, drawn.number, term)
+      return values, {}, loss_aware_times.remember(begun, place, drawn.number, term)
 
-    memory = time_history.empty(terms.num_timesteps) if important else {}
+    memory = loss_aware_times.empty(terms.num_timesteps) if important else {}
     return Objective(lambda key: {}, memory, loss)
 
 
-def _draw(memory: Any, uniform: Float[Array, "B"], terms: _Terms) -> time_history.Drawn:
+def _draw(memory: Any, uniform: Float[Array, "B"], terms: _Terms) -> loss_aware_times.Drawn:
   if memory:
-    return time_history.draw(memory["probability"], uniform)
+    return loss_aware_times.draw(memory["probability"], uniform)
   probability = jnp.full(len(uniform), 1.0 / terms.num_timesteps)
-  return time_history.Drawn(terms.number_at(uniform), probability)
+  return loss_aware_times.Drawn(terms.number_at(uniform), probability)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.losses.objective import Objective
+from diffusion_jax.losses.base import Objective
 from diffusion_jax.losses.weighted import EDMLoss
 from diffusion_jax.processes import Process
 from diffusion_jax.types import Params

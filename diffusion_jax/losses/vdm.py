@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from diffusion_jax import randomness
-from diffusion_jax.losses.objective import Objective, Place
+from diffusion_jax.core import rng
+from diffusion_jax.losses.base import Objective, Place
 from diffusion_jax.processes import (
   Preconditioned,
   Process,
@@ -95,7 +95,7 @@ def _terms(
   """The three terms of the bound in bits/dim, and what trains the interior of the schedule."""
   first, in_bits = first_time(process), 1.0 / (math.prod(x0.shape[1:]) * math.log(2.0))
   t, share = first + (1.0 - first) * quantile, (1.0 - first) * in_bits
-  eps = randomness.normal(randomness.fold_in(keys, 1), x0.shape[1:])
+  eps = rng.normal(rng.fold_in(keys, 1), x0.shape[1:])
 
   def error(t: Values) -> Values:
     """SNR / 2 |x0 - x0_hat|^2: half the error of the noise."""

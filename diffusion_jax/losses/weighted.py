@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax import randomness
-from diffusion_jax.losses.objective import plain
+from diffusion_jax.core import rng
+from diffusion_jax.losses.base import plain
 from diffusion_jax.processes import Preconditioned, Process, expand
 from diffusion_jax.types import Key, Keys, Params
 
@@ -44,7 +44,7 @@ def weighted_error(
     network, process, params, keys, x0, labels, dropout_key: as of `Simple`.
   """
   t = drawn_times(times, process, keys)
-  eps = randomness.normal(randomness.fold_in(keys, 1), x0.shape[1:])
+  eps = rng.normal(rng.fold_in(keys, 1), x0.shape[1:])
   alpha, sigma = map(expand, process.alpha_sigma(t))
   estimate = network.denoise(params, alpha * x0 + sigma * eps, t, labels, dropout_key)
   return weight(process, t) * jnp.mean(jnp.square(x0 - estimate), axis=(1, 2, 3))
@@ -52,7 +52,7 @@ def weighted_error(
 
 def drawn_times(times: Callable[[Process, Values], Values], process: Process, keys: Keys) -> Values:
   """The training time of each example, from its own key."""
-  quantile = randomness.uniform(randomness.fold_in(keys, 0))
+  quantile = rng.uniform(rng.fold_in(keys, 0))
   return times(process, jnp.clip(quantile, SMALLEST, 1.0 - SMALLEST))
 
 

@@ -5,7 +5,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from diffusion_jax.metrics.features import as_float64, check_features, check_same_width, row_blocks
+from diffusion_jax.metrics.feature_arrays import (
+  as_float64,
+  check_features,
+  check_same_width,
+  row_blocks,
+)
 from diffusion_jax.metrics.moments import Moments, add, zeros
 
 MIN_NUM_EXTRAPOLATED = 20

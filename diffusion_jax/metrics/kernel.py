@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_jax.metrics.features import as_float64, check_features, check_same_width
+from diffusion_jax.metrics.feature_arrays import as_float64, check_features, check_same_width
 
 MIN_SUBSET = 4
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from diffusion_jax.metrics.features import check_features
+from diffusion_jax.metrics.feature_arrays import check_features
 from diffusion_jax.metrics.neighbours import nearest
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_jax.metrics.features import as_float64, check_features, row_blocks
+from diffusion_jax.metrics.feature_arrays import as_float64, check_features, row_blocks
 
 
 class Moments(NamedTuple):

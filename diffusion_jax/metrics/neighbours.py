@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from diffusion_jax.metrics.features import (
+from diffusion_jax.metrics.feature_arrays import (
   as_float64,
   check_features,
   check_same_width,

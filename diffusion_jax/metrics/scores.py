@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import log_softmax, logsumexp
 
-from diffusion_jax.metrics.features import as_float64, check_features
+from diffusion_jax.metrics.feature_arrays import as_float64, check_features
 
 
 class Score(NamedTuple):

@@ -1,14 +1,14 @@
 """Networks. The only room that knows flax; each becomes a pure function here."""
 
+from diffusion_jax.models.base import Network
 from diffusion_jax.models.classifier import Classifier, ClassifierNetwork
+from diffusion_jax.models.conv_vae import ConvVAE, VAENetworks
 from diffusion_jax.models.decoders import Bernoulli, DiscretizedLogistic, Gaussian
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.mlp import MLP
-from diffusion_jax.models.network import Network
 from diffusion_jax.models.noise_schedules import LearnedLinear, LearnedMonotone, NoiseSchedule
 from diffusion_jax.models.unet import UNet
-from diffusion_jax.models.vae import ConvVAE, VAENetworks
-from diffusion_jax.models.vdm import VDMUNet
+from diffusion_jax.models.vdm_unet import VDMUNet
 
 NETWORKS = {"unet": UNet, "vdm_unet": VDMUNet, "dit": DiT, "mlp": MLP}
 NOISE_SCHEDULES = {"learned_linear": LearnedLinear, "learned_monotone": LearnedMonotone}

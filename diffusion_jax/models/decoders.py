@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax import distributions
+from diffusion_jax.core import distributions
 
 Raw = Float[Array, "B H W P"]
 Images = Float[Array, "B H W C"]

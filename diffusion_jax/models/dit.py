@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax.models.base import Network, as_network
 from diffusion_jax.models.embeddings import cosine_first_embedding, position_embedding
 from diffusion_jax.models.initializers import kernel_init
 from diffusion_jax.models.layers import FLOAT32, Dtype, Pointwise, Remat, attend, rematerialized
-from diffusion_jax.models.network import Network, as_network
 from diffusion_jax.types import ImageSpec
 
 TIME_FREQUENCIES = 256

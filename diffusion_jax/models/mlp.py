@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax.models.base import Network, as_network
 from diffusion_jax.models.embeddings import sinusoidal_embedding
-from diffusion_jax.models.network import Network, as_network
 from diffusion_jax.types import ImageSpec
 
 

@@ -9,9 +9,9 @@ Karras et al. 2022 (arXiv 2206.00364), table 7. With its defaults and three chan
 import dataclasses
 from typing import Literal
 
+from diffusion_jax.models.base import Network, as_network
 from diffusion_jax.models.initializers import INITS
 from diffusion_jax.models.layers import Recipe, Remat, check_norm_groups, settled_groups
-from diffusion_jax.models.network import Network, as_network
 from diffusion_jax.models.resample import FILTERS
 from diffusion_jax.models.unet_module import UNetModule
 from diffusion_jax.types import ImageSpec

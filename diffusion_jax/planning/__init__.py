@@ -1,10 +1,10 @@
 """What a training step will need on devices that are not there: memory, time, traffic."""
 
 from diffusion_jax.planning.chips import Chip, find_chip, memory_limit
-from diffusion_jax.planning.collectives import Traffic, traffic
+from diffusion_jax.planning.communication import Traffic, traffic
 from diffusion_jax.planning.compiled import DoesNotFit, Measured, Program, build, explain, measure
 from diffusion_jax.planning.fit import Fit, largest_batch, verify
-from diffusion_jax.planning.images import image_spec
+from diffusion_jax.planning.image_shape import image_spec
 from diffusion_jax.planning.roofline import Roofline, roofline
 from diffusion_jax.planning.table import Plan, as_json, as_text, each
 from diffusion_jax.planning.targets import find_devices

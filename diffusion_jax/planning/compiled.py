@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import sharding
-from diffusion_jax.experiment import Experiment
+from diffusion_jax.parallel import sharding
 from diffusion_jax.planning import hlo
-from diffusion_jax.planning.collectives import Traffic, traffic
+from diffusion_jax.planning.communication import Traffic, traffic
 from diffusion_jax.planning.work import Work, work
-from diffusion_jax.state import TrainState
-from diffusion_jax.step import hyperparameters, jit_train_step, make_init, make_train_step
+from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.step import hyperparameters, jit_train_step, make_init, make_train_step
 from diffusion_jax.types import Batch, Generative, ImageSpec
 
 SIZE = re.compile(r"\(([\d.]+)([KMGT]?)\)")

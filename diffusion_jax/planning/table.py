@@ -4,12 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_jax import sharding
+from diffusion_jax.parallel import sharding
 from diffusion_jax.planning.chips import Chip
 from diffusion_jax.planning.compiled import Measured, Memory, Program
 from diffusion_jax.planning.fit import Fit
 from diffusion_jax.planning.roofline import Roofline
-from diffusion_jax.state import count_parameters
+from diffusion_jax.training.state import count_parameters
 
 NO_ROOFLINE = "none: unknown chip"
 

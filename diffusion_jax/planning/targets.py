@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from diffusion_jax import runs
+from diffusion_jax.runs import command_line
 from diffusion_jax.types import UserError
 
 EXAMPLES = "v5e:2x2, v5e:4x4, v6e:4x4, v5p:2x2x1, v4:2x2x1"
@@ -32,7 +32,7 @@ def find_devices(topology: str) -> list[Any]:
     UserError: libtpu is missing or knows no such topology.
   """
   if topology == "local":
-    runs.enable_compilation_cache()
+    command_line.enable_compilation_cache()
     return jax.devices()
   if importlib.util.find_spec("libtpu") is None:
     raise UserError(

@@ -1,13 +1,14 @@
 """The forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) and what a network may predict."""
 
-from diffusion_jax.processes.discrete_vp import CosineVP, DiscreteVP, LinearVP
-from diffusion_jax.processes.ends import (
+from diffusion_jax.processes.base import Continuous, Process, namespace
+from diffusion_jax.processes.boundary_terms import (
   MAX_PRIOR_BITS,
   end_kl,
   first_time,
   prior_bits,
   reconstruction,
 )
+from diffusion_jax.processes.discrete_vp import CosineVP, DiscreteVP, LinearVP
 from diffusion_jax.processes.learned import Learned
 from diffusion_jax.processes.parameterization import (
   PREDICTIONS,
@@ -16,8 +17,7 @@ from diffusion_jax.processes.parameterization import (
   expand,
   precondition,
 )
-from diffusion_jax.processes.process import Continuous, Process, namespace
-from diffusion_jax.processes.reverse import (
+from diffusion_jax.processes.posterior import (
   ReverseSteps,
   bound_term,
   decoder_log_prob,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_jax.processes.process import Times, namespace
+from diffusion_jax.processes.base import Times, namespace
 
 MAX_BETA = 0.999
 """The largest beta of schedules that are made for any T, as Nichol and Dhariwal's cosine has it."""

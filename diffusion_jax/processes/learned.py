@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.processes.process import Times
+from diffusion_jax.processes.base import Times
 
 NETWORK_SCALE = 1000.0
 BISECTIONS = 32

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.processes.process import Process
+from diffusion_jax.processes.base import Process
 
 Images = Float[Array, "B H W C"]
 Coefficient = Float[Array, "B 1 1 1"]

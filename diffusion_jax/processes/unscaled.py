@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from diffusion_jax.processes.process import Continuous, Times, namespace
+from diffusion_jax.processes.base import Continuous, Times, namespace
 from diffusion_jax.processes.variance_preserving import EMBED_SCALE
 
 

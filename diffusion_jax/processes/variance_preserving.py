@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from diffusion_jax.processes.process import Continuous, Times, namespace
+from diffusion_jax.processes.base import Continuous, Times, namespace
 
 EMBED_SCALE = 999.0
 """Networks see times as numbers from 0 to 999, as those that were trained with 1000 steps do."""

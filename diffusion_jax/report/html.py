@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from diffusion_jax.paths import write_whole
-from diffusion_jax.report import comparison, pictures, plots, sweep, sweep_plots, views
-from diffusion_jax.report.pictures import HERO_WIDTH, Picture, show
+from diffusion_jax.core.files import write_whole
+from diffusion_jax.report import comparison, plots, sweep, sweep_plots, views
+from diffusion_jax.report.inline_images import HERO_WIDTH, Picture, show, show_all, show_others
 from diffusion_jax.report.views import Metrics
 
 HERE = Path(__file__).parent
@@ -127,9 +127,9 @@ def sections(
   """The sections that have something to show, in the page's order."""
   contents = {
     **_measured(metrics, shown),
-    "samples": {"pictures": pictures.show_all(shown, "classes", "progression")},
-    "reconstructions": {"pictures": pictures.show_all(shown, "reconstructions")},
-    "others": {"pictures": pictures.show_others(shown)},
+    "samples": {"pictures": show_all(shown, "classes", "progression")},
+    "reconstructions": {"pictures": show_all(shown, "reconstructions")},
+    "others": {"pictures": show_others(shown)},
     "comparison": _comparison(metrics, compared),
     "training": {"plots": plots.training(training)},
     "protocol": {"blocks": views.protocol(metrics), "config": views.config_blocks(metrics)},
@@ -163,7 +163,7 @@ def _measured(metrics: Metrics, shown: Mapping[str, Picture]) -> dict[str, dict[
     "memorization": {
       "rows": views.memorization_rows(metrics),
       "verdict": (metrics.get("memorization") or {}).get("verdict"),
-      "pictures": pictures.show_all(shown, "nearest"),
+      "pictures": show_all(shown, "nearest"),
     },
   }
 

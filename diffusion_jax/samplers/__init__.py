@@ -1,12 +1,12 @@
 """Samplers: from noise to images by a denoiser; those of fixed steps are one `lax.scan` each."""
 
+from diffusion_jax.samplers.adaptive import ProbabilityFlow
 from diffusion_jax.samplers.ancestral import Ancestral
 from diffusion_jax.samplers.ddim import DDIM
 from diffusion_jax.samplers.dpm_solver import DPMSolverPP2M, DPMSolverPP2MSDE, DPMSolverPP3M
 from diffusion_jax.samplers.euler import Euler
 from diffusion_jax.samplers.guidance import Guidance, Worse
 from diffusion_jax.samplers.heun import Heun
-from diffusion_jax.samplers.probability_flow import ProbabilityFlow
 from diffusion_jax.samplers.unipc import UniPC
 
 SAMPLERS = {

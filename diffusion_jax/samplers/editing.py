@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from diffusion_jax import randomness
+from diffusion_jax.core import rng
 from diffusion_jax.processes import Process
 from diffusion_jax.samplers import linear
 from diffusion_jax.samplers.grids import backwards
@@ -99,10 +99,10 @@ def inpaint(
   alpha, sigma = process.alpha_sigma(times)
   if sampler.grid(process).to_data:
     alpha, sigma = alpha.at[-1].set(1.0), sigma.at[-1].set(0.0)
-  noise_keys = randomness.fold_in(keys, scheme.num_rows + 2)  # beyond those of the sampler
+  noise_keys = rng.fold_in(keys, scheme.num_rows + 2)  # beyond those of the sampler
 
   def replace(x, number):
-    z = randomness.normal(randomness.fold_in(noise_keys, number), known.shape[1:])
+    z = rng.normal(rng.fold_in(noise_keys, number), known.shape[1:])
     there = alpha[number] * known + sigma[number] * z.astype(known.dtype)
     return jnp.where(is_known, there, x)
 

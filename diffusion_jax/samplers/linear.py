@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion_jax import randomness
+from diffusion_jax.core import rng
 from diffusion_jax.processes import Process, log_ratio, namespace
 from diffusion_jax.samplers.grids import Grid
 from diffusion_jax.types import Keys, Samples
@@ -134,7 +134,7 @@ def integrate(
     if wanted is None:
       return None
     assert keys is not None, "a stochastic scheme needs keys"
-    return randomness.normal(randomness.fold_in(keys, number), shape).astype(x.dtype)
+    return rng.normal(rng.fold_in(keys, number), shape).astype(x.dtype)
 
   def step(carry, row):
     (x, anchor, past), (number, row) = carry, row
@@ -164,7 +164,7 @@ def integrate(
 
 def start(process: Process, keys: Keys, shape: tuple[int, ...]) -> Float[Array, "N H W C"]:
   """x_1 ~ N(0, prior_std^2), each image's from its own key."""
-  return process.prior_std * randomness.normal(randomness.fold_in(keys, 0), shape)
+  return process.prior_std * rng.normal(rng.fold_in(keys, 0), shape)
 
 
 @runtime_checkable

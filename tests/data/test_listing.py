@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax.core.files import printable
 from diffusion_jax.data import Folder, Records, load_pictures, shards
 from diffusion_jax.data import source as sources
 from diffusion_jax.data.listing import Walk, list_folder
-from diffusion_jax.paths import printable
 from diffusion_jax.types import UserError
 
 FORMATS = ("png", "jpg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "tga", "jp2", "ico")

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 from tiny import MODEL
 
-from diffusion_jax import checkpoint, edit, job, prepare, train
+from diffusion_jax import edit, prepare, train
+from diffusion_jax.checkpoints import store
 from diffusion_jax.data import Folder, Records, fingerprint, load_pictures, reading, records, shards
 from diffusion_jax.data.pipeline import permutation
 from diffusion_jax.data.record_format import serialize_example
+from diffusion_jax.train_loop import setup
 from diffusion_jax.types import ImageSpec, UserError
 
 RNG = np.random.default_rng(0)
@@ -121,7 +123,7 @@ def test_a_long_list_is_in_a_file(tmp_path, cache):
 def test_training_that_meets_one_has_saved_and_ends_with_all(tmp_path, call, monkeypatch, root):
   """In a set that is too large to be read at the start, and to be kept in memory."""
   monkeypatch.chdir(root)
-  monkeypatch.setattr(job, "fingerprint", lambda source: source.name)
+  monkeypatch.setattr(setup, "fingerprint", lambda source: source.name)
   broken = sorted(permutation(0, 0, 80)[[44, 75]])  # of the sixth batch, and a later one
   for i in range(80):
     save(tmp_path / "set" / "cat" / f"{i:02d}.png", cut=i in broken)
@@ -134,7 +136,7 @@ def test_training_that_meets_one_has_saved_and_ends_with_all(tmp_path, call, mon
   assert (code, err.count("\n")) == (2, 1)
   assert f"2 of 80 pictures cannot be read: cat/{broken[0]:02d}.png (" in err
   assert f"cat/{broken[1]:02d}.png (" in err
-  assert checkpoint.saved_steps(tmp_path / "run" / "checkpoints") == [5]
+  assert store.saved_steps(tmp_path / "run" / "checkpoints") == [5]
 
 
 class TestSkip:

@@ -6,8 +6,8 @@ from PIL import Image
 
 from diffusion_jax.data import load_pictures, with_channels
 from diffusion_jax.data.source import ArraySource
-from diffusion_jax.evaluation import files, reference
-from diffusion_jax.evaluation.files import Against, match_channels
+from diffusion_jax.evaluation import external_images, reference
+from diffusion_jax.evaluation.external_images import Against, match_channels
 from diffusion_jax.extractors import Extractor, Features
 from diffusion_jax.types import UserError
 
@@ -87,6 +87,6 @@ def test_folders_of_both_kinds_agree(tmp_path):
       Image.fromarray(image).save(tmp_path / name / f"{i}.png")
   samples = load_pictures(tmp_path / "rgb", "--samples")
   against = Against(path=tmp_path / "grey")
-  shown, other = match_channels(samples, files.load_other(against), extractor(), against)
-  found = files.find_reference(other, against, extractor(), features)
+  shown, other = match_channels(samples, external_images.load_other(against), extractor(), against)
+  found = external_images.find_reference(other, against, extractor(), features)
   np.testing.assert_array_equal(found.features, features(pixels(shown)).pool)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import sharding
 from diffusion_jax.data import ArraySource
 from diffusion_jax.evaluation import reference
 from diffusion_jax.extractors import Extractor, make_extract
+from diffusion_jax.parallel import sharding
 from diffusion_jax.types import UserError
 
 NUM = 37

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import sharding
+from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.data import ArraySource, Digits
 from diffusion_jax.extractors import load_domain, make_extract, train_domain
 from diffusion_jax.extractors.domain import Recipe, data_name
-from diffusion_jax.levels import as_pictures
+from diffusion_jax.parallel import sharding
 from diffusion_jax.types import UserError
 
 

@@ -12,14 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import randomness
+from diffusion_jax.core import rng
 from diffusion_jax.generative import Diffusion
-from diffusion_jax.likelihood import (
-  ContinuousBound,
-  ProbabilityFlow,
-  Spectrum,
-  VariationalBound,
-)
+from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum, VariationalBound
 from diffusion_jax.losses import Simple
 from diffusion_jax.models import Network
 from diffusion_jax.processes import PREDICTIONS, PROCESSES, precondition
@@ -71,7 +66,7 @@ def variants(cls):
       yield dataclasses.replace(cls(), **option)
 
 
-KEYS = randomness.example_keys(jax.random.key(0), np.arange(NUM))
+KEYS = rng.example_keys(jax.random.key(0), np.arange(NUM))
 IMAGES = np.random.default_rng(0).integers(0, 256, (NUM, *SPEC.shape)).astype(np.uint8)
 BATCH = Batch(IMAGES, np.zeros(NUM, np.int32), np.ones(NUM, np.float32), np.arange(NUM, dtype="u4"))
 FIXED = {name: cls for name, cls in SAMPLERS.items() if name != "probability_flow"}

@@ -5,11 +5,11 @@ import functools
 import jax
 import numpy as np
 
-from diffusion_jax import step
 from diffusion_jax.generative import VAE
 from diffusion_jax.likelihood import ImportanceWeighted
 from diffusion_jax.losses import ELBO
 from diffusion_jax.models import ConvVAE, DiscretizedLogistic
+from diffusion_jax.training import step
 from diffusion_jax.types import Batch, ImageSpec
 
 SPEC = ImageSpec(4, 4, 1, 17, 0)

@@ -10,8 +10,7 @@ import pytest
 from numpy_draws import moved
 from scipy import stats
 
-from diffusion_jax import randomness
-from diffusion_jax.experiment import differences, load
+from diffusion_jax.core import rng
 from diffusion_jax.generative import VAE, Diffusion
 from diffusion_jax.generative.wiring import Wiring, training_labels
 from diffusion_jax.likelihood import (
@@ -34,6 +33,7 @@ from diffusion_jax.models import (
   VAENetworks,
 )
 from diffusion_jax.processes import LinearLogSNR, LinearVP
+from diffusion_jax.runs.experiment import differences, load
 from diffusion_jax.samplers import DDIM, Guidance
 from diffusion_jax.types import Batch, ImageSpec
 
@@ -99,7 +99,7 @@ def test_parts_that_do_not_fit_are_refused(config, spec, changes, words):
 def test_labels_are_hidden_as_often_as_asked_and_only_in_training():
   empty = dict.fromkeys(Wiring._fields)
   wiring = Wiring(**{**empty, "null_label": 3, "label_dropout": 0.25})
-  keys = randomness.example_keys(jax.random.key(0), np.arange(8000, dtype=np.uint32))
+  keys = rng.example_keys(jax.random.key(0), np.arange(8000, dtype=np.uint32))
   labels = np.arange(8000, dtype=np.int32) % 3
   hidden = np.asarray(jax.jit(lambda k, v: training_labels(wiring, k, v, True))(keys, labels))
   share = np.mean(hidden == 3)
@@ -144,7 +144,7 @@ def test_a_vaes_likelihood_is_its_loss_in_bits():
   )
   # The loss draws its z from the first half of its key, split over the examples.
   loss_key = jax.random.key(7)
-  keys = randomness.example_keys(jax.random.split(loss_key)[0], np.arange(6, dtype=np.uint32))
+  keys = rng.example_keys(jax.random.split(loss_key)[0], np.arange(6, dtype=np.uint32))
   estimate = elbo(params, keys, batch())
   loss, metrics, _ = jax.device_get(
     jax.jit(generative.loss, static_argnums=4)(params, {}, loss_key, batch(), False)
@@ -173,7 +173,7 @@ def test_encode_then_decode_has_the_images_shape():
 
 
 def example_keys(num):
-  return randomness.example_keys(jax.random.key(4), np.arange(num, dtype=np.uint32))
+  return rng.example_keys(jax.random.key(4), np.arange(num, dtype=np.uint32))
 
 
 def seen_labels(asked):

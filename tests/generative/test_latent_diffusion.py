@@ -15,18 +15,18 @@ from numpy_draws import moved, normal
 from scipy import stats
 from steps import begin
 
-from diffusion_jax import randomness
+from diffusion_jax.core import rng
 from diffusion_jax.data.latents import Autoencoder
 from diffusion_jax.generative import LatentDiffusion
 from diffusion_jax.generative.latent_diffusion import flatten
 from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum, VariationalBound
 from diffusion_jax.losses import Simple
 from diffusion_jax.models import MLP, ConvVAE, DiscretizedLogistic, Gaussian, Network, VAENetworks
+from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.processes import PROCESSES, LinearVP
 from diffusion_jax.samplers import DDIM, Guidance, Heun
-from diffusion_jax.sharding import MeshShape, create_mesh
-from diffusion_jax.state import EMA, Adam
-from diffusion_jax.step import Training
+from diffusion_jax.training.state import EMA, Adam
+from diffusion_jax.training.step import Training
 from diffusion_jax.types import Batch, ImageSpec
 
 STD = 0.5
@@ -134,7 +134,7 @@ def oracle(scale, shrink=1.0):
 def bounds():
   """The compiled likelihoods: name -> (parameters, images) -> estimate."""
   generative, _ = oracle(1.0)
-  keys = randomness.example_keys(jax.random.key(3), np.arange(NUM))
+  keys = rng.example_keys(jax.random.key(3), np.arange(NUM))
   jitted = {name: jax.jit(bound) for name, bound in generative.likelihoods.items()}
   return {
     name: functools.partial(lambda f, params, x: f(params, keys, batch(x)), f)
@@ -219,7 +219,7 @@ def test_z_is_drawn_anew_at_each_step():
 
 def test_samples_are_the_decoders_means_and_the_way_ends_there():
   generative, params = oracle(2.0)
-  keys = randomness.example_keys(jax.random.key(0), np.arange(3000))
+  keys = rng.example_keys(jax.random.key(0), np.arange(3000))
   found = np.asarray(jax.jit(generative.sample)(params, keys, None).images)
   covariance = np.cov(found.reshape(3000, -1).T)
   expected = WEIGHT @ WEIGHT.T / 4.0

@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 from tiny import MODEL
 
-from diffusion_jax import checkpoint, edit, evaluate, runs, sample, sharding, train
+from diffusion_jax import edit, evaluate, sample, train
 from diffusion_jax.auditing import oracles
-from diffusion_jax.checksum import named_leaves
-from diffusion_jax.experiment import load
-from diffusion_jax.job import prepare, state_shapes
+from diffusion_jax.checkpoints import store
+from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum
 from diffusion_jax.models import LearnedLinear, LearnedMonotone
+from diffusion_jax.parallel import sharding
 from diffusion_jax.processes import Learned, LinearLogSNR
+from diffusion_jax.runs import command_line
+from diffusion_jax.runs.experiment import load
 from diffusion_jax.samplers import SAMPLERS
+from diffusion_jax.train_loop.setup import prepare, state_shapes
 from diffusion_jax.types import ImageSpec
 
 pytestmark = pytest.mark.costly
@@ -181,10 +184,10 @@ def trained(call, tmp_path, monkeypatch, root):
 
 def schedule_of(workdir):
   """The trained schedule and its average, of the last step."""
-  job = prepare(runs.stored_experiment(workdir, []), workdir)
+  job = prepare(command_line.stored_experiment(workdir, []), workdir)
   shapes = state_shapes(job)
   target = sharding.as_target(shapes, sharding.state_shardings(job.mesh, shapes))
-  state = jax.device_get(checkpoint.restore(workdir / "checkpoints", target).state)
+  state = jax.device_get(store.restore(workdir / "checkpoints", target).state)
   return {**state.params["process"], **{f"ema {n}": v for n, v in state.ema["process"].items()}}
 
 
@@ -215,7 +218,7 @@ def test_a_run_resumes_samples_edits_and_is_measured(trained, call, tmp_path):
 
 def test_the_cifar_recipe(root):
   """30.6 million parameters; weight decay reaches all but biases, and so the schedule too."""
-  experiment = runs.load_experiment(str(root / "configs" / "vdm_cifar.py"), [])
+  experiment = command_line.load_experiment(str(root / "configs" / "vdm_cifar.py"), [])
   spec = ImageSpec(32, 32, 3, 256, 10)
   params, _ = jax.eval_shape(lambda key: experiment.create(spec).init(key), jax.random.key(0))
   assert sum(leaf.size for leaf in jax.tree.leaves(params["network"])) == 30_577_667
@@ -233,7 +236,7 @@ def test_the_cifar_recipe(root):
 
 def test_the_digits_twin_differs_from_ddpm_in_its_schedule_and_loss(root):
   ours, theirs = (
-    runs.load_experiment(str(root / "configs" / f"{n}_digits.py"), []).to_dict()
+    command_line.load_experiment(str(root / "configs" / f"{n}_digits.py"), []).to_dict()
     for n in ("vdm", "ddpm")
   )
   different = {n for n in theirs if theirs[n] != ours[n]}

@@ -8,23 +8,21 @@ import pytest
 from steps import begin
 from tiny import TINY
 
-from diffusion_jax import checkpoint, runs, sharding, train
-from diffusion_jax.checksum import named_leaves
+from diffusion_jax import train
+from diffusion_jax.checkpoints import store
+from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.generative import Diffusion
-from diffusion_jax.job import prepare, state_shapes
-from diffusion_jax.likelihood import (
-  ContinuousBound,
-  ProbabilityFlow,
-  Spectrum,
-  VariationalBound,
-)
+from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum, VariationalBound
 from diffusion_jax.losses import FullBound, Hybrid, Simple
 from diffusion_jax.models import MLP, UNet
+from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.processes import ContinuousLinearVP, CosineVP, LinearVP
+from diffusion_jax.runs import command_line
 from diffusion_jax.samplers import DDIM, Ancestral, Guidance
-from diffusion_jax.sharding import MeshShape, create_mesh
-from diffusion_jax.state import Adam
-from diffusion_jax.step import Training
+from diffusion_jax.train_loop.setup import prepare, state_shapes
+from diffusion_jax.training.state import Adam
+from diffusion_jax.training.step import Training
 from diffusion_jax.types import Batch, ImageSpec
 
 pytestmark = pytest.mark.costly
@@ -134,10 +132,10 @@ FLAGS = [
 
 
 def final_state(workdir):
-  job = prepare(runs.stored_experiment(workdir, []), workdir)
+  job = prepare(command_line.stored_experiment(workdir, []), workdir)
   shapes = state_shapes(job)
   target = sharding.as_target(shapes, sharding.state_shardings(job.mesh, shapes))
-  restored = checkpoint.restore(workdir / "checkpoints", target)
+  restored = store.restore(workdir / "checkpoints", target)
   assert restored.step == 8
   return named_leaves(jax.device_get(restored.state))
 
@@ -222,7 +220,7 @@ def test_parts_that_do_not_fit_are_refused(changes, words):
 
 
 def load(root, name):
-  return runs.load_experiment(str(root / "configs" / name), [])
+  return command_line.load_experiment(str(root / "configs" / name), [])
 
 
 def test_the_cifar_recipe(root):
@@ -246,8 +244,8 @@ def test_the_overrides_of_the_full_bound_that_the_docstring_names(root):
   flags = ["--config.loss.name=vlb", "--config.loss.sampling=importance",
            "--config.sampler.steps=100"]  # fmt: skip
   assert all(flag in (root / "configs" / "iddpm_cifar.py").read_text() for flag in flags)
-  overrides = [runs.parse_override(flag) for flag in flags]
-  experiment = runs.load_experiment(str(root / "configs" / "iddpm_cifar.py"), overrides)
+  overrides = [command_line.parse_override(flag) for flag in flags]
+  experiment = command_line.load_experiment(str(root / "configs" / "iddpm_cifar.py"), overrides)
   assert experiment.sections["loss"] == FullBound("importance")
   generative = experiment.create(ImageSpec(32, 32, 3, 256, 10))
   _, aux = jax.eval_shape(generative.init, jax.random.key(0))

@@ -14,15 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import randomness, runs
-from diffusion_jax.config import parse_override
-from diffusion_jax.experiment import load
+from diffusion_jax.core import rng
+from diffusion_jax.core.config import parse_override
+from diffusion_jax.core.pixels import to_uint8
 from diffusion_jax.generative.wiring import Wiring, _decoded
-from diffusion_jax.levels import to_uint8
 from diffusion_jax.losses import Place
 from diffusion_jax.losses.vdm import even_quantiles
 from diffusion_jax.models import Network
 from diffusion_jax.processes import Flow, Learned, LinearVP
+from diffusion_jax.runs import command_line
+from diffusion_jax.runs.experiment import load
 from diffusion_jax.samplers import DDIM, ProbabilityFlow
 from diffusion_jax.types import Batch, ImageSpec, UserError
 
@@ -58,7 +59,7 @@ def eps_hat(z, g):
 @functools.cache
 def model():
   """The config of CIFAR-10 on tiny images."""
-  stored = runs.load_experiment(f"{ROOT}/configs/vdm_cifar.py", []).to_dict()
+  stored = command_line.load_experiment(f"{ROOT}/configs/vdm_cifar.py", []).to_dict()
   stored["sampler"] |= {"steps": STEPS}
   experiment = load(stored)
   sections = {**experiment.sections, "model": Curved()}
@@ -73,12 +74,12 @@ def normal(keys, number):
 
 @jax.jit
 def drawn(keys, number):
-  return randomness.normal(randomness.fold_in(keys, number), SPEC.shape)
+  return rng.normal(rng.fold_in(keys, number), SPEC.shape)
 
 
 def test_samples_are_the_levels_of_the_original_programs_loop():
   generative, params = model()
-  keys = randomness.example_keys(jax.random.key(3), jnp.arange(NUM))
+  keys = rng.example_keys(jax.random.key(3), jnp.arange(NUM))
   z = normal(keys, 0)
   for i in range(STEPS):
     g_t, g_s = gamma((STEPS - i) / STEPS), gamma((STEPS - i - 1) / STEPS)
@@ -106,7 +107,7 @@ def test_the_loss_is_the_original_programs():
   batch = Batch(levels, np.zeros(NUM, np.int32), np.ones(NUM, np.float32), index)
   key = jax.random.key(1)
   values, terms, _ = jax.jit(lambda p, b: generative.loss(p, {}, key, b, False))(params, batch)
-  keys = randomness.example_keys(jax.random.split(key)[0], index)
+  keys = rng.example_keys(jax.random.split(key)[0], index)
   t = 1e-5 + (1 - 1e-5) * np.float64(jax.jit(even_quantiles)(Place(key, index)))
   f = LEVELS[levels]
   over = (1, 2, 3)
@@ -160,6 +161,6 @@ def test_states_of_the_least_noise_become_images_by_their_alpha():
 
 def test_a_scale_of_nothing_is_refused():
   with pytest.raises(UserError, match=r"image_scale=0\.0 must be positive; 1 leaves images"):
-    runs.load_experiment(
+    command_line.load_experiment(
       f"{ROOT}/configs/vdm_cifar.py", [parse_override("--config.process.image_scale=0")]
     )

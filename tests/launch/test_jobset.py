@@ -9,7 +9,7 @@ from kubeflow_trainer_api.models.io_k8s_api_core_v1_persistent_volume_claim impo
 )
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet as JobSet
 
-from diffusion_jax import runs
+from diffusion_jax.runs import command_line
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,8 @@ def test_the_exit_code_for_the_user_and_no_other_ends_it(jobset):
   (on_pod,) = spec["podFailurePolicy"]["rules"]
   assert on_pod["action"] == "FailJob"
   assert on_pod["onExitCodes"] == {
-    "containerName": container(jobset)["name"], "operator": "In", "values": [runs.USER_ERROR],
+    "containerName": container(jobset)["name"], "operator": "In",
+    "values": [command_line.USER_ERROR],
   }  # fmt: skip
   (on_job,) = jobset["spec"]["failurePolicy"]["rules"]
   assert (on_job["action"], on_job["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
@@ -153,4 +154,4 @@ def test_the_command_is_one_that_the_program_takes(jobset, root, monkeypatch):
   monkeypatch.chdir(root)
   assert container(jobset)["command"] == ["python", "-m", "diffusion_jax.train"]
   args, overrides = train.parser().parse(container(jobset)["args"])
-  runs.load_experiment(args.config, overrides)
+  command_line.load_experiment(args.config, overrides)

@@ -9,7 +9,7 @@ import pytest
 from numpy_draws import normal
 from scipy import integrate, special, stats
 
-from diffusion_jax import randomness
+from diffusion_jax.core import rng
 from diffusion_jax.likelihood import ContinuousBound
 from diffusion_jax.processes import PROCESSES, LinearLogSNR, LinearVP, precondition, reconstruction
 
@@ -18,7 +18,7 @@ NUM = 1500
 
 
 def keys(num=NUM, seed=0):
-  return randomness.example_keys(jax.random.key(seed), np.arange(num, dtype=np.uint32))
+  return rng.example_keys(jax.random.key(seed), np.arange(num, dtype=np.uint32))
 
 
 def best_network(process, variance):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion_jax import randomness
+from diffusion_jax.core import rng
 from diffusion_jax.likelihood import ProbabilityFlow
 from diffusion_jax.likelihood.dequantization import dequantize
 from diffusion_jax.processes import LinearLogSNR, precondition
@@ -26,7 +26,7 @@ SHARE /= SHARE.sum()
 
 
 def keys(num, seed=0):
-  return randomness.example_keys(jax.random.key(seed), np.arange(num, dtype=np.uint32))
+  return rng.example_keys(jax.random.key(seed), np.arange(num, dtype=np.uint32))
 
 
 def images(num, seed=0):

@@ -10,9 +10,10 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
-from diffusion_jax import randomness, sharding
+from diffusion_jax.core import rng
 from diffusion_jax.likelihood import ImportanceWeighted
-from diffusion_jax.sharding import MeshShape, create_mesh
+from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 
 # x = W z + b + 0.5 noise, z ~ N(0, I).
 W = np.asarray([[1, 0.2], [-0.5, 0.8], [0.3, -0.6], [0, 0.4]])
@@ -46,7 +47,7 @@ NUM = 20_000
 
 @functools.cache
 def keys(num, seed=0):
-  return randomness.example_keys(jax.random.key(seed), np.arange(num, dtype=np.uint32))
+  return rng.example_keys(jax.random.key(seed), np.arange(num, dtype=np.uint32))
 
 
 def gaussian(mean, cov):
@@ -68,7 +69,7 @@ def log_weight(law):
   noise, prior = gaussian(np.zeros(4), 0.25 * np.eye(4)), gaussian(np.zeros(2), np.eye(2))
 
   def of(keys):
-    z = randomness.normal(keys, (2,)) @ law[1] + law[0]
+    z = rng.normal(keys, (2,)) @ law[1] + law[0]
     joint = log_normal(np.float32(X) - (z @ W.T.astype(np.float32) + B), noise)
     return joint + log_normal(z, prior) - log_normal(z, law)
 
@@ -145,7 +146,7 @@ def test_thousands_of_draws_reach_the_evidence():
   assert standard_error(found) < 2e-3
 
 
-one_weight = jax.jit(lambda law, keys, k: log_weight(law)(randomness.fold_in(keys, k)))
+one_weight = jax.jit(lambda law, keys, k: log_weight(law)(rng.fold_in(keys, k)))
 
 
 CHUNKS = 1, 3, 7, 64

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussian_chain import (
+from oracles.gaussian_chain import (
   COSINE,
   LINEAR,
   LOG_2,

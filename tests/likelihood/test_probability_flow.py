@@ -10,7 +10,7 @@ import pytest
 from numpy_draws import normal
 from scipy import integrate, stats
 
-from diffusion_jax import randomness
+from diffusion_jax.core import rng
 from diffusion_jax.likelihood import ProbabilityFlow
 from diffusion_jax.likelihood.probability_flow import divergence_of
 from diffusion_jax.processes import PROCESSES, LinearVP, precondition
@@ -20,7 +20,7 @@ COVARIANCE = np.asarray([[1.0, 0.6, 0.0, 0.2], [0.6, 1.0, 0.3, 0.0], [0.0, 0.3, 
 
 
 def keys(num, seed=0):
-  return randomness.example_keys(jax.random.key(seed), np.arange(num, dtype=np.uint32))
+  return rng.example_keys(jax.random.key(seed), np.arange(num, dtype=np.uint32))
 
 
 def best_network(process, values, vectors):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussian_chain import (
+from oracles.gaussian_chain import (
   COSINE,
   LINEAR,
   LOG_2,
@@ -23,11 +23,11 @@ from gaussian_chain import (
   program,
 )
 
-from diffusion_jax import sharding
-from diffusion_jax.levels import from_levels
+from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.likelihood import VariationalBound, variational_bound
+from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.processes import LinearVP, precondition
-from diffusion_jax.sharding import MeshShape, create_mesh
 
 # Data N(0, s^2), linear schedule, T = 1000, nats a dimension, by 50-digit arithmetic:
 # s, variance -> prior, KLs of t = 2..T, decoder, exact negative log-likelihood of the chain.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy_draws import normal
 
-from diffusion_jax import randomness
+from diffusion_jax.core import rng
 from diffusion_jax.losses import Simple
 from diffusion_jax.losses.denoising import draw
 from diffusion_jax.processes import LinearVP, expand, precondition
@@ -17,7 +17,7 @@ NUM = 4000
 
 
 def keys(num=NUM):
-  return randomness.example_keys(jax.random.key(0), jnp.arange(num))
+  return rng.example_keys(jax.random.key(0), jnp.arange(num))
 
 
 def posterior_mean(xt, t):

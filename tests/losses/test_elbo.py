@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy_draws import normal
 
-from diffusion_jax.distributions import gaussian_log_prob
+from diffusion_jax.core.distributions import gaussian_log_prob
 from diffusion_jax.losses import ELBO, ElboTerms, elbo_terms
 
 W = np.asarray([[1, 0.2], [-0.5, 0.8], [0.3, -0.6], [0, 0.4]])

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from numpy_draws import normal
 
-from diffusion_jax import randomness
 from diffusion_jax.auditing import oracles
-from diffusion_jax.auditing.likelihoods import ddpm_bound_bits, learned_bound_bits
-from diffusion_jax.levels import from_levels
+from diffusion_jax.auditing.estimator_rows import ddpm_bound_bits, learned_bound_bits
+from diffusion_jax.core import rng
+from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.likelihood import VariationalBound
-from diffusion_jax.losses import FullBound, Hybrid, Place, Simple, time_history
+from diffusion_jax.losses import FullBound, Hybrid, Place, Simple, loss_aware_times
 from diffusion_jax.processes import LinearVP, precondition
 
 PROCESS = LinearVP(20, 0.01, 0.5).create()
 NUM = 12
-KEYS = randomness.example_keys(jax.random.key(0), np.arange(NUM))
+KEYS = rng.example_keys(jax.random.key(0), np.arange(NUM))
 PLACE = Place(jax.random.key(1), jnp.arange(NUM))
 X0 = from_levels(np.random.default_rng(0).integers(0, 17, (NUM, 3, 3, 2)), 17)
 PARAMS = {"mean": np.float32(0.6), "variance": np.float32(0.4)}
@@ -40,9 +40,9 @@ def values(loss, params=PARAMS, prediction="eps", num_levels: int | None = 17):
 def at_step(t, function, eps=None):
   """What a function gives where every image's time is step t, which may be traced."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(randomness, "uniform", lambda keys: jnp.full(NUM, (t - 0.5) / 20))
+    patch.setattr(rng, "uniform", lambda keys: jnp.full(NUM, (t - 0.5) / 20))
     if eps is not None:
-      patch.setattr(randomness, "normal", lambda keys, shape: eps)
+      patch.setattr(rng, "normal", lambda keys, shape: eps)
     return function()
 
 
@@ -111,7 +111,7 @@ def test_importance_weights_leave_the_mean_alone():
   @jax.jit
   def draw(memory, key, x0, dropout_key):
     index = jnp.arange(num)
-    args = memory, Place(key, index), randomness.example_keys(key, index), x0, None, dropout_key
+    args = memory, Place(key, index), rng.example_keys(key, index), x0, None, dropout_key
     return objective.loss(model, process, {}, {}, *args)
 
   def run(memory, seed, dropout_key):
@@ -197,13 +197,13 @@ class BruteForce:
     return 0.999 * root / root.sum() + 0.001 / len(root)
 
 
-begin, remember = jax.jit(time_history.begin), jax.jit(time_history.remember)
+begin, remember = jax.jit(loss_aware_times.begin), jax.jit(loss_aware_times.remember)
 
 
 def test_the_history_against_lists():
   """Batches in which a step occurs often, of which more than ten times in one batch."""
   rng, num, batch = np.random.default_rng(0), 5, 32
-  memory, lists = time_history.empty(num), BruteForce(num)
+  memory, lists = loss_aware_times.empty(num), BruteForce(num)
   uniform_until = None
   for step in range(12):
     place = Place(jax.random.key(step), np.arange(batch) + step * batch)
@@ -226,7 +226,7 @@ def test_the_history_against_lists():
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_is_remembered_as_a_whole(parts):
   """Every parts-th example together, as the step cuts them."""
-  rng, whole, cut = np.random.default_rng(1), time_history.empty(3), time_history.empty(3)
+  rng, whole, cut = np.random.default_rng(1), loss_aware_times.empty(3), loss_aware_times.empty(3)
   for step in range(4):
     index, number = np.arange(32) + 32 * step, rng.integers(1, 4, 32)
     terms, key = np.float32(rng.normal(size=32)), jax.random.key(step)
@@ -241,7 +241,7 @@ def test_a_batch_in_parts_is_remembered_as_a_whole(parts):
       assert (np.asarray(cut["probability"]) == drawn_by).all()
       cut = jax.device_get(remember(cut, place, number[rows], terms[rows]))
     assert all((whole[n] == cut[n]).all() for n in whole)
-  found = jax.jit(time_history.probabilities)(whole["squares"], whole["age"])
+  found = jax.jit(loss_aware_times.probabilities)(whole["squares"], whole["age"])
   assert np.ptp(np.asarray(found)) > 0.01
 
 
@@ -249,12 +249,12 @@ def test_a_time_is_drawn_exactly_as_often_as_its_weight_says():
   """Over every uniform number that float32 draws: 2^23 of them, 4,000 steps from 1e-7 to 1e-2."""
   size = np.geomspace(1e-6, 1, 4000)
   squares = np.repeat(np.float32(size[:, None] ** 2), 10, axis=1)
-  probability = jax.jit(time_history.probabilities)(squares, np.ones((4000, 10), np.uint32))
+  probability = jax.jit(loss_aware_times.probabilities)(squares, np.ones((4000, 10), np.uint32))
   probability = np.asarray(probability)
   np.testing.assert_allclose(probability.sum(), 1, rtol=1e-5)
   assert probability.min() > 0.001 / 4000 * 0.99
   uniform = np.arange(2**23, dtype=np.float32) / np.float32(2**23)
-  drawn = jax.device_get(jax.jit(time_history.draw)(probability, uniform))
+  drawn = jax.device_get(jax.jit(loss_aware_times.draw)(probability, uniform))
   counts = np.bincount(drawn.number, minlength=4001)[1:]
   assert counts.min() >= 1
   weight = np.zeros(4000)

@@ -9,15 +9,8 @@ import pytest
 from numpy_draws import normal
 from scipy import special, stats
 
-from diffusion_jax import randomness
-from diffusion_jax.losses import (
-  P2,
-  EDMLoss,
-  FlowMatching,
-  MinSNR,
-  SigmoidLoss,
-  Simple,
-)
+from diffusion_jax.core import rng
+from diffusion_jax.losses import P2, EDMLoss, FlowMatching, MinSNR, SigmoidLoss, Simple
 from diffusion_jax.processes import PREDICTIONS, PROCESSES, expand, precondition
 
 S2 = 0.25
@@ -34,7 +27,7 @@ LOSSES = {
 
 @functools.cache
 def keys(num=NUM):
-  return randomness.example_keys(jax.random.key(0), jnp.arange(num))
+  return rng.example_keys(jax.random.key(0), jnp.arange(num))
 
 
 def reading(process, name, denoiser):

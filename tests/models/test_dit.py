@@ -10,7 +10,7 @@ import pytest
 from drawn_weights import drawn_weights
 from numpy_draws import moved, normal
 
-from diffusion_jax.checksum import named_leaves
+from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import NETWORKS, DiT
 from diffusion_jax.models.dit import _layer_norm
 from diffusion_jax.models.embeddings import position_embedding

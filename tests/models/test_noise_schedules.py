@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy_draws import moved
 
-from diffusion_jax.checksum import named_leaves
+from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import NOISE_SCHEDULES, LearnedLinear, LearnedMonotone
 
 GRID = np.linspace(0, 1, 501, dtype=np.float32)

@@ -15,7 +15,7 @@ import pytest
 from drawn_weights import drawn_weights
 from numpy_draws import normal
 
-from diffusion_jax.checksum import named_leaves
+from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import UNet
 from diffusion_jax.models.embeddings import FourierEmbedding
 from diffusion_jax.models.layers import Attention, Recipe, Resample, ResBlock, attend

@@ -9,7 +9,7 @@ import pytest
 from drawn_weights import drawn_weights
 from numpy_draws import normal
 
-from diffusion_jax.checksum import named_leaves
+from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import UNet
 from diffusion_jax.models.embeddings import cosine_first_embedding, sinusoidal_embedding
 from diffusion_jax.models.layers import Norm

@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from diffusion_jax.planning import hlo, traffic
-from diffusion_jax.planning.collectives import group_size, wire_factor
+from diffusion_jax.planning.communication import group_size, wire_factor
 
 ASYNC = """HloModule jit_f, num_partitions=8
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from diffusion_jax import sharding
-from diffusion_jax.experiment import load
+from diffusion_jax.parallel import sharding
 from diffusion_jax.planning import DoesNotFit, find_chip, find_devices, image_spec, memory_limit
 from diffusion_jax.planning.chips import CHIPS
 from diffusion_jax.planning.compiled import attempt, take_apart
 from diffusion_jax.planning.targets import ENVIRONMENT
+from diffusion_jax.runs.experiment import load
 from diffusion_jax.types import ImageSpec, UserError
 
 needs_libtpu = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "models")]
 
-from diffusion_jax.checksum import named_leaves  # noqa: E402
+from diffusion_jax.core.trees import named_leaves  # noqa: E402
 from diffusion_jax.models import UNet  # noqa: E402
 
 IN_UNET_BLOCK = {

@@ -1,10 +1,11 @@
-"""Makes tests/models/inception_fixture.npz: what torch-fidelity says of random weights.
+"""Makes tests/models/inception/inception_fixture.npz: what torch-fidelity says of random weights.
 
   pip install -e '.[test,reference]' && python tests/reference/make_inception_fixture.py
 
 torch-fidelity 0.4.0 runs its own Inception network on the weights and images of
-tests/models/inception_cases.py, and its own FID, KID, Inception Score, precision and recall on two
-small image sets. Its option "float64" means float32 (a fault of 0.4.0), so none is given.
+tests/models/inception/inception_cases.py, and its own FID, KID, Inception Score, precision and
+recall on two small image sets. Its option "float64" means float32 (a fault of 0.4.0), so none
+is given.
 """
 
 import json
@@ -17,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-MODELS = Path(__file__).parent.parent / "models"
-sys.path.insert(0, str(MODELS))
+INCEPTION = Path(__file__).parent.parent / "models" / "inception"
+sys.path.insert(0, str(INCEPTION))
 
 import inception_cases  # noqa: E402
 
-FIXTURE = MODELS / "inception_fixture.npz"
+FIXTURE = INCEPTION / "inception_fixture.npz"
 
 
 def import_torch_fidelity():

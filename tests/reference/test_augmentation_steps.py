@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.augmentation import SYM6, warp
+from diffusion_jax.generative.augmentation import SYM6, warp
 
 pytestmark = pytest.mark.reference
 torch = pytest.importorskip("torch")

@@ -16,8 +16,9 @@ if find_spec("torch_fidelity") is None:
 import make_inception_fixture as peer  # noqa: E402
 
 from diffusion_jax import metrics  # noqa: E402
-from diffusion_jax.models import inception, inception_torch, inception_weights  # noqa: E402
-from diffusion_jax.torch_file import read_state_dict  # noqa: E402
+from diffusion_jax.models.inception import network, torch_port  # noqa: E402
+from diffusion_jax.models.inception import weights as inception_weights  # noqa: E402
+from diffusion_jax.models.inception.torch_file import read_state_dict  # noqa: E402
 
 cases = peer.inception_cases
 
@@ -42,7 +43,7 @@ def params(path):
 
 @pytest.fixture(scope="module")
 def extract(params):
-  run = jax.jit(inception.apply)
+  run = jax.jit(network.apply)
   return lambda images: {k: np.asarray(v) for k, v in run(params, images)._asdict().items()}
 
 
@@ -66,9 +67,9 @@ def test_the_graphs_are_equal_in_float64(path, state, monkeypatch):
   net = peer.network(path).double()
   net.feature_extractor_internal_dtype = torch.float64
   expected = peer.features(net, images)
-  monkeypatch.setattr(inception_torch, "_float32", lambda x: np.array(x, np.float64))
+  monkeypatch.setattr(torch_port, "_float32", lambda x: np.array(x, np.float64))
   with jax.enable_x64(True):
-    found = jax.jit(inception.apply)(inception_torch.from_torch(state), images)._asdict()
+    found = jax.jit(network.apply)(torch_port.from_torch(state), images)._asdict()
     errors = {kind: error(np.asarray(found[kind]), expected[kind]) for kind in found}
   print(errors)
   assert found["pool"].dtype == np.float64
@@ -85,7 +86,7 @@ def test_resize(size):
   images = cases.image("noise", 1, *size)[None]
   whole = peer.as_torch(images).float()
   expected = interpolate(whole, size=(299, 299), align_corners=False)
-  found = np.asarray(inception.resize(jax.numpy.asarray(images, np.float32)))
+  found = np.asarray(network.resize(jax.numpy.asarray(images, np.float32)))
   np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1).numpy(), atol=1e-4)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_jax import checkpoint
+from diffusion_jax.checkpoints import store
 
 pytestmark = pytest.mark.system
 NUM_STEPS = 600
@@ -101,7 +101,7 @@ def test_a_job_on_two_nodes_is_requeued_after_a_signal_and_finishes(submit, tmp_
   assert f"resuming at step {step} of {NUM_STEPS}" in said
   assert "exit code 75; back in the queue" in said
   assert f"finished: {NUM_STEPS} steps" in said
-  assert checkpoint.saved_steps(tmp_path / "run" / "checkpoints")[-1] == NUM_STEPS
+  assert store.saved_steps(tmp_path / "run" / "checkpoints")[-1] == NUM_STEPS
 
 
 def test_a_job_whose_task_is_killed_starts_again_from_its_checkpoint(submit, tmp_path):

@@ -1,0 +1,80 @@
+"""The description saved beside a state: shape, type and checksum of each leaf."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.checkpoints.checksums import checksums
+from diffusion_jax.core.trees import named_leaves
+from diffusion_jax.types import UserError
+
+MIXED = "a checkpoint of another model; use the config that the run was started with"
+
+
+def describe(state: Any) -> dict[str, dict[str, Any]]:
+  """Return shape, type and checksum of each leaf by its path."""
+  sums = checksums(state)
+  return {
+    name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": list(sums[name])}
+    for name, leaf in named_leaves(state).items()
+  }
+
+
+def check(folder: Path, saved: Mapping[str, Any], target: Any) -> None:
+  """Refuse a target whose leaves are not those that were saved.
+
+  Args:
+    folder: of the step, for the message.
+    saved: from `describe`.
+    target: tree of ShapeDtypeStructs, the whole saved tree or parts of it.
+
+  Raises:
+    UserError: the first leaf that differs.
+  """
+  wanted = named_leaves(target)
+  for name, leaf in wanted.items():
+    if name not in saved:
+      raise UserError(f"{folder} has no {name}: it is {MIXED}")
+    there, here = saved[name], (str(leaf.dtype), list(leaf.shape))
+    if (there["dtype"], there["shape"]) != here:
+      raise UserError(
+        f"{folder}: {name} is {there['dtype']}{there['shape']}, this model needs "
+        f"{here[0]}{here[1]}: it is {MIXED}"
+      )
+  parts = {_part(name) for name in wanted}
+  extra = [n for n in saved if n not in wanted and _part(n) in parts]
+  if extra:
+    raise UserError(f"{folder} also has {extra[0]}: it is {MIXED}")
+
+
+def _part(name: str) -> str:
+  """Return the part that a restore takes whole: a field of the state, or one of its offsets."""
+  first, *rest = name.split("/")
+  return f"{first}/{rest[0]}" if first in ("averages", "offsets") and rest else first
+
+
+def compare(state: Any, saved: Mapping[str, Any]) -> str | None:
+  """Return in words the first leaf whose checksum does not hold, else None; a collective."""
+  for name, sums in checksums(state).items():
+    if list(sums) != saved[name]["checksum"]:
+      return f"the checksum of {name} does not hold"
+  return None
+
+
+def seal(meta: Mapping[str, Any]) -> dict[str, Any]:
+  """Return JSON values with a checksum of them as "crc32"."""
+  return {**meta, "crc32": zlib.crc32(json.dumps(meta, sort_keys=True).encode())}
+
+
+def unseal(sealed: Mapping[str, Any]) -> dict[str, Any]:
+  """Return what `seal` was given.
+
+  Raises:
+    ValueError: the checksum does not hold.
+  """
+  meta = {name: value for name, value in sealed.items() if name != "crc32"}
+  if seal(meta) != sealed:
+    raise ValueError("the checksum of meta does not hold")
+  return meta

@@ -1,0 +1,400 @@
+"""Checkpoints: state, step, config and checksums as one atomic unit. The only user of orbax.
+
+A folder holds one folder a step. Only a committed step whose checksums hold is ever restored.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
+
+from diffusion_jax import parallel
+from diffusion_jax.checkpoints import leaves
+from diffusion_jax.checkpoints.step_folders import Damage, saved_steps
+from diffusion_jax.core import files, storage
+from diffusion_jax.types import UserError
+
+T = TypeVar("T")
+Foreign = Callable[[Mapping[str, Any]], str | None]
+
+PATIENCE_SEC = 10.0
+"""Seconds that the writes of a failed save are waited for."""
+
+MIN_SLICE_BYTES = 1 << 20
+"""Arrays are cut among the devices that hold copies only down to this: cutting costs time too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpointing:
+  """Config of what is saved.
+
+  Attributes:
+    every_steps: between two checkpoints; the last step is always saved.
+    keep_last: newest checkpoints that are kept.
+    keep_every_steps: checkpoints of these multiples are kept for good; none: no others.
+  """
+
+  every_steps: int = 1000
+  keep_last: int = 3
+  keep_every_steps: int | None = None
+
+  def __post_init__(self):
+    for name in ("every_steps", "keep_last", "keep_every_steps"):
+      if getattr(self, name) is not None and getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+class CheckpointError(Exception):
+  """A save of so many bytes in a folder failed: the run must not go on without checkpoints."""
+
+  def __init__(self, message: str, directory: Path, num_bytes: int):
+    super().__init__(message)
+    self.directory, self.num_bytes = directory, num_bytes
+
+
+def explain(error: BaseException) -> str | None:
+  """Return one line for a save that storage did not take; None for any other error.
+
+  It says what is whole by now, which a later save may have changed.
+  """
+  failed = next((e for e in storage.chain(error) if isinstance(e, CheckpointError)), None)
+  if failed is None or (line := storage.explain(failed, failed.directory)) is None:
+    return None
+  said = f"saving {storage.size(failed.num_bytes)} failed: {line}"
+  try:
+    whole = saved_steps(failed.directory)
+  except OSError:
+    return said
+  newest = f"step {whole[-1]:,} is whole there" if whole else "none is whole there yet"
+  return f"{said}; {newest}"
+
+
+class Unreadable(UserError):
+  """No step, or not the one that was asked for, can be read.
+
+  Args:
+    directory: of the checkpoints.
+    damaged: the steps that were tried, at least one.
+    advice: what to do.
+  """
+
+  def __init__(self, directory: Path, damaged: Sequence[Damage], advice: str):
+    listed = "; ".join(f"{step}: {reason}" for step, reason in damaged)
+    super().__init__(f"{directory}: no checkpoint can be read ({listed}); {advice}")
+    self.damaged = damaged
+
+
+class Restored(NamedTuple):
+  """A state read back.
+
+  Attributes:
+    step: of the checkpoint.
+    state: the tree that was asked for, in the shardings that were asked for.
+    meta: what was saved beside it, "leaves" with the checksums of the whole state included.
+    damaged: newer steps that were passed over; not those that a run deleted meanwhile.
+  """
+
+  step: int
+  state: Any
+  meta: Mapping[str, Any]
+  damaged: tuple[Damage, ...]
+
+
+class Checkpoints:
+  """Saves in the background; every process calls every method.
+
+  Args:
+    directory: the folder; it is made.
+    config: when to save and what to keep; None keeps everything.
+  """
+
+  def __init__(self, directory: Path, config: Checkpointing | None):
+    self._directory, self._config, self._num_bytes, self._has_failed = directory, config, 0, False
+    self._barrier = parallel.Barrier(ocp.multihost.get_barrier_sync_fn())
+    self._manager = self._open()
+
+  def begin_anew(self) -> None:
+    """Makes saving possible again after a save that failed; what that had written is deleted."""
+    deadline = time.monotonic() + PATIENCE_SEC
+    while True:
+      try:
+        self._manager = self._open()
+        return
+      except OSError as error:  # one of its writes has been under way still
+        if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
+          raise self._error(f"a failed save could not be deleted: {error}") from error
+        time.sleep(0.1)
+
+  def _open(self) -> ocp.CheckpointManager:
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICE_BYTES)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.CheckpointManager(
+      self._directory.absolute(),
+      item_handlers={
+        "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        "meta": ocp.JsonCheckpointHandler(),
+      },
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=_preservation(self._config),
+        cleanup_tmp_directories=True,
+        async_options=ocp.options.AsyncOptions(barrier_sync_fn=self._barrier),
+        # Several folders are written at once: their processes must not meet at one barrier.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          barrier_sync_key_prefix=self._directory.name
+        ),
+      ),
+    )
+
+  def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+    """Copies the state to the host, then writes it in the background; donating it is safe.
+
+    Args:
+      step: batches consumed; a step that is there already is left as it is.
+      state: tree of arrays.
+      meta: JSON values saved beside the state; "step" and "leaves" are added.
+
+    Raises:
+      CheckpointError: this save, or the one before, failed, or the folder has a newer step.
+    """
+    steps = self.steps()
+    if step in steps:
+      return
+    if steps and step < steps[-1]:
+      raise self._error(f"checkpoint {step} is older than {steps[-1]}, which is in the folder")
+    self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    content = ocp.args.Composite(
+      state=ocp.args.PyTreeSave(state),
+      meta=ocp.args.JsonSave(leaves.seal({**meta, "step": step, "leaves": leaves.describe(state)})),
+    )
+    try:
+      self._settle()
+      saved = self._manager.save(step, args=content, force=True)
+    except Exception as error:
+      raise self._error(f"saving a checkpoint failed: {error}") from error
+    if not saved:
+      raise self._error(f"checkpoint {step} was refused by orbax")
+
+  def check(self) -> None:
+    """Raises CheckpointError if a save in the background has failed.
+
+    Of several processes none is told before the next save, when all are: nobody must leave alone.
+    """
+    if jax.process_count() > 1:
+      return
+    try:
+      self._manager.check_for_errors()
+    except Exception as error:
+      raise self._error(f"writing a checkpoint failed: {error}") from error
+
+  def wait(self) -> None:
+    """Returns once everything is on disk; raises CheckpointError if it cannot be; a collective."""
+    try:
+      self._settle()
+      self._manager.wait_until_finished()
+    except Exception as error:
+      raise self._error(f"writing a checkpoint failed: {error}") from error
+
+  def _settle(self) -> None:
+    """Waits until a save has ended on every process or failed on one, whom all would wait for."""
+    while jax.process_count() > 1:
+      failed = self._barrier.error
+      own = None if failed is None else storage.reason(failed)
+      rows = parallel.tell_all([own, self._manager.is_saving_in_progress()])
+      reason = next((f"process {i}: {said}" for i, (said, _) in enumerate(rows) if said), None)
+      if reason is not None:
+        raise failed or RuntimeError(reason)
+      if not any(is_saving for _, is_saving in rows):
+        return
+      time.sleep(0.1)
+
+  def _error(self, message: str) -> CheckpointError:
+    self._has_failed = True
+    return CheckpointError(message, self._directory, self._num_bytes)
+
+  def steps(self) -> list[int]:
+    """Committed steps, and the one that is being written, in order."""
+    return sorted(self._manager.all_steps())
+
+  def close(self) -> None:
+    """Waits for the last save, if none has failed: threads of other processes may never come."""
+    if self._has_failed and jax.process_count() > 1:
+      return
+    try:
+      self._manager.close()
+    except Exception as error:
+      raise self._error(f"writing a checkpoint failed: {error}") from error
+
+
+def _preservation(config: Checkpointing | None) -> preservation.AnyPreservationPolicy:
+  if config is None:
+    return preservation.AnyPreservationPolicy([preservation.PreserveAll()])
+  policies: list[preservation.PreservationPolicy] = [preservation.LatestN(config.keep_last)]
+  if config.keep_every_steps:
+    policies.append(preservation.EveryNSteps(config.keep_every_steps))
+  return preservation.AnyPreservationPolicy(policies)
+
+
+def restore(
+  directory: Path, target: Any, step: int | None = None, foreign: Foreign = lambda meta: None
+) -> Restored:
+  """Reads the newest good checkpoint, or a given one. Changes nothing on disk.
+
+  Args:
+    directory: of the checkpoints.
+    target: tree of ShapeDtypeStructs with shardings; a part of the saved tree, such as
+      {"params": ...} or one of the offsets, {"offsets": {name: ...}}, restores only that. Or a
+      function that returns the tree from the stored leaves by name, where versions differ.
+    step: None tries the newest first and falls back to older ones, and to those that a run which
+      goes on has saved meanwhile.
+    foreign: meta -> why the checkpoint is not the run's, which counts as damage; None: it is.
+
+  Raises:
+    Unreadable: the given step is damaged, or all are.
+    UserError: there is none, the given step is missing, or the checkpoint is of another model.
+    OSError: files that the process may not read, or on a mount that has gone: no damage.
+  """
+  damaged: list[Damage] = []
+  tried: set[int] = set()
+  while (candidate := _next(directory, step, tried)) is not None:
+    tried.add(candidate)
+    folder = directory / str(candidate)
+    checked, reason = _attempt(lambda folder=folder: _check(folder, target, foreign))
+    meta, tree = checked or (None, None)
+    state = None
+    if reason is None:
+      state, reason = _attempt(lambda folder=folder, tree=tree: _read(folder, tree))
+    if meta is not None and reason is None:
+      reason = leaves.compare(state, meta["leaves"])
+      if reason is None:
+        return Restored(candidate, state, meta, tuple(_still_there(directory, damaged)))
+    damaged.append(Damage(candidate, str(reason)))
+  damaged = _still_there(directory, damaged)
+  if not damaged:  # a run has deleted what was tried
+    parallel.agree(lambda: _candidates(directory, step))
+  advice = "restore a copy, or use --fresh" if step is None else _others(directory, step)
+  raise Unreadable(directory, damaged, advice)
+
+
+def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
+  """Return the description of the newest readable state, or of a given one.
+
+  Raises:
+    UserError: as `restore`.
+  """
+  damaged: list[Damage] = []
+  tried: set[int] = set()
+  while left := [s for s in _candidates(directory, step) if s not in tried]:
+    tried.add(left[0])
+    try:
+      return _load_meta(directory / str(left[0]))
+    except Exception as error:
+      if storage.spares_content(error):
+        raise
+      damaged.append(Damage(left[0], storage.reason(error)))
+  raise Unreadable(directory, damaged, _others(directory, step))
+
+
+def _others(directory: Path, step: int | None, most: int = 3) -> str:
+  """Advice that names the steps nearest to a damaged one whose description is whole."""
+  found: list[int] = []
+  steps = [] if step is None else sorted(saved_steps(directory), key=lambda s: abs(s - step))
+  for other in steps:
+    if other != step and len(found) < most:
+      with contextlib.suppress(Exception):
+        _load_meta(directory / str(other))
+        found.append(other)
+  listed = " or ".join(f"--step={s}" for s in sorted(found))
+  if not found:
+    return "restore a copy, or train again"
+  return f"give another --step: the description of {listed} can be read"
+
+
+def _next(directory: Path, step: int | None, tried: set[int]) -> int | None:
+  """The newest step not tried yet, by what process 0 lists now: a run may save and delete."""
+
+  def find() -> int | None:
+    if step is not None and tried:
+      return None
+    return next((s for s in _candidates(directory, step) if s not in tried), None)
+
+  return parallel.from_first(parallel.agree(find))
+
+
+def _still_there(directory: Path, damaged: list[Damage]) -> list[Damage]:
+  there = parallel.from_first([(directory / str(d.step)).is_dir() for d in damaged])
+  return [d for d, is_there in zip(damaged, there, strict=True) if is_there]
+
+
+def _candidates(directory: Path, step: int | None) -> list[int]:
+  """Steps to try, newest first."""
+  steps = saved_steps(directory)
+  if not steps:
+    raise UserError(f"{directory} holds no checkpoint; train first, or check --workdir")
+  if step is None:
+    return steps[::-1]
+  if step not in steps:
+    listed = ", ".join(map(str, steps))
+    raise UserError(f"--step={step}: no such checkpoint in {directory}; there are {listed}")
+  return [step]
+
+
+def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
+  """Return the value that every process has read, or the reason why one could not.
+
+  A block of the disk that cannot be read is the checkpoint's failure too: an older one may be well.
+
+  Raises:
+    Exception: trouble of the process, the devices or the mount, which any other checkpoint would
+      meet too; the step is none the worse for it.
+  """
+
+  def attempt() -> tuple[T | None, str | None]:
+    try:
+      return function(), None
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+      raise
+    except Exception as error:
+      if storage.spares_content(error):
+        raise
+      return None, storage.reason(error)
+
+  result, reason = parallel.agree(attempt)
+  return result, next((r for r in parallel.tell_all(reason) if r), None)
+
+
+def _check(folder: Path, target: Any, foreign: Foreign) -> tuple[dict[str, Any], Any]:
+  """One step's meta and the tree to read; any Exception is damage, UserError another model."""
+  meta = _load_meta(folder)
+  if (reason := foreign(meta)) is not None:
+    raise ValueError(reason)
+  tree = target(meta["leaves"]) if callable(target) else target
+  leaves.check(folder, meta["leaves"], tree)
+  return meta, tree
+
+
+def _read(folder: Path, target: Any) -> Any:
+  """One step's state; raises any Exception for damage that shows without the checksums."""
+  args = ocp.args.PyTreeRestore(
+    item=target,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+    partial_restore=True,
+  )
+  handler = ocp.PyTreeCheckpointHandler()
+  with files.naming(folder), ocp.Checkpointer(handler) as reader:
+    return reader.restore((folder / "state").absolute(), args=args)
+
+
+def _load_meta(folder: Path) -> dict[str, Any]:
+  with files.naming(file := folder / "meta" / "metadata"):
+    meta = leaves.unseal(json.loads(file.read_text()))
+  if meta.get("step", int(folder.name)) != int(folder.name):  # older versions did not store it
+    raise ValueError(f"it is the checkpoint of step {meta['step']}")
+  return meta

@@ -1,0 +1,258 @@
+"""Build frozen dataclasses from a config file and overrides.
+
+A config has sections. A section is either one dataclass or a registry `{name: dataclass}` of
+which the section's `name` picks an entry; its other keys are that dataclass's fields. There is no
+central schema: what a class declares is what its section may hold.
+"""
+
+import dataclasses
+import difflib
+import math
+import runpy
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.core.files import user_path
+from diffusion_jax.types import UserError
+
+Registry = Mapping[str, type]
+Section = Registry | type
+
+
+class Override(NamedTuple):
+  """One `--config.section.field=text` of a command line."""
+
+  section: str
+  field: str
+  text: str
+
+  @property
+  def flag(self) -> str:
+    return f"--config.{self.section}.{self.field}={self.text}"
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+  """Returns " Did you mean 'x'?" for the closest allowed word, then the allowed words."""
+  allowed = sorted(allowed)
+  close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+  hint = f" Did you mean '{close[0]}'?" if close else ""
+  return f"{hint} Allowed: {', '.join(allowed)}."
+
+
+def split_argument(path: str) -> tuple[Path, str]:
+  """Return the file and the argument of --config=FILE or --config=FILE:ARGUMENT.
+
+  A file whose own name has a colon is taken as it is.
+  """
+  if ":" not in path or user_path(path).is_file():
+    return user_path(path), ""
+  name, _, argument = path.rpartition(":")
+  return user_path(name), argument
+
+
+def load_file(path: str) -> ConfigDict:
+  """Runs `get_config()` of a config file; `file.py:text` calls `get_config("text")`.
+
+  Raises:
+    UserError: the file is missing, does not run, or has no get_config returning a ConfigDict.
+  """
+  name, argument = split_argument(path)
+  if not name.is_file():
+    there = sorted(str(p) for p in Path("configs").glob("*.py"))
+    listed = f" Configs here: {', '.join(there)}." if there else ""
+    raise UserError(f"--config={path}: no such file: {name}.{listed}")
+  try:
+    get_config = runpy.run_path(str(name)).get("get_config", lambda *_: None)
+    config = get_config(argument) if argument else get_config()
+    if isinstance(config, ConfigDict):
+      config.to_dict()  # raises for a placeholder that nobody has filled
+  except (Exception, SystemExit) as error:
+    raise UserError(f"--config={path}: {type(error).__name__}: {error}") from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"--config={path}: the file needs a get_config() that returns a ConfigDict.")
+  return config
+
+
+def parse_override(argument: str) -> Override:
+  """Reads one `--config.section.field=value` argument.
+
+  Raises:
+    UserError: it is not written so.
+  """
+  path, equals, text = argument.removeprefix("--config.").partition("=")
+  parts = path.split(".")
+  if not equals or not all(parts) or len(parts) != 2:
+    raise UserError(
+      f"{argument}: write --config.section.field=value, e.g. --config.training.seed=1."
+    )
+  section, field = parts
+  return Override(section, field, text)
+
+
+def resolve(
+  raw: Mapping[str, Any], overrides: Sequence[Override], sections: Mapping[str, Section]
+) -> dict[str, Any]:
+  """Builds every section of a config.
+
+  Args:
+    raw: section name -> mapping of fields, as a config file or config.json holds it. A section
+      that is missing gets its defaults (only a plain dataclass has them).
+    overrides: applied on top; changing a section's `name` starts it from that entry's defaults.
+    sections: what the config may hold.
+
+  Returns:
+    Section name -> dataclass instance.
+
+  Raises:
+    UserError: an unknown section, field or name, a value of the wrong type or out of range.
+  """
+  for key in (*raw, *(o.section for o in overrides)):
+    if key not in sections:
+      raise UserError(f"config has no section '{key}'.{nearest(key, sections)}")
+  built = {}
+  for key, section in sections.items():
+    own = [o for o in overrides if o.section == key]
+    value = raw.get(key, {})
+    if not isinstance(value, Mapping | ConfigDict):
+      raise UserError(f"config.{key} is {value!r}; it must be a section with fields.")
+    built[key] = _build_section(section, dict(value), own, key)
+  return built
+
+
+def build(registry: Section, fields: Mapping[str, Any], where: str = "config") -> Any:
+  """Builds one dataclass from its section's fields, checking names, types and ranges."""
+  return _build_section(registry, dict(fields), [], where)
+
+
+def to_dict(instance: Any, section: Section) -> dict[str, Any]:
+  """The section that builds `instance` again, all fields written out, ready for JSON."""
+  fields = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init}
+  if isinstance(section, type):
+    return fields
+  return {"name": next(n for n, cls in section.items() if cls is type(instance)), **fields}
+
+
+def _build_section(section: Section, value: dict, overrides: list[Override], where: str) -> Any:
+  if isinstance(section, type):
+    cls = section
+  else:
+    cls, value, overrides = _select(section, value, overrides, where)
+  hints = _field_types(cls)
+  for name in (*value, *(o.field for o in overrides)):
+    if name not in hints:
+      raise UserError(f"config.{where} has no field '{name}'.{nearest(name, hints)}")
+  fields = {n: _check(v, hints[n], f"config.{where}.{n}") for n, v in value.items()}
+  fields |= {o.field: parse(o.text, hints[o.field], o.flag) for o in overrides}
+  try:
+    return cls(**fields)
+  except (TypeError, ValueError) as error:
+    raise UserError(f"config.{where}: {error}") from error
+
+
+def _select(registry: Registry, value: dict, overrides: list[Override], where: str):
+  """Picks the registry entry and drops `name` from the fields and the overrides."""
+  name = value.pop("name", None)
+  chosen = next((o.text for o in reversed(overrides) if o.field == "name"), name)
+  if chosen is None:
+    raise UserError(f"config.{where} needs a name. Allowed: {', '.join(sorted(registry))}.")
+  if not isinstance(chosen, str) or chosen not in registry:
+    raise UserError(f"config.{where}.name is '{chosen}'.{nearest(str(chosen), registry)}")
+  fields = value if chosen == name else {}
+  return registry[chosen], fields, [o for o in overrides if o.field != "name"]
+
+
+def _field_types(cls: type) -> dict[str, Any]:
+  hints = typing.get_type_hints(cls)
+  return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+
+
+def _check(value: Any, hint: Any, where: str) -> Any:
+  """Returns `value` in the form that a field of type `hint` holds, or raises."""
+  if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
+    return float(value)
+  if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+    return tuple(_check(v, typing.get_args(hint)[0], where) for v in value)
+  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    for option in _options(hint):
+      try:
+        return _check(value, option, where)
+      except UserError:
+        continue
+  elif (typing.get_origin(hint) is Literal and value in typing.get_args(hint)) or (
+    hint is not float and isinstance(hint, type) and type(value) is hint
+  ):
+    return value
+  raise UserError(f"{where} is {value!r}; it must be {describe(hint)}.")
+
+
+def parse(text: str, hint: Any, flag: str) -> Any:
+  """Reads a command line's text as a field's type.
+
+  Raises:
+    UserError: the text is not of that type; the message names what is.
+  """
+  for option in _options(hint):
+    try:
+      return _parse_one(text, option)
+    except ValueError:
+      continue
+  raise UserError(f"{flag}: '{text}' is not {describe(hint)}.")
+
+
+def as_text(value: Any) -> str:
+  """Return a field's value as a command line has it; `parse` reads it again."""
+  if isinstance(value, list | tuple):
+    return ",".join(as_text(item) for item in value)
+  return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _options(hint: Any) -> tuple:
+  """The members of a union, None first: 'none' is also a text."""
+  if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+    return (hint,)
+  return tuple(sorted(typing.get_args(hint), key=lambda option: option is not type(None)))
+
+
+def _parse_one(text: str, hint: Any) -> Any:
+  if hint is type(None) and text.lower() in ("none", "null"):
+    return None
+  if hint is bool and text.lower() in ("true", "false"):
+    return text.lower() == "true"
+  if hint is str:
+    return text
+  if hint is int:
+    return int(text)
+  if hint is float:
+    return float(text) if math.isfinite(float(text)) else _refuse(text)
+  if typing.get_origin(hint) is Literal:
+    return {str(v): v for v in typing.get_args(hint)}.get(text) or _refuse(text)
+  if typing.get_origin(hint) is tuple:
+    if text.lower() in ("none", "null"):  # not an item of this name
+      return ()
+    items = [t.strip() for t in text.strip("()[] ").split(",") if t.strip()]
+    return tuple(_parse_one(t, typing.get_args(hint)[0]) for t in items)
+  return _refuse(text)
+
+
+def _refuse(text: str) -> NoReturn:
+  raise ValueError(text)
+
+
+def describe(hint: Any) -> str:
+  """A type in words: "an integer", "one of a, b", "a list of integers"."""
+  words = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+  if hint in words:
+    return words[hint]
+  if hint is type(None):
+    return "none"
+  if typing.get_origin(hint) is Literal:
+    return f"one of {', '.join(str(v) for v in typing.get_args(hint))}"
+  if typing.get_origin(hint) is tuple:
+    return f"a list, each {describe(typing.get_args(hint)[0])}"
+  return " or ".join(describe(option) for option in _options(hint))

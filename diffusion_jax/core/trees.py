@@ -1,0 +1,11 @@
+"""Trees of arrays."""
+
+from typing import Any
+
+import jax
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """The leaves by their place in the tree, as "ema/conv_in/conv/kernel"."""
+  paths = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in paths}

@@ -1,0 +1,399 @@
+"""Everything that an evaluation of a run needs, put together and checked before any work starts."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_jax import parallel
+from diffusion_jax.checkpoints import store
+from diffusion_jax.core import rng
+from diffusion_jax.core.config import Override, parse_override
+from diffusion_jax.core.files import user_path
+from diffusion_jax.data import Source, fingerprint, trained_classes
+from diffusion_jax.evaluation import bits_per_dim, noise_levels, reference
+from diffusion_jax.evaluation.reference import Reference
+from diffusion_jax.extractors import (
+  Extract,
+  Extractor,
+  load_domain,
+  load_inception,
+  make_extract,
+  train_domain,
+)
+from diffusion_jax.extractors.domain import Recipe, default_path
+from diffusion_jax.inference.draw import Draw, make_draw
+from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
+from diffusion_jax.parallel import sharding
+from diffusion_jax.runs import command_line
+from diffusion_jax.runs.experiment import COMMON, Experiment
+from diffusion_jax.types import Batch, Generative, Params, UserError
+
+EXTRACT_BATCH = 64
+NOT_SAMPLING = {"loss", "spectrum", *DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS}
+"""Sections of a model that its samples do not depend on."""
+
+SWEPT = ("sampler", "guidance")
+"""Sections that a sweep may go over: how weights are sampled, not what they mean."""
+
+
+class Instrument(NamedTuple):
+  """A feature network with the reference that samples are compared with under it."""
+
+  extractor: Extractor
+  extract: Extract
+  reference: Reference
+
+
+class Setting(NamedTuple):
+  """One way to draw samples.
+
+  Attributes:
+    overrides: what differs from the run's own settings, "sampler.steps" -> value as typed.
+    generative: the model wired with them.
+    draw: its compiled sampler.
+    facts: all that its samples depend on but the weights and the seed; JSON values.
+  """
+
+  overrides: Mapping[str, str]
+  generative: Generative
+  draw: Draw
+  facts: Mapping[str, Any]
+
+
+class Bench(NamedTuple):
+  """A run's model, data and instruments.
+
+  Attributes:
+    workdir: the run's folder.
+    folder: where the outcomes of its steps are written.
+    experiment, generative: the run's config with overrides, and its model.
+    mesh: the devices.
+    train, test: the splits; a data set may lack the second.
+    extractors: feature networks that are at hand.
+    instruments: those with their references, once `equip` has computed these.
+    is_equipped: whether it has.
+    missing: what cannot be measured, one line each.
+    splits: under the first instrument, features of each split, for nearest neighbours.
+    own: the run's sampler; `sweep`: other settings.
+    estimates: compiled likelihoods by name; `errors`: the compiled spectrum, if the model has one.
+    seed: of samples and draws.
+    classes: labels of samples, those that training images have; empty for an unconditional model.
+  """
+
+  workdir: Path
+  folder: Path
+  experiment: Experiment
+  generative: Generative
+  mesh: Mesh
+  train: Source
+  test: Source | None
+  extractors: Sequence[Extractor]
+  missing: Sequence[str]
+  own: Setting
+  sweep: Sequence[Setting]
+  estimates: Mapping[str, Callable]
+  errors: Callable | None
+  seed: int
+  classes: Sequence[int]
+  instruments: Sequence[Instrument] = ()
+  splits: Mapping[str, Reference] = {}
+  is_equipped: bool = False
+
+  @property
+  def num_samples(self) -> int:
+    """Samples of each seed."""
+    asked = self.experiment.eval.num_samples
+    return asked or min(len(split_of(self, self.experiment.eval.reference_split)), 50_000)
+
+  @property
+  def checkpoints(self) -> Path:
+    return self.workdir / "checkpoints"
+
+
+class Request(NamedTuple):
+  """What the command line asks for.
+
+  Attributes:
+    workdir: the run's folder.
+    overrides: of its config.
+    seed: of samples and draws.
+    sweep: texts "section.field=value,value,...", each an axis of the grid.
+    features, inception: weights' files; None: the usual places; "none": do without.
+    any_inception: also take unpublished weights of the Inception network.
+    out: the folder of the outcomes; None: eval/ in the run's.
+  """
+
+  workdir: Path
+  overrides: Sequence[Override]
+  seed: int = 0
+  sweep: Sequence[str] = ()
+  features: str | None = None
+  inception: str | None = None
+  any_inception: bool = False
+  out: Path | None = None
+
+  @property
+  def folder(self) -> Path:
+    """Folder of the outcomes of all steps."""
+    return self.out or self.workdir / "eval"
+
+  @property
+  def has_features(self) -> bool:
+    """Return whether samples may be measured at all."""
+    return self.features != "none" or self.inception != "none"
+
+
+def prepare(request: Request) -> Bench:
+  """Loads config, data and the extractors that are at hand, and decides all that they decide.
+
+  Nothing is trained, drawn or measured: see `equip`.
+
+  Raises:
+    UserError: any of them is missing or does not fit.
+  """
+  experiment = command_line.trained_experiment(request.workdir, request.overrides)
+  points = sweep_points(request.sweep)
+  data = experiment.data
+  train = parallel.in_turn(lambda: data.load("train"))
+  test = parallel.in_turn(lambda: data.load("test") if data.has_split("test") else None)
+  saved = _check_data(request.workdir, train, test)
+  generative = experiment.create(train.spec)
+  mesh = sharding.create_mesh(experiment.mesh)
+  estimates = _estimates(experiment, generative)
+  sweep = [_setting(request, overrides, train, mesh) for overrides in points]
+  extractors, missing = find_extractors(request, train)
+  bench = Bench(
+    request.workdir, request.folder, experiment, generative, mesh, train, test, extractors, missing,
+    _setting(request, {}, train, mesh), sweep, estimates,
+    noise_levels.make_spectrum(generative) if experiment.eval.spectrum_images else None,
+    request.seed,
+    saved.get("trained_classes", trained_classes(train)) if generative.num_classes else (),
+  )  # fmt: skip
+  _check_splits(bench, request.has_features)
+  check_traces(generative, list(estimates), train)
+  for setting in bench.sweep:
+    check_traces(setting.generative, [], train)
+  return bench
+
+
+def equip(bench: Bench, request: Request) -> Bench:
+  """Adds the data's own features, trained once, and the references of all extractors.
+
+  Raises:
+    UserError: a file cannot be written, or a host's weights differ from another's.
+  """
+  extractors = list(bench.extractors)
+  if request.features is None and bench.train.spec.num_classes:
+    extractors.insert(0, _domain(None, bench.train, bench.test))
+  return _with_references(bench, extractors)._replace(is_equipped=True)
+
+
+def _check_data(workdir: Path, train: Source, test: Source | None) -> Mapping[str, Any]:
+  """Return the training data of the newest checkpoint, which must be these."""
+  saved = store.read_meta(workdir / "checkpoints")["data"]
+  now = {"name": train.name, "num": len(train), "fingerprint": fingerprint(train)}
+  command_line.check_same_data(workdir, saved, now)
+  if test is not None and test.spec != train.spec:
+    raise UserError(f"the splits do not fit each other: {train.spec} and {test.spec}")
+  return saved
+
+
+def _check_splits(bench: Bench, has_features: bool) -> None:
+  """Refuses splits that are asked for and are not there, or too small."""
+  options = bench.experiment.eval
+  if bench.estimates:
+    split_of(bench, options.likelihood_split)
+  split_of(bench, options.reference_split)
+  for source in (bench.train, bench.test):
+    if has_features and source is not None:
+      reference.check_num(source)
+
+
+def check_traces(generative: Generative, names: Sequence[str], train: Source) -> None:
+  """Traces a model's sampler and likelihoods without running them: what they refuse shows here.
+
+  Raises:
+    UserError: parts that do not fit each other.
+  """
+  image, label = train.gather(np.arange(1))
+  one = Batch(image, label, np.ones(1, np.float32), np.zeros(1, np.uint32))
+
+  def trace(batch: Any) -> Any:
+    params, keys = generative.init(jax.random.key(0))[0], jax.random.split(jax.random.key(0), 1)
+    drawn = generative.sample(params, keys, batch.label if generative.num_classes else None)
+    estimates = [generative.likelihoods[name](params, keys, batch) for name in names]
+    return drawn.images, [estimate.bits_per_dim for estimate in estimates]
+
+  try:
+    jax.eval_shape(trace, one)
+  except ValueError as error:
+    raise UserError(f"config: {error}") from error
+
+
+def split_of(bench: Bench, name: str) -> Source:
+  """The named split.
+
+  Raises:
+    UserError: the data set has no test split.
+  """
+  if name == "train":
+    return bench.train
+  if bench.test is None:
+    raise UserError(
+      f"{bench.train.name}: the data set has no test split; measure the training split with "
+      "--config.eval.reference_split=train --config.eval.likelihood_split=train, or no likelihood "
+      "with --config.eval.likelihoods=none"
+    )
+  return bench.test
+
+
+def _estimates(experiment: Experiment, generative: Generative) -> dict[str, Callable]:
+  """The likelihoods that are asked for; none where there is no split to measure them on."""
+  asked, there = experiment.eval.likelihoods, list(generative.likelihoods)
+  names = there if asked == "all" else asked
+  for name in names:
+    if name not in there:
+      has = ", ".join(there) or "none"
+      raise UserError(f"--config.eval.likelihoods={name}: this model has {has}; or all, or none")
+  return {name: bits_per_dim.make_estimate(generative, name) for name in names}
+
+
+def sweep_points(axes: Sequence[str]) -> list[dict[str, str]]:
+  """The grid of a sweep: every combination of the axes' values.
+
+  Raises:
+    UserError: an axis that is not section.field=value,value,... of the sampler or the guidance, or
+      that has a field or a value twice.
+  """
+  if not axes:
+    return []
+  rows: dict[str, list[tuple[str, str]]] = {}
+  for axis in axes:
+    name, equals, text = axis.partition("=")
+    values = text.split(",")
+    if not equals or not all(values) or name.count(".") != 1:
+      raise UserError(f"--sweep={axis}: write section.field=value,value, e.g. sampler.steps=10,50")
+    if name.partition(".")[0] not in SWEPT:
+      raise UserError(
+        f"--sweep={axis}: a sweep goes over how the run is sampled: {' or '.join(SWEPT)}, e.g. "
+        "--sweep=sampler.steps=10,50"
+      )
+    if name in rows or len(set(values)) < len(values):
+      what = f"{name} is swept twice" if name in rows else "a value is there twice"
+      raise UserError(f"--sweep={axis}: {what}; write each field once, with different values")
+    rows[name] = [(name, value) for value in values]
+  return [dict(point) for point in itertools.product(*rows.values())]
+
+
+def _setting(request: Request, point: Mapping[str, str], train: Source, mesh: Mesh) -> Setting:
+  added = [parse_override(f"--config.{name}={value}") for name, value in point.items()]
+  experiment = command_line.stored_experiment(request.workdir, [*request.overrides, *added])
+  generative = experiment.create(train.spec)
+  sections = experiment.to_dict()
+  facts = {n: sections[n] for n in sections if n == "generative" or n not in COMMON}
+  facts = {n: section for n, section in facts.items() if n not in NOT_SAMPLING}
+  size = experiment.eval.batch_size
+  return Setting(point, generative, make_draw(generative, mesh, size), facts)
+
+
+def find_extractors(request: Request, train: Source) -> tuple[list[Extractor], list[str]]:
+  """The feature networks that were named or are at hand, and a line for each that is not.
+
+  The data's own, where no file is named, may have to be trained: `equip` adds them.
+
+  Raises:
+    UserError: a file that was named is missing or not as it should be.
+  """
+  found, missing = [], []
+  if request.features is None and not train.spec.num_classes:
+    missing.append(f"{train.name} has no labels, so it has no features of its own")
+  elif request.features not in (None, "none"):
+    found.append(_domain(request.features, train, None))
+  if request.inception != "none":
+    try:
+      found.append(_inception(request))
+    except UserError as error:
+      if request.inception is not None:
+        raise
+      missing.append(str(error))
+  return found, missing
+
+
+def _inception(request: Request) -> Extractor:
+  path = None if request.inception is None else user_path(request.inception)
+  extractor = parallel.agree(lambda: load_inception(path, request.any_inception))
+  _check_same_weights(extractor)
+  return extractor
+
+
+def _check_same_weights(extractor: Extractor) -> None:
+  """Refuses to measure with weights that differ from host to host."""
+  hashes = parallel.tell_all(extractor.stamp["sha256"])
+  if len(set(hashes)) > 1:
+    raise UserError(
+      f"the weights of {extractor.name} differ between the hosts ({', '.join(hashes)}); bring the "
+      "same file to all"
+    )
+
+
+def _train_domain(train: Source, test: Source | None, place: Path) -> None:
+  print(f"training the features of {train.name}, once: {place}", flush=True)
+  train_domain(train, test, place, Recipe())
+
+
+def _domain(path: str | None, train: Source, test: Source | None) -> Extractor:
+  place = default_path(train) if path is None else user_path(path)
+  if path is None:
+    parallel.first_does(lambda: None if place.is_file() else _train_domain(train, test, place))
+    parallel.share_file(place)
+  extractor = parallel.agree(lambda: load_domain(place))
+  _check_same_weights(extractor)
+  if extractor.resolution != train.spec.shape:
+    raise UserError(
+      f"--features={place} takes images of {extractor.resolution}, {train.name} has "
+      f"{train.spec.shape}; leave --features out"
+    )
+  return extractor
+
+
+def _with_references(bench: Bench, extractors: Sequence[Extractor]) -> Bench:
+  """Adds the instruments, and for the first of them the features of both splits."""
+  instruments, splits = [], {}
+  for extractor in extractors:
+    extract = make_extract(extractor, bench.mesh, EXTRACT_BATCH)
+    names = [bench.experiment.eval.reference_split]
+    if not instruments:
+      names = ["train"] + ["test"] * (bench.test is not None)
+    folder = reference.cache_folder()
+    found = {n: reference.cached(split_of(bench, n), n, extractor, extract, folder) for n in names}
+    splits = splits or found
+    instruments.append(Instrument(extractor, extract, found[bench.experiment.eval.reference_split]))
+  return bench._replace(instruments=instruments, splits=splits)
+
+
+PROBES = 16
+"""Images of which an adaptive sampler's evaluations are counted."""
+
+
+def num_evaluations(
+  generative: Generative, params: Params, seed: int, classes: Sequence[int]
+) -> int | float:
+  """Network evaluations that one image costs; of an adaptive sampler the mean of PROBES images."""
+  counted = []
+
+  def draw(params):
+    keys = rng.example_keys(jax.random.key(seed), jax.numpy.arange(PROBES))
+    labels = jax.numpy.resize(jax.numpy.asarray(classes), (PROBES,)) if len(classes) else None
+    found = generative.sample(params, keys, labels).num_evaluations
+    counted.append(found)
+    return jax.numpy.asarray(found, jax.numpy.float32)
+
+  jax.eval_shape(draw, params)
+  if isinstance(counted[0], int):
+    return counted[0]
+  return float(sharding.fetch(jax.jit(draw)(params)))

@@ -1,0 +1,266 @@
+"""Measures images that any program has made against a data set, other images or statistics."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax import __version__
+from diffusion_jax.core import files
+from diffusion_jax.core.files import user_path
+from diffusion_jax.core.pixels import as_pictures
+from diffusion_jax.data import Source, load_pictures, with_channels
+from diffusion_jax.evaluation import metrics_json, reference, results, sample_metrics
+from diffusion_jax.evaluation.context import EXTRACT_BATCH
+from diffusion_jax.evaluation.measure import Summary, say
+from diffusion_jax.evaluation.reference import Reference
+from diffusion_jax.extractors import Extract, Extractor, load_domain, load_inception, make_extract
+from diffusion_jax.extractors.domain import default_path
+from diffusion_jax.parallel import sharding
+from diffusion_jax.runs import provenance
+from diffusion_jax.types import UserError
+
+CHUNK = 512
+
+
+class Against(NamedTuple):
+  """What the images are compared with: exactly one of the three.
+
+  Attributes:
+    path: a folder, an .npz of images, or statistics.
+    source, split: a split of a data set, and its name.
+  """
+
+  path: Path | None = None
+  source: Source | None = None
+  split: str = "given"
+
+
+class Comparison(NamedTuple):
+  """Images and the images or statistics that one extractor compares them with.
+
+  Attributes:
+    extractor: the network.
+    samples: the images to measure.
+    other: images or statistics, with as many channels as the samples have here.
+  """
+
+  extractor: Extractor
+  samples: Source
+  other: Source | Reference
+
+
+def run(args: Any, against: Against, repeat: str) -> Summary:
+  """Measures --samples by the program's flags and writes --out; all that can be refused is first.
+
+  Raises:
+    UserError: images, reference, extractor or the place to write do not fit.
+  """
+  samples = load_pictures(args.samples, "--samples")
+  extractors, missing = find_extractors(
+    args.features, args.inception, args.inception_sha256 == "any", against
+  )
+  about, comparisons = prepare(samples, against, extractors)
+  if args.out is not None:
+    check_out(args.out, about)
+  metrics = measure(comparisons, against, about, missing, repeat)
+  say("\n".join(metrics_json.lines(metrics)))
+  if args.out is not None:
+    metrics_json.write_metrics(args.out, metrics)
+    say(f"written to {args.out}")
+  return metrics
+
+
+def find_extractors(
+  features: str | None, inception: str | None, any_inception: bool, against: Against
+) -> tuple[list[Extractor], list[str]]:
+  """Extractors by their flags; without a data set there are no features of its own to fall back to.
+
+  Raises:
+    UserError: a file that was named is not as it should be, or nothing is left to measure with.
+  """
+  found, missing = [], []
+  if features not in (None, "none"):
+    found.append(load_domain(user_path(features or "")))
+  elif features is None and against.source is not None:
+    place = default_path(against.source)
+    if place.is_file():
+      found.append(load_domain(place))
+    else:
+      missing.append("no features of the data set: python -m diffusion_jax.features --config=...")
+  if inception != "none":
+    try:
+      found.append(
+        load_inception(None if inception is None else user_path(inception), any_inception)
+      )
+    except UserError as error:
+      if inception is not None:
+        raise
+      missing.append(str(error))
+  if not found:
+    reason = "; ".join(missing) if missing else "--inception=none and no features"
+    raise UserError(f"nothing to measure with: {reason}; or give --features=FILE")
+  return found, missing
+
+
+def prepare(
+  samples: Source, against: Against, extractors: list[Extractor]
+) -> tuple[Summary, list[Comparison]]:
+  """Decides all that can be decided before a feature is computed.
+
+  Returns:
+    What metrics.json will say of samples, extractors and references; and what each extractor is to
+    compare.
+
+  Raises:
+    UserError: images, reference and extractor do not fit each other.
+  """
+  comparisons, stamps = [], {}
+  other = load_other(against)
+  for extractor in extractors:
+    shown, theirs = match_channels(samples, other, extractor, against)
+    check_resolution(extractor, shown, "--samples")
+    if isinstance(theirs, Reference):
+      stamp = dict(theirs.stamp)
+    else:
+      check_resolution(extractor, theirs, "--config" if against.source else "--reference")
+      reference.check_num(theirs)
+      stamp = reference.make_stamp(theirs, against.split, extractor)
+    reference.check(stamp, extractor, shown.spec.shape)
+    stamps[extractor.name] = stamp
+    comparisons.append(Comparison(extractor, shown, theirs))
+  about = {
+    "samples": {
+      "source": samples.name.removesuffix(" given"),
+      "num": len(samples),
+      "resolution": list(samples.spec.shape),
+      "quantisation": "as found",
+    },
+    "extractors": {e.name: dict(e.stamp) for e in extractors},
+    "references": stamps,
+  }
+  return about, comparisons
+
+
+def check_out(out: Path, about: Summary) -> None:
+  """Refuses a place that cannot be written, or a file that is no metrics.json.
+
+  Args:
+    out: the metrics.json to write; figures of other images there are replaced, and that is said.
+    about: from `prepare`.
+
+  Raises:
+    UserError: the file is another, or cannot be written.
+  """
+  files.check_file(out)
+  if not out.exists():
+    return
+  found, stored = results.read(out), metrics_json.finite(about)
+  if found is None:
+    raise UserError(f"--out={out} is there already and is no metrics.json; choose another name")
+  if other := [name for name in stored if found.get(name) != stored[name]]:
+    say(f"{out} holds other figures ({', '.join(other)} differ), which these will replace")
+
+
+def measure(
+  comparisons: Sequence[Comparison],
+  against: Against,
+  about: Summary,
+  missing: list[str],
+  repeat: str,
+) -> Summary:
+  """The figures of a set of images as metrics.json has them; the first and third by `prepare`."""
+  begun = time.perf_counter()
+  mesh = sharding.create_mesh(sharding.MeshShape())
+  rows: Summary = {}
+  for extractor, samples, other in comparisons:
+    extract = make_extract(extractor, mesh, EXTRACT_BATCH)
+    found = find_reference(other, against, extractor, extract)
+    own, lines = sample_metrics.measure(
+      [sample_metrics.gather(_features(samples, extract))], found, extractor
+    )
+    rows |= own
+    missing = missing + lines
+  seconds = {"sample metrics": round(time.perf_counter() - begun, 2)}
+  return {
+    "schema": metrics_json.SCHEMA,
+    **about,
+    "figures": rows,
+    "missing": missing,
+    "repeat": repeat,
+    "code": {"version": __version__, "git_revision": provenance.git_revision()},
+    "run": metrics_json.environment(seconds),
+  }
+
+
+def check_resolution(extractor: Extractor, source: Source, flag: str) -> None:
+  """Refuses images that a data set's own features do not take.
+
+  Raises:
+    UserError: with both resolutions.
+  """
+  if extractor.resolution not in (None, source.spec.shape):
+    raise UserError(
+      f"{flag}: {source.name} has images of {source.spec.shape}, the features {extractor.name} "
+      f"take {extractor.resolution}; give --features=none, or features of such images"
+    )
+
+
+def load_other(against: Against) -> Source | Reference:
+  """Load the images or statistics to compare with.
+
+  Raises:
+    UserError: nothing was named, or it cannot be read.
+  """
+  if against.source is not None:
+    return against.source
+  if against.path is None:
+    raise UserError("--samples needs something to compare with: --reference=... or --config=...")
+  if reference.is_statistics(against.path):
+    return reference.load(against.path)
+  return load_pictures(against.path, "--reference")
+
+
+def match_channels(
+  samples: Source, other: Source | Reference, extractor: Extractor, against: Against
+) -> tuple[Source, Source | Reference]:
+  """Brings both sides to one number of channels, where that loses nothing.
+
+  Grey pictures may be stored in colour. Features that take any picture see a grey one in three
+  equal channels, so that it is the same to them.
+  """
+  if extractor.resolution is not None:
+    wanted = extractor.resolution[2]
+    theirs = other if isinstance(other, Reference) else with_channels(other, wanted)
+    return with_channels(samples, wanted), theirs
+  if isinstance(other, Reference):
+    return with_channels(samples, other.stamp["resolution"][2]), other
+  if against.source is None and samples.spec.channels == 1:
+    other = with_channels(other, 1)
+  samples = with_channels(samples, other.spec.channels)
+  if against.source is None:
+    other = with_channels(other, samples.spec.channels)
+  return samples, other
+
+
+def find_reference(
+  other: Source | Reference, against: Against, extractor: Extractor, extract: Extract
+) -> Reference:
+  """The statistics to compare with: those that were given, or computed, or from the cache."""
+  if isinstance(other, Reference):
+    return other
+  if against.source is not None:
+    folder = reference.cache_folder()
+    return reference.cached(other, against.split, extractor, extract, folder)
+  return reference.compute(other, "given", extractor, extract)
+
+
+def _features(samples: Source, extract: Extract) -> list:
+  parts = []
+  for first in range(0, len(samples), CHUNK):
+    index = np.arange(first, min(first + CHUNK, len(samples)))
+    parts.append(extract(as_pictures(samples.gather(index)[0], samples.spec.num_levels)))
+    say(f"  {index[-1] + 1:,} of {len(samples):,} images")
+  return parts

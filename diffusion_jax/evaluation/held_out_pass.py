@@ -1,0 +1,103 @@
+"""Held-out figures: every example of a split counted once, with standard errors."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_jax.data import Source, full_pass
+from diffusion_jax.likelihood import independent_binary_bits, independent_pixel_bits
+from diffusion_jax.parallel import sharding
+from diffusion_jax.types import Aux, Generative, Params
+
+
+class Figure(NamedTuple):
+  """A mean over examples.
+
+  Attributes:
+    mean: over the split.
+    standard_error: of that mean; not-a-number for a single example.
+    num: examples.
+  """
+
+  mean: float
+  standard_error: float
+  num: int
+
+
+def held_out(
+  eval_step: Callable[..., Mapping[str, Any]],
+  params: Params,
+  aux: Aux,
+  source: Source,
+  mesh: Mesh,
+  batch_size: int,
+) -> dict[str, Figure]:
+  """Runs an eval step over a whole split.
+
+  Args:
+    eval_step: jitted, (params, aux, batch) -> name -> values [B].
+    params, aux: of the model.
+    source: the split.
+    mesh: the devices.
+    batch_size: at most the split's size, rounded up to a multiple of the devices; the last batch
+      is padded and masked.
+  """
+  batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
+  values: dict[str, list[np.ndarray]] = {}
+  for batch in full_pass(source, batch_size, sharding.local_rows(mesh, batch_size)):
+    sent = sharding.put_batch(batch, mesh)
+    real = sharding.fetch(sent.mask) > 0
+    for name, value in eval_step(params, aux, sent).items():
+      values.setdefault(name, []).append(sharding.fetch(value)[real].astype(np.float64))
+  return {name: _figure(np.concatenate(parts)) for name, parts in values.items()}
+
+
+def _figure(values: np.ndarray) -> Figure:
+  spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+  return Figure(float(values.mean()), float(spread), len(values))
+
+
+def baseline_bits(generative: Generative, train: Source, test: Source) -> float | None:
+  """Bits/dim of independent pixels at the levels that the model's likelihoods count.
+
+  None for a model without likelihoods or for data without levels.
+  """
+  levels = train.spec.num_levels
+  if not generative.likelihoods or levels is None:
+    return None
+  count = independent_pixel_bits if generative.num_levels == levels else independent_binary_bits
+  return count(_images(train), _images(test), levels)
+
+
+def _images(source: Source, chunk: int = 512) -> Iterator[np.ndarray]:
+  for first in range(0, len(source), chunk):
+    yield source.gather(np.arange(first, min(first + chunk, len(source))))[0]
+
+
+def summarize(figures: Mapping[str, Figure], generative: Generative) -> list[str]:
+  """Lines for a person: the loss, then each likelihood that was measured, with its terms."""
+  lines = [f"loss {_text(figures['loss'])}"]
+  for name in (n for n in generative.likelihoods if f"{n}/bits_per_dim" in figures):
+    terms = {
+      n.removeprefix(f"{name}/"): f"{figure.mean:.4f}"
+      for n, figure in figures.items()
+      if n.startswith(f"{name}/") and not n.endswith("/bits_per_dim")
+    }
+    listed = ", ".join(f"{n} {value}" for n, value in terms.items())
+    levels = f" at {generative.num_levels} levels" if generative.num_levels else ""
+    lines.append(f"{name} {_text(figures[f'{name}/bits_per_dim'])} bits/dim{levels} ({listed})")
+  return lines
+
+
+def _text(figure: Figure) -> str:
+  return f"{figure.mean:.4f} ± {figure.standard_error:.4f}"
+
+
+def flatten(figures: Mapping[str, Figure]) -> dict[str, float]:
+  """Scalars for the logs: each mean by its name, each standard error with "_standard_error"."""
+  means = {name: figure.mean for name, figure in figures.items()}
+  errors = {f"{n}_standard_error": figure.standard_error for n, figure in figures.items()}
+  return means | errors

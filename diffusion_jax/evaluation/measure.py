@@ -1,0 +1,348 @@
+"""Measures one checkpoint: samples, figures, likelihoods, spectrum, sweep; all of it resumable."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from diffusion_jax import metrics
+from diffusion_jax.core.pixels import QUANTISATION, to_uint8
+from diffusion_jax.evaluation import bits_per_dim, noise_levels, sample_metrics
+from diffusion_jax.evaluation.context import Bench, Instrument, Setting, num_evaluations, split_of
+from diffusion_jax.evaluation.held_out_pass import baseline_bits
+from diffusion_jax.evaluation.reference import Reference
+from diffusion_jax.evaluation.sample_metrics import SampleSet
+from diffusion_jax.extractors import Features
+from diffusion_jax.inference import restore as restoring
+from diffusion_jax.inference.restore import Average
+from diffusion_jax.runs.resumable import Chunks, digest, pieces
+from diffusion_jax.samplers.grids import AUTO
+from diffusion_jax.types import Params
+
+Summary = dict[str, Any]
+
+
+class Subject(NamedTuple):
+  """A checkpoint under study.
+
+  Attributes:
+    params: its averaged weights.
+    average: which average they are; `made`: how, of one that was put together from stored ones.
+    step: it was saved at.
+    weights: a short hash of these weights.
+    data: what the checkpoint says of its training data. Read once: a run that goes on may delete
+      the checkpoint while it is being measured.
+    folder: of its outcome, eval/step; another average than the run's first has a folder of its own.
+    seconds: what each part took, filled as they end.
+  """
+
+  params: Params
+  average: Average
+  made: Mapping[str, Any] | None
+  step: int
+  weights: str
+  data: Mapping[str, Any]
+  folder: Path
+  seconds: dict[str, float]
+
+  @property
+  def work(self) -> Path:
+    """Finished pieces of unfinished work."""
+    return self.folder / "work"
+
+
+def restore(bench: Bench, step: int | None, average: Average) -> Subject:
+  """Reads an average of a checkpoint; None: the newest good one."""
+  found = restoring.restore(bench.workdir, step, bench.mesh, bench.generative, average)
+  folder = bench.folder / f"{found.step}{average.suffix}"
+  return Subject(
+    found.params, average, found.made, found.step, digest(dict(found.facts)), found.meta["data"],
+    folder, {},
+  )  # fmt: skip
+
+
+def identity(bench: Bench, subject: Subject) -> Summary:
+  """All that the figures depend on: the same work has the same identity and is not done twice."""
+  config = bench.experiment.to_dict()
+  return {
+    "weights": subject.weights,
+    "config": {n: s for n, s in config.items() if n not in ("logging", "checkpoint", "mesh")},
+    "seed": bench.seed,
+    "auto_spacing": _auto_spacing(bench.own),
+    "sweep": [setting.overrides for setting in bench.sweep],
+    "references": [i.reference.stamp for i in bench.instruments],
+    **({"classes": list(bench.classes)} if _leaves_classes_out(bench) else {}),
+  }
+
+
+def _leaves_classes_out(bench: Bench) -> bool:
+  return len(bench.classes) < bench.generative.num_classes
+
+
+def measure(bench: Bench, subject: Subject) -> Summary:
+  """The measured parts of metrics.json: figures, likelihoods, spectrum, memorization, sweep."""
+  found: Summary = {"missing": list(bench.missing)}
+  if bench.instruments:
+    with _clock(subject, "samples"):
+      sets = [_features(bench, subject, bench.own, seed) for seed in seeds(bench)]
+    with _clock(subject, "sample metrics"):
+      found |= _sample_figures(bench, sets, found["missing"])
+      found |= _memorization(bench, sets)
+  with _clock(subject, "likelihoods"):
+    found |= _likelihoods(bench, subject)
+  with _clock(subject, "spectrum"):
+    found |= _spectrum(bench, subject)
+  with _clock(subject, "sweep"):
+    found |= _sweep(bench, subject)
+  return found
+
+
+@contextlib.contextmanager
+def _clock(subject: Subject, name: str) -> Iterator[None]:
+  begun = time.perf_counter()
+  yield
+  subject.seconds[name] = round(time.perf_counter() - begun, 2)
+
+
+def say(text: str) -> None:
+  """Prints a line, from one process."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def seeds(bench: Bench) -> list[int]:
+  """One for each set of samples."""
+  return list(range(bench.seed, bench.seed + bench.experiment.eval.num_seeds))
+
+
+def labels_of(bench: Bench, first: int, num: int) -> np.ndarray | None:
+  """The classes in turn, by the image's number; None for an unconditional model."""
+  classes = np.asarray(bench.classes, np.int32)
+  return classes[(first + np.arange(num)) % len(classes)] if len(classes) else None
+
+
+def named_labels(bench: Bench) -> str | None:
+  """Words for `labels_of`."""
+  if _leaves_classes_out(bench):
+    return f"classes {','.join(map(str, bench.classes))} in turn"
+  return "classes in turn" if bench.generative.num_classes else None
+
+
+def sample_facts(bench: Bench, subject: Subject, setting: Setting, seed: int) -> Summary:
+  """What a set of samples is a function of."""
+  return {
+    "weights": subject.weights,
+    "seed": seed,
+    "settings": setting.facts,
+    "labels": named_labels(bench),
+    "quantisation": QUANTISATION,
+    "auto_spacing": _auto_spacing(setting),
+  }
+
+
+def _auto_spacing(setting: Setting) -> str | None:
+  """Return what the sampler's spacing=auto means in this version; None where it is not auto."""
+  return AUTO if setting.facts.get("sampler", {}).get("spacing") == "auto" else None
+
+
+def draw_samples(
+  bench: Bench, subject: Subject, setting: Setting, seed: int, num: int
+) -> Iterator[tuple[int, UInt8[np.ndarray, "N H W C"]]]:
+  """(number of the chunk, images), drawn or read back; image i is a function of (seed, i)."""
+  facts = sample_facts(bench, subject, setting, seed)
+  chunks = Chunks(subject.folder / "samples" / digest(facts), facts)
+  size, begun, new = min(bench.experiment.eval.batch_size, num), time.perf_counter(), 0
+  told = begun
+  for number, first, count in pieces(num, size):
+
+    def compute(first=first, size=size):
+      nonlocal new
+      labels = labels_of(bench, first, size)
+      images = to_uint8(setting.draw(subject.params, labels, size, seed, first))
+      new += size
+      return {"images": images, "labels": np.full(size, -1) if labels is None else labels}
+
+    yield number, chunks.get(number, count, compute)["images"]
+    now = time.perf_counter()
+    if first + count == num or now - told > 10:
+      told, rate = now, f", {new / (now - begun):,.1f} a second" if new else ", all there already"
+      say(f"  {_words(setting)}seed {seed}: {first + count:,} of {num:,} samples{rate}")
+
+
+def _words(setting: Setting) -> str:
+  return "".join(f"{name}={value} " for name, value in setting.overrides.items())
+
+
+def _features(bench: Bench, subject: Subject, setting: Setting, seed: int) -> list[SampleSet]:
+  """The features of one seed's samples under each instrument, kept until all work is done."""
+  parts: list[list[Features]] = [[] for _ in bench.instruments]
+  facts = sample_facts(bench, subject, setting, seed)
+  stores = [_feature_store(subject, facts, instrument) for instrument in bench.instruments]
+  for number, images in draw_samples(bench, subject, setting, seed, bench.num_samples):
+    for store, instrument, part in zip(stores, bench.instruments, parts, strict=True):
+
+      def compute(images=images, instrument=instrument):
+        found = instrument.extract(images)._asdict()
+        return {name: value for name, value in found.items() if value is not None}
+
+      part.append(Features(**store.get(number, len(images), compute)))
+  return [sample_metrics.gather(part) for part in parts]
+
+
+def _feature_store(subject: Subject, facts: Summary, instrument: Instrument) -> Chunks:
+  facts = {"samples": facts, "extractor": dict(instrument.extractor.stamp)}
+  return Chunks(subject.work / f"features-{digest(facts)}", facts)
+
+
+def _sample_figures(
+  bench: Bench, sets: list[list[SampleSet]], missing: list[str], extrapolate: bool = True
+) -> Summary:
+  found: Summary = {}
+  for place, instrument in enumerate(bench.instruments):
+    own = [features[place] for features in sets]
+    rows, lines = sample_metrics.measure(
+      own, instrument.reference, instrument.extractor, extrapolate
+    )
+    found |= rows
+    missing += lines
+  return {"figures": found}
+
+
+def _memorization(bench: Bench, sets: list[list[SampleSet]]) -> Summary:
+  """Whether samples lie nearer to the training images than held-out images do."""
+  if "test" not in bench.splits:
+    return {}
+  train, test = bench.splits["train"].features, bench.splits["test"].features
+  found = metrics.copying(sets[0][0].pool, train, test)
+  return {
+    "memorization": {
+      "extractor": bench.instruments[0].extractor.name,
+      "num_samples": bench.num_samples,
+      "samples_to_train": found.samples_to_train._asdict(),
+      "test_to_train": found.test_to_train._asdict(),
+      "closer_than_test": found.closer_than_test,
+      "c_t": found.c_t,
+      "verdict": _verdict(found.c_t),
+    }
+  }
+
+
+def _verdict(c_t: float) -> str:
+  """The test's own threshold of 3 standard deviations, in words."""
+  if c_t < -3:
+    return "samples stand closer to the training images than held-out images do: copying"
+  if c_t > 3:
+    return "samples stand farther from the training images than held-out images do: no copying"
+  return "samples stand as far from the training images as held-out images do"
+
+
+def nearest_training_images(
+  bench: Bench, subject: Subject, num: int, neighbours: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """The first samples and, for each, the training images nearest to it in feature space."""
+  if not bench.instruments:
+    return None
+  train: Reference = bench.splits["train"]
+  images = next(draw_samples(bench, subject, bench.own, bench.seed, bench.num_samples))[1][:num]
+  pool = bench.instruments[0].extract(images).pool
+  found = metrics.nearest(pool, train.features, neighbours)
+  return images, train.places[found.index]
+
+
+def _likelihoods(bench: Bench, subject: Subject) -> Summary:
+  options = bench.experiment.eval
+  if not bench.estimates:
+    return {}
+  source = split_of(bench, options.likelihood_split)
+  found: Summary = {}
+  for name, estimate in bench.estimates.items():
+    facts = _estimate_facts(bench, subject, name)
+    chunks = Chunks(subject.work / f"{name}-{digest(facts)}", facts)
+    values = bits_per_dim.run(
+      estimate, subject.params, source, bench.mesh, chunks, options.batch_size,
+      options.likelihood_repeats, bench.seed, _progress(name),
+    )  # fmt: skip
+    about = {
+      "split": options.likelihood_split,
+      "num_levels": bench.generative.num_levels,
+      "conditional": bool(bench.generative.num_classes),
+      "options": facts["options"],
+    }
+    found[name] = about | bits_per_dim.summarize(values)
+  return {"likelihoods": found} | _baseline(bench)
+
+
+def _estimate_facts(bench: Bench, subject: Subject, name: str) -> Summary:
+  config = bench.experiment.to_dict()
+  section = name if name in config else name.partition("_")[0]  # iwae_50 is of section iwae
+  options = config.get(section, {})
+  return {
+    "weights": subject.weights,
+    "split": bench.experiment.eval.likelihood_split,
+    "seed": bench.seed,
+    "batch_size": bench.experiment.eval.batch_size,
+    "settings": bench.own.facts,
+    "name": name,
+    "options": options,
+  }
+
+
+def _progress(name: str):
+  """Tells how far an estimate is, at most every ten seconds."""
+  told = time.perf_counter()
+
+  def report(done: int, num: int) -> None:
+    nonlocal told
+    if done == num or time.perf_counter() - told > 10:
+      told = time.perf_counter()
+      say(f"  {name}: {done:,} of {num:,} estimates")
+
+  return report
+
+
+def _baseline(bench: Bench) -> Summary:
+  if bench.test is None or bench.experiment.eval.likelihood_split != "test":
+    return {}
+  bits = baseline_bits(bench.generative, bench.train, bench.test)
+  return {} if bits is None else {"baseline": {"independent_pixels": bits}}
+
+
+def _spectrum(bench: Bench, subject: Subject) -> Summary:
+  if bench.errors is None:
+    return {}
+  found: Summary = {}
+  splits: Mapping[str, Any] = {"train": bench.train, "test": bench.test}
+  for name, source in splits.items():
+    if source is None:
+      continue
+    facts = {"split": name, **_estimate_facts(bench, subject, "spectrum")}
+    chunks = Chunks(subject.work / f"spectrum-{name}-{digest(facts)}", facts)
+    found["log_snr"], found[name] = noise_levels.run(
+      bench.errors, subject.params, source, bench.experiment.eval.spectrum_images, bench.mesh,
+      chunks, bench.experiment.eval.batch_size, bench.seed,
+    )  # fmt: skip
+  return {"spectrum": found}
+
+
+def _sweep(bench: Bench, subject: Subject) -> Summary:
+  """Figures of each setting from the first seed."""
+  rows = []
+  for setting in bench.sweep if bench.instruments else ():
+    sets = [_features(bench, subject, setting, bench.seed)]
+    found = _sample_figures(bench, sets, [], extrapolate=False)
+    rows.append(
+      {
+        "overrides": dict(setting.overrides),
+        "num_evaluations": num_evaluations(
+          setting.generative, subject.params, bench.seed, bench.classes
+        ),
+        "num_samples": bench.num_samples,
+        **found,
+      }
+    )
+  return {"sweep": rows} if rows else {}

@@ -1,0 +1,194 @@
+"""metrics.json and the report: what was measured, of what, and how to measure it again."""
+
+import json
+import math
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from diffusion_jax import __version__
+from diffusion_jax.core.pixels import QUANTISATION
+from diffusion_jax.evaluation import context as benches
+from diffusion_jax.evaluation import measure
+from diffusion_jax.evaluation.context import Bench
+from diffusion_jax.evaluation.measure import Subject, Summary
+from diffusion_jax.report import Picture, write_report
+from diffusion_jax.runs import provenance
+from diffusion_jax.runs.resumable import digest
+from diffusion_jax.training import logger
+from diffusion_jax.training.state import count_parameters
+from diffusion_jax.types import UserError
+
+SCHEMA = 1
+
+
+def compose(bench: Bench, subject: Subject, measured: Summary, repeat: str) -> Summary:
+  """The content of metrics.json; docs/metrics_json.md describes it.
+
+  Args:
+    bench, subject: what was measured.
+    measured: from `measure.measure`.
+    repeat: the command that measures it again.
+  """
+  return {
+    "schema": SCHEMA,
+    "identity": digest(measure.identity(bench, subject)),
+    "model": _model(bench, subject),
+    "samples": _samples(bench, subject),
+    "extractors": {i.extractor.name: dict(i.extractor.stamp) for i in bench.instruments},
+    "references": {i.extractor.name: dict(i.reference.stamp) for i in bench.instruments},
+    **measured,
+    "repeat": repeat,
+    "code": {"version": __version__, "git_revision": provenance.git_revision()},
+    "run": environment(subject.seconds),
+  }
+
+
+def _model(bench: Bench, subject: Subject) -> Summary:
+  config = bench.experiment.to_dict()
+  return {
+    "workdir": str(bench.workdir),
+    "step": subject.step,
+    "images_seen": subject.step * bench.experiment.training.batch_size,
+    "weights": subject.average.label,
+    "weights_digest": subject.weights,
+    "ema": config["ema"],
+    **({"put_together": dict(subject.made)} if subject.made else {}),
+    "kind": config["generative"]["name"],
+    "parameters": count_parameters(subject.params),
+    "config": config,
+    "data": dict(subject.data),
+  }
+
+
+def _samples(bench: Bench, subject: Subject) -> Summary:
+  facts = measure.sample_facts(bench, subject, bench.own, bench.seed)
+  return {
+    "source": f"{bench.workdir} step {subject.step}",
+    "num": bench.num_samples,
+    "seeds": measure.seeds(bench),
+    "sampler": facts["settings"].get("sampler"),
+    "auto_spacing": facts["auto_spacing"],
+    "guidance": facts["settings"].get("guidance"),
+    "num_evaluations": benches.num_evaluations(
+      bench.generative, subject.params, bench.seed, bench.classes
+    ),
+    "labels": facts["labels"],
+    "quantisation": QUANTISATION,
+    "resolution": list(bench.train.spec.shape),
+    "folder": f"samples/{digest(facts)}",
+  }
+
+
+def environment(seconds: Mapping[str, Any]) -> Summary:
+  """Where and when it was measured: the part that a repetition need not share."""
+  return {
+    "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    "seconds": dict(seconds),
+    "devices": [str(d) for d in jax.devices()],
+    "device_kind": jax.devices()[0].device_kind,
+    "num_processes": jax.process_count(),
+    "packages": provenance.package_versions(),
+  }
+
+
+def write(
+  folder: Path,
+  metrics: Summary,
+  pictures: Mapping[str, Picture],
+  training: Sequence[Mapping[str, Any]],
+  compared: Sequence[Summary],
+) -> None:
+  """Writes the pictures, the report, and last metrics.json, the mark of finished work."""
+  if jax.process_index():
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, picture in pictures.items():
+    logger.write_png(folder / f"{name}.png", picture.image)
+  stored = finite(metrics)
+  write_report(folder / "report.html", stored, pictures, training, compared)
+  logger.write_json(folder / "metrics.json", stored)
+
+
+def write_metrics(path: Path, metrics: Summary) -> None:
+  """Writes one metrics.json.
+
+  Raises:
+    UserError: the path cannot be written.
+  """
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logger.write_json(path, finite(metrics))
+  except OSError as error:
+    raise UserError(f"--out={path} cannot be written ({error.strerror}); choose another") from error
+
+
+def finite(value: Any) -> Any:
+  """Return a JSON value with null for numbers that are not finite, and lists for tuples."""
+  if isinstance(value, Mapping):
+    return {name: finite(v) for name, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [finite(v) for v in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def training_rows(workdir: Path) -> list[dict[str, Any]]:
+  """The rows of metrics.jsonl that can be read; a figure may be null."""
+  rows = []
+  try:
+    lines = (workdir / "metrics.jsonl").read_text(errors="replace").splitlines()
+  except OSError:
+    return []
+  for line in lines:
+    try:
+      row = json.loads(line)
+    except ValueError:
+      continue
+    if isinstance(row, dict) and "step" in row:
+      rows.append(row)
+  return rows
+
+
+def lines(metrics: Summary) -> list[str]:
+  """What a person reads on the terminal."""
+  rows = [_figure_line(name, figure) for name, figure in metrics.get("figures", {}).items()]
+  for name, found in metrics.get("likelihoods", {}).items():
+    terms = ", ".join(f"{n} {t['mean']:.4f}" for n, t in found["terms"].items())
+    levels = f" at {found['num_levels']} levels" if found["num_levels"] else ""
+    rows.append(
+      f"{name} {found['bits_per_dim']:.4f}{_error(found['standard_error'])} bits/dim{levels}, "
+      f"{found['num_images']:,} {found['split']} images" + (f" ({terms})" if terms else "")
+    )
+  for point in metrics.get("sweep", []):
+    settings = " ".join(f"{n}={v}" for n, v in point["overrides"].items())
+    values = ", ".join(f"{n} {f['value']:.4g}" for n, f in point["figures"].items())
+    rows.append(f"{settings}: {point['num_evaluations']} evaluations, {values}")
+  if "memorization" in metrics:
+    found = metrics["memorization"]
+    rows.append(f"copying test C_T {found['c_t']:.2f}: {found['verdict']}")
+  return rows + [f"not measured: {line}" for line in metrics.get("missing", [])]
+
+
+def _figure_line(name: str, figure: Summary) -> str:
+  error = figure.get("standard_deviation")
+  if error is None:
+    error = figure.get("standard_error")
+  return f"{name} {figure['value']:.4f}{_error(error)}"
+
+
+def _error(value: float | None) -> str:
+  return "" if value is None else f" ± {value:.4f}"
+
+
+def command(argv: list[str], step: int | None) -> str:
+  """Return the command that measures the same again."""
+  left_out = ("--watch", "--fresh", *["--step"] * (step is not None))
+  named = [f"--step={step}"] if step is not None else []
+  kept = [a for a in argv if not a.startswith(left_out)]
+  return shlex.join(["python", "-m", "diffusion_jax.evaluate", *kept, *named])

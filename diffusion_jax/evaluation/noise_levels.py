@@ -1,0 +1,76 @@
+"""The denoising error by log-SNR on training and held-out images, from one bank of noise."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_jax.core import rng
+from diffusion_jax.data import Source
+from diffusion_jax.parallel import sharding
+from diffusion_jax.runs.resumable import Chunks, pieces
+from diffusion_jax.types import Batch, Generative, Params
+
+STREAM = 2**31 + 3
+
+
+def make_spectrum(generative: Generative) -> Callable | None:
+  """A jitted (params, seed, batch) -> SpectrumEstimate; None for a model without noise levels."""
+  spectrum = generative.spectrum
+  if spectrum is None:
+    return None
+
+  @jax.jit
+  def errors(params, seed, batch):
+    key = jax.random.fold_in(jax.random.key(seed), STREAM)
+    return spectrum(params, rng.example_keys(key, batch.index), batch)
+
+  return errors
+
+
+def run(
+  errors: Callable,
+  params: Params,
+  source: Source,
+  num_images: int,
+  mesh: Mesh,
+  chunks: Chunks,
+  batch_size: int,
+  seed: int,
+) -> tuple[list[float], dict[str, Any]]:
+  """The mean error of a split at each log-SNR.
+
+  Args:
+    errors: from `make_spectrum`.
+    params: of the model.
+    source: the split; evenly spaced images of it, the i-th with the i-th noise of the bank, so that
+      two splits meet the same noise.
+    num_images: most images that are used.
+    mesh, chunks, batch_size, seed: as in `likelihoods.run`.
+
+  Returns:
+    log-SNRs, and means with standard errors over the images.
+  """
+  num = min(num_images, len(source))
+  places = np.linspace(0, len(source) - 1, num).astype(int)
+  size = sharding.round_up(min(batch_size, num), mesh)
+  rows = []
+  for number, first, count in pieces(num, size):
+
+    def compute(first=first):
+      index = np.arange(first, first + size)
+      image, label = source.gather(places[np.minimum(index, num - 1)])
+      batch = Batch(image, label, (index < num).astype(np.float32), index.astype(np.uint32))
+      sent = jax.tree.map(lambda x: sharding.put_rows(x, mesh), batch)
+      found = errors(params, seed, sent)
+      log_snr = np.broadcast_to(sharding.fetch(found.log_snr), found.eps_mse.shape)
+      return {"eps_mse": sharding.fetch(found.eps_mse), "log_snr": log_snr}
+
+    rows.append(chunks.get(number, count, compute))
+  mse = np.concatenate([row["eps_mse"] for row in rows]).astype(np.float64)
+  spread = mse.std(0, ddof=1) / math.sqrt(num) if num > 1 else np.zeros(mse.shape[1])
+  summary = {"eps_mse": mse.mean(0).tolist(), "standard_error": spread.tolist(), "num_images": num}
+  return rows[0]["log_snr"][0].astype(float).tolist(), summary

@@ -1,0 +1,76 @@
+"""The command line of `evaluate`: flags that exclude each other, and steps that are left out."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from diffusion_jax import parallel
+from diffusion_jax.checkpoints import store
+from diffusion_jax.checkpoints.store import Unreadable
+from diffusion_jax.core.config import Override
+from diffusion_jax.evaluation.context import Bench, Request
+from diffusion_jax.types import UserError
+
+
+def check(args: Any, overrides: Sequence[Override]) -> None:
+  """Refuse flags that do not go together, before anything is loaded.
+
+  Raises:
+    UserError: which flag, and what it needs.
+  """
+  if (args.workdir is None) == (args.samples is None):
+    raise UserError("give --workdir=RUN to measure a run, or --samples=DIR|file.npz; see --help")
+  if args.workdir is not None and (args.reference or args.config):
+    raise UserError("--reference and --config belong to --samples; --workdir needs none")
+  if args.samples is not None and (args.watch or args.sweep or args.compare or args.ema):
+    raise UserError("--watch, --sweep, --compare and --ema need --workdir")
+  if args.samples is not None and (args.reference is None) == (args.config is None):
+    raise UserError("--samples needs --reference=DIR|file.npz|stats.npz or --config=FILE, one")
+  if overrides and args.samples is not None and args.config is None:
+    raise UserError(f"{overrides[0].flag}: --samples without --config takes no config")
+  if args.out is not None and (args.out.suffix == ".json") != (args.samples is not None):
+    which = "must end in .json" if args.samples else "is a folder with --workdir"
+    raise UserError(f"--out={args.out}: {which}, e.g. --out=metrics{'.json' * bool(args.samples)}")
+  if not 0 <= args.seed < 2**31 - 1000:
+    raise UserError(f"--seed={args.seed}: must lie between 0 and 2^31 - 1001")
+  if not re.fullmatch("latest|all|[0-9]+", args.step):
+    raise UserError(f"--step={args.step}: must be latest, all or a number, e.g. --step=1000")
+  if args.watch and args.step != "latest":
+    raise UserError(f"--step={args.step}: --watch takes every checkpoint; leave --step out")
+
+
+def check_measures(bench: Bench, request: Request) -> Bench:
+  """Return the bench, with a line on what nothing measures.
+
+  Raises:
+    UserError: settings are swept, and there are no features to measure their samples with.
+  """
+  if bench.extractors or (request.features is None and bench.train.spec.num_classes):
+    return bench
+  reason = "; ".join(bench.missing) or "--features=none and --inception=none"
+  if bench.sweep:
+    flags = " ".join(f"--sweep={axis}" for axis in request.sweep)
+    raise UserError(
+      f"{flags}: nothing would measure the samples ({reason}); give --features=FILE or "
+      "--inception=FILE, or leave --sweep out"
+    )
+  said = [] if bench.missing else [f"samples, since nothing is left to do it with ({reason})"]
+  return bench._replace(missing=[*bench.missing, *said])
+
+
+def why_left_out(bench: Bench, step: int | None, error: UserError) -> str | None:
+  """Return why one of several steps is left out; None where the error is not the step's own.
+
+  A collective.
+
+  Args:
+    bench: of the run.
+    step: that could not be measured.
+    error: why.
+  """
+  gone = step not in store.saved_steps(bench.checkpoints)
+  if parallel.from_first(gone):
+    return "the run has deleted this checkpoint; skipped"
+  if not isinstance(error, Unreadable):
+    return None
+  return f"this checkpoint is damaged ({error.damaged[-1].reason}); skipped"

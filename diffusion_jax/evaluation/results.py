@@ -1,0 +1,249 @@
+"""Outcomes on disk: whether one is there, and that no other settings replace it."""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusion_jax import parallel, report
+from diffusion_jax.checkpoints import store
+from diffusion_jax.core import files
+from diffusion_jax.evaluation import metrics_json
+from diffusion_jax.evaluation.context import Bench, Request
+from diffusion_jax.evaluation.measure import Subject, Summary
+from diffusion_jax.evaluation.metrics_json import SCHEMA
+from diffusion_jax.inference.restore import Average
+from diffusion_jax.runs.experiment import differences, load, of_today
+from diffusion_jax.types import UserError
+
+UNMEASURED = {"logging", "checkpoint", "mesh", "distributed", "training", "optimizer", "ema"}
+"""Sections that decide no figure of given weights."""
+
+HOW_IT_RUNS = {
+  "data": {"path", "data_dir", "max_ram_gib"},
+  "eval": {"every_steps", "training_likelihoods", "batch_size", "num_samples", "likelihoods"},
+  "model": {"remat"},
+}
+"""Fields that decide none either, and those that `compare` compares by what was measured."""
+
+
+class Difference(NamedTuple):
+  """Difference between an evaluation and an outcome on disk.
+
+  Attributes:
+    lost: what the outcome has otherwise, or alone, one phrase each: it would be replaced.
+    added: whether more is asked for than the outcome has.
+  """
+
+  lost: list[str]
+  added: bool
+
+
+def read(path: Path) -> Summary | None:
+  """Return the object in a metrics.json of any version; None where there is none to lose."""
+  try:
+    found = json.loads(path.read_text())
+  except (OSError, ValueError):
+    return None
+  return found if isinstance(found, dict) and "schema" in found else None
+
+
+def compare(found: Summary, bench: Bench, subject: Subject | None = None) -> Difference:
+  """Compare a metrics.json with what would be measured now.
+
+  Args:
+    found: from `read`.
+    bench: of the evaluation; without instruments, references are not compared.
+    subject: the checkpoint; None: its weights are not compared.
+  """
+  if found["schema"] != SCHEMA:
+    return Difference([f"schema: {found['schema']} -> {SCHEMA}"], True)
+  try:
+    return _compare(found, bench, subject)
+  except (KeyError, TypeError, AttributeError, IndexError) as error:
+    return Difference([f"its metrics.json lacks {error}"], True)
+
+
+def _compare(found: Summary, bench: Bench, subject: Subject | None) -> Difference:
+  lost = _fields(found["model"]["config"], metrics_json.finite(bench.experiment.to_dict()))
+  samples = found["samples"]
+  lost += _other("seed", samples["seeds"][0], bench.seed)
+  lost += _other("eval.num_samples", samples["num"], bench.num_samples)
+  if subject is not None:
+    lost += _other("weights", found["model"]["weights_digest"], subject.weights)
+  measured = {
+    "eval.likelihoods": (list(found.get("likelihoods", {})), list(bench.estimates)),
+    "sweep": (
+      [_point(row["overrides"]) for row in found.get("sweep", [])],
+      [_point(setting.overrides) for setting in bench.sweep],
+    ),
+  }
+  if bench.is_equipped:
+    stamps = {i.extractor.name: metrics_json.finite(i.reference.stamp) for i in bench.instruments}
+    lost += _stamps(found["references"], stamps)
+    measured["references"] = (list(found["references"]), list(stamps))
+  for name, (old, new) in measured.items():
+    if gone := [n for n in old if n not in new]:
+      lost.append(f"{name}: {', '.join(gone)} -> {', '.join(new) or 'none'}")
+  added = any(n not in old for old, new in measured.values() for n in new)
+  return Difference(lost, added or (bench.errors is not None and "spectrum" not in found))
+
+
+def _fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """The fields of a config that decide figures, as "section.field: old -> new"."""
+  with contextlib.suppress(UserError):  # an older version lacks what has been added: the defaults
+    old = load(of_today(old)).to_dict()
+  old = json.loads(json.dumps(old))
+  if not old["eval"].get("spectrum_images"):  # nothing was measured that other images replace
+    old["eval"]["spectrum_images"] = new["eval"]["spectrum_images"]
+  fatal, harmless = differences(_deciding(old), _deciding(new))
+  return fatal + harmless
+
+
+def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    name: {k: v for k, v in fields.items() if k not in HOW_IT_RUNS.get(name, ())}
+    for name, fields in config.items()
+    if name not in UNMEASURED
+  }
+
+
+def _other(name: str, old: Any, new: Any) -> list[str]:
+  return [] if old == new else [f"{name}: {old} -> {new}"]
+
+
+def _point(overrides: Mapping[str, str]) -> str:
+  return " ".join(f"{name}={value}" for name, value in overrides.items())
+
+
+def _stamps(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """References of one name that are not the same."""
+  lost = []
+  for name in (n for n in old if n in new and old[n] != new[n]):
+    keys = [k for k in {**old[name], **new[name]} if old[name].get(k) != new[name].get(k)]
+    lost.append(f"another reference of {name} ({', '.join(keys)})")
+  return lost
+
+
+def is_done(bench: Bench, subject: Subject) -> bool:
+  """Return whether the folder holds the outcome of exactly this work."""
+  found = read(subject.folder / "metrics.json")
+  if found is None or not (subject.folder / "report.html").is_file():
+    return False
+  return compare(found, bench, subject) == Difference([], False)
+
+
+def keep(
+  folders: Sequence[Path], bench: Bench, fresh: bool, subject: Subject | None = None
+) -> None:
+  """Refuse to replace outcomes of other settings; with `fresh`, move them aside.
+
+  What has the same settings, or less than is measured now, may be replaced.
+
+  Args:
+    folders: of the steps.
+    bench, subject: as in `compare`.
+    fresh: move aside what would be replaced, instead of refusing.
+
+  Raises:
+    UserError: with the first folder and what differs.
+  """
+  for folder in folders:
+    found = read(folder / "metrics.json")
+    lost = [] if found is None else compare(found, bench, subject).lost
+    if lost and not fresh:
+      raise UserError(
+        f"{folder} holds an evaluation with other settings ({'; '.join(lost)}); give --out=FOLDER "
+        "for this one, or --fresh to move that one aside"
+      )
+    if lost and subject is not None:
+      print(f"moved the evaluation with other settings to {_move_aside(folder)}", flush=True)
+
+
+def _move_aside(folder: Path) -> Path:
+  """Move the files of an outcome, metrics.json first; its samples stay, for they may be of use."""
+  aside = files.free_name(folder)
+  aside.mkdir()
+  for file in sorted(folder.iterdir(), key=lambda p: (p.name != "metrics.json", p.name)):
+    if file.is_file():
+      file.rename(aside / file.name)
+  return aside
+
+
+def check_steps(bench: Bench, step: str, average: Average, fresh: bool) -> None:
+  """Refuse, before anything is computed, what `keep` would refuse of the steps asked for.
+
+  Args:
+    bench: of the evaluation.
+    step: latest, all, or a number.
+    average: the weights.
+    fresh: other outcomes are moved aside when their turn comes.
+
+  Raises:
+    UserError: no such checkpoint, or an outcome of other settings.
+  """
+
+  def check() -> None:
+    saved = store.saved_steps(bench.checkpoints)
+    asked = {"all": saved, "latest": saved[-1:]}.get(step) or [int(step)]
+    keep([bench.folder / f"{number}{average.suffix}" for number in asked], bench, fresh)
+
+  parallel.first_does(check)
+
+
+def prepare_folder(request: Request) -> None:
+  """Make the folder of the outcomes.
+
+  Raises:
+    UserError: it cannot be written, or the processes do not share it.
+  """
+  folder = request.folder
+  what, advice = (
+    (f"--out={folder}", "choose another")
+    if request.out
+    else (f"{folder}", "give --out=FOLDER for the evaluation")
+  )
+  parallel.first_does(lambda: files.make_writable(folder, what, advice))
+  parallel.check_shared(folder)
+
+
+def find_compared(given: Sequence[Path]) -> list[Summary]:
+  """Return the metrics of other runs: of a metrics.json, or of a run's newest evaluated step.
+
+  The report's page of each is tried, so that none fails after the measuring.
+
+  Raises:
+    UserError: a place without any, or one that is damaged.
+  """
+  return [_find_compared(path) for path in given]
+
+
+def _find_compared(path: Path) -> Summary:
+  where = f"--compare={path}"
+  place = path if path.suffix == ".json" else _newest(path)
+  if place is None or not place.is_file():
+    raise UserError(
+      f"{where}: no metrics.json there; run python -m diffusion_jax.evaluate --workdir={path} first"
+    )
+  try:
+    found = json.loads(place.read_text())
+    if found["schema"] != SCHEMA:
+      raise ValueError(f"schema {found['schema']}, this version reads {SCHEMA}")
+    report.render(found, {}, (), [found])
+  except Exception as error:
+    raise UserError(
+      f"{where}: {place} is no metrics.json that can be compared ({type(error).__name__}: "
+      f"{str(error).partition(chr(10))[0][:200]}); evaluate that run again, or leave it out"
+    ) from error
+  return found
+
+
+def _newest(folder: Path) -> Path | None:
+  """The newest step's metrics.json of a run, of a folder of --out, or of one step."""
+  for root in (folder / "eval", folder):
+    places = [p for p in root.glob("*/metrics.json") if p.parent.name.isdigit()]
+    if places:
+      return max(places, key=lambda p: int(p.parent.name))
+  own = folder / "metrics.json"
+  return own if own.is_file() else None

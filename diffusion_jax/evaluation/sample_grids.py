@@ -1,0 +1,115 @@
+"""Grids of an evaluation: samples, classes, the sampler's way, reconstructions, neighbours."""
+
+import math
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from diffusion_jax.core import rng
+from diffusion_jax.core.pixels import as_pictures, to_uint8
+from diffusion_jax.evaluation import measure
+from diffusion_jax.evaluation.context import Bench
+from diffusion_jax.evaluation.measure import Subject
+from diffusion_jax.inference import draw
+from diffusion_jax.parallel import sharding
+from diffusion_jax.report import Picture
+from diffusion_jax.training.logger import grid_columns, image_grid
+
+GRID = 64
+MAX_CLASSES = 20
+PER_CLASS = 10
+ROWS = 8
+MOMENTS = 10
+NEIGHBOURS = 5
+
+
+def make_pictures(bench: Bench, subject: Subject) -> dict[str, Picture]:
+  """Name -> picture, for what the model can show. Samples are those that were measured."""
+  images = _samples(bench, subject)
+  found = {"samples": _grid_of_samples(images)}
+  if 2 <= len(bench.classes) <= len(images):  # else some class has no sample
+    found["classes"] = _classes(bench, images)
+  if bench.generative.trajectory is not None:
+    found["progression"] = _progression(bench, subject)
+  if bench.generative.encode is not None:
+    found["reconstructions"] = _reconstructions(bench, subject)
+  if (nearest := _nearest(bench, subject)) is not None:
+    found["nearest"] = nearest
+  return found
+
+
+def _samples(bench: Bench, subject: Subject) -> UInt8[np.ndarray, "N H W C"]:
+  """The first samples of the first seed, enough for every grid."""
+  wanted = min(max(GRID, len(bench.classes) * PER_CLASS), bench.num_samples)
+  parts, have = [], 0
+  for _, images in measure.draw_samples(bench, subject, bench.own, bench.seed, bench.num_samples):
+    parts.append(images)
+    have += len(images)
+    if have >= wanted:
+      break
+  return np.concatenate(parts)[:wanted]
+
+
+def _grid_of_samples(images: np.ndarray) -> Picture:
+  images = images[:GRID]
+  columns = math.ceil(math.sqrt(len(images)))
+  return Picture(image_grid(images, columns), f"The first {len(images)} samples, none left out.")
+
+
+def _classes(bench: Bench, images: np.ndarray) -> Picture:
+  """One row a class, by the label that was asked for; images are in the order of their classes."""
+  num = len(bench.classes)
+  shown = [images[place::num][:PER_CLASS] for place in range(min(num, MAX_CLASSES))]
+  columns = min(len(row) for row in shown)
+  cells = np.concatenate([row[:columns] for row in shown])
+  labels = bench.classes[: len(shown)]
+  named = f"0 to {len(shown) - 1}" if labels[-1] == len(shown) - 1 else ", ".join(map(str, labels))
+  words = f"One row a class, {named}: the first {columns} samples that asked for it."
+  return Picture(image_grid(cells, columns), words)
+
+
+def _progression(bench: Bench, subject: Subject) -> Picture:
+  """One row an image: the x0 estimate at evenly spaced steps of the sampler, the last one final."""
+  trajectory = bench.generative.trajectory
+  assert trajectory is not None
+  labels = measure.labels_of(bench, 0, ROWS)
+
+  @jax.jit
+  def follow(params, index, labels):
+    keys = rng.example_keys(jax.random.key(bench.seed), index)
+    return trajectory(params, keys, labels)
+
+  path = sharding.fetch(follow(subject.params, np.arange(ROWS, dtype=np.uint32), labels))
+  steps = np.unique(np.linspace(0, len(path) - 1, min(MOMENTS, len(path))).astype(int))
+  cells = to_uint8(path[steps]).swapaxes(0, 1).reshape(-1, *path.shape[2:])
+  numbers = ", ".join(str(step + 1) for step in steps)
+  words = f"The x0 estimate after steps {numbers} of {len(path)}, one row an image."
+  return Picture(image_grid(cells, len(steps)), words)
+
+
+def _reconstructions(bench: Bench, subject: Subject) -> Picture:
+  source = bench.test or bench.train
+  batch = draw.first_examples(source, 32)
+  decoded = draw.make_reconstruct(bench.generative, bench.mesh)(subject.params, batch)
+  originals = as_pictures(np.asarray(batch.image), source.spec.num_levels)
+  columns = grid_columns(len(decoded), 0)
+  rows = draw.rows_in_turn([originals, to_uint8(decoded)], columns)
+  what = "held-out" if bench.test else "training"
+  return Picture(image_grid(rows, columns), f"Each row of {what} images above what became of it.")
+
+
+def _nearest(bench: Bench, subject: Subject) -> Picture | None:
+  """Each row: a sample, then the training images nearest to it in feature space."""
+  wanted = min(NEIGHBOURS, len(bench.train))
+  found = measure.nearest_training_images(bench, subject, ROWS, wanted)
+  if found is None:
+    return None
+  samples, places = found
+  images = bench.train.gather(places.ravel())[0]
+  near = as_pictures(images, bench.train.spec.num_levels).reshape(*places.shape, *samples.shape[1:])
+  blank = np.full_like(samples[:, None], 255)
+  cells = np.concatenate([samples[:, None], blank, near], axis=1)
+  grid = image_grid(cells.reshape(-1, *samples.shape[1:]), wanted + 2)
+  name = bench.instruments[0].extractor.name
+  return Picture(grid, f"Left: a sample. Right: its {wanted} nearest training images ({name}).")

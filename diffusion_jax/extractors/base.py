@@ -1,0 +1,90 @@
+"""What a feature network is to the metrics, and how pictures stream through it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, UInt8
+
+from diffusion_jax.parallel import sharding
+from diffusion_jax.types import Params, UserError
+
+
+class Features(NamedTuple):
+  """Features of pictures, float32 on the host.
+
+  Attributes:
+    pool: what distances are taken between.
+    logits: of the network's classes, for the Inception Score.
+    spatial: of an inner layer, for sFID; only Inception has them.
+  """
+
+  pool: Float[np.ndarray, "N D"]
+  logits: Float[np.ndarray, "N K"]
+  spatial: Float[np.ndarray, "N S"] | None = None
+
+
+class Extractor(NamedTuple):
+  """A feature network.
+
+  Attributes:
+    name: ends the names of its figures, as in fd_digits; "inception" is the one of FID.
+    stamp: what a figure must say of it: sha256, resize and so on. JSON values.
+    params: its weights.
+    apply: (params, pictures 0..255 [B H W C]) -> (pool, logits, spatial or None), jittable.
+    resolution: (H, W, C) of the only pictures it takes; None: any.
+  """
+
+  name: str
+  stamp: Mapping[str, Any]
+  params: Params
+  apply: Callable[[Params, jax.Array], tuple[jax.Array, jax.Array, jax.Array | None]]
+  resolution: tuple[int, int, int] | None = None
+
+
+Extract = Callable[[UInt8[np.ndarray, "N H W C"]], Features]
+
+
+def make_extract(extractor: Extractor, mesh: Mesh, batch_size: int) -> Extract:
+  """A function that gives the features of any number of pictures, in batches over the devices.
+
+  Args:
+    extractor: the network.
+    mesh: the devices.
+    batch_size: pictures of one batch, rounded up to a multiple of the devices; the last batch is
+      padded.
+
+  The function raises UserError for features that are not finite.
+  """
+  batch_size = sharding.round_up(batch_size, mesh)
+  params = sharding.put_everywhere(extractor.params, mesh)
+  apply = jax.jit(extractor.apply)
+
+  def batch(images: np.ndarray) -> Features:
+    missing = batch_size - len(images)
+    padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)], mode="edge")
+    pool, logits, spatial = apply(params, sharding.put_rows(padded, mesh))
+
+    def rows(x: jax.Array) -> np.ndarray:
+      return sharding.fetch(x)[: len(images)]
+
+    return Features(rows(pool), rows(logits), None if spatial is None else rows(spatial))
+
+  def extract(images: UInt8[np.ndarray, "N H W C"]) -> Features:
+    parts = [batch(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+    spatial = [part.spatial for part in parts if part.spatial is not None]
+    found = Features(
+      np.concatenate([part.pool for part in parts]),
+      np.concatenate([part.logits for part in parts]),
+      np.concatenate(spatial) if spatial else None,
+    )
+    if not (np.isfinite(found.pool).all() and np.isfinite(found.logits).all()):
+      raise UserError(
+        f"the features of {extractor.name} are not finite: its weights (sha256 "
+        f"{extractor.stamp['sha256']}) are not those of a trained network; give others"
+      )
+    return found
+
+  return extract

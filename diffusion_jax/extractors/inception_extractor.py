@@ -1,0 +1,35 @@
+"""The Inception network of FID as an extractor."""
+
+from pathlib import Path
+
+from diffusion_jax.extractors.base import Extractor
+from diffusion_jax.models.inception import network
+from diffusion_jax.models.inception import weights as inception_weights
+
+
+def load_inception(path: Path | None, any_weights: bool = False) -> Extractor:
+  """The network of Heusel et al. 2017 (arXiv 1706.08500) with the weights of 2015-12-05.
+
+  Args:
+    path: of the weights; None: the user's cache.
+    any_weights: also take other weights of this network; its figures are then named after them
+      and never fid.
+
+  Raises:
+    UserError: the file is missing, damaged, or holds other weights than the published ones.
+  """
+  weights = inception_weights.load(path, **({"expected": None} if any_weights else {}))
+  stamp = {
+    "network": "Inception-v3 2015-12-05, features before the classes",
+    "sha256": weights.sha256,
+    "published": weights.is_published,
+    "resize": "TF1 bilinear to 299x299",
+    "input": "(k - 128) / 128 of levels 0..255",
+  }
+
+  def apply(params, images):
+    features = network.apply(params, images)
+    return features.pool, features.logits, features.spatial
+
+  name = "inception" if weights.is_published else f"inception_{weights.sha256[:8]}"
+  return Extractor(name, stamp, weights.params, apply)

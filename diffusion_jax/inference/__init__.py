@@ -1,0 +1,1 @@
+"""A trained run's weights restored, and images drawn from them."""

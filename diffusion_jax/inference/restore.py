@@ -1,0 +1,379 @@
+"""Which averaged weights to sample or measure: a tracked average, or one put together from stored.
+
+`--ema` names them: decay:0.999 one of the tracked decays, 0.1 a relative width sigma_rel, and
+half_life_images:500000 the power function of which the last so many images have one half.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_jax import parallel
+from diffusion_jax.checkpoints import store
+from diffusion_jax.parallel import sharding
+from diffusion_jax.runs.experiment import of_another_run
+from diffusion_jax.training import state
+from diffusion_jax.training.power_function_ema import (
+  MAX_WIDTH,
+  Combination,
+  combine,
+  exponent_of,
+  exponent_of_half_life,
+  rounding_of,
+  width_of,
+)
+from diffusion_jax.types import Generative, Params, UserError
+
+Leaves = Mapping[str, Any]
+Tree = Callable[[Leaves], dict[str, Any]]
+
+MAX_ERROR = 0.1
+"""Averages whose profile is farther from the one that was asked for are refused."""
+
+NEGLIGIBLE = 1e-9
+"""Stored averages with a smaller weight are not read."""
+
+EMA_HELP = (
+  "averaged weights: a relative width such as 0.1, decay:D of a tracked decay, or "
+  "half_life_images:N; by default those of ema.decay"
+)
+
+
+class Average(NamedTuple):
+  """An average that is asked for.
+
+  Attributes:
+    kind: ema (the run's first), decay, profile or half_life_images.
+    value: the decay, the relative width, or the images.
+  """
+
+  kind: str = "ema"
+  value: float = 0.0
+
+  @property
+  def name(self) -> str:
+    """As the states' averages are named: "decay:0.999", "profile:0.1"."""
+    return "ema" if self.kind == "ema" else f"{self.kind}:{self.value}"
+
+  @property
+  def label(self) -> str:
+    """As figures name their weights: "ema", "ema profile:0.1"."""
+    return "ema" if self.kind == "ema" else f"ema {self.name}"
+
+  @property
+  def suffix(self) -> str:
+    """What tells its folder from that of the run's first average: "-ema-profile-0.1"."""
+    return "" if self.kind == "ema" else f"-ema-{self.name.replace(':', '-')}"
+
+
+class Weights(NamedTuple):
+  """Restored weights.
+
+  Attributes:
+    params: on the mesh, in full on each device.
+    step: of the checkpoint or snapshot.
+    meta: what was saved beside it.
+    facts: JSON values that are the same for the same weights, and for no others.
+    made: of an average that was put together: how, for the record.
+  """
+
+  params: Params
+  step: int
+  meta: Mapping[str, Any]
+  facts: Mapping[str, Any]
+  made: Mapping[str, Any] | None
+
+
+class Stored(NamedTuple):
+  """A unit that holds averages of one moment.
+
+  Attributes:
+    directory, step: where it is.
+    updates: made until then.
+    as_offsets: whether the run tracked them as differences, see `EMA.update`.
+  """
+
+  directory: Path
+  step: int
+  updates: int
+  as_offsets: bool
+
+
+def parse_average(text: str | None) -> Average:
+  """Reads --ema; None is the run's first average.
+
+  Raises:
+    UserError: it names no average.
+  """
+  if text is None:
+    return Average()
+  kind, _, number = text.rpartition(":")
+  try:
+    average = Average(kind or "profile", float(number))
+  except ValueError:
+    average = Average()
+  ranges = {
+    "decay": 0 <= average.value < 1,
+    "profile": 0 < average.value <= MAX_WIDTH,
+    "half_life_images": 0 < average.value < float("inf"),
+  }
+  if not ranges.get(average.kind):
+    raise UserError(
+      f"--ema={text}: must be a relative width above 0 and at most {MAX_WIDTH}, decay:D or "
+      "half_life_images:N, e.g. --ema=0.1 or --ema=decay:0.999"
+    )
+  return average
+
+
+def folder_of(workdir: Path, step: int | None, average: Average) -> Path:
+  """Where a step is stored: among the checkpoints, or else among the snapshots of averages."""
+  checkpoints, snapshots = workdir / "checkpoints", workdir / "ema_snapshots"
+  steps = parallel.from_first([store.saved_steps(d) for d in (checkpoints, snapshots)])
+  only_there = step not in steps[0] and step in steps[1]
+  return snapshots if only_there and average.kind not in ("ema", "decay") else checkpoints
+
+
+def restore(
+  workdir: Path, step: int | None, mesh: Mesh, generative: Generative, average: Average
+) -> Weights:
+  """The averaged weights of a step on a mesh's devices.
+
+  Args:
+    workdir: the run's folder.
+    step: None: the newest checkpoint that can be read.
+    mesh: the devices.
+    generative: the model.
+    average: from `parse_average`.
+
+  Raises:
+    UserError: as `Checkpoints.restore`; the average is not tracked, or cannot be put together.
+  """
+  directory = folder_of(workdir, step, average)
+  meta = store.read_meta(directory, step)
+  names, ema = tracked(meta), meta["config"]["ema"]
+  first = None if ema.get("half_life_steps") else ema["decay"]
+  if average == Average() or (first is not None and average == Average("decay", first)):
+    return _restore_one(directory, step, mesh, generative, average, "ema")
+  if average.name in names:
+    return _restore_one(directory, step, mesh, generative, average, average.name)
+  profiles = [n for n in names if n.startswith("profile:")]
+  if average.kind == "decay":
+    found = [n for n in ([] if first is None else [f"decay:{first}"]) + names if n not in profiles]
+    there = ", ".join(f"--ema={n}" for n in found) or "only those that --ema left out gives"
+    raise UserError(f"--ema={average.name}: this run did not track it; there are {there}")
+  if not profiles:
+    raise UserError(
+      f"--ema={average.name}: this run tracked no power-function averages; leave --ema out, or "
+      "train with --config.ema.profiles=0.05,0.1 --config.ema.snapshot_every_steps=N"
+    )
+  return _put_together(workdir, directory, step, mesh, generative, average, profiles)
+
+
+def tracked(meta: Mapping[str, Any]) -> list[str]:
+  """Names of the averages in a checkpoint beside the first."""
+  leaves = (name.split("/") for name in meta["leaves"])
+  names = dict.fromkeys(parts[1] for parts in leaves if parts[0] in ("averages", "offsets"))
+  return [name for name in names if name != "ema"]
+
+
+def _restore_one(
+  directory: Path, step: int | None, mesh: Mesh, generative: Generative, average: Average, name: str
+) -> Weights:
+  restored = _read(directory, step, mesh, _tree([name], generative))
+  params, meta = _averages(restored.state, [name])[name], restored.meta
+  what = "" if average.kind == "ema" else f" {average.name}"
+  print(f"restored the EMA weights{what} of step {restored.step:,} on {mesh.size} device(s)")
+  return Weights(params, restored.step, meta, _leaves(meta, [name]), None)
+
+
+def _put_together(
+  workdir: Path, directory: Path, step: int | None, mesh: Mesh, generative: Generative,
+  average: Average, profiles: Sequence[str],
+) -> Weights:  # fmt: skip
+  tree, count = _tree(profiles, generative), jax.ShapeDtypeStruct((), jnp.int32)
+  counts = {"step": count, "num_skipped": count}
+  newest = _read(directory, step, mesh, lambda leaves: {**tree(leaves), **counts})
+  meta = newest.meta  # read with the state: a run that goes on may have deleted both by now
+  updates = int(newest.state["step"]) - int(newest.state["num_skipped"])
+  gamma = _exponent(average, updates, meta["config"]["training"]["batch_size"])
+  target = Stored(directory, newest.step, updates, _tracked_as_offsets(meta))
+  stored = [*snapshots_before(workdir / "ema_snapshots", target), target]
+  while True:
+    mixture = _mix(average, stored, profiles, gamma)
+    at_hand = _averages(newest.state, profiles)
+    params, damaged = _sum(stored, mixture, at_hand, profiles, mesh, tree)
+    if damaged is None:
+      break
+    stored = [unit for unit in stored if unit != damaged]
+  made = _describe(average, stored, mixture, gamma)
+  print(f"put the EMA weights {average.name} of step {newest.step:,} together from "
+        f"{len(stored)} x {len(profiles)} averages: their profile is within "
+        f"{mixture.error:.2g} of it, relative, and float32 adds an error of about "
+        f"{mixture.rounding:.1g} of a parameter")  # fmt: skip
+  facts = {
+    "average": average.name,
+    "step": newest.step,
+    "stored": {
+      str(s.step): _leaves(meta if s is target else store.read_meta(*s[:2]), profiles)
+      for s in stored
+    },
+  }
+  return Weights(params, newest.step, meta, facts, made)
+
+
+def snapshots_before(directory: Path, target: Stored) -> list[Stored]:
+  """The snapshots of earlier moments, in order; unreadable ones are told of and left out."""
+  found = []
+  for step in store.saved_steps(directory):
+    try:
+      meta = store.read_meta(directory, step) if step < target.step else {"updates": 0}
+    except UserError as error:
+      print(f"snapshot {step} is left out: {error}")
+      continue
+    if 0 < meta["updates"] < target.updates:
+      found.append((step, meta["updates"], _tracked_as_offsets(meta)))
+  return [Stored(directory, *row) for row in parallel.from_first(found)]
+
+
+def _exponent(average: Average, updates: int, batch_size: int) -> float:
+  if average.kind == "profile":
+    return exponent_of(average.value)
+  images = updates * batch_size
+  if average.value > images / 2:
+    raise UserError(
+      f"--ema={average.name}: the run has seen {images:,} images; a half-life must be at most "
+      f"half of that, e.g. --ema=half_life_images:{images // 10}"
+    )
+  return exponent_of_half_life(average.value, float(images))
+
+
+def _mix(
+  average: Average, stored: Sequence[Stored], profiles: Sequence[str], gamma: float
+) -> Combination:
+  """Weights of [stored, profiles], flat.
+
+  Raises:
+    UserError: the profile that they give is not that of `gamma`.
+  """
+  gammas = [exponent_of(float(name.partition(":")[2])) for name in profiles]
+  times = np.repeat([float(unit.updates) for unit in stored], len(profiles))
+  rounding = [rounding_of(unit.updates, g, unit.as_offsets) for unit in stored for g in gammas]
+  end = float(stored[-1].updates)
+  mixture = combine(times, np.tile(gammas, len(stored)), end, gamma, np.asarray(rounding))
+  if mixture.error > MAX_ERROR:
+    widths = ", ".join(f"--ema={name.partition(':')[2]}" for name in profiles)
+    raise UserError(
+      f"--ema={average.name}: {len(stored) - 1} snapshots before step {stored[-1].step:,} are too "
+      f"few: their profile would be off by {100 * mixture.error:.0f} %, at most "
+      f"{100 * MAX_ERROR:.0f} % is allowed; use {widths}, which are tracked, or train with a "
+      "smaller --config.ema.snapshot_every_steps"
+    )
+  return mixture
+
+
+def _sum(
+  stored: Sequence[Stored], mixture: Combination, newest: Mapping[str, Params],
+  profiles: Sequence[str], mesh: Mesh, tree: Tree,
+) -> tuple[Params, Stored | None]:  # fmt: skip
+  """The weighted sum over what is stored, or the first unit that turns out to be damaged."""
+  rows = mixture.weights.reshape(len(stored), len(profiles))
+  total = None
+  for unit, row in zip(stored[::-1], rows[::-1], strict=True):  # the newest is at hand
+    if total is not None and np.abs(row).max() < NEGLIGIBLE:
+      continue
+    try:
+      read = lambda unit=unit: _averages(_read(*unit[:2], mesh, tree).state, profiles)  # noqa: E731
+      averages = newest if total is None else read()
+    except UserError as error:
+      print(f"snapshot {unit.step} is left out: {error}")
+      return None, unit
+    total = _add(total, [averages[name] for name in profiles], jnp.asarray(row, jnp.float32))
+  return total, None
+
+
+@jax.jit
+def _add(total: Params | None, averages: Sequence[Params], weights: jax.Array) -> Params:
+  def add(*leaves: jax.Array) -> jax.Array:
+    return jnp.tensordot(weights, jnp.stack(leaves), 1, precision="highest")
+
+  added = jax.tree.map(add, *averages)
+  return added if total is None else jax.tree.map(jnp.add, total, added)
+
+
+def _describe(
+  average: Average, stored: Sequence[Stored], mixture: Combination, gamma: float
+) -> dict[str, Any]:
+  return {
+    "ema": average.name,
+    "sigma_rel": width_of(gamma),
+    "num_snapshots": len(stored) - 1,
+    "profile_error": mixture.error,
+    "rounding_error": mixture.rounding,
+  }
+
+
+def _tree(names: Sequence[str], generative: Generative) -> Tree:
+  """Return the function from stored leaves to the part of the state that holds these averages."""
+  params = jax.eval_shape(lambda: generative.init(jax.random.key(0))[0])
+
+  def tree(leaves: Leaves) -> dict[str, Any]:
+    if _has_offsets(leaves):
+      return {"params": params, "offsets": dict.fromkeys(names, params)}
+    others = dict.fromkeys([name for name in names if name != "ema"], params)
+    return ({"ema": params} if "ema" in names else {}) | ({"averages": others} if others else {})
+
+  return tree
+
+
+def _averages(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Params]:
+  """Return the averages, by name, from what was read with `_tree`."""
+  if "offsets" in tree:
+    return {name: state.average(tree["params"], tree["offsets"][name]) for name in names}
+  return {name: tree["ema"] if name == "ema" else tree["averages"][name] for name in names}
+
+
+def _has_offsets(leaves: Leaves) -> bool:
+  return any(name.startswith("offsets/") for name in leaves)
+
+
+def _tracked_as_offsets(meta: Mapping[str, Any]) -> bool:
+  return _has_offsets(meta["leaves"]) or state.AS_OFFSETS.items() <= meta.items()
+
+
+def _read(directory: Path, step: int | None, mesh: Mesh, tree: Tree) -> store.Restored:
+  def target(leaves: Leaves) -> Any:
+    shapes = tree(leaves)
+    return sharding.as_target(shapes, jax.tree.map(lambda _: sharding.replicated(mesh), shapes))
+
+  restored = store.restore(directory, target, step, _foreign(directory.parent))
+  for damage in restored.damaged:
+    print(f"checkpoint {damage.step} is damaged ({damage.reason}); using an older one")
+  return restored
+
+
+def _foreign(workdir: Path) -> store.Foreign:
+  """Return the test of whether a checkpoint is of this run, by its config.json if that is there."""
+  try:
+    config = json.loads((workdir / "config.json").read_text())
+    return functools.partial(of_another_run, config) if isinstance(config, dict) else _no_check
+  except (OSError, ValueError):
+    return _no_check
+
+
+def _no_check(meta: Mapping[str, Any]) -> None:
+  del meta
+
+
+def _leaves(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+  """Return the stored leaves that these averages are made of."""
+  places = [place for name in names for place in (f"averages/{name}/", f"offsets/{name}/")]
+  places += ["ema/"] if "ema" in names else []
+  places += ["params/"] if _has_offsets(meta["leaves"]) else []
+  return {name: leaf for name, leaf in meta["leaves"].items() if name.startswith(tuple(places))}

@@ -1,0 +1,104 @@
+"""Which steps t cost the bound most: a history of each step's terms, and times drawn by it.
+
+p_t is proportional to sqrt(E[L_t^2]), which makes the variance of L_t / p_t least; the mean is over
+the last ten values of each t. Until every t has ten, and in a thousandth of the draws, times are
+uniform. Source: Nichol and Dhariwal 2021 (arXiv 2102.09672), section 3.3; the thousandth is their
+code's.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Integer
+
+from diffusion_jax.losses.base import Place
+
+LENGTH = 10
+UNIFORM_SHARE = 0.001
+UNITS = 2.0**23
+"""Probabilities are multiples of 1 / UNITS, as float32 uniform numbers are, so that a time is drawn
+exactly as often as its weight says."""
+
+
+class Drawn(NamedTuple):
+  """The time of each image.
+
+  Attributes:
+    number: t of 1..T.
+    probability: with which it was drawn.
+  """
+
+  number: Int[Array, "B"]
+  probability: Float[Array, "B"]
+
+
+def empty(num_timesteps: int) -> dict[str, np.ndarray]:
+  """The history before the first step.
+
+  Returns:
+    squares [T 10]: squared terms, each row's newest last. age [T 10]: 1 + the global number of the
+    example behind each, 0 for none. probability [T]: by which this step draws. stamp []: of this
+    step.
+  """
+  return {
+    "squares": np.zeros((num_timesteps, LENGTH), np.float32),
+    "age": np.zeros((num_timesteps, LENGTH), np.uint32),
+    "probability": np.full(num_timesteps, 1.0 / num_timesteps, np.float32),
+    "stamp": np.zeros((), np.uint32),
+  }
+
+
+def begin(memory: Any, place: Place) -> dict[str, Array]:
+  """The memory with the probabilities of this step.
+
+  They follow from the steps before it alone: all microbatches draw by the same ones, so that the
+  times do not depend on how a batch is cut.
+  """
+  memory = {name: jnp.asarray(value) for name, value in memory.items()}
+  stamp = jax.random.bits(place.key, (), jnp.uint32)
+  new = probabilities(memory["squares"], memory["age"])
+  kept = jnp.where(stamp == memory["stamp"], memory["probability"], new)
+  return {**memory, "probability": kept, "stamp": stamp}
+
+
+def probabilities(squares: Float[Array, "T H"], age: Integer[Array, "T H"]) -> Float[Array, "T"]:
+  """p_t of a history; uniform until every step has its ten values."""
+  num = len(squares)
+  root = jnp.sqrt(jnp.mean(squares, axis=1))
+  found = (1.0 - UNIFORM_SHARE) * root / jnp.sum(root) + UNIFORM_SHARE / num
+  return jnp.where((age > 0).all() & (jnp.sum(root) > 0), found, 1.0 / num)
+
+
+def draw(probability: Float[Array, "T"], uniform: Float[Array, "B"]) -> Drawn:
+  """A time for each uniform number, by the inverse of the distribution function."""
+  ends = jnp.round(jnp.cumsum(probability) * UNITS) / UNITS
+  ends = jnp.minimum(ends, 1.0).at[-1].set(1.0)
+  place = jnp.searchsorted(ends, uniform, side="right")
+  return Drawn(place + 1, jnp.diff(ends, prepend=0.0)[place])
+
+
+def remember(
+  memory: dict[str, Array], place: Place, number: Int[Array, "B"], terms: Float[Array, "B"]
+) -> dict[str, Array]:
+  """The memory with these terms: of each step the last ten, by the global number of the example.
+
+  That number decides and not the order of arrival, so that the outcome is the same however the
+  batch is cut into devices and microbatches.
+  """
+  num, age = len(memory["age"]), place.index.astype(jnp.uint32) + 1
+  same = number[:, None] == number[None, :]
+  later = jnp.sum(same & (age[None, :] > age[:, None]), axis=1)  # of the same t, in this batch
+  row = jnp.where(later < LENGTH, number - 1, num)  # those beyond the last are dropped
+  put = functools.partial(_scatter, num, row, jnp.minimum(later, LENGTH - 1))
+  ages = jnp.concatenate([memory["age"], put(age)], axis=1)
+  squares = jnp.concatenate([memory["squares"], put(jnp.square(terms))], axis=1)
+  order = jnp.argsort(ages, axis=1)[:, LENGTH:]
+  newest = {"age": ages, "squares": squares}
+  return {**memory, **{n: jnp.take_along_axis(v, order, axis=1) for n, v in newest.items()}}
+
+
+def _scatter(num: int, row: Int[Array, "B"], column: Int[Array, "B"], values: Array) -> Array:
+  return jnp.zeros((num, LENGTH), values.dtype).at[row, column].set(values, mode="drop")

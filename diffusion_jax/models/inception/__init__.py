@@ -1,0 +1,1 @@
+"""The Inception network of the FID, and its published weights."""

@@ -1,0 +1,169 @@
+"""What all processes of a job must know or do alike. Collectives: all call them at one point."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffusion_jax.core.files import write_whole
+from diffusion_jax.parallel import watchdog
+from diffusion_jax.types import UserError
+
+T = TypeVar("T")
+
+
+def is_first() -> bool:
+  """Whether this process writes what one process must write."""
+  return jax.process_index() == 0
+
+
+def tell_all(own: Any) -> list[Any]:
+  """What each process says, a JSON value, in their order.
+
+  A collective: all processes must call it at the same point.
+  """
+  if jax.process_count() == 1:
+    return [own]
+  text = json.dumps(own).encode()
+  length = int(_gather(np.array([len(text)], np.int32)).max())
+  rows = _gather(np.frombuffer(text.ljust(length), np.uint8))
+  watchdog.beat()
+  return [json.loads(bytes(row)) for row in rows]
+
+
+def _gather(row: np.ndarray) -> np.ndarray:
+  """Rows of all processes, [P, ...]."""
+  return np.asarray(multihost_utils.process_allgather(row)).reshape(-1, *row.shape)
+
+
+def from_first(value: Any) -> Any:
+  """What process 0 says, a JSON value; a collective."""
+  return tell_all(value if is_first() else None)[0]
+
+
+class Barrier:
+  """A meeting of threads that remembers an error with which one of this process has come to it.
+
+  A thread that fails may still meet the others as it ends, and be waited for in vain elsewhere.
+
+  Args:
+    meet: (key, timeout_ms) -> None, once all processes have called it.
+  """
+
+  def __init__(self, meet: Callable[..., None]):
+    self._meet = meet
+    self.error: BaseException | None = None
+
+  def __call__(self, *, key: str, timeout_ms: int) -> None:
+    """Meet the others; called in a `finally`, the error on its way out is kept first."""
+    self.error = self.error or sys.exc_info()[1]
+    self._meet(key=key, timeout_ms=timeout_ms)
+
+
+def all_true(value: bool) -> bool:
+  """Whether it is true on every process; a collective."""
+  return all(tell_all(bool(value)))
+
+
+def agree(function: Callable[[], T]) -> T:
+  """Runs a function on every process; if it fails on one, all fail with its message.
+
+  Without it the others would wait for a process that has stopped with a message of its own. A
+  collective, of a function without any.
+
+  Raises:
+    UserError: the function raised one on some process.
+  """
+  result, error = None, None
+  try:
+    result = function()
+  except Exception as raised:
+    error = raised
+  says = tell_all(None if error is None else [type(error).__name__, str(error)])
+  failed = [(number, text) for number, text in enumerate(says) if text]
+  if error is not None and not isinstance(error, UserError):
+    raise error
+  if failed:
+    number, (kind, text) = failed[0]
+    others = f"process {number}: " if jax.process_count() > 1 and error is None else ""
+    if error is not None:
+      raise error
+    raise UserError(f"{others}{text if kind == 'UserError' else f'{kind}: {text}'}")
+  return result  # pyright: ignore[reportReturnType]
+
+
+def first_does(function: Callable[[], Any]) -> None:
+  """Runs a function on process 0 alone; if it fails there, all fail with its message."""
+  agree(lambda: function() if is_first() else None)
+
+
+def first_says(function: Callable[[], Any]) -> Any:
+  """Return a function's result, a JSON value, of process 0, which alone calls it; a collective.
+
+  Raises:
+    UserError: the function raised one there.
+  """
+  return from_first(agree(lambda: function() if is_first() else None))
+
+
+def in_turn(function: Callable[[], T]) -> T:
+  """Runs a function on process 0, then on the others: what the first stores, they find."""
+  if jax.process_count() == 1:
+    return function()
+  results: list[T] = []
+  agree(lambda: results.append(function()) if is_first() else None)
+  agree(lambda: None if is_first() else results.append(function()))
+  return results[0]
+
+
+def share_file(path: Path) -> None:
+  """Gives the others process 0's content of a file that each host keeps for itself."""
+  if jax.process_count() == 1:
+    return
+  data = path.read_bytes() if is_first() else b""
+  size = from_first(len(data))
+  own = np.frombuffer(data.ljust(size, b"\0"), np.uint8)
+  content = np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes()
+  if not is_first() and not (path.is_file() and path.read_bytes() == content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content)
+  watchdog.beat()
+
+
+def check_shared(folder: Path) -> None:
+  """Refuses a folder that the processes do not share.
+
+  Raises:
+    UserError: a process does not see what process 0 has written there.
+  """
+  if jax.process_count() == 1:
+    return
+  probe = folder / f".shared_{from_first(os.urandom(8).hex())}"
+  first_does(probe.touch)
+  seen = tell_all(_appears(probe))
+  if is_first():
+    probe.unlink(missing_ok=True)
+  blind = [number for number, there in enumerate(seen) if not there]
+  if blind:
+    raise UserError(
+      f"--workdir={folder}: process {', '.join(map(str, blind))} does not see what process 0 "
+      "writes there; put it on storage that all hosts share"
+    )
+
+
+def _appears(path: Path, patience_sec: float = 10.0) -> bool:
+  """Whether a file is there; network file systems may take a moment to show it."""
+  deadline = time.monotonic() + patience_sec
+  while not path.exists() and time.monotonic() < deadline:
+    with contextlib.suppress(OSError):
+      os.listdir(path.parent)  # makes a network file system look again
+    time.sleep(0.1)
+  return path.exists()

@@ -1,0 +1,343 @@
+"""The processes of a job find each other over a plain connection, before JAX's runtime starts.
+
+JAX waits long for processes that are missing, and then aborts without naming any of them.
+"""
+
+import contextlib
+import dataclasses
+import json
+import selectors
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diffusion_jax.parallel.world import Distributed, World
+from diffusion_jax.types import UserError
+
+TOLD_SEC = (30.0, 60.0)
+"""When process 0 says who is missing; after that at each doubling."""
+
+LOOKED_SEC = (10.0, 30.0)
+"""When another process says that it looks or waits for process 0."""
+
+GREETING_SEC = 5.0
+"""Time for a caller to say who it is."""
+
+WELCOME_SEC = 15.0
+"""Time for process 0 to answer that it has understood."""
+
+MAX_LINE = 1 << 16
+"""Bytes of a greeting or an answer."""
+
+WELCOME = {"welcome": "diffusion_jax"}
+"""Process 0's answer to a greeting, at once: a stranger on its port gives another one, or none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hello:
+  """The greeting of a process.
+
+  Attributes:
+    process, count: its number, and how many processes it expects.
+    host: its machine.
+    identity: of its program and config.
+  """
+
+  process: int
+  count: int
+  host: str
+  identity: str
+
+
+def roll_call(config: Distributed, world: World, identity: str) -> None:
+  """Returns once all processes are there; see `process_group.start`.
+
+  Raises:
+    UserError: the same on all: who is missing, cannot be reached, or is not of this job.
+  """
+  assert world.coordinator is not None
+  own = Hello(world.process_id or 0, world.num_processes or 0, socket.gethostname(), identity)
+  if world.process_id == 0:
+    _call_the_roll(config, world, own)
+  else:
+    _answer_the_roll(config, world, own)
+
+
+def _split_address(address: str) -> tuple[str, int]:
+  host, _, port = address.rpartition(":")
+  if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    raise UserError(f"JAX_COORDINATOR_ADDRESS={address}: write host:port, e.g. node0:1234")
+  return host.strip("[]"), int(port)
+
+
+def _call_the_roll(config: Distributed, world: World, own: Hello) -> None:
+  """Process 0: waits for the others, says who is missing, then lets all go at once."""
+  _, port = _split_address(world.coordinator or "")
+  try:
+    listener = socket.create_server(("", port))
+  except OSError as error:
+    raise UserError(
+      f"process 0 cannot listen on port {port} ({error.strerror}); choose another one in "
+      "JAX_COORDINATOR_ADDRESS"
+    ) from error
+  present: dict[int, tuple[socket.socket, str]] = {}
+  try:
+    with listener:
+      wrong = _gather(listener, config, own, present)
+    answer = {"error": wrong} if wrong else {"go": True}
+    for connection, _ in present.values():
+      with contextlib.suppress(OSError):
+        connection.settimeout(30.0)
+        _send(connection, answer)
+        connection.recv(1)  # they close first, so that the port is free at once
+  finally:
+    for connection, _ in present.values():
+      connection.close()
+  if wrong:
+    raise UserError(wrong)
+
+
+def _gather(listener: socket.socket, config: Distributed, own: Hello, present: dict) -> str | None:
+  """Fills `present`; returns what is wrong, or None once all are there."""
+  begun, told = time.monotonic(), list(TOLD_SEC)
+  with _Callers(listener) as callers:
+    while len(present) + 1 < own.count:
+      waited = time.monotonic() - begun
+      missing = sorted(set(range(1, own.count)) - set(present))
+      if waited > config.start_timeout_sec:
+        return f"{_missing(own, missing, present)} after {waited:.0f} s; start all of them"
+      if waited >= told[0]:
+        print(f"{_missing(own, missing, present)} after {waited:.0f} s; waiting", flush=True)
+        told = told[1:] or [2 * told[0]]
+      for connection, line in callers.lines(min(told[0], config.start_timeout_sec) - waited):
+        hello = _read_hello(line)
+        if hello is None:
+          connection.close()  # not one of us
+        elif wrong := _admit(connection, hello, own, present):
+          return wrong
+  return None
+
+
+class _Callers:
+  """Connections that have not said yet who they are: none of them holds up another.
+
+  Args:
+    listener: they come from it.
+  """
+
+  def __init__(self, listener: socket.socket):
+    self._listener = listener
+    self._selector = selectors.DefaultSelector()
+    self._selector.register(listener, selectors.EVENT_READ)
+    self._heard: dict[socket.socket, tuple[bytes, float]] = {}
+
+  def __enter__(self) -> "_Callers":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for connection in list(self._heard):
+      self._drop(connection)
+    self._selector.close()
+
+  def lines(self, most_sec: float) -> list[tuple[socket.socket, bytes]]:
+    """Wait for a while; return the connections that have said a line, and the lines."""
+    said = []
+    for key, _ in self._selector.select(min(max(most_sec, 0.0) + 0.1, 1.0)):
+      connection = key.fileobj
+      assert isinstance(connection, socket.socket)
+      if connection is self._listener:
+        self._accept()
+      elif line := self._hear(connection):
+        said.append((connection, line))
+    now = time.monotonic()
+    for connection in [c for c, (_, deadline) in self._heard.items() if now > deadline]:
+      self._drop(connection)
+    return said
+
+  def _accept(self) -> None:
+    try:
+      connection = self._listener.accept()[0]
+    except OSError:  # it has gone again, or too many files are open for now
+      return time.sleep(0.05)
+    connection.setblocking(False)
+    self._selector.register(connection, selectors.EVENT_READ)
+    self._heard[connection] = (b"", time.monotonic() + GREETING_SEC)
+
+  def _hear(self, connection: socket.socket) -> bytes | None:
+    heard, deadline = self._heard[connection]
+    try:
+      part = connection.recv(4096)
+    except BlockingIOError:
+      return None
+    except OSError:
+      part = b""
+    heard += part
+    if not part or len(heard) > MAX_LINE:
+      return self._drop(connection)
+    self._heard[connection] = (heard, deadline)
+    if not heard.endswith(b"\n"):
+      return None
+    del self._heard[connection]
+    self._selector.unregister(connection)
+    return heard
+
+  def _drop(self, connection: socket.socket) -> None:
+    self._selector.unregister(connection)
+    del self._heard[connection]
+    connection.close()
+
+
+def _missing(own: Hello, missing: list[int], present: Mapping[int, tuple]) -> str:
+  here = ", ".join(f"{n} ({host})" for n, (_, host) in sorted(present.items()))
+  listed = ", ".join(map(str, missing))
+  there = f"0 ({own.host})" + f", {here}" * bool(here)
+  return f"missing: process {listed} of {own.count}; here: {there}"
+
+
+def _read_hello(line: bytes) -> Hello | None:
+  """The greeting in a line; None for anything that no process of ours says."""
+  said = _read_object(line)
+  kinds = {field.name: field.type for field in dataclasses.fields(Hello)}
+  if said is None or {name: type(value) for name, value in said.items()} != kinds:
+    return None
+  hello = Hello(**said)
+  return hello if 0 <= hello.process < hello.count and hello.host.isprintable() else None
+
+
+def _read_object(line: bytes) -> dict[str, Any] | None:
+  """The JSON object in a line, or None."""
+  try:
+    said = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  return said if isinstance(said, dict) else None
+
+
+def _admit(connection: socket.socket, hello: Hello, own: Hello, present: dict) -> str | None:
+  """Adds a process that calls in; returns what makes it another job's."""
+  number, host = hello.process, hello.host
+  if number in present and _is_gone(present[number][0]):
+    present.pop(number)[0].close()  # it has started again, or not heard our welcome
+  if number in present or number == 0:
+    other = own.host if number == 0 else present[number][1]
+    connection.close()
+    return f"two processes say that they are number {number}, on {other} and on {host}"
+  present[number] = (connection, host)
+  with contextlib.suppress(OSError):
+    _send(connection, WELCOME)
+  if hello.count != own.count:
+    return f"process {number} ({host}) expects {hello.count} processes, process 0 {own.count}"
+  if hello.identity != own.identity:
+    return (
+      f"process {number} ({host}) runs another program or config than process 0 ({own.host}); "
+      "start the same command, with the same code, on all"
+    )
+  return None
+
+
+def _is_gone(connection: socket.socket) -> bool:
+  """Return whether the other end has closed; it says nothing after its greeting."""
+  try:
+    return not connection.recv(1, socket.MSG_PEEK)
+  except BlockingIOError:
+    return False
+  except OSError:
+    return True
+
+
+def _send(connection: socket.socket, value: Mapping[str, Any]) -> None:
+  connection.sendall(json.dumps(value).encode() + b"\n")
+
+
+def _answer_the_roll(config: Distributed, world: World, own: Hello) -> None:
+  """The other processes: tell process 0 who is there, and wait for its word."""
+  address = _split_address(world.coordinator or "")
+  begun, told, reason = time.monotonic(), list(LOOKED_SEC), "no answer"
+  me = f"process {own.process} of {own.count} ({own.host})"
+  while (waited := time.monotonic() - begun) < config.connect_timeout_sec:
+    if waited >= told[0]:
+      _tell(f"{me} looks for process 0 at {world.coordinator} for {waited:.0f} s ({reason})")
+      told = told[1:] or [2 * told[0]]
+    try:
+      with socket.create_connection(address, timeout=GREETING_SEC) as connection:
+        _send(connection, dataclasses.asdict(own))
+        answer = _await_word(connection, config.start_timeout_sec + 30.0, me, world)
+    except (OSError, _Stranger) as error:
+      reason = str(error)
+      time.sleep(0.3)
+      continue
+    if "error" in answer:
+      raise UserError(str(answer["error"]))
+    return
+  raise UserError(
+    f"process {world.process_id} cannot reach process 0 at {world.coordinator} for "
+    f"{config.connect_timeout_sec:g} s ({reason}); check that it runs, the address (from "
+    f"{world.source}) and the firewall; --config.distributed.connect_timeout_sec=600 waits longer"
+  )
+
+
+class _Stranger(Exception):
+  """Another program has the port."""
+
+  def __init__(self):
+    super().__init__("a program answers there, but not as process 0 of this job")
+
+
+def _await_word(
+  connection: socket.socket, most_sec: float, me: str, world: World
+) -> dict[str, Any]:
+  """Wait for the answer of process 0, whose welcome must come at once."""
+  lines = _Lines(connection)
+  silence = time.monotonic() + WELCOME_SEC
+  if _read_object(lines.next(silence, lambda waited: None)) != WELCOME:
+    raise _Stranger
+
+  def tell(waited: float) -> None:
+    _tell(f"{me} has found process 0 at {world.coordinator}, which waits for others for "
+          f"{waited:.0f} s and says for whom")  # fmt: skip
+
+  answer = _read_object(lines.next(time.monotonic() + most_sec, tell))
+  if answer is None or not {"go", "error"} & set(answer):
+    raise _Stranger
+  return answer
+
+
+def _tell(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)  # of several processes only the first has a stdout
+
+
+class _Lines:
+  """The lines that come over a connection."""
+
+  def __init__(self, connection: socket.socket):
+    self._connection, self._rest = connection, b""
+
+  def next(self, deadline: float, tell: Callable[[float], None]) -> bytes:
+    """The next line.
+
+    Args:
+      deadline: until when it must be whole.
+      tell: called with the time waited, in seconds, when it is time to say something.
+
+    Raises:
+      _Stranger: nothing comes, or too much.
+      OSError: the connection is closed.
+    """
+    begun, told = time.monotonic(), list(LOOKED_SEC)
+    while b"\n" not in self._rest:
+      now = time.monotonic()
+      if now >= deadline or len(self._rest) > MAX_LINE:
+        raise _Stranger
+      if now - begun >= told[0]:
+        tell(now - begun)
+        told = told[1:] or [2 * told[0]]
+      self._connection.settimeout(min(deadline - now, begun + told[0] - now) + 0.01)
+      with contextlib.suppress(TimeoutError):
+        part = self._connection.recv(4096)
+        if not part:
+          raise ConnectionError("the connection was closed")
+        self._rest += part
+    line, _, self._rest = self._rest.partition(b"\n")
+    return line

@@ -1,0 +1,73 @@
+"""What the variational bound in continuous time pays at the two ends of a process.
+
+Source: Kingma et al. 2021 (arXiv 2107.00630), equations 11 to 13 and appendix C.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffusion_jax.core import distributions, rng
+from diffusion_jax.processes.base import Process, Times
+from diffusion_jax.processes.parameterization import Images
+from diffusion_jax.types import Keys
+
+MIN_TIME = 1e-5
+"""The first time of a process that names none."""
+
+MAX_PRIOR_BITS = 0.01
+"""A prior term, in bits/dim, above which x_1 is too far from noise for samples to start there. The
+published processes have at most 0.005 (VDM's, before training moves its end); DDPM's betas at T =
+100 without their scaling have 0.32."""
+
+
+def first_time(process: Process) -> float:
+  """Where the bound takes the data for z_0: with sigma > 0."""
+  return process.min_time or MIN_TIME
+
+
+def prior_bits(process: Process) -> float:
+  """Return the prior term of a pixel at -1 or 1, in bits: KL(q(x_1 | x) || N(0, prior_std^2)).
+
+  It is also the mean over data whose second moment is 1, as scaled latents have.
+  """
+  alpha, sigma = (float(c[0]) / process.prior_std for c in process.alpha_sigma(np.ones(1)))
+  return (0.5 * (alpha**2 + sigma**2 - 1.0) - math.log(sigma)) / math.log(2.0)
+
+
+def end_kl(process: Process, x0: Images) -> Float[Array, "B"]:
+  """KL(q(z_1 | x) || N(0, prior_std^2)) in nats an example."""
+  alpha, sigma = process.alpha_sigma(jnp.ones(()))
+  std = process.prior_std
+  mean, log_var = alpha / std * x0, 2.0 * jnp.log(sigma / std)
+  return jnp.sum(distributions.gaussian_kl(mean, log_var, 0.0, 0.0), axis=(1, 2, 3))
+
+
+def reconstruction(
+  process: Process, keys: Keys, x0: Images, num_levels: int | None, first: Times = None
+) -> Float[Array, "B"]:
+  """-log p(x | z_0) in nats an example, from one z_0 drawn of each key.
+
+  p(x | z_0) is proportional to q(z_0 | x) over the grey levels.
+
+  Args:
+    process: q(z_0 | x) is its marginal at the time `first`.
+    keys: one an example.
+    x0: levels k as 2 k / (L - 1) - 1.
+    num_levels: L. None: a density, p(x | z_0) = N(z_0 / alpha, (sigma / alpha)^2).
+    first: None: `first_time`.
+  """
+  alpha, sigma = process.alpha_sigma(jnp.asarray(first_time(process) if first is None else first))
+  ratio = sigma / alpha
+  noise = rng.normal(rng.fold_in(keys, 2**30), x0.shape[1:])
+  if num_levels is None:
+    log_std = jnp.broadcast_to(jnp.log(ratio), x0.shape)
+    density = distributions.gaussian_log_prob(ratio * noise, jnp.zeros_like(x0), log_std)
+    return -jnp.sum(density, axis=(1, 2, 3))
+  level = 2.0 * jnp.arange(num_levels) / (num_levels - 1) - 1.0
+  away = ((x0 + ratio * noise)[..., None] - level) / ratio
+  log_prob = -0.5 * jnp.square(noise) - jax.nn.logsumexp(-0.5 * jnp.square(away), axis=-1)
+  return -jnp.sum(log_prob, axis=(1, 2, 3))

@@ -1,0 +1,151 @@
+"""The Gaussian steps p(x_{t-1} | x_t) of a process with steps, and what they cost the bound.
+
+-log p(x0) <= KL(q(x_T | x0) || N(0, I)) + sum_{t=2..T} KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t))
+              - log p(x0 | x_1)
+Sources: Ho et al. 2020 (arXiv 2006.11239), equations 5 to 8; variances that the network gives:
+Nichol and Dhariwal 2021 (arXiv 2102.09672), equation 15.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.core import distributions
+from diffusion_jax.processes.discrete_vp import DiscreteVP
+from diffusion_jax.processes.parameterization import Images
+
+Row = Any
+"""One number a step: NumPy [T] on the host, or what belongs to the images of a batch."""
+
+
+class ReverseSteps(NamedTuple):
+  """What the bound needs of the steps t = 1..T, float64 on the host.
+
+  A model's variance is small e^r with r from 0 to `width`, or beyond. Both Gaussians of a KL have
+  the same x_t coefficient, so that their means differ by gain (x0 - x0_hat).
+
+  Attributes:
+    alpha, sigma: of q(x_t | x0).
+    log_small: log variance of q(x_{t-1} | x_t, x0). At t = 1, where that is 0, the one of t = 2
+      takes its place (as in the code of Nichol and Dhariwal 2021); a process of one step has no
+      t = 2: beta_1.
+    width: log beta_t - log_small.
+    weight: gain^2 / (2 small).
+  """
+
+  alpha: Row
+  sigma: Row
+  log_small: Row
+  width: Row
+  weight: Row
+
+
+def reverse_steps(process: DiscreteVP) -> ReverseSteps:
+  """The coefficients of every step of a process."""
+  now, before = process.alphas_cumprod[1:], process.alphas_cumprod[:-1]
+  betas = 1.0 - now / before
+  small = betas * (1.0 - before) / (1.0 - now)
+  small[0] = small[1] if process.num_timesteps > 1 else betas[0]
+  gain = np.sqrt(before) * betas / (1.0 - now)
+  return ReverseSteps(
+    alpha=np.sqrt(now),
+    sigma=np.sqrt(1.0 - now),
+    log_small=np.log(small),
+    width=np.log(betas / small),
+    weight=0.5 * gain**2 / small,
+  )
+
+
+def at_steps(steps: ReverseSteps, number: Int[Array, "B"]) -> ReverseSteps:
+  """The coefficients of one step t of 1..T an image, float32 [B 1 1 1]."""
+  tables = (jnp.asarray(table, jnp.float32) for table in steps)
+  return ReverseSteps(*(table[number - 1][:, None, None, None] for table in tables))
+
+
+def log_ratio(logits: Any, width: Row) -> Any:
+  """log(variance / small) that a network's logits stand for.
+
+  log variance = v log beta + (1 - v) log small, v = (logits + 1) / 2, a dimension at a time.
+
+  Args:
+    logits: the network's second half; -1 is the small variance, 1 the large.
+    width: log beta - log small of the step.
+  """
+  return 0.5 * (logits + 1.0) * width
+
+
+def divergence(step: ReverseSteps, ratio: Any, x0: Images, estimate: Images) -> Images:
+  """KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) of each dimension, in nats.
+
+  (e^-r - 1 + r) / 2 + weight e^-r (x0 - x0_hat)^2 for the variance small e^r: no difference of two
+  logarithms, and so no digit lost where the Gaussians are nearly equal.
+
+  Args:
+    step: a step's numbers, or one for each image.
+    ratio: r, one number or one a dimension.
+    x0: the image.
+    estimate: x0_hat.
+  """
+  offset = 0.5 * (jnp.expm1(-ratio) + ratio)
+  return offset + step.weight * jnp.exp(-ratio) * jnp.square(x0 - estimate)
+
+
+def decoder_log_prob(
+  x0: Images,
+  estimate: Images,
+  log_var: Any,
+  num_levels: int | None,
+  cdf: Literal["exact", "tanh"] = "exact",
+) -> Images:
+  """log p(x0 | x_1) of each dimension, in nats.
+
+  Args:
+    x0: levels k as 2 k / (L - 1) - 1.
+    estimate: x0_hat at t = 1, the mean.
+    log_var: of the Gaussian, that of the step t = 1.
+    num_levels: L. None: x0 is not quantised, and the answer is a log-density.
+    cdf: how the Gaussian is integrated over a level, see `distributions`.
+  """
+  scale = 0.5 * jnp.broadcast_to(log_var, x0.shape)
+  if num_levels is None:
+    return distributions.gaussian_log_prob(x0, estimate, scale)
+  if cdf == "exact":
+    return distributions.discretized_gaussian_log_prob(x0, estimate, scale, num_levels)
+  return distributions.approximate_discretized_gaussian_log_prob(x0, estimate, scale, num_levels)
+
+
+def bound_term(
+  steps: ReverseSteps,
+  number: Int[Array, "B"],
+  x0: Images,
+  estimate: Images,
+  logits: Images,
+  num_levels: int | None,
+) -> Float[Array, "B"]:
+  """The term of the bound at one step an image, in nats: the KL, or at t = 1 the reconstruction.
+
+  Args:
+    steps: of the process.
+    number: t of 1..T.
+    x0: images.
+    estimate, logits: of the network at x_t.
+    num_levels: L or None, as of `decoder_log_prob`.
+  """
+  step = at_steps(steps, number)
+  ratio = log_ratio(logits, step.width)
+  first = (number == 1)[:, None, None, None]
+  # Elsewhere the decoder is shown what it takes well, so that no gradient of it is infinite.
+  mean = jnp.where(first, estimate, x0)
+  log_var = jnp.where(first, step.log_small + ratio, 0.0)
+  decoded = -decoder_log_prob(x0, mean, log_var, num_levels)
+  return jnp.sum(jnp.where(first, decoded, divergence(step, ratio, x0, estimate)), axis=(1, 2, 3))
+
+
+def prior_kl(process: DiscreteVP, x0: Images) -> Float[Array, "B"]:
+  """KL(q(x_T | x0) || N(0, I)) in nats an example: what the noisiest x_T still tells of x0."""
+  alpha_bar = float(process.alphas_cumprod[-1])
+  constant = math.prod(x0.shape[1:]) * (alpha_bar + math.log1p(-alpha_bar))
+  return 0.5 * (alpha_bar * jnp.sum(jnp.square(x0), axis=(1, 2, 3)) - constant)

@@ -1,0 +1,280 @@
+"""A whole config: which sections there are, and which changes a run can live with."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from diffusion_jax.checkpoints.store import Checkpointing
+from diffusion_jax.core.config import Override, Section, as_text, nearest, resolve, to_dict
+from diffusion_jax.data import SOURCES
+from diffusion_jax.parallel import Distributed
+from diffusion_jax.generative import GENERATIVES
+from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
+from diffusion_jax.training.logger import Logging
+from diffusion_jax.parallel.sharding import MeshShape
+from diffusion_jax.training.state import EMA, OPTIMIZERS, Adam
+from diffusion_jax.training.step import Training
+from diffusion_jax.types import Generative, ImageSpec, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluating:
+  """Config of what is measured, while training and by the evaluation program.
+
+  Attributes:
+    every_steps: between two passes over the test split while training; none: only at the end.
+    training_likelihoods: likelihoods that these passes take; a model without an elbo leaves it out.
+    batch_size: images of a batch of a pass, and of a chunk of samples.
+    num_samples: images drawn for the sample metrics; none: as many as the reference split has, at
+      most 50,000.
+    num_seeds: sets of samples from successive seeds; their spread is the figures' error bar.
+    reference_split: the split that samples are compared with.
+    likelihoods: those that the evaluation program measures; all: every one that the model has;
+      none: no likelihood.
+    likelihood_split: the split they are measured on, in full.
+    likelihood_repeats: independent draws an image; two or more separate the error of these draws
+      from that of the images.
+    spectrum_images: images of each split for the loss by log-SNR, evenly spaced; 0: no spectrum.
+  """
+
+  every_steps: int | None = None
+  training_likelihoods: tuple[str, ...] = ("elbo",)
+  batch_size: int = 256
+  num_samples: int | None = None
+  num_seeds: int = 1
+  reference_split: Literal["train", "test"] = "train"
+  likelihoods: Literal["all"] | tuple[str, ...] = "all"
+  likelihood_split: Literal["train", "test"] = "test"
+  likelihood_repeats: int = 1
+  spectrum_images: int = 2048
+
+  def __post_init__(self):
+    for name in ("every_steps", "batch_size", "num_seeds", "likelihood_repeats"):
+      if getattr(self, name) is not None and getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+    if self.num_samples is not None and self.num_samples < 2:
+      raise ValueError(f"num_samples={self.num_samples} must be at least 2, or none")
+    if self.spectrum_images < 0:
+      raise ValueError(f"spectrum_images={self.spectrum_images} must not be negative")
+
+
+COMMON: Mapping[str, Section] = {
+  "generative": GENERATIVES,
+  "data": SOURCES,
+  "optimizer": OPTIMIZERS,
+  "ema": EMA,
+  "training": Training,
+  "eval": Evaluating,
+  "checkpoint": Checkpointing,
+  "logging": Logging,
+  "mesh": MeshShape,
+  "distributed": Distributed,
+}
+
+# Fields that a resumed run may change: how it runs, not what it is. Where the data lies may change
+# too; that it is the same data is checked by its fingerprint.
+CHANGEABLE = {
+  "model": {"dtype", "remat"},
+  "data": {
+    "path",
+    "test_path",
+    "data_dir",
+    "max_ram_gib",
+    "test_split",
+    "test_fraction",
+    "unreadable",
+  },
+  "optimizer": {"*"},
+  "training": {"num_steps", "accumulation_steps", "max_skipped_in_a_row"},
+  # another average cannot begin in mid-run
+  "ema": {"decay", "warmup", "half_life_steps", "half_life_ramp", "snapshot_every_steps"},
+  **{name: {"*"} for name in ("eval", "checkpoint", "logging", "mesh", "distributed")},
+  **{name: {"*"} for name in ("sampler", "guidance", "spectrum")},
+  **{name: {"*"} for name in (*DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A resolved config.
+
+  Attributes:
+    sections: name -> built dataclass, for the common sections and the model's own.
+    layout: name -> the registry or class that each was built from.
+  """
+
+  sections: Mapping[str, Any]
+  layout: Mapping[str, Section]
+
+  @property
+  def data(self) -> Any:
+    return self.sections["data"]
+
+  @property
+  def optimizer(self) -> Adam:
+    return self.sections["optimizer"]
+
+  @property
+  def ema(self) -> EMA:
+    return self.sections["ema"]
+
+  @property
+  def training(self) -> Training:
+    return self.sections["training"]
+
+  @property
+  def eval(self) -> Evaluating:
+    return self.sections["eval"]
+
+  @property
+  def checkpoint(self) -> Checkpointing:
+    return self.sections["checkpoint"]
+
+  @property
+  def logging(self) -> Logging:
+    return self.sections["logging"]
+
+  @property
+  def mesh(self) -> MeshShape:
+    return self.sections["mesh"]
+
+  @property
+  def distributed(self) -> Distributed:
+    return self.sections["distributed"]
+
+  def create(self, spec: ImageSpec) -> Generative:
+    """Wires the model for a data set.
+
+    Raises:
+      UserError: parts that do not fit each other or the data.
+    """
+    try:
+      return self.sections["generative"].create(self.sections, spec)
+    except ValueError as error:
+      raise UserError(f"config: {error}") from error
+
+  def warnings(self) -> dict[str, str]:
+    """Return {"warning": a line} on parts that work but hardly as was meant, or {}."""
+    warning = getattr(self.sections["generative"], "warning", lambda parts: None)(self.sections)
+    return {"warning": warning} if warning else {}
+
+  def identity(self) -> dict[str, dict[str, Any]]:
+    """Return `to_dict` with derived numbers of the parts written out.
+
+    Two configs of the same model have the same identity, also where one gives a number and the
+    other leaves it to the same rule.
+    """
+    parts = {n: p.settled() if hasattr(p, "settled") else p for n, p in self.sections.items()}
+    return {n: to_dict(parts[n], section) for n, section in self.layout.items()}
+
+  def to_dict(self) -> dict[str, dict[str, Any]]:
+    """All sections with all fields, as config.json holds them."""
+    return {n: to_dict(self.sections[n], section) for n, section in self.layout.items()}
+
+
+def load(raw: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Experiment:
+  """Builds an experiment from a config file's or config.json's content and overrides.
+
+  Raises:
+    UserError: see `config.resolve`.
+  """
+  layout = {**COMMON, **_model_sections(raw, overrides)}
+  return Experiment(resolve(raw, overrides, layout), layout)
+
+
+def _model_sections(raw: Mapping[str, Any], overrides: Sequence[Override]) -> Mapping[str, Section]:
+  """The sections that the chosen kind of model brings, looked up before all are checked."""
+  section = raw.get("generative", {})
+  name = section.get("name") if hasattr(section, "get") else section
+  for override in overrides:
+    if (override.section, override.field) == ("generative", "name"):
+      name = override.text
+  if not isinstance(name, str) or name not in GENERATIVES:
+    raise UserError(f"config.generative.name is '{name}'.{nearest(str(name), GENERATIVES)}")
+  return GENERATIVES[name].sections
+
+
+RESPELT = {
+  ("model", "remat"): {"False": "none", "True": "block"},
+  ("eval", "likelihoods"): {"None": "all"},
+}
+"""(section, field) -> repr of what runs of older versions stored -> what it is now."""
+
+
+def of_today(stored: Mapping[str, Any]) -> dict[str, Any]:
+  """Return a stored config with its values spelt as this version spells them."""
+  config = {n: dict(s) if isinstance(s, Mapping) else s for n, s in stored.items()}
+  for (section, field), values in RESPELT.items():
+    fields = config.get(section)
+    if isinstance(fields, dict) and field in fields:
+      fields[field] = values.get(repr(fields[field]), fields[field])
+  return config
+
+
+def differences(
+  old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[str], list[str]]:
+  """Fields in which two resolved configs differ, as "section.field: old -> new".
+
+  Returns:
+    Those with which a run cannot continue, and those with which it can.
+  """
+  fatal, harmless = [], []
+  for section, field, before, after in _changes(old, new):
+    text = f"{section}.{field}: {before} -> {after}"
+    (harmless if _may_change(section, field) else fatal).append(text)
+  return fatal, harmless
+
+
+def flags_to_keep(
+  old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+  """Return the flags that give `new` the old values of the fields that a run may not change.
+
+  None if there are no such flags, since a section is missing or of another name.
+  """
+  fatal = [c for c in _changes(old, new) if not _may_change(c.section, c.field)]
+  if any(c.field == "name" or c.section not in old or c.section not in new for c in fatal):
+    return []
+  return [f"--config.{c.section}.{c.field}={as_text(c.before)}" for c in fatal]
+
+
+class _Change(NamedTuple):
+  section: str
+  field: str
+  before: Any
+  after: Any
+
+
+def _changes(
+  old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
+) -> Iterator[_Change]:
+  for section in sorted({*old, *new}):
+    before, after = dict(old.get(section, {})), dict(new.get(section, {}))
+    for field in sorted({*before, *after}):
+      if _plain(before.get(field)) != _plain(after.get(field)):
+        yield _Change(section, field, before.get(field), after.get(field))
+
+
+def _may_change(section: str, field: str) -> bool:
+  return bool({"*", field} & CHANGEABLE.get(section, set()))
+
+
+def of_another_run(config: Mapping[str, Any], meta: Mapping[str, Any]) -> str | None:
+  """Return why a checkpoint does not belong to the run with this config, or None.
+
+  Args:
+    config: all sections, as config.json holds them.
+    meta: what was saved beside the checkpoint.
+  """
+  try:
+    ours, theirs = (load(of_today(c)).identity() for c in (config, meta["config"]))
+  except (UserError, KeyError):  # a version that wrote other fields: its leaves are compared
+    return None
+  fatal, _ = differences(ours, theirs)
+  return f"it is of another run ({'; '.join(fatal)})" if fatal else None
+
+
+def _plain(value: Any) -> Any:
+  """Tuples as JSON has them."""
+  return list(value) if isinstance(value, tuple) else value

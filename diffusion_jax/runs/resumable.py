@@ -1,0 +1,133 @@
+"""Work in pieces that outlive the process: what is on disk is not computed again."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax import parallel
+from diffusion_jax.core import npz, files
+from diffusion_jax.runs import signals
+from diffusion_jax.types import UserError
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def digest(facts: Any) -> str:
+  """A short hash of JSON values: equal work has the same, whatever it is called."""
+  text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Chunks:
+  """Numbered pieces of one work, each a file that is whole or absent.
+
+  Several processes need the folder in common: a piece is read if all of them find it, else all
+  compute it together.
+
+  Args:
+    folder: of the pieces; it is made. Its name should hold the work's `digest`, so that other work
+      never finds these pieces.
+    facts: what the pieces are, written beside them for people.
+    is_shared: whether all processes see the folder; if not, process 0 alone does.
+  """
+
+  def __init__(self, folder: Path, facts: Mapping[str, Any], is_shared: bool = True):
+    self.folder = folder
+    if jax.process_index():
+      if is_shared:
+        folder.mkdir(parents=True, exist_ok=True)
+      return
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".*.part*"):  # by a process that was killed
+      left.unlink(missing_ok=True)
+    text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
+    files.write_whole(folder / "facts.json", text)
+
+  def get(self, number: int, rows: int, compute: Callable[[], Arrays]) -> dict[str, np.ndarray]:
+    """Piece `number`: from disk if it is there and whole, else computed and written.
+
+    Args:
+      number: of the piece.
+      rows: examples that it must hold; a longer one is cut, a shorter one is made anew.
+      compute: gives arrays whose leading axis counts the examples.
+
+    Raises:
+      StoppedEarly: a signal has asked to stop; the pieces before this one are on disk.
+    """
+    signals.stop_here()
+    found = self._read(self.folder / f"{number:06d}.npz", rows)
+    if parallel.all_true(found is not None):
+      assert found is not None
+      return found
+    arrays = {name: np.asarray(value) for name, value in compute().items()}
+    if jax.process_index() == 0:
+      self._write(self.folder / f"{number:06d}.npz", arrays)
+    return {name: value[:rows] for name, value in arrays.items()}
+
+  def ensure(self, number: int, rows: int, compute: Callable[[], Arrays]) -> bool:
+    """Make process 0 have piece `number` on its disk; True where it had to be computed.
+
+    Args:
+      number, rows, compute: as in `get`.
+
+    Raises:
+      StoppedEarly: as in `get`.
+    """
+    signals.stop_here()
+    path = self.folder / f"{number:06d}.npz"
+    there = parallel.from_first(jax.process_index() == 0 and self._read(path, rows) is not None)
+    if there:
+      return False
+    arrays = {name: np.asarray(value)[:rows] for name, value in compute().items()}
+    if jax.process_index() == 0:
+      self._write(path, arrays)
+    return True
+
+  def read(self, number: int, rows: int) -> dict[str, np.ndarray]:
+    """Piece `number`, which is on this process's disk.
+
+    Raises:
+      UserError: it is not, or it has been damaged since.
+    """
+    path = self.folder / f"{number:06d}.npz"
+    found = self._read(path, rows)
+    if found is None:
+      raise UserError(f"{path} cannot be read; the same command makes it anew")
+    return found
+
+  def _read(self, path: Path, rows: int) -> dict[str, np.ndarray] | None:
+    """None for a piece that is missing, short, or damaged: the archive's CRC-32 shows that."""
+    if not path.is_file():
+      return None
+    try:
+      arrays = npz.read(path, str(path))
+    except UserError:
+      print(f"{path} is damaged: computed anew")
+      return None
+    if min((len(value) for value in arrays.values()), default=0) < rows:
+      return None
+    return {name: value[:rows] for name, value in arrays.items()}
+
+  def _write(self, path: Path, arrays: Arrays) -> None:
+    with files.replacing(path) as file:
+      np.savez(file, allow_pickle=False, **arrays)
+      file.flush()
+      os.fsync(file.fileno())
+
+
+def pieces(num: int, size: int) -> list[tuple[int, int, int]]:
+  """(number, first example, examples) of each piece of `size` out of `num`."""
+  return [(i, first, min(size, num - first)) for i, first in enumerate(range(0, num, size))]
+
+
+def remove(folder: Path) -> None:
+  """Deletes the pieces of finished work."""
+  if jax.process_index() == 0:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,168 @@
+"""What a run shows of itself: sample grids, reconstructions and held-out figures, when due."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Collection, Iterator
+
+import jax
+import numpy as np
+
+from diffusion_jax import evaluation, parallel
+from diffusion_jax.core.pixels import NonFiniteImages, as_pictures, to_uint8
+from diffusion_jax.inference.draw import (
+  Draw,
+  cycle_labels,
+  first_examples,
+  make_draw,
+  make_reconstruct,
+  rows_in_turn,
+)
+from diffusion_jax.parallel import sharding
+from diffusion_jax.runs import command_line
+from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.train_loop.setup import Job, sampled_classes
+from diffusion_jax.training.logger import Logger, grid_columns, has_row, image_grid, picture_path
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.step import make_eval_step, measured_likelihoods
+from diffusion_jax.types import Aux, Params
+
+Show = Callable[..., None]  # (logger, step, state, last, parts that are there already = ())
+
+
+def make_show(job: Job) -> Show:
+  """Return the function that shows what is due at a step; all at the last."""
+  config, generative = job.experiment, job.generative
+  draw = make_draw(generative, job.mesh, config.logging.num_samples)
+  measured = measured_likelihoods(generative, config.eval.training_likelihoods)
+  seeded = jax.jit(make_eval_step(generative, measured))
+  seed = np.uint32(config.training.seed)
+  eval_step = lambda params, aux, batch: seeded(params, aux, batch, seed)  # noqa: E731
+  # Counted once, when it is first shown; beside no likelihood it would say nothing.
+  baseline = functools.cache(lambda: _baseline(job) if measured else None)
+
+  def show(
+    logger: Logger, step: int, state: TrainState, last: bool, there: Collection[str] = ()
+  ) -> None:
+    due = parts_due(job, step, last)
+    if not last and due <= set(there):
+      return
+    params = sharding.gathered(state.ema, job.mesh)
+    with said_if_not_finite(logger, step):
+      if "samples" in due and "samples" not in there:
+        show_samples(job, logger, step, params, draw)
+      if "reconstructions" in due and "reconstructions" not in there:
+        show_reconstructions(job, logger, step, params)
+    if last or ("held_out" in due and "held_out" not in there):
+      lines, values = measure_held_out(job, (params, state.aux), eval_step, baseline)
+      for line in lines:
+        logger.print(f"step {step:,}: held-out {line}")
+      if values and "held_out" not in there:
+        logger.scalars(step, {f"held_out/{name}": value for name, value in values.items()})
+      if last:
+        command_line.write_final(job.workdir, step, values)
+
+  return show
+
+
+def parts_due(job: Job, step: int, last: bool) -> set[str]:
+  """Return the parts that are shown at a step: samples, reconstructions, held_out."""
+  config, due = job.experiment, set()
+  if last or _due(step, config.logging.sample_every_steps):
+    due |= {"samples"} | ({"reconstructions"} if job.generative.encode is not None else set())
+  if last or _due(step, config.eval.every_steps):
+    due |= {"held_out"}
+  return due
+
+
+def make_up(job: Job, show: Show, logger: Logger, state: TrainState) -> None:
+  """Show what a resumed run's first step was to show and has not: its checkpoint came before.
+
+  The values are those of a run that went on: they depend on the state alone. A collective.
+
+  Args:
+    job: the run's parts.
+    show: from `make_show`.
+    logger: of this start, which has dropped what was left half written.
+    state: that the run goes on from.
+  """
+  step = int(state.step)
+  if step:
+    show(logger, step, state, step >= job.num_steps, parallel.from_first(_shown(job, step)))
+
+
+def _shown(job: Job, step: int) -> list[str]:
+  """The parts of a step that are on disk."""
+  grids = ("samples", "reconstructions")
+  there = [name for name in grids if picture_path(job.workdir, step, name).is_file()]
+  return there + ["held_out"] * has_row(job.workdir, step, "held_out/")
+
+
+@contextlib.contextmanager
+def said_if_not_finite(logger: Logger, step: int) -> Iterator[None]:
+  """Print that images are not finite in place of a picture, so that the run goes on."""
+  try:
+    yield
+  except NonFiniteImages as error:
+    logger.print(f"step {step:,}: no picture: {error}")
+
+
+def is_due(config: Experiment, step: int) -> bool:
+  """Whether anything is shown at a step, the last one aside."""
+  return _due(step, config.logging.sample_every_steps) or _due(step, config.eval.every_steps)
+
+
+def _due(step: int, every: int | None) -> bool:
+  return every is not None and step % every == 0
+
+
+def _baseline(job: Job) -> float | None:
+  if job.test is None:
+    return None
+  return evaluation.baseline_bits(job.generative, job.train, job.test)
+
+
+def show_samples(job: Job, logger: Logger, step: int, params: Params, draw: Draw) -> None:
+  """A grid from the EMA weights, each time from the same noise and labels."""
+  num, classes = job.experiment.logging.num_samples, []
+  labels = None
+  if job.generative.num_classes:
+    classes = sampled_classes(job)
+    labels = cycle_labels(classes, num)
+  images = to_uint8(draw(params, labels, num, job.experiment.training.seed))
+  grid = image_grid(images, grid_columns(num, len(classes)))
+  path = logger.image(step, "samples", grid)
+  if path is not None:
+    logger.print(f"step {step:,}: samples in {path}")
+
+
+def show_reconstructions(job: Job, logger: Logger, step: int, params: Params) -> None:
+  """A grid of held-out images, each row above its reconstructions."""
+  num = job.experiment.logging.num_samples
+  batch = first_examples(job.test or job.train, num)
+  decoded = to_uint8(make_reconstruct(job.generative, job.mesh)(params, batch))
+  originals = as_pictures(batch.image, job.train.spec.num_levels)
+  columns = grid_columns(num, 0)
+  rows = rows_in_turn([originals, decoded], columns)
+  path = logger.image(step, "reconstructions", image_grid(rows, columns))
+  what = "held-out" if job.test else "training"
+  if path is not None:
+    logger.print(f"step {step:,}: {what} images above their reconstructions in {path}")
+
+
+def measure_held_out(
+  job: Job,
+  model: tuple[Params, Aux],
+  eval_step: Callable,
+  baseline: Callable[[], float | None],
+) -> tuple[list[str], dict[str, float]]:
+  """Return figures of the whole test split from the EMA weights: in words, and by name."""
+  if job.test is None:
+    return [], {}
+  size = job.experiment.eval.batch_size
+  figures = evaluation.held_out(eval_step, *model, job.test, job.mesh, size)
+  lines = list(evaluation.summarize(figures, job.generative))
+  values = evaluation.flatten(figures)
+  if (bits := baseline()) is not None:
+    values["independent_pixels/bits_per_dim"] = bits
+    lines.append(f"independent-pixel baseline {bits:.4f} bits/dim")
+  return lines, values

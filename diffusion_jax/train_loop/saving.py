@@ -1,0 +1,58 @@
+"""Saves of a training run, also before an error or a signal ends it."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import jax
+
+from diffusion_jax.checkpoints.store import CheckpointError, Checkpoints
+from diffusion_jax.runs import command_line
+from diffusion_jax.runs.signals import StoppedEarly
+from diffusion_jax.train_loop.ema_snapshots import Snapshots
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.throughput import NonFinite
+
+
+@contextlib.contextmanager
+def saved_on_failure(
+  saver: Checkpoints, snapshots: Snapshots, state: TrainState, meta: Mapping[str, Any]
+) -> Iterator[None]:
+  """Save what was learned so far before an error inside ends the run.
+
+  A save that has failed is tried once more, for the state of now, after what it had written is
+  deleted. Snapshots of earlier steps must be whole first: a run that goes on from here would not
+  take them again. Not where there are other processes: they may be well, and do not come to save.
+  """
+  try:
+    yield
+  except StoppedEarly:
+    raise
+  except Exception as error:
+    if (step := int(state.step)) and jax.process_count() == 1:
+      snapshots.wait()
+      if isinstance(error, CheckpointError):
+        saver.begin_anew()
+      saver.save(step, state, meta)
+      saver.wait()
+    raise
+
+
+@contextlib.contextmanager
+def explained(saver: Checkpoints) -> Iterator[None]:
+  """Say what to do about updates that are not finite."""
+  try:
+    yield
+  except NonFinite as error:
+    raise command_line.explain_non_finite(error, saver.steps()) from error
+
+
+def took_last_step(state: TrainState) -> bool:
+  """Return whether the last update was taken; checkpoints from before skipped ones stay."""
+  return not int(state.num_skipped_in_a_row)
+
+
+def stop(saver: Checkpoints, step: int, signal: str) -> NoReturn:
+  """End the run once what was saved is on disk."""
+  saver.wait()
+  raise StoppedEarly(f"{signal}: saved step {step:,}; the same command continues")

@@ -1,0 +1,250 @@
+"""A training run, put together and checked: its parts, and the state that it goes on from."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_jax import __version__, parallel
+from diffusion_jax.checkpoints import step_folders, store
+from diffusion_jax.core.files import printable
+from diffusion_jax.data import About, Source, describe_classes, fingerprint, trained_classes
+from diffusion_jax.parallel import sharding, watchdog
+from diffusion_jax.runs import command_line
+from diffusion_jax.runs.experiment import Experiment, of_another_run
+from diffusion_jax.training import logger
+from diffusion_jax.training.state import (
+  TrainState,
+  count_parameters,
+  from_averages,
+  holds_averages,
+  with_averages,
+)
+from diffusion_jax.training.step import make_init
+from diffusion_jax.types import Generative, ImageSpec, UserError
+
+
+class Job(NamedTuple):
+  """What a run is made of.
+
+  Attributes:
+    experiment: the resolved config.
+    generative: its model.
+    train, test: the splits; a data set may lack the second.
+    feed: what training reads: `train`, or its latents.
+    mesh: the devices.
+    workdir: the run's folder.
+  """
+
+  experiment: Experiment
+  generative: Generative
+  train: Source
+  test: Source | None
+  feed: Source
+  mesh: Mesh
+  workdir: Path
+
+  @property
+  def checkpoints(self) -> Path:
+    return self.workdir / "checkpoints"
+
+  @property
+  def num_steps(self) -> int:
+    return self.experiment.training.num_steps
+
+
+def prepare(experiment: Experiment, workdir: Path) -> Job:
+  """Checks all that can be checked before the run's folder is touched.
+
+  Raises:
+    UserError: data, model, mesh and batch do not fit.
+  """
+  data, training = experiment.data, experiment.training
+  mesh = sharding.create_mesh(experiment.mesh)
+  parts = training.accumulation_steps
+  sharding.check_batch_size(training.batch_size, mesh, parts, "training.batch_size")
+  source = parallel.in_turn(lambda: data.load("train"))
+  test = parallel.in_turn(lambda: data.load("test") if data.has_split("test") else None)
+  check_same_everywhere(source)
+  if test is not None and test.spec != source.spec:
+    train_is, test_is = (logger.describe_data(s.name, len(s), s.spec) for s in (source, test))
+    raise UserError(f"the splits do not fit each other: {train_is}; {test_is}")
+  generative = experiment.create(source.spec)
+  return Job(experiment, generative, source, test, _feed(experiment, source), mesh, workdir)
+
+
+def print_plan(job: Job, beginning: str) -> None:
+  """The block that says what is about to run, and where its state lies."""
+  mesh, batch_size = job.mesh, job.experiment.training.batch_size
+  shards, state = sharding.num_batch_shards(mesh), state_shapes(job)
+  groups = "a device" if shards == mesh.size else f"each for {mesh.shape['tensor']} devices"
+  rows = [
+    ("devices", f"{mesh.size} x {jax.devices()[0].device_kind}, {parallel.describe_hosts()}"),
+    ("mesh", ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())),
+    ("batch", f"{batch_size} images, {batch_size // shards} {groups}"),
+    ("parameters", f"{count_parameters(state.params):,}"),
+    *describe_splits(job),
+    ("workdir", str(job.workdir)),
+    ("start", beginning),
+    *job.experiment.warnings().items(),
+  ]
+  print(f"diffusion_jax {__version__}, jax {jax.__version__}")
+  print("\n".join(f"  {name:<11}{text}" for name, text in rows))
+  print("\n".join(f"  {line}" for line in sharding.describe_layout(mesh, state)), flush=True)
+
+
+def describe_splits(job: Job) -> list[tuple[str, str]]:
+  """Name and text of each line on what is trained on, what is held out and what is not read."""
+  train, test, classes = job.train, job.test, job.train.spec.num_classes
+  rows = [("data", logger.describe_data(train.name, len(train), train.spec))]
+  if classes:
+    rows.append(("classes", describe_classes(_counted(job), classes)))
+  rows += [("note", printable(note)) for note in train.about.notes]
+  if test is None:
+    return [*rows, ("held out", "none")]
+  origin = f", {printable(test.about.origin)}" if test.about.origin else ""
+  rows.append(("held out", f"{len(test):,} images{origin}"))
+  rows += [("note", printable(note)) for note in test.about.notes if note not in train.about.notes]
+  if strange := sorted(set(trained_classes(test)) - set(sampled_classes(job))):
+    names = [printable(train.about.classes[i]) if train.about.classes else str(i) for i in strange]
+    rows.append(("note", f"held out without any training image: class {', '.join(names[:10])}"))
+  return rows
+
+
+def _feed(experiment: Experiment, source: Source) -> Source:
+  """The training split, or what an encoder has made of it, for a model that trains on that."""
+  if not getattr(experiment.sections["generative"], "trains_on_latents", False):
+    return source
+  feed = parallel.in_turn(lambda: experiment.data.load_latents("train", experiment.to_dict()))
+  check_same_everywhere(feed)
+  return feed
+
+
+def check_same_everywhere(source: Source) -> None:
+  """Refuses to start where the processes read different data.
+
+  Raises:
+    UserError: which of them differ from process 0.
+  """
+  if jax.process_count() == 1:
+    return
+  prints = parallel.tell_all(fingerprint(source))
+  other = [str(number) for number, found in enumerate(prints) if found != prints[0]]
+  if other:
+    raise UserError(
+      f"{source.name}: process {', '.join(other)} reads other data than process 0 does; bring the "
+      "same data to all hosts"
+    )
+
+
+def start(job: Job) -> tuple[TrainState, bool]:
+  """The state to go on from, and whether it comes from a checkpoint.
+
+  Damaged checkpoints newer than the one that is restored are moved aside.
+
+  Raises:
+    UserError: the folder holds a run that this one cannot continue.
+  """
+  experiment = job.experiment
+  names = experiment.ema.names()
+  init = make_init(job.generative, experiment.optimizer, experiment.training, names)
+  shapes = state_shapes(job)
+  layout = sharding.state_shardings(job.mesh, shapes)
+  if not parallel.from_first(bool(store.saved_steps(job.checkpoints))):
+    command_line.write_config(job.workdir, experiment.to_dict())
+    with watchdog.allow(watchdog.COMPILE_SEC):
+      create = jax.jit(init, out_shardings=layout)
+      return jax.block_until_ready(create(np.uint32(experiment.training.seed))), False
+  harmless = command_line.check_continues(job.workdir, experiment)
+  foreign = functools.partial(of_another_run, experiment.to_dict())
+  target = stored_target(shapes, layout)
+  restored = store.restore(job.checkpoints, target, foreign=foreign)
+  _check_same_data(job, restored.meta)
+  if harmless:
+    print(f"changed since the run began: {'; '.join(harmless)}")
+  parallel.first_does(lambda: _put_aside(job, restored.damaged))
+  command_line.write_config(job.workdir, experiment.to_dict())
+  state = restored.state
+  return state if isinstance(state, TrainState) else from_averages(state), True
+
+
+def stored_target(shapes: TrainState, layout: TrainState) -> Callable[[Mapping[str, Any]], Any]:
+  """Return the function from a checkpoint's leaves to what to restore, whatever version wrote it.
+
+  Args:
+    shapes: the state as ShapeDtypeStructs.
+    layout: its shardings.
+  """
+
+  def target(leaves: Mapping[str, Any]) -> Any:
+    if holds_averages(leaves):
+      return sharding.as_target(with_averages(shapes), with_averages(layout))
+    return sharding.as_target(shapes, layout)
+
+  return target
+
+
+def _put_aside(job: Job, damaged: tuple[store.Damage, ...]) -> None:
+  for damage, place in zip(damaged, step_folders.quarantine(job.checkpoints, damaged), strict=True):
+    print(f"checkpoint {damage.step} is damaged ({damage.reason}): moved to {place}")
+
+
+def state_shapes(job: Job) -> TrainState:
+  """The run's state as ShapeDtypeStructs."""
+  parts = job.experiment
+  names = parts.ema.names()
+  init = make_init(job.generative, parts.optimizer, parts.training, names)
+  return jax.eval_shape(init, np.uint32(0))
+
+
+def describe(job: Job) -> dict[str, Any]:
+  """What is saved beside a state."""
+  data = {
+    "name": job.train.name,
+    "num": len(job.train),
+    "fingerprint": fingerprint(job.train),
+    "spec": job.train.spec._asdict(),
+  }
+  if len(trained := sampled_classes(job)) < job.train.spec.num_classes:
+    data["trained_classes"] = trained
+  if job.feed is not job.train:
+    data["latents"] = {
+      "name": job.feed.name,
+      "num": len(job.feed),
+      "fingerprint": fingerprint(job.feed),
+    }
+  return {"config": job.experiment.to_dict(), "data": data}
+
+
+def _counted(job: Job) -> About:
+  """Return facts about the training images; latents know the labels of images that are not read."""
+  about = job.train.about
+  return about if about.counts is not None else about._replace(counts=job.feed.about.counts)
+
+
+def sampled_classes(job: Job) -> list[int]:
+  """Return the labels that training images have, which are those to sample."""
+  known = job.train if job.train.about.counts is not None else job.feed
+  return trained_classes(known)
+
+
+def stored_classes(checkpoints: Path, step: int | None) -> list[int]:
+  """Return the labels that a run's training images have; all if it is of an older version."""
+  data = store.read_meta(checkpoints, step)["data"]
+  return data.get("trained_classes", list(range(data["spec"]["num_classes"])))
+
+
+def stored_spec(checkpoints: Path, step: int | None) -> ImageSpec:
+  """What a run's images are, from its checkpoints: to sample, the data need not be there."""
+  return ImageSpec(**store.read_meta(checkpoints, step)["data"]["spec"])
+
+
+def _check_same_data(job: Job, meta) -> None:
+  now = describe(job)["data"]
+  command_line.check_same_data(job.workdir, meta["data"], now)
+  if "latents" in now:
+    command_line.check_same_data(job.workdir, meta["data"]["latents"], now["latents"])

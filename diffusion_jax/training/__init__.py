@@ -1,0 +1,1 @@
+"""A training step and what belongs to it: its state, averages, throughput and log."""

@@ -1,0 +1,362 @@
+"""What a person sees of a run: progress lines, metrics.jsonl, TensorBoard, image grids."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import re
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from diffusion_jax.core import wording
+from diffusion_jax.core.files import replacing, write_whole
+from diffusion_jax.types import ImageSpec, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+  """Config of what is written while training.
+
+  Attributes:
+    every_steps: between two progress lines and rows of metrics.jsonl.
+    sample_every_steps: between two sample grids; none: only at the end.
+    num_samples: images of a grid.
+    tensorboard: also write scalars and grids to tensorboard/.
+    wandb_project: also send scalars and grids to this Weights & Biases project.
+  """
+
+  every_steps: int = 100
+  sample_every_steps: int | None = 5000
+  num_samples: int = 64
+  tensorboard: bool = True
+  wandb_project: str | None = None
+
+  def __post_init__(self):
+    for name in ("every_steps", "sample_every_steps", "num_samples"):
+      if getattr(self, name) is not None and getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+def image_grid(images: UInt8[np.ndarray, "N H W C"], columns: int) -> UInt8[np.ndarray, "A B C"]:
+  """Tiles images row by row on white, enlarged by whole pixels to at least 32 a side."""
+  return grid_of(images, len(images), columns)
+
+
+def grid_of(
+  images: Iterable[UInt8[np.ndarray, "H W C"]], num: int, columns: int
+) -> UInt8[np.ndarray, "A B C"]:
+  """Tiles `num` images, at least one, as `image_grid` does; no more than one is held beside it."""
+  rows, gap, grid = math.ceil(num / columns), 2, None
+  for i, image in enumerate(images):
+    zoom = max(1, math.ceil(32 / min(image.shape[:2])))
+    image = image.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    tall, wide, channels = image.shape[0] + gap, image.shape[1] + gap, image.shape[2]
+    if grid is None:
+      grid = np.full((rows * tall + gap, columns * wide + gap, channels), 255, np.uint8)
+    top, left = gap + i // columns * tall, gap + i % columns * wide
+    grid[top : top + image.shape[0], left : left + image.shape[1]] = image
+  assert grid is not None
+  return grid
+
+
+def grid_columns(num_images: int, num_classes: int) -> int:
+  """One column a class where there are few, else nearly square."""
+  return num_classes if 2 <= num_classes <= 16 else math.ceil(math.sqrt(num_images))
+
+
+def write_png(path: Path, image: UInt8[np.ndarray, "H W C"]) -> None:
+  """Writes a grey or colour image so that no reader ever sees half of it."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
+  with replacing(path) as file:
+    picture.save(file, format="PNG")
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes JSON in one move: the old file stays until the new one is whole."""
+  write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+class Sink(Protocol):
+  """A destination of a run's figures. An error that it raises never ends the run."""
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+  def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> None: ...
+
+  def close(self) -> None: ...
+
+
+class Rows:
+  """metrics.jsonl: one object a logging interval, flushed at once; not-a-number becomes null."""
+
+  def __init__(self, path: Path, start_step: int):
+    self._file = _open_jsonl(path, start_step)
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    finite = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
+    self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
+    self._file.flush()
+
+  def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> None:
+    del step, name, grid
+
+  def close(self) -> None:
+    self._file.close()
+
+
+class Events:
+  """TensorBoard's event file, written and flushed in the caller's thread.
+
+  tensorboardX's own SummaryWriter hands events to a thread: if that dies of a full disk, its queue
+  fills and the caller waits for ever.
+  """
+
+  def __init__(self, folder: Path, start_step: int):
+    from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+
+    self._folder, self._writer = folder, None
+    restart = SessionLog(status=SessionLog.START)
+    self._write(step=start_step + 1, session_log=restart)  # later steps of a run that died are gone
+
+  def _write(self, **fields: Any) -> None:
+    """Write an event. After a failure the next one begins a new file: half a record may be left."""
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+
+    writer, self._writer = self._writer or self._open(), None
+    writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
+    writer.flush()
+    self._writer = writer
+
+  def _open(self) -> Any:
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboardX.record_writer import RecordWriter
+
+    self._folder.mkdir(parents=True, exist_ok=True)
+    seconds, rest = divmod(time.time_ns(), 10**9)  # TensorBoard reads files by their names' order
+    name = f"events.out.tfevents.{seconds:010d}.{rest:09d}.{os.getpid()}"
+    writer = RecordWriter(str(self._folder / name))
+    writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+    return writer
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+    scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    self._write(step=step, summary=Summary(value=scalars))
+
+  def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> None:
+    from tensorboardX.summary import image
+
+    self._write(step=step, summary=image(name, grid, dataformats="HWC"))
+
+  def close(self) -> None:
+    if self._writer is not None:
+      self._writer.close()
+
+
+class WeightsAndBiases:
+  """A run of Weights & Biases; the same one after a resume."""
+
+  def __init__(self, project: str, workdir: Path):
+    self._run = _open_wandb(project, workdir)
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    self._run.log(dict(values), step=step)
+
+  def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> None:
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    self._run.log({name: wandb.Image(grid)}, step=step)
+
+  def close(self) -> None:
+    self._run.finish()
+
+
+class Logger:
+  """Writes one run's figures; on other processes than the first it writes nothing.
+
+  Args:
+    workdir: the run's folder.
+    config: what to write.
+    start_step: rows, scalars and pictures of later steps, left by a run that died, are dropped.
+    num_steps: length of the run, for the bar and the time left.
+    active: whether this process writes.
+  """
+
+  def __init__(
+    self, workdir: Path, config: Logging, start_step: int, num_steps: int, active: bool = True
+  ):
+    self._workdir, self._active, self._num_steps = workdir, active, num_steps
+    self._bar, self._sinks, self._failed = None, {}, set()
+    if not active:
+      return
+    rows = Rows(workdir / "metrics.jsonl", start_step)
+    _delete_later_pictures(workdir, start_step)
+    if config.tensorboard:
+      self._sinks["TensorBoard"] = Events(workdir / "tensorboard", start_step)
+    if config.wandb_project:
+      self._sinks["Weights & Biases"] = WeightsAndBiases(config.wandb_project, workdir)
+    self._sinks["metrics.jsonl"] = rows  # the last one: what has a row there has been shown
+    self._start_step = start_step
+
+  def _tell(self, call: Callable[[Sink], None]) -> None:
+    """Call every sink. The first error of each is printed; the run goes on."""
+    for name, sink in self._sinks.items():
+      self._try(name, lambda sink=sink: call(sink))
+
+  def _try(self, name: str, function: Callable[[], None]) -> bool:
+    try:
+      function()
+      return True
+    except Exception as error:
+      if name not in self._failed:
+        self._failed.add(name)
+        self.print(f"{name} could not be written ({error}); training goes on without it")
+      return False
+
+  def start_bar(self) -> None:
+    """Shows the bar, once there is something to show; only on a terminal wide enough for it."""
+    if self._active and wording.can_show(sys.stderr):
+      from tqdm import tqdm
+
+      self._bar = tqdm(total=self._num_steps, initial=self._start_step, unit="step")
+
+  def print(self, text: str) -> None:
+    """Prints a line above the progress bar."""
+    if not self._active:
+      return
+    if self._bar is not None:
+      self._bar.write(text, file=sys.stdout)
+    else:
+      print(text, flush=True)
+
+  def advance(self, step: int) -> None:
+    """Moves the bar to `step` batches done."""
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
+
+  def progress(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
+    """One line a logging interval: step, loss, speed, where the time went, time left."""
+    rate = scalars["images_per_sec"]
+    text = (
+      f"loss {scalars['loss']:.4f}  {rate:,.{0 if rate >= 100 else 1}f} images/s  "
+      f"data wait {scalars['data_wait_share']:.1%}"
+    )
+    for name, title in (
+      ("mfu", "MFU"),
+      ("checkpoint_stall_share", "saving"),
+      ("goodput", "goodput"),
+    ):
+      text += f"  {title} {scalars[name]:.1%}" if scalars.get(name) else ""
+    if scalars.get("num_skipped"):
+      text += f"  skipped {scalars['num_skipped']:.0f}"
+    if self._bar is not None:
+      self._bar.set_postfix_str(text)
+    else:
+      self.print(f"step {step:>7,}/{self._num_steps:,}  {text}  ETA {duration(seconds_left)}")
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Send one row to every sink."""
+    self._tell(lambda sink: sink.scalars(step, values))
+
+  def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> Path | None:
+    """Write a grid to every sink, then to its file: what has its file has been shown.
+
+    Returns:
+      The file; None where nothing was written.
+    """
+    if not self._active:
+      return None
+    path = picture_path(self._workdir, step, name)
+    self._tell(lambda sink: sink.image(step, name, grid))
+    return path if self._try("a picture", lambda: write_png(path, grid)) else None
+
+  def close(self) -> None:
+    """Flush and close everything."""
+    if self._bar is not None:
+      self._bar.close()
+    self._tell(lambda sink: sink.close())
+
+
+def picture_path(workdir: Path, step: int, name: str) -> Path:
+  """Return the file of a run's grid: samples/<name>_<step>.png, of "samples" step_<step>.png."""
+  stem = "step" if name == "samples" else name
+  return workdir / "samples" / f"{stem}_{step:08d}.png"
+
+
+def has_row(workdir: Path, step: int, prefix: str) -> bool:
+  """Return whether metrics.jsonl has a whole row of that step with a figure of that prefix."""
+  try:
+    lines = (workdir / "metrics.jsonl").read_text(errors="replace").splitlines()
+  except OSError:
+    return False
+  found = (json.loads(line) for line in lines if _row_step(line) == step)
+  return any(name.startswith(prefix) for row in found for name in row)
+
+
+def _delete_later_pictures(workdir: Path, start_step: int) -> None:
+  """Deletes what steps have shown that will be taken again, perhaps with other outcomes."""
+  for file in (workdir / "samples").glob("*.png"):
+    match = re.fullmatch(r"[a-z]+_(\d{8,})\.png", file.name)
+    if match and int(match[1]) > start_step:
+      with contextlib.suppress(OSError):
+        file.unlink()
+
+
+def _open_jsonl(path: Path, start_step: int):
+  """Opens for appending, without the rows that the resumed run will write again."""
+  lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+  rows = [line for line in lines if _row_step(line) <= start_step]
+  write_whole(path, "".join(row + "\n" for row in rows))
+  return path.open("a")
+
+
+def _row_step(line: str) -> float:
+  """Step of a row; a row that a kill cut short is dropped."""
+  try:
+    return float(json.loads(line)["step"])
+  except (ValueError, KeyError, TypeError):
+    return math.inf
+
+
+def _open_wandb(project: str, workdir: Path):
+  try:
+    import wandb  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise UserError(
+      f"logging.wandb_project={project} needs wandb: pip install 'diffusion_jax[wandb]'"
+    ) from error
+  file = workdir / "wandb_id"  # the same run there after a resume here
+  if not file.exists():
+    write_whole(file, uuid.uuid4().hex[:8])
+  identity = file.read_text()
+  return wandb.init(
+    project=project, name=workdir.name, dir=str(workdir), id=identity, resume="allow"
+  )
+
+
+def describe_data(name: str, num: int, spec: ImageSpec) -> str:
+  """One line: "digits train, 1,500 images of 8x8x1, 17 levels, 10 classes"."""
+  size = "x".join(str(n) for n in spec.shape)
+  levels = f", {spec.num_levels} levels" if spec.num_levels else ""
+  classes = f"{spec.num_classes} classes" if spec.num_classes else "no labels"
+  return f"{name}, {num:,} images of {size}{levels}, {classes}"
+
+
+def duration(seconds: float) -> str:
+  """Seconds as 1h05m, 3m20s or 12s."""
+  seconds = max(round(seconds), 0)
+  hours, minutes = seconds // 3600, seconds // 60 % 60
+  if hours:
+    return f"{hours}h{minutes:02d}m"
+  return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"

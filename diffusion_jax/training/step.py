@@ -1,0 +1,291 @@
+"""The jitted train and eval steps. Losses return one value an example; averages are taken here."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from diffusion_jax.core import rng
+from diffusion_jax.parallel import platforms, sharding
+from diffusion_jax.training.state import EMA, Adam, Rates, TrainState, create_state
+from diffusion_jax.training.throughput import VOTES
+from diffusion_jax.types import Aux, Batch, Generative, Key, Params, UserError
+
+Scalars = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """Config of the training loop.
+
+  Attributes:
+    num_steps: length of the run.
+    batch_size: images of the global batch.
+    seed: of the parameters, the data order and every draw.
+    accumulation_steps: microbatches that one batch is cut into to save memory. Times and noise of
+      each image stay the same.
+    max_skipped_in_a_row: the run stops after so many successive non-finite updates.
+  """
+
+  num_steps: int = 100_000
+  batch_size: int = 128
+  seed: int = 0
+  accumulation_steps: int = 1
+  max_skipped_in_a_row: int = 20
+
+  def __post_init__(self):
+    for name in ("num_steps", "batch_size", "accumulation_steps", "max_skipped_in_a_row"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+    if not 0 <= self.seed < 2**31:
+      raise ValueError(f"seed={self.seed} must lie between 0 and 2^31 - 1")
+
+
+class Hyperparameters(NamedTuple):
+  """Numbers that are arguments of the compiled step, so that new values need no compilation.
+
+  Attributes:
+    seed: of every draw, uint32.
+    optimizer: see `Adam.rates`.
+    ema: see `EMA.rates`.
+  """
+
+  seed: Any
+  optimizer: Rates
+  ema: Rates
+
+
+def hyperparameters(optimizer: Adam, ema: EMA, training: Training) -> Hyperparameters:
+  """Return the numbers of a config, as NumPy scalars."""
+  seed = np.asarray(training.seed, np.uint32)
+  return Hyperparameters(seed, optimizer.rates(training.num_steps), ema.rates())
+
+
+def make_init(
+  generative: Generative, optimizer: Adam, training: Training, averages: Sequence[str] = ()
+) -> Callable[[Any], TrainState]:
+  """Return seed -> state of step 0; `averages` are the names of those beside the first."""
+
+  def init(seed: Any) -> TrainState:
+    params, aux = generative.init(jax.random.fold_in(jax.random.key(seed), 2**31))
+    transform = optimizer.create(training.num_steps)
+    return create_state(params, aux, transform, averages)
+
+  return init
+
+
+def make_train_step(
+  generative: Generative, optimizer: Adam, ema: EMA, training: Training, mesh: Mesh
+) -> Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, Scalars]]:
+  """One update: gradient of the mean loss, clip, optimizer, EMA; skipped where not finite.
+
+  The loss and the gradient's norm say whether it is: a finite norm has finite squares, of which
+  every optimizer here makes finite moments. Asking each new parameter too would say no more, and
+  XLA would copy the question, with as many terms as there are parameters, into every fusion that
+  writes a part of the state: 90% of DDPM's program on a CPU.
+
+  Returns:
+    A pure function (state, batch, hyperparameters) -> (state, scalars), to be jitted with
+    `jit_train_step`. The scalars are loss and its metrics, grad_norm before the clip (the mean over
+    the microbatches where each is clipped), learning_rate, num_skipped and num_skipped_in_a_row.
+  """
+  clip_parts = optimizer.clip_scope == "microbatch"
+
+  def train_step(
+    state: TrainState, batch: Batch, numbers: Hyperparameters
+  ) -> tuple[TrainState, Scalars]:
+    key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
+    rates = training.num_steps, numbers.optimizer
+    transform, rate = optimizer.create(*rates), optimizer.rate(*rates)
+    clip_norm = numbers.optimizer.get("clip_norm")
+    gathered = sharding.compute_shardings(mesh, state.params)
+    params = jax.lax.with_sharding_constraint(state.params, gathered)
+    grads, scalars, aux = _gradient(
+      generative, params, state.aux, key, batch, training.accumulation_steps,
+      clip_norm if clip_parts else None,
+    )  # fmt: skip
+    kept = sharding.state_shardings(mesh, grads)
+    grads = jax.lax.with_sharding_constraint(grads, kept)  # summed where they are used
+    norm = optax.tree.norm(grads)
+    if not clip_parts:
+      grads, scalars["grad_norm"] = clip_by_norm(grads, norm, clip_norm), norm
+    updates = state.step - state.num_skipped
+    new_params, opt_state = _apply(transform, grads, state)
+    finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(scalars["grad_norm"])
+    offsets = ema.update(state.offsets, state.params, new_params, updates, numbers.ema)
+    candidate = state._replace(params=new_params, opt_state=opt_state, aux=aux, offsets=offsets)
+    scalars["learning_rate"] = rate(updates)
+    state = _advance(finite, candidate, state)
+    return state, scalars | {
+      "num_skipped": state.num_skipped,
+      "num_skipped_in_a_row": state.num_skipped_in_a_row,
+    }
+
+  return train_step
+
+
+def jit_train_step(train_step: Callable, state: Any, mesh: Mesh, voting: bool = False) -> Any:
+  """Jits a train step over the mesh, donating the state it consumes.
+
+  Args:
+    train_step: (state, batch, hyperparameters) -> (state, scalars).
+    state: a TrainState of arrays or ShapeDtypeStructs.
+    mesh: the devices.
+    voting: the jitted function takes a fourth argument, votes [batch shards], whose sum it gives
+      back among the scalars: what one process wants, all learn at the same step.
+  """
+  layout, rows = sharding.state_shardings(mesh, state), sharding.batch_sharding(mesh)
+  whole = sharding.replicated(mesh)
+
+  def vote(state: TrainState, batch: Batch, numbers: Hyperparameters, votes: Int[Array, "S"]):
+    state, scalars = train_step(state, batch, numbers)
+    return state, scalars | {VOTES: votes.sum()}
+
+  return jax.jit(
+    vote if voting else train_step,
+    in_shardings=(layout, rows, whole, rows) if voting else (layout, rows, whole),
+    out_shardings=(layout, whole),
+    donate_argnums=0,
+    compiler_options=platforms.compiler_options(mesh.devices.flat[0].platform),
+  )
+
+
+def clip_by_norm(
+  grads: Params, norm: Float[Array, ""], limit: float | Float[Array, ""] | None
+) -> Params:
+  """Scales gradients down to a global norm of `limit`; None leaves them."""
+  if limit is None:
+    return grads
+  factor = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-30))
+  return jax.tree.map(lambda g: g * factor, grads)
+
+
+def _apply(transform: optax.GradientTransformation, grads: Params, state: TrainState):
+  updates, opt_state = transform.update(grads, state.opt_state, state.params)
+  return optax.apply_updates(state.params, updates), opt_state
+
+
+def _advance(finite: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
+  """The new state if the update was finite, else the old one with the skip counted."""
+  kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+  skipped = jnp.where(finite, 0, 1)
+  return kept._replace(
+    step=old.step + 1,
+    num_skipped=old.num_skipped + skipped,
+    num_skipped_in_a_row=jnp.where(finite, 0, old.num_skipped_in_a_row + 1),
+  )
+
+
+def _gradient(generative, params, aux, key, batch: Batch, parts: int, clip_norm: Any):
+  """Gradient and scalars of the mean loss, over `parts` microbatches one after the other."""
+
+  batches = None if parts == 1 else split_batch(batch, parts)
+  whole = ()
+  if batches is not None and generative.statistics is not None:
+    whole = (_batch_mean(lambda part: generative.statistics(params, key, part, True), batches),)
+
+  def objective(params, aux, part):
+    losses, metrics, aux = generative.loss(params, aux, key, part, True, *whole)
+    scalars = {"loss": losses, **metrics}
+    means = {n: masked_mean(v, part.mask) for n, v in scalars.items()}
+    return means["loss"], (means, aux)
+
+  def one(aux, part):
+    grads, (scalars, aux) = jax.grad(objective, has_aux=True)(params, aux, part)
+    norm = optax.tree.norm(grads)
+    return aux, (clip_by_norm(grads, norm, clip_norm), scalars | {"grad_norm": norm})
+
+  if batches is None:
+    aux, (grads, scalars) = one(aux, batch)
+    return grads, scalars, aux
+  return _accumulate(one, aux, batches, parts)
+
+
+def _batch_mean(values_of: Callable[[Batch], Array], batches: Batch) -> Array:
+  """Mean over the examples of all microbatches, which are gone through one after the other."""
+
+  def total(part: Batch) -> tuple[Array, Array]:
+    values = values_of(part)
+    mask = jnp.reshape(part.mask, (-1,) + (1,) * (values.ndim - 1))
+    return jnp.sum(values * mask, axis=0), jnp.sum(part.mask)
+
+  sums, nums = jax.lax.map(total, batches)
+  return jnp.sum(sums, axis=0) / jnp.maximum(jnp.sum(nums), 1.0)
+
+
+def _accumulate(one: Callable, aux, batches: Batch, parts: int):
+  def step(carry, part):
+    aux, total = carry
+    aux, result = one(aux, part)
+    return (aux, jax.tree.map(jnp.add, total, result)), None
+
+  first = jax.tree.map(lambda x: x[0], batches)
+  zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, aux, first)[1])
+  (aux, total), _ = jax.lax.scan(step, (aux, zeros), batches)
+  grads, scalars = jax.tree.map(lambda x: x / parts, total)
+  return grads, scalars, aux
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+  """Cuts a batch into [parts, B / parts, ...], every parts-th example together.
+
+  Strided, so that each device keeps its own examples.
+  """
+  return jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch
+  )
+
+
+def masked_mean(values: Float[Array, "B"], mask: Float[Array, "B"]) -> Float[Array, ""]:
+  """Mean over the examples that are not padding."""
+  return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def measured_likelihoods(generative: Generative, names: Sequence[str]) -> list[str]:
+  """Those of `names` that a model has; only the default "elbo" may be missing.
+
+  Raises:
+    UserError: another name that the model does not have.
+  """
+  for name in names:
+    if name not in generative.likelihoods and name != "elbo":
+      has = ",".join(generative.likelihoods)
+      raise UserError(
+        f"eval.training_likelihoods names '{name}', which this model does not have; it has "
+        f"{has or 'none'}: --config.eval.training_likelihoods={has}"
+      )
+  return [name for name in names if name in generative.likelihoods]
+
+
+def make_eval_step(
+  generative: Generative, likelihoods: Sequence[str]
+) -> Callable[[Params, Aux, Batch, Any], Scalars]:
+  """Held-out figures of each example of a batch, from one fixed noise an example.
+
+  Args:
+    generative: the model.
+    likelihoods: names in `generative.likelihoods` to measure too.
+
+  Returns:
+    (params, aux, batch, seed of the noise) -> name -> values [B]: "loss", the loss's metrics, and
+    "name/term" of each of those likelihoods in bits/dim.
+  """
+
+  def eval_step(params: Params, aux: Aux, batch: Batch, seed: Any) -> Scalars:
+    key: Key = jax.random.fold_in(jax.random.key(seed), 2**31 + 1)
+    losses, metrics, _ = generative.loss(params, aux, key, batch, False)
+    values = {"loss": losses, **metrics}
+    keys = rng.example_keys(jax.random.fold_in(key, 1), batch.index)
+    for name in likelihoods:
+      estimate = generative.likelihoods[name](params, keys, batch)
+      values[f"{name}/bits_per_dim"] = estimate.bits_per_dim
+      values |= {f"{name}/{n}": v for n, v in estimate.terms.items() if v.ndim == 1}
+    return values
+
+  return eval_step

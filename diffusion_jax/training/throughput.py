@@ -1,0 +1,137 @@
+"""Figures of the training loop: read late, so that the host never waits for the device."""
+
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from jaxtyping import Array
+
+from diffusion_jax.parallel import watchdog
+
+VOTES = "stop_votes"
+"""A scalar that is no figure: how many shards of the step belong to processes that must stop."""
+
+STARTED = time.perf_counter()
+"""When the program began, a moment after its process did."""
+
+LAG = 2
+"""Steps that may be in flight before the scalars of the oldest are read."""
+
+
+class NonFinite(Exception):
+  """Too many updates in a row were skipped.
+
+  Attributes:
+    first, last: steps (counted from 1) whose loss or gradient was not finite.
+  """
+
+  def __init__(self, first: int, last: int):
+    super().__init__(f"loss or gradient was not finite in steps {first} to {last}")
+    self.first, self.last = first, last
+
+
+class Meter:
+  """Means over a logging interval, images/s, and where the time went.
+
+  Args:
+    batch_size: images of a global batch.
+    max_skipped_in_a_row: successive skipped updates that end the run.
+    flops, peak_flops: of a step, and of each second, both of one device; None where not known.
+
+  Attributes:
+    stop_votes: what the newest step that was read says of VOTES; the same on all processes.
+  """
+
+  def __init__(
+    self,
+    batch_size: int,
+    max_skipped_in_a_row: int,
+    flops: float | None = None,
+    peak_flops: float | None = None,
+  ):
+    self._batch_size, self._limit = batch_size, max_skipped_in_a_row
+    self._flops, self._peak_flops = flops, peak_flops
+    self._useful_sec = 0.0
+    self._pending: deque[tuple[int, Mapping[str, Array]]] = deque()
+    self._rows: list[dict[str, float]] = []
+    self.stop_votes = 0
+    self.restart()
+
+  def restart(self, wait_sec: float = 0.0) -> None:
+    """Begins an interval now."""
+    self._rows = []
+    self._started, self._paused_sec, self._waited_sec = time.perf_counter(), 0.0, wait_sec
+    self._saving_sec = 0.0
+
+  def push(self, step: int, scalars: Mapping[str, Array]) -> None:
+    """Takes the scalars of the step that was just dispatched.
+
+    Raises:
+      NonFinite: the limit of skipped updates is reached.
+    """
+    self._pending.append((step, scalars))
+    while len(self._pending) > LAG:
+      self._read()
+
+  def drain(self) -> None:
+    """Waits for every step in flight; raises NonFinite as `push` does."""
+    while self._pending:
+      self._read()
+
+  @contextlib.contextmanager
+  def pause(self, saving: bool = False) -> Iterator[None]:
+    """Time inside (saving, sampling) does not count as training."""
+    begun = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - begun
+    self._paused_sec += seconds
+    self._saving_sec += seconds if saving else 0.0
+
+  def interval(self, wait_sec: float) -> dict[str, float]:
+    """Figures since the last call: means of the scalars, speed, data wait, saving.
+
+    "checkpoint_stall_share" is the part of the interval's wall time in which saving held the loop
+    up; "goodput" the part of the wall time since the program began that went into steps that were
+    not skipped, waits for data left out; "mfu" the program's FLOPs (what rematerialisation computes
+    twice counts twice) over what the device could do in that time.
+
+    Args:
+      wait_sec: seconds spent waiting for data since the run began.
+    """
+    self.drain()
+    now = time.perf_counter()
+    whole = max(now - self._started, 1e-9)
+    seconds = max(whole - self._paused_sec, 1e-9)
+    figures = {name: _mean([row[name] for row in self._rows]) for name in self._rows[0]}
+    for count in ("num_skipped", "num_skipped_in_a_row", "learning_rate"):
+      figures[count] = self._rows[-1][count]
+    figures["images_per_sec"] = len(self._rows) * self._batch_size / seconds
+    figures["step_sec"] = seconds / len(self._rows)
+    figures["data_wait_share"] = min((wait_sec - self._waited_sec) / seconds, 1.0)
+    figures["checkpoint_stall_share"] = self._saving_sec / whole
+    taken = sum(row["num_skipped_in_a_row"] == 0 for row in self._rows) / len(self._rows)
+    self._useful_sec += taken * seconds * (1.0 - figures["data_wait_share"])
+    figures["goodput"] = self._useful_sec / max(now - STARTED, 1e-9)
+    if self._flops is not None and self._peak_flops is not None:
+      figures["mfu"] = self._flops / figures["step_sec"] / self._peak_flops
+    self.restart(wait_sec)
+    return figures
+
+  def _read(self) -> None:
+    step, scalars = self._pending.popleft()
+    row = {name: float(np.asarray(value)) for name, value in scalars.items()}
+    watchdog.beat()
+    self.stop_votes = int(row.pop(VOTES, 0))
+    self._rows.append(row)
+    in_a_row = int(row["num_skipped_in_a_row"])
+    if in_a_row >= self._limit:
+      raise NonFinite(step - in_a_row + 1, step)
+
+
+def _mean(values: list[float]) -> float:
+  """Mean of the finite values: a skipped step has none to add."""
+  finite = [v for v in values if math.isfinite(v)]
+  return sum(finite) / len(finite) if finite else math.nan

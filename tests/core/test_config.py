@@ -1,0 +1,160 @@
+"""Configs: every mistake is fatal, names what is allowed, and nothing else is."""
+
+import dataclasses
+import json
+from typing import Literal
+
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_jax.core import config
+from diffusion_jax.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+  width: int = 4
+  rate: float = 0.5
+  kind: Literal["soft", "hard"] = "soft"
+  sizes: tuple[int, ...] = (1, 2)
+  names: Literal["all"] | tuple[str, ...] = "all"
+  limit: float | None = None
+  on: bool = False
+  path: str = ""
+
+  def __post_init__(self):
+    if self.width < 1:
+      raise ValueError(f"width={self.width} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Large:
+  width: int = 100
+  depth: int = 7
+
+
+SECTIONS = {"net": {"small": Small, "large": Large}, "plain": Small}
+
+
+def resolve(raw, *arguments):
+  return config.resolve(raw, [config.parse_override(a) for a in arguments], SECTIONS)
+
+
+@pytest.mark.parametrize(
+  ("argument", "field", "value"),
+  [
+    ("--config.plain.width=12", "width", 12),
+    ("--config.plain.rate=1e-4", "rate", 1e-4),
+    ("--config.plain.rate=3", "rate", 3.0),
+    ("--config.plain.kind=hard", "kind", "hard"),
+    ("--config.plain.sizes=3,4,5", "sizes", (3, 4, 5)),
+    ("--config.plain.sizes=(8,)", "sizes", (8,)),
+    ("--config.plain.sizes=", "sizes", ()),
+    ("--config.plain.sizes=none", "sizes", ()),
+    ("--config.plain.names=none", "names", ()),
+    ("--config.plain.names=all", "names", "all"),
+    ("--config.plain.names=a,none", "names", ("a", "none")),
+    ("--config.plain.limit=2.5", "limit", 2.5),
+    ("--config.plain.limit=none", "limit", None),
+    ("--config.plain.on=true", "on", True),
+    ("--config.plain.path=a=b", "path", "a=b"),
+  ],
+)
+def test_an_override_is_read_as_its_fields_type(argument, field, value):
+  built = resolve({"net": {"name": "small"}}, argument)["plain"]
+  assert getattr(built, field) == value
+  assert type(getattr(built, field)) is type(value)
+
+
+@pytest.mark.parametrize(
+  ("argument", "words"),
+  [
+    ("--config.plain.width=4.5", ["4.5", "an integer"]),
+    ("--config.plain.width=wide", ["wide", "an integer"]),
+    ("--config.plain.kind=sofd", ["sofd", "soft, hard"]),
+    ("--config.plain.sizes=1,x", ["1,x", "a list, each an integer"]),
+    ("--config.plain.on=maybe", ["maybe", "true or false"]),
+    ("--config.plain.widht=4", ["widht", "Did you mean 'width'?", "rate"]),
+    ("--config.plian.width=4", ["plian", "Did you mean 'plain'?"]),
+    ("--config.net.name=smal", ["smal", "Did you mean 'small'?", "large"]),
+    ("--config.plain.width=0", ["width=0", "at least 1"]),
+    ("--config.seed=1", ["--config.seed=1", "--config.section.field=value"]),
+    ("--config.plain.width", ["--config.section.field=value"]),
+    ("--config.a.b.c=1", ["--config.section.field=value"]),
+  ],
+)
+def test_a_bad_override_says_what_is_allowed(argument, words):
+  with pytest.raises(UserError) as error:
+    resolve({"net": {"name": "small"}}, argument)
+  assert "\n" not in str(error.value)
+  for word in words:
+    assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("raw", "words"),
+  [
+    ({"net": {"name": "small", "wdth": 1}}, ["wdth", "Did you mean 'width'?"]),
+    ({"net": {"name": "small", "width": "4"}}, ["config.net.width", "'4'", "an integer"]),
+    ({"net": {"name": "small", "width": True}}, ["True", "an integer"]),
+    ({"net": {}}, ["needs a name", "large, small"]),
+    ({"net": 3}, ["must be a section"]),
+    ({"net": {"name": "small"}, "plan": {}}, ["plan", "Did you mean 'plain'?"]),
+  ],
+)
+def test_a_bad_file_says_what_is_allowed(raw, words):
+  with pytest.raises(UserError) as error:
+    resolve(raw)
+  for word in words:
+    assert word in str(error.value)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_another_name_starts_from_its_own_defaults_in_any_order(swap):
+  arguments = ["--config.net.name=large", "--config.net.depth=3"]
+  built = resolve({"net": {"name": "small", "width": 9}}, *(arguments[::-1] if swap else arguments))
+  assert built["net"] == Large(width=100, depth=3)
+
+
+def test_the_same_name_keeps_the_files_values():
+  assert (
+    resolve({"net": {"name": "small", "width": 9}}, "--config.net.name=small")["net"].width == 9
+  )
+
+
+def test_a_section_written_out_builds_itself_again():
+  made = Small(width=3, sizes=(5,), limit=1.0)
+  written = json.loads(json.dumps(config.to_dict(made, SECTIONS["net"])))
+  assert written["name"] == "small"
+  assert resolve({"net": written})["net"] == made
+
+
+def test_load_file_runs_get_config(tmp_path):
+  file = tmp_path / "c.py"
+  file.write_text(
+    "from ml_collections import ConfigDict\n"
+    "def get_config(text='x'):\n  return ConfigDict({'plain': {'path': text}})\n"
+  )
+  assert config.load_file(str(file)) == ConfigDict({"plain": {"path": "x"}})
+  assert config.load_file(f"{file}:other").plain.path == "other"
+
+
+@pytest.mark.parametrize(
+  ("content", "words"),
+  [
+    (None, ["no such file"]),
+    ("x = 1", ["get_config"]),
+    ("def get_config(): return {}", ["ConfigDict"]),
+    ("import nothing_like_this", ["ModuleNotFoundError", "nothing_like_this"]),
+    ("def get_config(:", ["SyntaxError"]),
+  ],
+)
+def test_a_bad_config_file_is_named(tmp_path, content, words):
+  file = tmp_path / "c.py"
+  if content is not None:
+    file.write_text(content)
+  with pytest.raises(UserError) as error:
+    config.load_file(str(file))
+  assert str(file) in str(error.value)
+  for word in words:
+    assert word in str(error.value)
