@@ -23,6 +23,7 @@ from diffusion_jax.checkpoints.store import Checkpointing, Checkpoints, saved_st
 from diffusion_jax.core import config
 from diffusion_jax.planning import compiled
 from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.training.step import make_init
 from diffusion_jax.types import ImageSpec
 
@@ -45,7 +46,7 @@ def main() -> None:
   args = flags.parse_args()
   command_line.enable_compilation_cache()
   overrides = [config.parse_override(text) for text in args.overrides]
-  experiment = command_line.load_experiment(args.config, overrides)
+  experiment = load_experiment(args.config, overrides)
   state = make_state(experiment)
   num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   with tempfile.TemporaryDirectory(dir=args.folder) as folder:

@@ -30,6 +30,7 @@ from diffusion_jax.models import dit, layers  # noqa: E402
 from diffusion_jax.parallel import platforms, sharding  # noqa: E402
 from diffusion_jax.planning import compiled  # noqa: E402
 from diffusion_jax.runs import command_line  # noqa: E402
+from diffusion_jax.runs.stored import load_experiment  # noqa: E402
 from diffusion_jax.training.step import hyperparameters, jit_train_step, make_init, make_train_step  # noqa: E402
 from diffusion_jax.types import ImageSpec  # noqa: E402
 
@@ -95,7 +96,7 @@ class Step:
 
   def __init__(self, args: argparse.Namespace):
     overrides = [config.parse_override(f"--config.training.batch_size={args.batch_size}")]
-    experiment = command_line.load_experiment(args.config, overrides)
+    experiment = load_experiment(args.config, overrides)
     spec = ImageSpec(*map(int, args.image.split(",")), 256, args.classes)
     program = compiled.build(experiment, spec, jax.devices()[:1])
     parts = (program.experiment.optimizer, program.experiment.ema, program.experiment.training)

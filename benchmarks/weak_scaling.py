@@ -103,10 +103,10 @@ def build(options: dict[str, Any], devices: Sequence[Any]) -> Any:
   """The config's program on these devices."""
   from diffusion_jax import planning
   from diffusion_jax.core import config
-  from diffusion_jax.runs import command_line
+  from diffusion_jax.runs.stored import load_experiment
 
   overrides = [config.parse_override(text) for text in options["overrides"]]
-  experiment = command_line.load_experiment(options["config"], overrides)
+  experiment = load_experiment(options["config"], overrides)
   spec = planning.image_spec(experiment, options["image"], options["classes"])
   return planning.build(experiment, spec, devices)
 

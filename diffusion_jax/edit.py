@@ -25,6 +25,7 @@ from diffusion_jax.parallel import sharding
 from diffusion_jax.runs import command_line, flags
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.resumable import digest
+from diffusion_jax.runs.stored import trained_experiment
 from diffusion_jax.train_loop.setup import stored_classes, stored_spec
 from diffusion_jax.types import Batch, Generative, ImageSpec, UserError
 
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   command_line.enable_compilation_cache()
   check(args)
-  experiment = command_line.trained_experiment(args.workdir, overrides)
+  experiment = trained_experiment(args.workdir, overrides)
   command_line.join_job(experiment)
   with outputs.writing(args.out):
     edit(args, experiment)

@@ -24,6 +24,7 @@ from diffusion_jax.models import VAENetworks
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs import command_line, flags, signals
 from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.runs.stored import trained_experiment
 from diffusion_jax.train_loop.setup import stored_spec
 from diffusion_jax.types import ImageSpec, Params, UserError
 
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   check(args)
   command_line.enable_compilation_cache()
-  experiment = command_line.trained_experiment(args.workdir, overrides)
+  experiment = trained_experiment(args.workdir, overrides)
   command_line.join_job(experiment)
   with outputs.writing(args.out, progress.check_out, progress.lock_file(args.out)):
     encode_all(args, experiment)

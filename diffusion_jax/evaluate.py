@@ -21,6 +21,8 @@ from diffusion_jax.evaluation.measure import Subject
 from diffusion_jax.evaluation.requests import check, check_measures, why_left_out
 from diffusion_jax.inference import restore
 from diffusion_jax.runs import command_line, resumable, signals
+from diffusion_jax.runs.stored import load_experiment, trained_experiment
+from diffusion_jax.runs.workdir import lock
 from diffusion_jax.training import logger
 from diffusion_jax.types import UserError
 
@@ -72,13 +74,13 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   compared = results.find_compared(args.compare)
   if args.watch:
     wait_for_checkpoint(args.workdir)
-  command_line.join_job(command_line.trained_experiment(args.workdir, overrides))
+  command_line.join_job(trained_experiment(args.workdir, overrides))
   request = Request(
     args.workdir, overrides, args.seed, args.sweep, args.features, args.inception,
     args.inception_sha256 == "any", args.out,
   )  # fmt: skip
   results.prepare_folder(request)
-  with command_line.lock(request.folder, "evaluating"):
+  with lock(request.folder, "evaluating"):
     bench = check_measures(benches.prepare(request), request)
     results.check_steps(bench, "all" if args.watch else args.step, average, args.fresh)
     measured, left_out = 0, []
@@ -177,7 +179,7 @@ def measure_files(args, overrides: Sequence[Override], argv: list[str]) -> None:
   """Measures images of any program."""
   source = None
   if args.config is not None:
-    source = command_line.load_experiment(args.config, overrides).data.load(args.split)
+    source = load_experiment(args.config, overrides).data.load(args.split)
   split = "given" if source is None else args.split
   external_images.run(
     args, external_images.Against(args.reference, source, split), metrics_json.command(argv, None)

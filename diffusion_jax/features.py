@@ -8,6 +8,7 @@ from diffusion_jax.core.files import check_file, user_path
 from diffusion_jax.extractors import train_domain
 from diffusion_jax.extractors.domain import Recipe, default_path
 from diffusion_jax.runs import command_line, flags
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.types import UserError
 
 
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> None:
   if args.out is not None:
     check_file(args.out)
   command_line.enable_compilation_cache()
-  data = command_line.load_experiment(args.config, overrides).data
+  data = load_experiment(args.config, overrides).data
   train = data.load("train")
   test = data.load("test") if data.has_split("test") else None
   recipe = Recipe(num_steps=args.num_steps, batch_size=args.batch_size, seed=args.seed)

@@ -14,6 +14,7 @@ from diffusion_jax.core.files import user_path
 from diffusion_jax.parallel import sharding
 from diffusion_jax.planning import DoesNotFit, Fit, Measured, Plan, Program
 from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.training.logger import write_json
 from diffusion_jax.types import UserError
 
@@ -21,7 +22,7 @@ from diffusion_jax.types import UserError
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   check(args)
-  experiment = command_line.load_experiment(args.config, overrides)
+  experiment = load_experiment(args.config, overrides)
   spec = planning.image_spec(experiment, args.image, args.classes)
   devices = planning.find_devices(args.topology)
   program = planning.build(experiment, spec, devices)

@@ -29,6 +29,7 @@ from diffusion_jax.parallel import sharding
 from diffusion_jax.runs import command_line, flags
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.resumable import digest
+from diffusion_jax.runs.stored import stored_config, stored_experiment, trained_experiment
 from diffusion_jax.train_loop.setup import stored_classes, stored_spec
 from diffusion_jax.training.logger import grid_columns, image_grid, write_png
 from diffusion_jax.types import Generative, Params, UserError
@@ -44,10 +45,10 @@ def main(argv: list[str]) -> None:
   command_line.enable_compilation_cache()
   check(args)
   if args.guide_workdir:
-    if "guidance" not in command_line.stored_config(args.workdir):
+    if "guidance" not in stored_config(args.workdir):
       raise UserError(f"--guide_workdir={args.guide_workdir}: this run is no diffusion model")
     overrides.append(Override("guidance", "against", "model"))
-  experiment = command_line.trained_experiment(args.workdir, overrides)
+  experiment = trained_experiment(args.workdir, overrides)
   command_line.join_job(experiment)
   with outputs.writing(args.out):
     draw(args, experiment)
@@ -134,7 +135,7 @@ def against(args, experiment: Experiment, good: Generative, params: Params, mesh
   where = f"--guide_workdir={args.guide_workdir}"
   if not (args.guide_workdir / "checkpoints").is_dir():
     raise UserError(f"{where}: no run there; give the folder of a training run")
-  other = command_line.stored_experiment(args.guide_workdir, [])
+  other = stored_experiment(args.guide_workdir, [])
   mine, others = experiment.to_dict(), other.to_dict()
   if "guidance" in mine and mine["guidance"]["weight"] == 1.0:
     raise UserError(f"{where}: guidance.weight=1 is off; set --config.guidance.weight=2")

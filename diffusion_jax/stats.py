@@ -13,6 +13,7 @@ from diffusion_jax.evaluation.context import EXTRACT_BATCH
 from diffusion_jax.extractors import make_extract
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.types import UserError
 
 
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> None:
     source, split = load_pictures(args.images, "--images"), "given"
   else:
     source, split = (
-      command_line.load_experiment(args.config, overrides).data.load(args.split),
+      load_experiment(args.config, overrides).data.load(args.split),
       args.split,
     )
   against = external_images.Against(source=source, split=split)

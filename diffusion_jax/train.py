@@ -16,6 +16,14 @@ from diffusion_jax.parallel import sharding, watchdog
 from diffusion_jax.parallel.platforms import run_in_calling_thread
 from diffusion_jax.runs import command_line, provenance
 from diffusion_jax.runs.signals import stop_requests
+from diffusion_jax.runs.stored import load_experiment
+from diffusion_jax.runs.workdir import (
+  default_workdir,
+  drop_later_final,
+  is_finished,
+  lock,
+  prepare_workdir,
+)
 from diffusion_jax.train_loop.compile import Compiled, cast_vote, compile_step
 from diffusion_jax.train_loop.ema_snapshots import Snapshots
 from diffusion_jax.train_loop.previews import is_due, make_show, make_up
@@ -34,16 +42,16 @@ def main(argv: list[str]) -> None:
   span = None if args.profile is None else parse_span(args.profile)
   run_in_calling_thread()
   command_line.enable_compilation_cache()
-  workdir = args.workdir or command_line.default_workdir(args.config)
-  experiment = command_line.load_experiment(args.config, overrides)
+  workdir = args.workdir or default_workdir(args.config)
+  experiment = load_experiment(args.config, overrides)
   command_line.join_job(experiment)
   with stop_requests() as stop_requested:
     job = prepare(experiment, workdir)
     if args.dry_run:
       return print_plan(job, "a dry run: nothing is trained or written")
-    parallel.first_does(lambda: command_line.prepare_workdir(workdir, args.fresh))
+    parallel.first_does(lambda: prepare_workdir(workdir, args.fresh))
     parallel.check_shared(workdir)
-    with command_line.lock(workdir):
+    with lock(workdir):
       run(job, stop_requested, span)
 
 
@@ -54,7 +62,7 @@ def run(job: Job, stop_requested: Stop, span: Span | None) -> None:
     parallel.tell_all(None)
   first = int(state.step)
   print_plan(job, f"resuming at step {first:,} of {job.num_steps:,}" if resumed else "a new run")
-  if parallel.from_first(command_line.is_finished(job.workdir, first, job.num_steps)):
+  if parallel.from_first(is_finished(job.workdir, first, job.num_steps)):
     print(f"finished: {job.workdir} has its {first:,} steps; nothing is left to do")
     return
   provenance.write_environment(job.workdir)
@@ -81,7 +89,7 @@ def train(job: Job, state: TrainState, stop_requested: Stop, span: Span | None) 
     keep = lambda opened: stack.enter_context(contextlib.closing(opened))  # noqa: E731
     args = (job.workdir, config.logging, first, job.num_steps, parallel.is_first())
     logger = keep(Logger(*args))
-    parallel.first_does(lambda: command_line.drop_later_final(job.workdir, first))
+    parallel.first_does(lambda: drop_later_final(job.workdir, first))
     folder = job.workdir / "ema_snapshots"
     snapshots = keep(Snapshots(folder, config.ema, job.num_steps, state, meta))
     make_up(job, show, logger, state)

@@ -21,6 +21,8 @@ from typing import NamedTuple, NoReturn
 from diffusion_jax.core.config import Override, parse_override
 from diffusion_jax.core.files import run_folder
 from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment
+from diffusion_jax.runs.workdir import default_workdir
 from diffusion_jax.types import UserError
 
 MAX_NAME_LENGTH = 200
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> None:
   args = parser().parse_args([a for a in own if not a.startswith("--config.")])
   points = list(itertools.product(*(axis.overrides for axis in read_grid(args.grid, fixed))))
   for point in points:
-    command_line.load_experiment(args.config, [*fixed, *point])
+    load_experiment(args.config, [*fixed, *point])
   folders = workdirs(args.workdir or default(args.config), points)
   for point, workdir in zip(points, folders, strict=True):
     flags = [f"--config={args.config}", f"--workdir={workdir}", *(o.flag for o in point), *common]
@@ -95,7 +97,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def default(config: str) -> Path:
   """runs/<the config file's stem>_sweep."""
-  one = command_line.default_workdir(config)
+  one = default_workdir(config)
   return one.with_name(f"{one.name}_sweep")
 
 

@@ -14,6 +14,7 @@ from diffusion_jax.parallel import platforms, sharding
 from diffusion_jax.planning import compiled
 from diffusion_jax.planning.chips import find_chip
 from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.training.step import hyperparameters, jit_train_step, make_init, make_train_step
 from diffusion_jax.types import Batch, ImageSpec
 
@@ -23,7 +24,7 @@ def main(_: list[str]) -> None:
   platforms.run_in_calling_thread()
   command_line.enable_compilation_cache()
   overrides = [config.parse_override(text) for text in options.get("overrides", ())]
-  experiment = command_line.load_experiment(options["config"], overrides)
+  experiment = load_experiment(options["config"], overrides)
   spec = ImageSpec(*options["image"], options.get("num_levels", 256), options.get("num_classes", 0))
   program = compiled.build(experiment, spec, jax.devices()[:1])
   {"train": train, "sample": sample}[options["work"]](program, options)

@@ -29,8 +29,8 @@ from diffusion_jax.extractors.domain import Recipe, default_path
 from diffusion_jax.inference.draw import Draw, make_draw
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
 from diffusion_jax.parallel import sharding
-from diffusion_jax.runs import command_line
 from diffusion_jax.runs.experiment import COMMON, Experiment
+from diffusion_jax.runs.stored import check_same_data, stored_experiment, trained_experiment
 from diffusion_jax.types import Batch, Generative, Params, UserError
 
 EXTRACT_BATCH = 64
@@ -156,7 +156,7 @@ def prepare(request: Request) -> Bench:
   Raises:
     UserError: any of them is missing or does not fit.
   """
-  experiment = command_line.trained_experiment(request.workdir, request.overrides)
+  experiment = trained_experiment(request.workdir, request.overrides)
   points = sweep_points(request.sweep)
   data = experiment.data
   train = parallel.in_turn(lambda: data.load("train"))
@@ -197,7 +197,7 @@ def _check_data(workdir: Path, train: Source, test: Source | None) -> Mapping[st
   """Return the training data of the newest checkpoint, which must be these."""
   saved = store.read_meta(workdir / "checkpoints")["data"]
   now = {"name": train.name, "num": len(train), "fingerprint": fingerprint(train)}
-  command_line.check_same_data(workdir, saved, now)
+  check_same_data(workdir, saved, now)
   if test is not None and test.spec != train.spec:
     raise UserError(f"the splits do not fit each other: {train.spec} and {test.spec}")
   return saved
@@ -292,7 +292,7 @@ def sweep_points(axes: Sequence[str]) -> list[dict[str, str]]:
 
 def _setting(request: Request, point: Mapping[str, str], train: Source, mesh: Mesh) -> Setting:
   added = [parse_override(f"--config.{name}={value}") for name, value in point.items()]
-  experiment = command_line.stored_experiment(request.workdir, [*request.overrides, *added])
+  experiment = stored_experiment(request.workdir, [*request.overrides, *added])
   generative = experiment.create(train.spec)
   sections = experiment.to_dict()
   facts = {n: sections[n] for n in sections if n == "generative" or n not in COMMON}

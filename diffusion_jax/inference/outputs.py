@@ -25,9 +25,10 @@ from diffusion_jax.data.pictures import UNFINISHED
 from diffusion_jax.data.progress import check_asked
 from diffusion_jax.inference import draw
 from diffusion_jax.inference import restore as restoring
-from diffusion_jax.runs import command_line, signals
+from diffusion_jax.runs import signals
 from diffusion_jax.runs.experiment import COMMON, Experiment
 from diffusion_jax.runs.resumable import Arrays, Chunks, pieces
+from diffusion_jax.runs.workdir import LOCK_PATIENCE_SEC
 from diffusion_jax.training import logger
 from diffusion_jax.types import Generative, UserError
 
@@ -95,7 +96,7 @@ def writing(
 
 def _lock(stack: contextlib.ExitStack, out: Path, file: Path) -> None:
   # A job that was started again may find its predecessor's process 0 still dying on another host.
-  patience = command_line.LOCK_PATIENCE_SEC if jax.process_count() > 1 else 0.0
+  patience = LOCK_PATIENCE_SEC if jax.process_count() > 1 else 0.0
   try:
     outcome = stack.enter_context(files.locked(file, patience))
   except OSError as error:

@@ -18,8 +18,8 @@ from diffusion_jax.inference.draw import (
   rows_in_turn,
 )
 from diffusion_jax.parallel import sharding
-from diffusion_jax.runs import command_line
 from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.runs.workdir import write_final
 from diffusion_jax.train_loop.setup import Job, sampled_classes
 from diffusion_jax.training.logger import Logger, grid_columns, has_row, image_grid, picture_path
 from diffusion_jax.training.state import TrainState
@@ -59,7 +59,7 @@ def make_show(job: Job) -> Show:
       if values and "held_out" not in there:
         logger.scalars(step, {f"held_out/{name}": value for name, value in values.items()})
       if last:
-        command_line.write_final(job.workdir, step, values)
+        write_final(job.workdir, step, values)
 
   return show
 

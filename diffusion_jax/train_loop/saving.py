@@ -1,17 +1,17 @@
 """Saves of a training run, also before an error or a signal ends it."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
 
 from diffusion_jax.checkpoints.store import CheckpointError, Checkpoints
-from diffusion_jax.runs import command_line
 from diffusion_jax.runs.signals import StoppedEarly
 from diffusion_jax.train_loop.ema_snapshots import Snapshots
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.throughput import NonFinite
+from diffusion_jax.types import UserError
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def explained(saver: Checkpoints) -> Iterator[None]:
   try:
     yield
   except NonFinite as error:
-    raise command_line.explain_non_finite(error, saver.steps()) from error
+    raise explain_non_finite(error, saver.steps()) from error
 
 
 def took_last_step(state: TrainState) -> bool:
@@ -56,3 +56,13 @@ def stop(saver: Checkpoints, step: int, signal: str) -> NoReturn:
   """End the run once what was saved is on disk."""
   saver.wait()
   raise StoppedEarly(f"{signal}: saved step {step:,}; the same command continues")
+
+
+def explain_non_finite(error: NonFinite, saved: Sequence[int]) -> UserError:
+  """What to say when a run stops for non-finite updates."""
+  kept = f"the last good checkpoint is step {saved[-1]:,}" if saved else "no checkpoint was saved"
+  return UserError(
+    f"{error}, training.max_skipped_in_a_row in a row; {kept}; the same command continues there: "
+    "lower --config.optimizer.learning_rate, clip with --config.optimizer.clip_norm, or look at "
+    "the data"
+  )

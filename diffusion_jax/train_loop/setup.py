@@ -14,8 +14,8 @@ from diffusion_jax.checkpoints import step_folders, store
 from diffusion_jax.core.files import printable
 from diffusion_jax.data import About, Source, describe_classes, fingerprint, trained_classes
 from diffusion_jax.parallel import sharding, watchdog
-from diffusion_jax.runs import command_line
 from diffusion_jax.runs.experiment import Experiment, of_another_run
+from diffusion_jax.runs.stored import check_continues, check_same_data, write_config
 from diffusion_jax.training import logger
 from diffusion_jax.training.state import (
   TrainState,
@@ -155,11 +155,11 @@ def start(job: Job) -> tuple[TrainState, bool]:
   shapes = state_shapes(job)
   layout = sharding.state_shardings(job.mesh, shapes)
   if not parallel.from_first(bool(store.saved_steps(job.checkpoints))):
-    command_line.write_config(job.workdir, experiment.to_dict())
+    write_config(job.workdir, experiment.to_dict())
     with watchdog.allow(watchdog.COMPILE_SEC):
       create = jax.jit(init, out_shardings=layout)
       return jax.block_until_ready(create(np.uint32(experiment.training.seed))), False
-  harmless = command_line.check_continues(job.workdir, experiment)
+  harmless = check_continues(job.workdir, experiment)
   foreign = functools.partial(of_another_run, experiment.to_dict())
   target = stored_target(shapes, layout)
   restored = store.restore(job.checkpoints, target, foreign=foreign)
@@ -167,7 +167,7 @@ def start(job: Job) -> tuple[TrainState, bool]:
   if harmless:
     print(f"changed since the run began: {'; '.join(harmless)}")
   parallel.first_does(lambda: _put_aside(job, restored.damaged))
-  command_line.write_config(job.workdir, experiment.to_dict())
+  write_config(job.workdir, experiment.to_dict())
   state = restored.state
   return state if isinstance(state, TrainState) else from_averages(state), True
 
@@ -245,6 +245,6 @@ def stored_spec(checkpoints: Path, step: int | None) -> ImageSpec:
 
 def _check_same_data(job: Job, meta) -> None:
   now = describe(job)["data"]
-  command_line.check_same_data(job.workdir, meta["data"], now)
+  check_same_data(job.workdir, meta["data"], now)
   if "latents" in now:
-    command_line.check_same_data(job.workdir, meta["data"]["latents"], now["latents"])
+    check_same_data(job.workdir, meta["data"]["latents"], now["latents"])

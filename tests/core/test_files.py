@@ -14,7 +14,8 @@ from diffusion_jax import edit, encode, evaluate, features, plan, prepare, sampl
 from diffusion_jax.core import files
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.inference import outputs
-from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment
+from diffusion_jax.runs.workdir import default_workdir, lock
 from diffusion_jax.training import logger
 from diffusion_jax.types import UserError
 
@@ -82,19 +83,19 @@ def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(name, tmp_path,
   with pytest.raises(UserError, match="--workdir=run: checkpoints below a folder with"):
     files.run_folder("run")
   with pytest.raises(UserError, match="--workdir=runs/smoke: checkpoints below a folder with"):
-    command_line.default_workdir("configs/smoke.py")
+    default_workdir("configs/smoke.py")
 
 
 def test_a_config_file_may_have_a_colon_in_its_name(tmp_path, root):
   text = (root / "configs" / "smoke.py").read_text()
   (tmp_path / "a:b.py").write_text(text)
-  assert command_line.load_experiment(f"{tmp_path}/a:b.py", []).training.num_steps == 20
-  assert command_line.default_workdir(f"{tmp_path}/a:b.py") == Path("runs/a:b")
+  assert load_experiment(f"{tmp_path}/a:b.py", []).training.num_steps == 20
+  assert default_workdir(f"{tmp_path}/a:b.py") == Path("runs/a:b")
   (tmp_path / "a:c").mkdir()
   with_argument = text.replace("def get_config()", "def get_config(text)")
   (tmp_path / "a:c" / "d.py").write_text(with_argument)
-  assert command_line.load_experiment(f"{tmp_path}/a:c/d.py:word", []).training.num_steps == 20
-  assert command_line.default_workdir("configs/a.py:word") == Path("runs/a")
+  assert load_experiment(f"{tmp_path}/a:c/d.py:word", []).training.num_steps == 20
+  assert default_workdir("configs/a.py:word") == Path("runs/a")
 
 
 def cache_in(environment, **changes):
@@ -144,7 +145,7 @@ def test_a_file_system_without_locks_trains_all_the_same(number, tmp_path, monke
     raise OSError(number, os.strerror(number))
 
   monkeypatch.setattr(fcntl, "flock", flock)
-  with command_line.lock(tmp_path):
+  with lock(tmp_path):
     pass
   assert "this file system has no locks; start no second job there" in capsys.readouterr().out
 
@@ -216,7 +217,7 @@ def test_a_lock_that_is_a_link_is_refused_and_its_end_kept(tmp_path):
   (tmp_path / "run" / ".lock").symlink_to(victim)
   with (
     pytest.raises(UserError, match=r"\.lock is a link, .* delete it"),
-    command_line.lock(tmp_path / "run"),
+    lock(tmp_path / "run"),
   ):
     pass
   assert victim.read_text() == "precious"

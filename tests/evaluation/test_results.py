@@ -12,7 +12,7 @@ from diffusion_jax.evaluation.context import Bench, Setting
 from diffusion_jax.evaluation.measure import Subject
 from diffusion_jax.evaluation.results import Difference, compare
 from diffusion_jax.inference.restore import Average
-from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.types import UserError
 
 STAMP = {"data": "synthetic", "split": "train", "extractor_sha256": "ab"}
@@ -28,7 +28,7 @@ def bench_of(*overrides, seed=0, sweep=(), likelihoods=("vlb",), references=None
   ]
   points = [Setting(point, None, None, {}) for point in sweep]
   return Bench(
-    None, None, command_line.load_experiment("configs/smoke.py", flags), None, None, None, None, (),
+    None, None, load_experiment("configs/smoke.py", flags), None, None, None, None, (),
     (), None, points, dict.fromkeys(likelihoods), None, seed, (), named, {}, True,
   )  # fmt: skip
 

@@ -20,8 +20,8 @@ from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum
 from diffusion_jax.models import LearnedLinear, LearnedMonotone
 from diffusion_jax.parallel import sharding
 from diffusion_jax.processes import Learned, LinearLogSNR
-from diffusion_jax.runs import command_line
 from diffusion_jax.runs.experiment import load
+from diffusion_jax.runs.stored import load_experiment, stored_experiment
 from diffusion_jax.samplers import SAMPLERS
 from diffusion_jax.train_loop.setup import prepare, state_shapes
 from diffusion_jax.types import ImageSpec
@@ -184,7 +184,7 @@ def trained(call, tmp_path, monkeypatch, root):
 
 def schedule_of(workdir):
   """The trained schedule and its average, of the last step."""
-  job = prepare(command_line.stored_experiment(workdir, []), workdir)
+  job = prepare(stored_experiment(workdir, []), workdir)
   shapes = state_shapes(job)
   target = sharding.as_target(shapes, sharding.state_shardings(job.mesh, shapes))
   state = jax.device_get(store.restore(workdir / "checkpoints", target).state)
@@ -218,7 +218,7 @@ def test_a_run_resumes_samples_edits_and_is_measured(trained, call, tmp_path):
 
 def test_the_cifar_recipe(root):
   """30.6 million parameters; weight decay reaches all but biases, and so the schedule too."""
-  experiment = command_line.load_experiment(str(root / "configs" / "vdm_cifar.py"), [])
+  experiment = load_experiment(str(root / "configs" / "vdm_cifar.py"), [])
   spec = ImageSpec(32, 32, 3, 256, 10)
   params, _ = jax.eval_shape(lambda key: experiment.create(spec).init(key), jax.random.key(0))
   assert sum(leaf.size for leaf in jax.tree.leaves(params["network"])) == 30_577_667
@@ -236,8 +236,7 @@ def test_the_cifar_recipe(root):
 
 def test_the_digits_twin_differs_from_ddpm_in_its_schedule_and_loss(root):
   ours, theirs = (
-    command_line.load_experiment(str(root / "configs" / f"{n}_digits.py"), []).to_dict()
-    for n in ("vdm", "ddpm")
+    load_experiment(str(root / "configs" / f"{n}_digits.py"), []).to_dict() for n in ("vdm", "ddpm")
   )
   different = {n for n in theirs if theirs[n] != ours[n]}
   assert different == {"process", "loss", "probability_flow", "eval"}

@@ -19,6 +19,7 @@ from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.processes import ContinuousLinearVP, CosineVP, LinearVP
 from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment, stored_experiment
 from diffusion_jax.samplers import DDIM, Ancestral, Guidance
 from diffusion_jax.train_loop.setup import prepare, state_shapes
 from diffusion_jax.training.state import Adam
@@ -132,7 +133,7 @@ FLAGS = [
 
 
 def final_state(workdir):
-  job = prepare(command_line.stored_experiment(workdir, []), workdir)
+  job = prepare(stored_experiment(workdir, []), workdir)
   shapes = state_shapes(job)
   target = sharding.as_target(shapes, sharding.state_shardings(job.mesh, shapes))
   restored = store.restore(workdir / "checkpoints", target)
@@ -220,7 +221,7 @@ def test_parts_that_do_not_fit_are_refused(changes, words):
 
 
 def load(root, name):
-  return command_line.load_experiment(str(root / "configs" / name), [])
+  return load_experiment(str(root / "configs" / name), [])
 
 
 def test_the_cifar_recipe(root):
@@ -245,7 +246,7 @@ def test_the_overrides_of_the_full_bound_that_the_docstring_names(root):
            "--config.sampler.steps=100"]  # fmt: skip
   assert all(flag in (root / "configs" / "iddpm_cifar.py").read_text() for flag in flags)
   overrides = [command_line.parse_override(flag) for flag in flags]
-  experiment = command_line.load_experiment(str(root / "configs" / "iddpm_cifar.py"), overrides)
+  experiment = load_experiment(str(root / "configs" / "iddpm_cifar.py"), overrides)
   assert experiment.sections["loss"] == FullBound("importance")
   generative = experiment.create(ImageSpec(32, 32, 3, 256, 10))
   _, aux = jax.eval_shape(generative.init, jax.random.key(0))

@@ -22,8 +22,8 @@ from diffusion_jax.losses import Place
 from diffusion_jax.losses.vdm import even_quantiles
 from diffusion_jax.models import Network
 from diffusion_jax.processes import Flow, Learned, LinearVP
-from diffusion_jax.runs import command_line
 from diffusion_jax.runs.experiment import load
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.samplers import DDIM, ProbabilityFlow
 from diffusion_jax.types import Batch, ImageSpec, UserError
 
@@ -59,7 +59,7 @@ def eps_hat(z, g):
 @functools.cache
 def model():
   """The config of CIFAR-10 on tiny images."""
-  stored = command_line.load_experiment(f"{ROOT}/configs/vdm_cifar.py", []).to_dict()
+  stored = load_experiment(f"{ROOT}/configs/vdm_cifar.py", []).to_dict()
   stored["sampler"] |= {"steps": STEPS}
   experiment = load(stored)
   sections = {**experiment.sections, "model": Curved()}
@@ -161,6 +161,6 @@ def test_states_of_the_least_noise_become_images_by_their_alpha():
 
 def test_a_scale_of_nothing_is_refused():
   with pytest.raises(UserError, match=r"image_scale=0\.0 must be positive; 1 leaves images"):
-    command_line.load_experiment(
+    load_experiment(
       f"{ROOT}/configs/vdm_cifar.py", [parse_override("--config.process.image_scale=0")]
     )

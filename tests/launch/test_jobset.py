@@ -10,6 +10,7 @@ from kubeflow_trainer_api.models.io_k8s_api_core_v1_persistent_volume_claim impo
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet as JobSet
 
 from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment
 
 
 @pytest.fixture(scope="module")
@@ -154,4 +155,4 @@ def test_the_command_is_one_that_the_program_takes(jobset, root, monkeypatch):
   monkeypatch.chdir(root)
   assert container(jobset)["command"] == ["python", "-m", "diffusion_jax.train"]
   args, overrides = train.parser().parse(container(jobset)["args"])
-  command_line.load_experiment(args.config, overrides)
+  load_experiment(args.config, overrides)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from diffusion_jax import train
-from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment
 
 SEEDS = "--grid=training.seed=0,1,2"
 
@@ -45,7 +45,7 @@ def test_training_reads_each_command_as_its_point(sweep):
   read = []
   for words in commands(out):
     args, overrides = train.parser().parse(words[3:])
-    experiment = command_line.load_experiment(args.config, overrides).to_dict()
+    experiment = load_experiment(args.config, overrides).to_dict()
     read.append((tuple(experiment["model"]["multipliers"]), experiment["ema"]["decay"]))
   assert read == [((1, 2), 0.9), ((1, 2), 0.99), ((1, 2, 2), 0.9), ((1, 2, 2), 0.99)]
 

@@ -11,7 +11,12 @@ from numpy_draws import normal
 from diffusion_jax.core.config import parse_override
 from diffusion_jax.models import ConvVAE, UNet, VDMUNet
 from diffusion_jax.models.layers import Conv3, Norm, num_groups
-from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import (
+  check_continues,
+  load_experiment,
+  stored_experiment,
+  trained_experiment,
+)
 from diffusion_jax.types import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +57,7 @@ def test_the_refusal_is_one_line_before_anything_starts():
 
 
 def load(name, *overrides):
-  return command_line.load_experiment(
-    f"{ROOT}/configs/{name}.py", [parse_override(o) for o in overrides]
-  )
+  return load_experiment(f"{ROOT}/configs/{name}.py", [parse_override(o) for o in overrides])
 
 
 @pytest.mark.parametrize(
@@ -96,17 +99,17 @@ def stored(tmp_path, name, **began_with):
 
 @pytest.mark.parametrize("name", ["ddpm_cifar", "vdm_cifar", "edm_cifar", "ddpm_digits"])
 def test_a_run_that_began_before_goes_on_where_the_network_is_the_same(tmp_path, name):
-  assert command_line.check_continues(stored(tmp_path, name), load(name)) == []
+  assert check_continues(stored(tmp_path, name), load(name)) == []
 
 
 def test_weights_of_a_run_that_began_before_keep_their_network(tmp_path):
   folder = stored(tmp_path, "iddpm_cifar")
-  model = command_line.stored_experiment(folder, []).sections["model"]
+  model = stored_experiment(folder, []).sections["model"]
   assert (model.norm_groups, model.downsample_padding, model.time_scale) == (None, (0, 1), 1.0)
   same = [parse_override("--config.model.norm_groups=32")]
-  assert command_line.trained_experiment(folder, same).sections["model"].norm_groups == 32
+  assert trained_experiment(folder, same).sections["model"].norm_groups == 32
   with pytest.raises(UserError, match=r"model\.norm_groups: 32 -> 16"):
-    command_line.trained_experiment(folder, [parse_override("--config.model.norm_groups=16")])
+    trained_experiment(folder, [parse_override("--config.model.norm_groups=16")])
 
 
 @pytest.mark.parametrize(
@@ -122,5 +125,5 @@ def test_a_recipe_that_was_corrected_says_how_an_older_run_goes_on(
 ):
   folder = stored(tmp_path, name, **began_with)
   with pytest.raises(UserError, match=rf"go on with what it began with \({flag}\)"):
-    command_line.check_continues(folder, load(name))
-  assert command_line.check_continues(folder, load(name, flag)) == []
+    check_continues(folder, load(name))
+  assert check_continues(folder, load(name, flag)) == []

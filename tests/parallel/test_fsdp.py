@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from diffusion_jax.parallel import sharding
-from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.training.step import hyperparameters, jit_train_step, make_init, make_train_step
 from diffusion_jax.types import Batch, ImageSpec
 
 
 @pytest.fixture(scope="module")
 def parts(request):
-  experiment = command_line.load_experiment(f"{request.config.rootpath}/configs/ddpm_cifar.py", [])
+  experiment = load_experiment(f"{request.config.rootpath}/configs/ddpm_cifar.py", [])
   generative = experiment.create(ImageSpec(32, 32, 3, 256, 10))
   init = make_init(generative, experiment.optimizer, experiment.training)
   return experiment, generative, jax.eval_shape(init, np.uint32(0))

@@ -10,8 +10,8 @@ import pytest
 
 from diffusion_jax.core.config import parse_override
 from diffusion_jax.processes import MAX_PRIOR_BITS, PROCESSES, LinearVP, end_kl, prior_bits
-from diffusion_jax.runs import command_line
 from diffusion_jax.runs import experiment as experiments
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.samplers import DDIM, Euler
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ AS_DDPM = LinearVP(100, 1e-4, 0.02)
 
 def experiment(name, *overrides):
   flags = [parse_override(f"--config.{o}") for o in overrides]
-  return command_line.load_experiment(f"{ROOT}/configs/{name}.py", flags)
+  return load_experiment(f"{ROOT}/configs/{name}.py", flags)
 
 
 @pytest.mark.parametrize("num", [50, 100, 400, 1000, 4000])

@@ -13,8 +13,8 @@ from diffusion_jax import edit
 from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.inference import draw
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
-from diffusion_jax.runs.command_line import stored_config
 from diffusion_jax.runs.experiment import load
+from diffusion_jax.runs.stored import stored_config
 from diffusion_jax.types import Generative, ImageSpec, UserError
 
 pytestmark = pytest.mark.costly

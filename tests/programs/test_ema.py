@@ -20,7 +20,7 @@ from diffusion_jax.inference import restore
 from diffusion_jax.inference.restore import Average, parse_average
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
-from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import check_continues, stored_experiment
 from diffusion_jax.train_loop.ema_snapshots import Snapshots
 from diffusion_jax.train_loop.setup import stored_target
 from diffusion_jax.training import step
@@ -370,9 +370,7 @@ def test_a_resumed_run_neither_loses_nor_repeats_a_snapshot(copy, call):
 def test_other_averages_cannot_begin_in_mid_run_but_another_rhythm_can(finished):
   def differences(*flags):
     overrides = [parse_override(flag) for flag in flags]
-    return command_line.check_continues(
-      finished, command_line.stored_experiment(finished, overrides)
-    )
+    return check_continues(finished, stored_experiment(finished, overrides))
 
   with pytest.raises(UserError, match=r"cannot continue \(ema.profiles: .*0.1.* -> .*0.2"):
     differences("--config.ema.profiles=0.05,0.2")

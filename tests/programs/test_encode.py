@@ -13,7 +13,8 @@ from diffusion_jax import encode, sample, train
 from diffusion_jax.checkpoints import step_folders, store
 from diffusion_jax.checkpoints.checksums import checksums
 from diffusion_jax.data import Latents, latents, progress
-from diffusion_jax.runs import command_line, signals
+from diffusion_jax.runs import signals
+from diffusion_jax.runs.stored import load_experiment
 
 pytestmark = pytest.mark.costly
 
@@ -233,8 +234,7 @@ def test_a_run_of_another_kind_is_one_line(folder, call, tmp_path):
 
 def test_the_two_configs_describe_one_autoencoder():
   autoencoder, latent = (
-    command_line.load_experiment(f"configs/{name}_digits.py", []).to_dict()
-    for name in ("autoencoder", "latent")
+    load_experiment(f"configs/{name}_digits.py", []).to_dict() for name in ("autoencoder", "latent")
   )
   assert autoencoder["model"] == latent["autoencoder"]
   assert autoencoder["decoder"] == latent["decoder"]

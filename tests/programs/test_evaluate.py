@@ -17,7 +17,7 @@ from diffusion_jax.data import Synthetic
 from diffusion_jax.evaluation import external_images
 from diffusion_jax.extractors import train_domain
 from diffusion_jax.extractors.domain import Recipe, default_path
-from diffusion_jax.runs import command_line
+from diffusion_jax.runs.workdir import lock
 
 pytestmark = pytest.mark.costly
 
@@ -483,7 +483,7 @@ def test_data_that_have_changed_are_refused(run, call):
 
 def test_a_second_evaluator_is_refused(run, call):
   (run / "eval").mkdir(exist_ok=True)
-  with command_line.lock(run / "eval", "evaluating"):
+  with lock(run / "eval", "evaluating"):
     err = refused(call, evaluate.main, f"--workdir={run}", *QUICK)
   assert "is already evaluating there" in err
 

@@ -22,7 +22,8 @@ from tiny import TINY
 
 from diffusion_jax.checkpoints import store
 from diffusion_jax.parallel import sharding
-from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import stored_experiment
+from diffusion_jax.runs.workdir import _lock, lock
 from diffusion_jax.train_loop.setup import prepare, state_shapes
 
 pytestmark = pytest.mark.process
@@ -145,7 +146,7 @@ def losses(workdir):
 
 
 def final_state(workdir):
-  job = prepare(command_line.stored_experiment(workdir, []), workdir)
+  job = prepare(stored_experiment(workdir, []), workdir)
   shapes = state_shapes(job)
   target = sharding.as_target(shapes, sharding.state_shardings(job.mesh, shapes))
   restored = store.restore(workdir / "checkpoints", target)
@@ -401,7 +402,7 @@ def test_what_does_not_fit_is_said_by_every_process(tmp_path, flag, words):
 
 
 def test_a_run_that_is_being_trained_is_refused_by_every_process(tmp_path):
-  with command_line._lock(tmp_path, "training"):
+  with _lock(tmp_path, "training"):
     for said in refused(*TRAIN, f"--workdir={tmp_path}"):
       assert "is already training there" in said
 
@@ -449,7 +450,7 @@ def test_a_launcher_that_is_killed_leaves_nobody_behind_and_the_run_saved(tmp_pa
   assert "the launcher has ended" in said
   saved = re.search(r"saved step ([0-9,]+); the same command continues", said)
   assert store.saved_steps(tmp_path / "checkpoints")[-1] == int(saved[1].replace(",", ""))
-  with command_line.lock(tmp_path):
+  with lock(tmp_path):
     pass
 
 

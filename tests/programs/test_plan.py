@@ -16,7 +16,7 @@ from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.planning import DoesNotFit, Measured
 from diffusion_jax.planning.compiled import Memory
 from diffusion_jax.planning.work import Work
-from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.training.state import count_parameters
 from diffusion_jax.training.step import hyperparameters, make_init
 from diffusion_jax.types import ImageSpec
@@ -39,7 +39,7 @@ def at_the_root(monkeypatch, root):
 def state_bytes():
   """Of the model of SMOKE: its parameters, all that a step keeps, and its hyperparameters."""
   args, overrides = plan.parser().parse(SMOKE)
-  experiment = command_line.load_experiment(args.config, overrides)
+  experiment = load_experiment(args.config, overrides)
   generative = experiment.create(ImageSpec(8, 8, 1, 256, 10))
   state = jax.eval_shape(
     make_init(generative, experiment.optimizer, experiment.training), np.uint32(0)

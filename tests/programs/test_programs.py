@@ -13,7 +13,7 @@ from diffusion_jax import edit, evaluate, plan, sample, train
 from diffusion_jax.checkpoints import store
 from diffusion_jax.extractors import train_domain
 from diffusion_jax.extractors.domain import Recipe, default_path
-from diffusion_jax.runs.command_line import stored_experiment
+from diffusion_jax.runs.stored import stored_experiment
 
 pytestmark = pytest.mark.costly
 FLAGS = [

@@ -14,7 +14,7 @@ from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models.layers import Attention
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
-from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.training.state import Adam, create_state
 from diffusion_jax.types import Batch, ImageSpec
 
@@ -34,9 +34,7 @@ ROOT = Path(__file__).parents[2]
 @functools.cache
 def experiment(name, *overrides):
   """The config's experiment."""
-  return command_line.load_experiment(
-    f"{ROOT}/configs/{name}.py", [parse_override(o) for o in overrides]
-  )
+  return load_experiment(f"{ROOT}/configs/{name}.py", [parse_override(o) for o in overrides])
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from tiny import TINY
 
 from diffusion_jax.checkpoints import store
 from diffusion_jax.parallel import sharding
-from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import stored_experiment
 from diffusion_jax.train_loop.setup import prepare, state_shapes
 
 pytestmark = pytest.mark.process
@@ -58,7 +58,7 @@ def wait_for_step(process, step):
 
 def final_state(workdir):
   """Every leaf of the last checkpoint, and what lies beside it."""
-  job = prepare(command_line.stored_experiment(workdir, []), workdir)
+  job = prepare(stored_experiment(workdir, []), workdir)
   shapes = state_shapes(job)
   target = sharding.as_target(shapes, sharding.state_shardings(job.mesh, shapes))
   restored = store.restore(workdir / "checkpoints", target)

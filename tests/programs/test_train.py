@@ -18,7 +18,7 @@ from diffusion_jax.checkpoints import store
 from diffusion_jax.data.pipeline import TrainStream
 from diffusion_jax.losses import Simple
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
-from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.train_loop.setup import prepare
 from diffusion_jax.types import UserError
 
@@ -139,7 +139,7 @@ def test_a_dry_run_says_how_the_state_would_lie_and_leaves_nothing(call, tmp_pat
 @pytest.mark.parametrize("shape", [MeshShape(-1, 4), MeshShape(2, 2, 2), MeshShape(1, 8)])
 def test_the_order_of_the_data_is_that_of_any_mesh(shape, tmp_path):
   """Image, label and global number of every row of a batch, after several epochs."""
-  experiment = command_line.load_experiment("configs/smoke.py", [])
+  experiment = load_experiment("configs/smoke.py", [])
   job = prepare(experiment, tmp_path)
   flat = job._replace(mesh=create_mesh(MeshShape(), jax.devices()[:1]))
   split = job._replace(mesh=create_mesh(shape))

@@ -10,7 +10,7 @@ from diffusion_jax import edit, encode, sample
 from diffusion_jax.core import files
 from diffusion_jax.data import progress
 from diffusion_jax.inference import outputs
-from diffusion_jax.runs import command_line
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.types import UserError
 
 
@@ -50,7 +50,7 @@ def test_the_second_of_two_is_refused_until_the_first_is_done(tmp_path, name):
 )
 def test_each_program_refuses_before_it_touches_a_part(tmp_path, root, call, program, flags, name):
   (tmp_path / "run").mkdir()
-  config = command_line.load_experiment(str(root / "configs/autoencoder_digits.py"), []).to_dict()
+  config = load_experiment(str(root / "configs/autoencoder_digits.py"), []).to_dict()
   (tmp_path / "run/config.json").write_text(json.dumps(config))
   out, is_latents = tmp_path / name, program is encode
   part = progress.part_folder(out) if is_latents else outputs.parts_folder(out)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from diffusion_jax.runs import experiment, command_line
+from diffusion_jax.runs.stored import load_experiment, check_continues, stored_experiment
 from diffusion_jax.core.config import build, to_dict
 from diffusion_jax.generative import GENERATIVES
 
@@ -31,22 +32,22 @@ def test_the_defaults_of_every_entry_survive_config_json(section, name):
   ("old", "new"), [(False, "none"), (True, "block"), ("products", "products")]
 )
 def test_what_an_older_version_wrote_otherwise_is_read(tmp_path, old, new):
-  config = command_line.load_experiment("configs/smoke.py", []).to_dict()
+  config = load_experiment("configs/smoke.py", []).to_dict()
   config["model"]["remat"] = old
   (tmp_path / "config.json").write_text(json.dumps(config))
-  assert command_line.stored_experiment(tmp_path, []).sections["model"].remat == new
+  assert stored_experiment(tmp_path, []).sections["model"].remat == new
 
 
 def test_a_run_of_an_older_version_continues_though_fields_were_added_since(tmp_path):
   """A field that its config.json lacks has the default, and any other value is a change."""
-  now = command_line.load_experiment("configs/smoke.py", [])
+  now = load_experiment("configs/smoke.py", [])
   old = now.to_dict()
   del old["model"]["num_heads"]
   del old["generative"]["sigma_data"]
   del old["probability_flow"]
   (tmp_path / "config.json").write_text(json.dumps(old))
-  assert command_line.check_continues(tmp_path, now) == []
+  assert check_continues(tmp_path, now) == []
   old["generative"]["sigma_data"] = 0.7
   (tmp_path / "config.json").write_text(json.dumps(old))
   with pytest.raises(command_line.UserError, match=r"generative.sigma_data: 0.7 -> 0.5"):
-    command_line.check_continues(tmp_path, now)
+    check_continues(tmp_path, now)
