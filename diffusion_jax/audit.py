@@ -8,7 +8,7 @@ row fails.
 import time
 
 from diffusion_jax.auditing import AUDITS, as_table
-from diffusion_jax.core.config import nearest
+from diffusion_jax.core.wording import nearest
 from diffusion_jax.runs import command_line
 from diffusion_jax.types import UserError
 

@@ -27,13 +27,26 @@ class UserError(Exception):
   """Something that only the user can mend: printed as one line, exit code 2."""
 
 
+class FieldSpec(NamedTuple):
+  """Shape and type of one named array of an example, such as a text embedding or a mask.
+
+  Attributes:
+    shape: of one example, without the batch.
+    dtype: NumPy's name of its type, e.g. "float32".
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+
+
 class ImageSpec(NamedTuple):
-  """What one example of a data set is.
+  """Shape, levels, classes and named arrays of one example of a data set.
 
   Attributes:
     height, width, channels: shape of an image in pixels.
-    num_levels: L, the number of grey levels; pixels are the integers 0..L-1. None for float data.
+    num_levels: L, the number of pixel levels; pixels are the integers 0..L-1. None for float data.
     num_classes: number of labels, 0 for an unlabelled set.
+    fields: named arrays that accompany each image, see `Condition.fields`.
   """
 
   height: int
@@ -41,6 +54,7 @@ class ImageSpec(NamedTuple):
   channels: int
   num_levels: int | None
   num_classes: int
+  fields: Mapping[str, FieldSpec] = {}
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -60,12 +74,32 @@ class Batch(NamedTuple):
     mask: 1 for an example, 0 for padding.
     index: the example's global number: step * batch_size + position while training, its place
       in the split during a full pass. Randomness of an example derives from it alone.
+    fields: named arrays of each example [B ...], as the source's `spec.fields` declares them.
   """
 
   image: Num[Array | np.ndarray, "B H W C"]
   label: Integer[Array | np.ndarray, "B"]
   mask: Float[Array | np.ndarray, "B"]
   index: Integer[Array | np.ndarray, "B"]  # pyright: ignore[reportIncompatibleMethodOverride]
+  fields: Mapping[str, Num[Array | np.ndarray, "B ..."]] = {}
+
+
+class Condition(NamedTuple):
+  """Everything that a network is given besides the noised data and its time.
+
+  Attributes:
+    label: class numbers, the null class included; None: unconditional.
+    end_time: a second time in [0, 1], for networks that map one time to another (mean flows,
+      shortcuts, consistency models).
+    augmentation: labels of how each example was augmented; None: not augmented.
+    fields: named arrays of the batch, e.g. embeddings [B N D], a low-resolution image
+      [B H W C] or masks.
+  """
+
+  label: Integer[Array | np.ndarray, "B"] | None = None
+  end_time: Float[Array | np.ndarray, "B"] | None = None
+  augmentation: Float[Array | np.ndarray, "B A"] | None = None
+  fields: Mapping[str, Num[Array | np.ndarray, "B ..."]] = {}
 
 
 class Samples(NamedTuple):

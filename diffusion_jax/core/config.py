@@ -1,28 +1,26 @@
 """Build frozen dataclasses from a config file and overrides.
 
-A config has sections. A section is either one dataclass or a registry `{name: dataclass}` of
-which the section's `name` picks an entry; its other keys are that dataclass's fields. There is no
-central schema: what a class declares is what its section may hold.
+A config has sections. A section is either one dataclass or a `Registry` of which the section's
+`name` picks an entry, one of the package or "module:Class"; its other keys are that dataclass's
+fields. There is no central schema: what a class declares is what its section may hold.
 """
 
 import dataclasses
-import difflib
 import math
 import runpy
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from ml_collections import ConfigDict
 
 from diffusion_jax.core.files import user_path
+from diffusion_jax.core.registry import Registry, Section
+from diffusion_jax.core.wording import nearest
 from diffusion_jax.types import UserError
-
-Registry = Mapping[str, type]
-Section = Registry | type
 
 
 class Override(NamedTuple):
@@ -35,14 +33,6 @@ class Override(NamedTuple):
   @property
   def flag(self) -> str:
     return f"--config.{self.section}.{self.field}={self.text}"
-
-
-def nearest(word: str, allowed: Iterable[str]) -> str:
-  """Returns " Did you mean 'x'?" for the closest allowed word, then the allowed words."""
-  allowed = sorted(allowed)
-  close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
-  hint = f" Did you mean '{close[0]}'?" if close else ""
-  return f"{hint} Allowed: {', '.join(allowed)}."
 
 
 def split_argument(path: str) -> tuple[Path, str]:
@@ -135,7 +125,7 @@ def to_dict(instance: Any, section: Section) -> dict[str, Any]:
   fields = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init}
   if isinstance(section, type):
     return fields
-  return {"name": next(n for n, cls in section.items() if cls is type(instance)), **fields}
+  return {"name": section.name_of(type(instance)), **fields}
 
 
 def _build_section(section: Section, value: dict, overrides: list[Override], where: str) -> Any:
@@ -160,11 +150,10 @@ def _select(registry: Registry, value: dict, overrides: list[Override], where: s
   name = value.pop("name", None)
   chosen = next((o.text for o in reversed(overrides) if o.field == "name"), name)
   if chosen is None:
-    raise UserError(f"config.{where} needs a name. Allowed: {', '.join(sorted(registry))}.")
-  if not isinstance(chosen, str) or chosen not in registry:
-    raise UserError(f"config.{where}.name is '{chosen}'.{nearest(str(chosen), registry)}")
+    raise UserError(f"config.{where} needs a name. Allowed: {', '.join(registry.names())}.")
+  cls = registry.find(str(chosen), f"config.{where}.name")
   fields = value if chosen == name else {}
-  return registry[chosen], fields, [o for o in overrides if o.field != "name"]
+  return cls, fields, [o for o in overrides if o.field != "name"]
 
 
 def _field_types(cls: type) -> dict[str, Any]:

@@ -1,8 +1,21 @@
-"""Randomness that belongs to an example: the same on any number of devices and hosts.
+"""Random streams: every draw belongs to a name and, if it is of an example, to that example alone.
 
-Nothing stores a key. Every draw of example i derives from fold_in(key, i), so that neither the
-batch it sits in nor the device that holds it changes its noise.
+Nothing stores a key. Keys form a tree that is walked by two kinds of steps, never by both from the
+same key: `stream` takes a name of `Stream`, `numbered` a number (a training step, an example's
+global index, a row of a sampler). An example's noise is therefore the same in any batch, on any
+number of devices and hosts.
+
+  key(seed) -> INIT -> NETWORK, SCHEDULE, LOSS
+            -> TRAINING -> step -> EXAMPLES -> index -> the example's streams
+                                -> DROPOUT, SHARED_TIMES, HISTORY
+            -> HELD_OUT, in the place of a step
+            -> SAMPLES -> index; LIKELIHOOD -> repeat -> index; LOSS_BY_LOG_SNR -> index
+
+`jax.random.split(key)[i]` is `fold_in(key, i)` bit for bit, so that a key that is split must not be
+folded with numbers too; streams are numbered from 2^30 to stay clear of both.
 """
+
+import enum
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +24,72 @@ from jaxtyping import Array, Float, Integer
 
 from diffusion_jax.types import Key, Keys
 
+FIRST = 2**30
+
+
+class Stream(enum.IntEnum):
+  """Names of all random streams, by the key that they are taken from."""
+
+  # of key(seed)
+  INIT = FIRST
+  TRAINING = FIRST + 1
+  HELD_OUT = FIRST + 2
+  SAMPLES = FIRST + 3
+  LIKELIHOOD = FIRST + 4
+  LOSS_BY_LOG_SNR = FIRST + 5
+  # of INIT
+  NETWORK = FIRST + 16
+  SCHEDULE = FIRST + 17
+  LOSS = FIRST + 18
+  # of a step
+  EXAMPLES = FIRST + 32
+  DROPOUT = FIRST + 33
+  SHARED_TIMES = FIRST + 34
+  HISTORY = FIRST + 35
+  # of an example
+  TIME = FIRST + 64
+  NOISE = FIRST + 65
+  CONDITION_DROPOUT = FIRST + 66
+  AUGMENTATION = FIRST + 67
+  POSTERIOR = FIRST + 68
+  RECONSTRUCTION = FIRST + 69
+  DEQUANTIZATION = FIRST + 70
+  PROBES = FIRST + 71
+  TERMS = FIRST + 72
+  IMPORTANCE = FIRST + 73
+  START = FIRST + 74
+  STEPS = FIRST + 75
+  CHURN = FIRST + 76
+  INPAINTING = FIRST + 77
+
+
+def stream(key: Key | Keys, name: Stream) -> Key | Keys:
+  """Return the key of a stream: of one key, or of each of [B] keys."""
+  return numbered(key, int(name))
+
+
+def numbered(key: Key | Keys, number: int | Integer[Array, ""]) -> Key | Keys:
+  """Return the `number`-th key, below 2^30, of one key or of each of [B] keys."""
+  if key.ndim == 0:
+    return jax.random.fold_in(key, number)
+  return jax.vmap(lambda k: jax.random.fold_in(k, number))(key)
+
 
 def example_keys(key: Key, index: Integer[Array | np.ndarray, "B"]) -> Keys:
-  """One key an example [B], from a key of the step or seed and the example's global number."""
+  """Return one key per example [B], from its global index."""
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
-def fold_in(keys: Keys, number: int | Integer[Array, ""]) -> Keys:
-  """Derives the `number`-th key of each example."""
-  return jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)
-
-
 def normal(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
-  """Standard normal noise of `shape` for each example."""
+  """Return standard normal noise of `shape` per example."""
   return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
 
 
 def uniform(keys: Keys) -> Float[Array, "B"]:
-  """One number in [0, 1) for each example."""
+  """Return one number in [0, 1) per example."""
   return jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float32))(keys)
+
+
+def fold_in(keys: Keys, number: int | Integer[Array, ""]) -> Keys:
+  """Return the `number`-th key per example."""
+  return jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)

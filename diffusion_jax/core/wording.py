@@ -1,8 +1,10 @@
-"""Bars of progress, on terminals that are wide enough for them."""
+"""Words and bars that people read: progress, spelling help."""
 
+import difflib
 import os
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 MIN_BAR_COLUMNS = 60
@@ -52,3 +54,11 @@ def _columns(terminal: Any) -> int:
     return os.get_terminal_size(terminal.fileno()).columns
   except (OSError, ValueError):
     return 0
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+  """Return " Did you mean 'x'?" for the closest allowed word, then the allowed words."""
+  allowed = sorted(allowed)
+  close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+  hint = f" Did you mean '{close[0]}'?" if close else ""
+  return f"{hint} Allowed: {', '.join(allowed)}."

@@ -1,5 +1,6 @@
 """Data sets with random access, and batches as a pure function of (seed, step). NumPy only."""
 
+from diffusion_jax.core.registry import Registry
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.folder import Folder
@@ -18,15 +19,19 @@ from diffusion_jax.data.source import (
 from diffusion_jax.data.synthetic import Synthetic
 from diffusion_jax.data.tfds import Tfds
 
-SOURCES = {
-  "digits": Digits,
-  "tfds": Tfds,
-  "folder": Folder,
-  "records": Records,
-  "arrays": Arrays,
-  "latents": Latents,
-  "synthetic": Synthetic,
-}
+SOURCES = Registry(
+  "data",
+  object,
+  {
+    "digits": Digits,
+    "tfds": Tfds,
+    "folder": Folder,
+    "records": Records,
+    "arrays": Arrays,
+    "latents": Latents,
+    "synthetic": Synthetic,
+  },
+)
 
 __all__ = [
   "SOURCES",

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.core.config import nearest
 from diffusion_jax.core.files import home, user_path
+from diffusion_jax.core.wording import nearest
 from diffusion_jax.data import standard
 from diffusion_jax.data.source import About, DecodedSource, Source, fit_image, in_memory_if_small
 from diffusion_jax.types import ImageSpec, UserError

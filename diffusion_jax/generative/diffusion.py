@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 
+from diffusion_jax.core.registry import Registry
 from diffusion_jax.generative import wiring as wires
 from diffusion_jax.generative.augmentation import Augmentation
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
@@ -40,7 +41,7 @@ class Diffusion:
   augmentation: float = 0.0
 
   sections: ClassVar[Mapping[str, Any]] = {
-    "process": {**PROCESSES, **NOISE_SCHEDULES},
+    "process": Registry("process", object, PROCESSES, NOISE_SCHEDULES),
     "model": NETWORKS,
     "loss": DENOISING_LOSSES,
     "sampler": SAMPLERS,

@@ -4,6 +4,7 @@ An estimator is a config dataclass under its section's name. `figure_name` is wh
 called; a VAE's "elbo" needs no options and is wired by itself.
 """
 
+from diffusion_jax.core.registry import Registry
 from diffusion_jax.likelihood.baseline import (
   independent_binary_bits,
   independent_pixel_bits,
@@ -15,12 +16,16 @@ from diffusion_jax.likelihood.loss_by_log_snr import Spectrum
 from diffusion_jax.likelihood.probability_flow import ProbabilityFlow
 from diffusion_jax.likelihood.variational_bound import VariationalBound
 
-DIFFUSION_LIKELIHOODS = {
-  "vlb": VariationalBound,
-  "continuous_vlb": ContinuousBound,
-  "probability_flow": ProbabilityFlow,
-}
-VAE_LIKELIHOODS = {"iwae": ImportanceWeighted}
+DIFFUSION_LIKELIHOODS = Registry(
+  "likelihood",
+  object,
+  {
+    "vlb": VariationalBound,
+    "continuous_vlb": ContinuousBound,
+    "probability_flow": ProbabilityFlow,
+  },
+)
+VAE_LIKELIHOODS = Registry("vae_likelihood", object, {"iwae": ImportanceWeighted})
 
 __all__ = [
   "DIFFUSION_LIKELIHOODS",

@@ -1,5 +1,6 @@
 """Networks. The only room that knows flax; each becomes a pure function here."""
 
+from diffusion_jax.core.registry import Registry
 from diffusion_jax.models.base import Network
 from diffusion_jax.models.classifier import Classifier, ClassifierNetwork
 from diffusion_jax.models.conv_vae import ConvVAE, VAENetworks
@@ -10,14 +11,20 @@ from diffusion_jax.models.noise_schedules import LearnedLinear, LearnedMonotone,
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.models.vdm_unet import VDMUNet
 
-NETWORKS = {"unet": UNet, "vdm_unet": VDMUNet, "dit": DiT, "mlp": MLP}
-NOISE_SCHEDULES = {"learned_linear": LearnedLinear, "learned_monotone": LearnedMonotone}
-VAES = {"conv_vae": ConvVAE}
-DECODERS = {
-  "bernoulli": Bernoulli,
-  "gaussian": Gaussian,
-  "discretized_logistic": DiscretizedLogistic,
-}
+NETWORKS = Registry("model", object, {"unet": UNet, "vdm_unet": VDMUNet, "dit": DiT, "mlp": MLP})
+NOISE_SCHEDULES = Registry(
+  "process", object, {"learned_linear": LearnedLinear, "learned_monotone": LearnedMonotone}
+)
+VAES = Registry("autoencoder", object, {"conv_vae": ConvVAE})
+DECODERS = Registry(
+  "decoder",
+  object,
+  {
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+    "discretized_logistic": DiscretizedLogistic,
+  },
+)
 
 __all__ = [
   "DECODERS",

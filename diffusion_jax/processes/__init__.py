@@ -1,5 +1,6 @@
 """The forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) and what a network may predict."""
 
+from diffusion_jax.core.registry import Registry
 from diffusion_jax.processes.base import Continuous, Process, namespace
 from diffusion_jax.processes.boundary_terms import (
   MAX_PRIOR_BITS,
@@ -35,18 +36,22 @@ from diffusion_jax.processes.variance_preserving import (
   SubVP,
 )
 
-PROCESSES = {
-  "linear_vp": LinearVP,
-  "cosine_vp": CosineVP,
-  "vp": ContinuousLinearVP,
-  "cosine": ContinuousCosineVP,
-  "sigmoid": ContinuousSigmoidVP,
-  "linear_log_snr": LinearLogSNR,
-  "sub_vp": SubVP,
-  "ve": VarianceExploding,
-  "edm": EDMProcess,
-  "flow": Flow,
-}
+PROCESSES = Registry(
+  "process",
+  object,
+  {
+    "linear_vp": LinearVP,
+    "cosine_vp": CosineVP,
+    "vp": ContinuousLinearVP,
+    "cosine": ContinuousCosineVP,
+    "sigmoid": ContinuousSigmoidVP,
+    "linear_log_snr": LinearLogSNR,
+    "sub_vp": SubVP,
+    "ve": VarianceExploding,
+    "edm": EDMProcess,
+    "flow": Flow,
+  },
+)
 
 __all__ = [
   "MAX_PRIOR_BITS",

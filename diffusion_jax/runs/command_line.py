@@ -2,19 +2,15 @@
 
 import argparse
 import contextlib
-import errno
 import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -22,18 +18,13 @@ import jax
 from diffusion_jax import __version__, parallel
 from diffusion_jax.checkpoints import store
 from diffusion_jax.core import files, storage
+from diffusion_jax.core.config import Override, parse_override
 from diffusion_jax.parallel import compilation_cache
 from diffusion_jax.runs import signals, streams
-from diffusion_jax.runs import experiment as experiments
-from diffusion_jax.core.config import Override, load_file, parse_override, split_argument
 from diffusion_jax.runs.experiment import Experiment
-from diffusion_jax.training.logger import write_json
-from diffusion_jax.training.throughput import NonFinite
 from diffusion_jax.types import UserError
 
 DONE, FAILED, USER_ERROR, STOPPED_EARLY, INTERRUPTED = 0, 1, 2, 75, 130
-
-
 
 
 class Parser(argparse.ArgumentParser):
@@ -166,37 +157,3 @@ def enable_compilation_cache() -> None:
   if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   compilation_cache.replace_damaged_entries()
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

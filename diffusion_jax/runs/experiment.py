@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from diffusion_jax.checkpoints.store import Checkpointing
-from diffusion_jax.core.config import Override, Section, as_text, nearest, resolve, to_dict
+from diffusion_jax.core.config import Override, as_text, resolve, to_dict
+from diffusion_jax.core.registry import Section
 from diffusion_jax.data import SOURCES
-from diffusion_jax.parallel import Distributed
 from diffusion_jax.generative import GENERATIVES
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
-from diffusion_jax.training.logger import Logging
+from diffusion_jax.parallel import Distributed
 from diffusion_jax.parallel.sharding import MeshShape
+from diffusion_jax.training.logger import Logging
 from diffusion_jax.training.state import EMA, OPTIMIZERS, Adam
 from diffusion_jax.training.step import Training
 from diffusion_jax.types import Generative, ImageSpec, UserError
@@ -189,9 +190,7 @@ def _model_sections(raw: Mapping[str, Any], overrides: Sequence[Override]) -> Ma
   for override in overrides:
     if (override.section, override.field) == ("generative", "name"):
       name = override.text
-  if not isinstance(name, str) or name not in GENERATIVES:
-    raise UserError(f"config.generative.name is '{name}'.{nearest(str(name), GENERATIVES)}")
-  return GENERATIVES[name].sections
+  return GENERATIVES.find(str(name), "config.generative.name").sections
 
 
 RESPELT = {

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import parallel
-from diffusion_jax.core import npz, files
+from diffusion_jax.core import files, npz
 from diffusion_jax.runs import signals
 from diffusion_jax.types import UserError
 

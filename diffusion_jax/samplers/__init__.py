@@ -1,5 +1,6 @@
 """Samplers: from noise to images by a denoiser; those of fixed steps are one `lax.scan` each."""
 
+from diffusion_jax.core.registry import Registry
 from diffusion_jax.samplers.adaptive import ProbabilityFlow
 from diffusion_jax.samplers.ancestral import Ancestral
 from diffusion_jax.samplers.ddim import DDIM
@@ -9,17 +10,21 @@ from diffusion_jax.samplers.guidance import Guidance, Worse
 from diffusion_jax.samplers.heun import Heun
 from diffusion_jax.samplers.unipc import UniPC
 
-SAMPLERS = {
-  "ancestral": Ancestral,
-  "ddim": DDIM,
-  "euler": Euler,
-  "heun": Heun,
-  "dpm_solver_pp_2m": DPMSolverPP2M,
-  "dpm_solver_pp_3m": DPMSolverPP3M,
-  "dpm_solver_pp_2m_sde": DPMSolverPP2MSDE,
-  "unipc": UniPC,
-  "probability_flow": ProbabilityFlow,
-}
+SAMPLERS = Registry(
+  "sampler",
+  object,
+  {
+    "ancestral": Ancestral,
+    "ddim": DDIM,
+    "euler": Euler,
+    "heun": Heun,
+    "dpm_solver_pp_2m": DPMSolverPP2M,
+    "dpm_solver_pp_3m": DPMSolverPP3M,
+    "dpm_solver_pp_2m_sde": DPMSolverPP2MSDE,
+    "unipc": UniPC,
+    "probability_flow": ProbabilityFlow,
+  },
+)
 
 __all__ = [
   "DDIM",

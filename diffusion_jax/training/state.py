@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax.core.registry import Registry
 from diffusion_jax.training.power_function_ema import MAX_WIDTH, exponent_of
 from diffusion_jax.types import Aux, Params
 
@@ -160,7 +161,7 @@ class Adam:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-OPTIMIZERS = {"adam": Adam}
+OPTIMIZERS = Registry("optimizer", object, {"adam": Adam})
 
 
 @dataclasses.dataclass(frozen=True)

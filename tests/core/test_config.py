@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_jax.core import config
+from diffusion_jax.core.registry import Registry
 from diffusion_jax.types import UserError
 
 
@@ -33,7 +34,7 @@ class Large:
   depth: int = 7
 
 
-SECTIONS = {"net": {"small": Small, "large": Large}, "plain": Small}
+SECTIONS = {"net": Registry("net", object, {"small": Small, "large": Large}), "plain": Small}
 
 
 def resolve(raw, *arguments):

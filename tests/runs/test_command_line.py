@@ -1,20 +1,13 @@
 """How a program starts and stops: exit codes, signals, settings, the compilation cache."""
 
-import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import jax
 import pytest
 import tiny
 
-from diffusion_jax.core import files
-from diffusion_jax import prepare
-from diffusion_jax.runs import provenance, signals
-from diffusion_jax.runs.workdir import prepare_workdir, drop_later_final, lock, is_finished
-from diffusion_jax.runs.stored import stored_config
+from diffusion_jax.runs import signals
 from diffusion_jax.types import UserError
 
 
@@ -100,22 +93,6 @@ def test_settings_of_the_environment_do_not_change_what_programs_compute(root, t
   assert "finished: 1 steps" in ran.stdout
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 def test_a_reader_that_has_gone_is_no_error():
   """`| head -1`: what is printed after it has left goes nowhere, and the program ends well."""
   code = (
@@ -128,15 +105,3 @@ def test_a_reader_that_has_gone_is_no_error():
   process.stdout.close()
   assert process.stderr.read() == ""
   assert process.wait() == 0
-
-
-
-
-
-
-
-
-
-
-
-

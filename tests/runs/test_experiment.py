@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from diffusion_jax.runs import experiment, command_line
-from diffusion_jax.runs.stored import load_experiment, check_continues, stored_experiment
 from diffusion_jax.core.config import build, to_dict
 from diffusion_jax.generative import GENERATIVES
+from diffusion_jax.runs import command_line, experiment
+from diffusion_jax.runs.stored import check_continues, load_experiment, stored_experiment
 
 SECTIONS = {
   f"{kind}.{name}": section

@@ -1,0 +1,187 @@
+"""Registries: what a config may name, and the contract that every entry of one keeps.
+
+An entry is a class: one of this package, one that a program added (`SAMPLERS["mine"] = Mine`), one
+that an installed package declares as an entry point of the group `diffusion_jax`, or any other,
+written "module:Class".
+"""
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import os
+import sys
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any, Protocol, cast
+
+from diffusion_jax.core.wording import nearest
+from diffusion_jax.types import UserError
+
+GROUP = "diffusion_jax"
+"""Entry points of this group, named "KIND.NAME", add entries: `sampler.dpm_2 = "package:DPM2"`."""
+
+
+class Registry(ChainMap[str, type]):
+  """Entries by name, read by reference: one that is added later exists everywhere.
+
+  Args:
+    kind: noun for an entry in messages and entry points, e.g. "sampler".
+    contract: a Protocol whose public members every entry has. The first line of a member's
+      docstring says what it must be.
+    maps: name -> class. New entries go into the first one.
+  """
+
+  def __init__(self, kind: str, contract: type, *maps: MutableMapping[str, Any]):
+    super().__init__(*maps)
+    self.kind, self.contract = kind, contract
+
+  def names(self) -> list[str]:
+    """Return all names, those of installed packages' entry points included, sorted."""
+    return sorted({*self, *_entry_points(self.kind)})
+
+  def find(self, name: str, where: str) -> type:
+    """Return the class of a name or of "module:Class".
+
+    Args:
+      name: of this registry, of an entry point, or the place of a class.
+      where: the config field that holds it, for messages.
+
+    Raises:
+      UserError: there is no such entry, or it does not keep the contract.
+    """
+    if name in self:
+      cls = self[name]
+    elif ":" in name:
+      cls = import_class(name, where)
+    elif name in _entry_points(self.kind):
+      cls = import_class(_entry_points(self.kind)[name], where)
+    else:
+      raise UserError(
+        f"{where} is '{name}'.{nearest(name, self.names())} A class of your own is written "
+        "module:Class."
+      )
+    broken = broken_contract(cls, self.contract)
+    if broken:
+      raise UserError(f"{where}={name}: {broken}")
+    return cls
+
+  def name_of(self, cls: type) -> str:
+    """Return the name under which `find` gives a class: "module:Class" of one from outside."""
+    inside = (name for name, entry in self.items() if entry is cls)
+    return next(inside, f"{cls.__module__}:{cls.__qualname__}")
+
+
+@functools.cache
+def _entry_points(kind: str) -> dict[str, str]:
+  """Name -> "module:Class" of the entry points "KIND.NAME"."""
+  found = importlib.metadata.entry_points(group=GROUP)
+  named = ((point.name.partition("."), point.value) for point in found)
+  return {name: value for (first, _, name), value in named if first == kind}
+
+
+def import_class(place: str, where: str) -> type:
+  """Return the class at "module:Class"; modules of the working directory are found too.
+
+  Raises:
+    UserError: there is no such module or class, or the module raises.
+  """
+  module_name, _, name = place.partition(":")
+  if not module_name:
+    raise UserError(f"{where}={place}: no module is named before the colon.")
+  if os.getcwd() not in sys.path and "" not in sys.path:
+    sys.path.append(os.getcwd())
+  try:
+    module = importlib.import_module(module_name)
+  except Exception as error:
+    parts = module_name.split(".")
+    parents = {".".join(parts[: i + 1]) for i in range(len(parts))}
+    gone = isinstance(error, ModuleNotFoundError) and error.name in parents
+    reason = (
+      "no such module; install the package that has it, or run where it can be imported"
+      if gone
+      else f"importing {module_name} raised {type(error).__name__}: {error}"
+    )
+    raise UserError(f"{where}={place}: {reason}.") from error
+  found: Any = module
+  for part in name.split("."):
+    found = vars(found).get(part) if part else None
+  if isinstance(found, type):
+    return found
+  classes = [n for n, v in vars(module).items() if dataclasses.is_dataclass(v)]
+  raise UserError(f"{where}={place}: {module_name} has no class '{name}'.{nearest(name, classes)}")
+
+
+def broken_contract(cls: type, contract: type) -> str | None:
+  """Return a line on what a class lacks of a contract, or None.
+
+  Args:
+    cls: an entry.
+    contract: a Protocol; see `Registry`.
+  """
+  described = f"see {contract.__module__}.{contract.__qualname__}"
+  parameters = getattr(cls, "__dataclass_params__", None)
+  if parameters is None or not parameters.frozen:
+    return f"it must be a frozen dataclass, whose fields are its section's; {described}."
+  fields = {field.name for field in dataclasses.fields(cast(Any, cls))}
+  faults = []
+  for name, wanted in members(contract).items():
+    about = (inspect.getdoc(wanted) or "").partition("\n")[0].rstrip(".")
+    given = inspect.getattr_static(cls, name, None)
+    if name in fields:
+      fault = "must be a method, not a field" if inspect.isfunction(wanted) else None
+    elif given is None:
+      fault = "is missing"
+    elif inspect.isfunction(wanted):
+      fault = _call_fault(getattr(cls, name), wanted, isinstance(given, staticmethod | classmethod))
+    else:
+      fault = "must be a value or a property, not a method" if inspect.isfunction(given) else None
+    if fault:
+      faults.append(f"{name} {fault}" + (f" ({about})" if about else ""))
+  return f"{'; '.join(faults)}; {described}." if faults else None
+
+
+def members(contract: type) -> dict[str, Any]:
+  """Return the public members of a Protocol, and `__call__`, by name."""
+  found: dict[str, Any] = {}
+  for base in reversed(contract.__mro__):
+    if base in (object, Protocol) or not getattr(base, "_is_protocol", False):
+      continue
+    found |= {n: None for n in vars(base).get("__annotations__", {}) if not n.startswith("_")}
+    found |= {n: v for n, v in vars(base).items() if not n.startswith("_") or n == "__call__"}
+  return found
+
+
+def _call_fault(given: Any, wanted: Any, is_static: bool) -> str | None:
+  """Return what keeps a method from being called as the contract's is, or None."""
+  if not callable(given):
+    return "is not a method"
+  try:
+    signature = inspect.signature(given)
+  except (TypeError, ValueError):  # a built-in callable has none
+    return None
+  positional: list[None] = []
+  named: dict[str, None] = {}
+  for parameter in inspect.signature(wanted).parameters.values():
+    if parameter.kind is parameter.KEYWORD_ONLY:
+      named[parameter.name] = None
+    elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
+      positional.append(None)
+  try:
+    signature.bind(*positional[is_static:], **named)
+  except TypeError:
+    return f"must take {inspect.signature(wanted)}"
+  return None
+
+
+def documented(contract: type) -> Iterator[tuple[str, str]]:
+  """Yield each member of a contract with the first line of its docstring."""
+  for name, member in members(contract).items():
+    yield name, (inspect.getdoc(member) or "").partition("\n")[0]
+
+
+Section = Registry | type
+"""What a section of a config is built from."""
+
+Sections = Mapping[str, Section]

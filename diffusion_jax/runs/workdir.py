@@ -1,0 +1,123 @@
+"""A run's folder: made, moved aside and locked, and the mark that its run is finished."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from diffusion_jax import parallel
+from diffusion_jax.core import files
+from diffusion_jax.core.config import split_argument
+from diffusion_jax.training.logger import write_json
+from diffusion_jax.types import UserError
+
+LOCK_PATIENCE_SEC = 20.0
+
+
+def default_workdir(config: str) -> Path:
+  """runs/<the config file's stem>."""
+  return files.run_folder(f"runs/{split_argument(config)[0].stem}")
+
+
+def prepare_workdir(workdir: Path, fresh: bool) -> None:
+  """Makes the run's folder; with `fresh` an older run is moved aside, never deleted.
+
+  A folder that is a link stays one: the run is moved aside where it lies, and the new one is made
+  in its place.
+
+  Raises:
+    UserError: the folder cannot be made or written.
+  """
+  try:
+    place = Path(os.path.realpath(workdir)) if workdir.is_symlink() else workdir
+    if fresh and place.exists() and any(place.iterdir()):
+      _move_aside(place)
+  except OSError as error:
+    raise UserError(
+      f"--workdir={workdir} cannot be written ({error.strerror}); choose another --workdir"
+    ) from error
+  files.make_writable(place, f"--workdir={workdir}", "choose another --workdir")
+
+
+def _move_aside(workdir: Path) -> None:
+  if not any((workdir / name).exists() for name in ("config.json", "checkpoints")):
+    raise UserError(f"--fresh: {workdir} is not empty and holds no run; choose another --workdir")
+  if Path.cwd().is_relative_to(workdir.resolve()):
+    raise UserError(f"--fresh: cannot move {workdir}, the current folder; start from another one")
+  aside = files.free_name(workdir)
+  with _lock(workdir, "training"):  # a run that is being trained is not moved
+    workdir.rename(aside)
+  print(f"moved the old run to {aside}")
+
+
+@contextlib.contextmanager
+def lock(workdir: Path, doing: str = "training") -> Iterator[None]:
+  """Keeps a second job out of the folder; ends with the process, however it ends.
+
+  Args:
+    workdir: the folder.
+    doing: what the job does, for the message of the second.
+
+  Raises:
+    UserError: another job holds it.
+  """
+  with contextlib.ExitStack() as stack:
+    parallel.first_does(lambda: stack.enter_context(_lock(workdir, doing)))
+    yield
+
+
+@contextlib.contextmanager
+def _lock(workdir: Path, doing: str) -> Iterator[None]:
+  # A job that was started again may find its predecessor's process 0 still dying on another host.
+  patience = LOCK_PATIENCE_SEC if jax.process_count() > 1 else 0.0
+  with files.open_own(workdir / ".lock") as file:
+    lock = _lock_within(patience, file)
+    if lock == "not supported":
+      print(f"{workdir}: this file system has no locks; start no second job there", flush=True)
+    if lock == "held":
+      file.seek(0)
+      holder = file.read().strip() or "unknown"
+      raise UserError(
+        f"--workdir={workdir}: process {holder} is already {doing} there; stop it or choose "
+        "another --workdir"
+      )
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    yield
+
+
+def _lock_within(seconds: float, file: Any) -> str:
+  deadline = time.monotonic() + seconds
+  while (lock := files.try_lock(file)) == "held" and time.monotonic() < deadline:
+    time.sleep(0.5)
+  return lock
+
+
+def write_final(workdir: Path, step: int, values: Mapping[str, float]) -> None:
+  """Writes held_out.json, the mark of a finished run: its step and held-out figures."""
+  finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+  if jax.process_index() == 0:
+    write_json(workdir / "held_out.json", {"step": step, **finite})
+
+
+def drop_later_final(workdir: Path, step: int) -> None:
+  """Deletes held_out.json if a step has left it that the run will take again."""
+  path = workdir / "held_out.json"
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    if json.loads(path.read_text())["step"] > step:
+      path.unlink()
+
+
+def is_finished(workdir: Path, step: int, num_steps: int) -> bool:
+  """Whether nothing is left to do: the last step is saved and its figures are written."""
+  try:
+    return step >= num_steps and json.loads((workdir / "held_out.json").read_text())["step"] == step
+  except (OSError, ValueError, KeyError, TypeError):
+    return False

@@ -1,0 +1,160 @@
+"""Registries and contracts: what is missing is said once, and entries from outside are found."""
+
+import dataclasses
+import sys
+import types
+from typing import ClassVar, Protocol
+
+import pytest
+
+from diffusion_jax.core import registry
+from diffusion_jax.core.registry import Registry, broken_contract
+from diffusion_jax.types import UserError
+
+
+class Cake(Protocol):
+  """A cake."""
+
+  @property
+  def layers(self) -> int:
+    """Number of layers, at least 1."""
+    ...
+
+  def bake(self, minutes: int, *, heat: float) -> str:
+    """Return the cake."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Sponge:
+  layers: int = 2
+
+  def bake(self, minutes: int, *, heat: float, fan: bool = False) -> str:
+    return f"{minutes} {heat} {fan}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat:
+  def bake(self, minutes: int) -> str:
+    return str(minutes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd:
+  bake: int = 3
+
+  def layers(self) -> int:
+    return 1
+
+
+@pytest.fixture
+def cakes():
+  return Registry("cake", Cake, {"sponge": Sponge})
+
+
+@pytest.fixture
+def outside(monkeypatch):
+  module = types.ModuleType("my_cakes")
+  for cls in (Sponge, Flat):
+    setattr(module, cls.__name__, dataclasses.make_dataclass(
+      cls.__name__, [], bases=(cls,), frozen=True, namespace={"__module__": "my_cakes"}
+    ))  # fmt: skip
+  monkeypatch.setitem(sys.modules, "my_cakes", module)
+  return module
+
+
+def test_an_entry_is_found_by_name_and_named_again(cakes):
+  assert cakes.find("sponge", "config.cake.name") is Sponge
+  assert cakes.name_of(Sponge) == "sponge"
+
+
+def test_what_keeps_a_contract_has_no_faults():
+  assert broken_contract(Sponge, Cake) is None
+
+
+def test_every_fault_is_said_at_once_with_what_the_member_must_be():
+  assert broken_contract(Flat, Cake) == (
+    "layers is missing (Number of layers, at least 1); bake must take (self, minutes: int, *, "
+    f"heat: float) -> str (Return the cake); see {__name__}.Cake."
+  )
+
+
+def test_a_method_is_no_value_and_a_field_no_method():
+  fault = broken_contract(Odd, Cake)
+  assert fault is not None
+  assert "layers must be a value or a property, not a method" in fault
+  assert "bake must be a method, not a field" in fault
+
+
+@pytest.mark.parametrize("cls", [int, dataclasses.make_dataclass("Open", [])])
+def test_an_entry_is_a_frozen_dataclass(cls):
+  assert "frozen dataclass" in (broken_contract(cls, Cake) or "")
+
+
+def test_static_and_class_methods_serve():
+  @dataclasses.dataclass(frozen=True)
+  class Box:
+    layers: ClassVar[int] = 1
+
+    @staticmethod
+    def bake(minutes: int, *, heat: float) -> str:
+      return f"{minutes} {heat}"
+
+  assert broken_contract(Box, Cake) is None
+
+
+def test_an_entry_that_is_added_later_exists_in_every_union(cakes):
+  both = Registry("cake", Cake, cakes, {"flat": Flat})
+  cakes["odd"] = Odd
+  assert set(both) == {"sponge", "flat", "odd"}
+  both["more"] = Sponge
+  assert "more" in cakes
+
+
+def test_a_class_from_outside_is_named_by_its_place(cakes, outside):
+  cls = cakes.find("my_cakes:Sponge", "config.cake.name")
+  assert cls is outside.Sponge
+  assert cakes.name_of(cls) == "my_cakes:Sponge"
+
+
+def test_a_broken_class_from_outside_is_refused_in_one_line(cakes, outside):
+  with pytest.raises(UserError, match=r"^config.cake.name=my_cakes:Flat: layers is missing"):
+    cakes.find("my_cakes:Flat", "config.cake.name")
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("sponje", r"config.cake.name is 'sponje'. Did you mean 'sponge'\?"),
+    ("no_such_cakes:A", r"no such module; install the package"),
+    ("my_cakes.inner:A", r"config.cake.name=my_cakes.inner:A: no such module"),
+    ("my_cakes:Spong", r"my_cakes has no class 'Spong'. Did you mean 'Sponge'\?"),
+    ("my_cakes:", r"my_cakes has no class ''"),
+    (":Sponge", r"no module is named before the colon"),
+  ],
+)
+def test_a_class_that_is_not_there_is_one_line(cakes, outside, name, message):
+  with pytest.raises(UserError, match=message) as caught:
+    cakes.find(name, "config.cake.name")
+  assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_raises_is_one_line(cakes, tmp_path, monkeypatch):
+  (tmp_path / "burnt_cakes.py").write_text("import a_package_that_is_missing\n")
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match="importing burnt_cakes raised ModuleNotFoundError"):
+    cakes.find("burnt_cakes:A", "config.cake.name")
+
+
+def test_entry_points_of_installed_packages_are_entries(cakes, outside, monkeypatch):
+  point = types.SimpleNamespace(name="cake.boxed", value="my_cakes:Sponge")
+  other = types.SimpleNamespace(name="bread.rye", value="my_breads:Rye")
+  monkeypatch.setattr(
+    registry.importlib.metadata, "entry_points", lambda group: [point, other][: group and 2]
+  )
+  registry._entry_points.cache_clear()
+  try:
+    assert cakes.names() == ["boxed", "sponge"]
+    assert cakes.name_of(cakes.find("boxed", "config.cake.name")) == "my_cakes:Sponge"
+  finally:
+    registry._entry_points.cache_clear()

@@ -1,0 +1,87 @@
+"""A run's folder: moved aside, locked, finished."""
+
+from pathlib import Path
+
+import pytest
+
+from diffusion_jax.core import files
+from diffusion_jax.runs.workdir import drop_later_final, is_finished, lock, prepare_workdir
+from diffusion_jax.types import UserError
+
+
+def test_old_runs_are_moved_aside_under_free_names(tmp_path):
+  for number in (1, 2):
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "config.json").touch()
+    (tmp_path / "run" / "file").write_text(str(number))
+    prepare_workdir(tmp_path / "run", fresh=True)
+    assert (tmp_path / f"run.old{number}" / "file").read_text() == str(number)
+  assert not any((tmp_path / "run").iterdir())
+
+
+def test_a_linked_folder_stays_a_link_and_its_run_is_moved_aside_where_it_lies(tmp_path):
+  """The link leads to the storage that the user wants runs on; what it leads to is kept."""
+  storage, link = tmp_path / "storage" / "run", tmp_path / "run"
+  link.symlink_to(storage)  # it leads nowhere yet
+  prepare_workdir(link, fresh=False)
+  assert storage.is_dir()
+  (storage / "config.json").write_text("old")
+  (tmp_path / "storage" / "run.old1").symlink_to("nowhere")  # no free name
+  prepare_workdir(link, fresh=True)
+  assert link.is_symlink()
+  assert not any(storage.iterdir())
+  assert (tmp_path / "storage" / "run.old2" / "config.json").read_text() == "old"
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "storage"]
+
+
+def test_a_run_around_the_current_folder_is_not_moved_aside(tmp_path, monkeypatch):
+  (tmp_path / "run" / "samples").mkdir(parents=True)
+  (tmp_path / "run" / "config.json").touch()
+  monkeypatch.chdir(tmp_path / "run" / "samples")
+  with pytest.raises(UserError, match="the current folder"):
+    prepare_workdir(Path(".."), fresh=True)
+  assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_what_is_no_run_is_not_moved_aside(tmp_path, monkeypatch):
+  (tmp_path / "thesis").touch()
+  with pytest.raises(UserError, match="holds no run; choose another --workdir"):
+    prepare_workdir(tmp_path, fresh=True)
+  (tmp_path / "config.json").touch()
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match="the current folder"):
+    prepare_workdir(Path(), fresh=True)
+  assert (tmp_path / "thesis").exists()
+
+
+def test_a_run_that_is_being_trained_is_not_moved_aside(tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "config.json").touch()
+  with lock(tmp_path / "run"), pytest.raises(UserError, match="is already training there"):
+    prepare_workdir(tmp_path / "run", fresh=True)
+  assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_an_empty_workdir_is_refused():
+  with pytest.raises(UserError, match="--workdir= is empty"):
+    files.run_folder("")
+
+
+@pytest.mark.parametrize(
+  "held_out",
+  [None, "{", "{}", "[]", '{"step": null}', '{"step": 19}', '{"step": 21}', '{"step": 20}'],
+)
+def test_a_run_is_finished_once_its_last_figures_are_written(tmp_path, held_out):
+  if held_out is not None:
+    (tmp_path / "held_out.json").write_text(held_out)
+  assert is_finished(tmp_path, 20, 20) == (held_out == '{"step": 20}')
+  assert not is_finished(tmp_path, 19, 20)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"step": null}', '{"step": 20}', '{"step": 21}'])
+def test_the_mark_of_a_later_step_does_not_outlive_a_return_to_an_earlier_one(tmp_path, content):
+  """Its checkpoint could not be saved: the step is taken and shown again."""
+  file = tmp_path / "held_out.json"
+  file.write_text(content)
+  drop_later_final(tmp_path, 20)
+  assert file.exists() == (content != '{"step": 21}')
