@@ -21,12 +21,12 @@ from diffusion_jax.data import load_pictures, with_channels
 from diffusion_jax.data.reading import Broken, opened
 from diffusion_jax.data.source import fit_image
 from diffusion_jax.inference import draw, outputs, restore
+from diffusion_jax.inference.restore import stored_classes, stored_spec
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs import command_line, flags
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.resumable import digest
 from diffusion_jax.runs.stored import trained_experiment
-from diffusion_jax.train_loop.setup import stored_classes, stored_spec
 from diffusion_jax.types import Batch, Generative, ImageSpec, UserError
 
 SIDES = ("left", "right", "top", "bottom", "center")

@@ -20,12 +20,12 @@ from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.data import Source, full_pass, latents, progress
 from diffusion_jax.generative.latent_diffusion import flatten
 from diffusion_jax.inference import outputs, restore
+from diffusion_jax.inference.restore import stored_spec
 from diffusion_jax.models import VAENetworks
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs import command_line, flags, signals
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.stored import trained_experiment
-from diffusion_jax.train_loop.setup import stored_spec
 from diffusion_jax.types import ImageSpec, Params, UserError
 
 ASKED = ("workdir", "step", "ema", "batch_size")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints import store
+from diffusion_jax.core import wording
 from diffusion_jax.core.config import Override
 from diffusion_jax.core.files import run_folder, user_path
 from diffusion_jax.evaluation import context as benches
@@ -23,7 +24,6 @@ from diffusion_jax.inference import restore
 from diffusion_jax.runs import command_line, resumable, signals
 from diffusion_jax.runs.stored import load_experiment, trained_experiment
 from diffusion_jax.runs.workdir import lock
-from diffusion_jax.training import logger
 from diffusion_jax.types import UserError
 
 POLL_SEC = 5.0
@@ -172,7 +172,7 @@ def evaluate(
   resumable.remove(subject.work)
   measure.say("\n".join(f"step {subject.step:,}: {line}" for line in metrics_json.lines(metrics)))
   measure.say(f"step {subject.step:,}: {place}, {subject.folder / 'report.html'}, "
-            f"{logger.duration(float(sum(subject.seconds.values())))}")  # fmt: skip
+            f"{wording.duration(float(sum(subject.seconds.values())))}")  # fmt: skip
 
 
 def measure_files(args, overrides: Sequence[Override], argv: list[str]) -> None:

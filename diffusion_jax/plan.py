@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffusion_jax import planning
-from diffusion_jax.core.files import user_path
+from diffusion_jax.core.files import user_path, write_json
 from diffusion_jax.parallel import sharding
 from diffusion_jax.planning import DoesNotFit, Fit, Measured, Plan, Program
 from diffusion_jax.runs import command_line
 from diffusion_jax.runs.stored import load_experiment
-from diffusion_jax.training.logger import write_json
 from diffusion_jax.types import UserError
 
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax import parallel
 from diffusion_jax.core.config import Override
-from diffusion_jax.core.files import run_folder, user_path
+from diffusion_jax.core.files import grid_columns, image_grid, run_folder, user_path, write_png
 from diffusion_jax.core.pixels import as_pictures, to_uint8
 from diffusion_jax.inference import outputs, restore
 from diffusion_jax.inference.draw import (
@@ -25,13 +25,12 @@ from diffusion_jax.inference.draw import (
   make_reconstruct,
   rows_in_turn,
 )
+from diffusion_jax.inference.restore import stored_classes, stored_spec
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs import command_line, flags
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.resumable import digest
 from diffusion_jax.runs.stored import stored_config, stored_experiment, trained_experiment
-from diffusion_jax.train_loop.setup import stored_classes, stored_spec
-from diffusion_jax.training.logger import grid_columns, image_grid, write_png
 from diffusion_jax.types import Generative, Params, UserError
 
 ASKED = (

@@ -6,7 +6,7 @@ import numpy as np
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.training import step
-from diffusion_jax.training.state import EMA
+from diffusion_jax.training.ema import EMA
 
 
 def begin(generative, optimizer, training, *, ema=None, mesh=None):

@@ -1,9 +1,11 @@
-"""Paths that users give, the user's cache, files that are whole or absent, and locks."""
+"""Paths that users give, the user's cache, files that are whole or absent, locks, and grids."""
 
 import contextlib
 import errno
 import fcntl
 import functools
+import json
+import math
 import os
 import re
 import secrets
@@ -12,9 +14,13 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 from diffusion_jax.types import UserError
 
@@ -329,3 +335,43 @@ def _is_at(path: Path, file: Any) -> bool:
     return os.path.samestat(path.lstat(), os.fstat(file.fileno()))
   except FileNotFoundError:
     return False
+
+
+def image_grid(images: UInt8[np.ndarray, "N H W C"], columns: int) -> UInt8[np.ndarray, "A B C"]:
+  """Tiles images row by row on white, enlarged by whole pixels to at least 32 a side."""
+  return grid_of(images, len(images), columns)
+
+
+def grid_of(
+  images: Iterable[UInt8[np.ndarray, "H W C"]], num: int, columns: int
+) -> UInt8[np.ndarray, "A B C"]:
+  """Tiles `num` images, at least one, as `image_grid` does; no more than one is held beside it."""
+  rows, gap, grid = math.ceil(num / columns), 2, None
+  for i, image in enumerate(images):
+    zoom = max(1, math.ceil(32 / min(image.shape[:2])))
+    image = image.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    tall, wide, channels = image.shape[0] + gap, image.shape[1] + gap, image.shape[2]
+    if grid is None:
+      grid = np.full((rows * tall + gap, columns * wide + gap, channels), 255, np.uint8)
+    top, left = gap + i // columns * tall, gap + i % columns * wide
+    grid[top : top + image.shape[0], left : left + image.shape[1]] = image
+  assert grid is not None
+  return grid
+
+
+def grid_columns(num_images: int, num_classes: int) -> int:
+  """One column a class where there are few, else nearly square."""
+  return num_classes if 2 <= num_classes <= 16 else math.ceil(math.sqrt(num_images))
+
+
+def write_png(path: Path, image: UInt8[np.ndarray, "H W C"]) -> None:
+  """Writes a grey or colour image so that no reader ever sees half of it."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
+  with replacing(path) as file:
+    picture.save(file, format="PNG")
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes JSON in one move: the old file stays until the new one is whole."""
+  write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Words and bars that people read: progress, spelling help."""
+"""Words that people read: data sets, durations, spelling help, and bars of progress."""
 
 import difflib
 import os
@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Iterable
 from typing import Any
+
+from diffusion_jax.types import ImageSpec
 
 MIN_BAR_COLUMNS = 60
 """Narrower ones would show no loss: there are lines then, as where there is no terminal."""
@@ -62,3 +64,20 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
   close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
   hint = f" Did you mean '{close[0]}'?" if close else ""
   return f"{hint} Allowed: {', '.join(allowed)}."
+
+
+def describe_data(name: str, num: int, spec: ImageSpec) -> str:
+  """One line: "digits train, 1,500 images of 8x8x1, 17 levels, 10 classes"."""
+  size = "x".join(str(n) for n in spec.shape)
+  levels = f", {spec.num_levels} levels" if spec.num_levels else ""
+  classes = f"{spec.num_classes} classes" if spec.num_classes else "no labels"
+  return f"{name}, {num:,} images of {size}{levels}, {classes}"
+
+
+def duration(seconds: float) -> str:
+  """Seconds as 1h05m, 3m20s or 12s."""
+  seconds = max(round(seconds), 0)
+  hours, minutes = seconds // 3600, seconds // 60 % 60
+  if hours:
+    return f"{hours}h{minutes:02d}m"
+  return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"

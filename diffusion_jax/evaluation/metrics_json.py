@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from diffusion_jax import __version__
+from diffusion_jax.core import files
 from diffusion_jax.core.pixels import QUANTISATION
 from diffusion_jax.evaluation import context as benches
 from diffusion_jax.evaluation import measure
@@ -19,8 +20,7 @@ from diffusion_jax.evaluation.measure import Subject, Summary
 from diffusion_jax.report import Picture, write_report
 from diffusion_jax.runs import provenance
 from diffusion_jax.runs.resumable import digest
-from diffusion_jax.training import logger
-from diffusion_jax.training.state import count_parameters
+from diffusion_jax.training.train_state import count_parameters
 from diffusion_jax.types import UserError
 
 SCHEMA = 1
@@ -108,10 +108,10 @@ def write(
     return
   folder.mkdir(parents=True, exist_ok=True)
   for name, picture in pictures.items():
-    logger.write_png(folder / f"{name}.png", picture.image)
+    files.write_png(folder / f"{name}.png", picture.image)
   stored = finite(metrics)
   write_report(folder / "report.html", stored, pictures, training, compared)
-  logger.write_json(folder / "metrics.json", stored)
+  files.write_json(folder / "metrics.json", stored)
 
 
 def write_metrics(path: Path, metrics: Summary) -> None:
@@ -122,7 +122,7 @@ def write_metrics(path: Path, metrics: Summary) -> None:
   """
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    logger.write_json(path, finite(metrics))
+    files.write_json(path, finite(metrics))
   except OSError as error:
     raise UserError(f"--out={path} cannot be written ({error.strerror}); choose another") from error
 

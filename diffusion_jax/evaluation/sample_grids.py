@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.files import grid_columns, image_grid
 from diffusion_jax.core.pixels import as_pictures, to_uint8
 from diffusion_jax.evaluation import measure
 from diffusion_jax.evaluation.context import Bench
@@ -14,7 +15,6 @@ from diffusion_jax.evaluation.measure import Subject
 from diffusion_jax.inference import draw
 from diffusion_jax.parallel import sharding
 from diffusion_jax.report import Picture
-from diffusion_jax.training.logger import grid_columns, image_grid
 
 GRID = 64
 MAX_CLASSES = 20

@@ -8,7 +8,7 @@ et al. 2022 (arXiv 2112.10752), section 3.
 
 The autoencoder's weights are one vector beside the diffusion model's parameters: every checkpoint
 has them, their gradient is zero, and the optimizer and averages leave them bit for bit as they are
-(weight decay spares them by their names, `state.FIXED`).
+(weight decay spares them by their names, `optimizers.FIXED`).
 """
 
 import contextlib

@@ -29,7 +29,6 @@ from diffusion_jax.runs import signals
 from diffusion_jax.runs.experiment import COMMON, Experiment
 from diffusion_jax.runs.resumable import Arrays, Chunks, pieces
 from diffusion_jax.runs.workdir import LOCK_PATIENCE_SEC
-from diffusion_jax.training import logger
 from diffusion_jax.types import Generative, UserError
 
 Facts = Mapping[str, Any]
@@ -231,7 +230,7 @@ def write_grid(
   def put_together() -> None:
     batches = [chunks.read(number, count)["images"] for number, _, count in pieces(num, size)]
     rows = draw.rows_in_turn(rows_of(np.concatenate(batches)), columns)
-    logger.write_png(out, logger.image_grid(rows, columns))
+    files.write_png(out, files.image_grid(rows, columns))
     _remove(chunks.folder)
 
   parallel.first_does(put_together)
@@ -264,14 +263,14 @@ def finish(out: Path, chunks: Chunks, num: int, size: int, columns: int) -> None
   """
   batches = (chunks.read(number, count) for number, _, count in pieces(num, size))
   if out.suffix == ".png":
-    logger.write_png(
-      out, logger.grid_of((i for batch in batches for i in batch["images"]), num, columns)
+    files.write_png(
+      out, files.grid_of((i for batch in batches for i in batch["images"]), num, columns)
     )
   elif out.suffix == ".npz":
     write_npz(out, batches, num)
   else:
     for number, image in enumerate(image for batch in batches for image in batch["images"]):
-      logger.write_png(out / f"{number:06d}.png", image)
+      files.write_png(out / f"{number:06d}.png", image)
   _remove(chunks.folder)
 
 

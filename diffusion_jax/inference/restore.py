@@ -19,7 +19,7 @@ from diffusion_jax import parallel
 from diffusion_jax.checkpoints import store
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.experiment import of_another_run
-from diffusion_jax.training import state
+from diffusion_jax.training import train_state
 from diffusion_jax.training.power_function_ema import (
   MAX_WIDTH,
   Combination,
@@ -29,7 +29,7 @@ from diffusion_jax.training.power_function_ema import (
   rounding_of,
   width_of,
 )
-from diffusion_jax.types import Generative, Params, UserError
+from diffusion_jax.types import Generative, ImageSpec, Params, UserError
 
 Leaves = Mapping[str, Any]
 Tree = Callable[[Leaves], dict[str, Any]]
@@ -335,7 +335,7 @@ def _tree(names: Sequence[str], generative: Generative) -> Tree:
 def _averages(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Params]:
   """Return the averages, by name, from what was read with `_tree`."""
   if "offsets" in tree:
-    return {name: state.average(tree["params"], tree["offsets"][name]) for name in names}
+    return {name: train_state.average(tree["params"], tree["offsets"][name]) for name in names}
   return {name: tree["ema"] if name == "ema" else tree["averages"][name] for name in names}
 
 
@@ -344,7 +344,7 @@ def _has_offsets(leaves: Leaves) -> bool:
 
 
 def _tracked_as_offsets(meta: Mapping[str, Any]) -> bool:
-  return _has_offsets(meta["leaves"]) or state.AS_OFFSETS.items() <= meta.items()
+  return _has_offsets(meta["leaves"]) or train_state.AS_OFFSETS.items() <= meta.items()
 
 
 def _read(directory: Path, step: int | None, mesh: Mesh, tree: Tree) -> store.Restored:
@@ -377,3 +377,14 @@ def _leaves(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
   places += ["ema/"] if "ema" in names else []
   places += ["params/"] if _has_offsets(meta["leaves"]) else []
   return {name: leaf for name, leaf in meta["leaves"].items() if name.startswith(tuple(places))}
+
+
+def stored_classes(checkpoints: Path, step: int | None) -> list[int]:
+  """Return the labels that a run's training images have; all if it is of an older version."""
+  data = store.read_meta(checkpoints, step)["data"]
+  return data.get("trained_classes", list(range(data["spec"]["num_classes"])))
+
+
+def stored_spec(checkpoints: Path, step: int | None) -> ImageSpec:
+  """What a run's images are, from its checkpoints: to sample, the data need not be there."""
+  return ImageSpec(**store.read_meta(checkpoints, step)["data"]["spec"])

@@ -16,8 +16,8 @@ from diffusion_jax.planning import hlo
 from diffusion_jax.planning.communication import Traffic, traffic
 from diffusion_jax.planning.work import Work, work
 from diffusion_jax.runs.experiment import Experiment
-from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import hyperparameters, jit_train_step, make_init, make_train_step
+from diffusion_jax.training.train_state import TrainState
 from diffusion_jax.types import Batch, Generative, ImageSpec
 
 SIZE = re.compile(r"\(([\d.]+)([KMGT]?)\)")

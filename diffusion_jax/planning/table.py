@@ -9,7 +9,7 @@ from diffusion_jax.planning.chips import Chip
 from diffusion_jax.planning.compiled import Measured, Memory, Program
 from diffusion_jax.planning.fit import Fit
 from diffusion_jax.planning.roofline import Roofline
-from diffusion_jax.training.state import count_parameters
+from diffusion_jax.training.train_state import count_parameters
 
 NO_ROOFLINE = "none: unknown chip"
 

@@ -12,8 +12,9 @@ from diffusion_jax.generative import GENERATIVES
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
 from diffusion_jax.parallel import Distributed
 from diffusion_jax.parallel.sharding import MeshShape
+from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.logger import Logging
-from diffusion_jax.training.state import EMA, OPTIMIZERS, Adam
+from diffusion_jax.training.optimizers import OPTIMIZERS, Adam
 from diffusion_jax.training.step import Training
 from diffusion_jax.types import Generative, ImageSpec, UserError
 

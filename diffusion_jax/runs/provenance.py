@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from diffusion_jax.training.logger import write_json
+from diffusion_jax.core.files import write_json
 
 
 def write_environment(workdir: Path) -> None:

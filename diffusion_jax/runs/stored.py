@@ -11,9 +11,9 @@ import jax
 
 from diffusion_jax.checkpoints import store
 from diffusion_jax.core.config import Override, load_file
+from diffusion_jax.core.files import write_json
 from diffusion_jax.runs import experiment as experiments
 from diffusion_jax.runs.experiment import Experiment
-from diffusion_jax.training.logger import write_json
 from diffusion_jax.types import UserError
 
 

@@ -14,7 +14,7 @@ import jax
 from diffusion_jax import parallel
 from diffusion_jax.core import files
 from diffusion_jax.core.config import split_argument
-from diffusion_jax.training.logger import write_json
+from diffusion_jax.core.files import write_json
 from diffusion_jax.types import UserError
 
 LOCK_PATIENCE_SEC = 20.0

@@ -11,8 +11,8 @@ from diffusion_jax.parallel import platforms, sharding, watchdog
 from diffusion_jax.planning.chips import find_chip
 from diffusion_jax.planning.compiled import memory_of, take_apart
 from diffusion_jax.train_loop.setup import Job
-from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import hyperparameters, jit_train_step, make_train_step
+from diffusion_jax.training.train_state import TrainState
 
 
 class Compiled(NamedTuple):

@@ -11,7 +11,8 @@ from typing import Any
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints import step_folders
 from diffusion_jax.checkpoints.store import Checkpoints
-from diffusion_jax.training.state import AS_OFFSETS, EMA, TrainState, average
+from diffusion_jax.training.ema import EMA
+from diffusion_jax.training.train_state import AS_OFFSETS, TrainState, average
 
 
 class Snapshots:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import evaluation, parallel
+from diffusion_jax.core.files import grid_columns, image_grid
 from diffusion_jax.core.pixels import NonFiniteImages, as_pictures, to_uint8
 from diffusion_jax.inference.draw import (
   Draw,
@@ -21,9 +22,9 @@ from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.workdir import write_final
 from diffusion_jax.train_loop.setup import Job, sampled_classes
-from diffusion_jax.training.logger import Logger, grid_columns, has_row, image_grid, picture_path
-from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.logger import Logger, has_row, picture_path
 from diffusion_jax.training.step import make_eval_step, measured_likelihoods
+from diffusion_jax.training.train_state import TrainState
 from diffusion_jax.types import Aux, Params
 
 Show = Callable[..., None]  # (logger, step, state, last, parts that are there already = ())

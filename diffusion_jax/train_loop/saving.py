@@ -9,8 +9,8 @@ import jax
 from diffusion_jax.checkpoints.store import CheckpointError, Checkpoints
 from diffusion_jax.runs.signals import StoppedEarly
 from diffusion_jax.train_loop.ema_snapshots import Snapshots
-from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.throughput import NonFinite
+from diffusion_jax.training.train_state import TrainState
 from diffusion_jax.types import UserError
 
 

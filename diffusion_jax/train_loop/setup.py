@@ -11,21 +11,21 @@ from jax.sharding import Mesh
 
 from diffusion_jax import __version__, parallel
 from diffusion_jax.checkpoints import step_folders, store
+from diffusion_jax.core import wording
 from diffusion_jax.core.files import printable
 from diffusion_jax.data import About, Source, describe_classes, fingerprint, trained_classes
 from diffusion_jax.parallel import sharding, watchdog
 from diffusion_jax.runs.experiment import Experiment, of_another_run
 from diffusion_jax.runs.stored import check_continues, check_same_data, write_config
-from diffusion_jax.training import logger
-from diffusion_jax.training.state import (
+from diffusion_jax.training.step import make_init
+from diffusion_jax.training.train_state import (
   TrainState,
   count_parameters,
   from_averages,
   holds_averages,
   with_averages,
 )
-from diffusion_jax.training.step import make_init
-from diffusion_jax.types import Generative, ImageSpec, UserError
+from diffusion_jax.types import Generative, UserError
 
 
 class Job(NamedTuple):
@@ -71,7 +71,7 @@ def prepare(experiment: Experiment, workdir: Path) -> Job:
   test = parallel.in_turn(lambda: data.load("test") if data.has_split("test") else None)
   check_same_everywhere(source)
   if test is not None and test.spec != source.spec:
-    train_is, test_is = (logger.describe_data(s.name, len(s), s.spec) for s in (source, test))
+    train_is, test_is = (wording.describe_data(s.name, len(s), s.spec) for s in (source, test))
     raise UserError(f"the splits do not fit each other: {train_is}; {test_is}")
   generative = experiment.create(source.spec)
   return Job(experiment, generative, source, test, _feed(experiment, source), mesh, workdir)
@@ -100,7 +100,7 @@ def print_plan(job: Job, beginning: str) -> None:
 def describe_splits(job: Job) -> list[tuple[str, str]]:
   """Name and text of each line on what is trained on, what is held out and what is not read."""
   train, test, classes = job.train, job.test, job.train.spec.num_classes
-  rows = [("data", logger.describe_data(train.name, len(train), train.spec))]
+  rows = [("data", wording.describe_data(train.name, len(train), train.spec))]
   if classes:
     rows.append(("classes", describe_classes(_counted(job), classes)))
   rows += [("note", printable(note)) for note in train.about.notes]
@@ -230,17 +230,6 @@ def sampled_classes(job: Job) -> list[int]:
   """Return the labels that training images have, which are those to sample."""
   known = job.train if job.train.about.counts is not None else job.feed
   return trained_classes(known)
-
-
-def stored_classes(checkpoints: Path, step: int | None) -> list[int]:
-  """Return the labels that a run's training images have; all if it is of an older version."""
-  data = store.read_meta(checkpoints, step)["data"]
-  return data.get("trained_classes", list(range(data["spec"]["num_classes"])))
-
-
-def stored_spec(checkpoints: Path, step: int | None) -> ImageSpec:
-  """What a run's images are, from its checkpoints: to sample, the data need not be there."""
-  return ImageSpec(**store.read_meta(checkpoints, step)["data"]["spec"])
 
 
 def _check_same_data(job: Job, meta) -> None:

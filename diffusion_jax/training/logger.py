@@ -9,17 +9,17 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from diffusion_jax.core import wording
-from diffusion_jax.core.files import replacing, write_whole
-from diffusion_jax.types import ImageSpec, UserError
+from diffusion_jax.core.files import write_png, write_whole
+from diffusion_jax.core.wording import duration
+from diffusion_jax.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,46 +44,6 @@ class Logging:
     for name in ("every_steps", "sample_every_steps", "num_samples"):
       if getattr(self, name) is not None and getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-
-
-def image_grid(images: UInt8[np.ndarray, "N H W C"], columns: int) -> UInt8[np.ndarray, "A B C"]:
-  """Tiles images row by row on white, enlarged by whole pixels to at least 32 a side."""
-  return grid_of(images, len(images), columns)
-
-
-def grid_of(
-  images: Iterable[UInt8[np.ndarray, "H W C"]], num: int, columns: int
-) -> UInt8[np.ndarray, "A B C"]:
-  """Tiles `num` images, at least one, as `image_grid` does; no more than one is held beside it."""
-  rows, gap, grid = math.ceil(num / columns), 2, None
-  for i, image in enumerate(images):
-    zoom = max(1, math.ceil(32 / min(image.shape[:2])))
-    image = image.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    tall, wide, channels = image.shape[0] + gap, image.shape[1] + gap, image.shape[2]
-    if grid is None:
-      grid = np.full((rows * tall + gap, columns * wide + gap, channels), 255, np.uint8)
-    top, left = gap + i // columns * tall, gap + i % columns * wide
-    grid[top : top + image.shape[0], left : left + image.shape[1]] = image
-  assert grid is not None
-  return grid
-
-
-def grid_columns(num_images: int, num_classes: int) -> int:
-  """One column a class where there are few, else nearly square."""
-  return num_classes if 2 <= num_classes <= 16 else math.ceil(math.sqrt(num_images))
-
-
-def write_png(path: Path, image: UInt8[np.ndarray, "H W C"]) -> None:
-  """Writes a grey or colour image so that no reader ever sees half of it."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
-  with replacing(path) as file:
-    picture.save(file, format="PNG")
-
-
-def write_json(path: Path, value: Any) -> None:
-  """Writes JSON in one move: the old file stays until the new one is whole."""
-  write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 class Sink(Protocol):
@@ -343,20 +303,3 @@ def _open_wandb(project: str, workdir: Path):
   return wandb.init(
     project=project, name=workdir.name, dir=str(workdir), id=identity, resume="allow"
   )
-
-
-def describe_data(name: str, num: int, spec: ImageSpec) -> str:
-  """One line: "digits train, 1,500 images of 8x8x1, 17 levels, 10 classes"."""
-  size = "x".join(str(n) for n in spec.shape)
-  levels = f", {spec.num_levels} levels" if spec.num_levels else ""
-  classes = f"{spec.num_classes} classes" if spec.num_classes else "no labels"
-  return f"{name}, {num:,} images of {size}{levels}, {classes}"
-
-
-def duration(seconds: float) -> str:
-  """Seconds as 1h05m, 3m20s or 12s."""
-  seconds = max(round(seconds), 0)
-  hours, minutes = seconds // 3600, seconds // 60 % 60
-  if hours:
-    return f"{hours}h{minutes:02d}m"
-  return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"

@@ -13,8 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.core import rng
 from diffusion_jax.parallel import platforms, sharding
-from diffusion_jax.training.state import EMA, Adam, Rates, TrainState, create_state
+from diffusion_jax.training.ema import EMA
+from diffusion_jax.training.optimizers import Adam, Rates
 from diffusion_jax.training.throughput import VOTES
+from diffusion_jax.training.train_state import TrainState, create_state
 from diffusion_jax.types import Aux, Batch, Generative, Key, Params, UserError
 
 Scalars = dict[str, Array]

@@ -25,7 +25,8 @@ from diffusion_jax.checkpoints.store import CheckpointError, Checkpointing, Chec
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
-from diffusion_jax.training.state import Adam, create_state
+from diffusion_jax.training.optimizers import Adam
+from diffusion_jax.training.train_state import create_state
 from diffusion_jax.types import UserError
 
 

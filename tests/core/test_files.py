@@ -173,7 +173,7 @@ def assert_whole_and_alone(folder, victim, name):
 
 
 def write_png(path):
-  logger.write_png(path, np.zeros((4, 4, 1), np.uint8))
+  files.write_png(path, np.zeros((4, 4, 1), np.uint8))
 
 
 def write_npz(path):
@@ -186,7 +186,7 @@ def write_npz(path):
 
 
 WRITERS = {
-  "json": lambda path: logger.write_json(path, {"a": 1}),
+  "json": lambda path: files.write_json(path, {"a": 1}),
   "png": write_png,
   "rows": lambda path: logger.Rows(path, 0).scalars(1, {"a": 1.0}),
   "npz": write_npz,

@@ -25,7 +25,8 @@ from diffusion_jax.models import MLP, ConvVAE, DiscretizedLogistic, Gaussian, Ne
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.processes import PROCESSES, LinearVP
 from diffusion_jax.samplers import DDIM, Guidance, Heun
-from diffusion_jax.training.state import EMA, Adam
+from diffusion_jax.training.ema import EMA
+from diffusion_jax.training.optimizers import Adam
 from diffusion_jax.training.step import Training
 from diffusion_jax.types import Batch, ImageSpec
 

@@ -22,7 +22,7 @@ from diffusion_jax.runs import command_line
 from diffusion_jax.runs.stored import load_experiment, stored_experiment
 from diffusion_jax.samplers import DDIM, Ancestral, Guidance
 from diffusion_jax.train_loop.setup import prepare, state_shapes
-from diffusion_jax.training.state import Adam
+from diffusion_jax.training.optimizers import Adam
 from diffusion_jax.training.step import Training
 from diffusion_jax.types import Batch, ImageSpec
 

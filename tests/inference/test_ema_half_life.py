@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.training.state import EMA
+from diffusion_jax.training.ema import EMA
 
 
 def run(ema, values, start=0.0):

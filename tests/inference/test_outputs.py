@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.core import wording
+from diffusion_jax.core import files, wording
 from diffusion_jax.data import load_pictures
 from diffusion_jax.inference import outputs
-from diffusion_jax.training import logger
 from diffusion_jax.types import UserError
 
 FACTS = {"asked": {"seed": 0}, "step": 3, "weights": "w"}
@@ -83,10 +82,13 @@ def test_cut_off_anywhere_the_same_command_ends_bit_for_bit_the_same(tmp_path, n
 
 
 def test_a_kill_while_the_file_is_put_together_draws_nothing_again(tmp_path, monkeypatch):
-  for name, part in (("a.npz", "write_npz"), ("a.png", "log.write_png"), ("b", "log.write_png")):
+  for name, owner, part in (
+    ("a.npz", outputs, "write_npz"),
+    ("a.png", files, "write_png"),
+    ("b", files, "write_png"),
+  ):
     with monkeypatch.context() as patch:
-      owner = logger if part.startswith("log") else outputs
-      patch.setattr(owner, part.rpartition(".")[2], lambda *args: 1 / 0)
+      patch.setattr(owner, part, lambda *args: 1 / 0)
       with pytest.raises(ZeroDivisionError):
         draw(tmp_path / name, 6, Drawer())
     assert draw(tmp_path / name, 6, Drawer()).calls == []
@@ -103,7 +105,7 @@ def test_the_files_hold_every_image_once_and_in_order(tmp_path):
     assert (file["images"].dtype, file["labels"].dtype) == (np.uint8, np.int32)
   for i in range(10):
     np.testing.assert_array_equal(Image.open(tmp_path / f"folder/{i:06d}.png"), expected[i])
-  np.testing.assert_array_equal(Image.open(tmp_path / "a.png"), logger.image_grid(expected, 5))
+  np.testing.assert_array_equal(Image.open(tmp_path / "a.png"), files.image_grid(expected, 5))
 
 
 @pytest.mark.parametrize("name", ["a.npz", "folder"])

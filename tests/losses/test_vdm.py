@@ -19,7 +19,7 @@ from diffusion_jax.models import LearnedLinear, LearnedMonotone, Network
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.processes import PROCESSES, Learned
 from diffusion_jax.runs.experiment import load
-from diffusion_jax.training.state import Adam
+from diffusion_jax.training.optimizers import Adam
 from diffusion_jax.training.step import Training
 from diffusion_jax.types import Batch, ImageSpec, UserError
 

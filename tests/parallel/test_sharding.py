@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
-from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.train_state import TrainState
 from diffusion_jax.types import Batch, UserError
 
 

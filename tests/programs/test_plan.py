@@ -17,8 +17,8 @@ from diffusion_jax.planning import DoesNotFit, Measured
 from diffusion_jax.planning.compiled import Memory
 from diffusion_jax.planning.work import Work
 from diffusion_jax.runs.stored import load_experiment
-from diffusion_jax.training.state import count_parameters
 from diffusion_jax.training.step import hyperparameters, make_init
+from diffusion_jax.training.train_state import count_parameters
 from diffusion_jax.types import ImageSpec
 
 pytestmark = pytest.mark.costly

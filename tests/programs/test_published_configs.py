@@ -15,7 +15,8 @@ from diffusion_jax.models.layers import Attention
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.runs.stored import load_experiment
-from diffusion_jax.training.state import Adam, create_state
+from diffusion_jax.training.optimizers import Adam
+from diffusion_jax.training.train_state import create_state
 from diffusion_jax.types import Batch, ImageSpec
 
 CIFAR = ImageSpec(32, 32, 3, 256, 10)

@@ -19,6 +19,7 @@ from diffusion_jax.data.pipeline import TrainStream
 from diffusion_jax.losses import Simple
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.runs.stored import load_experiment
+from diffusion_jax.train_loop import loop
 from diffusion_jax.train_loop.setup import prepare
 from diffusion_jax.types import UserError
 
@@ -144,7 +145,7 @@ def test_the_order_of_the_data_is_that_of_any_mesh(shape, tmp_path):
   flat = job._replace(mesh=create_mesh(MeshShape(), jax.devices()[:1]))
   split = job._replace(mesh=create_mesh(shape))
   for step in (0, 37):
-    one, many = (jax.tree.map(np.asarray, train.make_feed(j)(step)) for j in (flat, split))
+    one, many = (jax.tree.map(np.asarray, loop.make_feed(j)(step)) for j in (flat, split))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, many)))
     np.testing.assert_array_equal(one.index, step * 16 + np.arange(16))
 

@@ -15,7 +15,7 @@ from diffusion_jax.data import Arrays, Synthetic
 from diffusion_jax.data.source import About, ArraySource, DecodedSource, trained_classes
 from diffusion_jax.evaluation import context as benches
 from diffusion_jax.evaluation import measure
-from diffusion_jax.inference import draw
+from diffusion_jax.inference import draw, restore
 from diffusion_jax.train_loop import setup
 from diffusion_jax.types import Batch, Generative, ImageSpec, UserError
 
@@ -141,7 +141,7 @@ class TestPrograms:
       return meta
 
     monkeypatch.setattr(store, "read_meta", older)
-    assert setup.stored_classes(run / "checkpoints", None) == list(range(9))
+    assert restore.stored_classes(run / "checkpoints", None) == list(range(9))
 
   def test_edit_tells_the_model_no_other(self, run, call, tmp_path, monkeypatch):
     told, make = [], draw.make_inpaint

@@ -9,8 +9,8 @@ import page
 import pytest
 from sklearn.datasets import load_digits
 
+from diffusion_jax.core.files import image_grid
 from diffusion_jax.report import Picture, html
-from diffusion_jax.training.logger import image_grid
 
 DIGITS_HASH = "9f2c1d7e" * 8
 DATA_HASH = "41b0c6aa" * 8

@@ -11,7 +11,7 @@ from tiny import TINY
 from diffusion_jax import train
 from diffusion_jax.checkpoints import store
 from diffusion_jax.runs import signals
-from diffusion_jax.train_loop import previews
+from diffusion_jax.train_loop import loop, previews
 from diffusion_jax.training.logger import Logger, Logging
 
 pytestmark = pytest.mark.costly
@@ -86,7 +86,7 @@ def test_a_run_that_is_stopped_at_a_step_shows_it_when_it_goes_on(straight, tmp_
   step = 4
   steps = iter(range(1, 7))
   with monkeypatch.context() as patch:
-    patch.setattr(train, "agreed_signal", lambda *_: "SIGTERM" if next(steps) == step else None)
+    patch.setattr(loop, "agreed_signal", lambda *_: "SIGTERM" if next(steps) == step else None)
     with pytest.raises(signals.StoppedEarly, match=f"saved step {step}"):
       train_on(tmp_path)
   assert store.saved_steps(tmp_path / "checkpoints")[-1] == step

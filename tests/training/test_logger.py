@@ -18,17 +18,10 @@ from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 from tensorboardX.proto.event_pb2 import SessionLog
 
+from diffusion_jax.core.files import grid_columns, image_grid, write_png
+from diffusion_jax.core.wording import describe_data, duration
 from diffusion_jax.training import logger as logger_module
-from diffusion_jax.training.logger import (
-  Logger,
-  Logging,
-  Rows,
-  describe_data,
-  duration,
-  grid_columns,
-  image_grid,
-  write_png,
-)
+from diffusion_jax.training.logger import Logger, Logging, Rows
 from diffusion_jax.types import ImageSpec, UserError
 
 

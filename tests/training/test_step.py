@@ -19,7 +19,8 @@ from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.processes import LinearVP
 from diffusion_jax.samplers import DDIM, Guidance
 from diffusion_jax.training import step
-from diffusion_jax.training.state import EMA, Adam
+from diffusion_jax.training.ema import EMA
+from diffusion_jax.training.optimizers import Adam
 from diffusion_jax.training.step import Training
 from diffusion_jax.types import Batch, Estimate, Generative, ImageSpec, UserError
 

@@ -24,6 +24,8 @@ from diffusion_jax.runs.stored import check_continues, stored_experiment
 from diffusion_jax.train_loop.ema_snapshots import Snapshots
 from diffusion_jax.train_loop.setup import stored_target
 from diffusion_jax.training import step
+from diffusion_jax.training.ema import EMA
+from diffusion_jax.training.optimizers import Adam
 from diffusion_jax.training.power_function_ema import (
   combine,
   exponent_of,
@@ -31,7 +33,7 @@ from diffusion_jax.training.power_function_ema import (
   rounding_of,
   width_of,
 )
-from diffusion_jax.training.state import EMA, Adam, create_state, from_averages, with_averages
+from diffusion_jax.training.train_state import create_state, from_averages, with_averages
 from diffusion_jax.types import Batch, Generative, UserError
 
 pytestmark = pytest.mark.costly

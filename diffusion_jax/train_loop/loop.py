@@ -1,0 +1,103 @@
+"""The loop of a training run, from the state's step to the last."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+
+import jax
+
+from diffusion_jax import parallel
+from diffusion_jax.checkpoints.store import Checkpoints
+from diffusion_jax.data import Prefetcher, TrainStream
+from diffusion_jax.parallel import sharding
+from diffusion_jax.runs.workdir import (
+  drop_later_final,
+)
+from diffusion_jax.train_loop.compile import Compiled, cast_vote, compile_step
+from diffusion_jax.train_loop.ema_snapshots import Snapshots
+from diffusion_jax.train_loop.previews import is_due, make_show, make_up
+from diffusion_jax.train_loop.profiling import Span, Trace
+from diffusion_jax.train_loop.saving import explained, saved_on_failure, stop, took_last_step
+from diffusion_jax.train_loop.setup import Job, describe
+from diffusion_jax.training.logger import Logger
+from diffusion_jax.training.throughput import Meter
+from diffusion_jax.training.train_state import TrainState
+
+Stop = Callable[[], str | None]  # the signal that asks the run to stop, if one has come
+
+
+def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | None) -> None:
+  """The loop, from the state's step to the last, with everything that it opens closed after it."""
+  config, first = job.experiment, int(state.step)
+  feed, meta, show = make_feed(job), describe(job), make_show(job)
+  with contextlib.ExitStack() as stack:
+    keep = lambda opened: stack.enter_context(contextlib.closing(opened))  # noqa: E731
+    args = (job.workdir, config.logging, first, job.num_steps, parallel.is_first())
+    logger = keep(Logger(*args))
+    parallel.first_does(lambda: drop_later_final(job.workdir, first))
+    folder = job.workdir / "ema_snapshots"
+    snapshots = keep(Snapshots(folder, config.ema, job.num_steps, state, meta))
+    make_up(job, show, logger, state)
+    if first >= job.num_steps:  # stopped after its last checkpoint: only the figures were missing
+      return
+    compiled = compile_step(job, state, feed(first))
+    saver = keep(Checkpoints(job.checkpoints, config.checkpoint))
+    batches = stack.enter_context(Prefetcher(feed, first, job.num_steps))
+    meter, trace = make_meter(job, compiled), keep(Trace(job.workdir, span, first))
+    safely = lambda: saved_on_failure(saver, snapshots, state, meta)  # noqa: E731
+    trace.before(first + 1)
+    logger.start_bar()
+    for step in range(first + 1, job.num_steps + 1):
+      with safely():
+        batch = batches.get()
+      state, scalars = compiled.step(state, batch, *cast_vote(job, stop_requested()))
+      with explained(saver):
+        meter.push(step, scalars)
+        last, signal = step == job.num_steps, agreed_signal(meter, stop_requested())
+        save = last or signal or step % config.checkpoint.every_steps == 0
+        pause = save or snapshots.is_due(step) or is_due(config, step)
+        if last or step % config.logging.every_steps == 0:
+          log_interval(job, logger, step, meter.interval(batches.wait_sec))
+        if pause or trace.is_due(step + 1):
+          meter.drain()  # or the time of steps in flight would count as time spent saving
+      logger.advance(step)
+      with safely():
+        trace.before(step + 1)
+        saver.check()
+      with meter.pause(saving=True):
+        snapshots.save(step, state, before_checkpoint=bool(save))
+        with safely():
+          if save and (last or signal or took_last_step(state)):
+            saver.save(step, state, meta)
+          if signal and not last:
+            stop(saver, step, signal)
+      with meter.pause(), safely():
+        show(logger, step, state, last)
+    with safely():
+      saver.wait()
+
+
+def make_meter(job: Job, compiled: Compiled) -> Meter:
+  size, limit = job.experiment.training.batch_size, job.experiment.training.max_skipped_in_a_row
+  return Meter(size, limit, compiled.flops, compiled.peak_flops)
+
+
+def log_interval(job: Job, logger: Logger, step: int, figures: Mapping[str, float]) -> None:
+  """The line and the row of a logging interval."""
+  logger.progress(step, figures, (job.num_steps - step) * figures["step_sec"])
+  logger.scalars(step, {f"train/{name}": value for name, value in figures.items()})
+
+
+def agreed_signal(meter: Meter, signal: str | None) -> str | None:
+  """The signal on which to stop now: of several processes, once all have learned of it."""
+  if jax.process_count() == 1:
+    return signal
+  return (signal or "asked by another process") if meter.stop_votes else None
+
+
+def make_feed(job: Job):
+  """A function from a step (counted from 0) to its batch on the devices."""
+  training = job.experiment.training
+  rows = sharding.local_rows(job.mesh, training.batch_size)
+  flip = job.experiment.data.flip
+  stream = TrainStream(job.feed, training.batch_size, training.seed, flip, rows)
+  return lambda step: sharding.put_batch(stream.batch(step), job.mesh)

@@ -1,0 +1,158 @@
+"""Moving averages of the parameters."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.training.optimizers import Rates
+from diffusion_jax.training.power_function_ema import MAX_WIDTH, exponent_of
+from diffusion_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class EMA:
+  """Moving averages of the parameters, one update a step.
+
+  Attributes:
+    decay: weight of the past in the average that is sampled and evaluated.
+    warmup: start shorter: min(decay, (1 + n) / (10 + n)) at the n-th update, from n = 1 on, as in
+      Song et al. 2021's code (score_sde), so that a short run's average forgets the initial
+      parameters. It holds for all decays.
+    half_life_steps: in place of `decay`: updates after which a parameter's weight has halved, that
+      is half-life in images / batch size. Karras et al. 2022 (arXiv 2206.00364), appendix F.2.
+    half_life_ramp: with it, the half-life is at most this share of the updates so far, as there:
+      0.05; none: no ramp.
+    more_decays: of further averages that are tracked beside it.
+    profiles: relative widths sigma_rel of power-function averages that are tracked, such as
+      0.05, 0.1: averages over about the last sigma_rel of the run so far (Karras et al. 2024, arXiv
+      2312.02696). Two of them and snapshots give averages of any width when the run is done.
+    snapshot_every_steps: between two snapshots of the power-function averages, which are kept for
+      good beside the checkpoints; the last step always has one. None: no snapshots.
+  """
+
+  decay: float = 0.9999
+  warmup: bool = False
+  half_life_steps: float | None = None
+  half_life_ramp: float | None = None
+  more_decays: tuple[float, ...] = ()
+  profiles: tuple[float, ...] = ()
+  snapshot_every_steps: int | None = None
+
+  def __post_init__(self):
+    for name, decay in (("decay", self.decay), *(("more_decays", d) for d in self.more_decays)):
+      if not 0 <= decay < 1:
+        raise ValueError(f"{name}={decay} must be at least 0 and below 1")
+    self._check_half_life()
+    for width in self.profiles:
+      if not 0 < width <= MAX_WIDTH:
+        raise ValueError(f"profiles={width} must be above 0 and at most {MAX_WIDTH}, e.g. 0.05,0.1")
+    for name, values in (
+      ("more_decays", (self.decay, *self.more_decays)),
+      ("profiles", self.profiles),
+    ):
+      if len(set(values)) < len(values):
+        listed = ",".join(map(str, getattr(self, name)))
+        raise ValueError(f"{name}={listed} must differ from each other and from decay")
+    every = self.snapshot_every_steps
+    if every is not None and (every < 1 or not self.profiles):
+      raise ValueError(
+        f"snapshot_every_steps={every} must be at least 1 and needs profiles such as 0.05,0.1"
+      )
+
+  def _check_half_life(self) -> None:
+    half_life, ramp = self.half_life_steps, self.half_life_ramp
+    if half_life is not None and (half_life <= 0 or self.warmup):
+      raise ValueError(
+        f"half_life_steps={half_life} must be positive, and has half_life_ramp in place of warmup; "
+        "set --config.ema.warmup=false"
+      )
+    if ramp is not None and (half_life is None or ramp <= 0):
+      raise ValueError(
+        f"half_life_ramp={ramp} must be positive, e.g. 0.05, and needs half_life_steps; set "
+        "--config.ema.half_life_ramp=none to leave it"
+      )
+
+  def names(self) -> list[str]:
+    """The averages beside the first: "decay:0.999", "profile:0.05"."""
+    return [f"decay:{d}" for d in self.more_decays] + [f"profile:{w}" for w in self.profiles]
+
+  def rates(self) -> Rates:
+    """Return the numbers that a compiled step takes as arguments, float32 scalars.
+
+    Of each average: 1 - decay, or the exponent plus one of a power function. Of the first also
+    half_life_steps and half_life_ramp, where they are set.
+    """
+    numbers = {"ema": 1.0 - self.decay}
+    numbers |= {f"decay:{d}": 1.0 - d for d in self.more_decays}
+    numbers |= {f"profile:{w}": exponent_of(w) + 1.0 for w in self.profiles}
+    for name in ("half_life_steps", "half_life_ramp"):
+      if (value := getattr(self, name)) is not None:
+        numbers[name] = value
+    return {name: np.asarray(value, np.float32) for name, value in numbers.items()}
+
+  def update(
+    self,
+    offsets: Mapping[str, Params],
+    old: Params,
+    new: Params,
+    step: Int[Array, ""],
+    rates: Rates | None = None,
+  ) -> dict[str, Params]:
+    """Return each average minus the parameters, after an update, in one pass.
+
+    An average a <- a + w (p - a) that is stored as itself no longer moves once w |p - a| is below
+    half of its last digit: in a run of a million updates that is most of its way. The difference
+    d = a - p, as d <- (1 - w) (d + old p - new p), has the digits of the difference, and its
+    error is a thousand times smaller at w = 1e-6.
+
+    Args:
+      offsets: name -> average minus parameters, the first as "ema"; each has the structure of the
+        parameters.
+      old, new: the parameters before and after the update.
+      step: number of earlier updates.
+      rates: `rates()` as traced arguments of a compiled step; None: as constants.
+    """
+    weights = self.weights(step, rates)
+
+    def mix(old: Array, new: Array, *distances: Array) -> dict[str, Array]:
+      pairs = zip(offsets, distances, strict=True)
+      moved = {name: distance + (old - new) for name, distance in pairs}
+      return {name: distance - weights[name] * distance for name, distance in moved.items()}
+
+    mixed = jax.tree.map(mix, old, new, *offsets.values())
+    inner = jax.tree.structure(dict.fromkeys(offsets, 0))
+    return jax.tree.transpose(jax.tree.structure(new), inner, mixed)
+
+  def weights(
+    self, step: Int[Array, ""], rates: Rates | None = None
+  ) -> dict[str, Float[Array, ""]]:
+    """Weight of the newest parameters in each average, at the update after `step` earlier ones.
+
+    Of a decay d: 1 - d. Of a half-life h: 1 - 2^(-1/h); with a ramp the first is 1. Of a power
+    function at time t = step + 1: 1 - (1 - 1/t)^(gamma + 1), equation 127 of the paper; written so
+    that float32 keeps its digits for large t.
+    """
+    rates = self.rates() if rates is None else rates
+    before = jnp.log1p(-1.0 / (step + 1).astype(jnp.float32))
+    found = {"ema": self._of_first(step, rates)}
+    found |= {f"decay:{d}": self._of_decay(rates[f"decay:{d}"], step) for d in self.more_decays}
+    for width in self.profiles:
+      found[f"profile:{width}"] = -jnp.expm1(rates[f"profile:{width}"] * before)
+    return found
+
+  def _of_first(self, step: Int[Array, ""], rates: Rates) -> Float[Array, ""]:
+    if self.half_life_steps is None:
+      return self._of_decay(rates["ema"], step)
+    half_life = jnp.asarray(rates["half_life_steps"])
+    if self.half_life_ramp is not None:
+      half_life = jnp.minimum(half_life, jnp.maximum(rates["half_life_ramp"] * step, 1e-8))
+    return -jnp.expm1(-jnp.log(2.0) / half_life)
+
+  def _of_decay(self, rate: Any, step: Int[Array, ""]) -> Float[Array, ""]:
+    constant = jnp.asarray(rate)
+    return jnp.maximum(constant, 9.0 / (11.0 + step)) if self.warmup else constant

@@ -1,0 +1,129 @@
+"""Update rules with their learning rates."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from diffusion_jax.core.registry import Registry
+from diffusion_jax.types import Params
+
+Rates = Mapping[str, Any]
+"""Float32 scalars by name: NumPy's, or traced arguments of a compiled step."""
+
+FIXED = ("autoencoder", "latent_scale", "frequencies")
+"""Names of parameters that are saved with a model and never trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Adam:
+  """Adam with linear warm-up, a schedule and a gradient clip.
+
+  Attributes:
+    learning_rate: after the warm-up.
+    b1, b2, eps: of Kingma and Ba 2015 (arXiv 1412.6980).
+    weight_decay: decoupled (Loshchilov and Hutter 2019).
+    warmup_steps: the rate rises linearly from 0 over so many updates.
+    schedule: what follows: constant, or down to 0 along a line or half a cosine.
+    decay_steps: the update at which a falling schedule reaches 0; none: the run's last.
+    clip_norm: largest global norm of a gradient; none: no clipping.
+    clip_scope: `global` clips the batch's gradient; `microbatch` clips each of
+      training.accumulation_steps parts before they are averaged, as the original DDPM did on
+      each of its 8 replicas.
+    decay: parameters that weight_decay acts on: `kernels`, arrays of two or more axes; `non_bias`,
+      all that are not named bias, so also scales of norms and a schedule's numbers, as in VDM's
+      program. Never those that no gradient trains (FIXED).
+  """
+
+  learning_rate: float = 2e-4
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  warmup_steps: int = 0
+  schedule: Literal["constant", "cosine", "linear"] = "constant"
+  decay_steps: int | None = None
+  clip_norm: float | None = 1.0
+  clip_scope: Literal["global", "microbatch"] = "global"
+  decay: Literal["kernels", "non_bias"] = "kernels"
+
+  def __post_init__(self):
+    if self.learning_rate <= 0 or self.eps <= 0:
+      raise ValueError(f"learning_rate={self.learning_rate}, eps={self.eps} must be positive")
+    if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+      raise ValueError(f"b1={self.b1}, b2={self.b2} must be at least 0 and below 1")
+    if self.weight_decay < 0 or self.warmup_steps < 0:
+      raise ValueError("weight_decay and warmup_steps must not be negative")
+    if self.clip_norm is not None and self.clip_norm <= 0:
+      raise ValueError(f"clip_norm={self.clip_norm} must be positive, or none")
+    if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+      raise ValueError(f"decay_steps={self.decay_steps} must exceed the warm-up")
+
+  def rates(self, num_steps: int) -> Rates:
+    """Return the numbers that a compiled step takes as arguments, for a run of `num_steps`.
+
+    They are float32 scalars: learning_rate, weight_decay, warmup_steps, for a falling schedule
+    decay_steps (the length of its falling part) and, unless it is None, clip_norm.
+    """
+    names = ("learning_rate", "weight_decay", "warmup_steps")
+    numbers = {name: getattr(self, name) for name in names}
+    if self.schedule != "constant":
+      numbers["decay_steps"] = max((self.decay_steps or num_steps) - self.warmup_steps, 1)
+    if self.clip_norm is not None:
+      numbers["clip_norm"] = self.clip_norm
+    return {name: np.asarray(value, np.float32) for name, value in numbers.items()}
+
+  def rate(self, num_steps: int, rates: Rates | None = None) -> optax.Schedule:
+    """Return the learning rate as a function of the number of updates made.
+
+    Args:
+      num_steps: length of the run.
+      rates: `rates(num_steps)` as traced arguments of a compiled step; None: as constants.
+    """
+    rates = self.rates(num_steps) if rates is None else rates
+    shape = {
+      "linear": lambda progress: 1.0 - progress,
+      "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+    }
+
+    def schedule(updates: Any) -> Any:
+      after, factor = updates - rates["warmup_steps"], 1.0
+      if self.schedule != "constant":
+        factor = shape[self.schedule](jnp.clip(after / rates["decay_steps"], 0.0, 1.0))
+      rising = updates / jnp.maximum(rates["warmup_steps"], 1.0)
+      return rates["learning_rate"] * jnp.where(after < 0, rising, factor)
+
+    return schedule
+
+  def create(self, num_steps: int, rates: Rates | None = None) -> optax.GradientTransformation:
+    """Return the update rule without the clip, which the step applies since it has the norm.
+
+    Args:
+      num_steps: length of the run.
+      rates: `rates(num_steps)` as traced arguments of a compiled step; None: as constants.
+    """
+    rates = self.rates(num_steps) if rates is None else rates
+    decay = optax.add_decayed_weights(rates["weight_decay"], mask=self.decayed)
+    return optax.chain(
+      optax.scale_by_adam(self.b1, self.b2, self.eps),
+      decay,  # with a weight of 0 too: its state must not depend on it, or no run could change it
+      optax.scale_by_learning_rate(self.rate(num_steps, rates)),
+    )
+
+  def decayed(self, params: Params) -> Any:
+    """Return a tree of booleans: the parameters that weight decay acts on."""
+
+    def decays(path: Any, leaf: Any) -> bool:
+      name = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")[2]
+      if name in FIXED:
+        return False
+      return name != "bias" if self.decay == "non_bias" else leaf.ndim > 1
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+OPTIMIZERS = Registry("optimizer", object, {"adam": Adam})
