@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.core.files import user_path
 from diffusion_jax.core.registry import Registry, Section
-from diffusion_jax.core.wording import nearest
+from diffusion_jax.core.wording import nearest, with_flags
 from diffusion_jax.types import UserError
 
 
@@ -142,7 +142,7 @@ def _build_section(section: Section, value: dict, overrides: list[Override], whe
   try:
     return cls(**fields)
   except (TypeError, ValueError) as error:
-    raise UserError(f"config.{where}: {error}") from error
+    raise UserError(f"config.{where}: {with_flags(str(error))}") from error
 
 
 def _select(registry: Registry, value: dict, overrides: list[Override], where: str):

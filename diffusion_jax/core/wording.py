@@ -1,13 +1,15 @@
 """Words that people read: data sets, durations, spelling help, and bars of progress."""
 
+import contextlib
 import difflib
 import os
+import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from diffusion_jax.types import ImageSpec
+from diffusion_jax.types import ImageSpec, UserError
 
 MIN_BAR_COLUMNS = 60
 """Narrower ones would show no loss: there are lines then, as where there is no terminal."""
@@ -81,3 +83,20 @@ def duration(seconds: float) -> str:
   if hours:
     return f"{hours}h{minutes:02d}m"
   return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
+
+
+def with_flags(text: str) -> str:
+  """Return a library's message as the command line says it: `a.b=1` becomes --config.a.b=1."""
+  return re.sub(r"`([a-z_0-9]+\.[a-z_0-9]+=[^`]*)`", r"--config.\1", text)
+
+
+@contextlib.contextmanager
+def in_python() -> Iterator[None]:
+  """Say errors in terms of arguments: --config.a.b=1 becomes a.b=1, and --workdir=x workdir=x."""
+  try:
+    yield
+  except UserError as error:
+    text = re.sub(r"(?<![\w-])--(?:config\.)?(?=[a-z_]+)", "", str(error))
+    if text == str(error):
+      raise
+    raise type(error)(text) from error

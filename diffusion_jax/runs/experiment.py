@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from diffusion_jax.checkpoints.store import Checkpointing
 from diffusion_jax.core.config import Override, as_text, resolve, to_dict
-from diffusion_jax.core.registry import Section
+from diffusion_jax.core.registry import Registry, Section, broken_contract
+from diffusion_jax.core.wording import nearest, with_flags
 from diffusion_jax.data import SOURCES
 from diffusion_jax.generative import GENERATIVES
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
@@ -153,7 +154,26 @@ class Experiment:
     try:
       return self.sections["generative"].create(self.sections, spec)
     except ValueError as error:
-      raise UserError(f"config: {error}") from error
+      raise UserError(f"config: {with_flags(str(error))}") from error
+
+  def replace(self, **sections: Any) -> "Experiment":
+    """Return the experiment with other built sections, e.g. sampler=Heun(steps=18).
+
+    Raises:
+      UserError: there is no such section, or its registry has no such entry.
+    """
+    for name, instance in sections.items():
+      if name not in self.layout:
+        raise UserError(f"this model has no {name}.{nearest(name, self.layout)}")
+      section, cls = self.layout[name], type(instance)
+      fault = None
+      if isinstance(section, Registry):
+        fault = broken_contract(cls, section.contract)
+      elif not issubclass(cls, section):
+        fault = f"it must be a {section.__name__}"
+      if fault:
+        raise UserError(f"{name}={cls.__name__}: {fault}")
+    return Experiment({**self.sections, **sections}, self.layout)
 
   def warnings(self) -> dict[str, str]:
     """Return {"warning": a line} on parts that work but hardly as was meant, or {}."""
