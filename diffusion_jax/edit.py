@@ -27,7 +27,7 @@ from diffusion_jax.runs import command_line, flags
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.resumable import digest
 from diffusion_jax.runs.stored import trained_experiment
-from diffusion_jax.types import Batch, Generative, ImageSpec, UserError
+from diffusion_jax.types import Batch, GenerativeModel, ImageSpec, UserError
 
 SIDES = ("left", "right", "top", "bottom", "center")
 GREY = 128
@@ -115,16 +115,16 @@ def load(args, experiment: Experiment, spec: ImageSpec) -> Batch:
   return batch._replace(image=np.asarray(from_levels(batch.image, source.spec.num_levels)))
 
 
-def inpaint(args, generative: Generative, mesh, params, given: Batch, facts: dict, known: Any):
+def inpaint(args, model: GenerativeModel, mesh, params, given: Batch, facts: dict, known: Any):
   """Writes rows of images, of what is shown of them, and of them filled in.
 
   A class-conditional model is told the label of a held-out image if it was trained on that class,
   and the null class of others.
   """
   is_known = np.broadcast_to(known, given.image.shape)
-  is_told = generative.num_classes and args.images is None
+  is_told = model.num_classes and args.images is None
   labels = given.label.astype(np.int32) if is_told else None
-  fill, size = draw.make_inpaint(generative, mesh), args.batch_size
+  fill, size = draw.make_inpaint(model, mesh), args.batch_size
 
   def compute(first: int) -> dict[str, np.ndarray]:
     rows = slice(first, first + size)
@@ -174,12 +174,12 @@ def _mask(text: str, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
   raise UserError(f"--inpaint={text} has {size[0]}x{size[1]} pixels; {allowed}")
 
 
-def interpolate(args, generative: Generative, mesh, params, given: Batch, facts: dict, known: Any):
+def interpolate(args, model: GenerativeModel, mesh, params, given: Batch, facts: dict, known: Any):
   """Writes a row a pair: the first image, those between, the second."""
   del known
   firsts, seconds = given.image[0::2], given.image[1::2]
   share = np.arange(1, args.interpolate + 1) / (args.interpolate + 1)
-  way, size = draw.make_interpolate(generative, mesh), -(-args.batch_size // args.interpolate)
+  way, size = draw.make_interpolate(model, mesh), -(-args.batch_size // args.interpolate)
 
   def compute(first: int) -> dict[str, np.ndarray]:
     rows = slice(first, first + size)

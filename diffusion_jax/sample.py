@@ -31,7 +31,7 @@ from diffusion_jax.runs import command_line, flags
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.resumable import digest
 from diffusion_jax.runs.stored import stored_config, stored_experiment, trained_experiment
-from diffusion_jax.types import Generative, Params, UserError
+from diffusion_jax.types import GenerativeModel, Params, UserError
 
 ASKED = (
   "workdir", "num", "labels", "seed", "step", "ema", "guide_workdir", "guide_step", "batch_size",
@@ -129,7 +129,7 @@ def check(args) -> None:
     raise UserError(f"--out={args.out}: --reconstruct writes a grid; use a name ending in .png")
 
 
-def against(args, experiment: Experiment, good: Generative, params: Params, mesh: Mesh):
+def against(args, experiment: Experiment, good: GenerativeModel, params: Params, mesh: Mesh):
   """The model and its weights with those of the inferior run that guides it, and their digest."""
   where = f"--guide_workdir={args.guide_workdir}"
   if not (args.guide_workdir / "checkpoints").is_dir():
@@ -153,10 +153,12 @@ def against(args, experiment: Experiment, good: Generative, params: Params, mesh
     )
   pair = autoguided(good, worse)
   restored = restore.restore(args.guide_workdir, args.guide_step, mesh, worse, restore.Average())
-  return pair, {"good": params, "worse": restored.params}, digest(restored.facts)
+  return pair, {"good": params, "guide": restored.params}, digest(restored.facts)
 
 
-def reconstruct(args, experiment: Experiment, generative: Generative, mesh: Mesh, params: Params):
+def reconstruct(
+  args, experiment: Experiment, generative: GenerativeModel, mesh: Mesh, params: Params
+):
   """Writes held-out images above their reconstructions; their number and the grid's columns."""
   call = make_reconstruct(generative, mesh)
   data = experiment.data

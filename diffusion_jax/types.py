@@ -1,7 +1,7 @@
-"""What passes between the rooms: batches, samples, estimates and the one interface of a model."""
+"""What passes between the rooms: batches, samples, estimates and the interface of a model."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -102,6 +102,10 @@ class Condition(NamedTuple):
   fields: Mapping[str, Num[Array | np.ndarray, "B ..."]] = {}
 
 
+UNCONDITIONAL = Condition()
+"""The condition of a network that is given nothing besides the noised data and its time."""
+
+
 class Samples(NamedTuple):
   """Generated images.
 
@@ -141,62 +145,145 @@ class SpectrumEstimate(NamedTuple):
   eps_mse: Float[Array, "B M"]
 
 
-class Editing(NamedTuple):
-  """What a diffusion model does with given images x0 in [-1, 1], by the sampler of its config.
+class LossOutput(NamedTuple):
+  """Values of a loss.
 
   Attributes:
-    inpaint: (params, keys [N], labels [N] or None, x0 [N H W C], is_known [N H W C]) -> Samples
-      that keep the known pixels.
-    encode: (params, x0) -> the noise that `decode` turns into x0; without guidance, and of a
-      class-conditional model with the null class.
-    decode: (params, noise) -> x0.
+    values: loss per example, not averaged.
+    metrics: per-example scalars that are logged beside it.
+    state: what the loss carries to the next step; {} for most.
   """
 
-  inpaint: Callable[[Params, Keys, Array | None, Array, Array], Samples]
-  encode: Callable[[Params, Array], Array]
-  decode: Callable[[Params, Array], Array]
+  values: Float[Array, "B"]
+  metrics: Metrics
+  state: Aux
 
 
-class Generative(NamedTuple):
-  """A generative model as pure functions: all that the binaries know of it.
+Likelihood = Callable[[Params, Keys, Batch], Estimate]
+"""(params, keys [B], batch) -> bits/dim at the model's `num_levels`, given each example's condition
+if the model takes one."""
 
-  A capability that a model lacks is None (or missing from `likelihoods`).
 
-  Attributes:
-    init: key -> (params, aux).
-    loss: (params, aux, key, batch, train) -> (loss of each example [B], metrics, aux).
-    sample: (params, keys [N], labels [N] or None) -> Samples; image i depends on keys[i] alone.
-    likelihoods: name -> (params, keys [B], batch) -> Estimate, in bits/dim at `num_levels`; of a
-      class-conditional model, given the label.
-    spectrum: (params, keys [B], batch) -> SpectrumEstimate. Diffusion only.
-    trajectory: (params, keys [N], labels [N] or None) -> the guided x0 estimate of every sampler
-      step [S N H W C]; for the same keys, the last one is `sample`'s images. Diffusion only.
-    denoise: (params, xt, t [B], labels or None) -> x0 estimate. Diffusion only.
-    sample_against: (params, keys [N], labels [N] or None, worse, worse_params) -> Samples guided
-      away from an inferior model, whose `denoise` is `worse`. Diffusion only.
-    editing: what it does with given images. Diffusion with a sampler of fixed steps only.
-    encode: (params, key, batch) -> latents. VAEs and latent models only.
-    decode: (params, latents) -> images in [-1, 1].
-    num_levels: grey levels that the likelihoods count (None: a density).
-    num_classes: classes that `sample` takes as labels, 0 for an unconditional model.
-    trains_on: shape and type of Batch.image in training, where it is not the image's levels.
-    statistics: (params, key, batch, train) -> values [B ...] of each example, where the loss
-      depends on their mean over the whole batch. `loss` takes that mean as a sixth argument where
-      its batch is a part of the whole; without it, the batch is the whole.
+@runtime_checkable
+class GenerativeModel(Protocol):
+  """A generative model for one data set: all that training and the programs use of it.
+
+  A frozen dataclass whose methods are pure functions of the parameters. `generative.base.ModelBase`
+  has defaults for all members; its methods for what a model cannot do raise a UserError.
   """
 
-  init: Callable[[Key], tuple[Params, Aux]]
-  loss: Callable[..., tuple[Array, Metrics, Aux]]
-  sample: Callable[[Params, Keys, Array | None], Samples]
-  likelihoods: Mapping[str, Callable[[Params, Keys, Batch], Estimate]]
-  spectrum: Callable[[Params, Keys, Batch], SpectrumEstimate] | None = None
-  trajectory: Callable[[Params, Keys, Array | None], Array] | None = None
-  denoise: Callable[[Params, Array, Array, Array | None], Array] | None = None
-  sample_against: Callable[[Params, Keys, Array | None, Callable, Params], Samples] | None = None
-  editing: Editing | None = None
-  encode: Callable[[Params, Key, Batch], Array] | None = None
-  decode: Callable[[Params, Array], Array] | None = None
-  num_levels: int | None = None
-  num_classes: int = 0
-  trains_on: tuple[tuple[int, ...], Any] | None = None
-  statistics: Callable[[Params, Key, Batch, bool], Array] | None = None
+  @property
+  def capabilities(self) -> frozenset[str]:
+    """Names of `generative.base.CAPABILITIES` that it has beyond training and sampling."""
+    ...
+
+  @property
+  def num_levels(self) -> int | None:
+    """Number of pixel levels that its likelihoods count; None: they are densities."""
+    ...
+
+  @property
+  def num_classes(self) -> int:
+    """Number of classes that `sample` takes as labels, 0 for an unconditional model."""
+    ...
+
+  @property
+  def trains_on(self) -> tuple[tuple[int, ...], Any] | None:
+    """Shape and type of `Batch.image` in training where it is not the image's levels, or None."""
+    ...
+
+  @property
+  def likelihoods(self) -> Mapping[str, Likelihood]:
+    """Likelihood estimators by name."""
+    ...
+
+  @property
+  def needs_batch_mean(self) -> bool:
+    """True if the loss depends on the mean of `batch_statistics` over the whole batch."""
+    ...
+
+  def init(self, key: Key) -> tuple[Params, Aux]:
+    """Return initial parameters, and the loss's state before the first step."""
+    ...
+
+  def loss(
+    self,
+    params: Params,
+    loss_state: Aux,
+    key: Key,
+    batch: Batch,
+    *,
+    train: bool,
+    average: Params | None = None,
+    batch_mean: Array | None = None,
+  ) -> LossOutput:
+    """Return the loss of each example.
+
+    Args:
+      params, loss_state: see `init`.
+      key: of the step; each example's draws derive from it and the example's index.
+      batch: examples.
+      train: True: with dropout, augmentation and hidden conditions; False: a measurement.
+      average: averaged parameters, for a loss with a teacher or target network.
+      batch_mean: mean of `batch_statistics` over the whole batch of which `batch` is a part; None:
+        it is the whole.
+    """
+    ...
+
+  def batch_statistics(self, params: Params, key: Key, batch: Batch, *, train: bool) -> Array:
+    """Return the values [B ...] whose mean over the whole batch the loss depends on."""
+    ...
+
+  def sample(self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL) -> Samples:
+    """Return generated images; image i depends on keys[i] and its condition alone."""
+    ...
+
+  def sample_guided(
+    self,
+    params: Params,
+    keys: Keys,
+    condition: Condition,
+    guide: "GenerativeModel",
+    guide_params: Params,
+  ) -> Samples:
+    """Return images guided away from an inferior model (capability "guide")."""
+    ...
+
+  def trajectory(self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL) -> Array:
+    """Return the guided x0 estimate of every sampler step [S N ...] (capability "trajectory").
+
+    For the same keys, the last one is `sample`'s images.
+    """
+    ...
+
+  def denoise(
+    self, params: Params, xt: Array, t: Array, condition: Condition = UNCONDITIONAL
+  ) -> Array:
+    """Return the x0 estimate for x_t at times t [B] (capability "denoise")."""
+    ...
+
+  def loss_by_log_snr(self, params: Params, keys: Keys, batch: Batch) -> SpectrumEstimate:
+    """Return the denoising error at each noise level (capability "loss_by_log_snr")."""
+    ...
+
+  def inpaint(
+    self, params: Params, keys: Keys, condition: Condition, x0: Array, is_known: Array
+  ) -> Samples:
+    """Return images that keep the known pixels of x0 in [-1, 1] (capability "edit")."""
+    ...
+
+  def to_noise(self, params: Params, x0: Array) -> Array:
+    """Return the noise that `from_noise` turns into x0, without guidance (capability "edit")."""
+    ...
+
+  def from_noise(self, params: Params, noise: Array) -> Array:
+    """Return the images that the sampler makes of noise, without guidance (capability "edit")."""
+    ...
+
+  def encode(self, params: Params, key: Key, batch: Batch) -> Array:
+    """Return one latent of each example, drawn from its posterior (capability "encode")."""
+    ...
+
+  def decode(self, params: Params, latents: Array) -> Array:
+    """Return images in [-1, 1] for latents (capability "encode")."""
+    ...

@@ -16,7 +16,7 @@ from diffusion_jax.planning.chips import find_chip
 from diffusion_jax.runs import command_line
 from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.training.step import hyperparameters, jit_train_step, make_init, make_train_step
-from diffusion_jax.types import Batch, ImageSpec
+from diffusion_jax.types import Batch, Condition, ImageSpec
 
 
 def main(_: list[str]) -> None:
@@ -51,7 +51,10 @@ def train(program: compiled.Program, options: dict[str, Any]) -> None:
     jax.block_until_ready((state, scalars))
 
   repeat(2)
-  loss = lambda params: program.generative.loss(params, state.aux, jax.random.key(0), batch, True)  # noqa: E731
+
+  def loss(params):
+    return program.generative.loss(params, state.aux, jax.random.key(0), batch, train=True)
+
   flops = 3 * flops_of(loss, state.params)  # the gradient takes each product twice more
   serve(repeat, run, seconds, flops, state)
 
@@ -61,17 +64,18 @@ def sample(program: compiled.Program, options: dict[str, Any]) -> None:
   params = jax.jit(lambda key: program.generative.init(key)[0])(jax.random.key(0))
   keys = jax.random.split(jax.random.key(1), size)
   labels = np.arange(size) % program.spec.num_classes if program.spec.num_classes else None
+  condition = Condition(labels)
   jitted = jax.jit(program.generative.sample)
-  run, seconds = compile_timed(jitted, params, keys, labels)
+  run, seconds = compile_timed(jitted, params, keys, condition)
 
   def repeat(times: int) -> None:
     for _ in range(times):
-      made = run(params, keys, labels)
+      made = run(params, keys, condition)
     jax.block_until_ready(made)
 
   repeat(1)
-  flops = flops_of(program.generative.sample, params, keys, labels)
-  made = run(params, keys, labels)
+  flops = flops_of(program.generative.sample, params, keys, condition)
+  made = run(params, keys, condition)
   serve(repeat, run, seconds, flops, params, evaluations=int(made.num_evaluations))
 
 

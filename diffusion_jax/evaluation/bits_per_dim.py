@@ -13,13 +13,13 @@ from diffusion_jax.core import rng
 from diffusion_jax.data import Source, full_pass
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.resumable import Chunks
-from diffusion_jax.types import Generative, Params
+from diffusion_jax.types import GenerativeModel, Params
 
 STREAM = 2**31 + 2
 """Folded into the seed's key, so that an estimate shares no draw with training or samples."""
 
 
-def make_estimate(generative: Generative, name: str) -> Callable:
+def make_estimate(generative: GenerativeModel, name: str) -> Callable:
   """A jitted (params, seed, repeat, batch) -> {"bits_per_dim", terms...}, each [B ...]."""
   likelihood = generative.likelihoods[name]
 

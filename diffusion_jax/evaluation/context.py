@@ -31,7 +31,7 @@ from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.experiment import COMMON, Experiment
 from diffusion_jax.runs.stored import check_same_data, stored_experiment, trained_experiment
-from diffusion_jax.types import Batch, Generative, Params, UserError
+from diffusion_jax.types import Batch, Condition, GenerativeModel, Params, UserError
 
 EXTRACT_BATCH = 64
 NOT_SAMPLING = {"loss", "spectrum", *DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS}
@@ -60,7 +60,7 @@ class Setting(NamedTuple):
   """
 
   overrides: Mapping[str, str]
-  generative: Generative
+  generative: GenerativeModel
   draw: Draw
   facts: Mapping[str, Any]
 
@@ -88,7 +88,7 @@ class Bench(NamedTuple):
   workdir: Path
   folder: Path
   experiment: Experiment
-  generative: Generative
+  generative: GenerativeModel
   mesh: Mesh
   train: Source
   test: Source | None
@@ -214,7 +214,7 @@ def _check_splits(bench: Bench, has_features: bool) -> None:
       reference.check_num(source)
 
 
-def check_traces(generative: Generative, names: Sequence[str], train: Source) -> None:
+def check_traces(generative: GenerativeModel, names: Sequence[str], train: Source) -> None:
   """Traces a model's sampler and likelihoods without running them: what they refuse shows here.
 
   Raises:
@@ -225,7 +225,8 @@ def check_traces(generative: Generative, names: Sequence[str], train: Source) ->
 
   def trace(batch: Any) -> Any:
     params, keys = generative.init(jax.random.key(0))[0], jax.random.split(jax.random.key(0), 1)
-    drawn = generative.sample(params, keys, batch.label if generative.num_classes else None)
+    condition = Condition(batch.label if generative.num_classes else None)
+    drawn = generative.sample(params, keys, condition)
     estimates = [generative.likelihoods[name](params, keys, batch) for name in names]
     return drawn.images, [estimate.bits_per_dim for estimate in estimates]
 
@@ -252,7 +253,7 @@ def split_of(bench: Bench, name: str) -> Source:
   return bench.test
 
 
-def _estimates(experiment: Experiment, generative: Generative) -> dict[str, Callable]:
+def _estimates(experiment: Experiment, generative: GenerativeModel) -> dict[str, Callable]:
   """The likelihoods that are asked for; none where there is no split to measure them on."""
   asked, there = experiment.eval.likelihoods, list(generative.likelihoods)
   names = there if asked == "all" else asked
@@ -381,7 +382,7 @@ PROBES = 16
 
 
 def num_evaluations(
-  generative: Generative, params: Params, seed: int, classes: Sequence[int]
+  generative: GenerativeModel, params: Params, seed: int, classes: Sequence[int]
 ) -> int | float:
   """Network evaluations that one image costs; of an adaptive sampler the mean of PROBES images."""
   counted = []
@@ -389,7 +390,7 @@ def num_evaluations(
   def draw(params):
     keys = rng.example_keys(jax.random.key(seed), jax.numpy.arange(PROBES))
     labels = jax.numpy.resize(jax.numpy.asarray(classes), (PROBES,)) if len(classes) else None
-    found = generative.sample(params, keys, labels).num_evaluations
+    found = generative.sample(params, keys, Condition(labels)).num_evaluations
     counted.append(found)
     return jax.numpy.asarray(found, jax.numpy.float32)
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from diffusion_jax.data import Source, full_pass
 from diffusion_jax.likelihood import independent_binary_bits, independent_pixel_bits
 from diffusion_jax.parallel import sharding
-from diffusion_jax.types import Aux, Generative, Params
+from diffusion_jax.types import Aux, GenerativeModel, Params
 
 
 class Figure(NamedTuple):
@@ -60,7 +60,7 @@ def _figure(values: np.ndarray) -> Figure:
   return Figure(float(values.mean()), float(spread), len(values))
 
 
-def baseline_bits(generative: Generative, train: Source, test: Source) -> float | None:
+def baseline_bits(generative: GenerativeModel, train: Source, test: Source) -> float | None:
   """Bits/dim of independent pixels at the levels that the model's likelihoods count.
 
   None for a model without likelihoods or for data without levels.
@@ -77,7 +77,7 @@ def _images(source: Source, chunk: int = 512) -> Iterator[np.ndarray]:
     yield source.gather(np.arange(first, min(first + chunk, len(source))))[0]
 
 
-def summarize(figures: Mapping[str, Figure], generative: Generative) -> list[str]:
+def summarize(figures: Mapping[str, Figure], generative: GenerativeModel) -> list[str]:
   """Lines for a person: the loss, then each likelihood that was measured, with its terms."""
   lines = [f"loss {_text(figures['loss'])}"]
   for name in (n for n in generative.likelihoods if f"{n}/bits_per_dim" in figures):

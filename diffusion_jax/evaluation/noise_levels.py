@@ -12,21 +12,20 @@ from diffusion_jax.core import rng
 from diffusion_jax.data import Source
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.resumable import Chunks, pieces
-from diffusion_jax.types import Batch, Generative, Params
+from diffusion_jax.types import Batch, GenerativeModel, Params
 
 STREAM = 2**31 + 3
 
 
-def make_spectrum(generative: Generative) -> Callable | None:
+def make_spectrum(generative: GenerativeModel) -> Callable | None:
   """A jitted (params, seed, batch) -> SpectrumEstimate; None for a model without noise levels."""
-  spectrum = generative.spectrum
-  if spectrum is None:
+  if "loss_by_log_snr" not in generative.capabilities:
     return None
 
   @jax.jit
   def errors(params, seed, batch):
     key = jax.random.fold_in(jax.random.key(seed), STREAM)
-    return spectrum(params, rng.example_keys(key, batch.index), batch)
+    return generative.loss_by_log_snr(params, rng.example_keys(key, batch.index), batch)
 
   return errors
 

@@ -15,6 +15,7 @@ from diffusion_jax.evaluation.measure import Subject
 from diffusion_jax.inference import draw
 from diffusion_jax.parallel import sharding
 from diffusion_jax.report import Picture
+from diffusion_jax.types import Condition
 
 GRID = 64
 MAX_CLASSES = 20
@@ -30,9 +31,9 @@ def make_pictures(bench: Bench, subject: Subject) -> dict[str, Picture]:
   found = {"samples": _grid_of_samples(images)}
   if 2 <= len(bench.classes) <= len(images):  # else some class has no sample
     found["classes"] = _classes(bench, images)
-  if bench.generative.trajectory is not None:
+  if "trajectory" in bench.generative.capabilities:
     found["progression"] = _progression(bench, subject)
-  if bench.generative.encode is not None:
+  if "encode" in bench.generative.capabilities:
     found["reconstructions"] = _reconstructions(bench, subject)
   if (nearest := _nearest(bench, subject)) is not None:
     found["nearest"] = nearest
@@ -71,14 +72,12 @@ def _classes(bench: Bench, images: np.ndarray) -> Picture:
 
 def _progression(bench: Bench, subject: Subject) -> Picture:
   """One row an image: the x0 estimate at evenly spaced steps of the sampler, the last one final."""
-  trajectory = bench.generative.trajectory
-  assert trajectory is not None
   labels = measure.labels_of(bench, 0, ROWS)
 
   @jax.jit
   def follow(params, index, labels):
     keys = rng.example_keys(jax.random.key(bench.seed), index)
-    return trajectory(params, keys, labels)
+    return bench.generative.trajectory(params, keys, Condition(labels))
 
   path = sharding.fetch(follow(subject.params, np.arange(ROWS, dtype=np.uint32), labels))
   steps = np.unique(np.linspace(0, len(path) - 1, min(MOMENTS, len(path))).astype(int))

@@ -1,12 +1,25 @@
-"""The wiring: sections of a config to one `Generative` of pure functions."""
+"""The models: what the sections of a config make together, each a `GenerativeModel`."""
 
 from diffusion_jax.core.registry import Registry
+from diffusion_jax.generative.base import CAPABILITIES, ModelBase, require
 from diffusion_jax.generative.diffusion import Diffusion
-from diffusion_jax.generative.latent_diffusion import LatentDiffusion
-from diffusion_jax.generative.vae import VAE
+from diffusion_jax.generative.diffusion_model import DiffusionModel
+from diffusion_jax.generative.latent_diffusion import LatentDiffusion, LatentDiffusionModel
+from diffusion_jax.generative.vae import VAE, VAEModel
 
 GENERATIVES = Registry(
   "generative", object, {"diffusion": Diffusion, "latent_diffusion": LatentDiffusion, "vae": VAE}
 )
 
-__all__ = ["GENERATIVES", "VAE", "Diffusion", "LatentDiffusion"]
+__all__ = [
+  "CAPABILITIES",
+  "GENERATIVES",
+  "VAE",
+  "Diffusion",
+  "DiffusionModel",
+  "LatentDiffusion",
+  "LatentDiffusionModel",
+  "ModelBase",
+  "VAEModel",
+  "require",
+]

@@ -1,7 +1,6 @@
-"""A denoising diffusion model: process, network, loss, sampler and guidance as one Generative."""
+"""A denoising diffusion model: process, network, loss, sampler and guidance as one model."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -9,20 +8,20 @@ import jax
 import numpy as np
 
 from diffusion_jax.core.registry import Registry
-from diffusion_jax.generative import wiring as wires
 from diffusion_jax.generative.augmentation import Augmentation
+from diffusion_jax.generative.diffusion_model import DiffusionModel, far_from_noise, make_schedule
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
 from diffusion_jax.losses import DENOISING_LOSSES
 from diffusion_jax.models import NETWORKS, NOISE_SCHEDULES
 from diffusion_jax.processes import PROCESSES, Process, namespace
 from diffusion_jax.processes.parameterization import UNDEFINED_AT_PURE_NOISE
 from diffusion_jax.samplers import SAMPLERS, Guidance
-from diffusion_jax.types import Generative, ImageSpec
+from diffusion_jax.types import ImageSpec
 
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
-  """Config of the wiring.
+  """Config of a diffusion model.
 
   Attributes:
     prediction: what the network's output means, see `processes.parameterization`.
@@ -58,10 +57,10 @@ class Diffusion:
 
   def warning(self, parts: Mapping[str, Any]) -> str | None:
     """Return a line on parts that work but hardly as was meant, or None."""
-    return wires.far_from_noise(parts["process"])
+    return far_from_noise(parts["process"])
 
-  def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> Generative:
-    """Wires the built sections into a Generative.
+  def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> DiffusionModel:
+    """Return the model that the built sections make.
 
     Args:
       parts: section name -> instance, for each of `sections`.
@@ -71,7 +70,7 @@ class Diffusion:
       ValueError: parts that do not fit each other or the data.
     """
     self._check(parts, spec)
-    spectrum, schedule = parts["spectrum"], wires.make_schedule(parts["process"])
+    schedule = make_schedule(parts["process"])
     process = schedule.at(schedule.init(jax.random.key(0)))
     estimators = [e for e in (parts[n] for n in DIFFUSION_LIKELIHOODS) if e.serves(process)]
     learns = _learns_variance(parts["model"])
@@ -80,7 +79,7 @@ class Diffusion:
     _check_loss(parts["loss"], process)
     _check_prediction(self.prediction, process)
     _check_schedule(parts)
-    wiring = wires.Wiring(
+    return DiffusionModel(
       spec=spec,
       schedule=schedule,
       backbone=parts["model"].create(spec, spec.num_classes + 1 if self.conditional else 0),
@@ -93,21 +92,8 @@ class Diffusion:
       null_label=spec.num_classes if self.conditional else None,
       label_dropout=self.label_dropout,
       augmentation=Augmentation(self.augmentation),
-    )
-    return Generative(
-      init=wiring.init,
-      loss=lambda *args: wires.loss(wiring, *args),
-      sample=lambda *args: wires.sample(wiring, *args),
-      likelihoods={
-        e.figure_name: functools.partial(wires.likelihood, wiring, e) for e in estimators
-      },
-      spectrum=lambda *args: wires.measure_spectrum(wiring, spectrum, *args),
-      trajectory=lambda *args: wires.trajectory(wiring, *args),
-      denoise=lambda *args: wires.denoise(wiring, *args),
-      sample_against=lambda *args: wires.sample_against(wiring, *args),
-      editing=wires.make_editing(wiring),
-      num_levels=spec.num_levels,
-      num_classes=spec.num_classes if self.conditional else 0,
+      estimators={e.figure_name: e for e in estimators},
+      spectrum=parts["spectrum"],
     )
 
   def _check(self, parts: Mapping[str, Any], spec: ImageSpec) -> None:

@@ -13,9 +13,10 @@ has them, their gradient is zero, and the optimizer and averages leave them bit 
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,18 +27,24 @@ from jaxtyping import Array, Float
 from diffusion_jax.core import rng
 from diffusion_jax.core.distributions import gaussian_log_prob, nats_to_bits_per_dim
 from diffusion_jax.core.pixels import from_levels
+from diffusion_jax.generative.base import ModelBase
 from diffusion_jax.generative.diffusion import Diffusion
+from diffusion_jax.generative.diffusion_model import DiffusionModel
 from diffusion_jax.models import DECODERS, VAES, VAENetworks
 from diffusion_jax.types import (
+  UNCONDITIONAL,
   Aux,
   Batch,
+  Condition,
   Estimate,
-  Generative,
   ImageSpec,
   Key,
   Keys,
+  Likelihood,
+  LossOutput,
   Params,
   Samples,
+  SpectrumEstimate,
   UserError,
 )
 
@@ -50,7 +57,7 @@ STREAM = 2**29
 
 @dataclasses.dataclass(frozen=True)
 class LatentDiffusion:
-  """Config of the wiring; the sections "autoencoder" and "decoder" are those it was trained with.
+  """Config of the model; the sections "autoencoder" and "decoder" are those it was trained with.
 
   Attributes:
     prediction, sigma_data, conditional, label_dropout: of the diffusion model of the latents, see
@@ -79,8 +86,8 @@ class LatentDiffusion:
     """Return a line on parts that work but hardly as was meant, or None."""
     return self._inner().warning(parts)
 
-  def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> Generative:
-    """Wires the built sections into a Generative of images.
+  def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> "LatentDiffusionModel":
+    """Return the model of images that the built sections make.
 
     Args:
       parts: section name -> instance, for each of `sections`; and "data", the source, whose folder
@@ -99,20 +106,7 @@ class LatentDiffusion:
     _check_clip(parts)
     height, width, channels = networks.latent_shape
     inner = self._inner().create(parts, ImageSpec(height, width, channels, None, spec.num_classes))
-    wiring = _Wiring(spec, networks, decoder, inner, parts["data"].autoencoder)
-    return Generative(
-      init=wiring.init,
-      loss=lambda *args: _loss(wiring, *args),
-      sample=lambda *args: _sample(wiring, *args),
-      likelihoods={name: _bound(wiring, name) for name in inner.likelihoods},
-      spectrum=lambda params, keys, batch: _spectrum(wiring, params, keys, batch),
-      trajectory=lambda *args: _trajectory(wiring, *args),
-      encode=lambda *args: _encode(wiring, *args),
-      decode=wiring.decode,
-      num_levels=decoder.num_levels(spec.num_levels),
-      num_classes=inner.num_classes,
-      trains_on=((height, width, 2 * channels), np.float32),
-    )
+    return LatentDiffusionModel(spec, networks, decoder, inner, parts["data"].autoencoder)
 
 
 def _networks(parts: Mapping[str, Any], spec: ImageSpec) -> VAENetworks:
@@ -142,12 +136,48 @@ def _check_clip(parts: Mapping[str, Any]) -> None:
       )
 
 
-class _Wiring(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class LatentDiffusionModel(ModelBase):
+  """A diffusion model of latents between a frozen encoder and decoder.
+
+  Attributes:
+    spec: of the images.
+    networks: the autoencoder.
+    observation: its model p(x | z).
+    inner: the diffusion model of s = scale z.
+    stored: reads the autoencoder's weights and the scale from the latents' folder.
+  """
+
+  kind: ClassVar[str] = "latent_diffusion"
+
   spec: ImageSpec
   networks: VAENetworks
   observation: Any
-  inner: Generative
+  inner: DiffusionModel
   stored: Callable[[], Any]
+
+  @property
+  def capabilities(self) -> frozenset[str]:
+    return frozenset({"trajectory", "loss_by_log_snr", "encode"})
+
+  @property
+  def num_levels(self) -> int | None:
+    return self.observation.num_levels(self.spec.num_levels)
+
+  @property
+  def num_classes(self) -> int:
+    return self.inner.num_classes
+
+  @property
+  def trains_on(self) -> tuple[tuple[int, ...], Any]:
+    height, width, channels = self.networks.latent_shape
+    return (height, width, 2 * channels), np.float32
+
+  @property
+  def likelihoods(self) -> Mapping[str, Likelihood]:
+    return {
+      name: functools.partial(self._bound, prior) for name, prior in self.inner.likelihoods.items()
+    }
 
   def init(self, key: Key) -> tuple[Params, Aux]:
     """The diffusion model's parameters, and the frozen autoencoder's from the latents' folder.
@@ -163,91 +193,93 @@ class _Wiring(NamedTuple):
       stored = self.stored()
       if stored.weights.size == size:
         weights, scale = stored
-    own, aux = self.inner.init(key)
+    own, loss_state = self.inner.init(key)
     frozen = {"autoencoder": jnp.asarray(weights), "latent_scale": jnp.float32(scale)}
-    return {"diffusion": own, **frozen}, aux
+    return {"diffusion": own, **frozen}, loss_state
 
-  def autoencoder(self, params: Params) -> Params:
+  def loss(
+    self,
+    params: Params,
+    loss_state: Aux,
+    key: Key,
+    batch: Batch,
+    *,
+    train: bool,
+    average: Params | None = None,
+    batch_mean: Array | None = None,
+  ) -> LossOutput:
+    """The diffusion model's loss; z is drawn anew each time."""
+    latents = self._draw(params, rng.example_keys(key, batch.index), batch)
+    batch, own = batch._replace(image=latents), average and average["diffusion"]
+    return self.inner.loss(
+      params["diffusion"], loss_state, key, batch, train=train, average=own, batch_mean=batch_mean
+    )
+
+  def sample(self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL) -> Samples:
+    samples = self.inner.sample(params["diffusion"], keys, condition)
+    return samples._replace(images=self.decode(params, samples.images))
+
+  def trajectory(
+    self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL
+  ) -> Float[Array, "S N H W C"]:
+    path = self.inner.trajectory(params["diffusion"], keys, condition)
+    return jax.lax.map(lambda latents: self.decode(params, latents), path)
+
+  def loss_by_log_snr(self, params: Params, keys: Keys, batch: Batch) -> SpectrumEstimate:
+    latents = batch._replace(image=self._draw(params, keys, batch))
+    return self.inner.loss_by_log_snr(params["diffusion"], keys, latents)
+
+  def encode(self, params: Params, key: Key, batch: Batch) -> Float[Array, "B h w c"]:
+    return self._draw(params, rng.example_keys(key, batch.index), batch)
+
+  def decode(self, params: Params, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W C"]:
+    """Return the mean of p(x | z) for z = latents / scale."""
+    return self.observation.mean(self._raw(params, latents))
+
+  def _autoencoder(self, params: Params) -> Params:
     """The autoencoder's parameters as its networks take them."""
     shapes = jax.eval_shape(self.networks.init, jax.random.key(0))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return ravel_pytree(zeros)[1](jax.lax.stop_gradient(params["autoencoder"]))
 
-  def scale(self, params: Params) -> Float[Array, ""]:
+  def _scale(self, params: Params) -> Float[Array, ""]:
     return jax.lax.stop_gradient(params["latent_scale"])
 
-  def posterior(self, params: Params, batch: Batch) -> tuple[Array, Array]:
+  def _posterior(self, params: Params, batch: Batch) -> tuple[Array, Array]:
     """Mean and log-variance of each example, encoded unless the batch holds them already."""
     if batch.image.shape[1:] == self.spec.shape:
       x = from_levels(batch.image, self.spec.num_levels)
-      return self.networks.encode(self.autoencoder(params), x)
+      return self.networks.encode(self._autoencoder(params), x)
     mean, log_var = jnp.split(jnp.asarray(batch.image), 2, axis=-1)
     return mean, log_var
 
-  def draw(self, params: Params, keys: Keys, batch: Batch) -> Float[Array, "B h w c"]:
+  def _draw(self, params: Params, keys: Keys, batch: Batch) -> Float[Array, "B h w c"]:
     """One s = scale z, z ~ q(z | x), of each example."""
-    mean, log_var = self.posterior(params, batch)
+    mean, log_var = self._posterior(params, batch)
     noise = rng.normal(rng.fold_in(keys, STREAM), mean.shape[1:])
-    return self.scale(params) * (mean + jnp.exp(0.5 * log_var) * noise)
+    return self._scale(params) * (mean + jnp.exp(0.5 * log_var) * noise)
 
-  def decode(self, params: Params, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W C"]:
-    """The mean of p(x | z) for z = latents / scale."""
-    return self.observation.mean(self.raw(params, latents))
+  def _raw(self, params: Params, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W P"]:
+    return self.networks.decode(self._autoencoder(params), latents / self._scale(params))
 
-  def raw(self, params: Params, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W P"]:
-    return self.networks.decode(self.autoencoder(params), latents / self.scale(params))
+  def _bound(self, prior: Likelihood, params: Params, keys: Keys, batch: Batch) -> Estimate:
+    """Return the bound whose log p(z) is the diffusion model's likelihood `prior`, of images."""
+    x = from_levels(batch.image, self.spec.num_levels)
+    mean, log_var = self._posterior(params, batch)
+    latents = self._draw(params, keys, batch)
+    z, raw = latents / self._scale(params), self._raw(params, latents)
+    num_latents = math.prod(z.shape[1:])
+    found = prior(params["diffusion"], keys, batch._replace(image=latents))
+    density = found.bits_per_dim * num_latents * math.log(2)
+    nats = {
+      "reconstruction": -self.observation.log_prob(raw, x, self.spec.num_levels),
+      "posterior": jnp.sum(gaussian_log_prob(z, mean, 0.5 * log_var), axis=(1, 2, 3)),
+      "prior": density - num_latents * jnp.log(self._scale(params)),
+    }
+    bits = {n: nats_to_bits_per_dim(v, self.spec.num_dims) for n, v in nats.items()}
+    return Estimate(sum(bits.values(), start=jnp.zeros(len(x))), bits)
 
 
 def flatten(params: Params) -> Float[np.ndarray, "P"]:
   """An autoencoder's parameters as the vector that `LatentDiffusion` keeps."""
   return np.asarray(ravel_pytree(params)[0], np.float32)
-
-
-def _loss(wiring: _Wiring, params, aux, key, batch: Batch, train: bool):
-  """The diffusion model's loss; z is drawn anew each time."""
-  latents = wiring.draw(params, rng.example_keys(key, batch.index), batch)
-  return wiring.inner.loss(params["diffusion"], aux, key, batch._replace(image=latents), train)
-
-
-def _sample(wiring: _Wiring, params: Params, keys: Keys, labels=None) -> Samples:
-  samples = wiring.inner.sample(params["diffusion"], keys, labels)
-  return samples._replace(images=wiring.decode(params, samples.images))
-
-
-def _trajectory(wiring: _Wiring, params: Params, keys: Keys, labels=None) -> Array:
-  assert wiring.inner.trajectory is not None
-  path = wiring.inner.trajectory(params["diffusion"], keys, labels)
-  return jax.lax.map(lambda latents: wiring.decode(params, latents), path)
-
-
-def _spectrum(wiring: _Wiring, params: Params, keys: Keys, batch: Batch):
-  assert wiring.inner.spectrum is not None
-  latents = batch._replace(image=wiring.draw(params, keys, batch))
-  return wiring.inner.spectrum(params["diffusion"], keys, latents)
-
-
-def _encode(wiring: _Wiring, params: Params, key: Key, batch: Batch) -> Float[Array, "B h w c"]:
-  return wiring.draw(params, rng.example_keys(key, batch.index), batch)
-
-
-def _bound(wiring: _Wiring, name: str) -> Callable[[Params, Keys, Batch], Estimate]:
-  """The bound whose log p(z) is the diffusion model's likelihood `name`, of image batches."""
-  prior = wiring.inner.likelihoods[name]
-
-  def bound(params: Params, keys: Keys, batch: Batch) -> Estimate:
-    x = from_levels(batch.image, wiring.spec.num_levels)
-    mean, log_var = wiring.posterior(params, batch)
-    latents = wiring.draw(params, keys, batch)
-    z, raw = latents / wiring.scale(params), wiring.raw(params, latents)
-    num_latents = math.prod(z.shape[1:])
-    found = prior(params["diffusion"], keys, batch._replace(image=latents))
-    density = found.bits_per_dim * num_latents * math.log(2)
-    nats = {
-      "reconstruction": -wiring.observation.log_prob(raw, x, wiring.spec.num_levels),
-      "posterior": jnp.sum(gaussian_log_prob(z, mean, 0.5 * log_var), axis=(1, 2, 3)),
-      "prior": density - num_latents * jnp.log(wiring.scale(params)),
-    }
-    bits = {n: nats_to_bits_per_dim(v, wiring.spec.num_dims) for n, v in nats.items()}
-    return Estimate(sum(bits.values(), start=jnp.zeros(len(x))), bits)
-
-  return bound

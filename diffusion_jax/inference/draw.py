@@ -1,5 +1,6 @@
 """Drawing images over the mesh: any split of the work gives the same images."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,9 +11,19 @@ from jaxtyping import Float, Int, UInt8
 
 from diffusion_jax.core import rng
 from diffusion_jax.data import Source
+from diffusion_jax.generative import ModelBase, require
 from diffusion_jax.parallel import sharding
 from diffusion_jax.samplers.editing import interpolate
-from diffusion_jax.types import Batch, Editing, Generative, Params, UserError
+from diffusion_jax.types import (
+  UNCONDITIONAL,
+  Batch,
+  Condition,
+  GenerativeModel,
+  Keys,
+  Params,
+  Samples,
+  UserError,
+)
 
 
 @runtime_checkable
@@ -24,7 +35,7 @@ class Draw(Protocol):
   ) -> Float[np.ndarray, "N H W C"]: ...
 
 
-def make_draw(generative: Generative, mesh: Mesh, batch_size: int) -> Draw:
+def make_draw(generative: GenerativeModel, mesh: Mesh, batch_size: int) -> Draw:
   """A function that draws images in batches over all devices.
 
   Args:
@@ -43,7 +54,8 @@ def make_draw(generative: Generative, mesh: Mesh, batch_size: int) -> Draw:
   @jax.jit
   def sample(params, seed, index, labels):
     keys = rng.example_keys(jax.random.key(seed), index)
-    return jax.lax.with_sharding_constraint(generative.sample(params, keys, labels).images, rows)
+    images = generative.sample(params, keys, Condition(labels)).images
+    return jax.lax.with_sharding_constraint(images, rows)
 
   def draw(params, labels, num, seed, first=0):
     images = []
@@ -57,7 +69,7 @@ def make_draw(generative: Generative, mesh: Mesh, batch_size: int) -> Draw:
   return draw
 
 
-def make_inpaint(generative: Generative, mesh: Mesh) -> Callable[..., np.ndarray]:
+def make_inpaint(generative: GenerativeModel, mesh: Mesh) -> Callable[..., np.ndarray]:
   """(params, labels [N] or None, seed, x0 [N H W C], is_known [N H W C], first) -> images.
 
   Image i of the N draws from fold_in(key(seed), first + i), as `make_draw`'s.
@@ -65,12 +77,12 @@ def make_inpaint(generative: Generative, mesh: Mesh) -> Callable[..., np.ndarray
   Raises:
     UserError: the model cannot edit images.
   """
-  edit = _editing(generative)
+  require(generative, "edit")
 
   @jax.jit
   def inpaint(params, seed, index, labels, x0, is_known):
     keys = rng.example_keys(jax.random.key(seed), index)
-    return edit.inpaint(params, keys, labels, x0, is_known).images
+    return generative.inpaint(params, keys, Condition(labels), x0, is_known).images
 
   def call(params, labels, seed, x0, is_known, first=0):
     rows = (first + np.arange(len(x0), dtype=np.uint32), labels, x0, is_known)
@@ -79,7 +91,7 @@ def make_inpaint(generative: Generative, mesh: Mesh) -> Callable[..., np.ndarray
   return call
 
 
-def make_interpolate(generative: Generative, mesh: Mesh) -> Callable[..., np.ndarray]:
+def make_interpolate(generative: GenerativeModel, mesh: Mesh) -> Callable[..., np.ndarray]:
   """(params, first [N H W C], second, share [K]) -> images [N K H W C] on the way between pairs.
 
   Both images of a pair are encoded, their noise is interpolated on the sphere and decoded.
@@ -87,12 +99,12 @@ def make_interpolate(generative: Generative, mesh: Mesh) -> Callable[..., np.nda
   Raises:
     UserError: the model cannot edit images, or its sampler draws noise.
   """
-  edit = _editing(generative)
+  require(generative, "edit")
 
   @jax.jit
   def between(params, first, second, share):
-    noise = interpolate(edit.encode(params, first), edit.encode(params, second), share)
-    return jax.vmap(lambda x: edit.decode(params, x))(noise)
+    ends = generative.to_noise(params, first), generative.to_noise(params, second)
+    return jax.vmap(lambda x: generative.from_noise(params, x))(interpolate(*ends, share))
 
   def call(params, first, second, share):
     sent = _send((first, second), mesh)
@@ -105,50 +117,47 @@ def make_interpolate(generative: Generative, mesh: Mesh) -> Callable[..., np.nda
   return call
 
 
-def _editing(generative: Generative) -> Editing:
-  if generative.editing is None:
-    raise UserError(
-      "this run cannot edit images: it takes a diffusion model of the images themselves, not of "
-      "latents, and a sampler of fixed steps, e.g. --config.sampler.name=ddim"
-    )
-  return generative.editing
-
-
 def _send(rows: Any, mesh: Mesh) -> Any:
   """Arrays of N rows on the mesh, the last row repeated until the devices divide them."""
   unit = sharding.num_batch_shards(mesh)
   return jax.tree.map(lambda x: sharding.put_rows(_pad(x, unit), mesh), rows)
 
 
-def autoguided(good: Generative, worse: Generative) -> Generative:
-  """A model guided away from an inferior one; its parameters are {"good": ..., "worse": ...}.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Autoguided(ModelBase):
+  """A model guided away from an inferior one, to sample; params are {"good": ..., "guide": ...}."""
+
+  good: GenerativeModel
+  guide: GenerativeModel
+
+  def sample(self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL) -> Samples:
+    return self.good.sample_guided(params["good"], keys, condition, self.guide, params["guide"])
+
+
+def autoguided(good: GenerativeModel, guide: GenerativeModel) -> Autoguided:
+  """Return a model guided away from an inferior one.
 
   Raises:
     UserError: one of the two is not a diffusion model.
   """
-  against, denoise = good.sample_against, worse.denoise
-  if against is None or denoise is None:
-    raise UserError("--guide_workdir needs two diffusion models: leave it out")
-
-  def sample(params, keys, labels):
-    return against(params["good"], keys, labels, denoise, params["worse"])
-
-  return good._replace(sample=sample)
+  require(good, "guide")
+  require(guide, "guide")
+  return Autoguided(good, guide)
 
 
-def make_reconstruct(generative: Generative, mesh: Mesh) -> Callable[[Params, Batch], np.ndarray]:
+def make_reconstruct(
+  generative: GenerativeModel, mesh: Mesh
+) -> Callable[[Params, Batch], np.ndarray]:
   """(params, batch) -> images decoded from one posterior sample each, for models that encode.
 
   Raises:
     UserError: the model has no encoder or no decoder.
   """
-  encode, decode = generative.encode, generative.decode
-  if encode is None or decode is None:
-    raise UserError("this model cannot reconstruct: it has no encoder; leave --reconstruct out")
+  require(generative, "encode")
 
   @jax.jit
   def reconstruct(params, batch):
-    return decode(params, encode(params, jax.random.key(0), batch))
+    return generative.decode(params, generative.encode(params, jax.random.key(0), batch))
 
   def call(params, batch):
     return sharding.fetch(reconstruct(params, _send(batch, mesh)))[: len(batch.index)]

@@ -29,7 +29,7 @@ from diffusion_jax.runs import signals
 from diffusion_jax.runs.experiment import COMMON, Experiment
 from diffusion_jax.runs.resumable import Arrays, Chunks, pieces
 from diffusion_jax.runs.workdir import LOCK_PATIENCE_SEC
-from diffusion_jax.types import Generative, UserError
+from diffusion_jax.types import GenerativeModel, UserError
 
 Facts = Mapping[str, Any]
 
@@ -152,7 +152,7 @@ def left_over(out: Path, asked: Facts) -> dict[str, Any] | None:
 
 
 def restore(
-  workdir: Path, step: int | None, left: Facts | None, mesh: Mesh, generative: Generative,
+  workdir: Path, step: int | None, left: Facts | None, mesh: Mesh, generative: GenerativeModel,
   average: restoring.Average,
 ) -> restoring.Weights:  # fmt: skip
   """Restore as `restore.restore`; for the latest step, that of `left_over` while it is there."""

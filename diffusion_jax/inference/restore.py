@@ -29,7 +29,7 @@ from diffusion_jax.training.power_function_ema import (
   rounding_of,
   width_of,
 )
-from diffusion_jax.types import Generative, ImageSpec, Params, UserError
+from diffusion_jax.types import GenerativeModel, ImageSpec, Params, UserError
 
 Leaves = Mapping[str, Any]
 Tree = Callable[[Leaves], dict[str, Any]]
@@ -141,7 +141,7 @@ def folder_of(workdir: Path, step: int | None, average: Average) -> Path:
 
 
 def restore(
-  workdir: Path, step: int | None, mesh: Mesh, generative: Generative, average: Average
+  workdir: Path, step: int | None, mesh: Mesh, generative: GenerativeModel, average: Average
 ) -> Weights:
   """The averaged weights of a step on a mesh's devices.
 
@@ -184,7 +184,12 @@ def tracked(meta: Mapping[str, Any]) -> list[str]:
 
 
 def _restore_one(
-  directory: Path, step: int | None, mesh: Mesh, generative: Generative, average: Average, name: str
+  directory: Path,
+  step: int | None,
+  mesh: Mesh,
+  generative: GenerativeModel,
+  average: Average,
+  name: str,
 ) -> Weights:
   restored = _read(directory, step, mesh, _tree([name], generative))
   params, meta = _averages(restored.state, [name])[name], restored.meta
@@ -194,7 +199,7 @@ def _restore_one(
 
 
 def _put_together(
-  workdir: Path, directory: Path, step: int | None, mesh: Mesh, generative: Generative,
+  workdir: Path, directory: Path, step: int | None, mesh: Mesh, generative: GenerativeModel,
   average: Average, profiles: Sequence[str],
 ) -> Weights:  # fmt: skip
   tree, count = _tree(profiles, generative), jax.ShapeDtypeStruct((), jnp.int32)
@@ -319,7 +324,7 @@ def _describe(
   }
 
 
-def _tree(names: Sequence[str], generative: Generative) -> Tree:
+def _tree(names: Sequence[str], generative: GenerativeModel) -> Tree:
   """Return the function from stored leaves to the part of the state that holds these averages."""
   params = jax.eval_shape(lambda: generative.init(jax.random.key(0))[0])
 

@@ -18,7 +18,7 @@ from diffusion_jax.planning.work import Work, work
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.training.step import hyperparameters, jit_train_step, make_init, make_train_step
 from diffusion_jax.training.train_state import TrainState
-from diffusion_jax.types import Batch, Generative, ImageSpec
+from diffusion_jax.types import Batch, GenerativeModel, ImageSpec
 
 SIZE = re.compile(r"\(([\d.]+)([KMGT]?)\)")
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -36,7 +36,7 @@ class Program(NamedTuple):
   """
 
   experiment: Experiment
-  generative: Generative
+  generative: GenerativeModel
   spec: ImageSpec
   mesh: Mesh
   state: TrainState

@@ -17,7 +17,7 @@ from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.logger import Logging
 from diffusion_jax.training.optimizers import OPTIMIZERS, Adam
 from diffusion_jax.training.step import Training
-from diffusion_jax.types import Generative, ImageSpec, UserError
+from diffusion_jax.types import GenerativeModel, ImageSpec, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Experiment:
   def distributed(self) -> Distributed:
     return self.sections["distributed"]
 
-  def create(self, spec: ImageSpec) -> Generative:
+  def create(self, spec: ImageSpec) -> GenerativeModel:
     """Wires the model for a data set.
 
     Raises:

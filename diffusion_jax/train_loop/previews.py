@@ -69,7 +69,7 @@ def parts_due(job: Job, step: int, last: bool) -> set[str]:
   """Return the parts that are shown at a step: samples, reconstructions, held_out."""
   config, due = job.experiment, set()
   if last or _due(step, config.logging.sample_every_steps):
-    due |= {"samples"} | ({"reconstructions"} if job.generative.encode is not None else set())
+    due |= {"samples"} | ({"reconstructions"} if "encode" in job.generative.capabilities else set())
   if last or _due(step, config.eval.every_steps):
     due |= {"held_out"}
   return due

@@ -25,7 +25,7 @@ from diffusion_jax.training.train_state import (
   holds_averages,
   with_averages,
 )
-from diffusion_jax.types import Generative, UserError
+from diffusion_jax.types import GenerativeModel, UserError
 
 
 class Job(NamedTuple):
@@ -41,7 +41,7 @@ class Job(NamedTuple):
   """
 
   experiment: Experiment
-  generative: Generative
+  generative: GenerativeModel
   train: Source
   test: Source | None
   feed: Source

@@ -1,6 +1,7 @@
 """The jitted train and eval steps. Losses return one value an example; averages are taken here."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.optimizers import Adam, Rates
 from diffusion_jax.training.throughput import VOTES
 from diffusion_jax.training.train_state import TrainState, create_state
-from diffusion_jax.types import Aux, Batch, Generative, Key, Params, UserError
+from diffusion_jax.types import Aux, Batch, GenerativeModel, Key, Params, UserError
 
 Scalars = dict[str, Array]
 
@@ -70,7 +71,7 @@ def hyperparameters(optimizer: Adam, ema: EMA, training: Training) -> Hyperparam
 
 
 def make_init(
-  generative: Generative, optimizer: Adam, training: Training, averages: Sequence[str] = ()
+  generative: GenerativeModel, optimizer: Adam, training: Training, averages: Sequence[str] = ()
 ) -> Callable[[Any], TrainState]:
   """Return seed -> state of step 0; `averages` are the names of those beside the first."""
 
@@ -83,7 +84,7 @@ def make_init(
 
 
 def make_train_step(
-  generative: Generative, optimizer: Adam, ema: EMA, training: Training, mesh: Mesh
+  generative: GenerativeModel, optimizer: Adam, ema: EMA, training: Training, mesh: Mesh
 ) -> Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, Scalars]]:
   """One update: gradient of the mean loss, clip, optimizer, EMA; skipped where not finite.
 
@@ -188,12 +189,13 @@ def _gradient(generative, params, aux, key, batch: Batch, parts: int, clip_norm:
   """Gradient and scalars of the mean loss, over `parts` microbatches one after the other."""
 
   batches = None if parts == 1 else split_batch(batch, parts)
-  whole = ()
-  if batches is not None and generative.statistics is not None:
-    whole = (_batch_mean(lambda part: generative.statistics(params, key, part, True), batches),)
+  mean = None
+  if batches is not None and generative.needs_batch_mean:
+    statistics = functools.partial(generative.batch_statistics, params, key, train=True)
+    mean = _batch_mean(statistics, batches)
 
   def objective(params, aux, part):
-    losses, metrics, aux = generative.loss(params, aux, key, part, True, *whole)
+    losses, metrics, aux = generative.loss(params, aux, key, part, train=True, batch_mean=mean)
     scalars = {"loss": losses, **metrics}
     means = {n: masked_mean(v, part.mask) for n, v in scalars.items()}
     return means["loss"], (means, aux)
@@ -249,7 +251,7 @@ def masked_mean(values: Float[Array, "B"], mask: Float[Array, "B"]) -> Float[Arr
   return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
-def measured_likelihoods(generative: Generative, names: Sequence[str]) -> list[str]:
+def measured_likelihoods(generative: GenerativeModel, names: Sequence[str]) -> list[str]:
   """Those of `names` that a model has; only the default "elbo" may be missing.
 
   Raises:
@@ -266,7 +268,7 @@ def measured_likelihoods(generative: Generative, names: Sequence[str]) -> list[s
 
 
 def make_eval_step(
-  generative: Generative, likelihoods: Sequence[str]
+  generative: GenerativeModel, likelihoods: Sequence[str]
 ) -> Callable[[Params, Aux, Batch, Any], Scalars]:
   """Held-out figures of each example of a batch, from one fixed noise an example.
 
@@ -281,7 +283,7 @@ def make_eval_step(
 
   def eval_step(params: Params, aux: Aux, batch: Batch, seed: Any) -> Scalars:
     key: Key = jax.random.fold_in(jax.random.key(seed), 2**31 + 1)
-    losses, metrics, _ = generative.loss(params, aux, key, batch, False)
+    losses, metrics, _ = generative.loss(params, aux, key, batch, train=False)
     values = {"loss": losses, **metrics}
     keys = rng.example_keys(jax.random.fold_in(key, 1), batch.index)
     for name in likelihoods:

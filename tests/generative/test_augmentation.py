@@ -334,7 +334,7 @@ class Trial:
     self.params = moved(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes), 0.3)
 
     def loss(params, part, train):
-      return self.model.loss(params, aux, jax.random.key(3), part, train)[0]
+      return self.model.loss(params, aux, jax.random.key(3), part, train=train)[0]
 
     self.loss = jax.jit(loss, static_argnums=2)
 
@@ -372,9 +372,9 @@ def test_the_network_is_told_in_training_and_nowhere_else(told):
   augmented = told.losses(other) != told.losses(params)
   assert 0.6 < augmented.mean() < 1  # all but the images that stayed as they are: 4% are expected
   keys = rng.example_keys(jax.random.key(0), np.arange(2))
-  sample = jax.jit(lambda p: told.model.sample(p, keys, None).images)
+  sample = jax.jit(lambda p: told.model.sample(p, keys).images)
   x, t = np.ones((2, *SPEC.shape), np.float32), np.full(2, 0.5, np.float32)
-  denoise = jax.jit(lambda p, x, t: told.model.denoise(p, x, t, None))
+  denoise = jax.jit(lambda p, x, t: told.model.denoise(p, x, t))
   for measure in (
     lambda p: told.losses(p, train=False),
     sample,

@@ -160,9 +160,9 @@ def test_bounds_and_the_loss_are_finite(process):
       model = create(prediction, process=forward)
       if model is None:
         continue
-      losses, _, _ = model.loss(PARAMS, {}, jax.random.key(1), BATCH, True)
+      losses, _, _ = model.loss(PARAMS, {}, jax.random.key(1), BATCH, train=True)
       assert np.isfinite(losses).all(), prediction
-      assert np.isfinite(model.spectrum(PARAMS, KEYS, BATCH).eps_mse).all(), prediction
+      assert np.isfinite(model.loss_by_log_snr(PARAMS, KEYS, BATCH).eps_mse).all(), prediction
       for estimator in estimators:
         (name,) = estimator
         if name in model.likelihoods:

@@ -38,7 +38,9 @@ def test_accumulation_has_the_gradient_of_the_whole_batch():
   key, batch = jax.random.key(1), images()
   params, _ = jax.jit(model(1.0).init)(jax.random.key(0))
   params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(key, p.shape), params)
-  kl = np.asarray(jax.jit(model(1.0).statistics, static_argnums=3)(params, key, batch, True))
+  kl = np.asarray(
+    jax.jit(model(1.0).batch_statistics, static_argnames="train")(params, key, batch, train=True)
+  )
   threshold = float(np.median(kl.mean(0)))
   by_part = kl.reshape(2, 4, -1).mean(0) > threshold
   whole = kl.mean(0) > threshold
@@ -56,4 +58,4 @@ def test_accumulation_has_the_gradient_of_the_whole_batch():
 
 
 def test_without_free_bits_nothing_is_computed_for_it():
-  assert model(0.0).statistics is None
+  assert not model(0.0).needs_batch_mean

@@ -1,4 +1,4 @@
-"""The wiring: what a config's sections become."""
+"""The models that a config's sections become."""
 
 import itertools
 import runpy
@@ -12,7 +12,6 @@ from scipy import stats
 
 from diffusion_jax.core import rng
 from diffusion_jax.generative import VAE, Diffusion
-from diffusion_jax.generative.wiring import Wiring, training_labels
 from diffusion_jax.likelihood import (
   DIFFUSION_LIKELIHOODS,
   VAE_LIKELIHOODS,
@@ -29,13 +28,14 @@ from diffusion_jax.models import (
   ConvVAE,
   DiscretizedLogistic,
   Gaussian,
+  Network,
   UNet,
   VAENetworks,
 )
 from diffusion_jax.processes import LinearLogSNR, LinearVP
 from diffusion_jax.runs.experiment import differences, load
 from diffusion_jax.samplers import DDIM, Guidance
-from diffusion_jax.types import Batch, ImageSpec
+from diffusion_jax.types import Batch, Condition, ImageSpec, UserError
 
 SPEC = ImageSpec(4, 4, 1, 17, 3)
 UNLABELLED = SPEC._replace(num_classes=0)
@@ -97,26 +97,27 @@ def test_parts_that_do_not_fit_are_refused(config, spec, changes, words):
 
 
 def test_labels_are_hidden_as_often_as_asked_and_only_in_training():
-  empty = dict.fromkeys(Wiring._fields)
-  wiring = Wiring(**{**empty, "null_label": 3, "label_dropout": 0.25})
+  model = Diffusion(conditional=True, label_dropout=0.25).create(parts(), SPEC)
   keys = rng.example_keys(jax.random.key(0), np.arange(8000, dtype=np.uint32))
   labels = np.arange(8000, dtype=np.int32) % 3
-  hidden = np.asarray(jax.jit(lambda k, v: training_labels(wiring, k, v, True))(keys, labels))
+  dropout_key = jax.random.key(1)
+  hidden = np.asarray(jax.jit(lambda k, v: model.training_labels(k, v, dropout_key))(keys, labels))
   share = np.mean(hidden == 3)
   assert abs(share - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 8000)
   assert (hidden[hidden != 3] == labels[hidden != 3]).all()
-  assert (training_labels(wiring, keys, labels, False) == labels).all()
+  assert (model.training_labels(keys, labels, None) == labels).all()
 
 
 def test_a_diffusion_model_has_what_it_claims():
   generative = Diffusion(conditional=True).create(parts(guidance=Guidance(2.0)), SPEC)
   assert set(generative.likelihoods) == {"vlb"}
-  assert generative.encode is None
-  assert generative.decode is None
+  assert generative.capabilities == {"denoise", "guide", "trajectory", "loss_by_log_snr", "edit"}
+  with pytest.raises(UserError, match=r"this model \(diffusion\) cannot reconstruct: it has no"):
+    generative.encode({}, jax.random.key(0), batch())
   assert generative.num_classes == 3
   params, aux = jax.jit(generative.init)(jax.random.key(0))
   assert aux == {}
-  samples = jax.jit(generative.sample)(params, example_keys(2), np.asarray([0, 2]))
+  samples = jax.jit(generative.sample)(params, example_keys(2), Condition(np.asarray([0, 2])))
   assert samples.images.shape == (2, 4, 4, 1)
   assert samples.num_evaluations == 6
 
@@ -125,8 +126,8 @@ def test_an_untrained_eps_model_loses_the_variance_of_the_noise():
   """The output starts at 0, so the loss of an example is the mean of eps^2: 1 on average."""
   generative = Diffusion().create(parts(), SPEC)
   params, _ = jax.jit(generative.init)(jax.random.key(0))
-  loss, metrics, _ = jax.jit(generative.loss, static_argnums=4)(
-    params, {}, jax.random.key(1), batch(300), True
+  loss, metrics, _ = jax.jit(generative.loss, static_argnames="train")(
+    params, {}, jax.random.key(1), batch(300), train=True
   )
   assert metrics == {}
   assert abs(np.mean(np.asarray(loss)) - 1.0) < 5 * np.sqrt(2 / (300 * 16))
@@ -134,7 +135,7 @@ def test_an_untrained_eps_model_loses_the_variance_of_the_noise():
 
 def test_a_vaes_likelihood_is_its_loss_in_bits():
   generative = VAE().create(vae_parts(), SPEC)
-  assert generative.denoise is None
+  assert generative.capabilities == {"encode"}
   assert generative.num_levels == 17
   params, _ = jax.jit(generative.init)(jax.random.key(0))
   elbo = jax.jit(generative.likelihoods["elbo"])
@@ -147,7 +148,7 @@ def test_a_vaes_likelihood_is_its_loss_in_bits():
   keys = rng.example_keys(jax.random.split(loss_key)[0], np.arange(6, dtype=np.uint32))
   estimate = elbo(params, keys, batch())
   loss, metrics, _ = jax.device_get(
-    jax.jit(generative.loss, static_argnums=4)(params, {}, loss_key, batch(), False)
+    jax.jit(generative.loss, static_argnames="train")(params, {}, loss_key, batch(), train=False)
   )
   np.testing.assert_allclose(loss / (16 * np.log(2)), estimate.bits_per_dim, rtol=1e-5)
   np.testing.assert_allclose(metrics["reconstruction_nats"] + metrics["kl_nats"], loss, rtol=1e-5)
@@ -186,7 +187,7 @@ def seen_labels(asked):
         value = 0.0 if labels is None else 0.1 * labels[:, None, None, None]
         return 0 * xt + value
 
-      return type("Backbone", (), {"init": lambda key: {}, "apply": staticmethod(apply)})
+      return Network(lambda key: {}, apply)
 
   return Model()
 
@@ -202,7 +203,7 @@ def test_figures_of_a_conditional_model_are_given_the_label(name):
   own = Batch(image, labels, np.ones(6, np.float32), np.arange(6, dtype=np.uint32))
   other = own._replace(label=(labels + 1) % 3)
   if name == "spectrum":
-    run = jax.jit(generative.spectrum)
+    run = jax.jit(generative.loss_by_log_snr)
     right, wrong = (run({}, example_keys(6), b).eps_mse for b in (own, other))
     np.testing.assert_allclose(right, 0, atol=1e-9)
     assert (np.asarray(wrong) > 1e-6).all()
@@ -215,7 +216,7 @@ def test_figures_of_a_conditional_model_are_given_the_label(name):
 def test_an_unconditional_model_gets_no_labels():
   asked = []
   generative = Diffusion(prediction="x0").create(parts(model=seen_labels(asked)), SPEC)
-  for function in (generative.spectrum, generative.likelihoods["vlb"]):
+  for function in (generative.loss_by_log_snr, generative.likelihoods["vlb"]):
     before = len(asked)
     jax.eval_shape(function, {}, example_keys(6), batch())
     assert len(asked) > before
@@ -226,7 +227,7 @@ def test_an_untrained_eps_models_spectrum_is_one():
   """It predicts no noise at all: the error is the mean of eps^2 at every level."""
   generative = Diffusion().create(parts(), SPEC)
   params, _ = jax.jit(generative.init)(jax.random.key(0))
-  found = jax.jit(generative.spectrum)(params, example_keys(300), batch(300))
+  found = jax.jit(generative.loss_by_log_snr)(params, example_keys(300), batch(300))
   assert found.log_snr.shape == (5,)
   assert (np.diff(found.log_snr) > 0).all()
   assert found.eps_mse.shape == (300, 5)
@@ -255,14 +256,14 @@ def test_the_bound_of_a_constant_estimate_at_its_levels(num_levels):
 def test_the_trajectory_ends_at_the_samples_images():
   generative = Diffusion(conditional=True).create(parts(guidance=Guidance(3.0)), SPEC)
   params = moved(jax.jit(generative.init)(jax.random.key(0))[0])
-  keys, labels = example_keys(3), np.asarray([0, 2, 1])
+  keys, labels = example_keys(3), Condition(np.asarray([0, 2, 1]))
   trajectory = jax.jit(generative.trajectory)
   states = np.asarray(trajectory(params, keys, labels))
   samples = jax.jit(generative.sample)(params, keys, labels)
   assert samples.estimates is None
   assert states.shape == (3, 3, 4, 4, 1)
   np.testing.assert_allclose(states[-1], samples.images, atol=1e-5)
-  unlabelled = np.asarray(trajectory(params, keys, None))
+  unlabelled = np.asarray(trajectory(params, keys))
   assert np.abs(unlabelled - states).max() > 1e-3
 
 
@@ -270,7 +271,7 @@ def test_the_trajectory_is_of_the_guided_estimate():
   """Label / 10 with guidance 2 from the null class 3 is 0.3 + 2 (label / 10 - 0.3)."""
   config = Diffusion(prediction="x0", conditional=True)
   generative = config.create(parts(model=seen_labels([]), guidance=Guidance(2.0)), SPEC)
-  states = np.asarray(jax.jit(generative.trajectory)({}, example_keys(3), np.arange(3)))
+  states = np.asarray(jax.jit(generative.trajectory)({}, example_keys(3), Condition(np.arange(3))))
   expected = 0.3 + 2 * (np.arange(3) / 10 - 0.3)
   np.testing.assert_allclose(states[:, :, 0, 0, 0], np.tile(expected, (3, 1)), atol=1e-6)
 

@@ -202,9 +202,9 @@ def test_terms_add_up_and_latents_in_a_batch_are_as_good_as_images(bounds):
   mean = x[:6].reshape(6, -1) @ encoder["matrix"].T
   both = mean, 0 * mean + encoder["log_var"]
   encoded = np.concatenate([v.reshape(6, 2, 2, 2) for v in both], axis=-1)
-  loss = jax.jit(generative.loss, static_argnums=4)
+  loss = jax.jit(generative.loss, static_argnames="train")
   losses = [
-    loss(params, {}, jax.random.key(0), batch(image), True)[0] for image in (x[:6], encoded)
+    loss(params, {}, jax.random.key(0), batch(image), train=True)[0] for image in (x[:6], encoded)
   ]
   np.testing.assert_allclose(*losses, rtol=1e-5)
 
@@ -221,11 +221,11 @@ def test_z_is_drawn_anew_at_each_step():
 def test_samples_are_the_decoders_means_and_the_way_ends_there():
   generative, params = oracle(2.0)
   keys = rng.example_keys(jax.random.key(0), np.arange(3000))
-  found = np.asarray(jax.jit(generative.sample)(params, keys, None).images)
+  found = np.asarray(jax.jit(generative.sample)(params, keys).images)
   covariance = np.cov(found.reshape(3000, -1).T)
   expected = WEIGHT @ WEIGHT.T / 4.0
   assert np.abs(covariance - expected).max() < 0.15 * np.abs(expected).max()
-  path = jax.jit(generative.trajectory)(params, keys[:5], None)
+  path = jax.jit(generative.trajectory)(params, keys[:5])
   np.testing.assert_allclose(path[-1], found[:5], atol=1e-4)
 
 

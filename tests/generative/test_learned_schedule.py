@@ -24,7 +24,7 @@ from diffusion_jax.runs.experiment import load
 from diffusion_jax.runs.stored import load_experiment, stored_experiment
 from diffusion_jax.samplers import SAMPLERS
 from diffusion_jax.train_loop.setup import prepare, state_shapes
-from diffusion_jax.types import ImageSpec
+from diffusion_jax.types import Condition, ImageSpec
 
 pytestmark = pytest.mark.costly
 
@@ -140,8 +140,8 @@ def test_guidance_counts_its_evaluations_inside_an_interval():
   def samples(labels):
     made = learned.create(spec)
     params, _ = made.init(jax.random.key(0))
-    found = made.sample(params, keys, labels)
-    return found, other.create(spec).sample(params["network"], keys, labels)
+    found = made.sample(params, keys, Condition(labels))
+    return found, other.create(spec).sample(params["network"], keys, Condition(labels))
 
   found, expected = samples(np.asarray([0, 2]))
   assert int(found.num_evaluations) == int(expected.num_evaluations)

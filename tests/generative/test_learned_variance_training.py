@@ -112,7 +112,7 @@ def test_a_hybrid_loss_trains_both_halves_and_logs_its_parts():
   params, aux = jax.jit(generative.init)(jax.random.key(0))
 
   def mean_loss(params):
-    losses, metrics, _ = generative.loss(params, aux, jax.random.key(2), images(0), True)
+    losses, metrics, _ = generative.loss(params, aux, jax.random.key(2), images(0), train=True)
     return losses.mean(), metrics
 
   slope, metrics = jax.jit(jax.grad(mean_loss, has_aux=True))(params)

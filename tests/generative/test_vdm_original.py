@@ -17,7 +17,6 @@ import pytest
 from diffusion_jax.core import rng
 from diffusion_jax.core.config import parse_override
 from diffusion_jax.core.pixels import to_uint8
-from diffusion_jax.generative.wiring import Wiring, _decoded
 from diffusion_jax.losses import Place
 from diffusion_jax.losses.vdm import even_quantiles
 from diffusion_jax.models import Network
@@ -89,7 +88,7 @@ def test_samples_are_the_levels_of_the_original_programs_loop():
     z = np.sqrt(sigmoid(-g_s) / sigmoid(-g_t)) * mean + std * normal(keys, i + 1)
   rescaled = z / np.sqrt(sigmoid(-gamma(0)))
   expected = np.argmin(np.abs(rescaled[..., None] - LEVELS), axis=-1)
-  samples = jax.jit(generative.sample)(params, keys, None)
+  samples = jax.jit(generative.sample)(params, keys)
   assert samples.num_evaluations == STEPS
   # the levels' axis is the program's own: 2 k / 255 - 1
   np.testing.assert_allclose(samples.images, rescaled * 256 / 255, atol=2e-4)
@@ -106,7 +105,9 @@ def test_the_loss_is_the_original_programs():
   index = np.arange(NUM, dtype=np.uint32)
   batch = Batch(levels, np.zeros(NUM, np.int32), np.ones(NUM, np.float32), index)
   key = jax.random.key(1)
-  values, terms, _ = jax.jit(lambda p, b: generative.loss(p, {}, key, b, False))(params, batch)
+  values, terms, _ = jax.jit(lambda p, b: generative.loss(p, {}, key, b, train=False))(
+    params, batch
+  )
   keys = rng.example_keys(jax.random.split(key)[0], index)
   t = 1e-5 + (1 - 1e-5) * np.float64(jax.jit(even_quantiles)(Place(key, index)))
   f = LEVELS[levels]
@@ -148,15 +149,14 @@ def test_a_scale_of_the_images_is_a_factor_of_alpha():
 def test_states_of_the_least_noise_become_images_by_their_alpha():
   vp, flow, x = LinearVP(4).create(), Flow().create(), jnp.ones((1, 1, 1, 1))
 
-  def decoded(sampler, process):
-    empty = dict.fromkeys(Wiring._fields)
-    return float(_decoded(Wiring(**{**empty, "sampler": sampler}), process, x)[0, 0, 0, 0])
+  def value(sampler, process):
+    return float(decoded(sampler, process, x)[0, 0, 0, 0])
 
   alpha = math.sqrt(vp.alphas_cumprod[1])
-  assert decoded(DDIM(steps=3, final="min_time"), vp) == pytest.approx(1 / alpha)
-  assert decoded(DDIM(steps=3, final="data"), vp) == 1
-  assert decoded(ProbabilityFlow(final="min_time"), flow) == pytest.approx(1.001)
-  assert decoded(ProbabilityFlow(), flow) == 1
+  assert value(DDIM(steps=3, final="min_time"), vp) == pytest.approx(1 / alpha)
+  assert value(DDIM(steps=3, final="data"), vp) == 1
+  assert value(ProbabilityFlow(final="min_time"), flow) == pytest.approx(1.001)
+  assert value(ProbabilityFlow(), flow) == 1
 
 
 def test_a_scale_of_nothing_is_refused():

@@ -16,6 +16,7 @@ from diffusion_jax import evaluate, sample, train
 from diffusion_jax.checkpoints import store
 from diffusion_jax.checkpoints.store import Checkpointing, Checkpoints
 from diffusion_jax.core.config import parse_override
+from diffusion_jax.generative import ModelBase
 from diffusion_jax.inference import restore
 from diffusion_jax.inference.restore import Average, parse_average
 from diffusion_jax.parallel import sharding
@@ -34,7 +35,7 @@ from diffusion_jax.training.power_function_ema import (
   width_of,
 )
 from diffusion_jax.training.train_state import create_state, from_averages, with_averages
-from diffusion_jax.types import Batch, Generative, UserError
+from diffusion_jax.types import Batch, LossOutput, UserError
 
 pytestmark = pytest.mark.costly
 
@@ -43,15 +44,15 @@ pytestmark = pytest.mark.costly
 NUM, EVERY, SEEN = 256, 4, 4
 
 
-def quadratic() -> Generative:
+class Quadratic(ModelBase):
   """loss_i = |w - image_i|^2 / 2 of a batch of noisy points: training walks there, noisily."""
 
-  def loss(params, aux, key, batch, train):
-    error = params["w"] - batch.image[:, 0, 0]
-    return 0.5 * jnp.sum(error**2, -1), {}, aux
+  def init(self, key):
+    return {"w": jnp.asarray([3.0, 1.0, 0.5]), "still": jnp.full(2, 7.0)}, {}
 
-  init = lambda key: ({"w": jnp.asarray([3.0, 1.0, 0.5]), "still": jnp.full(2, 7.0)}, {})  # noqa: E731
-  return Generative(init, loss, lambda *_: None, {})
+  def loss(self, params, loss_state, key, batch, **_):
+    error = params["w"] - batch.image[:, 0, 0]
+    return LossOutput(0.5 * jnp.sum(error**2, -1), {}, loss_state)
 
 
 def points(number):
@@ -70,7 +71,7 @@ def toy(tmp_path_factory):
   ema = EMA(0.9, more_decays=(0.99,), profiles=(0.05, 0.1), snapshot_every_steps=EVERY)
   training = step.Training(batch_size=SEEN, num_steps=NUM)
   mesh, optimizer = create_mesh(MeshShape(), jax.devices()[:1]), Adam(learning_rate=0.02)
-  state, train_step = begin(quadratic(), optimizer, training, ema=ema, mesh=mesh)
+  state, train_step = begin(Quadratic(), optimizer, training, ema=ema, mesh=mesh)
   meta = {"config": {"ema": {"decay": 0.9}, "training": {"batch_size": SEEN}}}
   snapshots = Snapshots(workdir / "ema_snapshots", ema, NUM, state, meta)
   saver, walked = Checkpoints(workdir / "checkpoints", Checkpointing(keep_last=1)), []
@@ -100,7 +101,7 @@ def test_an_average_made_afterwards_is_that_over_every_step(toy, width):
   """Real updates, real snapshots, read back from disk: within 1e-5, one skipped update included."""
   workdir, mesh, walked = toy
   assert len(walked) == NUM - 1
-  found = restore.restore(workdir, None, mesh, quadratic(), Average("profile", width))
+  found = restore.restore(workdir, None, mesh, Quadratic(), Average("profile", width))
   assert worst(found.params["w"], brute_force(walked, width)) < 1e-5
   assert worst(found.params["still"], 7.0) < 1e-6
   assert found.step == NUM
@@ -116,7 +117,7 @@ def test_the_brute_force_tells_lengths_apart(toy):
 
 def test_also_at_an_earlier_step_of_which_only_the_snapshot_is_left(toy):
   workdir, mesh, walked = toy
-  found = restore.restore(workdir, 200, mesh, quadratic(), Average("profile", 0.07))
+  found = restore.restore(workdir, 200, mesh, Quadratic(), Average("profile", 0.07))
   assert worst(found.params["w"], brute_force(walked[:199], 0.07)) < 2e-5
   assert found.step == 200
 
@@ -124,7 +125,7 @@ def test_also_at_an_earlier_step_of_which_only_the_snapshot_is_left(toy):
 def test_a_half_life_in_images_is_the_width_that_has_it(toy):
   workdir, mesh, walked = toy
   images = 100.0
-  found = restore.restore(workdir, None, mesh, quadratic(), Average("half_life_images", images))
+  found = restore.restore(workdir, None, mesh, Quadratic(), Average("half_life_images", images))
   gamma = exponent_of_half_life(images, float(SEEN * len(walked)))
   assert found.made["sigma_rel"] == pytest.approx(width_of(gamma))
   assert worst(found.params["w"], brute_force(walked, width_of(gamma))) < 1e-5
@@ -132,17 +133,17 @@ def test_a_half_life_in_images_is_the_width_that_has_it(toy):
 
 def test_a_tracked_average_comes_back_as_it_was(toy, capsys):
   workdir, mesh, walked = toy
-  found = restore.restore(workdir, None, mesh, quadratic(), Average("profile", 0.05))
+  found = restore.restore(workdir, None, mesh, Quadratic(), Average("profile", 0.05))
   assert worst(found.params["w"], brute_force(walked, 0.05)) < 2e-6
   assert found.made is None
-  decay = restore.restore(workdir, None, mesh, quadratic(), Average("decay", 0.99))
+  decay = restore.restore(workdir, None, mesh, Quadratic(), Average("decay", 0.99))
   exact = np.array([3.0, 1.0, 0.5]) * 0.99 ** len(walked)
   exact += 0.01 * 0.99 ** np.arange(len(walked))[::-1] @ walked
   assert worst(decay.params["w"], exact) < 2e-6
   out = capsys.readouterr().out
   assert f"restored the EMA weights decay:0.99 of step {NUM} on 1 device(s)" in out
-  first = restore.restore(workdir, None, mesh, quadratic(), Average("decay", 0.9))
-  main = restore.restore(workdir, None, mesh, quadratic(), Average())
+  first = restore.restore(workdir, None, mesh, Quadratic(), Average("decay", 0.9))
+  main = restore.restore(workdir, None, mesh, Quadratic(), Average())
   assert (first.params["w"] == main.params["w"]).all()
   assert first.facts == main.facts != decay.facts
 
@@ -162,10 +163,10 @@ def test_a_checkpoint_that_the_run_deletes_once_it_is_read_is_not_missed(
     return restored
 
   monkeypatch.setattr(store, "restore", deleted_after)
-  found = restore.restore(copy, None, toy[1], quadratic(), average)
+  found = restore.restore(copy, None, toy[1], Quadratic(), average)
   assert not (copy / "checkpoints" / str(NUM)).exists()
   monkeypatch.undo()
-  expected = restore.restore(toy[0], None, toy[1], quadratic(), average)
+  expected = restore.restore(toy[0], None, toy[1], Quadratic(), average)
   assert found.facts == expected.facts
   assert worst(found.params["w"], np.asarray(expected.params["w"], np.float64)) < 1e-12
 
@@ -176,7 +177,7 @@ def test_a_damaged_snapshot_is_left_out(toy, tmp_path, capsys):
   for file in (copy / "ema_snapshots" / "240" / "state").glob("**/d/*"):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
   (copy / "ema_snapshots" / "200" / "meta" / "metadata").unlink()
-  found = restore.restore(copy, None, mesh, quadratic(), Average("profile", 0.07))
+  found = restore.restore(copy, None, mesh, Quadratic(), Average("profile", 0.07))
   assert found.made["num_snapshots"] == NUM // EVERY - 3
   assert worst(found.params["w"], brute_force(walked, 0.07)) < 1e-4
   out = capsys.readouterr().out
@@ -190,14 +191,14 @@ def test_too_few_snapshots_are_refused(toy, tmp_path):
   shutil.rmtree(copy / "ema_snapshots")
   message = r"--ema=profile:0.2: 0 snapshots .* off by [0-9]+ %.* use --ema=0.05, --ema=0.1, which"
   with pytest.raises(UserError, match=message):
-    restore.restore(copy, None, mesh, quadratic(), Average("profile", 0.2))
+    restore.restore(copy, None, mesh, Quadratic(), Average("profile", 0.2))
   with pytest.raises(UserError, match=r"seen 1,020 images; .* e.g. --ema=half_life_images:102"):
-    restore.restore(copy, None, mesh, quadratic(), Average("half_life_images", 600.0))
+    restore.restore(copy, None, mesh, Quadratic(), Average("half_life_images", 600.0))
 
 
 def make_state(ema, number):
   """The state of step `number` of a toy run."""
-  init = step.make_init(quadratic(), Adam(), step.Training(), ema.names())
+  init = step.make_init(Quadratic(), Adam(), step.Training(), ema.names())
   return jax.jit(init)(np.uint32(0))._replace(step=jnp.int32(number))
 
 
@@ -211,11 +212,11 @@ def test_a_run_without_further_averages_has_nothing_to_show_for_it(toy, tmp_path
   snapshots.close()
   assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
   mesh = toy[1]
-  assert restore.restore(tmp_path, None, mesh, quadratic(), Average()).step == 4
+  assert restore.restore(tmp_path, None, mesh, Quadratic(), Average()).step == 4
   with pytest.raises(UserError, match=r"^--ema=profile:0.15: this run tracked no power-function"):
-    restore.restore(tmp_path, None, mesh, quadratic(), Average("profile", 0.15))
+    restore.restore(tmp_path, None, mesh, Quadratic(), Average("profile", 0.15))
   with pytest.raises(UserError, match=r"^--ema=decay:0.5: .* there are --ema=decay:0.9$"):
-    restore.restore(tmp_path, None, mesh, quadratic(), Average("decay", 0.5))
+    restore.restore(tmp_path, None, mesh, Quadratic(), Average("decay", 0.5))
 
 
 def test_the_decay_of_an_average_that_has_a_half_life_names_nothing(toy, tmp_path):
@@ -224,11 +225,11 @@ def test_the_decay_of_an_average_that_has_a_half_life_names_nothing(toy, tmp_pat
   meta = {"config": {"ema": {"decay": 0.9, "half_life_steps": 5.0}}}
   saver.save(4, make_state(EMA(half_life_steps=5.0), 4), meta)
   saver.close()
-  assert restore.restore(tmp_path, None, toy[1], quadratic(), Average()).step == 4
+  assert restore.restore(tmp_path, None, toy[1], Quadratic(), Average()).step == 4
   with pytest.raises(
     UserError, match=r"^--ema=decay:0.9: this run did not track it; there are only"
   ):
-    restore.restore(tmp_path, None, toy[1], quadratic(), Average("decay", 0.9))
+    restore.restore(tmp_path, None, toy[1], Quadratic(), Average("decay", 0.9))
 
 
 @pytest.mark.parametrize("names", [(), ("decay:0.5", "profile:0.1")])
@@ -251,7 +252,12 @@ def test_a_checkpoint_that_holds_averages_themselves_still_restores(tmp_path, na
   for name in state.offsets:
     assert (state.offsets[name]["w"] == -1).all()
   assert (state.ema["w"] == 2).all()
-  generative = Generative(lambda key: (params, {}), None, None, {})
+
+  class Stored(ModelBase):
+    def init(self, key):
+      return params, {}
+
+  generative = Stored()
   mesh = create_mesh(MeshShape(), jax.devices()[:1])
   for name in (None, "decay:0.5", "0.1") if names else (None,):
     found = restore.restore(tmp_path, None, mesh, generative, parse_average(name))

@@ -11,11 +11,12 @@ from PIL import Image
 
 from diffusion_jax import edit
 from diffusion_jax.core.pixels import as_pictures
+from diffusion_jax.generative import ModelBase
 from diffusion_jax.inference import draw
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.runs.experiment import load
 from diffusion_jax.runs.stored import stored_config
-from diffusion_jax.types import Generative, ImageSpec, UserError
+from diffusion_jax.types import ImageSpec, UserError
 
 pytestmark = pytest.mark.costly
 
@@ -188,7 +189,7 @@ def test_masks_that_cannot_be_used_give_one_line(tmp_path, recwarn):
 
 
 def test_a_sampler_that_chooses_its_steps_cannot_edit():
-  model = Generative(init=None, loss=None, sample=None, likelihoods={}, editing=None)
+  model = ModelBase()
   with pytest.raises(UserError, match="and a sampler of fixed steps"):
     draw.make_inpaint(model, create_mesh(MeshShape()))
 

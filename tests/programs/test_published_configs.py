@@ -17,7 +17,7 @@ from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.training.optimizers import Adam
 from diffusion_jax.training.train_state import create_state
-from diffusion_jax.types import Batch, ImageSpec
+from diffusion_jax.types import Batch, Condition, ImageSpec
 
 CIFAR = ImageSpec(32, 32, 3, 256, 10)
 IMAGENET64 = ImageSpec(64, 64, 3, 256, 1000)
@@ -186,12 +186,12 @@ def test_a_configs_loss_and_samples_fit_together(name, spec):
   batch = Batch(np.zeros((num, *spec.shape), np.uint8), np.zeros(num, np.int32),
                 np.ones(num, np.float32), np.arange(num, dtype=np.uint32))  # fmt: skip
   losses, _, _ = jax.eval_shape(
-    lambda p, b: model.loss(p, aux, jax.random.key(0), b, True), params, batch
+    lambda p, b: model.loss(p, aux, jax.random.key(0), b, train=True), params, batch
   )
   assert losses.shape == (num,)
   labels = jnp.zeros(num, jnp.int32) if model.num_classes else None
   keys = jax.random.split(jax.random.key(0), num)
-  samples = jax.eval_shape(lambda p: model.sample(p, keys, labels), params)
+  samples = jax.eval_shape(lambda p: model.sample(p, keys, Condition(labels)), params)
   assert samples.images.shape == (num, *spec.shape)
 
 

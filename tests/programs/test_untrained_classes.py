@@ -15,9 +15,10 @@ from diffusion_jax.data import Arrays, Synthetic
 from diffusion_jax.data.source import About, ArraySource, DecodedSource, trained_classes
 from diffusion_jax.evaluation import context as benches
 from diffusion_jax.evaluation import measure
+from diffusion_jax.generative import ModelBase
 from diffusion_jax.inference import draw, restore
 from diffusion_jax.train_loop import setup
-from diffusion_jax.types import Batch, Generative, ImageSpec, UserError
+from diffusion_jax.types import Batch, ImageSpec, UserError
 
 LABELS = np.array([3, 8] * 20)
 
@@ -67,9 +68,13 @@ def test_given_images_of_other_classes_get_the_null_class(capsys):
   assert not capsys.readouterr().out
 
 
-def bench(classes, num_classes):
-  """An evaluation of a model with so many classes."""
-  model = Generative(None, None, None, {}, num_classes=num_classes)
+def bench(classes, number):
+  """An evaluation of a model with this number of classes."""
+
+  class Conditional(ModelBase):
+    num_classes = number
+
+  model = Conditional()
   blank = dict.fromkeys(benches.Bench._fields)
   return benches.Bench(**{**blank, "generative": model, "classes": classes})
 

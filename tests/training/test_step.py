@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from steps import begin
 
 from diffusion_jax.core.trees import named_leaves
-from diffusion_jax.generative import Diffusion
+from diffusion_jax.generative import Diffusion, ModelBase
 from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum, VariationalBound
 from diffusion_jax.losses import Simple
 from diffusion_jax.models import MLP, UNet
@@ -22,19 +23,20 @@ from diffusion_jax.training import step
 from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.optimizers import Adam
 from diffusion_jax.training.step import Training
-from diffusion_jax.types import Batch, Estimate, Generative, ImageSpec, UserError
+from diffusion_jax.types import Batch, Estimate, GenerativeModel, ImageSpec, LossOutput, UserError
 
 pytestmark = pytest.mark.costly
 
 
-def quadratic() -> Generative:
+class Quadratic(ModelBase):
   """loss_i = |w - image_i|^2 / 2: gradients and steps can be written down."""
 
-  def loss(params, aux, key, batch, train):
-    error = params["w"] - batch.image[:, 0, 0, 0].astype(jnp.float32)
-    return 0.5 * error**2, {"error": error}, aux
+  def init(self, key):
+    return {"w": jnp.float32(1.0)}, {}
 
-  return Generative(lambda key: ({"w": jnp.float32(1.0)}, {}), loss, lambda *_: None, {})
+  def loss(self, params, loss_state, key, batch, **_):
+    error = params["w"] - batch.image[:, 0, 0, 0].astype(jnp.float32)
+    return LossOutput(0.5 * error**2, {"error": error}, loss_state)
 
 
 def batch(values):
@@ -54,7 +56,7 @@ def build(generative, optimizer, training=None, devices=1, ema=None):
 
 def test_one_update_by_hand():
   """Mean gradient w - mean(x) = -3; Adam's first update is the rate against its sign."""
-  state, train_step = build(quadratic(), Adam(learning_rate=0.1, clip_norm=None))
+  state, train_step = build(Quadratic(), Adam(learning_rate=0.1, clip_norm=None))
   state, scalars = train_step(state, batch([2, 6] * 4))
   np.testing.assert_allclose(scalars["loss"], (0.5 + 12.5) / 2)
   np.testing.assert_allclose(scalars["error"], -3.0)
@@ -67,7 +69,7 @@ def test_one_update_by_hand():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_a_non_finite_update_is_skipped_and_counted(bad):
   """1e30 squared overflows: a loss of infinity with a finite gradient is no update either."""
-  state, train_step = build(quadratic(), Adam(learning_rate=0.1))
+  state, train_step = build(Quadratic(), Adam(learning_rate=0.1))
   state, _ = train_step(state, batch(np.arange(8)))
   before = jax.tree.map(np.asarray, state)
   for skipped in (1, 2):
@@ -85,7 +87,7 @@ def test_a_non_finite_update_is_skipped_and_counted(bad):
 
 def test_an_update_that_leaves_the_range_of_float32_is_skipped():
   """Gradient and loss are finite, but not what a rate of 1e38 makes of them at a norm of 1e3."""
-  state, train_step = build(quadratic(), Adam(learning_rate=3e38, clip_norm=None))
+  state, train_step = build(Quadratic(), Adam(learning_rate=3e38, clip_norm=None))
   state, _ = train_step(state, batch([-9.0] * 8))  # Adam moves by the rate: still finite
   before = float(state.params["w"])
   state, scalars = train_step(state, batch([-9.0] * 8))
@@ -96,7 +98,7 @@ def test_an_update_that_leaves_the_range_of_float32_is_skipped():
 
 
 def test_skipped_updates_do_not_advance_the_schedule():
-  state, train_step = build(quadratic(), Adam(learning_rate=1.0, warmup_steps=10))
+  state, train_step = build(Quadratic(), Adam(learning_rate=1.0, warmup_steps=10))
   rates = []
   for values in ([1] * 8, [np.nan] * 8, [1] * 8):
     state, scalars = train_step(state, batch(values))
@@ -122,7 +124,7 @@ def test_clip_scope(scope, expected):
   """
   optimizer = Adam(learning_rate=0.1, clip_norm=1.0, clip_scope=scope, b1=0.0)
   training = Training(batch_size=8, accumulation_steps=2)
-  state, train_step = build(quadratic(), optimizer, training)
+  state, train_step = build(Quadratic(), optimizer, training)
   state, scalars = train_step(state, batch([-3, 11] * 4))
   np.testing.assert_allclose(scalars["grad_norm"], expected[1], atol=1e-6)
   moment = named_leaves(state.opt_state)["0/mu/w"]
@@ -148,7 +150,7 @@ PARTS = {
 UNET = UNet(channels=16, multipliers=(1,), num_blocks=1, attention_resolutions=(), dropout=0.3)
 
 
-def diffusion(**changes) -> Generative:
+def diffusion(**changes) -> GenerativeModel:
   return Diffusion(conditional=True).create(PARTS | changes, SPEC)
 
 
@@ -272,7 +274,7 @@ def test_masked_mean_leaves_padding_out():
   assert step.masked_mean(jnp.asarray([1.0, 3.0, 99.0]), jnp.asarray([1.0, 1.0, 0.0])) == 2.0
 
 
-def with_likelihoods(called) -> Generative:
+def with_likelihoods(called) -> GenerativeModel:
   """A model with a cheap and a dear likelihood that note that they were called."""
 
   def likelihood(name, bits):
@@ -283,8 +285,10 @@ def with_likelihoods(called) -> Generative:
 
     return of
 
-  names = {"elbo": likelihood("elbo", 3.0), "vlb": likelihood("vlb", 5.0)}
-  return quadratic()._replace(likelihoods=names)
+  class Measured(Quadratic):
+    likelihoods: ClassVar = {"elbo": likelihood("elbo", 3.0), "vlb": likelihood("vlb", 5.0)}
+
+  return Measured()
 
 
 @pytest.mark.parametrize("names", [(), ("elbo",), ("vlb", "elbo")])
@@ -301,13 +305,13 @@ def test_the_eval_step_measures_the_likelihoods_that_it_is_told(names):
 
 
 def test_only_the_default_elbo_may_be_missing():
-  assert step.measured_likelihoods(quadratic(), ("elbo",)) == []
+  assert step.measured_likelihoods(Quadratic(), ("elbo",)) == []
   assert step.measured_likelihoods(with_likelihoods([]), ("elbo",)) == ["elbo"]
   assert step.measured_likelihoods(with_likelihoods([]), ()) == []
   with pytest.raises(UserError, match=r"names 'vbl'.*it has elbo,vlb: --config\.eval\."):
     step.measured_likelihoods(with_likelihoods([]), ("elbo", "vbl"))
   with pytest.raises(UserError, match="it has none"):
-    step.measured_likelihoods(quadratic(), ("vlb",))
+    step.measured_likelihoods(Quadratic(), ("vlb",))
 
 
 @pytest.mark.parametrize(

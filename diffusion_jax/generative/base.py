@@ -1,0 +1,167 @@
+"""What every generative model has: defaults for its interface, and a name for all it may lack."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+from jaxtyping import Array
+
+from diffusion_jax.core import rng
+from diffusion_jax.types import (
+  UNCONDITIONAL,
+  Aux,
+  Batch,
+  Condition,
+  GenerativeModel,
+  Key,
+  Keys,
+  Likelihood,
+  LossOutput,
+  Params,
+  Samples,
+  SpectrumEstimate,
+  UserError,
+)
+
+CAPABILITIES = {
+  "denoise": "estimate x0 from x_t: only diffusion models of the images themselves do",
+  "guide": "be guided by another model: --guide_workdir needs two diffusion models: leave it out",
+  "trajectory": "show its sampler's steps: only diffusion models do",
+  "loss_by_log_snr": "be measured by noise level: only diffusion models have noise levels; set "
+  "--config.eval.spectrum_images=0",
+  "edit": "edit images: it takes a diffusion model of the images themselves, not of latents, and a "
+  "sampler of fixed steps, e.g. --config.sampler.name=ddim",
+  "encode": "reconstruct: it has no encoder; leave --reconstruct out",
+}
+"""Capability -> what a model without it cannot do, and who can."""
+
+
+def require(model: GenerativeModel, capability: str) -> None:
+  """Refuse a model that lacks a capability.
+
+  Raises:
+    UserError: it does; says what has it.
+  """
+  if capability not in model.capabilities:
+    raise lacks(model, capability)
+
+
+def lacks(model: Any, capability: str) -> UserError:
+  """Return the error of a model that lacks a capability."""
+  kind = getattr(type(model), "kind", type(model).__name__)
+  return UserError(f"this model ({kind}) cannot {CAPABILITIES[capability]}")
+
+
+class LossKeys(NamedTuple):
+  """Random keys of a loss.
+
+  Attributes:
+    step: of the step; the same for all its microbatches.
+    examples: one per example.
+    dropout: of the batch; None: the loss is measured, not trained. The only sign of that below
+      `GenerativeModel.loss`.
+  """
+
+  step: Key
+  examples: Keys
+  dropout: Key | None
+
+
+def loss_keys(key: Key, batch: Batch, train: bool) -> LossKeys:
+  """Return the keys of a step's loss on a batch or one of its microbatches."""
+  example_key, dropout_key = jax.random.split(key)
+  dropout_key = jax.random.fold_in(dropout_key, batch.index[0])  # another for each microbatch
+  return LossKeys(key, rng.example_keys(example_key, batch.index), dropout_key if train else None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelBase:
+  """Defaults of a `GenerativeModel`: unconditional, without likelihoods or other capabilities."""
+
+  @property
+  def capabilities(self) -> frozenset[str]:
+    return frozenset()
+
+  @property
+  def num_levels(self) -> int | None:
+    return None
+
+  @property
+  def num_classes(self) -> int:
+    return 0
+
+  @property
+  def trains_on(self) -> tuple[tuple[int, ...], Any] | None:
+    return None
+
+  @property
+  def likelihoods(self) -> Mapping[str, Likelihood]:
+    return {}
+
+  @property
+  def needs_batch_mean(self) -> bool:
+    return False
+
+  def init(self, key: Key) -> tuple[Params, Aux]:
+    raise NotImplementedError
+
+  def loss(
+    self,
+    params: Params,
+    loss_state: Aux,
+    key: Key,
+    batch: Batch,
+    *,
+    train: bool,
+    average: Params | None = None,
+    batch_mean: Array | None = None,
+  ) -> LossOutput:
+    raise NotImplementedError
+
+  def batch_statistics(self, params: Params, key: Key, batch: Batch, *, train: bool) -> Array:
+    raise NotImplementedError
+
+  def sample(self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL) -> Samples:
+    raise NotImplementedError
+
+  def sample_guided(
+    self,
+    params: Params,
+    keys: Keys,
+    condition: Condition,
+    guide: GenerativeModel,
+    guide_params: Params,
+  ) -> Samples:
+    self._refuse("guide")
+
+  def trajectory(self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL) -> Array:
+    self._refuse("trajectory")
+
+  def denoise(
+    self, params: Params, xt: Array, t: Array, condition: Condition = UNCONDITIONAL
+  ) -> Array:
+    self._refuse("denoise")
+
+  def loss_by_log_snr(self, params: Params, keys: Keys, batch: Batch) -> SpectrumEstimate:
+    self._refuse("loss_by_log_snr")
+
+  def inpaint(
+    self, params: Params, keys: Keys, condition: Condition, x0: Array, is_known: Array
+  ) -> Samples:
+    self._refuse("edit")
+
+  def to_noise(self, params: Params, x0: Array) -> Array:
+    self._refuse("edit")
+
+  def from_noise(self, params: Params, noise: Array) -> Array:
+    self._refuse("edit")
+
+  def encode(self, params: Params, key: Key, batch: Batch) -> Array:
+    self._refuse("encode")
+
+  def decode(self, params: Params, latents: Array) -> Array:
+    self._refuse("encode")
+
+  def _refuse(self, capability: str) -> NoReturn:
+    raise lacks(self, capability)

@@ -1,0 +1,340 @@
+"""A diffusion model: what the built parts of a config do together."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.core import rng
+from diffusion_jax.core.pixels import from_levels
+from diffusion_jax.generative.augmentation import Augmentation
+from diffusion_jax.generative.base import ModelBase, loss_keys
+from diffusion_jax.likelihood import Spectrum
+from diffusion_jax.losses import Objective, Place
+from diffusion_jax.models import Network
+from diffusion_jax.processes import (
+  MAX_PRIOR_BITS,
+  Learned,
+  Preconditioned,
+  Process,
+  precondition,
+  prior_bits,
+)
+from diffusion_jax.samplers import Guidance, Worse, editing
+from diffusion_jax.samplers.grids import last_time
+from diffusion_jax.samplers.linear import Denoise, FixedStep
+from diffusion_jax.types import (
+  UNCONDITIONAL,
+  Aux,
+  Batch,
+  Condition,
+  Estimate,
+  GenerativeModel,
+  ImageSpec,
+  Key,
+  Keys,
+  Likelihood,
+  LossOutput,
+  Params,
+  Samples,
+  SpectrumEstimate,
+  UserError,
+)
+
+
+class Schedule(NamedTuple):
+  """A process that may have parameters: key -> params, and params -> the process."""
+
+  init: Callable[[Key], Params]
+  at: Callable[[Params], Process]
+
+
+def make_schedule(config: Any) -> Schedule:
+  if not getattr(config, "learned", False):
+    process = config.create()
+    return Schedule(lambda key: {}, lambda params: process)
+  schedule = config.create()
+
+  def at(params: Params) -> Process:
+    gamma = functools.partial(schedule.gamma, params)
+    interior = schedule.interior and functools.partial(schedule.interior, params)
+    return Learned(gamma, config.gamma_min, config.gamma_max, interior, config.image_scale)
+
+  return Schedule(schedule.init, at)
+
+
+NOISIER = {
+  "beta_end": "higher",
+  "beta_max": "higher",
+  "sigma_max": "higher",
+  "gamma_max": "higher",
+  "log_snr_min": "lower",
+  "num_timesteps": "higher",
+}
+"""Field of a process -> how it makes x_1 noisier."""
+
+
+def far_from_noise(config: Any) -> str | None:
+  """Return a line where a process ends too far from noise for samples to start there, or None.
+
+  It is no error: bounds pay for it and stay right, training may move a learned end, and older runs
+  must open.
+  """
+  schedule = make_schedule(config)
+  bits = prior_bits(schedule.at(schedule.init(jax.random.key(0))))
+  if bits <= MAX_PRIOR_BITS:
+    return None
+  field = next((name for name in NOISIER if hasattr(config, name)), None)
+  change = f"set a {NOISIER[field]} --config.process.{field}" if field else "take another process"
+  return (
+    f"the process ends {bits:.2g} bits/dim from noise (its prior term; up to {MAX_PRIOR_BITS} is "
+    f"noise), and samples start from noise: they will be off; {change}"
+  )
+
+
+class Bound(NamedTuple):
+  """A model for one set of parameters: the network's own, the loss's own, and what they fix."""
+
+  network: Preconditioned
+  process: Process
+  params: Params
+  own: Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DiffusionModel(ModelBase):
+  """A network, the process that it reverses, and what it is trained, sampled and measured with.
+
+  Attributes:
+    spec: of the data.
+    schedule: the process, for its parameters if it has some.
+    backbone: the network.
+    prediction, sigma_data: what its output means.
+    learned_variance: True if it gives variance logits too.
+    objective: the loss.
+    sampler, guidance: how it is sampled.
+    null_label: the class that stands for none; None: an unconditional model.
+    label_dropout: probability of the null class in training.
+    augmentation: of training images.
+    estimators: likelihood estimators by name.
+    spectrum: the loss by log-SNR.
+  """
+
+  kind: ClassVar[str] = "diffusion"
+
+  spec: ImageSpec
+  schedule: Schedule
+  backbone: Network
+  prediction: str
+  sigma_data: float
+  learned_variance: bool
+  objective: Objective
+  sampler: Any
+  guidance: Guidance
+  null_label: int | None
+  label_dropout: float
+  augmentation: Augmentation
+  estimators: Mapping[str, Any]
+  spectrum: Spectrum
+
+  @property
+  def capabilities(self) -> frozenset[str]:
+    edits = {"edit"} if isinstance(self.sampler, FixedStep) else set()
+    return frozenset({"denoise", "guide", "trajectory", "loss_by_log_snr"} | edits)
+
+  @property
+  def num_levels(self) -> int | None:
+    return self.spec.num_levels
+
+  @property
+  def num_classes(self) -> int:
+    return self.null_label or 0
+
+  @property
+  def likelihoods(self) -> Mapping[str, Likelihood]:
+    return {
+      name: functools.partial(self._likelihood, estimator)
+      for name, estimator in self.estimators.items()
+    }
+
+  def init(self, key: Key) -> tuple[Params, Aux]:
+    """The network's parameters; under "network" where the process or the loss has some too."""
+    others = {
+      "process": self.schedule.init(jax.random.fold_in(key, 1)),
+      "loss": self.objective.init(jax.random.fold_in(key, 2)),
+    }
+    others = {name: params for name, params in others.items() if params}
+    network = self.backbone.init(key)
+    return {"network": network, **others} if others else network, self.objective.memory
+
+  def bind(self, params: Params, augmentation_labels: Float[Array, "B A"] | None = None) -> Bound:
+    """Return the model with these parameters, as `init` laid them out."""
+    parts = params if "network" in params else {"network": params}
+    process = self.schedule.at(parts.get("process", {}))
+    apply = self.backbone.apply
+    if augmentation_labels is not None:
+      apply = functools.partial(apply, augmentation=augmentation_labels)
+    network = precondition(apply, process, self.prediction, self.sigma_data, self.learned_variance)
+    return Bound(network, process, parts["network"], parts.get("loss", {}))
+
+  def loss(
+    self,
+    params: Params,
+    loss_state: Aux,
+    key: Key,
+    batch: Batch,
+    *,
+    train: bool,
+    average: Params | None = None,
+    batch_mean: Array | None = None,
+  ) -> LossOutput:
+    del average, batch_mean
+    step, keys, dropout_key = loss_keys(key, batch, train)
+    x0 = from_levels(batch.image, self.spec.num_levels)
+    x0, augmentation_labels = self.augmentation.training(keys, x0, dropout_key is not None)
+    labels = self.training_labels(keys, batch.label, dropout_key)
+    place = Place(step, jnp.asarray(batch.index))
+    model = self.bind(params, augmentation_labels)
+    found = self.objective.loss(*model, loss_state, place, keys, x0, labels, dropout_key)
+    return LossOutput(*found)
+
+  def training_labels(
+    self, keys: Keys, labels: Int[Array | np.ndarray, "B"], dropout_key: Key | None
+  ) -> Int[Array | np.ndarray, "B"] | None:
+    """None for an unconditional model; some hidden behind the null class while training."""
+    if self.null_label is None:
+      return None
+    if dropout_key is None:
+      return labels
+    hidden = rng.uniform(rng.fold_in(keys, 2)) < self.label_dropout
+    return jnp.where(hidden, self.null_label, labels)
+
+  def _likelihood(self, estimator: Any, params: Params, keys: Keys, batch: Batch) -> Estimate:
+    """Return the figure of a class-conditional model given the label."""
+    return estimator(*self._measured(params, keys, batch), self.spec.num_levels)
+
+  def loss_by_log_snr(self, params: Params, keys: Keys, batch: Batch) -> SpectrumEstimate:
+    return self.spectrum(*self._measured(params, keys, batch))
+
+  def _measured(self, params: Params, keys: Keys, batch: Batch) -> tuple:
+    """Return what an estimator takes: network, process, params, keys, x0 and labels."""
+    model = self.bind(params)
+    x0 = from_levels(batch.image, self.spec.num_levels)
+    labels = None if self.null_label is None else batch.label
+    return model.network, model.process, model.params, keys, x0, labels
+
+  def denoise(
+    self, params: Params, xt: Array, t: Array, condition: Condition = UNCONDITIONAL
+  ) -> Array:
+    model = self.bind(params)
+    return model.network.denoise(model.params, xt, t, condition.label)
+
+  def sample(self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL) -> Samples:
+    return self._sample(params, keys, condition)
+
+  def sample_guided(
+    self,
+    params: Params,
+    keys: Keys,
+    condition: Condition,
+    guide: GenerativeModel,
+    guide_params: Params,
+  ) -> Samples:
+    def denoise(params: Params, xt: Array, t: Array, label: Array | None) -> Array:
+      return guide.denoise(params, xt, t, condition._replace(label=label))
+
+    return self._sample(params, keys, condition, guide=Worse(denoise, guide_params))
+
+  def trajectory(
+    self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL
+  ) -> Float[Array, "S N ..."]:
+    estimates = self._sample(params, keys, condition, keep_estimates=True).estimates
+    assert estimates is not None
+    return estimates
+
+  def _sample(
+    self,
+    params: Params,
+    keys: Keys,
+    condition: Condition,
+    keep_estimates: bool = False,
+    guide: Worse | None = None,
+  ) -> Samples:
+    model = self.bind(params)
+    denoise = self._guided(model, condition, len(keys), guide)
+    samples = self.sampler(denoise, model.process, keys, self.spec.shape, keep_estimates)
+    return samples._replace(
+      images=decoded(self.sampler, model.process, samples.images),
+      num_evaluations=self._evaluations(model.process, samples),
+    )
+
+  def _guided(
+    self, model: Bound, condition: Condition, num: int, guide: Worse | None = None
+  ) -> Denoise:
+    """Return the guided denoiser of `num` images, without labels of the null class."""
+    if self.guidance.against == "model" and guide is None and self.guidance.weight != 1.0:
+      raise UserError(
+        "guidance.against=model needs the run of an inferior model: sample with "
+        "--guide_workdir=DIR, or set --config.guidance.against=null_class"
+      )
+    labels: Any = condition.label
+    if self.null_label is not None and labels is None:
+      labels = jnp.full(num, self.null_label)
+    needs_variance = getattr(self.sampler, "needs_variance", False)
+    return self.guidance.bind(
+      model.network, model.params, labels, self.null_label, model.process, guide,
+      with_variance=needs_variance,
+    )  # fmt: skip
+
+  def _evaluations(self, process: Process, samples: Samples):
+    """Count those of one image; outside of guidance's interval the network is evaluated once."""
+    if self.guidance.everywhere or self.sampler.num_evaluations(process) is None:
+      return samples.num_evaluations * self.guidance.num_evaluations
+    return self.guidance.count(process, self.sampler.scheme(process).t)
+
+  def inpaint(
+    self, params: Params, keys: Keys, condition: Condition, x0: Array, is_known: Array
+  ) -> Samples:
+    self._check_edits()
+    model = self.bind(params)
+    denoise = self._guided(model, condition, len(keys))
+    found = editing.inpaint(denoise, model.process, keys, x0, is_known, self.sampler)
+    return found._replace(images=decoded(self.sampler, model.process, found.images))
+
+  def to_noise(self, params: Params, x0: Array) -> Array:
+    self._check_edits()
+    model = self.bind(params)
+    return editing.encode(self._unguided(model, len(x0)), model.process, x0, self.sampler)
+
+  def from_noise(self, params: Params, noise: Array) -> Array:
+    self._check_edits()
+    model = self.bind(params)
+    x = editing.decode(self._unguided(model, len(noise)), model.process, noise, self.sampler)
+    return decoded(self.sampler, model.process, x)
+
+  def _check_edits(self) -> None:
+    if "edit" not in self.capabilities:
+      self._refuse("edit")
+
+  def _unguided(self, model: Bound, num: int) -> Denoise:
+    labels = None if self.null_label is None else jnp.full(num, self.null_label)
+    return functools.partial(model.network.denoise, model.params, labels=labels)
+
+
+def decoded(sampler: Any, process: Process, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+  """Return images at the scale of the data from states where the sampler ends.
+
+  A state of min_time is divided by its alpha, which is the most likely x0 by q(x_t | x0): its
+  nearest level is then VDM's decoder.
+  """
+  if getattr(sampler, "final", "data") == "data":
+    return x
+  if isinstance(sampler, FixedStep):
+    return x / jnp.asarray(sampler.grid(process).alpha[-1], x.dtype)
+  alpha, _ = process.alpha_sigma(np.asarray([last_time(process)]))
+  return x / jnp.asarray(alpha[0], x.dtype)
