@@ -1,6 +1,7 @@
 """The models that a config's sections become."""
 
 import itertools
+import re
 import runpy
 
 import jax
@@ -11,7 +12,17 @@ from numpy_draws import moved
 from scipy import stats
 
 from diffusion_jax.core import rng
-from diffusion_jax.generative import VAE, Diffusion
+from diffusion_jax.core.registry import broken_contract
+from diffusion_jax.generative import (
+  CAPABILITIES,
+  VAE,
+  Diffusion,
+  DiffusionModel,
+  LatentDiffusionModel,
+  ModelBase,
+  VAEModel,
+  require,
+)
 from diffusion_jax.likelihood import (
   DIFFUSION_LIKELIHOODS,
   VAE_LIKELIHOODS,
@@ -35,7 +46,7 @@ from diffusion_jax.models import (
 from diffusion_jax.processes import LinearLogSNR, LinearVP
 from diffusion_jax.runs.experiment import differences, load
 from diffusion_jax.samplers import DDIM, Guidance
-from diffusion_jax.types import Batch, Condition, ImageSpec, UserError
+from diffusion_jax.types import Batch, Condition, GenerativeModel, ImageSpec, UserError
 
 SPEC = ImageSpec(4, 4, 1, 17, 3)
 UNLABELLED = SPEC._replace(num_classes=0)
@@ -120,6 +131,14 @@ def test_a_diffusion_model_has_what_it_claims():
   samples = jax.jit(generative.sample)(params, example_keys(2), Condition(np.asarray([0, 2])))
   assert samples.images.shape == (2, 4, 4, 1)
   assert samples.num_evaluations == 6
+
+
+@pytest.mark.parametrize("model", [DiffusionModel, LatentDiffusionModel, VAEModel, ModelBase])
+def test_models_keep_the_contract_and_name_what_they_lack(model):
+  assert broken_contract(model, GenerativeModel) is None
+  for capability in CAPABILITIES:
+    with pytest.raises(UserError, match=f"cannot {re.escape(CAPABILITIES[capability][:20])}"):
+      require(ModelBase(), capability)
 
 
 def test_an_untrained_eps_model_loses_the_variance_of_the_noise():

@@ -17,6 +17,7 @@ import pytest
 from diffusion_jax.core import rng
 from diffusion_jax.core.config import parse_override
 from diffusion_jax.core.pixels import to_uint8
+from diffusion_jax.generative.diffusion_model import decoded
 from diffusion_jax.losses import Place
 from diffusion_jax.losses.vdm import even_quantiles
 from diffusion_jax.models import Network
