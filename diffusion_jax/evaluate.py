@@ -177,13 +177,12 @@ def evaluate(
 
 def measure_files(args, overrides: Sequence[Override], argv: list[str]) -> None:
   """Measures images of any program."""
-  source = None
+  against = external_images.Against(args.reference)
   if args.config is not None:
-    source = load_experiment(args.config, overrides).data.load(args.split)
-  split = "given" if source is None else args.split
-  external_images.run(
-    args, external_images.Against(args.reference, source, split), metrics_json.command(argv, None)
-  )
+    experiment = load_experiment(args.config, overrides)
+    source = experiment.data.load(args.split)
+    against = external_images.Against(None, source, args.split, experiment.eval.metrics)
+  external_images.run(args, against, metrics_json.command(argv, None))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ PROGRAMS = {
 LAYERS = [
   {"types"},
   {"core", "kernels"},
-  {"models", "parallel", "processes", "metrics", "report"},
-  {"data", "checkpoints", "training", "losses", "samplers", "likelihood"},
+  {"models", "parallel", "processes", "metrics"},
+  {"data", "checkpoints", "training", "losses", "samplers", "likelihood", "report"},
   {"extractors", "generative"},
   {"runs"},
   {"inference"},

@@ -1,6 +1,5 @@
 """Everything that an evaluation of a run needs, put together and checked before any work starts."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from diffusion_jax.core.files import user_path
 from diffusion_jax.data import Source, fingerprint, trained_classes
 from diffusion_jax.evaluation import bits_per_dim, noise_levels, reference
 from diffusion_jax.evaluation.reference import Reference
+from diffusion_jax.evaluation.sweep_grid import sweep_points
 from diffusion_jax.extractors import (
   Extract,
   Extractor,
@@ -28,6 +28,7 @@ from diffusion_jax.extractors import (
 from diffusion_jax.extractors.domain import Recipe, default_path
 from diffusion_jax.inference.draw import Draw, make_draw
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
+from diffusion_jax.metrics import Metric, create_metrics
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.experiment import COMMON, Experiment
 from diffusion_jax.runs.stored import check_same_data, stored_experiment, trained_experiment
@@ -36,9 +37,6 @@ from diffusion_jax.types import Batch, Condition, GenerativeModel, Params, UserE
 EXTRACT_BATCH = 64
 NOT_SAMPLING = {"loss", "spectrum", *DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS}
 """Sections of a model that its samples do not depend on."""
-
-SWEPT = ("sampler", "guidance")
-"""Sections that a sweep may go over: how weights are sampled, not what they mean."""
 
 
 class Instrument(NamedTuple):
@@ -83,6 +81,7 @@ class Bench(NamedTuple):
     estimates: compiled likelihoods by name; `errors`: the compiled spectrum, if the model has one.
     seed: of samples and draws.
     classes: labels of samples, those that training images have; empty for an unconditional model.
+    metrics: of samples.
   """
 
   workdir: Path
@@ -103,6 +102,7 @@ class Bench(NamedTuple):
   instruments: Sequence[Instrument] = ()
   splits: Mapping[str, Reference] = {}
   is_equipped: bool = False
+  metrics: Sequence[Metric] = ()
 
   @property
   def num_samples(self) -> int:
@@ -157,7 +157,7 @@ def prepare(request: Request) -> Bench:
     UserError: any of them is missing or does not fit.
   """
   experiment = trained_experiment(request.workdir, request.overrides)
-  points = sweep_points(request.sweep)
+  points, metrics = sweep_points(request.sweep), create_metrics(experiment.eval.metrics)
   data = experiment.data
   train = parallel.in_turn(lambda: data.load("train"))
   test = parallel.in_turn(lambda: data.load("test") if data.has_split("test") else None)
@@ -173,6 +173,7 @@ def prepare(request: Request) -> Bench:
     noise_levels.make_spectrum(generative) if experiment.eval.spectrum_images else None,
     request.seed,
     saved.get("trained_classes", trained_classes(train)) if generative.num_classes else (),
+    metrics=metrics,
   )  # fmt: skip
   _check_splits(bench, request.has_features)
   check_traces(generative, list(estimates), train)
@@ -262,33 +263,6 @@ def _estimates(experiment: Experiment, generative: GenerativeModel) -> dict[str,
       has = ", ".join(there) or "none"
       raise UserError(f"--config.eval.likelihoods={name}: this model has {has}; or all, or none")
   return {name: bits_per_dim.make_estimate(generative, name) for name in names}
-
-
-def sweep_points(axes: Sequence[str]) -> list[dict[str, str]]:
-  """The grid of a sweep: every combination of the axes' values.
-
-  Raises:
-    UserError: an axis that is not section.field=value,value,... of the sampler or the guidance, or
-      that has a field or a value twice.
-  """
-  if not axes:
-    return []
-  rows: dict[str, list[tuple[str, str]]] = {}
-  for axis in axes:
-    name, equals, text = axis.partition("=")
-    values = text.split(",")
-    if not equals or not all(values) or name.count(".") != 1:
-      raise UserError(f"--sweep={axis}: write section.field=value,value, e.g. sampler.steps=10,50")
-    if name.partition(".")[0] not in SWEPT:
-      raise UserError(
-        f"--sweep={axis}: a sweep goes over how the run is sampled: {' or '.join(SWEPT)}, e.g. "
-        "--sweep=sampler.steps=10,50"
-      )
-    if name in rows or len(set(values)) < len(values):
-      what = f"{name} is swept twice" if name in rows else "a value is there twice"
-      raise UserError(f"--sweep={axis}: {what}; write each field once, with different values")
-    rows[name] = [(name, value) for value in values]
-  return [dict(point) for point in itertools.product(*rows.values())]
 
 
 def _setting(request: Request, point: Mapping[str, str], train: Source, mesh: Mesh) -> Setting:

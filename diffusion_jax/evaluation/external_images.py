@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from diffusion_jax.evaluation.measure import Summary, say
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.extractors import Extract, Extractor, load_domain, load_inception, make_extract
 from diffusion_jax.extractors.domain import default_path
+from diffusion_jax.metrics import Metric, create_metrics
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs import provenance
 from diffusion_jax.types import UserError
@@ -31,11 +32,13 @@ class Against(NamedTuple):
   Attributes:
     path: a folder, an .npz of images, or statistics.
     source, split: a split of a data set, and its name.
+    metrics: names of the metrics to measure, or all.
   """
 
   path: Path | None = None
   source: Source | None = None
   split: str = "given"
+  metrics: Literal["all"] | Sequence[str] = "all"
 
 
 class Comparison(NamedTuple):
@@ -58,6 +61,7 @@ def run(args: Any, against: Against, repeat: str) -> Summary:
   Raises:
     UserError: images, reference, extractor or the place to write do not fit.
   """
+  metrics = create_metrics(against.metrics)
   samples = load_pictures(args.samples, "--samples")
   extractors, missing = find_extractors(
     args.features, args.inception, args.inception_sha256 == "any", against
@@ -65,12 +69,12 @@ def run(args: Any, against: Against, repeat: str) -> Summary:
   about, comparisons = prepare(samples, against, extractors)
   if args.out is not None:
     check_out(args.out, about)
-  metrics = measure(comparisons, against, about, missing, repeat)
-  say("\n".join(metrics_json.lines(metrics)))
+  measured = measure(comparisons, against, about, metrics, missing, repeat)
+  say("\n".join(metrics_json.lines(measured)))
   if args.out is not None:
-    metrics_json.write_metrics(args.out, metrics)
+    metrics_json.write_metrics(args.out, measured)
     say(f"written to {args.out}")
-  return metrics
+  return measured
 
 
 def find_extractors(
@@ -168,6 +172,7 @@ def measure(
   comparisons: Sequence[Comparison],
   against: Against,
   about: Summary,
+  metrics: Sequence[Metric],
   missing: list[str],
   repeat: str,
 ) -> Summary:
@@ -179,7 +184,7 @@ def measure(
     extract = make_extract(extractor, mesh, EXTRACT_BATCH)
     found = find_reference(other, against, extractor, extract)
     own, lines = sample_metrics.measure(
-      [sample_metrics.gather(_features(samples, extract))], found, extractor
+      [sample_metrics.gather(_features(samples, extract))], found, extractor, metrics
     )
     rows |= own
     missing = missing + lines
@@ -187,6 +192,7 @@ def measure(
   return {
     "schema": metrics_json.SCHEMA,
     **about,
+    "metrics": [metric.name for metric in metrics],
     "figures": rows,
     "missing": missing,
     "repeat": repeat,

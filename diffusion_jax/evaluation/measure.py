@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +16,10 @@ from diffusion_jax.evaluation import bits_per_dim, noise_levels, sample_metrics
 from diffusion_jax.evaluation.context import Bench, Instrument, Setting, num_evaluations, split_of
 from diffusion_jax.evaluation.held_out_pass import baseline_bits
 from diffusion_jax.evaluation.reference import Reference
-from diffusion_jax.evaluation.sample_metrics import SampleSet
 from diffusion_jax.extractors import Features
 from diffusion_jax.inference import restore as restoring
 from diffusion_jax.inference.restore import Average
+from diffusion_jax.metrics import FeatureSet, Metric
 from diffusion_jax.runs.resumable import Chunks, digest, pieces
 from diffusion_jax.samplers.grids import AUTO
 from diffusion_jax.types import Params
@@ -91,7 +91,7 @@ def measure(bench: Bench, subject: Subject) -> Summary:
     with _clock(subject, "samples"):
       sets = [_features(bench, subject, bench.own, seed) for seed in seeds(bench)]
     with _clock(subject, "sample metrics"):
-      found |= _sample_figures(bench, sets, found["missing"])
+      found |= _sample_figures(bench, sets, bench.metrics, found["missing"])
       found |= _memorization(bench, sets)
   with _clock(subject, "likelihoods"):
     found |= _likelihoods(bench, subject)
@@ -178,7 +178,7 @@ def _words(setting: Setting) -> str:
   return "".join(f"{name}={value} " for name, value in setting.overrides.items())
 
 
-def _features(bench: Bench, subject: Subject, setting: Setting, seed: int) -> list[SampleSet]:
+def _features(bench: Bench, subject: Subject, setting: Setting, seed: int) -> list[FeatureSet]:
   """The features of one seed's samples under each instrument, kept until all work is done."""
   parts: list[list[Features]] = [[] for _ in bench.instruments]
   facts = sample_facts(bench, subject, setting, seed)
@@ -200,20 +200,18 @@ def _feature_store(subject: Subject, facts: Summary, instrument: Instrument) -> 
 
 
 def _sample_figures(
-  bench: Bench, sets: list[list[SampleSet]], missing: list[str], extrapolate: bool = True
+  bench: Bench, sets: list[list[FeatureSet]], chosen: Sequence[Metric], missing: list[str]
 ) -> Summary:
   found: Summary = {}
   for place, instrument in enumerate(bench.instruments):
     own = [features[place] for features in sets]
-    rows, lines = sample_metrics.measure(
-      own, instrument.reference, instrument.extractor, extrapolate
-    )
+    rows, lines = sample_metrics.measure(own, instrument.reference, instrument.extractor, chosen)
     found |= rows
     missing += lines
   return {"figures": found}
 
 
-def _memorization(bench: Bench, sets: list[list[SampleSet]]) -> Summary:
+def _memorization(bench: Bench, sets: list[list[FeatureSet]]) -> Summary:
   """Whether samples lie nearer to the training images than held-out images do."""
   if "test" not in bench.splits:
     return {}
@@ -331,10 +329,10 @@ def _spectrum(bench: Bench, subject: Subject) -> Summary:
 
 def _sweep(bench: Bench, subject: Subject) -> Summary:
   """Figures of each setting from the first seed."""
-  rows = []
+  rows, chosen = [], [metric for metric in bench.metrics if metric.in_sweeps]
   for setting in bench.sweep if bench.instruments else ():
     sets = [_features(bench, subject, setting, bench.seed)]
-    found = _sample_figures(bench, sets, [], extrapolate=False)
+    found = _sample_figures(bench, sets, chosen, [])
     rows.append(
       {
         "overrides": dict(setting.overrides),

@@ -41,6 +41,7 @@ def compose(bench: Bench, subject: Subject, measured: Summary, repeat: str) -> S
     "samples": _samples(bench, subject),
     "extractors": {i.extractor.name: dict(i.extractor.stamp) for i in bench.instruments},
     "references": {i.extractor.name: dict(i.reference.stamp) for i in bench.instruments},
+    "metrics": [metric.name for metric in bench.metrics],
     **measured,
     "repeat": repeat,
     "code": {"version": __version__, "git_revision": provenance.git_revision()},

@@ -14,6 +14,7 @@ from diffusion_jax.evaluation.context import Bench, Request
 from diffusion_jax.evaluation.measure import Subject, Summary
 from diffusion_jax.evaluation.metrics_json import SCHEMA
 from diffusion_jax.inference.restore import Average
+from diffusion_jax.metrics import PACKAGED
 from diffusion_jax.runs.experiment import differences, load, of_today
 from diffusion_jax.types import UserError
 
@@ -22,7 +23,14 @@ UNMEASURED = {"logging", "checkpoint", "mesh", "distributed", "training", "optim
 
 HOW_IT_RUNS = {
   "data": {"path", "data_dir", "max_ram_gib"},
-  "eval": {"every_steps", "training_likelihoods", "batch_size", "num_samples", "likelihoods"},
+  "eval": {
+    "every_steps",
+    "training_likelihoods",
+    "batch_size",
+    "num_samples",
+    "likelihoods",
+    "metrics",
+  },
   "model": {"remat"},
 }
 """Fields that decide none either, and those that `compare` compares by what was measured."""
@@ -79,6 +87,8 @@ def _compare(found: Summary, bench: Bench, subject: Subject | None) -> Differenc
       [_point(setting.overrides) for setting in bench.sweep],
     ),
   }
+  if found.get("references"):
+    measured["eval.metrics"] = (_metrics_of(found), [metric.name for metric in bench.metrics])
   if bench.is_equipped:
     stamps = {i.extractor.name: metrics_json.finite(i.reference.stamp) for i in bench.instruments}
     lost += _stamps(found["references"], stamps)
@@ -88,6 +98,11 @@ def _compare(found: Summary, bench: Bench, subject: Subject | None) -> Differenc
       lost.append(f"{name}: {', '.join(gone)} -> {', '.join(new) or 'none'}")
   added = any(n not in old for old, new in measured.values() for n in new)
   return Difference(lost, added or (bench.errors is not None and "spectrum" not in found))
+
+
+def _metrics_of(found: Summary) -> Sequence[str]:
+  """Names of the metrics that were asked for; older versions had those of the package alone."""
+  return found.get("metrics", PACKAGED)
 
 
 def _fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -5,40 +5,139 @@ says which comes first; those that are symmetric take them in either order. Ever
 ValueError, one sentence, for features that are not finite or too few.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
+from diffusion_jax.core.registry import Registry
+from diffusion_jax.metrics.base import (
+  FeatureSet,
+  Measurement,
+  Metric,
+  MetricBase,
+  describe_metric,
+  fault_of,
+)
 from diffusion_jax.metrics.frechet import (
   Extrapolation,
+  FrechetDistance,
+  FrechetInfinity,
+  SpatialFrechetDistance,
   frechet_distance,
   frechet_infinity,
   frechet_standard_error,
+  gaussian_distance,
+  moments_distance,
 )
-from diffusion_jax.metrics.kernel import KernelDistance, kernel_distance
+from diffusion_jax.metrics.kernel import KernelDistance, KernelMetric, kernel_distance
 from diffusion_jax.metrics.memorization import Copying, Distances, copying
 from diffusion_jax.metrics.moments import Moments, add, merge, zeros
 from diffusion_jax.metrics.neighbours import (
+  Coverage,
+  Density,
   Nearest,
+  Precision,
+  Recall,
   density_coverage,
   nearest,
   precision_recall,
 )
-from diffusion_jax.metrics.scores import Score, inception_score
+from diffusion_jax.metrics.scores import InceptionScore, Score, inception_score
+from diffusion_jax.types import UserError
+
+METRICS = Registry(
+  "metric",
+  Metric,
+  {
+    "fid": FrechetDistance,
+    "fid_infinity": FrechetInfinity,
+    "sfid": SpatialFrechetDistance,
+    "kid": KernelMetric,
+    "is": InceptionScore,
+    "precision": Precision,
+    "recall": Recall,
+    "density": Density,
+    "coverage": Coverage,
+  },
+)
+
+
+PACKAGED = tuple(METRICS)
+"""Names of the metrics of this package."""
+
+
+def create_metrics(asked: Literal["all"] | Sequence[str] = "all") -> list[Metric]:
+  """Return metrics by their names in `METRICS` or "module:Class".
+
+  Args:
+    asked: names; all: every one of the registry, those of installed packages included.
+
+  Raises:
+    UserError: a metric is not there, does not keep the contract, or has the name of another.
+  """
+  names = [*METRICS, *METRICS.names()] if asked == "all" else asked
+  chosen: list[Metric] = []
+  taken: dict[str, str] = {}
+  for entry in dict.fromkeys(names):
+    metric = _create(entry)
+    for name in {metric.name, metric.domain_name} - {""}:
+      if (other := taken.setdefault(name, entry)) != entry:
+        raise UserError(
+          f"config.eval.metrics={entry}: its figures are named {name}, as those of {other} are."
+        )
+    chosen.append(metric)
+  return chosen
+
+
+def _create(entry: str) -> Metric:
+  """Return one metric, its members checked."""
+  cls = METRICS.find(entry, "config.eval.metrics")
+  try:
+    metric = cls()
+  except (TypeError, ValueError) as error:
+    raise UserError(
+      f"config.eval.metrics={entry}: {cls.__name__}() raises {type(error).__name__}: {error}"
+    ) from error
+  if fault := fault_of(metric):
+    raise UserError(f"config.eval.metrics={entry}: {fault}.")
+  return metric
+
 
 __all__ = [
+  "METRICS",
+  "PACKAGED",
   "Copying",
+  "Coverage",
+  "Density",
   "Distances",
   "Extrapolation",
+  "FeatureSet",
+  "FrechetDistance",
+  "FrechetInfinity",
+  "InceptionScore",
   "KernelDistance",
+  "KernelMetric",
+  "Measurement",
+  "Metric",
+  "MetricBase",
   "Moments",
   "Nearest",
+  "Precision",
+  "Recall",
   "Score",
+  "SpatialFrechetDistance",
   "add",
   "copying",
+  "create_metrics",
   "density_coverage",
+  "describe_metric",
   "frechet_distance",
   "frechet_infinity",
   "frechet_standard_error",
+  "gaussian_distance",
   "inception_score",
   "kernel_distance",
   "merge",
+  "moments_distance",
   "nearest",
   "precision_recall",
   "zeros",

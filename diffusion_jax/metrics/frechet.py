@@ -1,10 +1,12 @@
 """The Frechet distance of two Gaussians, and its extrapolation to infinitely many samples."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from diffusion_jax.metrics.base import FeatureSet, Measurement, MetricBase
 from diffusion_jax.metrics.feature_arrays import (
   as_float64,
   check_features,
@@ -16,7 +18,96 @@ from diffusion_jax.metrics.moments import Moments, add, zeros
 MIN_NUM_EXTRAPOLATED = 20
 
 
+@dataclasses.dataclass(frozen=True)
+class FrechetDistance(MetricBase):
+  """Frechet distance of the pooled features, FID on Inception (Heusel et al. 2017)."""
+
+  name: ClassVar[str] = "fid"
+  domain_name: ClassVar[str] = "fd"
+  description: ClassVar[str] = "Fréchet distance on Inception features"
+  domain_description: ClassVar[str] = "Fréchet distance"
+  higher_is_better: ClassVar[bool] = False
+  card: ClassVar[float] = 1.0
+
+  def compute(self, samples: FeatureSet, reference: FeatureSet) -> Measurement:
+    """Return the distance of all samples."""
+    value = moments_distance(samples.moments, reference.moments)
+    return Measurement(value, protocol="all samples")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpatialFrechetDistance(MetricBase):
+  """Frechet distance of the spatial features, sFID on Inception (Nash et al. 2021)."""
+
+  name: ClassVar[str] = "sfid"
+  domain_name: ClassVar[str] = "sfd"
+  description: ClassVar[str] = "Fréchet distance on spatial Inception features"
+  domain_description: ClassVar[str] = "Fréchet distance on spatial features"
+  higher_is_better: ClassVar[bool] = False
+  needs: ClassVar[frozenset[str]] = frozenset({"spatial"})
+
+  def compute(self, samples: FeatureSet, reference: FeatureSet) -> Measurement:
+    """Return the distance of all samples."""
+    assert samples.spatial is not None
+    assert reference.spatial is not None
+    value = moments_distance(samples.spatial, reference.spatial)
+    return Measurement(value, protocol="all samples")
+
+
+@dataclasses.dataclass(frozen=True)
+class FrechetInfinity(MetricBase):
+  """Frechet distance extrapolated to infinitely many samples, see `frechet_infinity`."""
+
+  name: ClassVar[str] = "fid_infinity"
+  domain_name: ClassVar[str] = "fd_infinity"
+  description: ClassVar[str] = "FID, extrapolated to infinitely many samples"
+  domain_description: ClassVar[str] = "Fréchet distance, extrapolated to infinitely many samples"
+  higher_is_better: ClassVar[bool] = False
+  first_seed_only: ClassVar[bool] = True
+  in_sweeps: ClassVar[bool] = False
+
+  def min_num_samples(self, num_features: int) -> int:
+    """Return the larger of 100 and 20 samples a feature.
+
+    The smallest subset is a tenth of them, and near the number of features the distance is no
+    straight line in 1/N.
+    """
+    return max(100, 20 * num_features)
+
+  def compute(self, samples: FeatureSet, reference: FeatureSet) -> Measurement:
+    """Return the intercept of the line, with its points."""
+    moments = reference.moments
+    line = frechet_infinity(samples.pool, moments.mean, moments.covariance)
+    points = [[int(n), float(v)] for n, v in zip(line.nums, line.values, strict=True)]
+    words = f"{len(line.nums)} subset sizes, a straight line in 1/N, the first seed"
+    return Measurement(line.value, line.standard_error, words, {"points": points})
+
+
 def frechet_distance(
+  features1: Float[np.ndarray, "N D1"], features2: Float[np.ndarray, "M D2"]
+) -> float:
+  """Return the Frechet distance of the Gaussians fitted to two tables of features.
+
+  Args:
+    features1, features2: one row an image, at least two; FID if they are Inception's.
+
+  Raises:
+    ValueError: too few rows, other widths, or features that are not finite.
+  """
+  sums = []
+  for features in (features1, features2):
+    check_features(features, "features")
+    sums.append(add(zeros(features.shape[1]), features))
+  check_same_width(features1, features2)
+  return moments_distance(*sums)
+
+
+def moments_distance(moments1: Moments, moments2: Moments) -> float:
+  """Return the Frechet distance of two sets of images from the sums of their features."""
+  return gaussian_distance(moments1.mean, moments1.covariance, moments2.mean, moments2.covariance)
+
+
+def gaussian_distance(
   mean1: Float[np.ndarray, "D1"],
   cov1: Float[np.ndarray, "D2 D2"],
   mean2: Float[np.ndarray, "D3"],

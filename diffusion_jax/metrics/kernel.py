@@ -1,13 +1,36 @@
 """The kernel distance (KID on Inception features) with an honest standard error."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from diffusion_jax.metrics.base import FeatureSet, Measurement, MetricBase
 from diffusion_jax.metrics.feature_arrays import as_float64, check_features, check_same_width
 
 MIN_SUBSET = 4
+SUBSETS, SUBSET_SIZE = 100, 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelMetric(MetricBase):
+  """Kernel distance of the pooled features, KID on Inception, see `kernel_distance`."""
+
+  name: ClassVar[str] = "kid"
+  domain_name: ClassVar[str] = "kd"
+  description: ClassVar[str] = "kernel distance on Inception features"
+  domain_description: ClassVar[str] = "kernel distance"
+  higher_is_better: ClassVar[bool] = False
+  card: ClassVar[float] = 5.0
+  min_num_reference: ClassVar[int] = MIN_SUBSET
+
+  def compute(self, samples: FeatureSet, reference: FeatureSet) -> Measurement:
+    """Return the mean over subsets with its standard error."""
+    size = min(SUBSET_SIZE, len(samples.pool), len(reference.pool))
+    found = kernel_distance(samples.pool, reference.pool, SUBSETS, size)
+    words = f"{SUBSETS} subsets of {size}, polynomial kernel of degree 3, unbiased"
+    return Measurement(found.value, found.standard_error, words)
 
 
 class KernelDistance(NamedTuple):

@@ -1,11 +1,13 @@
 """Nearest neighbours, and the metrics that count them: precision, recall, density, coverage."""
 
+import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from diffusion_jax.metrics.base import FeatureSet, Measurement, MetricBase
 from diffusion_jax.metrics.feature_arrays import (
   as_float64,
   check_features,
@@ -16,6 +18,72 @@ from diffusion_jax.metrics.feature_arrays import (
 BLOCK_BYTES = 64 * 2**20
 """One block of distances, float64; three or four arrays of this size exist at a time, beside one
 centred float64 copy of each table."""
+
+CLOSED_NEIGHBOURS, OPEN_NEIGHBOURS = 3, 5
+CLOSED = f"distance at most the k-th neighbour's, k = {CLOSED_NEIGHBOURS}"
+OPEN = f"distance below the k-th neighbour's, k = {OPEN_NEIGHBOURS}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision(MetricBase):
+  """Precision of `precision_recall`."""
+
+  name: ClassVar[str] = "precision"
+  description: ClassVar[str] = "share of samples inside the manifold of the data"
+  higher_is_better: ClassVar[bool] = True
+  card: ClassVar[float] = 3.0
+  min_num_reference: ClassVar[int] = CLOSED_NEIGHBOURS + 1
+
+  def compute(self, samples: FeatureSet, reference: FeatureSet) -> Measurement:
+    """Return the share, in [0, 1]."""
+    precision, _ = precision_recall(reference.pool, samples.pool, CLOSED_NEIGHBOURS)
+    return Measurement(precision, protocol=CLOSED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recall(MetricBase):
+  """Recall of `precision_recall`."""
+
+  name: ClassVar[str] = "recall"
+  description: ClassVar[str] = "share of the data inside the manifold of the samples"
+  higher_is_better: ClassVar[bool] = True
+  card: ClassVar[float] = 4.0
+  min_num_reference: ClassVar[int] = CLOSED_NEIGHBOURS + 1
+
+  def compute(self, samples: FeatureSet, reference: FeatureSet) -> Measurement:
+    """Return the share, in [0, 1]."""
+    _, recall = precision_recall(reference.pool, samples.pool, CLOSED_NEIGHBOURS)
+    return Measurement(recall, protocol=CLOSED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Density(MetricBase):
+  """Density of `density_coverage`."""
+
+  name: ClassVar[str] = "density"
+  description: ClassVar[str] = "samples around each datum, relative to the data"
+  higher_is_better: ClassVar[bool] = True
+  min_num_reference: ClassVar[int] = OPEN_NEIGHBOURS + 1
+
+  def compute(self, samples: FeatureSet, reference: FeatureSet) -> Measurement:
+    """Return the density, at least 0."""
+    density, _ = density_coverage(reference.pool, samples.pool, OPEN_NEIGHBOURS)
+    return Measurement(density, protocol=OPEN)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage(MetricBase):
+  """Coverage of `density_coverage`."""
+
+  name: ClassVar[str] = "coverage"
+  description: ClassVar[str] = "share of the data with a sample near by"
+  higher_is_better: ClassVar[bool] = True
+  min_num_reference: ClassVar[int] = OPEN_NEIGHBOURS + 1
+
+  def compute(self, samples: FeatureSet, reference: FeatureSet) -> Measurement:
+    """Return the share, in [0, 1]."""
+    _, coverage = density_coverage(reference.pool, samples.pool, OPEN_NEIGHBOURS)
+    return Measurement(coverage, protocol=OPEN)
 
 
 class Nearest(NamedTuple):

@@ -1,13 +1,36 @@
 """The inception score of a classifier's logits."""
 
+import dataclasses
 from itertools import pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from scipy.special import log_softmax, logsumexp
 
+from diffusion_jax.metrics.base import FeatureSet, Measurement, MetricBase
 from diffusion_jax.metrics.feature_arrays import as_float64, check_features
+
+SPLITS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class InceptionScore(MetricBase):
+  """Inception score of the extractor's logits, see `inception_score`."""
+
+  name: ClassVar[str] = "is"
+  description: ClassVar[str] = "Inception score"
+  higher_is_better: ClassVar[bool] = True
+  card: ClassVar[float] = 6.0
+  needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+
+  def compute(self, samples: FeatureSet, reference: FeatureSet) -> Measurement:
+    """Return the mean over the splits; the reference is not used."""
+    del reference
+    assert samples.logits is not None
+    splits = min(SPLITS, len(samples.logits))
+    value = inception_score(samples.logits, splits).mean
+    return Measurement(value, protocol=f"{splits} splits, shuffled")
 
 
 class Score(NamedTuple):

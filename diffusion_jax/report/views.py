@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from diffusion_jax.metrics import METRICS, PACKAGED, Metric, describe_metric
 from diffusion_jax.report.formatting import (
   DASH,
   Fact,
@@ -20,20 +21,6 @@ from diffusion_jax.report.formatting import (
 
 Metrics = Mapping[str, Any]
 
-DESCRIPTIONS = {
-  "fd_infinity": "Fréchet distance, extrapolated to infinitely many samples",
-  "fid_infinity": "FID, extrapolated to infinitely many samples",
-  "fid": "Fréchet distance on Inception features",
-  "fd": "Fréchet distance",
-  "sfid": "Fréchet distance on spatial Inception features",
-  "kid": "kernel distance on Inception features",
-  "kd": "kernel distance",
-  "is": "Inception score",
-  "precision": "share of samples inside the manifold of the data",
-  "recall": "share of the data inside the manifold of the samples",
-  "density": "samples around each datum, relative to the data",
-  "coverage": "share of the data with a sample near by",
-}
 KINDS = {
   "vae": "variational autoencoder",
   "diffusion": "diffusion model",
@@ -44,8 +31,9 @@ LIKELIHOODS = {
   "elbo": "evidence lower bound",
   "iwae": "importance-weighted bound",
 }
-CARDS = (("fid", "fd"), ("likelihood",), ("precision",), ("recall",), ("kid", "kd"), ("is",))
 NUM_CARDS = 4
+LIKELIHOOD_CARD = 2.0
+"""Place of the first likelihood among the cards; metrics declare theirs."""
 
 
 class Figure(NamedTuple):
@@ -61,6 +49,8 @@ class Figure(NamedTuple):
     where: features and reference.
     seeds: the value of each seed, as text; empty for a single seed.
     protocol: in words.
+    metric: name of the metric.
+    card: its place among the cards; 0: no card.
   """
 
   key: str
@@ -74,6 +64,8 @@ class Figure(NamedTuple):
   where: str
   seeds: str
   protocol: str
+  metric: str
+  card: float
 
 
 class Term(NamedTuple):
@@ -123,6 +115,31 @@ def describe(key: str, names: Mapping[str, str]) -> str:
   return names[max(known, key=len)] if known else ""
 
 
+class Words(NamedTuple):
+  """What a metric declares for the report, see `metrics.base.Metric`."""
+
+  metric: str = ""
+  description: str = ""
+  card: float = 0.0
+
+
+def words_of(key: str, figure: Mapping[str, Any]) -> Words:
+  """Return what a figure's metric declares: the figure says it, or its name if it is an old one."""
+  if "metric" in figure:
+    return Words(*(figure.get(name, default) for name, default in Words._field_defaults.items()))
+  known: dict[str, Words] = {}
+  for metric in (METRICS[name]() for name in PACKAGED):
+    known |= {n: Words(metric.name, words, metric.card) for n, words in _names(metric).items()}
+  begun = [name for name in known if key == name or key.startswith(f"{name}_")]
+  return known[max(begun, key=len)] if begun else Words()
+
+
+def _names(metric: Metric) -> dict[str, str]:
+  """Name -> description, on domain features and on the published Inception's."""
+  pairs = ((metric.domain_name or metric.name, False), (metric.name, True))
+  return {name: describe_metric(metric, is_published) for name, is_published in pairs}
+
+
 def figure_rows(metrics: Metrics) -> list[Figure]:
   """The sample metrics in the order of metrics.json."""
   return [figure_row(key, f) for key, f in metrics.get("figures", {}).items()]
@@ -134,10 +151,10 @@ def figure_row(key: str, figure: Mapping[str, Any]) -> Figure:
   value, shown_error = with_error(figure.get("value"), error)
   seeds = figure.get("values") or []
   where = [figure.get("extractor"), figure.get("reference")]
-  decimals = error_decimals(error)
+  decimals, words = error_decimals(error), words_of(key, figure)
   return Figure(
     key,
-    ", ".join(w for w in (describe(key, DESCRIPTIONS), figure.get("unit")) if w),
+    ", ".join(w for w in (words.description, figure.get("unit")) if w),
     value,
     None if error is None else shown_error,
     error_is,
@@ -147,6 +164,8 @@ def figure_row(key: str, figure: Mapping[str, Any]) -> Figure:
     ", ".join(text(w) for w in where if w),
     " · ".join(number(v, decimals).text for v in seeds) if len(seeds) > 1 else "",
     figure.get("protocol") or "",
+    words.metric,
+    words.card,
   )
 
 
@@ -223,22 +242,14 @@ def _tail(number_text: str) -> str:
 
 
 def cards(figures: Sequence[Figure], likelihoods: Sequence[Likelihood]) -> list[Card]:
-  """The few figures that stand at the top."""
-  chosen = [card for group in CARDS if (card := _card(group, figures, likelihoods))]
-  return chosen[:NUM_CARDS]
-
-
-def _card(
-  group: Sequence[str], figures: Sequence[Figure], likelihoods: Sequence[Likelihood]
-) -> Card | None:
-  if group == ("likelihood",):
-    return _likelihood_card(likelihoods[0]) if likelihoods else None
-  for name in group:
-    for figure in figures:
-      wanted = figure.key == name or figure.key.startswith(f"{name}_")
-      if wanted and "infinity" not in figure.key and figure.value.exact:
-        return _figure_card(figure)
-  return None
+  """Return the headline figures: one for each metric that declares a card, and a likelihood."""
+  found = [(LIKELIHOOD_CARD, _likelihood_card(row)) for row in likelihoods[:1]]
+  shown: set[str] = set()
+  for figure in figures:
+    if figure.card and figure.value.exact and figure.metric not in shown:
+      shown.add(figure.metric)
+      found.append((figure.card, _figure_card(figure)))
+  return [card for _, card in sorted(found, key=lambda pair: pair[0])][:NUM_CARDS]
 
 
 def _figure_card(figure: Figure) -> Card:

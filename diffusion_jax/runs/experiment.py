@@ -32,6 +32,8 @@ class Evaluating:
       most 50,000.
     num_seeds: sets of samples from successive seeds; their spread is the figures' error bar.
     reference_split: the split that samples are compared with.
+    metrics: of samples: names such as fid, kid, or "module:Class" of an own one; all: every one of
+      this package and of installed ones; none: no metric.
     likelihoods: those that the evaluation program measures; all: every one that the model has;
       none: no likelihood.
     likelihood_split: the split they are measured on, in full.
@@ -46,6 +48,7 @@ class Evaluating:
   num_samples: int | None = None
   num_seeds: int = 1
   reference_split: Literal["train", "test"] = "train"
+  metrics: Literal["all"] | tuple[str, ...] = "all"
   likelihoods: Literal["all"] | tuple[str, ...] = "all"
   likelihood_split: Literal["train", "test"] = "test"
   likelihood_repeats: int = 1

@@ -12,13 +12,14 @@ from diffusion_jax.evaluation.context import Bench, Setting
 from diffusion_jax.evaluation.measure import Subject
 from diffusion_jax.evaluation.results import Difference, compare
 from diffusion_jax.inference.restore import Average
+from diffusion_jax.metrics import create_metrics
 from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.types import UserError
 
 STAMP = {"data": "synthetic", "split": "train", "extractor_sha256": "ab"}
 
 
-def bench_of(*overrides, seed=0, sweep=(), likelihoods=("vlb",), references=None):
+def bench_of(*overrides, seed=0, sweep=(), likelihoods=("vlb",), references=None, metrics="all"):
   """An evaluation of configs/smoke.py with these settings; nothing of it is loaded."""
   flags = [parse_override(o) for o in ("--config.eval.num_samples=40", *overrides)]
   stamps = {"synthetic": STAMP} if references is None else references
@@ -30,6 +31,7 @@ def bench_of(*overrides, seed=0, sweep=(), likelihoods=("vlb",), references=None
   return Bench(
     None, None, load_experiment("configs/smoke.py", flags), None, None, None, None, (),
     (), None, points, dict.fromkeys(likelihoods), None, seed, (), named, {}, True,
+    create_metrics(metrics),
   )  # fmt: skip
 
 
@@ -43,6 +45,7 @@ def metrics_of(bench):
     "schema": 1,
     "model": {"config": bench.experiment.to_dict(), "weights_digest": "w"},
     "samples": {"seeds": [bench.seed], "num": bench.num_samples},
+    "metrics": [metric.name for metric in bench.metrics],
     "references": {i.extractor.name: i.reference.stamp for i in bench.instruments},
     "likelihoods": {name: {} for name in bench.estimates},
     "sweep": [{"overrides": setting.overrides} for setting in bench.sweep],
@@ -69,6 +72,10 @@ def test_the_same_settings_lose_nothing_and_ask_for_nothing_more():
     ({"overrides": ["--config.guidance.weight=5"]}, "guidance.weight: 2.0 -> 5.0"),
     ({"overrides": ["--config.eval.spectrum_images=8"]}, "eval.spectrum_images: 2048 -> 8"),
     ({"likelihoods": ()}, "eval.likelihoods: vlb -> none"),
+    (
+      {"metrics": ["fid", "kid"]},
+      "eval.metrics: fid_infinity, sfid, is, precision, recall, density, coverage -> fid, kid",
+    ),
     ({"sweep": ()}, "sweep: sampler.steps=3 -> none"),
     ({"references": {}}, "references: synthetic -> none"),
     (
@@ -157,3 +164,11 @@ def test_a_damaged_file_to_compare_with_is_one_line(tmp_path, kind):
       results.find_compared([path])
     assert "\n" not in str(e.value)
   assert results.find_compared([tmp_path / "eval/2"]) == [{"schema": 1}]
+
+
+def test_a_new_metric_asks_for_more_and_an_older_outcome_had_those_of_the_package():
+  found = metrics_of(bench_of(metrics=["fid"]))
+  assert compare(found, bench_of(metrics=["fid", "kid"])) == Difference([], True)
+  found = metrics_of(bench_of())
+  del found["metrics"], found["model"]["config"]["eval"]["metrics"]
+  assert compare(found, bench_of()) == Difference([], False)

@@ -1,43 +1,51 @@
 """Figures of features: their names tell the protocol, their values are the metrics'."""
 
+import dataclasses
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
 from diffusion_jax.evaluation import sample_metrics
 from diffusion_jax.evaluation.reference import Reference
-from diffusion_jax.evaluation.sample_metrics import Protocol, full_protocol
+from diffusion_jax.evaluation.sample_metrics import Protocol
 from diffusion_jax.extractors import Extractor, Features
-from diffusion_jax.metrics import add, zeros
+from diffusion_jax.metrics import METRICS, Measurement, MetricBase, add, create_metrics, zeros
+from diffusion_jax.report import views
+from diffusion_jax.types import UserError
 
 INCEPTION = Extractor("inception", {"sha256": "0"}, {}, lambda p, x: (x, x, None))
 OTHER = INCEPTION._replace(name="inception_12345678")
+ALL = create_metrics()
+IN_SWEEPS = [metric for metric in ALL if metric.in_sweeps]
 DIGITS = Extractor("digits", {"sha256": "1"}, {}, lambda p, x: (x, x, None), (8, 8, 1))
 
 
 @pytest.mark.parametrize(
-  ("metric", "extractor", "split", "num", "name"),
+  ("metric", "extractor", "split", "num", "num_reference", "name"),
   [
-    ("fd", INCEPTION, "train", 50_000, "fid"),
-    ("fd", INCEPTION, "train", 5_000, "fid_5k"),
-    ("fd", INCEPTION, "train", 1_234, "fid_1234"),
-    ("fd", INCEPTION, "train", 100_000, "fid_100k"),
-    ("fd", INCEPTION, "test", 50_000, "fid_test"),
-    ("kd", INCEPTION, "test", 10_000, "kid_test_10k"),
-    ("sfd", INCEPTION, "given", 50_000, "sfid_given20"),
-    ("fd", INCEPTION, "given", 5_000, "fid_given20_5k"),
-    ("fd", OTHER, "train", 50_000, "fd_inception_12345678"),
-    ("fd", DIGITS, "train", 1_500, "fd_digits"),
-    ("fd", DIGITS, "train", 500, "fd_digits_500"),
-    ("is", DIGITS, "test", 1_000, "is_digits_test_1k"),
+    ("fid", INCEPTION, "train", 50_000, 1_500, "fid"),
+    ("fid", INCEPTION, "train", 5_000, 1_500, "fid_5k"),
+    ("fid", INCEPTION, "train", 1_234, 1_500, "fid_1234"),
+    ("fid", INCEPTION, "train", 100_000, 1_500, "fid_100k"),
+    ("fid", INCEPTION, "test", 50_000, 1_500, "fid_test"),
+    ("kid", INCEPTION, "test", 10_000, 1_500, "kid_test_10k"),
+    ("sfid", INCEPTION, "given", 50_000, 20, "sfid_given20"),
+    ("fid", INCEPTION, "given", 5_000, 20, "fid_given20_5k"),
+    ("fid", OTHER, "train", 50_000, 1_500, "fd_inception_12345678"),
+    ("fid", DIGITS, "train", 1_500, 1_500, "fd_digits"),
+    ("fid", DIGITS, "train", 500, 1_500, "fd_digits_500"),
+    ("is", DIGITS, "test", 1_000, 1_500, "is_digits_test_1k"),
   ],
 )
-def test_the_name_says_what_differs_from_the_protocol(metric, extractor, split, num, name):
-  full = full_protocol(extractor, 1_500)
-  assert Protocol(extractor, split, num, full, 20).name(metric) == name
+def test_the_name_says_what_differs_from_the_protocol(
+  metric, extractor, split, num, num_reference, name
+):
+  assert Protocol(extractor, split, num, num_reference).name(METRICS[metric]()) == name
 
 
 def test_only_the_published_weights_are_called_fid():
-  for metric in sample_metrics.PUBLISHED:
+  for metric in create_metrics():
     for extractor in (OTHER, DIGITS):
       name = Protocol(extractor, "train", 1_500, 1_500).name(metric)
       assert extractor.name in name
@@ -62,7 +70,7 @@ def reference_of(pool, split="train"):
 def test_values_over_seeds_have_a_mean_and_a_spread():
   reference = reference_of(normal(0, 2000))
   sets = [sample_set(normal(seed, 200, shift=1.0)) for seed in (1, 2, 3)]
-  found, missing = sample_metrics.measure(sets, reference, DIGITS)
+  found, missing = sample_metrics.measure(sets, reference, DIGITS, ALL)
   fd = found["fd_digits_200"]
   assert fd["value"] == pytest.approx(np.mean(fd["values"]))
   assert fd["standard_deviation"] == pytest.approx(np.std(fd["values"], ddof=1))
@@ -71,15 +79,13 @@ def test_values_over_seeds_have_a_mean_and_a_spread():
   assert fd["num_samples"] == 200
   assert fd["num_reference"] == 2000
   assert not missing
-  alone, _ = sample_metrics.measure(sets[:1], reference, DIGITS)
+  alone, _ = sample_metrics.measure(sets[:1], reference, DIGITS, ALL)
   assert alone["fd_digits_200"]["standard_deviation"] is None
 
 
 def test_identical_sets_have_the_metrics_best_values():
   pool = normal(0, 400)
-  found, _ = sample_metrics.measure(
-    [sample_set(pool)], reference_of(pool), DIGITS, extrapolate=False
-  )
+  found, _ = sample_metrics.measure([sample_set(pool)], reference_of(pool), DIGITS, IN_SWEEPS)
   assert abs(found["fd_digits"]["value"]) < 1e-9
   assert found["precision_digits"]["value"] == 1.0
   assert found["recall_digits"]["value"] == 1.0
@@ -90,8 +96,8 @@ def test_identical_sets_have_the_metrics_best_values():
 
 def test_the_cuts_of_a_set_do_not_matter():
   pool, reference = normal(1, 300), reference_of(normal(0, 300))
-  whole, _ = sample_metrics.measure([sample_set(pool)], reference, DIGITS)
-  cut, _ = sample_metrics.measure([sample_set(pool, cuts=7)], reference, DIGITS)
+  whole, _ = sample_metrics.measure([sample_set(pool)], reference, DIGITS, ALL)
+  cut, _ = sample_metrics.measure([sample_set(pool, cuts=7)], reference, DIGITS, ALL)
   for name in whole:
     assert cut[name]["value"] == pytest.approx(whole[name]["value"], rel=1e-9)
 
@@ -100,7 +106,7 @@ def test_an_extrapolation_needs_many_samples_a_feature():
   reference = reference_of(normal(0, 500, dim=16))
   for num, there in ((319, False), (320, True)):
     sets = [sample_set(normal(1, num, dim=16))]
-    found, missing = sample_metrics.measure(sets, reference, DIGITS)
+    found, missing = sample_metrics.measure(sets, reference, DIGITS, ALL)
     assert (f"fd_infinity_digits_{num}" in found) == there
     line = f"fd_infinity_digits_{num} needs at least 320 samples; there are {num}"
     assert (line in missing) != there
@@ -108,9 +114,93 @@ def test_an_extrapolation_needs_many_samples_a_feature():
 
 def test_too_few_samples_leave_out_what_they_cannot_give():
   found, missing = sample_metrics.measure(
-    [sample_set(normal(1, 3))], reference_of(normal(0, 300)), DIGITS
+    [sample_set(normal(1, 3))], reference_of(normal(0, 300)), DIGITS, ALL
   )
   assert "fd_digits_3" in found
   assert "precision_digits_3" not in found
   assert "precision_digits_3 needs at least 4 samples; there are 3" in missing
   assert "coverage_digits_3 needs at least 6 samples; there are 3" in missing
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanGap(MetricBase):
+  """A metric from outside: as small as a metric can be."""
+
+  name: ClassVar[str] = "mean_gap"
+  description: ClassVar[str] = "distance of the mean features"
+  higher_is_better: ClassVar[bool] = False
+  card: ClassVar[float] = 1.5
+  full_num_samples: ClassVar[int] = 300
+
+  def compute(self, samples, reference):
+    return float(np.linalg.norm(samples.moments.mean - reference.moments.mean))
+
+
+HERE = f"{__name__}:MeanGap"
+
+
+def test_a_metric_from_outside_is_one_class():
+  chosen = create_metrics(("fid", HERE))
+  sets = [sample_set(normal(seed, 300, shift=1.0)) for seed in (1, 2)]
+  found, missing = sample_metrics.measure(sets, reference_of(normal(0, 400)), DIGITS, chosen)
+  assert list(found) == ["fd_digits_300", "mean_gap_digits"]
+  gap = found["mean_gap_digits"]
+  assert gap["value"] == pytest.approx(2.0, abs=0.2)  # a shift of 1 in four dimensions
+  assert gap["better"] == "lower"
+  assert "standard_error" not in gap
+  assert not missing
+  (fid, own) = views.figure_rows({"figures": found})
+  assert (own.description, own.better) == ("distance of the mean features", "lower")
+  shown = views.cards([own, fid], [])
+  assert [card.key for card in shown] == ["fd_digits_300", "mean_gap_digits"]
+
+
+def test_a_metric_that_a_program_adds_is_measured_with_all(monkeypatch):
+  monkeypatch.setitem(METRICS, "gap", MeanGap)
+  assert create_metrics() == [*ALL, MeanGap()]
+
+
+@pytest.mark.parametrize(
+  ("members", "line"),
+  [
+    ({"name": "Mean gap"}, "name is 'Mean gap'; it must be lower-case letters"),
+    ({"needs": frozenset({"logit"})}, "needs has 'logit'; allowed are logits, spatial"),
+    ({"name": "fd"}, "its figures are named fd, as those of fid are"),
+    ({"compute": 3}, "compute is not a method"),
+    ({"description": None}, "description is missing (Words for the report"),
+  ],
+)
+def test_a_metric_that_does_not_keep_the_contract_is_one_line(members, line, monkeypatch):
+  monkeypatch.setitem(METRICS, "own", dataclasses.dataclass(frozen=True)(
+    type("Own", (MeanGap,), {"__annotations__": {}, **members})
+  ))  # fmt: skip
+  with pytest.raises(UserError) as error:
+    create_metrics()
+  assert line in str(error.value)
+  assert str(error.value).startswith("config.eval.metrics")
+
+
+def test_a_metric_that_cannot_be_computed_leaves_the_others(monkeypatch):
+  def compute(self, samples, reference):
+    raise ValueError("the samples are too alike")
+
+  monkeypatch.setattr(MeanGap, "compute", compute)
+  sets = [sample_set(normal(1, 300))]
+  chosen = create_metrics((HERE, "fid"))
+  found, missing = sample_metrics.measure(sets, reference_of(normal(0, 300)), DIGITS, chosen)
+  assert list(found) == ["fd_digits"]
+  assert missing == ["mean_gap_digits cannot be computed: the samples are too alike"]
+  monkeypatch.setattr(MeanGap, "compute", lambda *_: Measurement(1.0, float("nan")))
+  found, _ = sample_metrics.measure(sets, reference_of(normal(0, 300)), DIGITS, chosen)
+  assert found["mean_gap_digits"]["standard_error"] is None
+
+
+def test_a_figure_of_an_older_version_has_its_words_by_its_name():
+  names = ("fd_infinity_digits_5k", "fid_test_5k", "unknown_digits")
+  rows = views.figure_rows({"figures": {name: {"value": 1.0} for name in names}})
+  assert [row.description for row in rows] == [
+    "Fréchet distance, extrapolated to infinitely many samples",
+    "Fréchet distance on Inception features",
+    "",
+  ]
+  assert [card.key for card in views.cards(rows, [])] == ["fid_test_5k"]

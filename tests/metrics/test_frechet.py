@@ -9,6 +9,7 @@ from diffusion_jax.metrics import (
   frechet_distance,
   frechet_infinity,
   frechet_standard_error,
+  gaussian_distance,
   zeros,
 )
 
@@ -29,7 +30,9 @@ def commuting(dim, rank, seed=0):
 
 
 def test_in_one_dimension_it_is_the_difference_of_means_and_deviations():
-  found = frechet_distance(np.ones(1), np.full((1, 1), 9.0), np.full(1, 3.0), np.full((1, 1), 0.25))
+  found = gaussian_distance(
+    np.ones(1), np.full((1, 1), 9.0), np.full(1, 3.0), np.full((1, 1), 0.25)
+  )
   assert found == pytest.approx(2.0**2 + 2.5**2, rel=1e-14)
 
 
@@ -37,9 +40,9 @@ def test_in_one_dimension_it_is_the_difference_of_means_and_deviations():
 def test_commuting_covariances(rank):
   """The deficient case is the one that roots of products get wrong by about 1e-6."""
   shift, cov1, cov2, exact = commuting(192, rank)
-  found = frechet_distance(shift, cov1, np.zeros(192), cov2)
+  found = gaussian_distance(shift, cov1, np.zeros(192), cov2)
   assert found == pytest.approx(exact, abs=1e-12)
-  assert frechet_distance(np.zeros(192), cov2, shift, cov1) == pytest.approx(exact, abs=1e-12)
+  assert gaussian_distance(np.zeros(192), cov2, shift, cov1) == pytest.approx(exact, abs=1e-12)
 
 
 def test_the_deficient_case_tells_the_forms_apart():
@@ -54,7 +57,7 @@ def test_two_dimensions_without_common_eigenvectors():
   a, b = np.asarray([[2.0, 0.5], [0.5, 1.0]]), np.asarray([[0.7, -0.3], [-0.3, 3.0]])
   cross = np.sqrt(np.trace(a @ b) + 2.0 * np.sqrt(np.linalg.det(a) * np.linalg.det(b)))
   exact = 25.0 + np.trace(a) + np.trace(b) - 2.0 * cross
-  found = frechet_distance(np.asarray([3.0, 4.0]), a, np.zeros(2), b)
+  found = gaussian_distance(np.asarray([3.0, 4.0]), a, np.zeros(2), b)
   assert found == pytest.approx(exact, rel=1e-13)
 
 
@@ -64,12 +67,12 @@ def test_general_covariances_by_scipys_matrix_root():
   cov1, cov2 = np.cov(x.T), np.cov((y * np.linspace(0.5, 2.0, 20)).T)
   cross = np.trace(scipy.linalg.sqrtm(cov1 @ cov2)).real
   exact = np.square(x.mean(0) - 1.0).sum() + np.trace(cov1) + np.trace(cov2) - 2.0 * cross
-  assert frechet_distance(x.mean(0), cov1, np.ones(20), cov2) == pytest.approx(exact, rel=1e-10)
+  assert gaussian_distance(x.mean(0), cov1, np.ones(20), cov2) == pytest.approx(exact, rel=1e-10)
 
 
 def test_equal_gaussians_are_at_zero():
   _, cov, _, _ = commuting(192, 84)
-  assert abs(frechet_distance(np.ones(192), cov, np.ones(192), cov)) < 1e-12
+  assert abs(gaussian_distance(np.ones(192), cov, np.ones(192), cov)) < 1e-12
 
 
 def gaussian_case(num, dim, seed, scale=1.3, shift=0.5):
@@ -122,7 +125,7 @@ def test_extrapolation_is_the_line_through_its_points():
   assert found.nums.tolist() == [70, 175, 280, 385, 490, 595, 700]
   assert found.value == pytest.approx(np.polyfit(1.0 / found.nums, found.values, 1)[1], rel=1e-10)
   whole = add(zeros(4), x)
-  exact = frechet_distance(whole.mean, whole.covariance, mean, cov)
+  exact = gaussian_distance(whole.mean, whole.covariance, mean, cov)
   assert found.values[-1] == pytest.approx(exact, rel=1e-11)
 
 
@@ -151,7 +154,7 @@ def test_standard_error_is_that_of_the_numerical_derivative():
 
   def moved(row, by):
     gap = row - mean1
-    return frechet_distance(mean1 + by * gap, cov1 + by * (np.outer(gap, gap) - cov1), mean, cov)
+    return gaussian_distance(mean1 + by * gap, cov1 + by * (np.outer(gap, gap) - cov1), mean, cov)
 
   slope = np.asarray([(moved(row, step) - moved(row, -step)) / (2.0 * step) for row in x])
   exact = slope.std(ddof=1) / 40**0.5
@@ -163,18 +166,18 @@ def test_standard_error_lives_with_fewer_samples_than_features():
   assert (
     0.0
     < frechet_standard_error(x, mean, cov)
-    < frechet_distance(x.mean(axis=0), np.cov(x.T), mean, cov)
+    < gaussian_distance(x.mean(axis=0), np.cov(x.T), mean, cov)
   )
 
 
 def test_wrong_input_is_one_sentence():
   eye, x = np.eye(3), np.ones((50, 3))
   with pytest.raises(ValueError, match=r"first mean \(2,\) and covariance \(3, 3\) do not fit"):
-    frechet_distance(np.zeros(2), eye, np.zeros(3), eye)
+    gaussian_distance(np.zeros(2), eye, np.zeros(3), eye)
   with pytest.raises(ValueError, match="of 3 and of 2 features"):
-    frechet_distance(np.zeros(3), eye, np.zeros(2), np.eye(2))
+    gaussian_distance(np.zeros(3), eye, np.zeros(2), np.eye(2))
   with pytest.raises(ValueError, match="second mean or covariance is not finite"):
-    frechet_distance(np.zeros(3), eye, np.zeros(3), eye * np.nan)
+    gaussian_distance(np.zeros(3), eye, np.zeros(3), eye * np.nan)
   with pytest.raises(ValueError, match="1 samples are too few: at least 20 are needed"):
     frechet_infinity(x[:1], np.zeros(3), eye)
   with pytest.raises(ValueError, match="1 samples are too few: at least 2 are needed"):
@@ -185,3 +188,13 @@ def test_wrong_input_is_one_sentence():
     frechet_infinity(x, np.zeros(3), eye, num_points=2)
   with pytest.raises(ValueError, match="50 of 50 samples are not finite"):
     frechet_infinity(x * np.inf, np.zeros(3), eye)
+
+
+def test_the_distance_of_two_tables_is_that_of_their_gaussians():
+  rng = np.random.default_rng(0)
+  x, y = rng.normal(size=(50, 3)).astype(np.float32), rng.normal(1.0, 2.0, size=(40, 3))
+  exact = gaussian_distance(x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T))
+  assert frechet_distance(x, y) == pytest.approx(exact, rel=1e-6)
+  assert frechet_distance(x, x + 2.0) == pytest.approx(12.0, rel=1e-6)
+  with pytest.raises(ValueError, match="2 features an image against 3"):
+    frechet_distance(x[:, :2], y)

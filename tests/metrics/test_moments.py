@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffusion_jax.metrics import Moments, add, frechet_distance, merge, zeros
+from diffusion_jax.metrics import Moments, add, gaussian_distance, merge, zeros
 
 
 def features(num=1000, dim=5, seed=0):
@@ -69,11 +69,11 @@ def test_a_large_mean_costs_no_accuracy():
   mean, ref = np.full(32, 10.1), 0.8 * cov
 
   def distance(cov1):
-    return frechet_distance(x.mean(axis=0, dtype=np.float64), cov1, mean, ref)
+    return gaussian_distance(x.mean(axis=0, dtype=np.float64), cov1, mean, ref)
 
   found = add(zeros(32), x)
   single = x.T @ x / len(x) - np.outer(x.mean(axis=0), x.mean(axis=0))
-  assert frechet_distance(found.mean, found.covariance, mean, ref) == pytest.approx(
+  assert gaussian_distance(found.mean, found.covariance, mean, ref) == pytest.approx(
     distance(cov), abs=2e-6
   )
   assert abs(distance(single.astype(np.float64)) - distance(cov)) > 2e-4

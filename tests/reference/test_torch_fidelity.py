@@ -106,7 +106,7 @@ def test_metrics_end_to_end(path, extract):
   expected = peer.metrics(path)
   x, y = extract(cases.samples()), extract(cases.reference())
   moments = [metrics.add(metrics.zeros(2048), f["pool"]) for f in (x, y)]
-  fid = metrics.frechet_distance(*(part for m in moments for part in (m.mean, m.covariance)))
+  fid = metrics.gaussian_distance(*(part for m in moments for part in (m.mean, m.covariance)))
   settings = cases.SETTINGS
   kid = metrics.kernel_distance(
     x["pool"], y["pool"], settings["kid_subsets"], settings["kid_subset_size"]

@@ -189,7 +189,7 @@ def in_their_span(x, y):
 
 def frechet(x, y):
   moments = [metrics.add(metrics.zeros(a.shape[1]), a) for a in (x, y)]
-  return metrics.frechet_distance(*(part for m in moments for part in (m.mean, m.covariance)))
+  return metrics.gaussian_distance(*(part for m in moments for part in (m.mean, m.covariance)))
 
 
 def extracted_by_fives(extract, images):
