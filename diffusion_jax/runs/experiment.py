@@ -15,7 +15,7 @@ from diffusion_jax.parallel import Distributed
 from diffusion_jax.parallel.sharding import MeshShape
 from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.logger import Logging
-from diffusion_jax.training.optimizers import OPTIMIZERS, Adam
+from diffusion_jax.training.optimizers import OPTIMIZERS, Optimizer
 from diffusion_jax.training.step import Training
 from diffusion_jax.types import GenerativeModel, ImageSpec, UserError
 
@@ -117,7 +117,7 @@ class Experiment:
     return self.sections["data"]
 
   @property
-  def optimizer(self) -> Adam:
+  def optimizer(self) -> Optimizer:
     return self.sections["optimizer"]
 
   @property

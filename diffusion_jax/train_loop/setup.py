@@ -64,6 +64,7 @@ def prepare(experiment: Experiment, workdir: Path) -> Job:
     UserError: data, model, mesh and batch do not fit.
   """
   data, training = experiment.data, experiment.training
+  _check_metrics(experiment)
   mesh = sharding.create_mesh(experiment.mesh)
   parts = training.accumulation_steps
   sharding.check_batch_size(training.batch_size, mesh, parts, "training.batch_size")
@@ -75,6 +76,14 @@ def prepare(experiment: Experiment, workdir: Path) -> Job:
     raise UserError(f"the splits do not fit each other: {train_is}; {test_is}")
   generative = experiment.create(source.spec)
   return Job(experiment, generative, source, test, _feed(experiment, source), mesh, workdir)
+
+
+def _check_metrics(experiment: Experiment) -> None:
+  """Refuse metrics that cannot be measured once the run is trained."""
+  if experiment.eval.metrics != "all":
+    from diffusion_jax.metrics import create_metrics  # SciPy takes a second to import
+
+    create_metrics(experiment.eval.metrics)
 
 
 def print_plan(job: Job, beginning: str) -> None:

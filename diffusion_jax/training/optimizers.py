@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,45 +19,65 @@ FIXED = ("autoencoder", "latent_scale", "frequencies")
 """Names of parameters that are saved with a model and never trained."""
 
 
+@runtime_checkable
+class Optimizer(Protocol):
+  """An update rule with its learning rate. `ScheduledOptimizer` has all but `create`."""
+
+  @property
+  def clip_scope(self) -> Literal["global", "microbatch"]:
+    """Whose gradient is clipped: "global", the batch's, or "microbatch", each part's."""
+    ...
+
+  def rates(self, num_steps: int) -> Rates:
+    """Return the numbers that the compiled step takes as arguments, for a run of `num_steps`.
+
+    Float32 scalars by name; "clip_norm", if it is one of them, is the largest norm of a gradient.
+    """
+    ...
+
+  def rate(self, num_steps: int, rates: Rates | None = None) -> optax.Schedule:
+    """Return the learning rate as a function of the number of updates made.
+
+    `rates` are those numbers as traced arguments; None: as constants.
+    """
+    ...
+
+  def create(self, num_steps: int, rates: Rates | None = None) -> optax.GradientTransformation:
+    """Return the optax update rule, the learning rate included and the clip left out.
+
+    The parameters named in FIXED have no gradient, and no weight decay may move them. The structure
+    of its state must not depend on the numbers in `rates`.
+    """
+    ...
+
+
 @dataclasses.dataclass(frozen=True)
-class Adam:
-  """Adam with linear warm-up, a schedule and a gradient clip.
+class ScheduledOptimizer:
+  """Learning rate with a linear warm-up and a schedule, and the clip of the gradient.
 
   Attributes:
     learning_rate: after the warm-up.
-    b1, b2, eps: of Kingma and Ba 2015 (arXiv 1412.6980).
-    weight_decay: decoupled (Loshchilov and Hutter 2019).
-    warmup_steps: the rate rises linearly from 0 over so many updates.
-    schedule: what follows: constant, or down to 0 along a line or half a cosine.
+    warmup_steps: the rate rises linearly from 0 over this number of updates.
+    schedule: after the warm-up: constant, or down to 0 along a line or half a cosine.
     decay_steps: the update at which a falling schedule reaches 0; none: the run's last.
     clip_norm: largest global norm of a gradient; none: no clipping.
     clip_scope: `global` clips the batch's gradient; `microbatch` clips each of
       training.accumulation_steps parts before they are averaged, as the original DDPM did on
       each of its 8 replicas.
-    decay: parameters that weight_decay acts on: `kernels`, arrays of two or more axes; `non_bias`,
-      all that are not named bias, so also scales of norms and a schedule's numbers, as in VDM's
-      program. Never those that no gradient trains (FIXED).
   """
 
   learning_rate: float = 2e-4
-  b1: float = 0.9
-  b2: float = 0.999
-  eps: float = 1e-8
-  weight_decay: float = 0.0
   warmup_steps: int = 0
   schedule: Literal["constant", "cosine", "linear"] = "constant"
   decay_steps: int | None = None
   clip_norm: float | None = 1.0
   clip_scope: Literal["global", "microbatch"] = "global"
-  decay: Literal["kernels", "non_bias"] = "kernels"
 
   def __post_init__(self):
-    if self.learning_rate <= 0 or self.eps <= 0:
-      raise ValueError(f"learning_rate={self.learning_rate}, eps={self.eps} must be positive")
-    if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
-      raise ValueError(f"b1={self.b1}, b2={self.b2} must be at least 0 and below 1")
-    if self.weight_decay < 0 or self.warmup_steps < 0:
-      raise ValueError("weight_decay and warmup_steps must not be negative")
+    if self.learning_rate <= 0:
+      raise ValueError(f"learning_rate={self.learning_rate} must be positive")
+    if self.warmup_steps < 0:
+      raise ValueError(f"warmup_steps={self.warmup_steps} must not be negative")
     if self.clip_norm is not None and self.clip_norm <= 0:
       raise ValueError(f"clip_norm={self.clip_norm} must be positive, or none")
     if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
@@ -66,10 +86,10 @@ class Adam:
   def rates(self, num_steps: int) -> Rates:
     """Return the numbers that a compiled step takes as arguments, for a run of `num_steps`.
 
-    They are float32 scalars: learning_rate, weight_decay, warmup_steps, for a falling schedule
-    decay_steps (the length of its falling part) and, unless it is None, clip_norm.
+    They are float32 scalars: learning_rate, warmup_steps, for a falling schedule decay_steps (the
+    length of its falling part) and, unless it is None, clip_norm.
     """
-    names = ("learning_rate", "weight_decay", "warmup_steps")
+    names = ("learning_rate", "warmup_steps")
     numbers = {name: getattr(self, name) for name in names}
     if self.schedule != "constant":
       numbers["decay_steps"] = max((self.decay_steps or num_steps) - self.warmup_steps, 1)
@@ -99,6 +119,39 @@ class Adam:
 
     return schedule
 
+
+@dataclasses.dataclass(frozen=True)
+class Adam(ScheduledOptimizer):
+  """Adam with linear warm-up, a schedule and a gradient clip, see `ScheduledOptimizer`.
+
+  Attributes:
+    b1, b2, eps: of Kingma and Ba 2015 (arXiv 1412.6980).
+    weight_decay: decoupled (Loshchilov and Hutter 2019).
+    decay: parameters that weight_decay acts on: `kernels`, arrays of two or more axes; `non_bias`,
+      all that are not named bias, so also scales of norms and a schedule's numbers, as in VDM's
+      program. Never those that no gradient trains (FIXED).
+  """
+
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  decay: Literal["kernels", "non_bias"] = "kernels"
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.eps <= 0:
+      raise ValueError(f"eps={self.eps} must be positive")
+    if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+      raise ValueError(f"b1={self.b1}, b2={self.b2} must be at least 0 and below 1")
+    if self.weight_decay < 0:
+      raise ValueError(f"weight_decay={self.weight_decay} must not be negative")
+
+  def rates(self, num_steps: int) -> Rates:
+    """Return the numbers of the schedule and the clip, and weight_decay."""
+    decay = np.asarray(self.weight_decay, np.float32)
+    return {**super().rates(num_steps), "weight_decay": decay}
+
   def create(self, num_steps: int, rates: Rates | None = None) -> optax.GradientTransformation:
     """Return the update rule without the clip, which the step applies since it has the norm.
 
@@ -126,4 +179,4 @@ class Adam:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-OPTIMIZERS = Registry("optimizer", object, {"adam": Adam})
+OPTIMIZERS = Registry("optimizer", Optimizer, {"adam": Adam})

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from diffusion_jax.core import rng
 from diffusion_jax.parallel import platforms, sharding
 from diffusion_jax.training.ema import EMA
-from diffusion_jax.training.optimizers import Adam, Rates
+from diffusion_jax.training.optimizers import Optimizer, Rates
 from diffusion_jax.training.throughput import VOTES
 from diffusion_jax.training.train_state import TrainState, create_state
 from diffusion_jax.types import Aux, Batch, GenerativeModel, Key, Params, UserError
@@ -55,7 +55,7 @@ class Hyperparameters(NamedTuple):
 
   Attributes:
     seed: of every draw, uint32.
-    optimizer: see `Adam.rates`.
+    optimizer: see `Optimizer.rates`.
     ema: see `EMA.rates`.
   """
 
@@ -64,14 +64,17 @@ class Hyperparameters(NamedTuple):
   ema: Rates
 
 
-def hyperparameters(optimizer: Adam, ema: EMA, training: Training) -> Hyperparameters:
+def hyperparameters(optimizer: Optimizer, ema: EMA, training: Training) -> Hyperparameters:
   """Return the numbers of a config, as NumPy scalars."""
   seed = np.asarray(training.seed, np.uint32)
   return Hyperparameters(seed, optimizer.rates(training.num_steps), ema.rates())
 
 
 def make_init(
-  generative: GenerativeModel, optimizer: Adam, training: Training, averages: Sequence[str] = ()
+  generative: GenerativeModel,
+  optimizer: Optimizer,
+  training: Training,
+  averages: Sequence[str] = (),
 ) -> Callable[[Any], TrainState]:
   """Return seed -> state of step 0; `averages` are the names of those beside the first."""
 
@@ -84,7 +87,7 @@ def make_init(
 
 
 def make_train_step(
-  generative: GenerativeModel, optimizer: Adam, ema: EMA, training: Training, mesh: Mesh
+  generative: GenerativeModel, optimizer: Optimizer, ema: EMA, training: Training, mesh: Mesh
 ) -> Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, Scalars]]:
   """One update: gradient of the mean loss, clip, optimizer, EMA; skipped where not finite.
 

@@ -1,16 +1,16 @@
 """Figures of features: their names tell the protocol, their values are the metrics'."""
 
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 import pytest
+from plug_ins import MeanGap
 
 from diffusion_jax.evaluation import sample_metrics
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.evaluation.sample_metrics import Protocol
 from diffusion_jax.extractors import Extractor, Features
-from diffusion_jax.metrics import METRICS, Measurement, MetricBase, add, create_metrics, zeros
+from diffusion_jax.metrics import METRICS, Measurement, add, create_metrics, zeros
 from diffusion_jax.report import views
 from diffusion_jax.types import UserError
 
@@ -122,21 +122,7 @@ def test_too_few_samples_leave_out_what_they_cannot_give():
   assert "coverage_digits_3 needs at least 6 samples; there are 3" in missing
 
 
-@dataclasses.dataclass(frozen=True)
-class MeanGap(MetricBase):
-  """A metric from outside: as small as a metric can be."""
-
-  name: ClassVar[str] = "mean_gap"
-  description: ClassVar[str] = "distance of the mean features"
-  higher_is_better: ClassVar[bool] = False
-  card: ClassVar[float] = 1.5
-  full_num_samples: ClassVar[int] = 300
-
-  def compute(self, samples, reference):
-    return float(np.linalg.norm(samples.moments.mean - reference.moments.mean))
-
-
-HERE = f"{__name__}:MeanGap"
+HERE = "plug_ins:MeanGap"
 
 
 def test_a_metric_from_outside_is_one_class():

@@ -25,6 +25,7 @@ QUICK = [
   "--inception=none", "--config.eval.num_samples=40", "--config.eval.batch_size=16",
   "--config.eval.spectrum_images=16", "--config.spectrum.num_points=4",
 ]  # fmt: skip
+FIGURES_ALONE = ["--config.eval.likelihoods=", "--config.eval.spectrum_images=0"]
 MODEL = [
   *tiny.MODEL, "--config.process.num_timesteps=20",
   "--config.data.num_images=100", "--config.logging.tensorboard=false",
@@ -357,6 +358,19 @@ def test_images_of_any_program_have_the_figures_of_the_run(evaluated, call, tmp_
   assert "adm.npz holds statistics of features (mu, sigma) and no images to measure; give " in err
 
 
+def test_a_metric_from_outside_is_measured_and_reported(run, measure):
+  """And an outcome that has it is not replaced by one that lacks it."""
+  metrics, out = measure(run, "--config.eval.metrics=fid,plug_ins:MeanGap", *FIGURES_ALONE)
+  assert list(metrics["figures"]) == ["fd_synthetic_40", "mean_gap_synthetic_40"]
+  assert (
+    metrics["figures"]["mean_gap_synthetic_40"]["description"]
+    in (run / "eval/4/report.html").read_text()
+  )
+  assert "mean_gap_synthetic_40" in out
+  again, _ = measure(run, "--config.eval.metrics=fid,plug_ins:MeanGap", *FIGURES_ALONE)
+  assert again == metrics
+
+
 def test_a_vae_has_its_bounds_and_its_pictures(tmp_path, call):
   workdir = tmp_path / "vae"
   flags = [
@@ -424,6 +438,15 @@ WRONG = {
   "compare": (["--compare=/no/where"], "--compare=/no/where: no metrics.json there"),
   "samples": (["--config.eval.num_samples=1"], "num_samples=1 must be at least 2"),
   "likelihood": (["--config.eval.likelihoods=elbo"], "likelihoods=elbo: this model has vlb"),
+  "metric": (
+    ["--config.eval.metrics=kod"],
+    "config.eval.metrics is 'kod'. Did you mean 'kid'? Allowed: coverage",
+  ),
+  "metric gone": (
+    ["--config.eval.metrics=fid,no_package.metrics:Mine"],
+    "config.eval.metrics=no_package.metrics:Mine: no such module; install the package",
+  ),
+  "metric alone": (["--config.eval.metrics=plug_ins:Bare"], "Bare: name is missing (Name of its"),
   "average": (["--ema=decay:0.5"], "--ema=decay:0.5: this run did not track it"),
   "swept guide": (
     ["--sweep=guidance.against=null_class,model"],

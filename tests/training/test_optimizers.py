@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.core.trees import named_leaves
-from diffusion_jax.training.optimizers import Adam
+from diffusion_jax.training.optimizers import OPTIMIZERS, Adam
+from diffusion_jax.types import UserError
 
 
 def test_adam_follows_its_paper():
@@ -95,3 +96,17 @@ def test_what_weight_decay_acts_on(decay):
 def test_impossible_optimizers_are_refused(fields):
   with pytest.raises(ValueError, match=next(iter(fields))):
     Adam(**fields)
+
+
+def test_an_optimizer_from_outside_has_the_schedule_and_its_own_rule():
+  cls = OPTIMIZERS.find("plug_ins:SignDescent", "config.optimizer.name")
+  transform = cls(learning_rate=0.5, warmup_steps=2).create(10)
+  grads, state = jnp.float32([3.0, -0.1]), transform.init(jnp.zeros(2))
+  for rate in (0.0, 0.25, 0.5):
+    updates, state = transform.update(grads, state)
+    np.testing.assert_allclose(updates, [-rate, rate])
+
+
+def test_an_optimizer_without_a_rule_is_one_line():
+  with pytest.raises(UserError, match=r"NoRule: create is missing \(Return the optax update rule"):
+    OPTIMIZERS.find("plug_ins:NoRule", "config.optimizer.name")

@@ -1,0 +1,46 @@
+"""Parts of an outside package, each as small as its contract allows."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import optax
+
+from diffusion_jax.metrics import MetricBase
+from diffusion_jax.training.optimizers import ScheduledOptimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanGap(MetricBase):
+  """Distance of the mean features."""
+
+  name: ClassVar[str] = "mean_gap"
+  description: ClassVar[str] = "distance of the mean features"
+  higher_is_better: ClassVar[bool] = False
+  card: ClassVar[float] = 1.5
+  full_num_samples: ClassVar[int] = 300
+
+  def compute(self, samples, reference):
+    return float(np.linalg.norm(samples.moments.mean - reference.moments.mean))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bare(MetricBase):
+  """A metric that has no name yet."""
+
+  def compute(self, samples, reference):
+    return 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SignDescent(ScheduledOptimizer):
+  """Steps of the learning rate along the gradient's sign."""
+
+  def create(self, num_steps, rates=None):
+    rate = optax.scale_by_learning_rate(self.rate(num_steps, rates))
+    return optax.chain(optax.scale_by_sign(), rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoRule(ScheduledOptimizer):
+  """A schedule without an update rule."""
