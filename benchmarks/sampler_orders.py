@@ -60,7 +60,7 @@ def denoiser(process):
   """E[x0 | x_t] of the mixture, each pixel for itself."""
 
   def denoise(xt, t):
-    alpha, sigma = (expand(c)[..., None] for c in process.alpha_sigma(t))
+    alpha, sigma = (expand(c, xt[..., None]) for c in process.alpha_sigma(t))
     x, variance = xt[..., None], jnp.square(alpha * STDS) + jnp.square(sigma)
     residual = x - alpha * MEANS
     logits = jnp.log(WEIGHTS) - 0.5 * jnp.log(variance) - 0.5 * jnp.square(residual) / variance
@@ -104,7 +104,7 @@ def error(process, sampler, num_steps: int) -> float:
 
 def adaptive(tolerance: float) -> tuple[float, float]:
   """Error and evaluations of the adaptive solver on EDM's process."""
-  process = EDMProcess().create()
+  process = EDMProcess()
   sampler = ProbabilityFlow(rtol=tolerance, atol=tolerance, final="min_time")
   x = jnp.asarray(STARTS)[:, None, None, None]
   found = sampler.solve(denoiser(process), process, x)
@@ -141,7 +141,7 @@ def main() -> None:
   wanted = tuple((args.samplers or "").split(";"))
   names = [name for name in SAMPLERS if name.startswith(wanted)]
   found = {
-    p: {s: [error(PROCESSES[p].create(), SAMPLERS[s](n), n) for n in sizes] for s in names}
+    p: {s: [error(PROCESSES[p], SAMPLERS[s](n), n) for n in sizes] for s in names}
     for p in args.processes.split(",")
   }
   if args.json:

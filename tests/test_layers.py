@@ -25,7 +25,8 @@ PROGRAMS = {
 LAYERS = [
   {"types"},
   {"core", "kernels"},
-  {"models", "parallel", "processes", "metrics"},
+  {"parallel", "processes", "metrics"},
+  {"models"},
   {"data", "checkpoints", "training", "losses", "samplers", "likelihood", "report"},
   {"extractors", "generative"},
   {"runs"},

@@ -5,7 +5,6 @@ declares `upper_bound` must not fall below it; the bound of DDPM has a closed fo
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from diffusion_jax.auditing import oracles
 from diffusion_jax.auditing.rows import Row, failure
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, ContinuousBound, VariationalBound
 from diffusion_jax.models import NOISE_SCHEDULES
-from diffusion_jax.processes import PROCESSES, DiscreteVP, Learned, LinearLogSNR, Process
+from diffusion_jax.processes import PROCESSES, DiscreteVP, LinearLogSNR, Process
 
 NUM = 200
 PLACES = ("linear_vp", "cosine_vp", "vp", "sub_vp", "cosine", "linear_log_snr", "edm", "flow")
@@ -35,7 +34,7 @@ def audit_likelihoods(registry: Mapping[str, Any] = DIFFUSION_LIKELIHOODS) -> It
     if getattr(estimator, "estimates", None) not in ("exact", "upper_bound"):
       yield failure(name, "it does not declare estimates = exact or upper_bound")
       continue
-    served = {n: PROCESSES[n]().create() for n in PLACES}
+    served = {n: PROCESSES[n]() for n in PLACES}
     for place, process in served.items():
       if estimator.serves(process):
         yield _row(f"{name} on {place}", estimator, process)
@@ -72,17 +71,15 @@ def _learned(name: str, estimator: Any, kind: str) -> Row:
   """The same draws between the same ends: only the way there differs, which does not count."""
   fixed = LinearLogSNR()
   config = NOISE_SCHEDULES[kind](-fixed.log_snr_max, -fixed.log_snr_min)
-  schedule = config.create()
-  gamma = functools.partial(schedule.gamma, schedule.init(jax.random.key(0)))
-  process = Learned(gamma, config.gamma_min, config.gamma_max)
-  expected, measured = (_measure(estimator, p)[0] for p in (fixed.create(), process))
+  process = config.bind(config.init(jax.random.key(0)))
+  expected, measured = (_measure(estimator, p)[0] for p in (fixed, process))
   quantity = "bits/dim, those of linear_log_snr"
   return Row(f"{name} on {kind}", quantity, expected, measured, None, ROUNDING)
 
 
 def _ddpm(variance: Any) -> Row:
   """DDPM's bound of T = 1000 linear betas: sum of its KLs, in closed form."""
-  process = PROCESSES["linear_vp"]().create()
+  process = PROCESSES["linear_vp"]()
   measured, error = _measure(VariationalBound(variance, clip=False), process)
   if variance == "learned":
     expected = learned_bound_bits(process)

@@ -27,7 +27,7 @@ def audit_losses(registry: Mapping[str, Any] = DENOISING_LOSSES) -> Iterator[Row
       yield failure(name, f"it does not declare {', '.join(missing)}")
       continue
     for place in ("linear_vp", "vp", "edm", "flow"):
-      process = PROCESSES[place]().create()
+      process = PROCESSES[place]()
       has_steps = process.num_timesteps is not None
       if not (loss.needs_derivative if has_steps else loss.needs_variance):
         yield _row(f"{name} on {place}", loss, process)
@@ -62,8 +62,7 @@ def _row(entry: str, loss: Any, process: Process) -> Row:
 
 def _continuous(loss: VDM) -> Row:
   """The bound in continuous time from one t an image; what the images vary by is taken out."""
-  config, num = LinearLogSNR(), 200_000
-  process = config.create()
+  process, num = LinearLogSNR(), 200_000
   network, objective = oracles.gaussian_network(process), loss.objective(process, None)
   place = Place(jax.random.key(0), jnp.arange(num))
 
@@ -74,14 +73,14 @@ def _continuous(loss: VDM) -> Row:
   x0 = oracles.gaussian_images(num)
   values = np.float64(run(oracles.keys(num), x0)) - oracles.exact_bits(x0)
   above, error = oracles.mean_and_error(values)
-  expected = oracles.bound_bits(config.log_snr_max, config.log_snr_min)
+  expected = oracles.bound_bits(process.log_snr_max, process.log_snr_min)
   measured = oracles.entropy_bits() + above
   return Row("vdm on linear_log_snr", "bits/dim of the bound", expected, measured, error)
 
 
 def _unbiased(loss: FullBound) -> Row:
   """The bound from one t an image, its history filled before by as many draws as that takes."""
-  process = LinearVP(100, 1e-3, 0.2).create()
+  process = LinearVP(100, 1e-3, 0.2)
   objective, network = loss.objective(process, None), oracles.gaussian_network(process)
   num = 20_000
 

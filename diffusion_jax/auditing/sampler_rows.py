@@ -38,7 +38,7 @@ def audit_samplers(registry: Mapping[str, Any] = SAMPLERS) -> Iterator[Row]:
 
 
 def _rows(name: str, config: Any) -> Iterator[Row]:
-  process, discrete = PROCESSES["edm"]().create(), PROCESSES["linear_vp"]().create()
+  process, discrete = PROCESSES["edm"](), PROCESSES["linear_vp"]()
   sampler = config()
   if not hasattr(sampler, "scheme"):
     yield _adaptive(name, sampler, process)
@@ -54,7 +54,7 @@ def _mixture(process: Process):
   """E[x0 | x_t], each pixel for itself."""
 
   def denoise(xt, t):
-    alpha, sigma = (expand(c)[..., None] for c in process.alpha_sigma(t))
+    alpha, sigma = (expand(c, xt[..., None]) for c in process.alpha_sigma(t))
     x, variance = xt[..., None], jnp.square(alpha * STDS) + jnp.square(sigma)
     residual = x - alpha * MEANS
     logits = jnp.log(WEIGHTS) - 0.5 * jnp.log(variance) - 0.5 * jnp.square(residual) / variance
@@ -99,7 +99,7 @@ def _order(name: str, config: Any, process: Process) -> Row:
 
 def _gaussian(process: Process):
   def denoise(xt, t):
-    alpha, sigma = map(expand, process.alpha_sigma(t))
+    alpha, sigma = (expand(c, xt) for c in process.alpha_sigma(t))
     return alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * xt
 
   return denoise

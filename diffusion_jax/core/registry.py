@@ -19,6 +19,7 @@ from typing import Any, Protocol, cast
 from diffusion_jax.core.wording import nearest
 from diffusion_jax.types import UserError
 
+MISSING = object()
 GROUP = "diffusion_jax"
 """Entry points of this group, named "KIND.NAME", add entries: `sampler.dpm_2 = "package:DPM2"`."""
 
@@ -128,10 +129,10 @@ def broken_contract(cls: type, contract: type) -> str | None:
   faults = []
   for name, wanted in members(contract).items():
     about = (inspect.getdoc(wanted) or "").partition("\n")[0].rstrip(".")
-    given = inspect.getattr_static(cls, name, None)
+    given = inspect.getattr_static(cls, name, MISSING)
     if name in fields:
       fault = "must be a method, not a field" if inspect.isfunction(wanted) else None
-    elif given is None:
+    elif given is MISSING or getattr(given, "__isabstractmethod__", False):
       fault = "is missing"
     elif inspect.isfunction(wanted):
       fault = _call_fault(getattr(cls, name), wanted, isinstance(given, staticmethod | classmethod))
@@ -139,6 +140,9 @@ def broken_contract(cls: type, contract: type) -> str | None:
       fault = "must be a value or a property, not a method" if inspect.isfunction(given) else None
     if fault:
       faults.append(f"{name} {fault}" + (f" ({about})" if about else ""))
+  for name in sorted(getattr(cls, "__abstractmethods__", frozenset()) - {*members(contract)}):
+    about = (inspect.getdoc(getattr(cls, name)) or "").partition("\n")[0].rstrip(".")
+    faults.append(f"{name} is missing ({about})")
   return f"{'; '.join(faults)}; {described}." if faults else None
 
 

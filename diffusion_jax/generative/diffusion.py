@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.generative.augmentation import Augmentation
-from diffusion_jax.generative.diffusion_model import DiffusionModel, far_from_noise, make_schedule
+from diffusion_jax.generative.diffusion_model import DiffusionModel, far_from_noise
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
 from diffusion_jax.losses import DENOISING_LOSSES
 from diffusion_jax.models import NETWORKS, NOISE_SCHEDULES
@@ -40,7 +40,7 @@ class Diffusion:
   augmentation: float = 0.0
 
   sections: ClassVar[Mapping[str, Any]] = {
-    "process": Registry("process", object, PROCESSES, NOISE_SCHEDULES),
+    "process": Registry("process", Process, PROCESSES, NOISE_SCHEDULES),
     "model": NETWORKS,
     "loss": DENOISING_LOSSES,
     "sampler": SAMPLERS,
@@ -70,8 +70,7 @@ class Diffusion:
       ValueError: parts that do not fit each other or the data.
     """
     self._check(parts, spec)
-    schedule = make_schedule(parts["process"])
-    process = schedule.at(schedule.init(jax.random.key(0)))
+    process = parts["process"].bind(parts["process"].init(jax.random.key(0)))
     estimators = [e for e in (parts[n] for n in DIFFUSION_LIKELIHOODS) if e.serves(process)]
     learns = _learns_variance(parts["model"])
     sampler = _fitted(parts["sampler"], learns)
@@ -81,7 +80,7 @@ class Diffusion:
     _check_schedule(parts)
     return DiffusionModel(
       spec=spec,
-      schedule=schedule,
+      process=parts["process"],
       backbone=parts["model"].create(spec, spec.num_classes + 1 if self.conditional else 0),
       prediction=self.prediction,
       sigma_data=self.sigma_data,
@@ -151,8 +150,7 @@ def _check_prediction(prediction: str, process: Process) -> None:
 
 
 def _check_schedule(parts: Mapping[str, Any]) -> None:
-  learned = getattr(parts["process"], "learned", False)
-  if learned and not getattr(parts["loss"], "trains_schedule", False):
+  if parts["process"].learned and not getattr(parts["loss"], "trains_schedule", False):
     raise ValueError(
       "this process learns its noise schedule, which this loss would drive to wherever it is "
       "least; set --config.loss.name=vdm, or --config.process.name=linear_log_snr"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -19,7 +19,6 @@ from diffusion_jax.losses import Objective, Place
 from diffusion_jax.models import Network
 from diffusion_jax.processes import (
   MAX_PRIOR_BITS,
-  Learned,
   Preconditioned,
   Process,
   precondition,
@@ -47,50 +46,17 @@ from diffusion_jax.types import (
 )
 
 
-class Schedule(NamedTuple):
-  """A process that may have parameters: key -> params, and params -> the process."""
-
-  init: Callable[[Key], Params]
-  at: Callable[[Params], Process]
-
-
-def make_schedule(config: Any) -> Schedule:
-  if not getattr(config, "learned", False):
-    process = config.create()
-    return Schedule(lambda key: {}, lambda params: process)
-  schedule = config.create()
-
-  def at(params: Params) -> Process:
-    gamma = functools.partial(schedule.gamma, params)
-    interior = schedule.interior and functools.partial(schedule.interior, params)
-    return Learned(gamma, config.gamma_min, config.gamma_max, interior, config.image_scale)
-
-  return Schedule(schedule.init, at)
-
-
-NOISIER = {
-  "beta_end": "higher",
-  "beta_max": "higher",
-  "sigma_max": "higher",
-  "gamma_max": "higher",
-  "log_snr_min": "lower",
-  "num_timesteps": "higher",
-}
-"""Field of a process -> how it makes x_1 noisier."""
-
-
-def far_from_noise(config: Any) -> str | None:
+def far_from_noise(process: Process) -> str | None:
   """Return a line where a process ends too far from noise for samples to start there, or None.
 
   It is no error: bounds pay for it and stay right, training may move a learned end, and older runs
   must open.
   """
-  schedule = make_schedule(config)
-  bits = prior_bits(schedule.at(schedule.init(jax.random.key(0))))
+  bits = prior_bits(process.bind(process.init(jax.random.key(0))))
   if bits <= MAX_PRIOR_BITS:
     return None
-  field = next((name for name in NOISIER if hasattr(config, name)), None)
-  change = f"set a {NOISIER[field]} --config.process.{field}" if field else "take another process"
+  field, direction = process.noisier
+  change = f"set a {direction} --config.process.{field}" if field else "take another process"
   return (
     f"the process ends {bits:.2g} bits/dim from noise (its prior term; up to {MAX_PRIOR_BITS} is "
     f"noise), and samples start from noise: they will be off; {change}"
@@ -112,7 +78,7 @@ class DiffusionModel(ModelBase):
 
   Attributes:
     spec: of the data.
-    schedule: the process, for its parameters if it has some.
+    process: the forward process, not yet bound to parameters of a learned schedule.
     backbone: the network.
     prediction, sigma_data: what its output means.
     learned_variance: True if it gives variance logits too.
@@ -128,7 +94,7 @@ class DiffusionModel(ModelBase):
   kind: ClassVar[str] = "diffusion"
 
   spec: ImageSpec
-  schedule: Schedule
+  process: Process
   backbone: Network
   prediction: str
   sigma_data: float
@@ -165,7 +131,7 @@ class DiffusionModel(ModelBase):
   def init(self, key: Key) -> tuple[Params, Aux]:
     """The network's parameters; under "network" where the process or the loss has some too."""
     others = {
-      "process": self.schedule.init(jax.random.fold_in(key, 1)),
+      "process": self.process.init(jax.random.fold_in(key, 1)),
       "loss": self.objective.init(jax.random.fold_in(key, 2)),
     }
     others = {name: params for name, params in others.items() if params}
@@ -175,7 +141,7 @@ class DiffusionModel(ModelBase):
   def bind(self, params: Params, augmentation_labels: Float[Array, "B A"] | None = None) -> Bound:
     """Return the model with these parameters, as `init` laid them out."""
     parts = params if "network" in params else {"network": params}
-    process = self.schedule.at(parts.get("process", {}))
+    process = self.process.bind(parts.get("process", {}))
     apply = self.backbone.apply
     if augmentation_labels is not None:
       apply = functools.partial(apply, augmentation=augmentation_labels)

@@ -127,7 +127,7 @@ def _networks(parts: Mapping[str, Any], spec: ImageSpec) -> VAENetworks:
 
 def _check_clip(parts: Mapping[str, Any]) -> None:
   """Latents know no bounds: a clip to [-1, 1] would cut most of them."""
-  serves = getattr(parts["process"], "num_timesteps", None) is not None
+  serves = parts["process"].num_timesteps is not None
   for name in ("sampler", *(["vlb"] if serves else [])):
     if getattr(parts[name], "clip", False):
       raise ValueError(

@@ -122,7 +122,7 @@ class ContinuousBound:
       place = (number + rng.uniform(rng.fold_in(own, 0))) / self.times
       t, weight = self._weight(process, place, first)
       eps = rng.normal(rng.fold_in(own, 1), x0.shape[1:])
-      alpha, sigma = map(expand, process.alpha_sigma(t))
+      alpha, sigma = (expand(c, x0) for c in process.alpha_sigma(t))
       error = x0 - network.denoise(params, alpha * x0 + sigma * eps, t, labels)
       return None, weight * jnp.sum(jnp.square(error), axis=(1, 2, 3)) / self.times
 

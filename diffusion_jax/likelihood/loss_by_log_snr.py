@@ -72,7 +72,7 @@ class Spectrum:
       number, time, snr = row
       t = jnp.full(len(x0), time)
       eps = rng.normal(rng.fold_in(keys, number), x0.shape[1:])
-      alpha, sigma = map(expand, process.alpha_sigma(t))
+      alpha, sigma = (expand(c, x0) for c in process.alpha_sigma(t))
       error = x0 - network.denoise(params, alpha * x0 + sigma * eps, t, labels)
       return None, snr * jnp.mean(jnp.square(error), axis=(1, 2, 3))
 

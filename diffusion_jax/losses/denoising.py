@@ -51,7 +51,7 @@ class Simple:
     """
     t, eps = draw(process, keys, x0.shape[1:])
     alpha, sigma = process.alpha_sigma(t)
-    xt = expand(alpha) * x0 + expand(sigma) * eps
+    xt = expand(alpha, x0) * x0 + expand(sigma, x0) * eps
     error = network.output(params, xt, t, labels, dropout_key) - network.target(x0, eps, t)
     return jnp.mean(jnp.square(error), axis=(1, 2, 3))
 

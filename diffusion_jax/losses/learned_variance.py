@@ -81,7 +81,7 @@ def _evaluate(
   assert network.denoise_and_variance is not None  # the wiring has seen to it
   t = number / process.num_timesteps
   eps = rng.normal(rng.fold_in(keys, 1), x0.shape[1:])
-  alpha, sigma = map(expand, process.alpha_sigma(t))
+  alpha, sigma = (expand(c, x0) for c in process.alpha_sigma(t))
   xt = alpha * x0 + sigma * eps
   answer = network.denoise_and_variance(params, xt, t, labels, dropout_key)
   return _Seen(number, x0, eps, *answer)
@@ -94,7 +94,7 @@ def _simple(network: Preconditioned, process: DiscreteVP, seen: _Seen) -> Float[
   (x0_hat - x0): the error follows from that of x0, without asking the network twice.
   """
   t = seen.number / process.num_timesteps
-  alpha, sigma = map(expand, process.alpha_sigma(t))
+  alpha, sigma = (expand(c, seen.x0) for c in process.alpha_sigma(t))
   away = seen.estimate - seen.x0
   error = network.target(away, -alpha / sigma * away, t)
   return jnp.mean(jnp.square(error), axis=(1, 2, 3))

@@ -99,11 +99,11 @@ def _terms(
 
   def error(t: Values) -> Values:
     """SNR / 2 |x0 - x0_hat|^2: half the error of the noise."""
-    alpha, sigma = map(expand, process.alpha_sigma(t))
+    alpha, sigma = (expand(c, x0) for c in process.alpha_sigma(t))
     away = x0 - network.denoise(params, alpha * x0 + sigma * eps, t, labels, dropout_key)
     return 0.5 * share * jnp.exp(process.log_snr(t)) * jnp.sum(jnp.square(away), axis=(1, 2, 3))
 
-  interior, one = getattr(process, "interior", None), jnp.ones_like(t)
+  interior, one = process.interior, jnp.ones_like(t)
   trains = interior is not None and dropout_key is not None
   errors, rise = jax.jvp(error, (t,), (one,)) if trains else (error(t), 0.0 * t)
   diffusion = -jax.jvp(process.log_snr, (t,), (one,))[1] * errors

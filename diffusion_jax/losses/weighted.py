@@ -45,7 +45,7 @@ def weighted_error(
   """
   t = drawn_times(times, process, keys)
   eps = rng.normal(rng.fold_in(keys, 1), x0.shape[1:])
-  alpha, sigma = map(expand, process.alpha_sigma(t))
+  alpha, sigma = (expand(c, x0) for c in process.alpha_sigma(t))
   estimate = network.denoise(params, alpha * x0 + sigma * eps, t, labels, dropout_key)
   return weight(process, t) * jnp.mean(jnp.square(x0 - estimate), axis=(1, 2, 3))
 

@@ -7,13 +7,14 @@ from diffusion_jax.models.conv_vae import ConvVAE, VAENetworks
 from diffusion_jax.models.decoders import Bernoulli, DiscretizedLogistic, Gaussian
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.mlp import MLP
-from diffusion_jax.models.noise_schedules import LearnedLinear, LearnedMonotone, NoiseSchedule
+from diffusion_jax.models.noise_schedules import LearnedLinear, LearnedMonotone
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.models.vdm_unet import VDMUNet
+from diffusion_jax.processes import Process
 
 NETWORKS = Registry("model", object, {"unet": UNet, "vdm_unet": VDMUNet, "dit": DiT, "mlp": MLP})
 NOISE_SCHEDULES = Registry(
-  "process", object, {"learned_linear": LearnedLinear, "learned_monotone": LearnedMonotone}
+  "process", Process, {"learned_linear": LearnedLinear, "learned_monotone": LearnedMonotone}
 )
 VAES = Registry("autoencoder", object, {"conv_vae": ConvVAE})
 DECODERS = Registry(
@@ -42,7 +43,6 @@ __all__ = [
   "LearnedLinear",
   "LearnedMonotone",
   "Network",
-  "NoiseSchedule",
   "UNet",
   "VAENetworks",
   "VDMUNet",

@@ -5,64 +5,38 @@ al. 2021 (arXiv 2107.00630), section 3.1 and appendix H.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.processes import Learned, LearnedSchedule
 from diffusion_jax.types import Key, Params
 
 
-class NoiseSchedule(NamedTuple):
-  """A learned schedule as pure functions.
-
-  Attributes:
-    init: key -> params, a dict of float32 arrays.
-    gamma: (params, t of any shape in [0, 1]) -> gamma of that shape; it rises with t. Its gradient
-      goes to the ends alone, which the variational bound trains.
-    interior: the same numbers, whose gradient goes to what lies between the ends, for a loss that
-      has a use for it; None: nothing does.
-  """
-
-  init: Callable[[Key], Params]
-  gamma: Callable[[Params, Array], Float[Array, "..."]]
-  interior: Callable[[Params, Array], Float[Array, "..."]] | None = None
-
-
 @dataclasses.dataclass(frozen=True)
-class LearnedLinear:
+class LearnedLinear(LearnedSchedule):
   """gamma(t) = b + |w| t.
 
   Attributes:
     gamma_min: b at the start, minus the log-SNR of t = 0.
     gamma_max: b + |w| at the start.
-    image_scale: factor of the images before noise is added: (L - 1) / L puts level k of L at
-      2 (k + 1/2) / L - 1 there, as the original does.
+    image_scale: see `LearnedSchedule`.
   """
 
-  gamma_min: float = -13.3
-  gamma_max: float = 5.0
-  image_scale: float = 1.0
+  def init(self, key: Key) -> Params:
+    """Return b and w."""
+    del key
+    return _ends(self.gamma_min, self.gamma_max)
 
-  learned: ClassVar[bool] = True
-
-  def __post_init__(self):
-    _check(self.gamma_min, self.gamma_max, self.image_scale)
-
-  def create(self) -> NoiseSchedule:
-    """Builds the pure functions."""
-
-    def init(key: Key) -> Params:
-      del key
-      return _ends(self.gamma_min, self.gamma_max)
-
-    return NoiseSchedule(init, lambda params, t: params["b"] + jnp.abs(params["w"]) * t)
+  def gamma(self, params: Params, t: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return b + |w| t."""
+    return params["b"] + jnp.abs(params["w"]) * t
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedMonotone:
+class LearnedMonotone(LearnedSchedule):
   """A network of positive weights between two ends, which are trained too.
 
   gamma(t) = b + |w| (g(t) - g(0)) / (g(1) - g(0)) with g(t) = l1(t) + l3(sigmoid(l2(l1(t)))) of
@@ -73,27 +47,19 @@ class LearnedMonotone:
   Attributes:
     gamma_min: b at the start, minus the log-SNR of t = 0.
     gamma_max: b + |w| at the start, that of t = 1.
+    image_scale: see `LearnedSchedule`.
     width: outputs of l2.
-    image_scale: as of LearnedLinear.
   """
 
-  gamma_min: float = -13.3
-  gamma_max: float = 5.0
   width: int = 1024
-  image_scale: float = 1.0
-
-  learned: ClassVar[bool] = True
 
   def __post_init__(self):
-    _check(self.gamma_min, self.gamma_max, self.image_scale)
+    super().__post_init__()
     if self.width < 1:
       raise ValueError(f"width={self.width} must be at least 1")
 
-  def create(self) -> NoiseSchedule:
-    """Builds the pure functions."""
-    return NoiseSchedule(self._init, _of_the_ends, _of_the_interior)
-
-  def _init(self, key: Key) -> Params:
+  def init(self, key: Key) -> Params:
+    """Return the ends and the layers."""
     steepness = jnp.full((self.width,), STEEPNESS, jnp.float32)
     centers = (jnp.arange(self.width) + 0.5) / self.width
     return {
@@ -103,20 +69,27 @@ class LearnedMonotone:
       "l3": {"weight": jax.random.normal(key, (self.width,)) / self.width},
     }
 
+  def gamma(self, params: Params, t: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return gamma(t) with gradients to the ends alone, which the variational bound trains."""
+    ends = {name: params[name] for name in ENDS}
+    return _monotone(jax.lax.stop_gradient(params) | ends, t)
+
+  def interior_gamma(self, params: Params, t: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return gamma(t) with gradients to all but the ends."""
+    ends = {name: jax.lax.stop_gradient(params[name]) for name in ENDS}
+    return _monotone(params | ends, t)
+
+  def bind(self, params: Params) -> Learned:
+    """Return the process for these parameters, whose interior is trained too."""
+    interior = functools.partial(self.interior_gamma, params)
+    return dataclasses.replace(super().bind(params), interior=interior)
+
 
 STEEPNESS = 10.0
 """Initial slope of the sigmoids' arguments: each rises over about a fifth of [0, 1]."""
 
 
 ENDS = ("b", "w")
-
-
-def _of_the_ends(params: Params, t: Float[Array, "..."]) -> Float[Array, "..."]:
-  return _monotone(jax.lax.stop_gradient(params) | {name: params[name] for name in ENDS}, t)
-
-
-def _of_the_interior(params: Params, t: Float[Array, "..."]) -> Float[Array, "..."]:
-  return _monotone(params | {name: jax.lax.stop_gradient(params[name]) for name in ENDS}, t)
 
 
 def _monotone(params: Params, t: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -138,10 +111,3 @@ def _ends(gamma_min: float, gamma_max: float) -> dict[str, Array]:
     "b": jnp.asarray(gamma_min, jnp.float32),
     "w": jnp.asarray(gamma_max - gamma_min, jnp.float32),
   }
-
-
-def _check(gamma_min: float, gamma_max: float, image_scale: float) -> None:
-  if gamma_min >= gamma_max:
-    raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}")
-  if image_scale <= 0:
-    raise ValueError(f"image_scale={image_scale} must be positive; 1 leaves images as they are")

@@ -1,7 +1,15 @@
 """The forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) and what a network may predict."""
 
+from diffusion_jax.core.broadcasting import expand
 from diffusion_jax.core.registry import Registry
-from diffusion_jax.processes.base import Continuous, Process, namespace
+from diffusion_jax.processes.base import (
+  ContinuousProcess,
+  Data,
+  Process,
+  ProcessBase,
+  VariancePreserving,
+  namespace,
+)
 from diffusion_jax.processes.boundary_terms import (
   MAX_PRIOR_BITS,
   end_kl,
@@ -10,12 +18,11 @@ from diffusion_jax.processes.boundary_terms import (
   reconstruction,
 )
 from diffusion_jax.processes.discrete_vp import CosineVP, DiscreteVP, LinearVP
-from diffusion_jax.processes.learned import Learned
+from diffusion_jax.processes.learned import Learned, LearnedSchedule
 from diffusion_jax.processes.parameterization import (
   PREDICTIONS,
   Preconditioned,
   Prediction,
-  expand,
   precondition,
 )
 from diffusion_jax.processes.posterior import (
@@ -38,7 +45,7 @@ from diffusion_jax.processes.variance_preserving import (
 
 PROCESSES = Registry(
   "process",
-  object,
+  Process,
   {
     "linear_vp": LinearVP,
     "cosine_vp": CosineVP,
@@ -57,23 +64,27 @@ __all__ = [
   "MAX_PRIOR_BITS",
   "PREDICTIONS",
   "PROCESSES",
-  "Continuous",
   "ContinuousCosineVP",
   "ContinuousLinearVP",
+  "ContinuousProcess",
   "ContinuousSigmoidVP",
   "CosineVP",
+  "Data",
   "DiscreteVP",
   "EDMProcess",
   "Flow",
   "Learned",
+  "LearnedSchedule",
   "LinearLogSNR",
   "LinearVP",
   "Preconditioned",
   "Prediction",
   "Process",
+  "ProcessBase",
   "ReverseSteps",
   "SubVP",
   "VarianceExploding",
+  "VariancePreserving",
   "bound_term",
   "decoder_log_prob",
   "divergence",

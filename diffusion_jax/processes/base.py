@@ -1,9 +1,16 @@
-"""What every forward process is: alpha_t and sigma_t, their log-SNR and its inverse.
+"""The contract of a forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I), and its defaults.
 
-q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I), t in [0, 1], 0 = data. Given NumPy float64 times, as the
-samplers' coefficients are, a process answers in NumPy float64; given JAX arrays, in JAX.
+Time t lies in [0, 1], 0 = data. Given NumPy float64 times, as the samplers' coefficients are, a
+process answers in NumPy float64; given JAX arrays, in JAX. A config class is the process itself: a
+frozen dataclass that inherits one of these bases and gives what it has no default for.
+
+  ContinuousProcess    alpha_sigma(t), time_of(log_snr)
+  VariancePreserving   log_snr(t), time_of(log_snr)
+  DiscreteVP           betas(), in `discrete_vp`
+  LearnedSchedule      init(key), gamma(params, t), in `learned`
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from types import ModuleType
@@ -11,94 +18,162 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
+
+from diffusion_jax.types import Key, Params
+
+Data = Float[Array, "B ..."]
+"""Examples of any shape: images, points, sequences."""
 
 Times = Any
-"""A time or an array of them (or what belongs to each): NumPy on the host, JAX on a device."""
+"""A time or an array of them, or one value per time: NumPy on the host, JAX on a device."""
+
+EMBED_SCALE = 999.0
+"""Networks see times as numbers from 0 to 999, like those that were trained with 1000 steps."""
 
 
 @runtime_checkable
 class Process(Protocol):
-  """A forward process.
-
-  Attributes:
-    num_timesteps: T of a process that exists only at t = n / T; None: every t.
-    prior_std: of the noise that x_1 is drawn from.
-    min_time: the smallest time at which a network is asked.
-  """
+  """A forward process, or a config of one whose noise schedule is trained with the network."""
 
   @property
-  def num_timesteps(self) -> int | None: ...
+  def num_timesteps(self) -> int | None:
+    """T of a process that exists only at t = n / T; None: every t."""
+    ...
 
   @property
-  def prior_std(self) -> float: ...
+  def prior_std(self) -> float:
+    """Standard deviation of the noise that x_1 is drawn from."""
+    ...
 
   @property
-  def min_time(self) -> float: ...
+  def min_time(self) -> float:
+    """The smallest time at which a network is evaluated."""
+    ...
+
+  @property
+  def learned(self) -> bool:
+    """True if `init` gives parameters, without which only `bind` can be called."""
+    ...
+
+  @property
+  def interior(self) -> Callable[[Times], Times] | None:
+    """Map t to -log_snr with gradients to the interior of a learned schedule; None: no interior."""
+    ...
+
+  @property
+  def noisier(self) -> tuple[str, str]:
+    """The field that makes x_1 noisier and "higher" or "lower"; ("", "") if none does."""
+    ...
+
+  def init(self, key: Key) -> Params:
+    """Return the initial parameters of the noise schedule; {} for a fixed one."""
+    ...
+
+  def bind(self, params: Params) -> "Process":
+    """Return the process for these parameters; itself if it has none."""
+    ...
 
   def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
-    """alpha_t and sigma_t."""
+    """Return alpha_t and sigma_t."""
     ...
 
   def log_snr(self, t: Times) -> Times:
-    """lambda_t = log(alpha_t^2 / sigma_t^2), falling in t."""
+    """Return log(alpha_t^2 / sigma_t^2), which falls in t."""
     ...
 
   def time_of(self, log_snr: Times) -> Times:
-    """The time of a log-SNR; of a process with steps, the nearest one's."""
+    """Return the time of a log-SNR; of a process with steps, the nearest one's."""
     ...
 
   def network_time(self, t: Times) -> Times:
-    """What the network's time embedding takes."""
+    """Return the input of the network's time embedding."""
     ...
 
   def time_at(self, quantile: Times) -> Times:
-    """The training time at a quantile in [0, 1)."""
+    """Return the training time at a quantile in [0, 1)."""
     ...
 
 
-def namespace(*values: Any) -> ModuleType:
-  """numpy for host values, jax.numpy if any of them is a JAX array."""
-  host = all(isinstance(v, np.ndarray | np.generic | float | int) for v in values)
-  return np if host else jnp
+@dataclasses.dataclass(frozen=True)
+class ProcessBase(abc.ABC):
+  """Defaults: a fixed schedule at every t in [min_time, 1].
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Continuous:
-  """A process at every t in [min_time, 1], from its formulas.
-
-  Attributes:
-    coefficients: t -> (alpha_t, sigma_t).
-    inverse: log-SNR -> t.
-    embed: t -> what the network's time embedding takes.
-    prior_std, min_time: see `Process`.
+  What it leaves out an entry must give; see the bases below. `prior_std` and `min_time` may be
+  overridden by a field or a property.
   """
 
-  coefficients: Callable[[Times], tuple[Times, Times]]
-  inverse: Callable[[Times], Times]
-  embed: Callable[[Times], Times]
-  prior_std: float = 1.0
-  min_time: float = 0.0
+  num_timesteps = None
+  prior_std = 1.0
+  min_time = 0.0
+  learned = False
+  noisier = ("", "")
 
   @property
-  def num_timesteps(self) -> None:
-    """None: it has no steps."""
+  def interior(self) -> Callable[[Times], Times] | None:
+    """None: the schedule is fixed."""
     return None
 
+  @abc.abstractmethod
   def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
-    return self.coefficients(t)
+    """Return alpha_t and sigma_t."""
+
+  @abc.abstractmethod
+  def log_snr(self, t: Times) -> Times:
+    """Return log(alpha_t^2 / sigma_t^2), which falls in t."""
+
+  @abc.abstractmethod
+  def time_of(self, log_snr: Times) -> Times:
+    """Return the time of a log-SNR."""
+
+  def init(self, key: Key) -> Params:
+    """Return {}: the schedule is fixed."""
+    del key
+    return {}
+
+  def bind(self, params: Params) -> Process:
+    """Return itself: the schedule is fixed."""
+    del params
+    return self
+
+  def network_time(self, t: Times) -> Times:
+    """Return 999 t."""
+    return EMBED_SCALE * t
+
+  def time_at(self, quantile: Times) -> Times:
+    """Return the quantile of uniform times on [min_time, 1]."""
+    return self.min_time + (1.0 - self.min_time) * quantile
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinuousProcess(ProcessBase):
+  """A process in continuous time, given by `alpha_sigma` and `time_of`."""
 
   def log_snr(self, t: Times) -> Times:
-    alpha, sigma = self.coefficients(t)
+    """Return log(alpha_t^2 / sigma_t^2); infinite without data or without noise."""
+    alpha, sigma = self.alpha_sigma(t)
     xp = namespace(alpha, sigma)
     with np.errstate(divide="ignore"):
       return 2.0 * (xp.log(alpha) - xp.log(sigma))
 
-  def time_of(self, log_snr: Times) -> Times:
-    return self.inverse(log_snr)
 
-  def network_time(self, t: Times) -> Times:
-    return self.embed(t)
+@dataclasses.dataclass(frozen=True)
+class VariancePreserving(ProcessBase):
+  """A process with alpha_t^2 + sigma_t^2 = 1, given by `log_snr` and `time_of`."""
 
-  def time_at(self, quantile: Times) -> Times:
-    """Uniform on [min_time, 1]."""
-    return self.min_time + (1.0 - self.min_time) * quantile
+  def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
+    """Return the square roots of sigmoid(log_snr) and sigmoid(-log_snr)."""
+    x = self.log_snr(t)
+    xp = namespace(x)
+    return xp.exp(-0.5 * softplus(-x)), xp.exp(-0.5 * softplus(x))
+
+
+def softplus(x: Times) -> Times:
+  """Return log(1 + e^x)."""
+  return namespace(x).logaddexp(x, 0.0)
+
+
+def namespace(*values: Any) -> ModuleType:
+  """Return numpy for host values, jax.numpy if any of them is a JAX array."""
+  host = all(isinstance(v, np.ndarray | np.generic | float | int) for v in values)
+  return np if host else jnp

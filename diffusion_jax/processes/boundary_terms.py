@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.core import distributions, rng
-from diffusion_jax.processes.base import Process, Times
-from diffusion_jax.processes.parameterization import Images
+from diffusion_jax.core.broadcasting import sum_dims
+from diffusion_jax.processes.base import Data, Process, Times
 from diffusion_jax.types import Keys
 
 MIN_TIME = 1e-5
@@ -38,16 +38,16 @@ def prior_bits(process: Process) -> float:
   return (0.5 * (alpha**2 + sigma**2 - 1.0) - math.log(sigma)) / math.log(2.0)
 
 
-def end_kl(process: Process, x0: Images) -> Float[Array, "B"]:
+def end_kl(process: Process, x0: Data) -> Float[Array, "B"]:
   """KL(q(z_1 | x) || N(0, prior_std^2)) in nats an example."""
   alpha, sigma = process.alpha_sigma(jnp.ones(()))
   std = process.prior_std
   mean, log_var = alpha / std * x0, 2.0 * jnp.log(sigma / std)
-  return jnp.sum(distributions.gaussian_kl(mean, log_var, 0.0, 0.0), axis=(1, 2, 3))
+  return sum_dims(distributions.gaussian_kl(mean, log_var, 0.0, 0.0))
 
 
 def reconstruction(
-  process: Process, keys: Keys, x0: Images, num_levels: int | None, first: Times = None
+  process: Process, keys: Keys, x0: Data, num_levels: int | None, first: Times = None
 ) -> Float[Array, "B"]:
   """-log p(x | z_0) in nats an example, from one z_0 drawn of each key.
 
@@ -62,12 +62,12 @@ def reconstruction(
   """
   alpha, sigma = process.alpha_sigma(jnp.asarray(first_time(process) if first is None else first))
   ratio = sigma / alpha
-  noise = rng.normal(rng.fold_in(keys, 2**30), x0.shape[1:])
+  noise = rng.normal(rng.stream(keys, rng.Stream.RECONSTRUCTION), x0.shape[1:])
   if num_levels is None:
     log_std = jnp.broadcast_to(jnp.log(ratio), x0.shape)
     density = distributions.gaussian_log_prob(ratio * noise, jnp.zeros_like(x0), log_std)
-    return -jnp.sum(density, axis=(1, 2, 3))
+    return -sum_dims(density)
   level = 2.0 * jnp.arange(num_levels) / (num_levels - 1) - 1.0
   away = ((x0 + ratio * noise)[..., None] - level) / ratio
   log_prob = -0.5 * jnp.square(noise) - jax.nn.logsumexp(-0.5 * jnp.square(away), axis=-1)
-  return -jnp.sum(log_prob, axis=(1, 2, 3))
+  return -sum_dims(log_prob)

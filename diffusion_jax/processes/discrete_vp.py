@@ -4,56 +4,61 @@ Time t lies in [0, 1] with 0 = data. Step n of 1..T of the literature is t = n /
 sees the number n - 1 of 0..T-1, as in the original code of DDPM.
 """
 
+import abc
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_jax.processes.base import Times, namespace
+from diffusion_jax.processes.base import ProcessBase, Times, namespace
 
 MAX_BETA = 0.999
 """The largest beta of schedules that are made for any T, as Nichol and Dhariwal's cosine has it."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class DiscreteVP:
-  """A process on the grid t = n / T.
+@dataclasses.dataclass(frozen=True)
+class DiscreteVP(ProcessBase):
+  """A process on the grid t = n / T, given by `betas`.
 
   Attributes:
-    alphas_cumprod: alpha_bar_n = alpha_n^2 for n = 0..T in float64; alpha_bar_0 = 1.
-    network_steps: the network sees n - 1 as if T were this number; None: T.
+    num_timesteps: T.
   """
 
-  alphas_cumprod: Float[np.ndarray, "T1"]
-  network_steps: int | None = None
+  num_timesteps: int = 1000  # pyright: ignore[reportIncompatibleVariableOverride]
+
+  noisier = ("num_timesteps", "higher")
+
+  @abc.abstractmethod
+  def betas(self) -> Float[np.ndarray, "T"]:
+    """Return beta_n of n = 1..T, each in (0, 1), float64."""
+
+  def __post_init__(self):
+    if self.num_timesteps < 1:
+      raise ValueError(f"num_timesteps={self.num_timesteps} must be at least 1")
+
+  @functools.cached_property
+  def alphas_cumprod(self) -> Float[np.ndarray, "T1"]:
+    """alpha_bar_n = alpha_n^2 for n = 0..T in float64; alpha_bar_0 = 1."""
+    return np.concatenate([[1.0], np.cumprod(1.0 - self.betas())])
 
   @property
-  def num_timesteps(self) -> int:
-    """T."""
-    return len(self.alphas_cumprod) - 1
-
-  @property
-  def prior_std(self) -> float:
-    """1: x_T is taken for pure noise."""
-    return 1.0
-
-  @property
-  def min_time(self) -> float:
-    """1 / T: the network was never asked at 0."""
+  def min_time(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    """1 / T: the network was never evaluated at 0."""
     return 1.0 / self.num_timesteps
 
   def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
-    """alpha_t and sigma_t, from float64 tables; on a device rounded once to float32."""
+    """Return alpha_t and sigma_t, from float64 tables; on a device rounded once to float32."""
     alpha_bar = self.alphas_cumprod
     return self._lookup(np.sqrt(alpha_bar), t), self._lookup(np.sqrt(1.0 - alpha_bar), t)
 
   def log_snr(self, t: Times) -> Times:
-    """log(alpha_t^2 / sigma_t^2); infinite at t = 0."""
+    """Return log(alpha_t^2 / sigma_t^2); infinite at t = 0."""
     return self._lookup(self._log_snrs(), t)
 
   def time_of(self, log_snr: Times) -> Times:
-    """The nearest step's time, n / T with n of 1..T."""
+    """Return the nearest step's time, n / T with n of 1..T."""
     xp = namespace(log_snr)
     table = xp.asarray(self._log_snrs()[:0:-1])  # rising, T..1
     right = xp.clip(xp.searchsorted(table, log_snr), min(1, len(table) - 1), len(table) - 1)
@@ -63,14 +68,11 @@ class DiscreteVP:
     return (self.num_timesteps - (right - nearer)) / self.num_timesteps
 
   def network_time(self, t: Times) -> Times:
-    """What the network's time embedding takes: n - 1 of 0..T-1, or that times network_steps / T."""
-    number = namespace(t).round(t * self.num_timesteps) - 1.0
-    if self.network_steps is None:
-      return number
-    return number * (self.network_steps / self.num_timesteps)
+    """Return n - 1 of 0..T-1."""
+    return namespace(t).round(t * self.num_timesteps) - 1.0
 
   def time_at(self, quantile: Times) -> Times:
-    """The training time at a quantile in [0, 1): each n / T, n = 1..T, equally often."""
+    """Return the training time at a quantile in [0, 1): each n / T, n = 1..T, equally often."""
     num, xp = self.num_timesteps, namespace(quantile)
     return (xp.minimum(xp.floor(quantile * num), num - 1) + 1.0) / num
 
@@ -86,7 +88,7 @@ class DiscreteVP:
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearVP:
+class LinearVP(DiscreteVP):
   """Betas rising linearly from `beta_start` to `beta_end` over T steps.
 
   Source: Ho et al. 2020 (arXiv 2006.11239), section 4, with 1e-4 and 0.02 for T = 1000; for another
@@ -99,12 +101,13 @@ class LinearVP:
       number.
   """
 
-  num_timesteps: int = 1000
   beta_start: float | None = None
   beta_end: float | None = None
 
+  noisier = ("beta_end", "higher")
+
   def __post_init__(self):
-    _check_num_timesteps(self.num_timesteps)
+    super().__post_init__()
     for name, of_1000 in (("beta_start", 1e-4), ("beta_end", 0.02)):
       if getattr(self, name) is None:  # so that a stored config holds the number
         scaled = min(of_1000 * (1000 / self.num_timesteps), MAX_BETA)
@@ -121,28 +124,32 @@ class LinearVP:
     assert self.beta_end is not None
     return self.beta_start, self.beta_end
 
-  def create(self) -> DiscreteVP:
-    first, last = self._ends()
-    if self.num_timesteps == 1:  # the only step ends in noise
-      return _from_betas(np.asarray([last]))
-    return _from_betas(np.linspace(first, last, self.num_timesteps))
+  def betas(self) -> Float[np.ndarray, "T"]:
+    """Return T evenly spaced betas; the only one of T = 1 is the last, which ends in noise."""
+    (first, last), num = self._ends(), self.num_timesteps
+    return np.linspace(first, last, num) if num > 1 else np.asarray([last])
 
 
 @dataclasses.dataclass(frozen=True)
-class CosineVP:
+class CosineVP(DiscreteVP):
   """alpha_bar(t) = cos^2((t + s) / (1 + s) pi / 2), normalised at 0, with betas capped.
 
   Source: Nichol and Dhariwal 2021 (arXiv 2102.09672), equation 17; s = 0.008, cap 0.999. Their code
   shows the network every T as 1000 steps: network_steps.
+
+  Attributes:
+    num_timesteps: T.
+    offset: s.
+    max_beta: the cap.
+    network_steps: the network sees n - 1 as if T were this number; None: T.
   """
 
-  num_timesteps: int = 1000
   offset: float = 0.008
   max_beta: float = MAX_BETA
   network_steps: int | None = None
 
   def __post_init__(self):
-    _check_num_timesteps(self.num_timesteps)
+    super().__post_init__()
     if self.network_steps is not None and self.network_steps < 1:
       raise ValueError(f"network_steps={self.network_steps} must be at least 1, or none for T")
     if self.offset < 0 or not 0 < self.max_beta < 1:
@@ -151,17 +158,15 @@ class CosineVP:
         "max_beta must lie between 0 and 1"
       )
 
-  def create(self) -> DiscreteVP:
+  def betas(self) -> Float[np.ndarray, "T"]:
+    """Return 1 - alpha_bar_n / alpha_bar_{n-1}, capped."""
     t = np.arange(self.num_timesteps + 1) / self.num_timesteps
     f = np.cos((t + self.offset) / (1 + self.offset) * np.pi / 2) ** 2
-    process = _from_betas(np.minimum(1 - f[1:] / f[:-1], self.max_beta))
-    return dataclasses.replace(process, network_steps=self.network_steps)
+    return np.minimum(1 - f[1:] / f[:-1], self.max_beta)
 
-
-def _check_num_timesteps(num_timesteps: int) -> None:
-  if num_timesteps < 1:
-    raise ValueError(f"num_timesteps={num_timesteps} must be at least 1")
-
-
-def _from_betas(betas: Float[np.ndarray, "T"]) -> DiscreteVP:
-  return DiscreteVP(np.concatenate([[1.0], np.cumprod(1.0 - betas)]))
+  def network_time(self, t: Times) -> Times:
+    """Return n - 1 of 0..T-1, times network_steps / T if that is given."""
+    number = super().network_time(t)
+    if self.network_steps is None:
+      return number
+    return number * (self.network_steps / self.num_timesteps)

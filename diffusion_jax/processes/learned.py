@@ -5,22 +5,86 @@ sigma_t^2 = sigmoid(gamma). It answers in JAX whatever it is asked in. Source: K
 (arXiv 2107.00630), section 3.1. Images may enter at another scale, which is a factor of alpha.
 """
 
+import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.processes.base import Times
+from diffusion_jax.processes.base import ProcessBase, Times
+from diffusion_jax.types import Key, Params
 
 NETWORK_SCALE = 1000.0
 BISECTIONS = 32
 """Halvings of [0, 1] that find the time of a log-SNR: to float32's last digit."""
 
 
+@dataclasses.dataclass(frozen=True)
+class LearnedSchedule(ProcessBase):
+  """A config of a learned schedule, given by `init` and `gamma`; `bind` makes it a process.
+
+  Attributes:
+    gamma_min: gamma of t = 0 at the start of training.
+    gamma_max: that of t = 1.
+    image_scale: factor of the images before noise is added: (L - 1) / L puts level k of L at
+      2 (k + 1/2) / L - 1 there, as the original does.
+  """
+
+  gamma_min: float = -13.3
+  gamma_max: float = 5.0
+  image_scale: float = 1.0
+
+  learned = True
+  noisier = ("gamma_max", "higher")
+
+  def __post_init__(self):
+    if self.gamma_min >= self.gamma_max:
+      raise ValueError(f"gamma_min={self.gamma_min} must be below gamma_max={self.gamma_max}")
+    if self.image_scale <= 0:
+      raise ValueError(
+        f"image_scale={self.image_scale} must be positive; 1 leaves images as they are"
+      )
+
+  @abc.abstractmethod
+  def init(self, key: Key) -> Params:
+    """Return the initial parameters, a dict of float32 arrays."""
+
+  @abc.abstractmethod
+  def gamma(self, params: Params, t: Times) -> Times:
+    """Return gamma, which rises with t, for t of any shape in [0, 1].
+
+    Its gradient goes to the parameters that the variational bound depends on.
+    """
+
+  def bind(self, params: Params) -> "Learned":
+    """Return the process for these parameters."""
+    gamma = functools.partial(self.gamma, params)
+    return Learned(gamma, self.gamma_min, self.gamma_max, None, self.image_scale)
+
+  def alpha_sigma(self, t: Times) -> NoReturn:
+    self._refuse()
+
+  def log_snr(self, t: Times) -> NoReturn:
+    self._refuse()
+
+  def time_of(self, log_snr: Times) -> NoReturn:
+    self._refuse()
+
+  def network_time(self, t: Times) -> NoReturn:
+    self._refuse()
+
+  def _refuse(self) -> NoReturn:
+    raise ValueError(
+      f"{type(self).__name__} has parameters: bind them first, process.bind(process.init(key))"
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Learned:
+class Learned(ProcessBase):
   """A process at every t in [0, 1], for fixed parameters of its schedule.
 
   Attributes:
@@ -34,23 +98,8 @@ class Learned:
   gamma: Callable[[Times], Times]
   first: float
   last: float
-  interior: Callable[[Times], Times] | None = None
+  interior: Callable[[Times], Times] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
   image_scale: float = 1.0
-
-  @property
-  def num_timesteps(self) -> None:
-    """None: it has no steps."""
-    return None
-
-  @property
-  def prior_std(self) -> float:
-    """1: z_1 is taken for pure noise, and the bound pays for what it is not."""
-    return 1.0
-
-  @property
-  def min_time(self) -> float:
-    """0: there is noise at 0 already."""
-    return 0.0
 
   def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
     gamma = self._gamma(t)
@@ -60,8 +109,7 @@ class Learned:
     return 2.0 * math.log(self.image_scale) - self._gamma(t)
 
   def time_of(self, log_snr: Times) -> Times:
-    """By bisection. Log-SNRs beyond the schedule's ends have the end's time, so that churn lifts no
-    state beyond them."""
+    """Return the time of a log-SNR, by bisection; that of the nearest end if it lies beyond it."""
     wanted = 2.0 * math.log(self.image_scale) - jnp.asarray(log_snr, jnp.float32)
 
     def halve(_, bracket):
@@ -76,10 +124,6 @@ class Learned:
 
   def network_time(self, t: Times) -> Times:
     return NETWORK_SCALE * (self._gamma(t) - self.first) / (self.last - self.first)
-
-  def time_at(self, quantile: Times) -> Times:
-    """Uniform on [0, 1]."""
-    return quantile
 
   def _gamma(self, t: Times) -> Times:
     return self.gamma(jnp.asarray(t, jnp.float32))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.core.broadcasting import expand
 from diffusion_jax.processes.base import Process
 
 Images = Float[Array, "B H W C"]
@@ -104,11 +105,6 @@ class Preconditioned(NamedTuple):
   denoise_and_variance: Callable[..., tuple[Images, Images]] | None = None
 
 
-def expand(coefficient: Any) -> Any:
-  """Shapes one number an image for arithmetic with images."""
-  return coefficient[:, None, None, None]
-
-
 def precondition(
   network: Callable[..., Float[Array, "B H W D"]],
   process: Process,
@@ -127,12 +123,12 @@ def precondition(
   """
   prediction = edm(sigma_data) if name == "edm" else PREDICTIONS[name]
 
-  def coefficients(t):
+  def coefficients(t, like):
     alpha, sigma = process.alpha_sigma(t)
-    return expand(alpha), expand(sigma)
+    return expand(alpha, like), expand(sigma, like)
 
   def both(params, xt, t, labels, dropout_key=None):
-    shown = prediction.input(xt, *coefficients(t))
+    shown = prediction.input(xt, *coefficients(t, xt))
     raw = network(params, shown, process.network_time(t), labels, dropout_key).astype(jnp.float32)
     return jnp.split(raw, 2, axis=-1) if learned_variance else (raw, None)
 
@@ -141,13 +137,13 @@ def precondition(
 
   def denoise_and_variance(params, xt, t, labels, dropout_key=None):
     raw, logits = both(params, xt, t, labels, dropout_key)
-    return prediction.to_x0(raw, xt, *coefficients(t)), logits
+    return prediction.to_x0(raw, xt, *coefficients(t, xt)), logits
 
   def denoise(*args, **options):
     return denoise_and_variance(*args, **options)[0]
 
   def target(x0, eps, t):
-    return prediction.target(x0, eps, *coefficients(t))
+    return prediction.target(x0, eps, *coefficients(t, x0))
 
   pair: Any = denoise_and_variance if learned_variance else None
   return Preconditioned(output, target, denoise, pair)

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.core import distributions
+from diffusion_jax.core.broadcasting import expand, sum_dims
+from diffusion_jax.processes.base import Data
 from diffusion_jax.processes.discrete_vp import DiscreteVP
-from diffusion_jax.processes.parameterization import Images
 
 Row = Any
 """One number a step: NumPy [T] on the host, or what belongs to the images of a batch."""
@@ -59,10 +60,10 @@ def reverse_steps(process: DiscreteVP) -> ReverseSteps:
   )
 
 
-def at_steps(steps: ReverseSteps, number: Int[Array, "B"]) -> ReverseSteps:
-  """The coefficients of one step t of 1..T an image, float32 [B 1 1 1]."""
+def at_steps(steps: ReverseSteps, number: Int[Array, "B"], like: Data) -> ReverseSteps:
+  """Return the coefficients of one step t of 1..T per example, float32 [B 1 ...] for `like`."""
   tables = (jnp.asarray(table, jnp.float32) for table in steps)
-  return ReverseSteps(*(table[number - 1][:, None, None, None] for table in tables))
+  return ReverseSteps(*(expand(table[number - 1], like) for table in tables))
 
 
 def log_ratio(logits: Any, width: Row) -> Any:
@@ -77,7 +78,7 @@ def log_ratio(logits: Any, width: Row) -> Any:
   return 0.5 * (logits + 1.0) * width
 
 
-def divergence(step: ReverseSteps, ratio: Any, x0: Images, estimate: Images) -> Images:
+def divergence(step: ReverseSteps, ratio: Any, x0: Data, estimate: Data) -> Data:
   """KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) of each dimension, in nats.
 
   (e^-r - 1 + r) / 2 + weight e^-r (x0 - x0_hat)^2 for the variance small e^r: no difference of two
@@ -94,12 +95,12 @@ def divergence(step: ReverseSteps, ratio: Any, x0: Images, estimate: Images) -> 
 
 
 def decoder_log_prob(
-  x0: Images,
-  estimate: Images,
+  x0: Data,
+  estimate: Data,
   log_var: Any,
   num_levels: int | None,
   cdf: Literal["exact", "tanh"] = "exact",
-) -> Images:
+) -> Data:
   """log p(x0 | x_1) of each dimension, in nats.
 
   Args:
@@ -120,9 +121,9 @@ def decoder_log_prob(
 def bound_term(
   steps: ReverseSteps,
   number: Int[Array, "B"],
-  x0: Images,
-  estimate: Images,
-  logits: Images,
+  x0: Data,
+  estimate: Data,
+  logits: Data,
   num_levels: int | None,
 ) -> Float[Array, "B"]:
   """The term of the bound at one step an image, in nats: the KL, or at t = 1 the reconstruction.
@@ -134,18 +135,18 @@ def bound_term(
     estimate, logits: of the network at x_t.
     num_levels: L or None, as of `decoder_log_prob`.
   """
-  step = at_steps(steps, number)
+  step = at_steps(steps, number, x0)
   ratio = log_ratio(logits, step.width)
-  first = (number == 1)[:, None, None, None]
-  # Elsewhere the decoder is shown what it takes well, so that no gradient of it is infinite.
+  first = expand(number == 1, x0)
+  # Double-where: feed safe inputs where t != 1, so that the unselected branch has finite gradients.
   mean = jnp.where(first, estimate, x0)
   log_var = jnp.where(first, step.log_small + ratio, 0.0)
   decoded = -decoder_log_prob(x0, mean, log_var, num_levels)
-  return jnp.sum(jnp.where(first, decoded, divergence(step, ratio, x0, estimate)), axis=(1, 2, 3))
+  return sum_dims(jnp.where(first, decoded, divergence(step, ratio, x0, estimate)))
 
 
-def prior_kl(process: DiscreteVP, x0: Images) -> Float[Array, "B"]:
+def prior_kl(process: DiscreteVP, x0: Data) -> Float[Array, "B"]:
   """KL(q(x_T | x0) || N(0, I)) in nats an example: what the noisiest x_T still tells of x0."""
   alpha_bar = float(process.alphas_cumprod[-1])
   constant = math.prod(x0.shape[1:]) * (alpha_bar + math.log1p(-alpha_bar))
-  return 0.5 * (alpha_bar * jnp.sum(jnp.square(x0), axis=(1, 2, 3)) - constant)
+  return 0.5 * (alpha_bar * sum_dims(jnp.square(x0)) - constant)

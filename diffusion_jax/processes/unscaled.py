@@ -3,12 +3,11 @@
 import dataclasses
 import math
 
-from diffusion_jax.processes.base import Continuous, Times, namespace
-from diffusion_jax.processes.variance_preserving import EMBED_SCALE
+from diffusion_jax.processes.base import EMBED_SCALE, ContinuousProcess, Times, namespace
 
 
 @dataclasses.dataclass(frozen=True)
-class VarianceExploding:
+class VarianceExploding(ContinuousProcess):
   """alpha = 1 and log sigma_t rising linearly in t from sigma_min to sigma_max.
 
   The network sees log(sigma) / 4. Source: Song et al. 2021 (arXiv 2011.13456), equation 30 (the VE
@@ -22,6 +21,8 @@ class VarianceExploding:
   sigma_min: float = 0.01
   sigma_max: float = 50.0
 
+  noisier = ("sigma_max", "higher")
+
   def __post_init__(self):
     if not 0 < self.sigma_min < self.sigma_max:
       raise ValueError(
@@ -29,19 +30,30 @@ class VarianceExploding:
         "order"
       )
 
-  def create(self) -> Continuous:
-    low, width = math.log(self.sigma_min), math.log(self.sigma_max / self.sigma_min)
+  @property
+  def prior_std(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    """sigma_max."""
+    return self.sigma_max
 
-    def coefficients(t: Times) -> tuple[Times, Times]:
-      sigma = namespace(t).exp(low + t * width)
-      return namespace(t).ones_like(sigma), sigma
+  def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
+    """Return 1 and sigma_min (sigma_max / sigma_min)^t."""
+    sigma = namespace(t).exp(self._log_sigma(t))
+    return namespace(t).ones_like(sigma), sigma
 
-    return Continuous(
-      coefficients,
-      inverse=lambda value: (-0.5 * value - low) / width,
-      embed=lambda t: 0.25 * (low + t * width),
-      prior_std=self.sigma_max,
-    )
+  def time_of(self, log_snr: Times) -> Times:
+    """Return the time at which log sigma = -log_snr / 2."""
+    return (-0.5 * log_snr - math.log(self.sigma_min)) / self._width
+
+  def network_time(self, t: Times) -> Times:
+    """Return log(sigma_t) / 4."""
+    return 0.25 * self._log_sigma(t)
+
+  @property
+  def _width(self) -> float:
+    return math.log(self.sigma_max / self.sigma_min)
+
+  def _log_sigma(self, t: Times) -> Times:
+    return math.log(self.sigma_min) + t * self._width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +65,7 @@ class EDMProcess(VarianceExploding):
 
 
 @dataclasses.dataclass(frozen=True)
-class Flow:
+class Flow(ContinuousProcess):
   """x_t = (1 - t) x_0 + t eps: flow matching's straight paths, rectified flow.
 
   Sources: Lipman et al. 2023 (arXiv 2210.02747) and Liu et al. 2023 (arXiv 2209.03003), with time
@@ -70,14 +82,18 @@ class Flow:
     if self.shift <= 0:
       raise ValueError(f"shift={self.shift} must be positive")
 
-  def create(self) -> Continuous:
-    def place(t: Times) -> Times:
-      return self.shift * t / (1.0 + (self.shift - 1.0) * t)
+  def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
+    """Return 1 - u and u."""
+    return 1.0 - self._position(t), self._position(t)
 
-    def coefficients(t: Times) -> tuple[Times, Times]:
-      return 1.0 - place(t), place(t)
+  def time_of(self, log_snr: Times) -> Times:
+    """Return 1 / (1 + s e^(log_snr / 2))."""
+    return 1.0 / (1.0 + self.shift * namespace(log_snr).exp(0.5 * log_snr))
 
-    def time_of(value: Times) -> Times:
-      return 1.0 / (1.0 + self.shift * namespace(value).exp(0.5 * value))
+  def network_time(self, t: Times) -> Times:
+    """Return 999 u."""
+    return EMBED_SCALE * self._position(t)
 
-    return Continuous(coefficients, time_of, lambda t: EMBED_SCALE * place(t))
+  def _position(self, t: Times) -> Times:
+    """Return u, the distance from the data along the path."""
+    return self.shift * t / (1.0 + (self.shift - 1.0) * t)

@@ -8,33 +8,20 @@ pixels repeat each other: `shift` adds to lambda, e.g. 2 log(64 / pixels a side)
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import numpy as np
 
-from diffusion_jax.processes.base import Continuous, Times, namespace
-
-EMBED_SCALE = 999.0
-"""Networks see times as numbers from 0 to 999, as those that were trained with 1000 steps do."""
-
-
-def softplus(x: Times) -> Times:
-  """log(1 + e^x)."""
-  return namespace(x).logaddexp(x, 0.0)
-
-
-def _preserving(
-  log_snr: Callable[[Times], Times], time_of: Callable[[Times], Times], min_time: float
-) -> Continuous:
-  def coefficients(t):
-    x, xp = log_snr(t), namespace(t)
-    return xp.exp(-0.5 * softplus(-x)), xp.exp(-0.5 * softplus(x))
-
-  return Continuous(coefficients, time_of, lambda t: EMBED_SCALE * t, 1.0, min_time)
+from diffusion_jax.processes.base import (
+  ContinuousProcess,
+  Times,
+  VariancePreserving,
+  namespace,
+  softplus,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class ContinuousLinearVP:
+class ContinuousLinearVP(VariancePreserving):
   """The SDE dx = -beta x / 2 dt + sqrt(beta) dw with beta(t) = beta_min + t (beta_max - beta_min).
 
   lambda_t = -log(e^B - 1) with B the integral of beta from 0 to t. Source: Song et al. 2021 (arXiv
@@ -51,6 +38,8 @@ class ContinuousLinearVP:
   min_time: float = 1e-5
   shift: float = 0.0
 
+  noisier = ("beta_max", "higher")
+
   def __post_init__(self):
     if not 0 < self.beta_min <= self.beta_max:
       raise ValueError(
@@ -58,23 +47,22 @@ class ContinuousLinearVP:
       )
     _check_min_time(self.min_time)
 
-  def create(self) -> Continuous:
-    slope = self.beta_max - self.beta_min
-
-    def log_snr(t):
-      xp, integral = namespace(t), t * (self.beta_min + 0.5 * slope * t)
+  def log_snr(self, t: Times) -> Times:
+    """Return shift - log(e^B - 1); infinite at t = 0."""
+    xp, slope = namespace(t), self.beta_max - self.beta_min
+    integral = t * (self.beta_min + 0.5 * slope * t)
+    with np.errstate(divide="ignore"):
       return self.shift - xp.log(xp.expm1(integral))
 
-    def time_of(value):
-      integral = softplus(self.shift - value)
-      root = namespace(value).sqrt(self.beta_min**2 + 2.0 * slope * integral)
-      return 2.0 * integral / (self.beta_min + root)
-
-    return _preserving(log_snr, time_of, self.min_time)
+  def time_of(self, log_snr: Times) -> Times:
+    """Return the positive root of the quadratic B(t) = log(1 + e^(shift - log_snr))."""
+    slope, integral = self.beta_max - self.beta_min, softplus(self.shift - log_snr)
+    root = namespace(log_snr).sqrt(self.beta_min**2 + 2.0 * slope * integral)
+    return 2.0 * integral / (self.beta_min + root)
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearLogSNR:
+class LinearLogSNR(VariancePreserving):
   """lambda_t falling linearly from log_snr_max to log_snr_min.
 
   Source: Kingma et al. 2021 (arXiv 2107.00630), with the ends that its CIFAR-10 model starts from;
@@ -87,19 +75,23 @@ class LinearLogSNR:
   log_snr_max: float = 13.3
   log_snr_min: float = -5.0
 
+  noisier = ("log_snr_min", "lower")
+
   def __post_init__(self):
     if self.log_snr_max <= self.log_snr_min:
       raise ValueError(f"log_snr_max={self.log_snr_max} must exceed log_snr_min={self.log_snr_min}")
 
-  def create(self) -> Continuous:
-    width = self.log_snr_max - self.log_snr_min
-    return _preserving(
-      lambda t: self.log_snr_max - width * t, lambda value: (self.log_snr_max - value) / width, 0.0
-    )
+  def log_snr(self, t: Times) -> Times:
+    """Return the line between the two ends."""
+    return self.log_snr_max - (self.log_snr_max - self.log_snr_min) * t
+
+  def time_of(self, log_snr: Times) -> Times:
+    """Return the inverse of that line."""
+    return (self.log_snr_max - log_snr) / (self.log_snr_max - self.log_snr_min)
 
 
 @dataclasses.dataclass(frozen=True)
-class ContinuousCosineVP:
+class ContinuousCosineVP(VariancePreserving):
   """lambda_t = -2 log tan(pi u / 2), u linear in t: lambda falls from its maximum to its minimum.
 
   Source: Nichol and Dhariwal 2021 with the cut of Hoogeboom et al. 2023 (arXiv 2301.11093), section
@@ -114,25 +106,31 @@ class ContinuousCosineVP:
   log_snr_min: float = -15.0
   shift: float = 0.0
 
+  noisier = ("log_snr_min", "lower")
+
   def __post_init__(self):
     if self.log_snr_max <= self.log_snr_min:
       raise ValueError(f"log_snr_max={self.log_snr_max} must exceed log_snr_min={self.log_snr_min}")
 
-  def create(self) -> Continuous:
-    first, last = (math.atan(math.exp(-0.5 * x)) for x in (self.log_snr_max, self.log_snr_min))
+  def _angles(self) -> tuple[float, float]:
+    """Return pi u / 2 at t = 0 and 1."""
+    return math.atan(math.exp(-0.5 * self.log_snr_max)), math.atan(
+      math.exp(-0.5 * self.log_snr_min)
+    )
 
-    def log_snr(t):
-      return self.shift - 2.0 * namespace(t).log(namespace(t).tan(first + t * (last - first)))
+  def log_snr(self, t: Times) -> Times:
+    """Return shift - 2 log tan(pi u / 2)."""
+    xp, (first, last) = namespace(t), self._angles()
+    return self.shift - 2.0 * xp.log(xp.tan(first + t * (last - first)))
 
-    def time_of(value):
-      xp = namespace(value)
-      return (xp.arctan(xp.exp(0.5 * (self.shift - value))) - first) / (last - first)
-
-    return _preserving(log_snr, time_of, 0.0)
+  def time_of(self, log_snr: Times) -> Times:
+    """Return the time at which tan(pi u / 2) = e^((shift - log_snr) / 2)."""
+    xp, (first, last) = namespace(log_snr), self._angles()
+    return (xp.arctan(xp.exp(0.5 * (self.shift - log_snr))) - first) / (last - first)
 
 
 @dataclasses.dataclass(frozen=True)
-class ContinuousSigmoidVP:
+class ContinuousSigmoidVP(VariancePreserving):
   """alpha_t^2 falls along a part of a sigmoid, stretched to run from 1 to 0.
 
   alpha_t^2 = (s(end) - s(start + t (end - start))) / (s(end) - s(start)), s(x) = sigmoid(x / tau).
@@ -158,27 +156,30 @@ class ContinuousSigmoidVP:
       )
     _check_min_time(self.min_time)
 
-  def create(self) -> Continuous:
-    low, high = (1.0 / (1.0 + math.exp(-x / self.temperature)) for x in (self.start, self.end))
+  def _sigmoids(self) -> tuple[float, float]:
+    """Return s(start) and s(end)."""
+    start, end = self.start / self.temperature, self.end / self.temperature
+    return 1.0 / (1.0 + math.exp(-start)), 1.0 / (1.0 + math.exp(-end))
 
-    def log_snr(t):
-      xp = namespace(t)
-      u = xp.minimum(t, 1.0 - self.min_time)
-      here = 1.0 / (1.0 + xp.exp(-(self.start + u * (self.end - self.start)) / self.temperature))
+  def log_snr(self, t: Times) -> Times:
+    """Return the log-SNR; infinite at t = 0, cut off near 1."""
+    xp, (low, high) = namespace(t), self._sigmoids()
+    u = xp.minimum(t, 1.0 - self.min_time)
+    here = 1.0 / (1.0 + xp.exp(-(self.start + u * (self.end - self.start)) / self.temperature))
+    with np.errstate(divide="ignore"):
       return self.shift + xp.log(high - here) - xp.log(here - low)
 
-    def time_of(value):
-      xp = namespace(value)
-      share = xp.exp(-softplus(self.shift - value))  # alpha_t^2 before the shift
-      here = high - share * (high - low)
-      logit = xp.log(here) - xp.log1p(-here)
-      return (self.temperature * logit - self.start) / (self.end - self.start)
-
-    return _preserving(log_snr, time_of, self.min_time)
+  def time_of(self, log_snr: Times) -> Times:
+    """Return the time at which the sigmoid has the value of this log-SNR."""
+    xp, (low, high) = namespace(log_snr), self._sigmoids()
+    fraction = xp.exp(-softplus(self.shift - log_snr))  # alpha_t^2 before the shift
+    here = high - fraction * (high - low)
+    logit = xp.log(here) - xp.log1p(-here)
+    return (self.temperature * logit - self.start) / (self.end - self.start)
 
 
 @dataclasses.dataclass(frozen=True)
-class SubVP:
+class SubVP(ContinuousProcess):
   """As ContinuousLinearVP, with the smaller sigma_t = 1 - alpha_t^2.
 
   Source: Song et al. 2021 (arXiv 2011.13456), equation 29 (the sub-VP SDE).
@@ -191,23 +192,22 @@ class SubVP:
   beta_max: float = 20.0
   min_time: float = 1e-3
 
+  noisier = ("beta_max", "higher")
+
   def __post_init__(self):
     ContinuousLinearVP(self.beta_min, self.beta_max, self.min_time)
 
-  def create(self) -> Continuous:
-    slope = self.beta_max - self.beta_min
+  def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
+    """Return e^(-B / 2) and 1 - e^(-B)."""
+    xp, slope = namespace(t), self.beta_max - self.beta_min
+    integral = t * (self.beta_min + 0.5 * slope * t)
+    return xp.exp(-0.5 * integral), -xp.expm1(-integral)
 
-    def coefficients(t):
-      xp, integral = namespace(t), t * (self.beta_min + 0.5 * slope * t)
-      return xp.exp(-0.5 * integral), -xp.expm1(-integral)
-
-    def time_of(value):
-      # sigma / alpha = e^(B/2) - e^(-B/2) = 2 sinh(B / 2) = e^(-lambda / 2)
-      xp = namespace(value)
-      integral = 2.0 * xp.arcsinh(0.5 * xp.exp(-0.5 * value))
-      return 2.0 * integral / (self.beta_min + xp.sqrt(self.beta_min**2 + 2.0 * slope * integral))
-
-    return Continuous(coefficients, time_of, lambda t: EMBED_SCALE * t, 1.0, self.min_time)
+  def time_of(self, log_snr: Times) -> Times:
+    """Return the root of sigma / alpha = e^(B/2) - e^(-B/2) = 2 sinh(B / 2) = e^(-log_snr / 2)."""
+    xp, slope = namespace(log_snr), self.beta_max - self.beta_min
+    integral = 2.0 * xp.arcsinh(0.5 * xp.exp(-0.5 * log_snr))
+    return 2.0 * integral / (self.beta_min + xp.sqrt(self.beta_min**2 + 2.0 * slope * integral))
 
 
 def _check_min_time(min_time: float) -> None:

@@ -122,7 +122,9 @@ class Guidance:
     def guided(xt, t):
       (best, logits), bad = pair(xt, t)
       both = self._rescaled(bad + self.weight * (best - bad), best)
-      inside = both if process is None else jnp.where(expand(self._acts(process, t)), both, best)
+      inside = (
+        both if process is None else jnp.where(expand(self._acts(process, t), xt), both, best)
+      )
       return inside, logits
 
     def in_interval(xt, t):

@@ -103,7 +103,7 @@ def walk(scheme, denoise, x, clip, rng):
 
 def test_the_plain_loop_is_the_sampler():
   """Of one sampler with an anchor and one with earlier estimates, both without noise."""
-  process = PROCESSES["vp"]().create()
+  process = PROCESSES["vp"]()
   denoise = denoiser(process, "v")
   network = precondition(Bounded().create(SPEC, 0).apply, process, "v")
   ask = lambda x, t: network.denoise(PARAMS, x, t, None)  # noqa: E731
@@ -117,7 +117,7 @@ def test_the_plain_loop_is_the_sampler():
 @pytest.mark.costly
 @pytest.mark.parametrize("name", PROCESSES)
 def test_samples_are_finite(name):
-  process, rng = PROCESSES[name]().create(), np.random.default_rng(0)
+  process, rng = PROCESSES[name](), np.random.default_rng(0)
   models = {p: denoiser(process, p) for p in PREDICTIONS if create(p, process=PROCESSES[name]())}
   assert {"v", "x0", "velocity", "edm"} <= set(models)
   made = refused = 0

@@ -267,7 +267,7 @@ def test_the_bound_of_a_constant_estimate_at_its_levels(num_levels):
   )
   estimate = jax.jit(generative.likelihoods["vlb"])({}, example_keys(2), certain)
   np.testing.assert_allclose(estimate.terms["denoising"], 0, atol=1e-12)
-  variance = VariationalBound("fixed_small").variances(LinearVP(20, 1e-4, 0.02).create())[0]
+  variance = VariationalBound("fixed_small").variances(LinearVP(20, 1e-4, 0.02))[0]
   nats = 0.5 * np.log(2 * np.pi * variance) if num_levels is None else 0.0
   np.testing.assert_allclose(estimate.terms["reconstruction"], nats / np.log(2), atol=1e-5)
 

@@ -19,7 +19,7 @@ from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum
 from diffusion_jax.models import LearnedLinear, LearnedMonotone
 from diffusion_jax.parallel import sharding
-from diffusion_jax.processes import Learned, LinearLogSNR
+from diffusion_jax.processes import LinearLogSNR
 from diffusion_jax.runs.experiment import load
 from diffusion_jax.runs.stored import load_experiment, stored_experiment
 from diffusion_jax.samplers import SAMPLERS
@@ -29,17 +29,17 @@ from diffusion_jax.types import Condition, ImageSpec
 pytestmark = pytest.mark.costly
 
 ENDS = -6.0, 4.0
-FIXED = LinearLogSNR(6.0, -4.0).create()
+FIXED = LinearLogSNR(6.0, -4.0)
 ADAPTIVE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def line(params):
-  return Learned(functools.partial(LearnedLinear(*ENDS).create().gamma, params), *ENDS)
+  return LearnedLinear(*ENDS).bind(params)
 
 
 @functools.cache
 def params_of(kind=LearnedLinear):
-  return jax.device_get(jax.jit(kind(*ENDS).create().init)(jax.random.key(0)))
+  return jax.device_get(jax.jit(kind(*ENDS).init)(jax.random.key(0)))
 
 
 def both(function):
@@ -104,11 +104,11 @@ def test_the_spectrum_is_that_of_the_fixed_schedule():
 @pytest.mark.parametrize("kind", [LearnedLinear, LearnedMonotone])
 def test_times_are_those_of_their_log_snr(kind):
   """To a few units of gamma's last digit, over its slope; beyond the ends, the end's."""
-  schedule = kind(*ENDS).create()
+  schedule = kind(*ENDS)
 
   @jax.jit
   def answers(params, t, beyond):
-    process = Learned(functools.partial(schedule.gamma, params), *ENDS)
+    process = schedule.bind(params)
     log_snr = process.log_snr(t)
     times = process.time_of(log_snr), process.time_of(beyond), process.network_time(t)
     return log_snr, process.alpha_sigma(t), times

@@ -230,7 +230,7 @@ def test_the_cifar_recipe(root):
   generative = experiment.create(ImageSpec(32, 32, 3, 256, 10))
   params = jax.eval_shape(generative.init, jax.random.key(0))[0]
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 52_546_438
-  process = experiment.sections["process"].create()
+  process = experiment.sections["process"]
   assert process.num_timesteps == 4000
   np.testing.assert_allclose(process.network_time(np.asarray([1.0, 1 / 4000])), [999.75, 0])
   sections = experiment.to_dict()

@@ -114,7 +114,7 @@ def test_the_loss_is_the_original_programs():
   f = LEVELS[levels]
   over = (1, 2, 3)
   # reconstruction
-  noisy = f + np.exp(0.5 * gamma(1e-5)) * normal(keys, 2**30)
+  noisy = f + np.exp(0.5 * gamma(1e-5)) * normal(keys, rng.Stream.RECONSTRUCTION)
   log_p = -0.5 * (noisy[..., None] - LEVELS) ** 2 * np.exp(-gamma(1e-5))
   log_p -= log_p.max(-1, keepdims=True)
   log_p -= np.log(np.exp(log_p).sum(-1, keepdims=True))
@@ -148,7 +148,7 @@ def test_a_scale_of_the_images_is_a_factor_of_alpha():
 
 
 def test_states_of_the_least_noise_become_images_by_their_alpha():
-  vp, flow, x = LinearVP(4).create(), Flow().create(), jnp.ones((1, 1, 1, 1))
+  vp, flow, x = LinearVP(4), Flow(), jnp.ones((1, 1, 1, 1))
 
   def value(sampler, process):
     return float(decoded(sampler, process, x)[0, 0, 0, 0])

@@ -13,7 +13,7 @@ from diffusion_jax.core import rng
 from diffusion_jax.likelihood import ContinuousBound
 from diffusion_jax.processes import PROCESSES, LinearLogSNR, LinearVP, precondition, reconstruction
 
-VDM = LinearLogSNR().create()
+VDM = LinearLogSNR()
 NUM = 1500
 
 
@@ -43,7 +43,7 @@ def program(config, process):
 
 @functools.cache
 def made(name):
-  return PROCESSES[name]().create()
+  return PROCESSES[name]()
 
 
 def nats(config, process, std, num_dims=16):
@@ -105,7 +105,7 @@ def test_it_bounds_the_entropy_from_above():
 
 def test_grey_levels_are_read_by_their_posterior():
   """E[-log p(k | z_0)] by quadrature, where neighbouring levels overlap."""
-  process = LinearLogSNR(log_snr_max=3.0).create()
+  process = LinearLogSNR(log_snr_max=3.0)
   levels, ratio = np.linspace(-1, 1, 5), math.exp(-1.5)
   x = np.tile(np.float32(levels)[:, None, None, None], (1, 40, 40, 1))
   found = np.asarray(jax.jit(lambda k, x: reconstruction(process, k, x, 5))(keys(5), x)) / 1600
@@ -129,7 +129,7 @@ def test_the_curve_adds_up_and_draws_differ():
 
 
 def test_processes_with_steps_are_not_its_own():
-  assert not ContinuousBound().serves(LinearVP().create())
+  assert not ContinuousBound().serves(LinearVP())
   assert ContinuousBound().serves(VDM)
 
 

@@ -18,7 +18,7 @@ LEVELS = 17
 WIDTH = 2 / (LEVELS - 1)
 GRID = 2 * np.arange(LEVELS) / (LEVELS - 1) - 1
 KINDS = ("uniform", "truncated_normal")
-PROCESS = LinearLogSNR(log_snr_max=7.8, log_snr_min=-6.0).create()
+PROCESS = LinearLogSNR(log_snr_max=7.8, log_snr_min=-6.0)
 """Its noise at 0 is a sixth of a level's width: bins end at 3.1 standard deviations."""
 SHARE = stats.norm.pdf(GRID, 0.1, 0.4)
 SHARE /= SHARE.sum()

@@ -28,7 +28,7 @@ def with_variances(process, s2, logits):
 
   def both(params, xt, t, labels, dropout_key=None):
     number = jnp.round(t * process.num_timesteps).astype(jnp.int32)
-    return linear.denoise(params, xt, t, labels), expand(logits[number - 1]) + 0 * xt
+    return linear.denoise(params, xt, t, labels), expand(logits[number - 1], xt) + 0 * xt
 
   return linear._replace(denoise_and_variance=both)
 
@@ -62,7 +62,7 @@ def best_ratios(process, s2):
   return np.log(bound.variances(process)) - reverse_steps(process).log_small
 
 
-@pytest.mark.parametrize("process", [LINEAR, COSINE, LinearVP(20, 0.005, 0.6).create()])
+@pytest.mark.parametrize("process", [LINEAR, COSINE, LinearVP(20, 0.005, 0.6)])
 @pytest.mark.parametrize("s", [0.25, 0.5, 1.0])
 def test_the_best_learned_variance_leaves_only_the_gap_of_the_prior(process, s):
   """The exact posterior variance of p(x_{t-1} | x_t) makes every KL the least there is."""
@@ -90,7 +90,7 @@ def test_the_ends_of_the_learned_range_are_the_fixed_variances(share, fixed):
 
 
 def test_auto_takes_learned_variances_where_there_are_some():
-  process = LinearVP(20, 0.005, 0.6).create()
+  process = LinearVP(20, 0.005, 0.6)
   ratios = 0.3 * reverse_steps(process).width
   figures = {
     name: learned_expectation(process, 0.5, ratios, VariationalBound(name, clip=False)).bits_per_dim

@@ -12,7 +12,7 @@ from diffusion_jax.core import rng
 from diffusion_jax.likelihood import Spectrum
 from diffusion_jax.processes import PROCESSES, CosineVP, LinearVP, expand, precondition
 
-LINEAR, COSINE = LinearVP().create(), CosineVP().create()
+LINEAR, COSINE = LinearVP(), CosineVP()
 S2 = 0.25
 
 
@@ -24,7 +24,7 @@ def best_network(process, prediction):
   """E[x0 | x_t] for data N(0, 0.25), in each parameterisation."""
 
   def output(params, xt, time, labels, key):
-    alpha, sigma = map(expand, process.alpha_sigma((time + 1) / process.num_timesteps))
+    alpha, sigma = (expand(c, xt) for c in process.alpha_sigma((time + 1) / process.num_timesteps))
     variance = alpha**2 * S2 + sigma**2
     x0, eps = alpha * S2 / variance * xt, sigma / variance * xt
     return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0}[prediction]
@@ -91,7 +91,7 @@ def test_points_are_steps_from_end_to_end(process, num_points):
 
 @pytest.mark.parametrize("name", ["vp", "sub_vp", "cosine", "sigmoid", "ve", "edm", "flow"])
 def test_points_of_continuous_time_are_evenly_spaced_and_finite(name):
-  process = PROCESSES[name]().create()
+  process = PROCESSES[name]()
   times, log_snr = Spectrum(12).points(process)
   assert len(times) == 12
   assert (np.diff(times) < 0).all()

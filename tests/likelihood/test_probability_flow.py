@@ -64,7 +64,7 @@ def program(config, process, num_levels):
 
 @functools.cache
 def made(name):
-  return PROCESSES[name]().create()
+  return PROCESSES[name]()
 
 
 @pytest.mark.parametrize("name", ["vp", "sub_vp", "cosine", "ve", "edm", "flow"])
@@ -156,8 +156,8 @@ def test_labels_reach_the_network():
 
 
 def test_a_process_with_steps_has_no_ode():
-  assert not ProbabilityFlow().serves(LinearVP().create())
-  assert ProbabilityFlow().serves(PROCESSES["edm"]().create())
+  assert not ProbabilityFlow().serves(LinearVP())
+  assert ProbabilityFlow().serves(PROCESSES["edm"]())
 
 
 @pytest.mark.parametrize("wrong", [{"rtol": 0.0}, {"probes": 0}, {"max_steps": 0}])

@@ -89,7 +89,7 @@ def test_the_total_on_the_cosine_schedule(variance, bits):
   np.testing.assert_allclose(found.bits_per_dim / LOG_2, bits, atol=5e-6)
 
 
-@pytest.mark.parametrize("process", [LINEAR, COSINE, LinearVP(20, 0.005, 0.6).create()])
+@pytest.mark.parametrize("process", [LINEAR, COSINE, LinearVP(20, 0.005, 0.6)])
 def test_the_best_variance_leaves_only_the_gap_of_the_prior(process):
   """Total = entropy of the data + KL(q(x_T) || N(0, 1)), whatever the schedule."""
   found = expectation(Optimal(clip=False), process, 0.5)
@@ -118,7 +118,7 @@ def test_the_chain_that_is_bounded_is_the_chain_that_was_solved(s, variance):
 @pytest.mark.parametrize("num_timesteps", [1, 2, 5, 50])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_it_bounds_the_chain_at_any_length(num_timesteps, variance):
-  process = LinearVP(num_timesteps, 0.01, 0.7).create()
+  process = LinearVP(num_timesteps, 0.01, 0.7)
   bound = VariationalBound(variance, clip=False)
   found = expectation(bound, process, 0.6)
   assert chain_nll(bound, process, 0.36) < found.bits_per_dim < 20
@@ -175,7 +175,7 @@ def test_clipping_is_the_published_switch():
 @pytest.mark.parametrize("num_levels", [2, 17, 256])
 def test_the_decoders_probabilities_sum_to_one(num_levels):
   """One pixel, every level in turn, under one and the same estimate."""
-  process = LinearVP(20, 0.05, 0.6).create()
+  process = LinearVP(20, 0.05, 0.6)
   network = precondition(lambda p, xt, t, labels, key: 0 * xt + 0.3, process, "x0")
 
   @jax.jit
@@ -238,7 +238,7 @@ def test_terms_add_up():
   assert terms["curve"].shape == (4, 1000)
 
 
-SHORT = LinearVP(20, 0.005, 0.6).create()
+SHORT = LinearVP(20, 0.005, 0.6)
 
 
 def short_bits(x0, k, mesh=None):

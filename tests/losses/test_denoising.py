@@ -11,7 +11,7 @@ from diffusion_jax.losses import Simple
 from diffusion_jax.losses.denoising import draw
 from diffusion_jax.processes import LinearVP, expand, precondition
 
-PROCESS = LinearVP(num_timesteps=50, beta_start=0.001, beta_end=0.2).create()
+PROCESS = LinearVP(num_timesteps=50, beta_start=0.001, beta_end=0.2)
 S2 = 0.25
 NUM = 4000
 
@@ -21,7 +21,7 @@ def keys(num=NUM):
 
 
 def posterior_mean(xt, t):
-  alpha, sigma = map(expand, PROCESS.alpha_sigma(t))
+  alpha, sigma = (expand(c, xt) for c in PROCESS.alpha_sigma(t))
   return alpha * S2 / (alpha**2 * S2 + sigma**2) * xt
 
 
@@ -30,7 +30,7 @@ def exact_output(name):
 
   def output(params, xt, time, labels, key):
     t = (time + 1) / 50
-    alpha, sigma = map(expand, PROCESS.alpha_sigma(t))
+    alpha, sigma = (expand(c, xt) for c in PROCESS.alpha_sigma(t))
     x0 = posterior_mean(xt, t)
     eps = (xt - alpha * x0) / sigma
     return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[name]

@@ -14,7 +14,7 @@ from diffusion_jax.likelihood import VariationalBound
 from diffusion_jax.losses import FullBound, Hybrid, Place, Simple, loss_aware_times
 from diffusion_jax.processes import LinearVP, precondition
 
-PROCESS = LinearVP(20, 0.01, 0.5).create()
+PROCESS = LinearVP(20, 0.01, 0.5)
 NUM = 12
 KEYS = rng.example_keys(jax.random.key(0), np.arange(NUM))
 PLACE = Place(jax.random.key(1), jnp.arange(NUM))
@@ -104,7 +104,7 @@ def test_over_all_steps_the_full_bound_is_the_estimators(num_levels):
 
 def test_importance_weights_leave_the_mean_alone():
   """Sum over t of p_t (L_t / p_t) is the bound, whatever the history."""
-  num, process = 4000, LinearVP(30, 1e-3, 0.3).create()
+  num, process = 4000, LinearVP(30, 1e-3, 0.3)
   objective = FullBound().objective(process, None)
   model = oracles.gaussian_network(process)
 
@@ -132,7 +132,7 @@ def test_importance_weights_leave_the_mean_alone():
 
 def test_the_oracles_bound_is_the_least_of_its_kind():
   """Above the entropy, below either fixed variance."""
-  process = LinearVP().create()
+  process = LinearVP()
   fixed = [
     np.mean([ddpm_bound_bits(process, v**0.5, large) for v in oracles.VARIANCES])
     for large in (False, True)

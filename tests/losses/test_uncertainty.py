@@ -10,7 +10,7 @@ from diffusion_jax.losses import EDMLoss, Uncertainty
 from diffusion_jax.losses.uncertainty import fourier_features, uncertainty
 from diffusion_jax.processes import PROCESSES
 
-EDM = PROCESSES["edm"]().create()
+EDM = PROCESSES["edm"]()
 NUM = 4000
 
 

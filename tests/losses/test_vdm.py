@@ -34,8 +34,9 @@ def closed_form(start, end):
 
 def learned(kind=LearnedLinear, seed=0):
   """(params, params -> process)."""
-  schedule = kind(*ENDS).create()
-  at = lambda p: Learned(lambda t: schedule.gamma(p, t), *ENDS)  # noqa: E731
+  schedule = kind(*ENDS)
+  # without its interior, whose gradient is another's
+  at = lambda p: dataclasses.replace(schedule.bind(p), interior=None)  # noqa: E731
   return jax.device_get(jax.jit(schedule.init)(jax.random.key(seed))), at
 
 
@@ -53,7 +54,7 @@ def data():
 
 def test_the_mean_is_the_closed_form_of_the_bound(data):
   """The entropy of the data and a small gap: 0.003 bits/dim for the prior, none for the decoder."""
-  process = PROCESSES["linear_log_snr"]().create()
+  process = PROCESSES["linear_log_snr"]()
   values, bits, memory = jax.jit(lambda k, x: loss_of(process, 0, k, x))(*data)
   assert memory == {}
   assert set(bits) == {"prior", "diffusion", "reconstruction"}
@@ -143,17 +144,17 @@ def mean_square(process):
 
 def test_the_interior_of_a_schedule_follows_the_gradient_of_the_mean_square(data):
   """Along its closed form, by quadrature, the loss's mean gradient is as long as that is."""
-  schedule = LearnedMonotone(*ENDS, width=16).create()
+  schedule = LearnedMonotone(*ENDS, width=16)
   params = jax.device_get(jax.jit(schedule.init)(jax.random.key(2)))
   inside = lambda p: {n: p[n] for n in ("l1", "l2", "l3")}  # noqa: E731
   params["l3"]["weight"] = 8 * params["l3"]["weight"]  # far from a line
 
   def process(params):
-    own = (functools.partial(f, params) for f in (schedule.gamma, schedule.interior))
+    own = (functools.partial(f, params) for f in (schedule.gamma, schedule.interior_gamma))
     gamma, interior = own
     return Learned(gamma, *ENDS, interior)
 
-  whole = lambda p: Learned(functools.partial(schedule.interior, p), *ENDS)  # noqa: E731
+  whole = lambda p: Learned(functools.partial(schedule.interior_gamma, p), *ENDS)  # noqa: E731
   flat = lambda p: jax.flatten_util.ravel_pytree(inside(p))[0]  # noqa: E731
   wanted = np.asarray(jax.jit(lambda p: flat(jax.grad(lambda p: mean_square(whole(p)))(p)))(params))
 
@@ -269,7 +270,7 @@ def test_one_device_eight_shards_and_microbatches_train_the_same_schedule(device
 @pytest.mark.parametrize("name", ["learned_linear", "learned_monotone"])
 def test_training_moves_the_schedule_which_stays_monotone(name):
   state = trained(name, 1, steps=STEPS)[0][-1]
-  schedule = {"learned_linear": LearnedLinear, "learned_monotone": LearnedMonotone}[name]().create()
+  schedule = {"learned_linear": LearnedLinear, "learned_monotone": LearnedMonotone}[name]()
   start = jax.jit(lambda key: schedule.init(jax.random.fold_in(key, 1)))(jax.random.key(0))
   process = state.params["process"]
   assert abs(process["b"] - np.asarray(start["b"])) > 0.02

@@ -36,7 +36,7 @@ def reading(process, name, denoiser):
 
   def network(params, shown, time, labels, key):
     xt, t = asked[0]
-    alpha, sigma = map(expand, process.alpha_sigma(t))
+    alpha, sigma = (expand(c, xt) for c in process.alpha_sigma(t))
     x0 = denoiser(xt, alpha, sigma)
     eps = (xt - alpha * x0) / sigma
     return wrapped.target(x0, eps, t)
@@ -116,7 +116,7 @@ def images(num):
 @functools.cache
 def losses_of_the_exact_predictor(process):
   """Name of the loss -> losses."""
-  forward = PROCESSES[process]().create()
+  forward = PROCESSES[process]()
   network = reading(forward, "x0", posterior_mean)
 
   @jax.jit
@@ -133,7 +133,7 @@ def test_the_exact_predictor_reaches_the_closed_form_minimum(name, process):
   """Gaussian data; the losses are heavy-tailed near t = 0, so the error comes from the sample."""
   losses = np.float64(losses_of_the_exact_predictor(process)[name])
   error = losses.std() / np.sqrt(NUM)
-  expected = minimum(name, PROCESSES[process]().create())
+  expected = minimum(name, PROCESSES[process]())
   assert abs(losses.mean() - expected) < 4 * error
   assert error < 0.1 * expected
 
@@ -141,7 +141,7 @@ def test_the_exact_predictor_reaches_the_closed_form_minimum(name, process):
 @pytest.mark.parametrize("process", ["vp", "sub_vp", "ve", "edm", "flow"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_does_not_depend_on_what_is_predicted(name, process):
-  forward = PROCESSES[process]().create()
+  forward = PROCESSES[process]()
   x0 = images(FEW)
   wrong = lambda xt, alpha, sigma: 0.6 * posterior_mean(xt, alpha, sigma) + 0.1  # noqa: E731
   found = {
@@ -158,7 +158,7 @@ def test_edms_loss_is_one_on_every_process():
   x0 = images(FEW)
   found = []
   for name in ("edm", "ve", "vp", "flow"):
-    forward = PROCESSES[name]().create()
+    forward = PROCESSES[name]()
     network = precondition(lambda p, x, *_: jnp.tanh(x), forward, "edm", 0.4)
     found.append(np.asarray(LOSSES["edm"](network, forward, {}, keys(FEW), x0, None, None)))
   for other in found[1:]:
@@ -172,7 +172,7 @@ def test_weights_that_are_the_simple_loss():
     (P2(gamma=0.0), "vp", "eps"),
     (FlowMatching(), "flow", "velocity"),
   ):
-    forward = PROCESSES[process]().create()
+    forward = PROCESSES[process]()
     network = precondition(lambda p, x, *_: 0.3 * x, forward, prediction)
     args = (network, forward, {}, keys(FEW), x0, None, None)
     np.testing.assert_allclose(loss(*args), Simple()(*args), rtol=2e-3)

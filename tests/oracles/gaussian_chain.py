@@ -13,7 +13,7 @@ from diffusion_jax.core import rng
 from diffusion_jax.likelihood import VariationalBound
 from diffusion_jax.processes import CosineVP, DiscreteVP, LinearVP, expand, precondition
 
-LINEAR, COSINE = LinearVP().create(), CosineVP().create()
+LINEAR, COSINE = LinearVP(), CosineVP()
 LOG_2 = math.log(2)
 
 
@@ -21,7 +21,7 @@ def linear_network(process: DiscreteVP, s2: float, prediction: str = "eps"):
   """The best predictor for data N(0, s2): E[x0 | x_t] and what eps and v follow from it."""
 
   def output(params, xt, time, labels, key):
-    alpha, sigma = map(expand, process.alpha_sigma((time + 1) / process.num_timesteps))
+    alpha, sigma = (expand(c, xt) for c in process.alpha_sigma((time + 1) / process.num_timesteps))
     variance = alpha**2 * s2 + sigma**2
     x0, eps = alpha * s2 / variance * xt, sigma / variance * xt
     return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0}[prediction]

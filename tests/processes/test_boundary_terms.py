@@ -29,15 +29,15 @@ def test_linear_betas_end_alike_at_any_number_of_steps(num):
   """-log alpha_bar_T is about T (beta_1 + beta_T) / 2 = 10.05, and more for large betas."""
   config = LinearVP(num)
   assert (config.beta_start, config.beta_end) == (1e-4 * (1000 / num), 0.02 * (1000 / num))
-  total = -np.log(config.create().alphas_cumprod[-1])
+  total = -np.log(config.alphas_cumprod[-1])
   assert 10.05 < total < 10.05 * (1 + 0.5 * config.beta_end)
 
 
 def test_few_steps_are_capped_and_given_betas_are_as_given():
   assert (LinearVP(20).beta_end, LinearVP(21).beta_end) == (0.999, 0.02 * (1000 / 21))
   for num in range(2, 21):
-    assert prior_bits(LinearVP(num).create()) < MAX_PRIOR_BITS
-  assert AS_DDPM.create().alphas_cumprod[-1] == pytest.approx(0.3636, abs=1e-3)
+    assert prior_bits(LinearVP(num)) < MAX_PRIOR_BITS
+  assert AS_DDPM.alphas_cumprod[-1] == pytest.approx(0.3636, abs=1e-3)
   assert LinearVP() == LinearVP(1000, 1e-4, 0.02)
   with pytest.raises(ValueError, match=r"beta_end=1.2: both must lie between 0 and 1.* leave them"):
     LinearVP(100, 0.1, 1.2)
@@ -45,7 +45,7 @@ def test_few_steps_are_capped_and_given_betas_are_as_given():
 
 def end_of(config, sampler, mean, std):
   """Mean and deviation of the samples of N(mean, std^2) by its exact denoiser, which is a line."""
-  process = config.create()
+  process = config
   scheme = sampler.scheme(process)
   slope, offset = 1.0, 0.0  # of the state in x_1
   for row, t in enumerate(scheme.t):
@@ -73,7 +73,7 @@ def test_betas_of_a_thousand_steps_over_a_hundred_leave_the_mean_behind():
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_prior_term_is_that_of_the_bound_at_a_pixel_of_one(name):
-  process = PROCESSES[name]().create()
+  process = PROCESSES[name]()
   pixel = jnp.asarray([-1.0, 1.0])[:, None, None, None]
   nats = jax.jit(lambda x: end_kl(process, x))(pixel)
   np.testing.assert_allclose(nats / np.log(2), prior_bits(process), atol=3e-7)
@@ -111,7 +111,7 @@ def test_a_stored_run_keeps_the_betas_that_it_was_trained_with():
   old = json.loads(json.dumps(new))
   old["process"] |= {"beta_start": 1e-4, "beta_end": 0.02}
   loaded = experiments.load(old)
-  assert loaded.sections["process"].create().alphas_cumprod[-1] == pytest.approx(0.3636, abs=1e-3)
+  assert loaded.sections["process"].alphas_cumprod[-1] == pytest.approx(0.3636, abs=1e-3)
   assert loaded.to_dict()["process"] == old["process"]
   fatal, _ = experiments.differences(loaded.to_dict(), new)
   assert any("process.beta_end: 0.02 -> 0.2" in line for line in fatal)
@@ -122,5 +122,5 @@ def test_a_stored_run_keeps_the_betas_that_it_was_trained_with():
 
 def test_the_only_step_of_a_process_ends_in_noise():
   """Its beta is the last one, not the first."""
-  assert prior_bits(LinearVP(num_timesteps=1, beta_end=0.9999).create()) < MAX_PRIOR_BITS
-  assert prior_bits(LinearVP(num_timesteps=1).create()) < MAX_PRIOR_BITS
+  assert prior_bits(LinearVP(num_timesteps=1, beta_end=0.9999)) < MAX_PRIOR_BITS
+  assert prior_bits(LinearVP(num_timesteps=1)) < MAX_PRIOR_BITS

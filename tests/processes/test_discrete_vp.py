@@ -6,19 +6,19 @@ import pytest
 
 from diffusion_jax.processes import CosineVP, LinearVP
 
-PROCESSES = [LinearVP().create(), CosineVP().create(), LinearVP(num_timesteps=7).create()]
+PROCESSES = [LinearVP(), CosineVP(), LinearVP(num_timesteps=7)]
 
 
 def test_linear_schedule_has_ddpms_constants():
   """alpha_bar_T and the posterior variance at t = 2 of Ho et al. 2020, from 50-digit arithmetic."""
-  ab = LinearVP().create().alphas_cumprod
+  ab = LinearVP().alphas_cumprod
   assert ab[1000] == pytest.approx(4.0358297654e-05, rel=1e-9)
   beta = 1 - ab[2] / ab[1]
   assert beta * (1 - ab[1]) / (1 - ab[2]) == pytest.approx(5.4531876613e-05, rel=1e-9)
 
 
 def test_cosine_schedule_follows_its_formula_until_the_cap():
-  ab = CosineVP().create().alphas_cumprod
+  ab = CosineVP().alphas_cumprod
   t = np.arange(1001) / 1000
   f = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
   np.testing.assert_allclose(ab[:990], f[:990] / f[0], rtol=1e-9)
@@ -28,9 +28,7 @@ def test_cosine_schedule_follows_its_formula_until_the_cap():
 @pytest.mark.parametrize(("variance", "bits"), [("small", 1.811714), ("large", 1.232298)])
 def test_bound_of_gaussian_data_under_the_cosine_schedule(variance, bits):
   """Total bits/dim of the optimal linear predictor on N(0, 0.25): closed form, T = 1000."""
-  assert gaussian_bound(CosineVP().create().alphas_cumprod, 0.25, variance) == pytest.approx(
-    bits, abs=1e-6
-  )
+  assert gaussian_bound(CosineVP().alphas_cumprod, 0.25, variance) == pytest.approx(bits, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +41,7 @@ def test_bound_of_gaussian_data_under_the_cosine_schedule(variance, bits):
   ],
 )
 def test_bound_of_gaussian_data_under_the_linear_schedule(std, variance, bits):
-  ab = LinearVP().create().alphas_cumprod
+  ab = LinearVP().alphas_cumprod
   assert gaussian_bound(ab, std**2, variance) == pytest.approx(bits, abs=1e-6)
 
 

@@ -8,14 +8,14 @@ from numpy_draws import normal
 
 from diffusion_jax.processes import PREDICTIONS, PROCESSES, LinearVP, expand, precondition
 
-PROCESS = LinearVP().create()
+PROCESS = LinearVP()
 
 
 @pytest.fixture(scope="module")
 def drawn():
   x0, eps = map(jnp.asarray, normal(5, 2, 5, 4, 4, 1))  # below 2 at t = 1, where rounding counts
   t = jnp.asarray(np.float32([0.001, 0.1, 0.5, 0.9, 1.0]))
-  alpha, sigma = map(expand, jax.jit(PROCESS.alpha_sigma)(t))
+  alpha, sigma = (expand(c, x0) for c in jax.jit(PROCESS.alpha_sigma)(t))
   return x0, eps, t, jnp.asarray(np.asarray(alpha) * x0 + np.asarray(sigma) * eps)
 
 
@@ -57,7 +57,7 @@ def test_edm_is_table_1_of_its_paper():
 
 def test_v_is_the_rotation_of_x0_and_eps(drawn):
   x0, eps, t, _ = drawn
-  alpha, sigma = map(expand, PROCESS.alpha_sigma(t))
+  alpha, sigma = (expand(c, x0) for c in PROCESS.alpha_sigma(t))
   v = precondition(lambda *_: x0, PROCESS, "v").target(x0, eps, t)
   np.testing.assert_allclose(v, alpha * eps - sigma * x0, atol=1e-6)
   np.testing.assert_allclose((v + sigma * x0) / alpha, eps, atol=3e-4)
@@ -81,9 +81,9 @@ def hidden(x, time, labels=None, key=None):
 def test_every_reading_of_one_estimate_is_that_estimate(name, process, drawn):
   """An output that is the target of some (x0, eps) is read as that x0, on every process."""
   x0, eps, _, _ = drawn
-  forward = PROCESSES[process]().create()
+  forward = PROCESSES[process]()
   t = jnp.asarray(np.float32([0.02, 0.1, 0.5, 0.9, 0.98]))
-  alpha, sigma = map(expand, forward.alpha_sigma(t))
+  alpha, sigma = (expand(c, x0) for c in forward.alpha_sigma(t))
   xt = alpha * x0 + sigma * eps
   target = precondition(lambda *_: xt, forward, name).target(x0, eps, t)
   network = precondition(lambda *_: target, forward, name)
@@ -95,12 +95,12 @@ def test_every_reading_of_one_estimate_is_that_estimate(name, process, drawn):
 @pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
 def test_edm_shows_the_network_and_asks_of_it_unit_variance(process):
   """For data of standard deviation sigma_data (Karras et al. 2022, appendix B.6)."""
-  forward, std = PROCESSES[process]().create(), 0.3
+  forward, std = PROCESSES[process](), 0.3
   x0, eps = np.float32(std) * normal(0, 5, 200, 200, 1), normal(1, 5, 200, 200, 1)
 
   @jax.jit
   def shown_and_asked(x0, eps, t):
-    alpha, sigma = map(expand, forward.alpha_sigma(t))
+    alpha, sigma = (expand(c, x0) for c in forward.alpha_sigma(t))
     shown = []
     network = precondition(lambda p, x, *_: shown.append(x) or x, forward, "edm", std)
     network.output({}, alpha * x0 + sigma * eps, t, None)
@@ -116,13 +116,13 @@ def test_one_network_is_one_denoiser_on_all_processes_at_equal_log_snr():
   x0, eps = normal(1, 2, 4, 4, 4, 1)
   found = []
   for name in ("vp", "sub_vp", "ve", "edm", "flow", "cosine"):
-    forward = PROCESSES[name]().create()
+    forward = PROCESSES[name]()
     network = precondition(lambda p, x, *_: hidden(x, None), forward, "edm", std)
 
     @jax.jit
     def denoise(log_snr, x0, eps, forward=forward, network=network):
       t = forward.time_of(log_snr)
-      alpha, sigma = map(expand, forward.alpha_sigma(t))
+      alpha, sigma = (expand(c, x0) for c in forward.alpha_sigma(t))
       return network.denoise({}, alpha * x0 + sigma * eps, t, None)
 
     found.append(np.asarray(denoise(log_snr, x0, eps)))

@@ -15,7 +15,7 @@ from diffusion_jax.auditing.rows import Row, as_table
 from diffusion_jax.auditing.sampler_rows import audit_samplers
 from diffusion_jax.likelihood import ProbabilityFlow
 from diffusion_jax.losses import MinSNR
-from diffusion_jax.processes import Continuous, LinearVP
+from diffusion_jax.processes import ContinuousProcess, LinearVP
 from diffusion_jax.samplers import DDIM, Heun
 
 pytestmark = pytest.mark.costly
@@ -62,9 +62,12 @@ def test_a_wrong_estimator_fails(monkeypatch):
 
 def test_a_wrong_process_fails():
   @dataclasses.dataclass(frozen=True)
-  class Wrong:
-    def create(self):
-      return Continuous(lambda t: (1 - t, t), lambda v: 1 / (1 + np.exp(v)), lambda t: t)
+  class Wrong(ContinuousProcess):
+    def alpha_sigma(self, t):
+      return 1 - t, t
+
+    def time_of(self, log_snr):
+      return 1 / (1 + np.exp(log_snr))
 
   failed = {row.quantity for row in audit_processes({"wrong": Wrong}) if not row.passed}
   assert failed == {"time_of(log_snr(t)) = t"}
@@ -113,7 +116,7 @@ def test_a_row_decides_by_its_errors_its_tolerance_and_its_relation():
 
 def test_the_oracles_are_the_published_figures():
   """Tables of the closed forms: DDPM's bound, the linear VAE's evidence and gap."""
-  process = LinearVP().create()
+  process = LinearVP()
   found = [ddpm_bound_bits(process, 0.5, large) for large in (False, True)]
   np.testing.assert_allclose(found, [1.869325, 1.212529], atol=2e-6)
   np.testing.assert_allclose(linear_vae.evidence(), -3.8007885297, atol=1e-9)
@@ -122,7 +125,7 @@ def test_the_oracles_are_the_published_figures():
 
 def test_the_oracles_denoiser_is_the_posterior_mean():
   """Orthogonality: what is left of x0 is uncorrelated with x_t, for correlated data."""
-  process, num = LinearVP().create(), 20_000
+  process, num = LinearVP(), 20_000
   x0 = np.asarray(oracles.gaussian_images(num))
   eps = np.random.default_rng(0).normal(size=x0.shape).astype(np.float32)
   t = np.full(num, 0.3, np.float32)

@@ -84,7 +84,7 @@ def test_edm_has_the_papers_lengths_in_images(name):
 @pytest.mark.parametrize("name", ["edm_cifar", "edm_cifar_cond"])
 def test_edm_samples_by_the_papers_35_evaluations_and_noise_levels(name):
   config = experiment(name)
-  process, sampler = config.sections["process"].create(), config.sections["sampler"]
+  process, sampler = config.sections["process"], config.sections["sampler"]
   assert sampler.num_evaluations(process) == 35
   assert not sampler.s_churn
   grid = sampler.grid(process)
@@ -97,7 +97,7 @@ def test_edm_samples_by_the_papers_35_evaluations_and_noise_levels(name):
 def test_improved_ddpms_hundred_steps_are_its_respacing():
   """Of 4,000, counted from 0: 0, 40, 81, ... 3959, 3999."""
   config = experiment("iddpm_cifar", "--config.sampler.steps=100")
-  grid = config.sections["sampler"].grid(config.sections["process"].create())
+  grid = config.sections["sampler"].grid(config.sections["process"])
   asked = np.round(4000 * grid.t[:-1]).astype(int) - 1
   assert (len(asked), len(set(asked))) == (100, 100)
   assert asked[:2].tolist() == [3999, 3959]
@@ -153,7 +153,7 @@ def test_time_is_embedded_at_the_originals_scale(name, scale):
   """SiT embeds t itself, rectified flow 999 t."""
   sections = experiment(name).sections
   t = np.linspace(0, 1, 11)
-  embedded = sections["process"].create().network_time(t) * sections["model"].time_scale
+  embedded = sections["process"].network_time(t) * sections["model"].time_scale
   np.testing.assert_allclose(embedded, scale * t, rtol=1e-12)
 
 

@@ -22,7 +22,7 @@ def scheduler(cls, process, **options):
   return theirs
 
 
-PROCESSES = {"linear": LinearVP().create(), "cosine": CosineVP().create()}
+PROCESSES = {"linear": LinearVP(), "cosine": CosineVP()}
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
@@ -73,7 +73,7 @@ def test_every_ddim_step_is_that_of_ddim_scheduler(process, spacing, eta):
 
 
 def test_the_noised_image_is_add_noise_of_diffusers():
-  process = LinearVP().create()
+  process = LinearVP()
   theirs = scheduler(diffusers.DDPMScheduler, process)
   x0, eps = np.random.default_rng(0).normal(size=(2, 5, 3, 4, 4)).astype(np.float32)
   n = np.array([1, 2, 300, 999, 1000])

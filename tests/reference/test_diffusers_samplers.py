@@ -21,7 +21,7 @@ pytestmark = pytest.mark.reference
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-DISCRETE, EDM = LinearVP().create(), EDMProcess().create()
+DISCRETE, EDM = LinearVP(), EDMProcess()
 SHAPE = (1, 3, 4, 4)
 STEPS = 20
 
@@ -223,7 +223,7 @@ def test_edm_dpm_solver_is_that_of_diffusers(sampler, order, in_double):
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_euler_is_that_of_diffusers(shift, in_double):
-  process = Flow(shift).create()
+  process = Flow(shift)
   ours = Euler(steps=STEPS)
   grid = ours.grid(process)
   theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
@@ -238,7 +238,7 @@ def test_flow_euler_is_that_of_diffusers(shift, in_double):
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_heun_is_that_of_diffusers(shift, in_double):
-  process = Flow(shift).create()
+  process = Flow(shift)
   ours = Heun(steps=STEPS)
   grid, scheme = ours.grid(process), ours.scheme(process)
   theirs = in_double(diffusers.FlowMatchHeunDiscreteScheduler(shift=shift))

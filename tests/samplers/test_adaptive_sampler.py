@@ -14,15 +14,15 @@ from diffusion_jax.processes import EDMProcess, Flow, LinearVP, expand
 from diffusion_jax.samplers import ProbabilityFlow
 from diffusion_jax.samplers.grids import last_time
 
-EDM, FLOW = EDMProcess().create(), Flow().create()
+EDM, FLOW = EDMProcess(), Flow()
 
 
 def gaussian(process, std):
   """E[x0 | x_t] for data N(0, std^2), std one number an image."""
 
   def denoise(xt, t):
-    alpha, sigma = map(expand, process.alpha_sigma(t))
-    variance = expand(jnp.asarray(std) ** 2)
+    alpha, sigma = (expand(c, xt) for c in process.alpha_sigma(t))
+    variance = expand(jnp.asarray(std) ** 2, xt)
     return alpha * variance / (alpha**2 * variance + sigma**2) * xt
 
   return denoise
@@ -86,7 +86,7 @@ def test_an_image_that_needs_too_many_steps_is_nan():
 
 def test_a_discrete_process_and_meaningless_tolerances_are_refused():
   with pytest.raises(ValueError, match=r"needs a process in continuous time, not one of 1000"):
-    ProbabilityFlow().check(LinearVP().create())
+    ProbabilityFlow().check(LinearVP())
   ProbabilityFlow().check(EDM)
   with pytest.raises(ValueError, match="rtol=0"):
     ProbabilityFlow(rtol=0.0)

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from diffusion_jax.processes import (
-  Continuous,
   ContinuousCosineVP,
   ContinuousLinearVP,
+  ContinuousProcess,
   EDMProcess,
   Flow,
   LinearVP,
   SubVP,
   VarianceExploding,
+  VariancePreserving,
   expand,
-  namespace,
 )
 from diffusion_jax.samplers import (
   DDIM,
@@ -35,11 +35,11 @@ from diffusion_jax.samplers import (
 )
 from diffusion_jax.samplers.grids import points
 
-DISCRETE = LinearVP().create()
-VP, EDM, FLOW = ContinuousLinearVP().create(), EDMProcess().create(), Flow().create()
+DISCRETE = LinearVP()
+VP, EDM, FLOW = ContinuousLinearVP(), EDMProcess(), Flow()
 PROCESSES = {
-  "discrete": DISCRETE, "vp": VP, "edm": EDM, "flow": FLOW, "sub_vp": SubVP().create(),
-  "cosine": ContinuousCosineVP().create(), "ve": VarianceExploding().create(),
+  "discrete": DISCRETE, "vp": VP, "edm": EDM, "flow": FLOW, "sub_vp": SubVP(),
+  "cosine": ContinuousCosineVP(), "ve": VarianceExploding(),
 }  # fmt: skip
 FIXED = {name: cls for name, cls in SAMPLERS.items() if name != "probability_flow"}
 MEAN, VARIANCE = 0.3, 0.25
@@ -49,7 +49,7 @@ def gaussian(process, mean=MEAN, variance=VARIANCE):
   """E[x0 | x_t] for data N(mean, variance)."""
 
   def denoise(xt, t):
-    alpha, sigma = map(expand, process.alpha_sigma(t))
+    alpha, sigma = (expand(c, xt) for c in process.alpha_sigma(t))
     gain = alpha * variance / (alpha**2 * variance + sigma**2)
     return mean + gain * (xt - alpha * mean)
 
@@ -327,40 +327,33 @@ def test_what_cannot_be_served_is_refused_in_one_line(sampler, process, message)
 
 
 def test_coefficients_that_are_no_numbers_are_refused():
-  hole = Continuous(lambda t: (1.0 - t, t + math.nan * (t > 0.5)), VP.time_of, VP.embed)
+  @dataclasses.dataclass(frozen=True)
+  class Hole(ContinuousProcess):
+    def alpha_sigma(self, t):
+      return 1.0 - t, t + math.nan * (t > 0.5)
+
+    def time_of(self, log_snr):
+      return VP.time_of(log_snr)
+
   with pytest.raises(ValueError, match=r"sampler\.name=heun has no finite coefficients"):
-    Heun(spacing="uniform").check(hole)
+    Heun(spacing="uniform").check(Hole())
 
 
 # ---- A learned schedule -------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LineInLogSnr:
+class LineInLogSnr(VariancePreserving):
   """alpha^2 + sigma^2 = 1 and log-SNR top - width t; both numbers may be JAX arrays."""
 
   top: Any
   width: Any
-  num_timesteps = None
-  prior_std = 1.0
-  min_time = 0.0
 
   def log_snr(self, t):
     return self.top - self.width * t
 
-  def alpha_sigma(self, t):
-    x = self.log_snr(t)
-    xp = namespace(x)
-    return 1 / xp.sqrt(1 + xp.exp(-x)), 1 / xp.sqrt(1 + xp.exp(x))
-
   def time_of(self, log_snr):
     return (self.top - log_snr) / self.width
-
-  def network_time(self, t):
-    return t
-
-  def time_at(self, quantile):
-    return quantile
 
 
 @pytest.mark.parametrize("cls", FIXED.values(), ids=FIXED)

@@ -18,14 +18,14 @@ from diffusion_jax.samplers import SAMPLERS, linear
 WEIGHTS, MEANS, STDS = np.array([0.35, 0.65]), np.array([-0.6, 0.5]), np.array([0.08, 0.15])
 NUM = 4000
 QUANTILES = ndtri((np.arange(NUM) + 0.5) / NUM)
-PROCESSES = {"linear_vp": LinearVP().create(), "cosine_vp": CosineVP().create()}
+PROCESSES = {"linear_vp": LinearVP(), "cosine_vp": CosineVP()}
 
 
 def mixture(process):
   """E[x0 | x_t] of the two Gaussians."""
 
   def denoise(xt, t):
-    alpha, sigma = (expand(c)[..., None] for c in process.alpha_sigma(t))
+    alpha, sigma = (expand(c, xt[..., None]) for c in process.alpha_sigma(t))
     variance = jnp.square(alpha * STDS) + jnp.square(sigma)
     residual = xt[..., None] - alpha * MEANS
     logits = jnp.log(WEIGHTS) - 0.5 * jnp.log(variance) - 0.5 * jnp.square(residual) / variance

@@ -22,15 +22,15 @@ from diffusion_jax.samplers import (
 from diffusion_jax.samplers.editing import decode, encode, inpaint, interpolate
 
 PROCESSES = {
-  "discrete": LinearVP().create(), "vp": ContinuousLinearVP().create(),
-  "edm": EDMProcess().create(), "flow": Flow().create(),
+  "discrete": LinearVP(), "vp": ContinuousLinearVP(),
+  "edm": EDMProcess(), "flow": Flow(),
 }  # fmt: skip
 STD = 0.5
 
 
 def gaussian(process):
   def denoise(xt, t):
-    alpha, sigma = map(expand, process.alpha_sigma(t))
+    alpha, sigma = (expand(c, xt) for c in process.alpha_sigma(t))
     return alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * xt
 
   return denoise

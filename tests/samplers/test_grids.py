@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax.processes import (
-  Continuous,
   ContinuousCosineVP,
   ContinuousLinearVP,
+  ContinuousProcess,
   CosineVP,
   EDMProcess,
   Flow,
@@ -26,12 +26,12 @@ from diffusion_jax.samplers.grids import (
   suitable_spacing,
 )
 
-DISCRETE = LinearVP().create()
-VP, EDM, FLOW = ContinuousLinearVP().create(), EDMProcess().create(), Flow().create()
+DISCRETE = LinearVP()
+VP, EDM, FLOW = ContinuousLinearVP(), EDMProcess(), Flow()
 PROCESSES = {
-  "discrete": DISCRETE, "cosine_vp": CosineVP().create(), "vp": VP, "edm": EDM, "flow": FLOW,
-  "cosine": ContinuousCosineVP().create(), "sub_vp": SubVP().create(),
-  "ve": VarianceExploding().create(), "shifted flow": Flow(3.0).create(),
+  "discrete": DISCRETE, "cosine_vp": CosineVP(), "vp": VP, "edm": EDM, "flow": FLOW,
+  "cosine": ContinuousCosineVP(), "sub_vp": SubVP(),
+  "ve": VarianceExploding(), "shifted flow": Flow(3.0),
 }  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_each_sampler_has_its_own_auto_on_a_process_with_steps(name):
 def test_flow_takes_equal_steps_from_one_to_zero():
   np.testing.assert_allclose(make_grid(FLOW, 4, "auto", "data").sigma, [1, 0.75, 0.5, 0.25, 0])
   np.testing.assert_allclose(
-    make_grid(Flow(3.0).create(), 2, "uniform", "data").sigma, [1.0, 0.75, 0.0], atol=1e-15
+    make_grid(Flow(3.0), 2, "uniform", "data").sigma, [1.0, 0.75, 0.0], atol=1e-15
   )
 
 
@@ -139,7 +139,7 @@ def test_on_a_discrete_process_times_are_its_steps(spacing):
 @pytest.mark.parametrize("num", [1, 2, 7, 100])
 def test_every_number_of_steps_up_to_t_keeps_its_evaluations(num, spacing, final):
   """Points that meet on one step of T move apart; all T are the process itself."""
-  process = CosineVP(num).create()
+  process = CosineVP(num)
   adds = final == "min_time"
   for steps in range(1, num + 1 - adds):
     grid = make_grid(process, steps, spacing, final)
@@ -161,7 +161,7 @@ def test_even_steps_in_the_log_snr_skip_what_is_noise_alone():
   assert log_snr[0] < -19
   even = np.linspace(LEAST_LOG_SNR, log_snr[-1], 20)[1:]
   np.testing.assert_allclose(log_snr[1:8], even[:7], atol=0.1)
-  whole = make_grid(ContinuousCosineVP().create(), 20, "log_snr", "min_time")
+  whole = make_grid(ContinuousCosineVP(), 20, "log_snr", "min_time")
   np.testing.assert_allclose(np.diff(whole.half_log_snr), 0.75, rtol=1e-9)
 
 
@@ -170,7 +170,7 @@ def test_more_points_than_the_process_has_are_refused():
     make_grid(DISCRETE, 1000, "trailing", "min_time")
   assert make_grid(DISCRETE, 999, "trailing", "min_time").num_steps == 999
   with pytest.raises(ValueError, match=r"the process has 1; set --config.sampler.final=data$"):
-    make_grid(CosineVP(1).create(), 1, "log_snr", "min_time")
+    make_grid(CosineVP(1), 1, "log_snr", "min_time")
 
 
 def test_grids_that_a_process_does_not_have_are_refused():
@@ -201,13 +201,18 @@ def test_backwards_visits_the_same_points_and_begins_with_some_noise(name):
 def test_a_process_that_answers_in_jax_gets_the_same_grid():
   """As one with a learned schedule does, whatever it is asked with."""
 
-  def coefficients(t):
-    return tuple(jnp.asarray(c, jnp.float32) for c in VP.alpha_sigma(np.asarray(t)))
+  @dataclasses.dataclass(frozen=True)
+  class InJax(ContinuousProcess):
+    min_time: float = VP.min_time
 
-  learned = Continuous(coefficients, lambda value: jnp.asarray(VP.time_of(value)), VP.embed)
-  learned = learned.__class__(**{**learned.__dict__, "min_time": VP.min_time})
+    def alpha_sigma(self, t):
+      return tuple(jnp.asarray(c, jnp.float32) for c in VP.alpha_sigma(np.asarray(t)))
+
+    def time_of(self, log_snr):
+      return jnp.asarray(VP.time_of(log_snr))
+
   for spacing in ("auto", "karras", "uniform"):
-    found, host = (make_grid(p, 6, spacing, "data") for p in (learned, VP))
+    found, host = (make_grid(p, 6, spacing, "data") for p in (InJax(), VP))
     assert not isinstance(found.alpha, np.ndarray)
     for a, b in zip(found[:3], host[:3], strict=True):
       np.testing.assert_allclose(a, b, rtol=2e-2 if spacing != "uniform" else 1e-6)

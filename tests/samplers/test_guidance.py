@@ -7,7 +7,7 @@ import pytest
 from diffusion_jax.processes import EDMProcess, Flow, Preconditioned
 from diffusion_jax.samplers import DDIM, Guidance, Worse
 
-EDM = EDMProcess().create()
+EDM = EDMProcess()
 LABELS, NULL = jnp.asarray([1, 2]), 10
 
 
@@ -43,7 +43,7 @@ def test_the_interval_holds_by_noise_level():
 
 
 def test_an_interval_without_an_upper_end_holds_where_alpha_is_zero():
-  process = Flow().create()
+  process = Flow()
   guided = call(Guidance(3.0, interval_low=0.5), [1.0, 0.1], process=process)
   np.testing.assert_allclose(guided, [10 + 3 * (1 - 10), 2.0])
   outside = call(Guidance(3.0, interval_high=9.0), [1.0, 0.5], process=process)

@@ -12,7 +12,7 @@ from numpy_draws import normal
 from diffusion_jax.processes import CosineVP, EDMProcess, Preconditioned, expand
 from diffusion_jax.samplers import Ancestral, Guidance, Worse, editing
 
-PROCESS = CosineVP(num_timesteps=100).create()
+PROCESS = CosineVP(num_timesteps=100)
 STD = 0.5
 
 
@@ -30,7 +30,7 @@ def gaussian(process):
   """E[x0 | x_t] of data N(0, 1/4)."""
 
   def denoise(xt, t):
-    alpha, sigma = map(expand, process.alpha_sigma(t))
+    alpha, sigma = (expand(c, xt) for c in process.alpha_sigma(t))
     return alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * xt
 
   return denoise
@@ -67,7 +67,8 @@ def best_logits(process, grid):
   small, large = np.log(added * sigma_then**2 / sigma**2), np.log(added)
   table = np.float32(2 * (np.log(best) - small) / (large - small) - 1)
   times = np.float32(grid.t[:-1])
-  return lambda t: expand(jnp.asarray(table)[jnp.argmin(jnp.abs(times - t[:, None]), axis=1)])
+  near = lambda t: jnp.asarray(table)[jnp.argmin(jnp.abs(times - t[:, None]), axis=1)]  # noqa: E731
+  return lambda t: near(t)[:, None, None, None]
 
 
 @pytest.mark.parametrize("steps", [4, 10, 50])
@@ -125,7 +126,7 @@ def test_auto_is_what_the_network_allows():
   assert Ancestral().fit(True).variance == "learned"
   assert Ancestral().fit(False).variance == "fixed_large"
   assert Ancestral(variance="fixed_small").fit(True).variance == "fixed_small"
-  for process in (PROCESS, EDMProcess().create()):
+  for process in (PROCESS, EDMProcess()):
     auto, fixed = Ancestral(steps=9), Ancestral(steps=9, variance="fixed_large")
     np.testing.assert_array_equal(
       auto.coefficients(process).noise, fixed.coefficients(process).noise
@@ -152,7 +153,7 @@ def labelled(asked):
 
   def both(params, xt, t, labels):
     asked.append(xt.shape[0])
-    value = expand(labels.astype(jnp.float32)) + 0 * xt
+    value = expand(labels.astype(jnp.float32), xt) + 0 * xt
     return value, 0.1 * value
 
   denoise = lambda *args: both(*args)[0]  # noqa: E731
@@ -164,8 +165,8 @@ def labelled(asked):
   [
     (Guidance(), None, [1, 2], [2]),
     (Guidance(3.0), None, [10 - 27, 10 - 24], [4]),
-    (Guidance(3.0, interval_high=2.0), EDMProcess().create(), [10 - 27, 10 - 24], [4, 2]),
-    (Guidance(3.0, interval_low=2.0), EDMProcess().create(), [1, 2], [4, 2]),
+    (Guidance(3.0, interval_high=2.0), EDMProcess(), [10 - 27, 10 - 24], [4, 2]),
+    (Guidance(3.0, interval_low=2.0), EDMProcess(), [1, 2], [4, 2]),
   ],
 )
 def test_guidance_moves_means_and_takes_the_conditional_variance(

@@ -12,7 +12,7 @@ from diffusion_jax.processes import LinearVP, Preconditioned, expand
 from diffusion_jax.samplers import DDIM, Ancestral, Guidance, linear
 from diffusion_jax.samplers.grids import visited_steps
 
-PROCESS = LinearVP().create()
+PROCESS = LinearVP()
 SPACINGS = ["leading", "trailing", "linspace"]
 
 # Final standard deviation from x_T ~ N(0, 1) for data N(0, 0.25), by 50-digit arithmetic:
@@ -33,7 +33,7 @@ FINAL_STD = {
 
 def posterior_mean(xt, t):
   """E[x0 | x_t] for data N(0, 0.25)."""
-  alpha, sigma = map(expand, PROCESS.alpha_sigma(t))
+  alpha, sigma = (expand(c, xt) for c in PROCESS.alpha_sigma(t))
   return alpha * 0.25 / (alpha**2 * 0.25 + sigma**2) * xt
 
 

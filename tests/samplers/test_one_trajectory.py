@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy_draws import normal
 
-from diffusion_jax.processes import PREDICTIONS, PROCESSES, Continuous, expand, precondition
+from diffusion_jax.processes import PREDICTIONS, PROCESSES, Process, expand, precondition
 from diffusion_jax.processes.parameterization import edm
 from diffusion_jax.samplers import DDIM, DPMSolverPP2M, DPMSolverPP3M, Euler, Heun, UniPC, linear
 from diffusion_jax.samplers.grids import points
@@ -24,13 +24,19 @@ def denoiser(y, ratio):
   return jnp.tanh(y / (1.0 + ratio)) + 0.3 * jnp.sin(y) / (1.0 + jnp.square(ratio))
 
 
-def network_of(process: Continuous, name: str):
+def seen_at_t(process: Process):
+  """The process whose network sees t itself."""
+  seen = type("Seen", (type(process),), {"network_time": lambda self, t: t})
+  return seen(**{f.name: getattr(process, f.name) for f in dataclasses.fields(process)})
+
+
+def network_of(process: Process, name: str):
   """The outputs of one and the same denoiser, as a network that predicts `name` gives them."""
   prediction = edm(0.5) if name == "edm" else PREDICTIONS[name]
-  process = dataclasses.replace(process, embed=lambda t: t)  # so that the network sees t itself
+  process = seen_at_t(process)
 
   def network(params, shown, t, labels, dropout_key):
-    alpha, sigma = map(expand, process.alpha_sigma(t))
+    alpha, sigma = (expand(c, shown) for c in process.alpha_sigma(t))
     xt = shown / prediction.input(jnp.ones_like(shown), alpha, sigma)
     x0 = denoiser(xt / alpha, sigma / alpha)
     return prediction.target(x0, (xt - alpha * x0) / sigma, alpha, sigma)
@@ -41,7 +47,7 @@ def network_of(process: Continuous, name: str):
 START = np.float32(20.0) * normal(4, 2, 3, 3, 1)
 
 
-def compiled(process: Continuous, name: str):
+def compiled(process: Process, name: str):
   """The estimate x0 of (x_t, t) as one program, which runs as such where JAX does not compile."""
   network = network_of(process, name)
   estimate = jax.jit(lambda xt, t: network.denoise({}, xt, t, None))
@@ -55,11 +61,11 @@ def compiled(process: Continuous, name: str):
 
 @functools.cache
 def problem(place: str, name: str):
-  process = PROCESSES[place]().create()
+  process = PROCESSES[place]()
   return process, compiled(process, name)
 
 
-def path(process: Continuous, denoise, sampler) -> np.ndarray:
+def path(process: Process, denoise, sampler) -> np.ndarray:
   """The estimate at every level, and the last state over alpha."""
   grid = points(process, process.time_of(LOG_SNR), to_data=False)
   sampler = dataclasses.replace(sampler, steps=grid.num_steps)

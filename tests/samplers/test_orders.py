@@ -60,7 +60,7 @@ def measure(bench):
 
   @functools.cache
   def problem(name):
-    process = bench.PROCESSES[name].create()
+    process = bench.PROCESSES[name]
     denoise = bench.denoiser(process)
     return process, jax.jit(lambda scheme, x: linear.integrate(scheme, denoise, x).images)
 

@@ -229,7 +229,7 @@ def test_draws_are_bitwise_the_same_on_any_mesh():
   from diffusion_jax.core import rng
   from diffusion_jax.losses.denoising import draw
 
-  process = LinearVP().create()
+  process = LinearVP()
 
   def draws(index):
     keys = rng.example_keys(jax.random.fold_in(jax.random.key(0), 7), index)
