@@ -90,7 +90,7 @@ def autoencoder(workdir: Path, experiment: Experiment, spec: ImageSpec) -> VAENe
     UserError: the run is of another kind.
   """
   parts = experiment.sections
-  if getattr(parts["model"], "latent_channels", None) is None or "decoder" not in parts:
+  if "decoder" not in parts or not parts["model"].has_spatial_latents:
     raise UserError(
       f"--workdir={workdir} is no autoencoder with spatial latents; train one, e.g. "
       "--config=configs/autoencoder_digits.py, or with --config.model.latent_channels=4"

@@ -72,7 +72,7 @@ class Diffusion:
     self._check(parts, spec)
     process = parts["process"].bind(parts["process"].init(jax.random.key(0)))
     estimators = [e for e in (parts[n] for n in DIFFUSION_LIKELIHOODS) if e.serves(process)]
-    learns = _learns_variance(parts["model"])
+    learns = parts["model"].learned_variance
     sampler = _fitted(parts["sampler"], learns)
     sampler.check(process)
     _check_loss(parts["loss"], process)
@@ -96,11 +96,11 @@ class Diffusion:
     )
 
   def _check(self, parts: Mapping[str, Any], spec: ImageSpec) -> None:
-    if parts["loss"].needs_variance != _learns_variance(parts["model"]):
+    if parts["loss"].needs_variance != parts["model"].learned_variance:
       _refuse_variance(parts["loss"].needs_variance)
     for name in ("sampler", "vlb"):
-      _check_variance(name, getattr(parts[name], "variance", ""), _learns_variance(parts["model"]))
-    num_told = getattr(parts["model"], "augmentation_labels", 0)
+      _check_variance(name, getattr(parts[name], "variance", ""), parts["model"].learned_variance)
+    num_told = parts["model"].augmentation_labels
     Augmentation(self.augmentation).check(num_told, min(spec.height, spec.width))
     if self.augmentation and getattr(parts["loss"], "needs_levels", False):
       raise ValueError(
@@ -155,10 +155,6 @@ def _check_schedule(parts: Mapping[str, Any]) -> None:
       "this process learns its noise schedule, which this loss would drive to wherever it is "
       "least; set --config.loss.name=vdm, or --config.process.name=linear_log_snr"
     )
-
-
-def _learns_variance(model: Any) -> bool:
-  return getattr(model, "learned_variance", False)
 
 
 def _fitted(sampler: Any, learns: bool) -> Any:

@@ -138,15 +138,24 @@ class DiffusionModel(ModelBase):
     network = self.backbone.init(key)
     return {"network": network, **others} if others else network, self.objective.memory
 
-  def bind(self, params: Params, augmentation_labels: Float[Array, "B A"] | None = None) -> Bound:
-    """Return the model with these parameters, as `init` laid them out."""
+  def bind(self, params: Params, condition: Condition = UNCONDITIONAL) -> Bound:
+    """Return the model with these parameters, as `init` laid them out.
+
+    Args:
+      params: of the whole model.
+      condition: what its network is given, but for the label.
+    """
     parts = params if "network" in params else {"network": params}
+
+    def network(params, x, time, labels, dropout_key=None):
+      given = condition._replace(label=labels)
+      return self.backbone.apply(params, x, time, given, dropout_key)
+
     process = self.process.bind(parts.get("process", {}))
-    apply = self.backbone.apply
-    if augmentation_labels is not None:
-      apply = functools.partial(apply, augmentation=augmentation_labels)
-    network = precondition(apply, process, self.prediction, self.sigma_data, self.learned_variance)
-    return Bound(network, process, parts["network"], parts.get("loss", {}))
+    options = self.prediction, self.sigma_data, self.learned_variance
+    return Bound(
+      precondition(network, process, *options), process, parts["network"], parts.get("loss", {})
+    )
 
   def loss(
     self,
@@ -165,7 +174,7 @@ class DiffusionModel(ModelBase):
     x0, augmentation_labels = self.augmentation.training(keys, x0, dropout_key is not None)
     labels = self.training_labels(keys, batch.label, dropout_key)
     place = Place(step, jnp.asarray(batch.index))
-    model = self.bind(params, augmentation_labels)
+    model = self.bind(params, Condition(augmentation=augmentation_labels))
     found = self.objective.loss(*model, loss_state, place, keys, x0, labels, dropout_key)
     return LossOutput(*found)
 

@@ -1,7 +1,14 @@
 """Networks. The only room that knows flax; each becomes a pure function here."""
 
 from diffusion_jax.core.registry import Registry
-from diffusion_jax.models.base import Network
+from diffusion_jax.models.base import (
+  Autoencoder,
+  Network,
+  NetworkBase,
+  NetworkConfig,
+  Observation,
+  check_takes,
+)
 from diffusion_jax.models.classifier import Classifier, ClassifierNetwork
 from diffusion_jax.models.conv_vae import ConvVAE, VAENetworks
 from diffusion_jax.models.decoders import Bernoulli, DiscretizedLogistic, Gaussian
@@ -12,14 +19,16 @@ from diffusion_jax.models.unet import UNet
 from diffusion_jax.models.vdm_unet import VDMUNet
 from diffusion_jax.processes import Process
 
-NETWORKS = Registry("model", object, {"unet": UNet, "vdm_unet": VDMUNet, "dit": DiT, "mlp": MLP})
+NETWORKS = Registry(
+  "model", NetworkConfig, {"unet": UNet, "vdm_unet": VDMUNet, "dit": DiT, "mlp": MLP}
+)
 NOISE_SCHEDULES = Registry(
   "process", Process, {"learned_linear": LearnedLinear, "learned_monotone": LearnedMonotone}
 )
-VAES = Registry("autoencoder", object, {"conv_vae": ConvVAE})
+VAES = Registry("autoencoder", Autoencoder, {"conv_vae": ConvVAE})
 DECODERS = Registry(
   "decoder",
-  object,
+  Observation,
   {
     "bernoulli": Bernoulli,
     "gaussian": Gaussian,
@@ -33,6 +42,7 @@ __all__ = [
   "NETWORKS",
   "NOISE_SCHEDULES",
   "VAES",
+  "Autoencoder",
   "Bernoulli",
   "Classifier",
   "ClassifierNetwork",
@@ -43,7 +53,11 @@ __all__ = [
   "LearnedLinear",
   "LearnedMonotone",
   "Network",
+  "NetworkBase",
+  "NetworkConfig",
+  "Observation",
   "UNet",
   "VAENetworks",
   "VDMUNet",
+  "check_takes",
 ]

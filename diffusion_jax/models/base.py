@@ -1,13 +1,14 @@
-"""What every denoising network is to the rest of the package: two pure functions."""
+"""Contracts of networks, autoencoders and observation models, and the defaults of a network."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from diffusion_jax.types import ImageSpec, Key, Params
+from diffusion_jax.types import UNCONDITIONAL, Condition, FieldSpec, ImageSpec, Key, Params
 
 
 class Network(NamedTuple):
@@ -15,32 +16,206 @@ class Network(NamedTuple):
 
   Attributes:
     init: key -> params.
-    apply: (params, x [B H W C], time [B], labels [B] or None, dropout_key or None) -> [B H W C];
-      of a network with learned variance [B H W 2C], whose second half are variance logits.
-      Without a dropout key the network is in evaluation mode. What a module takes besides goes in
-      by name, as a U-Net's augmentation labels [B 9].
+    apply: (params, x [B ...], time [B], condition, dropout_key=None) -> output [B ...]; of a
+      network with learned variance the last axis is twice as long, and its second half are variance
+      logits. Without a dropout key the network is in evaluation mode.
   """
 
   init: Callable[[Key], Params]
-  apply: Callable[..., Float[Array, "B H W D"]]
+  apply: Callable[..., Float[Array, "B ..."]]
 
 
-def as_network(module: nn.Module, spec: ImageSpec, num_labels: int) -> Network:
-  """The pure functions of a module that is called with (x, time, labels, train).
+@runtime_checkable
+class NetworkConfig(Protocol):
+  """Contract of a denoising network's config: a frozen dataclass; `NetworkBase` has defaults."""
+
+  @property
+  def takes(self) -> frozenset[str]:
+    """Parts of a `Condition` that it uses: label, end_time, augmentation, fields."""
+    ...
+
+  @property
+  def learned_variance(self) -> bool:
+    """True if the output has variance logits after the prediction."""
+    ...
+
+  @property
+  def augmentation_labels(self) -> int:
+    """Length of the augmentation labels that it uses, 0 for none."""
+    ...
+
+  def create(self, spec: ImageSpec, num_labels: int) -> Network:
+    """Return the network for data of a shape.
+
+    Args:
+      spec: shape of the data, with the named arrays (`spec.fields`) that the network is given.
+      num_labels: size of the label embedding (the null class included), 0 for unconditional.
+
+    Raises:
+      ValueError: data that it cannot take.
+    """
+    ...
+
+  def settled(self) -> Any:
+    """Return the same network with all derived numbers written out."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkBase:
+  """Defaults of a `NetworkConfig`: labels at most, and no variances."""
+
+  learned_variance = False  # without an annotation, so that they are no fields of each network
+  augmentation_labels = 0
+
+  @property
+  def takes(self) -> frozenset[str]:
+    return frozenset({"label"})
+
+  def settled(self) -> "NetworkBase":
+    return self
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+  """Contract of a VAE's networks' config: a frozen dataclass."""
+
+  def create(self, spec: ImageSpec, num_outputs: int) -> Any:
+    """Return the `VAENetworks`.
+
+    Args:
+      spec: shape of the images.
+      num_outputs: P, numbers per pixel that the observation model takes.
+
+    Raises:
+      ValueError: data that they cannot take.
+    """
+    ...
+
+  @property
+  def has_spatial_latents(self) -> bool:
+    """True if latents are small images, on which a diffusion model can be trained."""
+    ...
+
+  def settled(self) -> Any:
+    """Return the same networks with all derived numbers written out."""
+    ...
+
+
+@runtime_checkable
+class Observation(Protocol):
+  """Contract of an observation model p(x | z): a frozen dataclass; images x lie in [-1, 1]."""
+
+  def num_outputs(self, channels: int) -> int:
+    """Return P, the raw parameters per pixel, for images of this number of channels."""
+    ...
+
+  def num_levels(self, num_levels: int | None) -> int | None:
+    """Return the number of pixel levels that its probabilities count, None for a density."""
+    ...
+
+  def log_prob(
+    self, raw: Float[Array, "B H W P"], x: Float[Array, "B H W C"], num_levels: int | None
+  ) -> Float[Array, "B"]:
+    """Return log p(x | z) of each example from the decoder's raw output, in nats."""
+    ...
+
+  def mean(self, raw: Float[Array, "B H W P"]) -> Float[Array, "B H W C"]:
+    """Return the mean of p(x | z)."""
+    ...
+
+
+def check_takes(config: NetworkConfig, needed: Mapping[str, str]) -> None:
+  """Refuse a network that cannot use a part of the condition.
+
+  Args:
+    config: of the network.
+    needed: part of the condition -> setting that needs it, e.g. "generative.fields=text".
+
+  Raises:
+    ValueError: with what to change.
+  """
+  for part, setting in needed.items():
+    if part not in config.takes:
+      takes = ", ".join(sorted(config.takes)) or "no condition"
+      raise ValueError(
+        f"{setting} needs a network that takes {part}, and {type(config).__name__} takes {takes}; "
+        "choose another such as `model.name=mlp`, or leave it out"
+      )
+
+
+def example_condition(
+  num_labels: int,
+  fields: Mapping[str, FieldSpec],
+  augmentation_labels: int = 0,
+  end_time: bool = False,
+) -> Condition:
+  """Return the condition of one example of zeros."""
+  return Condition(
+    label=jnp.zeros(1, jnp.int32) if num_labels else None,
+    end_time=jnp.zeros(1) if end_time else None,
+    augmentation=jnp.zeros((1, augmentation_labels)) if augmentation_labels else None,
+    fields={name: jnp.zeros((1, *field.shape), field.dtype) for name, field in fields.items()},
+  )
+
+
+def as_network(
+  module: nn.Module, config: NetworkConfig, spec: ImageSpec, num_labels: int
+) -> Network:
+  """Return the pure functions of a module that is called with (x, time, condition, train).
 
   Args:
     module: the network.
-    spec: shape of the images.
+    config: of the module; it says which parts of a condition the module uses.
+    spec: shape of the data, with the named arrays that the network is given.
     num_labels: size of the label embedding, 0 for unconditional.
+
+  Raises:
+    ValueError: `spec.fields` for a network that takes none.
   """
+  if spec.fields:
+    check_takes(config, {"fields": f"`generative.fields={','.join(spec.fields)}`"})
+  end_time = "end_time" in config.takes
+  example = example_condition(num_labels, spec.fields, config.augmentation_labels, end_time)
 
   def init(key: Key) -> Params:
-    labels = jnp.zeros(1, jnp.int32) if num_labels else None
-    return module.init(key, jnp.zeros((1, *spec.shape)), jnp.zeros(1), labels, False)["params"]
+    return module.init(key, jnp.zeros((1, *spec.shape)), jnp.zeros(1), example, False)["params"]
 
-  def apply(params, x, time, labels, dropout_key=None, **more: Any) -> Any:
+  def apply(
+    params: Params,
+    x: Array,
+    time: Array,
+    condition: Condition = UNCONDITIONAL,
+    dropout_key: Key | None = None,
+  ) -> Any:
+    check_given(condition, example)
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     train = dropout_key is not None
-    return module.apply({"params": params}, x, time, labels, train, rngs=rngs, **more)
+    return module.apply({"params": params}, x, time, condition, train, rngs=rngs)
 
   return Network(init, apply)
+
+
+def check_given(condition: Condition, example: Condition) -> None:
+  """Refuse parts of a condition that a network was not made for, and named arrays it lacks.
+
+  Raises:
+    ValueError: which.
+  """
+  given, wanted = condition.fields.keys(), example.fields.keys()
+  if given != wanted:
+    names = lambda keys: ", ".join(sorted(keys)) or "none"  # noqa: E731
+    raise ValueError(f"condition.fields={names(given)}: the network was made for {names(wanted)}")
+  if (condition.end_time is None) != (example.end_time is None):
+    state = "missing" if condition.end_time is None else "given, and the network takes none"
+    raise ValueError(
+      f"condition.end_time is {state}: `model.end_time=true` makes one that takes it"
+    )
+
+
+def with_fields(h: Float[Array, "B E"], fields: Mapping[str, Any]) -> Float[Array, "B E"]:
+  """Add a linear map of each named array, flattened; called inside a module."""
+  for name in sorted(fields):
+    flat = jnp.asarray(fields[name], jnp.float32).reshape(len(h), -1)
+    h = h + nn.Dense(h.shape[-1], name=f"field_{name}")(flat)
+  return h

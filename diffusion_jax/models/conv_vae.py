@@ -86,6 +86,10 @@ class ConvVAE:
     check_norm_groups(self.norm_groups, self.channels)
 
   @property
+  def has_spatial_latents(self) -> bool:
+    return self.latent_channels is not None
+
+  @property
   def recipe(self) -> Recipe:
     """Settings that its blocks share."""
     return Recipe(norm_groups=self.norm_groups)

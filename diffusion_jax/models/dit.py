@@ -4,18 +4,18 @@ Source: Peebles and Xie 2023 (arXiv 2212.09748).
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from diffusion_jax.models.base import Network, as_network
+from diffusion_jax.models.base import Network, NetworkBase, as_network
 from diffusion_jax.models.embeddings import cosine_first_embedding, position_embedding
 from diffusion_jax.models.initializers import kernel_init
 from diffusion_jax.models.layers import FLOAT32, Dtype, Pointwise, Remat, attend, rematerialized
-from diffusion_jax.types import ImageSpec
+from diffusion_jax.types import Condition, ImageSpec
 
 TIME_FREQUENCIES = 256
 EPSILON = 1e-6
@@ -26,7 +26,7 @@ zeros = nn.initializers.zeros
 
 
 @dataclasses.dataclass(frozen=True)
-class DiT:
+class DiT(NetworkBase):
   """Config of the transformer; the defaults are DiT-S/2.
 
   | | depth | hidden | heads |
@@ -87,7 +87,7 @@ class DiT:
         f"{self.patch}; --config.model.patch must divide both sides"
       )
     out_channels = spec.channels * (2 if self.learned_variance else 1)
-    return as_network(DiTModule(self, out_channels, num_labels), spec, num_labels)
+    return as_network(DiTModule(self, out_channels, num_labels), self, spec, num_labels)
 
 
 class DiTModule(nn.Module):
@@ -102,12 +102,12 @@ class DiTModule(nn.Module):
     self,
     x: Float[Array, "B H W C"],
     time: Float[Array, "B"],
-    labels: Int[Array, "B"] | None,
+    given: Condition,
     train: bool,
   ) -> Float[Array, "B H W D"]:
     del train
     config, dtype = self.config, jnp.dtype(self.config.dtype)
-    condition = nn.swish(self._embed(time, labels))
+    condition = nn.swish(self._embed(time, given.label))
     grid = (x.shape[1] // config.patch, x.shape[2] // config.patch)
     h = _dense(config.hidden, dtype, name="patch_in")(_to_patches(x, config.patch))
     h = (h + position_embedding(*grid, config.hidden)).astype(dtype)
@@ -119,7 +119,7 @@ class DiTModule(nn.Module):
     h = _dense(config.patch**2 * self.out_channels, dtype, zeros, "patch_out")(h)
     return _to_image(h, *grid, config.patch)
 
-  def _embed(self, time: Array, labels: Array | None) -> Float[Array, "B D"]:
+  def _embed(self, time: Array, labels: Any) -> Float[Array, "B D"]:
     hidden = self.config.hidden
     h = cosine_first_embedding(time * self.config.time_scale, TIME_FREQUENCIES)
     h = nn.swish(_dense(hidden, FLOAT32, embed_init, "time1")(h))

@@ -9,11 +9,11 @@ Karras et al. 2022 (arXiv 2206.00364), table 7. With its defaults and three chan
 import dataclasses
 from typing import Literal
 
-from diffusion_jax.models.base import Network, as_network
+from diffusion_jax.models.base import Network, NetworkBase, as_network
 from diffusion_jax.models.initializers import INITS
 from diffusion_jax.models.layers import Recipe, Remat, check_norm_groups, settled_groups
 from diffusion_jax.models.resample import FILTERS
-from diffusion_jax.models.unet_module import UNetModule
+from diffusion_jax.models.unet_module import UNetModule, is_image
 from diffusion_jax.types import ImageSpec
 
 PADDINGS = ((0, 1), (1, 1))
@@ -21,7 +21,7 @@ PADDINGS = ((0, 1), (1, 1))
 
 
 @dataclasses.dataclass(frozen=True)
-class UNet:
+class UNet(NetworkBase):
   """Config of the U-Net; the defaults are DDPM's but for `norm_groups`, equal from 128 channels on.
 
   | field | DDPM | iDDPM | ADM | EDM's DDPM++ | EDM's NCSN++ |
@@ -147,15 +147,25 @@ class UNet:
         "of them, --config.model.num_heads=1 or --config.model.channels_per_head=none"
       )
 
+  @property
+  def takes(self) -> frozenset[str]:
+    return frozenset(
+      {"label", "fields"} | ({"augmentation"} if self.augmentation_labels else set())
+    )
+
   def create(self, spec: ImageSpec, num_labels: int) -> Network:
     """Builds the pure functions for images of `spec`.
 
+    Named arrays of the images' height and width join the input as further channels; vectors are
+    added, by a linear map, to what the blocks get.
+
     Args:
-      spec: shape of the images.
+      spec: shape of the images, with the named arrays that it is given.
       num_labels: size of the label embedding (the null class included), 0 for unconditional.
 
     Raises:
-      ValueError: the image's sides cannot be halved once a level, or heads do not divide a width.
+      ValueError: the image's sides cannot be halved once a level, heads do not divide a width, or a
+        named array is neither.
     """
     factor = 2 ** (len(self.multipliers) - 1)
     if spec.height % factor or spec.width % factor:
@@ -164,8 +174,9 @@ class UNet:
         f"use sides divisible by {factor} or fewer multipliers"
       )
     self._check_heads(spec)
+    check_fields(spec)
     out_channels = spec.channels * (2 if self.learned_variance else 1)
-    return as_network(UNetModule(self, out_channels, num_labels), spec, num_labels)
+    return as_network(UNetModule(self, out_channels, num_labels), self, spec, num_labels)
 
   def _check_heads(self, spec: ImageSpec) -> None:
     sides = [spec.height // 2**level for level in range(len(self.multipliers))]
@@ -193,3 +204,17 @@ class UNet:
     """The same network with its number of groups written out, where all widths have one."""
     widths = [self.channels * n for n in range(1, 2 * max(self.multipliers) + 1)]
     return dataclasses.replace(self, norm_groups=settled_groups(self.norm_groups, widths))
+
+
+def check_fields(spec: ImageSpec) -> None:
+  """Refuse named arrays that are neither vectors nor of the images' height and width.
+
+  Raises:
+    ValueError: which, and its shape.
+  """
+  for name, field in spec.fields.items():
+    if len(field.shape) != 1 and not is_image(field.shape, spec.shape):
+      raise ValueError(
+        f"`generative.fields={name}` has shape {tuple(field.shape)}; the U-Net takes vectors (D,) "
+        f"and images ({spec.height}, {spec.width}, C)"
+      )

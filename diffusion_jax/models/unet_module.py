@@ -1,13 +1,15 @@
 """The U-Net itself: how its blocks are put together. `unet` has its config and its sources."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from diffusion_jax.models.base import with_fields
 from diffusion_jax.models.embeddings import (
   FourierEmbedding,
   cosine_first_embedding,
@@ -23,6 +25,12 @@ from diffusion_jax.models.layers import (
   Upsample,
   rematerialized,
 )
+from diffusion_jax.types import Condition
+
+
+def is_image(shape: Sequence[int], data: Sequence[int]) -> bool:
+  """Return True for an array of the data's height and width, besides channels."""
+  return len(shape) == 3 and tuple(shape[:2]) == tuple(data[:2])
 
 
 class UNetModule(nn.Module):
@@ -37,11 +45,15 @@ class UNetModule(nn.Module):
     self,
     x: Float[Array, "B H W C"],
     time: Float[Array, "B"],
-    labels: Int[Array, "B"] | None,
+    given: Condition,
     train: bool,
-    augmentation: Float[Array, "B A"] | None = None,
   ) -> Float[Array, "B H W D"]:
-    embedding = self._embed(time, labels, augmentation)
+    images = {n: v for n, v in given.fields.items() if is_image(v.shape[1:], x.shape[1:])}
+    vectors = {n: v for n, v in given.fields.items() if n not in images}
+    embedding = with_fields(self._embed(time, given), vectors)
+    if images:
+      more = [jnp.asarray(images[name], x.dtype) for name in sorted(images)]
+      x = jnp.concatenate([x, *more], axis=-1)
     h, skips = self._down(x, embedding, train)
     h = self._middle(h, embedding, train)
     h = self._up(h, skips, embedding, train)
@@ -53,13 +65,14 @@ class UNetModule(nn.Module):
   def _dtype(self):
     return jnp.dtype(self.config.dtype)
 
-  def _embed(self, time: Array, labels: Array | None, augmentation: Array | None) -> Array:
-    """All that blocks are told, float32 [B E]; they apply the last swish themselves."""
+  def _embed(self, time: Array, given: Condition) -> Array:
+    """Time, class and augmentation, float32 [B E]; blocks apply the last swish themselves."""
     width = self.config.channels * self.config.embedding_multiplier
+    labels = given.label
     one_hot = self.config.label_embedding == "one_hot"
     h = self._embed_noise(time)
     if self.config.augmentation_labels:
-      h = h + self._embed_augmentation(augmentation, len(h), h.shape[-1])
+      h = h + self._embed_augmentation(given.augmentation, len(h), h.shape[-1])
     if self.num_labels and labels is not None and one_hot:
       h = h + self._embed_one_hot(labels, h.shape[-1])
     h = nn.swish(self._dense(h, width, "time1"))
@@ -77,13 +90,13 @@ class UNetModule(nn.Module):
     adm = self.config.embedding == "positional_adm"
     return (cosine_first_embedding if adm else sinusoidal_embedding)(time, width)
 
-  def _embed_augmentation(self, vector: Array | None, num: int, width: int) -> Array:
+  def _embed_augmentation(self, vector: Any, num: int, width: int) -> Array:
     """Without a bias: zeros, which images have that are as they are, add nothing."""
     told = jnp.zeros((num, self.config.augmentation_labels)) if vector is None else vector
     kernel = self.config.recipe.init.kernel
     return nn.Dense(width, use_bias=False, kernel_init=kernel, name="augmentation")(told)
 
-  def _embed_one_hot(self, labels: Array, width: int) -> Array:
+  def _embed_one_hot(self, labels: Any, width: int) -> Array:
     """The null class, which is the last, has no place among the others: its vector is zero."""
     num_classes = self.num_labels - 1
     vector = jax.nn.one_hot(labels, num_classes) * math.sqrt(num_classes)

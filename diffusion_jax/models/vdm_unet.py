@@ -6,13 +6,13 @@ that is constant).
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from diffusion_jax.models.base import Network, as_network
+from diffusion_jax.models.base import Network, NetworkBase, as_network
 from diffusion_jax.models.embeddings import pixel_fourier_features, sinusoidal_embedding
 from diffusion_jax.models.initializers import VDM_INIT
 from diffusion_jax.models.layers import (
@@ -26,11 +26,11 @@ from diffusion_jax.models.layers import (
   rematerialized,
   settled_groups,
 )
-from diffusion_jax.types import ImageSpec
+from diffusion_jax.types import Condition, ImageSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class VDMUNet:
+class VDMUNet(NetworkBase):
   """Config of the network.
 
   Attributes:
@@ -73,7 +73,7 @@ class VDMUNet:
       spec: shape of the images.
       num_labels: size of the label embedding (the null class included), 0 for unconditional.
     """
-    return as_network(VDMModule(self, spec.channels, num_labels), spec, num_labels)
+    return as_network(VDMModule(self, spec.channels, num_labels), self, spec, num_labels)
 
   @property
   def recipe(self) -> Recipe:
@@ -98,10 +98,10 @@ class VDMModule(nn.Module):
     self,
     x: Float[Array, "B H W C"],
     time: Float[Array, "B"],
-    labels: Int[Array, "B"] | None,
+    given: Condition,
     train: bool,
   ) -> Float[Array, "B H W C"]:
-    embedding, init = self._embed(time, labels), VDM_INIT
+    embedding, init = self._embed(time, given.label), VDM_INIT
     features = [x, pixel_fourier_features(x, self.config.fourier_exponents)]
     h = jnp.concatenate(features, axis=-1)
     h = Conv3(self.config.channels, 1, init.kernel, self._dtype, name="conv_in")(h)
@@ -114,7 +114,7 @@ class VDMModule(nn.Module):
   def _dtype(self):
     return jnp.dtype(self.config.dtype)
 
-  def _embed(self, time: Array, labels: Array | None) -> Array:
+  def _embed(self, time: Array, labels: Any) -> Array:
     """The noise level and the class, float32 [B E]; blocks apply the last swish themselves."""
     width, init = 4 * self.config.channels, VDM_INIT
     h = sinusoidal_embedding(time * self.config.time_scale, self.config.channels)

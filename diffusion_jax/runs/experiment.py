@@ -100,6 +100,10 @@ CHANGEABLE = {
 }
 
 
+NETWORKS = ("model", "autoencoder")
+"""Sections of networks, whose derived numbers can be written out."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """A resolved config.
@@ -189,7 +193,8 @@ class Experiment:
     Two configs of the same model have the same identity, also where one gives a number and the
     other leaves it to the same rule.
     """
-    parts = {n: p.settled() if hasattr(p, "settled") else p for n, p in self.sections.items()}
+    networks = {n: self.sections[n].settled() for n in NETWORKS if n in self.sections}
+    parts = {**self.sections, **networks}
     return {n: to_dict(parts[n], section) for n, section in self.layout.items()}
 
   def to_dict(self) -> dict[str, dict[str, Any]]:

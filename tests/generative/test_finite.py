@@ -16,7 +16,7 @@ from diffusion_jax.core import rng
 from diffusion_jax.generative import Diffusion
 from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum, VariationalBound
 from diffusion_jax.losses import Simple
-from diffusion_jax.models import Network
+from diffusion_jax.models import Network, NetworkBase
 from diffusion_jax.processes import PREDICTIONS, PROCESSES, precondition
 from diffusion_jax.samplers import SAMPLERS, Ancestral, Guidance, linear
 from diffusion_jax.types import Batch, ImageSpec
@@ -26,11 +26,11 @@ STEPS = (1, 2, 3, 7)
 NUM = 3
 
 
-class Bounded:
+class Bounded(NetworkBase):
   """A network's config whose output is a bounded function of what it is shown and of the time."""
 
   def create(self, spec, num_labels):
-    def apply(params, x, time, labels, dropout_key=None):
+    def apply(params, x, time, condition, dropout_key=None):
       return jnp.tanh(3.0 * x + 0.01 * time[:, None, None, None] + params["b"])
 
     return Network(lambda key: {"b": jnp.float32(0.1)}, apply)

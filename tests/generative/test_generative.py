@@ -40,6 +40,7 @@ from diffusion_jax.models import (
   DiscretizedLogistic,
   Gaussian,
   Network,
+  NetworkBase,
   UNet,
   VAENetworks,
 )
@@ -199,9 +200,10 @@ def example_keys(num):
 def seen_labels(asked):
   """A network config whose output is a tenth of the label, and that notes the labels it gets."""
 
-  class Model:
+  class Model(NetworkBase):
     def create(self, spec, num_labels):
-      def apply(params, xt, time, labels, dropout_key):
+      def apply(params, xt, time, condition, dropout_key):
+        labels = condition.label
         asked.append(None if labels is None else labels.shape)
         value = 0.0 if labels is None else 0.1 * labels[:, None, None, None]
         return 0 * xt + value

@@ -21,7 +21,15 @@ from diffusion_jax.generative import LatentDiffusion
 from diffusion_jax.generative.latent_diffusion import flatten
 from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum, VariationalBound
 from diffusion_jax.losses import Simple
-from diffusion_jax.models import MLP, ConvVAE, DiscretizedLogistic, Gaussian, Network, VAENetworks
+from diffusion_jax.models import (
+  MLP,
+  ConvVAE,
+  DiscretizedLogistic,
+  Gaussian,
+  Network,
+  NetworkBase,
+  VAENetworks,
+)
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.processes import PROCESSES, LinearVP
 from diffusion_jax.samplers import DDIM, Guidance, Heun
@@ -87,7 +95,7 @@ def vector(params):
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
 
 
-class Zeros:
+class Zeros(NetworkBase):
   """A network's config whose output is 0."""
 
   def create(self, spec, num_labels):

@@ -20,7 +20,7 @@ from diffusion_jax.core.pixels import to_uint8
 from diffusion_jax.generative.diffusion_model import decoded
 from diffusion_jax.losses import Place
 from diffusion_jax.losses.vdm import even_quantiles
-from diffusion_jax.models import Network
+from diffusion_jax.models import Network, NetworkBase
 from diffusion_jax.processes import Flow, Learned, LinearVP
 from diffusion_jax.runs.experiment import load
 from diffusion_jax.runs.stored import load_experiment
@@ -33,11 +33,11 @@ FIRST, LAST, STEPS, NUM = -13.3, 5.0, 7, 5
 LEVELS = 2 * (np.arange(256) + 0.5) / 256 - 1
 
 
-class Curved:
+class Curved(NetworkBase):
   """eps_hat = tanh(1.5 z) / 2 + time / 5000, so that the network sees what it should."""
 
   def create(self, spec, num_labels):
-    def apply(params, x, time, labels, dropout_key=None):
+    def apply(params, x, time, condition, dropout_key=None):
       return 0.5 * jnp.tanh(1.5 * x) + time[:, None, None, None] / 5000
 
     return Network(lambda key: {"w": jnp.zeros(())}, apply)

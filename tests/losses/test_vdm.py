@@ -15,7 +15,7 @@ from diffusion_jax.auditing import oracles
 from diffusion_jax.likelihood import ContinuousBound
 from diffusion_jax.losses import VDM, Place
 from diffusion_jax.losses.vdm import even_quantiles, mirrored
-from diffusion_jax.models import LearnedLinear, LearnedMonotone, Network
+from diffusion_jax.models import LearnedLinear, LearnedMonotone, Network, NetworkBase
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.processes import PROCESSES, Learned
 from diffusion_jax.runs.experiment import load
@@ -209,11 +209,11 @@ SPEC = ImageSpec(4, 4, 1, 17, 3)
 
 
 @dataclasses.dataclass(frozen=True)
-class Tiny:
+class Tiny(NetworkBase):
   """A network that compiles in a moment: pixels with pixels, by the noise."""
 
   def create(self, spec, num_labels):
-    def apply(params, x, time, labels, dropout_key=None):
+    def apply(params, x, time, condition, dropout_key=None):
       h = jnp.tanh(x.reshape(len(x), -1) @ params["a"] + time[:, None] / 1000)
       return (h @ params["b"]).reshape(x.shape)
 

@@ -14,7 +14,7 @@ from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import NETWORKS, DiT
 from diffusion_jax.models.dit import _layer_norm
 from diffusion_jax.models.embeddings import position_embedding
-from diffusion_jax.types import ImageSpec
+from diffusion_jax.types import Condition, ImageSpec
 
 LATENTS = ImageSpec(32, 32, 4, None, 1000)
 SPEC = ImageSpec(8, 6, 2, 256, 3)
@@ -56,12 +56,14 @@ def test_the_default_is_the_small_one():
 
 def test_it_starts_at_exactly_zero_with_blocks_that_are_the_identity(tiny):
   apply, params, _ = tiny
-  out = np.asarray(apply(params, X, TIME, LABELS))
+  out = np.asarray(apply(params, X, TIME, Condition(LABELS)))
   assert out.shape == X.shape
   assert (out == 0).all()
   params = {**params, "patch_out": moved(params["patch_out"])}
   shallow = jax.jit(dataclasses.replace(TINY, depth=1).create(SPEC, 4).apply)
-  np.testing.assert_array_equal(apply(params, X, TIME, LABELS), shallow(params, X, TIME, LABELS))
+  np.testing.assert_array_equal(
+    apply(params, X, TIME, Condition(LABELS)), shallow(params, X, TIME, Condition(LABELS))
+  )
 
 
 def test_initial_weights_have_the_recipes_scale():
@@ -86,7 +88,7 @@ def test_patches_go_back_where_they_came_from(tiny):
   params = {**params, "patch_out": moved(params["patch_out"])}
   both = X[[0, 0, 0]]
   both[1, 5, 2, 1] += 1.0  # in the patch of rows 4, 5 and columns 2, 3
-  out = np.asarray(apply(params, both, TIME[[0, 0, 0]], LABELS[[0, 0, 0]]))
+  out = np.asarray(apply(params, both, TIME[[0, 0, 0]], Condition(LABELS[[0, 0, 0]])))
   there = np.abs(out[1] - out[0]) > 1e-6
   assert there[4:6, 2:4].all()
   there[4:6, 2:4] = False
@@ -102,7 +104,7 @@ def test_pixels_of_a_patch_keep_their_order():
   params = jax.tree.map(np.asarray, jax.jit(network.init)(jax.random.key(0)))
   params["patch_in"]["kernel"] = np.float32(1e4 * np.hstack([np.eye(8), -np.eye(8)]))
   params["patch_out"]["kernel"] = np.eye(16, 8, dtype=np.float32)
-  out = np.asarray(jax.jit(network.apply)(params, X, TIME, None))
+  out = np.asarray(jax.jit(network.apply)(params, X, TIME, Condition(None)))
   patches = X.reshape(3, 4, 2, 3, 2, 2)
   size = np.sqrt((patches**2).mean((2, 4, 5), keepdims=True))  # 1e4 drowns the positions
   np.testing.assert_allclose(out, (patches / size).reshape(X.shape), atol=2e-3)
@@ -110,16 +112,16 @@ def test_pixels_of_a_patch_keep_their_order():
 
 def test_time_label_and_place_matter_and_examples_do_not_mix(tiny):
   apply, _, params = tiny
-  out = np.asarray(apply(params, X, TIME, LABELS))
-  alone = apply(params, X[[1, 1, 1]], TIME[[1, 1, 1]], LABELS[[1, 1, 1]])
+  out = np.asarray(apply(params, X, TIME, Condition(LABELS)))
+  alone = apply(params, X[[1, 1, 1]], TIME[[1, 1, 1]], Condition(LABELS[[1, 1, 1]]))
   np.testing.assert_allclose(alone, out[[1, 1, 1]], atol=1e-4)
-  assert np.abs(apply(params, X, TIME + 5, LABELS) - out).max() > 1e-3
-  assert np.abs(apply(params, X, TIME, LABELS * 0 + 2) - out).max() > 1e-3
-  rolled = apply(params, np.roll(X, 2, axis=1), TIME, LABELS)
+  assert np.abs(apply(params, X, TIME + 5, Condition(LABELS)) - out).max() > 1e-3
+  assert np.abs(apply(params, X, TIME, Condition(LABELS * 0 + 2)) - out).max() > 1e-3
+  rolled = apply(params, np.roll(X, 2, axis=1), TIME, Condition(LABELS))
   assert np.abs(np.roll(rolled, -2, axis=1) - out).max() > 1e-3
   changed = X.copy()
   changed[:, 0, 0] += 3.0
-  far = apply(params, changed, TIME, LABELS)
+  far = apply(params, changed, TIME, Condition(LABELS))
   assert np.abs(far - out)[:, 6:, 4:].max() > 1e-4  # attention reaches the other corner
 
 
@@ -157,7 +159,7 @@ def test_layer_norm_is_accurate_at_a_mean_of_a_thousand_deviations(first):
 
 def test_learned_variance_doubles_the_channels():
   network = dataclasses.replace(TINY, depth=1, learned_variance=True).create(SPEC, 4)
-  out = np.asarray(jax.jit(network.apply)(drawn_weights(network.init), X, TIME, LABELS))
+  out = np.asarray(jax.jit(network.apply)(drawn_weights(network.init), X, TIME, Condition(LABELS)))
   assert out.shape == (3, 8, 6, 4)
   assert (np.std(out, axis=(0, 1, 2)) > 0.01).all()
 
@@ -165,7 +167,7 @@ def test_learned_variance_doubles_the_channels():
 def gradient(remat, params):
   """Of a network of two blocks."""
   network = dataclasses.replace(TINY, remat=remat).create(SPEC, 4)
-  loss = lambda p, x, time: jnp.mean(network.apply(p, x, time, jnp.asarray(LABELS)) ** 2)  # noqa: E731
+  loss = lambda p, x, time: jnp.mean(network.apply(p, x, time, Condition(jnp.asarray(LABELS))) ** 2)  # noqa: E731
   return jax.jit(jax.grad(loss))(params, X, TIME)
 
 
@@ -186,8 +188,8 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(tiny):
   network = dataclasses.replace(TINY, dtype="bfloat16").create(SPEC, 4)
   start = jax.eval_shape(network.init, jax.random.key(0))
   assert {p.dtype for p in jax.tree.leaves(start)} == {jnp.dtype("float32")}
-  exact = np.asarray(apply(params, X, TIME, LABELS))
-  rough = np.asarray(jax.jit(network.apply)(params, X, TIME, LABELS), np.float32)
+  exact = np.asarray(apply(params, X, TIME, Condition(LABELS)))
+  rough = np.asarray(jax.jit(network.apply)(params, X, TIME, Condition(LABELS)), np.float32)
   assert 1e-5 < np.abs(rough - exact).max() / np.abs(exact).max() < 0.1
 
 

@@ -9,7 +9,7 @@ import pytest
 from numpy_draws import moved, normal
 
 from diffusion_jax.models import MLP, NETWORKS
-from diffusion_jax.types import ImageSpec
+from diffusion_jax.types import Condition, ImageSpec
 
 SPEC = ImageSpec(2, 3, 2, 256, 3)
 TINY = MLP(hidden=8, depth=2, dropout=0.3)
@@ -25,7 +25,7 @@ def tiny():
 def test_it_is_in_the_registry_and_starts_at_zero(tiny):
   apply, params = tiny
   assert NETWORKS["mlp"] is MLP
-  out = apply(params, X, TIME, LABELS)
+  out = apply(params, X, TIME, Condition(LABELS))
   assert out.shape == X.shape
   assert not out.any()
 
@@ -44,17 +44,19 @@ def test_the_output_is_that_of_its_products_written_down(tiny):
     h = h + dense(f"block{i}_out", branch)
   exact = dense("out", swish(h)).reshape(X.shape)
   assert np.abs(exact).min() > 0
-  np.testing.assert_allclose(apply(moved(params, 0.3), X, TIME, LABELS), exact, atol=2e-4)
+  np.testing.assert_allclose(
+    apply(moved(params, 0.3), X, TIME, Condition(LABELS)), exact, atol=2e-4
+  )
 
 
 def test_time_and_label_matter_and_examples_do_not_mix(tiny):
   apply, params = tiny
   params = moved(params)
-  out = np.asarray(apply(params, X, TIME, LABELS))
+  out = np.asarray(apply(params, X, TIME, Condition(LABELS)))
   for other in (
-    apply(params, X, np.float32([100, 550, 900]), LABELS),
-    apply(params, X, TIME, np.asarray([0, 2, 3])),
-    apply(params, X * np.float32([1, 2, 1])[:, None, None, None], TIME, LABELS),
+    apply(params, X, np.float32([100, 550, 900]), Condition(LABELS)),
+    apply(params, X, TIME, Condition(np.asarray([0, 2, 3]))),
+    apply(params, X * np.float32([1, 2, 1])[:, None, None, None], TIME, Condition(LABELS)),
   ):
     changed = np.abs(np.asarray(other) - out).max((1, 2, 3)) > 1e-4
     assert changed.tolist() == [False, True, False]
@@ -63,10 +65,10 @@ def test_time_and_label_matter_and_examples_do_not_mix(tiny):
 def test_dropout_acts_only_with_a_key_and_bfloat16_is_near(tiny):
   apply, params = tiny
   params = moved(params)
-  out = apply(params, X, TIME, LABELS)
-  assert np.abs(apply(params, X, TIME, LABELS, jax.random.key(1)) - out).max() > 1e-3
+  out = apply(params, X, TIME, Condition(LABELS))
+  assert np.abs(apply(params, X, TIME, Condition(LABELS), jax.random.key(1)) - out).max() > 1e-3
   half = jax.jit(dataclasses.replace(TINY, dtype="bfloat16").create(SPEC, 4).apply)
-  rough = half(params, X, TIME, LABELS)
+  rough = half(params, X, TIME, Condition(LABELS))
   assert rough.dtype == jnp.float32
   assert 1e-5 < np.abs(rough - out).max() / np.abs(out).max() < 0.1
 
@@ -74,7 +76,7 @@ def test_dropout_acts_only_with_a_key_and_bfloat16_is_near(tiny):
 def test_learned_variances_double_the_channels():
   network = MLP(hidden=8, depth=1, learned_variance=True).create(SPEC, 0)
   params = jax.eval_shape(network.init, jax.random.key(0))
-  assert jax.eval_shape(network.apply, params, X, TIME, None).shape == (3, 2, 3, 4)
+  assert jax.eval_shape(network.apply, params, X, TIME).shape == (3, 2, 3, 4)
 
 
 @pytest.mark.parametrize("fields", [{"hidden": 5}, {"depth": 0}, {"dropout": 1.0}])

@@ -19,7 +19,7 @@ from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import UNet
 from diffusion_jax.models.embeddings import FourierEmbedding
 from diffusion_jax.models.layers import Attention, Recipe, Resample, ResBlock, attend
-from diffusion_jax.types import ImageSpec
+from diffusion_jax.types import Condition, ImageSpec
 
 pytestmark = pytest.mark.costly
 
@@ -165,12 +165,14 @@ TIME, LABELS = np.float32([0.1, 0.7, 1.3]), np.int32([0, 1, 3])
 
 def test_time_and_label_matter_and_examples_do_not_mix(tiny):
   config, apply, params = tiny
-  out = np.asarray(apply(params, X, TIME, LABELS))
+  out = np.asarray(apply(params, X, TIME, Condition(LABELS)))
   assert out.shape == (3, 8, 8, 4 if config.learned_variance else 2)
-  alone = apply(params, X[[1, 1, 1]], TIME[[1, 1, 1]], LABELS[[1, 1, 1]])
+  alone = apply(params, X[[1, 1, 1]], TIME[[1, 1, 1]], Condition(LABELS[[1, 1, 1]]))
   np.testing.assert_allclose(alone, out[[1, 1, 1]], atol=2e-5 * np.std(out))
-  assert np.abs(apply(params, X, TIME + np.float32(0.5), LABELS) - out).max() > 0.01 * np.std(out)
-  assert np.abs(apply(params, X, TIME, LABELS * 0 + 2) - out).max() > 0.01 * np.std(out)
+  assert np.abs(
+    apply(params, X, TIME + np.float32(0.5), Condition(LABELS)) - out
+  ).max() > 0.01 * np.std(out)
+  assert np.abs(apply(params, X, TIME, Condition(LABELS * 0 + 2)) - out).max() > 0.01 * np.std(out)
 
 
 def test_initial_weights_have_the_recipes_scale(started):
@@ -205,9 +207,9 @@ def test_biases_of_adm_start_as_those_of_torch_and_others_at_zero(started):
 
 def test_bfloat16_computes_near_float32_and_remat_changes_nothing(tiny):
   config, apply, params = tiny
-  exact = np.asarray(apply(params, X, TIME, LABELS))
+  exact = np.asarray(apply(params, X, TIME, Condition(LABELS)))
   rough = dataclasses.replace(config, dtype="bfloat16", remat="block").create(SPEC, 4)
-  found = jax.jit(rough.apply)(params, X, TIME, LABELS)
+  found = jax.jit(rough.apply)(params, X, TIME, Condition(LABELS))
   assert found.dtype == jnp.bfloat16
   error = np.abs(np.asarray(found, np.float32) - exact).max() / np.abs(exact).max()
   assert 1e-5 < error < 0.1
@@ -223,7 +225,7 @@ def smallest():
   network = config.create(SPEC, 4)
 
   def loss(params, x, time):
-    out = network.apply(params, x, time, None)
+    out = network.apply(params, x, time, Condition(None))
     return jnp.sum(out**2), out
 
   gradient = jax.jit(jax.grad(loss, has_aux=True))
@@ -238,7 +240,7 @@ def test_the_null_class_of_one_hot_labels_is_no_label(smallest):
   apply, unlabelled, params = smallest
   assert params["label"]["kernel"].shape == (3, 32)
   params = with_label_bias(params, np.zeros(32, np.float32))
-  null = apply(params, X, TIME, np.full(3, 3, np.int32))
+  null = apply(params, X, TIME, Condition(np.full(3, 3, np.int32)))
   np.testing.assert_allclose(null, unlabelled(params, X, TIME)[1], atol=1e-5)
 
 
@@ -248,9 +250,9 @@ def test_a_one_hot_label_counts_the_root_of_the_number_of_classes(smallest):
   label = params["label"]
   moved_there = with_label_bias(params, label["bias"] + np.float32(3**0.5) * label["kernel"][1])
   first, null = np.full(3, 1, np.int32), np.full(3, 3, np.int32)
-  out = np.asarray(apply(params, X, TIME, first))
-  np.testing.assert_allclose(apply(moved_there, X, TIME, null), out, atol=1e-5)
-  assert np.abs(apply(params, X, TIME, null) - out).max() > 1e-3
+  out = np.asarray(apply(params, X, TIME, Condition(first)))
+  np.testing.assert_allclose(apply(moved_there, X, TIME, Condition(null)), out, atol=1e-5)
+  assert np.abs(apply(params, X, TIME, Condition(null)) - out).max() > 1e-3
 
 
 def test_fourier_features_are_their_formula_and_wide():

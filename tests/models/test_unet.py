@@ -13,7 +13,7 @@ from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import UNet
 from diffusion_jax.models.embeddings import cosine_first_embedding, sinusoidal_embedding
 from diffusion_jax.models.layers import Norm
-from diffusion_jax.types import ImageSpec
+from diffusion_jax.types import Condition, ImageSpec
 
 pytestmark = pytest.mark.costly
 
@@ -86,7 +86,7 @@ def test_time_and_class_reach_the_output_at_any_width(channels):
   params, apply, x = drawn_weights(network.init), jax.jit(network.apply), normal(2, 1, 8, 8, 1)
 
   def output(time, label):
-    return np.asarray(apply(params, x, np.float32([time]), np.int32([label])))
+    return np.asarray(apply(params, x, np.float32([time]), Condition(np.int32([label]))))
 
   spread = np.std(output(500.0, 1))
   assert np.abs(output(500.0, 1) - output(30.0, 1)).max() > 0.03 * spread
@@ -124,26 +124,26 @@ def test_time_and_label_matter_and_examples_do_not_mix(tiny):
   apply, _ = tiny
   params = drawn_weights(TINY.create(SPEC, 4).init, std=0.05)
   labels = np.int32([0, 1, 3])
-  out = np.asarray(apply(params, X, TIME, labels))
-  alone = apply(params, X[[1, 1, 1]], TIME[[1, 1, 1]], labels[[1, 1, 1]])
+  out = np.asarray(apply(params, X, TIME, Condition(labels)))
+  alone = apply(params, X[[1, 1, 1]], TIME[[1, 1, 1]], Condition(labels[[1, 1, 1]]))
   np.testing.assert_allclose(alone, out[[1, 1, 1]], atol=1e-5)
-  assert np.abs(apply(params, X, TIME + 50, labels) - out).max() > 1e-3
-  assert np.abs(apply(params, X, TIME, labels * 0 + 2) - out).max() > 1e-3
+  assert np.abs(apply(params, X, TIME + 50, Condition(labels)) - out).max() > 1e-3
+  assert np.abs(apply(params, X, TIME, Condition(labels * 0 + 2)) - out).max() > 1e-3
 
 
 def test_dropout_acts_only_with_a_key(level):
   apply, params = level
-  still = np.asarray(apply(params, X, TIME, None))
-  assert (np.asarray(apply(params, X, TIME, None)) == still).all()
-  once = np.asarray(apply(params, X, TIME, None, jax.random.key(1)))
+  still = np.asarray(apply(params, X, TIME, Condition(None)))
+  assert (np.asarray(apply(params, X, TIME, Condition(None))) == still).all()
+  once = np.asarray(apply(params, X, TIME, Condition(None), jax.random.key(1)))
   assert np.abs(once - still).max() > 1e-3
-  assert np.abs(apply(params, X, TIME, None, jax.random.key(2)) - once).max() > 1e-3
+  assert np.abs(apply(params, X, TIME, Condition(None), jax.random.key(2)) - once).max() > 1e-3
 
 
 def loss_of(remat):
   network = dataclasses.replace(LEVEL, remat=remat).create(SPEC, 0)
   return lambda params: jnp.mean(
-    network.apply(params, jnp.asarray(X), jnp.asarray(TIME), None) ** 2
+    network.apply(params, jnp.asarray(X), jnp.asarray(TIME), Condition(None)) ** 2
   )
 
 
@@ -175,8 +175,8 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(level):
   network = dataclasses.replace(LEVEL, dtype="bfloat16").create(SPEC, 0)
   start = jax.eval_shape(network.init, jax.random.key(0))
   assert {p.dtype for p in jax.tree.leaves(start)} == {jnp.dtype("float32")}
-  exact = np.asarray(apply(params, X, TIME, None))
-  rough = np.asarray(jax.jit(network.apply)(params, X, TIME, None), np.float32)
+  exact = np.asarray(apply(params, X, TIME, Condition(None)))
+  rough = np.asarray(jax.jit(network.apply)(params, X, TIME, Condition(None)), np.float32)
   error = np.abs(rough - exact).max() / np.abs(exact).max()
   assert 1e-5 < error < 0.1
 

@@ -11,7 +11,7 @@ from numpy_draws import moved, normal
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import NETWORKS, VDMUNet
 from diffusion_jax.models.embeddings import pixel_fourier_features
-from diffusion_jax.types import ImageSpec
+from diffusion_jax.types import Condition, ImageSpec
 
 pytestmark = pytest.mark.costly
 
@@ -51,7 +51,7 @@ def test_attention_is_in_the_middle_only(shapes):
 
 def test_it_starts_as_its_input_exactly(tiny):
   apply, params, _ = tiny
-  np.testing.assert_array_equal(apply(params, X, TIME, LABELS), X)
+  np.testing.assert_array_equal(apply(params, X, TIME, Condition(LABELS)), X)
   zero = [n for n, v in named_leaves(params).items() if n.endswith("kernel") and not v.any()]
   kinds = {n.split("/", 1)[1] for n in zero}
   assert kinds == {"conv2/conv/kernel", "embed/kernel", "out/kernel", "conv/kernel"}
@@ -62,27 +62,27 @@ def test_it_starts_as_its_input_exactly(tiny):
 
 def test_time_and_label_matter_and_examples_do_not_mix(tiny):
   apply, _, params = tiny
-  out = np.asarray(apply(params, X, TIME, LABELS))
-  alone = apply(params, X[[1, 1, 1]], TIME[[1, 1, 1]], LABELS[[1, 1, 1]])
+  out = np.asarray(apply(params, X, TIME, Condition(LABELS)))
+  alone = apply(params, X[[1, 1, 1]], TIME[[1, 1, 1]], Condition(LABELS[[1, 1, 1]]))
   np.testing.assert_allclose(alone, out[[1, 1, 1]], atol=1e-4)
-  assert np.abs(apply(params, X, TIME + np.float32(0.05), LABELS) - out).max() > 1e-3
-  assert np.abs(apply(params, X, TIME, LABELS * 0 + 2) - out).max() > 1e-3
+  assert np.abs(apply(params, X, TIME + np.float32(0.05), Condition(LABELS)) - out).max() > 1e-3
+  assert np.abs(apply(params, X, TIME, Condition(LABELS * 0 + 2)) - out).max() > 1e-3
 
 
 def test_the_time_is_multiplied_before_its_embedding(tiny):
   apply, _, params = tiny
   counting = jax.jit(dataclasses.replace(TINY, time_scale=1.0).create(SPEC, 4).apply)
-  exact = np.asarray(apply(params, X, TIME, LABELS))
-  np.testing.assert_allclose(counting(params, X, 1000 * TIME, LABELS), exact, atol=1e-4)
-  assert np.abs(counting(params, X, TIME, LABELS) - exact).max() > 1e-3
+  exact = np.asarray(apply(params, X, TIME, Condition(LABELS)))
+  np.testing.assert_allclose(counting(params, X, 1000 * TIME, Condition(LABELS)), exact, atol=1e-4)
+  assert np.abs(counting(params, X, TIME, Condition(LABELS)) - exact).max() > 1e-3
 
 
 def test_dropout_acts_only_with_a_key_and_bfloat16_keeps_the_inputs_precision(tiny):
   apply, _, params = tiny
-  out = np.asarray(apply(params, X, TIME, LABELS))
-  assert np.abs(apply(params, X, TIME, LABELS, jax.random.key(1)) - out).max() > 1e-3
+  out = np.asarray(apply(params, X, TIME, Condition(LABELS)))
+  assert np.abs(apply(params, X, TIME, Condition(LABELS), jax.random.key(1)) - out).max() > 1e-3
   half = jax.jit(dataclasses.replace(TINY, dtype="bfloat16", remat="block").create(SPEC, 4).apply)
-  rough = half(params, X, TIME, LABELS)
+  rough = half(params, X, TIME, Condition(LABELS))
   assert rough.dtype == jnp.float32
   error = np.abs(rough - out).max() / np.abs(out - X).max()
   assert 1e-5 < error < 0.1

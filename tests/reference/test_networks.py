@@ -14,7 +14,7 @@ diffusers_networks = pytest.importorskip("diffusers_networks")
 from network_cases import CASES, FIXTURE, Case  # noqa: E402
 
 from diffusion_jax.models import UNet  # noqa: E402
-from diffusion_jax.types import ImageSpec  # noqa: E402
+from diffusion_jax.types import Condition, ImageSpec  # noqa: E402
 
 TIMES = np.float32([0, 17, 999])
 DDPM_CIFAR = Case(
@@ -24,7 +24,9 @@ DDPM_CIFAR = Case(
 
 def difference(case, expected):
   """The largest one, over the deviation of the expected output."""
-  found = jax.jit(case.create().apply)(case.params(), case.images(), case.time, case.labels)
+  found = jax.jit(case.create().apply)(
+    case.params(), case.images(), case.time, Condition(case.labels)
+  )
   return np.abs(np.asarray(found) - expected).max() / expected.std()
 
 
