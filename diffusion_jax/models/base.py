@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -183,8 +184,8 @@ def as_network(
 
   def apply(
     params: Params,
-    x: Array,
-    time: Array,
+    x: Float[Array | np.ndarray, "B ..."],
+    time: Float[Array | np.ndarray, "B"],
     condition: Condition = UNCONDITIONAL,
     dropout_key: Key | None = None,
   ) -> Any:

@@ -45,7 +45,7 @@ def test_a_second_time_is_given_to_networks_that_take_it():
   out, other = (apply(params, X, TIME, Condition(end_time=np.float32([0, t]))) for t in (0, 1))
   changed = np.abs(np.asarray(out) - other).max((1, 2, 3))
   assert (changed > 1e-4).tolist() == [False, True]
-  with pytest.raises(ValueError, match=r"condition.end_time .* `model.end_time=true`"):
+  with pytest.raises(ValueError, match=r"condition\.end_time .* `model\.end_time=true`"):
     MLP().create(SPEC, 0).apply({}, X, TIME, Condition(end_time=np.float32([0, 1])))
   with pytest.raises(ValueError, match="condition.end_time is missing"):
     network.apply(params, X, TIME)
@@ -53,10 +53,10 @@ def test_a_second_time_is_given_to_networks_that_take_it():
 
 def test_what_a_network_cannot_take_is_refused_when_it_is_made():
   named = SPEC._replace(fields=FIELDS)
-  with pytest.raises(ValueError, match=r"`generative.fields=vector,mask` needs .* DiT takes label"):
+  with pytest.raises(ValueError, match=r"fields=vector,mask` needs .* DiT takes label"):
     DiT(depth=1, hidden=8, heads=1).create(named, 0)
   tokens = SPEC._replace(fields={"text": FieldSpec((5, 3), "float32")})
-  with pytest.raises(ValueError, match=r"`generative.fields=text` has shape \(5, 3\)"):
+  with pytest.raises(ValueError, match=r"fields=text` has shape \(5, 3\)"):
     SMALL.create(tokens, 0)
   assert MLP(hidden=8, depth=1).create(tokens, 0)
   with pytest.raises(ValueError, match="condition.fields=none: the network was made for mask, vec"):
