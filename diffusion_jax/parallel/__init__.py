@@ -1,4 +1,4 @@
-"""Several processes as one job: they find each other, start together, agree, and leave."""
+"""Run several processes as one job: find each other, start together, agree, and leave."""
 
 from diffusion_jax.parallel.collectives import (
   Barrier,

@@ -1,4 +1,7 @@
-"""What all processes of a job must know or do alike. Collectives: all call them at one point."""
+"""Collectives over a job's processes: gather, broadcast, agree, and run in order.
+
+All processes must call a collective at the same point of the program.
+"""
 
 import contextlib
 import json
@@ -21,12 +24,12 @@ T = TypeVar("T")
 
 
 def is_first() -> bool:
-  """Whether this process writes what one process must write."""
+  """Return whether this is process 0, which writes the shared files."""
   return jax.process_index() == 0
 
 
 def tell_all(own: Any) -> list[Any]:
-  """What each process says, a JSON value, in their order.
+  """Return the JSON value of each process, in the order of the processes.
 
   A collective: all processes must call it at the same point.
   """
@@ -40,22 +43,23 @@ def tell_all(own: Any) -> list[Any]:
 
 
 def _gather(row: np.ndarray) -> np.ndarray:
-  """Rows of all processes, [P, ...]."""
+  """Gather one row per process, [P, ...]."""
   return np.asarray(multihost_utils.process_allgather(row)).reshape(-1, *row.shape)
 
 
 def from_first(value: Any) -> Any:
-  """What process 0 says, a JSON value; a collective."""
+  """Return the JSON value of process 0 on every process; a collective."""
   return tell_all(value if is_first() else None)[0]
 
 
 class Barrier:
-  """A meeting of threads that remembers an error with which one of this process has come to it.
+  """Wrap a barrier, and keep the error with which a thread of this process arrives.
 
-  A thread that fails may still meet the others as it ends, and be waited for in vain elsewhere.
+  A thread that fails may still reach the barrier while it unwinds, and then other processes wait
+  for it in vain.
 
   Args:
-    meet: (key, timeout_ms) -> None, once all processes have called it.
+    meet: (key, timeout_ms) -> None, which returns when all processes have called it.
   """
 
   def __init__(self, meet: Callable[..., None]):
@@ -63,24 +67,24 @@ class Barrier:
     self.error: BaseException | None = None
 
   def __call__(self, *, key: str, timeout_ms: int) -> None:
-    """Meet the others; called in a `finally`, the error on its way out is kept first."""
+    """Wait at the barrier; if called in a `finally`, first store the exception being raised."""
     self.error = self.error or sys.exc_info()[1]
     self._meet(key=key, timeout_ms=timeout_ms)
 
 
 def all_true(value: bool) -> bool:
-  """Whether it is true on every process; a collective."""
+  """Return whether `value` is true on every process; a collective."""
   return all(tell_all(bool(value)))
 
 
 def agree(function: Callable[[], T]) -> T:
-  """Runs a function on every process; if it fails on one, all fail with its message.
+  """Run a function on every process; if it fails on one, raise its message on all of them.
 
-  Without it the others would wait for a process that has stopped with a message of its own. A
-  collective, of a function without any.
+  Otherwise the remaining processes would wait for one that has already failed. A collective,
+  and the function must contain no collective itself.
 
   Raises:
-    UserError: the function raised one on some process.
+    UserError: the function raised an error on at least one process.
   """
   result, error = None, None
   try:
@@ -101,21 +105,21 @@ def agree(function: Callable[[], T]) -> T:
 
 
 def first_does(function: Callable[[], Any]) -> None:
-  """Runs a function on process 0 alone; if it fails there, all fail with its message."""
+  """Run a function on process 0 only; if it fails there, raise its message on all processes."""
   agree(lambda: function() if is_first() else None)
 
 
 def first_says(function: Callable[[], Any]) -> Any:
-  """Return a function's result, a JSON value, of process 0, which alone calls it; a collective.
+  """Run a function on process 0 only; return its JSON result on all processes.
 
   Raises:
-    UserError: the function raised one there.
+    UserError: the function raised an error on process 0.
   """
   return from_first(agree(lambda: function() if is_first() else None))
 
 
 def in_turn(function: Callable[[], T]) -> T:
-  """Runs a function on process 0, then on the others: what the first stores, they find."""
+  """Run a function on process 0, then on the others, which find what process 0 has stored."""
   if jax.process_count() == 1:
     return function()
   results: list[T] = []
@@ -125,7 +129,7 @@ def in_turn(function: Callable[[], T]) -> T:
 
 
 def share_file(path: Path) -> None:
-  """Gives the others process 0's content of a file that each host keeps for itself."""
+  """Copy a file of process 0 to the other processes, each of which has its own storage."""
   if jax.process_count() == 1:
     return
   data = path.read_bytes() if is_first() else b""
@@ -139,10 +143,10 @@ def share_file(path: Path) -> None:
 
 
 def check_shared(folder: Path) -> None:
-  """Refuses a folder that the processes do not share.
+  """Raise an error if the processes do not share a folder.
 
   Raises:
-    UserError: a process does not see what process 0 has written there.
+    UserError: a process cannot see a file that process 0 wrote there.
   """
   if jax.process_count() == 1:
     return
@@ -160,7 +164,7 @@ def check_shared(folder: Path) -> None:
 
 
 def _appears(path: Path, patience_sec: float = 10.0) -> bool:
-  """Whether a file is there; network file systems may take a moment to show it."""
+  """Return whether a file exists, after waiting: network file systems show it with a delay."""
   deadline = time.monotonic() + patience_sec
   while not path.exists() and time.monotonic() < deadline:
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""JAX's cache of compiled programs: an entry that cannot be read is replaced."""
+"""Replace entries of JAX's compilation cache that cannot be read."""
 
 import functools
 import sys
@@ -10,10 +10,10 @@ from jax._src import compilation_cache
 
 
 def replace_damaged_entries() -> None:
-  """Have JAX write a compiled program anew whose file in the cache cannot be read.
+  """Make JAX rewrite an entry of its compilation cache that cannot be read.
 
-  JAX writes the files in place, so a process that is killed leaves one cut short. Left alone, it
-  compiles such a program at every start, since it never writes to a file that is there.
+  JAX writes these files in place, so a killed process can leave a truncated file. JAX never
+  overwrites an existing file, so without this it would compile that program again at every start.
   """
   read = getattr(compilation_cache, "get_executable_and_time", None)
   if read is None or hasattr(read, "__wrapped__"):
@@ -23,7 +23,7 @@ def replace_damaged_entries() -> None:
   def get(cache_key: str, *args: Any, **options: Any) -> Any:
     try:
       return read(cache_key, *args, **options)
-    except OSError:  # the storage's trouble, not the entry's: JAX says so and compiles
+    except OSError:  # a storage fault: JAX reports it and compiles
       raise
     except Exception as error:
       if _setting("jax_raise_persistent_cache_errors") or not _remove(cache_key):
@@ -41,7 +41,7 @@ def _setting(name: str) -> Any:
 
 
 def _remove(cache_key: str) -> bool:
-  """Deletes an entry; False where that cannot be done, as in a cache that is only read."""
+  """Delete a cache entry; return False if that is impossible, e.g. in a read-only cache."""
   try:
     Path(_setting("jax_compilation_cache_dir"), f"{cache_key}-cache").unlink(missing_ok=True)
   except OSError:

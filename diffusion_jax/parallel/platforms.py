@@ -1,6 +1,6 @@
-"""What is set for one platform only, each with its reason; benchmarks/README.md has its gain.
+"""Settings for one platform only, each with its reason; benchmarks/README.md has the gains.
 
-Nothing is set for GPUs and TPUs: no setting has been measured there.
+Nothing is set for GPUs and TPUs, because no setting has been measured there.
 """
 
 import ctypes
@@ -10,11 +10,11 @@ from typing import Any
 import jax
 
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-"""YNNPACK for reductions only. XLA's own kernels are faster at a convolution's kernel gradient."""
+"""YNNPACK for reductions only: XLA's own kernels are faster at a kernel's gradient."""
 
 
 def compiler_options(platform: str) -> dict[str, str]:
-  """XLA's options for a training step on `platform`; none where this jaxlib does not know them."""
+  """Return XLA's options for a training step on `platform`; {} if this jaxlib lacks them."""
   return CPU_OPTIONS if platform == "cpu" and _are_known() else {}
 
 
@@ -33,27 +33,26 @@ SPARE_BYTES = 2**26
 
 
 def run_in_calling_thread() -> None:
-  """Has JAX run programs for a CPU in the thread that calls them, not in one of its own.
+  """Make JAX run CPU programs in the calling thread instead of a thread of its own.
 
-  That thread asks for a step's temporaries, and glibc can keep what the main thread frees only. To
-  be called before JAX looks for devices; other devices do not mind.
+  The calling thread then allocates a step's temporaries, and glibc can only retain memory that the
+  main thread frees. Call it before JAX looks for devices; it does not affect other devices.
   """
   jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def keep_freed_memory(platform: str, num_bytes: int) -> None:
-  """On a CPU, lets the C library keep what was freed for the next step; elsewhere does nothing.
+  """Keep freed memory for the next step, on a CPU with glibc; otherwise do nothing.
 
-  XLA asks anew for a step's temporaries each time. By default glibc maps memory for a block of that
-  size, the kernel clears every page of it, and all of it goes back after the step. To be called
-  once everything is compiled: what the compiler frees should go back. Other C libraries have no
-  such setting and are left alone.
+  XLA allocates a step's temporaries anew in each step. By default glibc maps a new block of that
+  size, the kernel clears every page, and the block is returned after the step. Call it when
+  everything is compiled, so that the compiler's memory is still returned.
 
   Args:
-    platform: of the devices.
-    num_bytes: of the temporaries. Room for them is set aside, and a smaller room, which malloc
-      prefers for whatever is small: that would otherwise take a piece of the large room between two
-      steps, and the next step would need a new one. No page is used before something stands in it.
+    platform: platform of the devices, e.g. "cpu".
+    num_bytes: size of the temporaries, bytes. One block of this size and a small one for minor
+      allocations are reserved, so that these do not fragment the large block between two steps.
+      No page is used before something is written to it.
   """
   library = _glibc()
   if library is None or platform != "cpu":
@@ -64,11 +63,11 @@ def keep_freed_memory(platform: str, num_bytes: int) -> None:
   malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
   free.restype, free.argtypes = None, [ctypes.c_void_p]
   large, _, small = (malloc(num_bytes + 2 * SPARE_BYTES), malloc(SPARE_BYTES), malloc(SPARE_BYTES))
-  free(large)  # what lies between the two stays taken, so that they do not become one
+  free(large)  # the block between the two stays allocated, so that they do not merge
   free(small)
 
 
 def _glibc() -> Any:
-  """The C library; None where it has no mallopt, as only glibc does."""
+  """Return the C library, or None if it has no mallopt, which only glibc has."""
   library = ctypes.CDLL(None)
   return library if hasattr(library, "mallopt") else None

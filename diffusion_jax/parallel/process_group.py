@@ -1,4 +1,4 @@
-"""Starting as one job, and leaving it."""
+"""Start as one of a job's processes, and leave the job."""
 
 import os
 import socket
@@ -15,21 +15,21 @@ from diffusion_jax.types import UserError
 
 
 def start(config: Distributed, world: World, identity: str) -> None:
-  """Joins a job; returns on all its processes, or raises on all.
+  """Join a job; return on all its processes, or raise on all of them.
 
-  Must come before anything that uses a device.
+  Call it before anything that uses a device.
 
   Args:
     config: timeouts.
-    world: from `choose`.
-    identity: of the program and its config: it must be the same on all processes.
+    world: the job, from `choose`.
+    identity: fingerprint of the program and its config, equal on all processes.
 
   Raises:
-    UserError: process 0 cannot be reached, processes are missing or are not of one job.
+    UserError: process 0 cannot be reached, or processes are missing or belong to another job.
   """
   if world.coordinator is not None:
     roll_call(config, world, identity)
-  jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
+  jax.config.update("jax_enable_preemption_service", False)  # it would replace our SIGTERM handler
   options: dict[str, Any] = {}
   if world.coordinator is not None:
     options = {
@@ -57,7 +57,7 @@ def start(config: Distributed, world: World, identity: str) -> None:
 
 
 def _check_count(config: Distributed) -> None:
-  """The count that only JAX could find."""
+  """Check the number of processes if JAX alone could find it."""
   if config.num_processes not in (None, jax.process_count()):
     raise UserError(
       f"--config.distributed.num_processes={config.num_processes}, but {jax.process_count()} "
@@ -66,7 +66,7 @@ def _check_count(config: Distributed) -> None:
 
 
 def describe_hosts() -> str:
-  """ "1 process", or "2 processes on a, b"; a collective."""
+  """Return "1 process", or "2 processes on a, b"; a collective."""
   names = tell_all(socket.gethostname())
   if len(names) == 1:
     return "1 process"
@@ -76,14 +76,14 @@ def describe_hosts() -> str:
 
 
 GOODBYE_SEC = {0: 300.0, 2: 15.0, 75: 60.0}
-"""How long a process waits for the others to finish too, by its exit code."""
+"""Seconds to wait at the shutdown barrier for the other processes, by exit code."""
 
 
 def leave(code: int) -> None:
-  """Ends this process's part in a job, if it has one; the caller then exits with `code`.
+  """Leave the job, if this process has joined one; the caller then exits with `code`.
 
-  A process that fails alone does not say goodbye, which would wait for processes that wait for it:
-  it ends at once, and the others notice.
+  A failing process skips the shutdown barrier, which would deadlock with blocked peers, and exits
+  at once; the other processes notice.
   """
   watchdog.stop()
   if not jax.distributed.is_initialized():

@@ -1,6 +1,6 @@
-"""The processes of a job find each other over a plain connection, before JAX's runtime starts.
+"""Let a job's processes find each other over a plain connection, before JAX starts.
 
-JAX waits long for processes that are missing, and then aborts without naming any of them.
+JAX waits long for missing processes, and then aborts without naming any of them.
 """
 
 import contextlib
@@ -17,22 +17,22 @@ from diffusion_jax.parallel.world import Distributed, World
 from diffusion_jax.types import UserError
 
 TOLD_SEC = (30.0, 60.0)
-"""When process 0 says who is missing; after that at each doubling."""
+"""Seconds after which process 0 first reports missing processes; later the time doubles."""
 
 LOOKED_SEC = (10.0, 30.0)
-"""When another process says that it looks or waits for process 0."""
+"""Seconds after which another process first reports that it looks or waits for process 0."""
 
 GREETING_SEC = 5.0
-"""Time for a caller to say who it is."""
+"""Seconds that a caller has to identify itself."""
 
 WELCOME_SEC = 15.0
-"""Time for process 0 to answer that it has understood."""
+"""Seconds that process 0 has to acknowledge a greeting."""
 
 MAX_LINE = 1 << 16
-"""Bytes of a greeting or an answer."""
+"""Maximum length of a greeting or an answer, bytes."""
 
 WELCOME = {"welcome": "diffusion_jax"}
-"""Process 0's answer to a greeting, at once: a stranger on its port gives another one, or none."""
+"""Process 0's immediate answer to a greeting; another program sends a different one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,10 @@ class Hello:
   """The greeting of a process.
 
   Attributes:
-    process, count: its number, and how many processes it expects.
-    host: its machine.
-    identity: of its program and config.
+    process: number of the process.
+    count: number of processes that it expects.
+    host: name of its machine.
+    identity: fingerprint of its program and config.
   """
 
   process: int
@@ -52,10 +53,10 @@ class Hello:
 
 
 def roll_call(config: Distributed, world: World, identity: str) -> None:
-  """Returns once all processes are there; see `process_group.start`.
+  """Wait until all processes have called; see `process_group.start`.
 
   Raises:
-    UserError: the same on all: who is missing, cannot be reached, or is not of this job.
+    UserError: a process is missing, cannot be reached or belongs to another job; the same on all.
   """
   assert world.coordinator is not None
   own = Hello(world.process_id or 0, world.num_processes or 0, socket.gethostname(), identity)
@@ -73,7 +74,7 @@ def _split_address(address: str) -> tuple[str, int]:
 
 
 def _call_the_roll(config: Distributed, world: World, own: Hello) -> None:
-  """Process 0: waits for the others, says who is missing, then lets all go at once."""
+  """Wait for the others as process 0, report missing processes, then release all at once."""
   _, port = _split_address(world.coordinator or "")
   try:
     listener = socket.create_server(("", port))
@@ -91,7 +92,7 @@ def _call_the_roll(config: Distributed, world: World, own: Hello) -> None:
       with contextlib.suppress(OSError):
         connection.settimeout(30.0)
         _send(connection, answer)
-        connection.recv(1)  # they close first, so that the port is free at once
+        connection.recv(1)  # the other end closes first, so that the port is free at once
   finally:
     for connection, _ in present.values():
       connection.close()
@@ -100,7 +101,7 @@ def _call_the_roll(config: Distributed, world: World, own: Hello) -> None:
 
 
 def _gather(listener: socket.socket, config: Distributed, own: Hello, present: dict) -> str | None:
-  """Fills `present`; returns what is wrong, or None once all are there."""
+  """Fill `present`; return what is wrong, or None when all processes are present."""
   begun, told = time.monotonic(), list(TOLD_SEC)
   with _Callers(listener) as callers:
     while len(present) + 1 < own.count:
@@ -114,17 +115,17 @@ def _gather(listener: socket.socket, config: Distributed, own: Hello, present: d
       for connection, line in callers.lines(min(told[0], config.start_timeout_sec) - waited):
         hello = _read_hello(line)
         if hello is None:
-          connection.close()  # not one of us
+          connection.close()  # not a process of this job
         elif wrong := _admit(connection, hello, own, present):
           return wrong
   return None
 
 
 class _Callers:
-  """Connections that have not said yet who they are: none of them holds up another.
+  """Connections that have not identified themselves yet; none of them delays another.
 
   Args:
-    listener: they come from it.
+    listener: socket that accepts the connections.
   """
 
   def __init__(self, listener: socket.socket):
@@ -142,7 +143,7 @@ class _Callers:
     self._selector.close()
 
   def lines(self, most_sec: float) -> list[tuple[socket.socket, bytes]]:
-    """Wait for a while; return the connections that have said a line, and the lines."""
+    """Wait up to `most_sec`; return the connections that have sent a line, and the lines."""
     said = []
     for key, _ in self._selector.select(min(max(most_sec, 0.0) + 0.1, 1.0)):
       connection = key.fileobj
@@ -159,7 +160,7 @@ class _Callers:
   def _accept(self) -> None:
     try:
       connection = self._listener.accept()[0]
-    except OSError:  # it has gone again, or too many files are open for now
+    except OSError:  # the caller is gone, or too many files are open
       return time.sleep(0.05)
     connection.setblocking(False)
     self._selector.register(connection, selectors.EVENT_READ)
@@ -197,7 +198,7 @@ def _missing(own: Hello, missing: list[int], present: Mapping[int, tuple]) -> st
 
 
 def _read_hello(line: bytes) -> Hello | None:
-  """The greeting in a line; None for anything that no process of ours says."""
+  """Return the greeting in a line, or None if no process of this package sent it."""
   said = _read_object(line)
   kinds = {field.name: field.type for field in dataclasses.fields(Hello)}
   if said is None or {name: type(value) for name, value in said.items()} != kinds:
@@ -207,7 +208,7 @@ def _read_hello(line: bytes) -> Hello | None:
 
 
 def _read_object(line: bytes) -> dict[str, Any] | None:
-  """The JSON object in a line, or None."""
+  """Return the JSON object in a line, or None."""
   try:
     said = json.loads(line)
   except (ValueError, RecursionError):
@@ -216,10 +217,10 @@ def _read_object(line: bytes) -> dict[str, Any] | None:
 
 
 def _admit(connection: socket.socket, hello: Hello, own: Hello, present: dict) -> str | None:
-  """Adds a process that calls in; returns what makes it another job's."""
+  """Add a process that calls; return how it differs from this job, or None."""
   number, host = hello.process, hello.host
   if number in present and _is_gone(present[number][0]):
-    present.pop(number)[0].close()  # it has started again, or not heard our welcome
+    present.pop(number)[0].close()  # it has restarted, or missed our answer
   if number in present or number == 0:
     other = own.host if number == 0 else present[number][1]
     connection.close()
@@ -238,7 +239,7 @@ def _admit(connection: socket.socket, hello: Hello, own: Hello, present: dict) -
 
 
 def _is_gone(connection: socket.socket) -> bool:
-  """Return whether the other end has closed; it says nothing after its greeting."""
+  """Return whether the other end has closed; it sends nothing after its greeting."""
   try:
     return not connection.recv(1, socket.MSG_PEEK)
   except BlockingIOError:
@@ -252,7 +253,7 @@ def _send(connection: socket.socket, value: Mapping[str, Any]) -> None:
 
 
 def _answer_the_roll(config: Distributed, world: World, own: Hello) -> None:
-  """The other processes: tell process 0 who is there, and wait for its word."""
+  """Report to process 0 as one of the other processes, and wait for its answer."""
   address = _split_address(world.coordinator or "")
   begun, told, reason = time.monotonic(), list(LOOKED_SEC), "no answer"
   me = f"process {own.process} of {own.count} ({own.host})"
@@ -279,7 +280,7 @@ def _answer_the_roll(config: Distributed, world: World, own: Hello) -> None:
 
 
 class _Stranger(Exception):
-  """Another program has the port."""
+  """Raised if another program uses the port."""
 
   def __init__(self):
     super().__init__("a program answers there, but not as process 0 of this job")
@@ -288,7 +289,7 @@ class _Stranger(Exception):
 def _await_word(
   connection: socket.socket, most_sec: float, me: str, world: World
 ) -> dict[str, Any]:
-  """Wait for the answer of process 0, whose welcome must come at once."""
+  """Wait for process 0's final answer; its acknowledgement must arrive at once."""
   lines = _Lines(connection)
   silence = time.monotonic() + WELCOME_SEC
   if _read_object(lines.next(silence, lambda waited: None)) != WELCOME:
@@ -305,24 +306,24 @@ def _await_word(
 
 
 def _tell(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)  # of several processes only the first has a stdout
+  print(text, file=sys.stderr, flush=True)  # only process 0 has a stdout
 
 
 class _Lines:
-  """The lines that come over a connection."""
+  """The lines received over a connection."""
 
   def __init__(self, connection: socket.socket):
     self._connection, self._rest = connection, b""
 
   def next(self, deadline: float, tell: Callable[[float], None]) -> bytes:
-    """The next line.
+    """Return the next line.
 
     Args:
-      deadline: until when it must be whole.
-      tell: called with the time waited, in seconds, when it is time to say something.
+      deadline: time by which the line must be complete, as of `time.monotonic`.
+      tell: function of the seconds waited so far, called when a message is due.
 
     Raises:
-      _Stranger: nothing comes, or too much.
+      _Stranger: nothing arrives, or too much.
       OSError: the connection is closed.
     """
     begun, told = time.monotonic(), list(LOOKED_SEC)

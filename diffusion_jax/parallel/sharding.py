@@ -1,8 +1,8 @@
-"""The device mesh, and how batches and state are laid out over it.
+"""The device mesh, and the layout of batches and state over it.
 
 Axes: `data` splits the batch; `fsdp` splits the batch and the state; `tensor` splits wide layers.
-Parallelism is left to the compiler: functions are jitted over NamedShardings and models carry no
-annotations; which axis of which array is split is decided here, from its path and its shape.
+The compiler does the rest: functions are jitted over NamedShardings, and models carry no
+annotations. The axis along which an array is split is decided here, from its path and its shape.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ from diffusion_jax.types import UserError
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 4096
-"""Leaves with fewer elements are not split by `fsdp`: that costs more than it saves."""
+"""Minimum size of a leaf that `fsdp` splits, elements; smaller ones are not worth it."""
 
 MIN_TENSOR_WIDTH = 64
-"""Channels that `tensor` leaves on a device at least: narrower products leave it idle."""
+"""Minimum channels per device after a `tensor` split; fewer leave the device idle."""
 
 TENSOR_RULES = (
   (r"/conv1/conv/(kernel|bias)$", -1),
@@ -44,21 +44,21 @@ TENSOR_RULES = (
 """Path of an array -> the axis that `tensor` splits.
 
 As Shoeybi et al. 2019 (arXiv 1909.08053) split a transformer's blocks: the first convolution of a
-residual block makes a part of the channels on each device, all up to the second stays on that part,
-and the second sums over its input's channels: one all-reduce a block. The U-Net's attention mostly
-has one head, so only its values are split: its scores would have to be summed over the devices. The
-transformer's heads and its MLP are split as there.
+residual block computes a part of the channels on each device, everything up to the second one uses
+that part, and the second one sums over its input channels: one all-reduce per block. The U-Net's
+attention usually has one head, so only its values are split: splitting the rest would need a sum
+of its scores over the devices. The transformer's heads and MLP are split as in that paper.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-  """Devices along each axis; -1 takes all that the others leave.
+  """Number of devices along each axis; -1 takes all that the other axes leave.
 
   Attributes:
-    data: replicas of the state.
-    fsdp: shards of the state (fully sharded data parallel).
-    tensor: shards of the wide layers; groups of so many devices share their examples.
+    data: number of replicas of the state.
+    fsdp: number of shards of the state (fully sharded data parallel).
+    tensor: number of shards of the wide layers; a group of this size shares its examples.
   """
 
   data: int = -1
@@ -75,10 +75,10 @@ class MeshShape:
 
 
 def create_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
-  """Arranges the devices (all of them by default) into a mesh.
+  """Arrange the devices (all of them by default) into a mesh.
 
   Raises:
-    UserError: the shape does not use the devices exactly.
+    UserError: the shape does not use exactly all devices.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = [getattr(shape, axis) for axis in AXES]
@@ -94,41 +94,41 @@ def create_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Splits the leading axis over every group of devices that holds examples."""
+  """Return the layout that splits the leading axis over the devices that hold examples."""
   return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def num_batch_shards(mesh: Mesh) -> int:
-  """Parts that a batch is split into."""
+  """Return the number of parts that a batch is split into."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
-  """The smallest batch of at least this size that the devices divide."""
+  """Return the smallest batch size, at least `batch_size`, that the devices divide evenly."""
   return -(-batch_size // num_batch_shards(mesh)) * num_batch_shards(mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The whole array on every device."""
+  """Return the layout that keeps the whole array on every device."""
   return NamedSharding(mesh, P())
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
-  """A sharding for each leaf of a state, as it is kept between steps.
+  """Return a sharding for each leaf of a state, as it is kept between steps.
 
-  `tensor` splits what TENSOR_RULES name; `fsdp` the largest other axis that it divides, of leaves
-  of at least MIN_SHARDED_SIZE elements. Parameters, their averages and their optimizer moments
-  end in the same path and so get the same layout.
+  `tensor` splits the axes in TENSOR_RULES; `fsdp` splits the largest other axis that it divides, in
+  leaves of at least MIN_SHARDED_SIZE elements. Parameters, their averages and their optimizer
+  moments end in the same path, so they get the same layout.
 
   Args:
-    mesh: from `create_mesh`.
+    mesh: device mesh, from `create_mesh`.
     tree: arrays or ShapeDtypeStructs.
   """
   return _by_path(mesh, tree, lambda path, shape: _state_spec(path, shape, mesh))
 
 
 def compute_shardings(mesh: Mesh, tree: Any) -> Any:
-  """A sharding for each parameter while it is computed with: `fsdp` gathered, `tensor` split."""
+  """Return a sharding for each parameter during computation: `fsdp` gathered, `tensor` split."""
   return _by_path(mesh, tree, lambda path, shape: P(*_tensor_axes(path, shape, mesh)))
 
 
@@ -156,11 +156,11 @@ def _state_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 
 def as_target(shapes: Any, layout: Any) -> Any:
-  """ShapeDtypeStructs that say where each leaf of a checkpoint goes.
+  """Return ShapeDtypeStructs with the target sharding of each leaf of a checkpoint.
 
   Args:
     shapes: tree of arrays or ShapeDtypeStructs.
-    layout: the same tree of shardings.
+    layout: tree of shardings of the same structure.
   """
   return jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, layout
@@ -171,11 +171,11 @@ class LayoutRow(NamedTuple):
   """Arrays of one part of a state that are split in the same way.
 
   Attributes:
-    part: the state's field.
-    how: axes that split them, "fsdp 8"; "replicated" for none.
-    arrays: how many they are.
-    num_bytes: of all of them.
-    bytes_per_device: of what one device holds.
+    part: field of the state.
+    how: axes that split the arrays, e.g. "fsdp 8"; "replicated" for none.
+    arrays: number of arrays.
+    num_bytes: total size, bytes.
+    bytes_per_device: size of the part on one device, bytes.
   """
 
   part: str
@@ -186,15 +186,15 @@ class LayoutRow(NamedTuple):
 
 
 SHOWN_AS = {"offsets": "ema"}
-"""Fields of the state that the table calls by what they are for."""
+"""Names of state fields in the table, if they differ from the field's own name."""
 
 
 def layout_rows(mesh: Mesh, state: Any) -> list[LayoutRow]:
-  """What of a state is split how; counters and the like are the part "other".
+  """Return how each part of a state is split; scalars such as counters form the part "other".
 
   Args:
-    mesh: the devices.
-    state: a TrainState of arrays or ShapeDtypeStructs.
+    mesh: device mesh.
+    state: TrainState of arrays or ShapeDtypeStructs.
   """
   layouts = jax.tree.leaves(state_shardings(mesh, state))
   rows: dict[tuple[str, str], LayoutRow] = {}
@@ -212,7 +212,7 @@ def layout_rows(mesh: Mesh, state: Any) -> list[LayoutRow]:
 
 
 def describe_layout(mesh: Mesh, state: Any) -> list[str]:
-  """The table of `layout_rows` with its total, as lines for a person."""
+  """Format `layout_rows` and their total as lines of a table."""
   rows = layout_rows(mesh, state)
   total = sum(row.num_bytes for row in rows)
   here = sum(row.bytes_per_device for row in rows)
@@ -229,10 +229,10 @@ def _layout_line(part: str, how: str, arrays: int, total: int, here: int) -> str
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, parts: int = 1, flag: str = "") -> None:
-  """Refuses a global batch that the devices (times `parts` microbatches) do not divide.
+  """Raise an error unless the devices (times `parts` microbatches) divide a global batch.
 
   Raises:
-    UserError: with the nearest sizes that would do.
+    UserError: they do not; the message has the nearest valid sizes.
   """
   shards = num_batch_shards(mesh)
   unit = shards * parts
@@ -245,18 +245,18 @@ def check_batch_size(batch_size: int, mesh: Mesh, parts: int = 1, flag: str = ""
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, "L"]:
-  """The rows of a global batch that this process's devices hold, rising."""
+  """Return the rows of a global batch that this process's devices hold, ascending."""
   places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
   everything = np.arange(batch_size)
   return np.unique(np.concatenate([everything[index] for index in places.values() if index]))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-  """Sends this process's rows of a global batch, those of `local_rows`, to its devices.
+  """Send this process's rows of a global batch (see `local_rows`) to its devices.
 
   Args:
-    batch: a tree of arrays, as a Batch is.
-    mesh: the devices.
+    batch: tree of arrays, e.g. a Batch.
+    mesh: device mesh.
   """
   place = batch_sharding(mesh)
   if jax.process_count() == 1:
@@ -277,13 +277,13 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def put_rows(x: Any, mesh: Mesh) -> jax.Array:
-  """Splits a host array that every process holds in full over the devices, by rows."""
+  """Split a host array that every process holds in full over the devices, by rows."""
   x = np.asarray(x)
   return jax.make_array_from_callback(x.shape, batch_sharding(mesh), lambda index: x[index])
 
 
 def put_everywhere(tree: Any, mesh: Mesh) -> Any:
-  """Host arrays that every process holds alike, as whole arrays on every device."""
+  """Copy host arrays that are equal on every process to every device, whole."""
 
   def put(x: Any) -> jax.Array:
     x = np.asarray(x)
@@ -293,7 +293,7 @@ def put_everywhere(tree: Any, mesh: Mesh) -> Any:
 
 
 def gathered(params: Any, mesh: Mesh) -> Any:
-  """Parameters in the layout that they are computed with; see `compute_shardings`."""
+  """Return the parameters in their layout for computation; see `compute_shardings`."""
   layout = compute_shardings(mesh, params)
   if jax.tree.all(jax.tree.map(lambda x, place: x.sharding == place, params, layout)):
     return params
@@ -301,7 +301,7 @@ def gathered(params: Any, mesh: Mesh) -> Any:
 
 
 def fetch(x: Any) -> np.ndarray:
-  """The whole of an array on the host of every process."""
+  """Return the whole of an array as a host array on every process."""
   if not (x.is_fully_addressable or x.is_fully_replicated):
     x = _to_all(x.sharding.mesh)(x)
   found = np.asarray(x)

@@ -1,6 +1,6 @@
-"""Ends a process in which nothing gets finished any more, so that a scheduler starts it again.
+"""End a process in which nothing finishes any more, so that a scheduler restarts it.
 
-A collective whose partner is alive but stuck waits for ever: neither JAX nor the network notices.
+A collective whose partner is alive but stuck waits for ever; neither JAX nor the network notices.
 """
 
 import contextlib
@@ -13,14 +13,14 @@ from collections.abc import Iterator
 
 EXIT_CODE = 1
 COMPILE_SEC = 3600.0
-"""What a compilation may take besides."""
+"""Extra time for one compilation, seconds."""
 
 LATER_SEC = 20.0
-"""A second alarm, in C, so much later: it needs no interpreter lock, which a hang may hold."""
+"""Delay of a second alarm, in C, which does not need the interpreter lock; seconds."""
 
 
 class _Alarm:
-  """The deadline of the process, moved on by each sign of life."""
+  """The deadline of the process, moved on by each beat."""
 
   def __init__(self, timeout_sec: float, name: str):
     self.timeout_sec, self.name, self.extra_sec = timeout_sec, name, 0.0
@@ -30,7 +30,7 @@ class _Alarm:
 
   def beat(self) -> None:
     self.last = time.monotonic()
-    if self.last - self.rearmed > 1.0:  # it starts a thread: not at every step
+    if self.last - self.rearmed > 1.0:  # it starts a thread, so not at every step
       self.rearmed = self.last
       limit = self.timeout_sec + self.extra_sec + LATER_SEC
       faulthandler.dump_traceback_later(limit, exit=True, file=sys.__stderr__ or 2)
@@ -43,7 +43,7 @@ class _Alarm:
         self.fire(limit)
 
   def fire(self, limit: float) -> None:
-    """Says what happened, with the stack of every thread, and ends the process."""
+    """Print the reason and the stack of every thread, and end the process."""
     text = (
       f"\nwatchdog: {self.name}: nothing was finished for {limit:g} s "
       "(distributed.watchdog_sec): a collective hangs, or a device does. Stacks follow; exit code "
@@ -58,11 +58,11 @@ _alarm: _Alarm | None = None
 
 
 def start(timeout_sec: float, name: str) -> None:
-  """Watches this process from now on, until `stop`.
+  """Watch this process until `stop`.
 
   Args:
-    timeout_sec: time without a `beat` that ends the process with exit code 1.
-    name: of the process, for the message.
+    timeout_sec: seconds without a `beat` after which the process ends with exit code 1.
+    name: name of the process in the message.
   """
   global _alarm
   stop()
@@ -71,7 +71,7 @@ def start(timeout_sec: float, name: str) -> None:
 
 
 def stop() -> None:
-  """Ends the watch."""
+  """Stop watching this process."""
   global _alarm
   if _alarm is not None:
     _alarm.closed.set()
@@ -80,14 +80,14 @@ def stop() -> None:
 
 
 def beat() -> None:
-  """A sign of life: something that needed all processes was finished."""
+  """Record progress: an operation that needs all processes has finished."""
   if _alarm is not None:
     _alarm.beat()
 
 
 @contextlib.contextmanager
 def allow(extra_sec: float) -> Iterator[None]:
-  """Work inside may take so much longer: a compilation, a file that one process writes."""
+  """Extend the deadline in the block, e.g. for a compilation or a file of one process."""
   alarm = _alarm
   if alarm is None:
     yield

@@ -1,4 +1,4 @@
-"""Which job a process was started as a part of: its config, and what the environment says."""
+"""The job that a process belongs to: its config, and what the environment declares."""
 
 import contextlib
 import dataclasses
@@ -15,16 +15,17 @@ GOOGLE_PCI_VENDOR = "0x1ae0"
 
 @dataclasses.dataclass(frozen=True)
 class Distributed:
-  """Config of a job of several processes. The same on all of them.
+  """Config of a job of several processes; it is the same on all of them.
 
   Attributes:
-    mode: `auto` joins the job that the environment describes, if it describes one; `on` insists on
-      it; `off` runs alone.
-    num_processes: as many must take part; none: as many as the environment says.
-    connect_timeout_sec: how long a process looks for process 0.
-    start_timeout_sec: how long those that are there wait for the rest.
-    heartbeat_sec: a process that is not heard of for so long is dead, and the others end.
-    watchdog_sec: a process in which nothing is finished for so long ends; none: never.
+    mode: `auto` joins the job that the environment describes, if it describes one; `on` requires
+      one; `off` runs alone.
+    num_processes: required number of processes, at least 1; none: the number in the environment.
+    connect_timeout_sec: seconds to look for process 0, at least 1.
+    start_timeout_sec: seconds to wait for missing processes, at least 1.
+    heartbeat_sec: seconds without a sign of life after which a process counts as dead and the
+      others end, at least 1.
+    watchdog_sec: seconds without progress after which a process ends, at least 1; none: never.
   """
 
   mode: Literal["auto", "on", "off"] = "auto"
@@ -43,13 +44,14 @@ class Distributed:
 
 
 class World(NamedTuple):
-  """The job that a process was started as a part of.
+  """The job that a process belongs to.
 
   Attributes:
-    source: who says so.
-    num_processes, process_id: of the job, and of this process in it; None: JAX finds them.
+    source: origin of this description, for messages.
+    num_processes: number of processes in the job; None: JAX finds it.
+    process_id: number of this process, from 0; None: JAX finds it.
     coordinator: host:port of process 0; None: JAX finds it.
-    local_devices: numbers of the host's devices that are this process's; None: all of them.
+    local_devices: numbers of the host's devices that this process uses; None: all of them.
   """
 
   source: str
@@ -60,16 +62,16 @@ class World(NamedTuple):
 
 
 def detect(env: Mapping[str, str]) -> World | None:
-  """What the environment says of the job: JAX_* variables, SLURM's, GKE's, or a Cloud TPU's.
+  """Return the job that the variables of JAX, SLURM, GKE or a Cloud TPU describe.
 
   Args:
     env: variables, as in os.environ.
 
   Returns:
-    None where it says nothing: one process of its own.
+    The job, or None if the environment describes none and the process runs alone.
 
   Raises:
-    UserError: variables that are missing or are not numbers.
+    UserError: variables are missing or are not numbers.
   """
   if "SLURM_STEP_NUM_TASKS" in env and "SLURM_STEP_NODELIST" in env:
     return _slurm(env)
@@ -88,21 +90,21 @@ def detect(env: Mapping[str, str]) -> World | None:
 
 
 def _slurm(env: Mapping[str, str]) -> World | None:
-  """A job step: of one task, it is a process of its own."""
+  """Return the job of a SLURM step; None for a step of one task, which runs alone."""
   tasks, nodes = _number(env, "SLURM_STEP_NUM_TASKS"), _number(env, "SLURM_STEP_NUM_NODES")
   if tasks == 1 and "JAX_NUM_PROCESSES" not in env:
     return None
   job = _number(env, "SLURM_JOB_ID")
-  port = env.get("JAX_COORDINATOR_PORT") or 61440 + job % 4096  # above the ports given at random
+  port = env.get("JAX_COORDINATOR_PORT") or 61440 + job % 4096  # above the ephemeral ports
   host = first_host(_required(env, "SLURM_STEP_NODELIST"))
-  # Where a node has a task a device, each sees all devices of the node unless it is told its own.
+  # With one task per device, each task would use all devices of the node; assign it its own.
   own = (_number(env, "SLURM_LOCALID"),) if tasks > nodes else None
   address = env.get("JAX_COORDINATOR_ADDRESS") or f"{host}:{port}"
   return World(f"SLURM job {job}", tasks, _number(env, "SLURM_PROCID"), address, own)
 
 
 def first_host(nodes: str) -> str:
-  """The first name of SLURM's list: "gpu[07-09,12],login" -> "gpu07"."""
+  """Return the first host of SLURM's list: "gpu[07-09,12],login" -> "gpu07"."""
   found = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,]*)", nodes)
   assert found is not None, nodes
   return "".join(part or "" for part in found.groups())
@@ -122,7 +124,7 @@ def _number(env: Mapping[str, str], name: str) -> int:
 
 
 def _is_tpu_host() -> bool:
-  """Whether a TPU is plugged into this machine."""
+  """Return whether this machine has a TPU."""
   for path in Path("/sys/bus/pci/devices").glob("*/vendor"):
     with contextlib.suppress(OSError):
       if path.read_text().strip() == GOOGLE_PCI_VENDOR:
@@ -131,10 +133,10 @@ def _is_tpu_host() -> bool:
 
 
 def choose(config: Distributed, env: Mapping[str, str]) -> World | None:
-  """The job to join, or None to run alone.
+  """Return the job to join, or None to run alone.
 
   Raises:
-    UserError: the environment does not describe the job that the config asks for.
+    UserError: the environment does not describe the job that the config requires.
   """
   world = None if config.mode == "off" else detect(env)
   flag = "--config.distributed"
@@ -159,5 +161,5 @@ def choose(config: Distributed, env: Mapping[str, str]) -> World | None:
 
 
 def name_of(world: World) -> str:
-  """What a process is called in messages."""
+  """Return the name of a process in messages."""
   return f"process {world.process_id} of {world.num_processes}, {socket.gethostname()}"
