@@ -1,4 +1,4 @@
-"""What a training step will need on devices that are not there: memory, time, traffic."""
+"""Estimate a training step on absent devices: memory, time, traffic."""
 
 from diffusion_jax.planning.chips import Chip, find_chip, memory_limit
 from diffusion_jax.planning.communication import Traffic, traffic

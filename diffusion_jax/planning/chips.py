@@ -1,12 +1,12 @@
-"""What the vendors say of their chips, for one JAX device of each.
+"""The vendors' figures of their chips, for one JAX device each.
 
 TPUs: the pages docs.cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}, "key specifications".
-Links of v2, v3 and v4 are not on them: Jouppi et al. 2020, "A Domain-Specific Supercomputer for
-Training Deep Neural Networks" (4 links of 496 and 656 Gbit/s a direction), and Jouppi et al. 2023,
-"TPU v4" (arXiv 2304.01433; 6 links of 50 GB/s a direction). The memory is what libtpu 0.0.52 names
-as available when a program does not fit, less than the page's figure.
-NVIDIA: the data sheets of A100, H100, H200, L4 and HGX B200 on nvidia.com, whose figures "with
-sparsity" are halved here, and whose NVLink and PCIe figures (both directions) are halved too.
+They lack the links of v2, v3 and v4: Jouppi et al. 2020, "A Domain-Specific Supercomputer for
+Training Deep Neural Networks" (4 links of 496 and 656 Gbit/s per direction), and Jouppi et al.
+2023, "TPU v4" (arXiv 2304.01433; 6 links of 50 GB/s per direction). The memory is the available
+size that libtpu 0.0.52 reports when a program does not fit, less than the figure on the page.
+NVIDIA: the data sheets of A100, H100, H200, L4 and HGX B200 on nvidia.com. Their figures "with
+sparsity" are halved here, and so are their NVLink and PCIe figures, which count both directions.
 """
 
 from typing import Any, NamedTuple
@@ -20,12 +20,12 @@ class Chip(NamedTuple):
   """One JAX device: a chip, or one of the two cores of a chip that JAX shows as two devices.
 
   Attributes:
-    name: for people.
+    name: name for people.
     flops: peak dense bfloat16 FLOP/s.
-    memory_bytes: device memory that a program can use.
-    memory_bandwidth: of it, bytes/s.
-    link_bandwidth: bytes/s that leave the device over all its links together, one way.
-    devices_per_chip: JAX devices on a chip.
+    memory_bytes: device memory that a program can use, bytes.
+    memory_bandwidth: bandwidth of that memory, bytes/s.
+    link_bandwidth: bandwidth out of the device over all its links together, one way, bytes/s.
+    devices_per_chip: JAX devices per chip.
   """
 
   name: str
@@ -37,13 +37,13 @@ class Chip(NamedTuple):
 
 
 def _tpu(name: str, tflops: int, gib: float, memory: int, links: int, devices: int = 1) -> Chip:
-  """TFLOP/s, GB/s of memory and GB/s one way are of a chip; GiB of a JAX device."""
+  """TFLOP/s, memory GB/s and one-way link GB/s are per chip; GiB are per JAX device."""
   rates = (tflops * 1e12 / devices, int(gib * GIB), memory * 1e9 / devices, links * 1e9 / devices)
   return Chip(f"TPU {name}", *rates, devices)
 
 
 def _gpu(name: str, tflops: float, gigabytes: int, memory: int, links: int) -> Chip:
-  """TFLOP/s, GB, GB/s of memory and GB/s one way."""
+  """Make a chip from TFLOP/s, GB, memory GB/s and one-way link GB/s."""
   return Chip(name, tflops * 1e12, int(gigabytes * 1e9), memory * 1e9, links * 1e9)
 
 
@@ -72,23 +72,23 @@ CHIPS: dict[str, Chip] = {
   "NVIDIA L4": _gpu("L4", 121.0, 24, 300, 32),
   "NVIDIA B200": _gpu("B200", 2250.0, 180, 7700, 900),
 }
-"""By `device_kind`, as JAX spells it."""
+"""Chips by JAX's `device_kind`."""
 
 
 def find_chip(device_kind: str) -> Chip | None:
-  """The chip of a device kind; None for one that is not in the table, as a CPU."""
+  """Return the chip of a device kind, or None if the table lacks it, e.g. for a CPU."""
   return CHIPS.get(device_kind)
 
 
 def memory_limit(device: Any, chip: Chip | None) -> int | None:
-  """Bytes that a program can use on a device: what it says itself, else what its chip has.
+  """Return the bytes that a program can use on a device.
 
-  Of a GPU at hand this is JAX's pool, three quarters of the memory unless
-  XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+  The device reports them itself, or else they come from its chip.  For a GPU that is present this is JAX's pool, three quarters of its memory unless
+  XLA_PYTHON_CLIENT_MEM_FRACTION changes that.
   """
   try:
     stats = device.memory_stats()
-  except (jax.errors.JaxRuntimeError, NotImplementedError):  # a device that is not there
+  except (jax.errors.JaxRuntimeError, NotImplementedError):  # an absent device
     stats = None
   if stats and "bytes_limit" in stats:
     return int(stats["bytes_limit"])

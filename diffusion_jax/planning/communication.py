@@ -1,4 +1,4 @@
-"""What devices send to each other in one step, from the text of the compiled program."""
+"""Count the traffic between devices in one step, from the text of the compiled program."""
 
 import math
 import re
@@ -18,13 +18,13 @@ USED = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")
 
 
 class Traffic(NamedTuple):
-  """All collectives of one kind, for one device and one step.
+  """All collectives of one kind, per device and step.
 
   Attributes:
-    kind: as the compiler calls it.
-    times: how often one runs; a collective of several arrays is one.
-    num_bytes: of its operands.
-    wire_bytes: that the device sends.
+    kind: the compiler's name of the collective.
+    times: number of runs; a collective of several arrays counts once.
+    num_bytes: size of its operands, bytes.
+    wire_bytes: bytes that the device sends.
   """
 
   kind: str
@@ -34,14 +34,14 @@ class Traffic(NamedTuple):
 
 
 def traffic(module: hlo.Module, runs: dict[str, hlo.Runs]) -> list[Traffic]:
-  """Sums the collectives of a program by kind, those inside loops once for each turn.
+  """Sum the collectives of a program by kind; those inside loops count once per iteration.
 
   Args:
-    module: from `hlo.parse`.
-    runs: from `hlo.count_runs`.
+    module: the program, from `hlo.parse`.
+    runs: number of runs of each computation, from `hlo.count_runs`.
 
   Returns:
-    One row a kind that occurs, those that send most first.
+    One row per kind, in descending order of the bytes sent.
   """
   sums: dict[str, list[float]] = {}
   for name, run in runs.items():
@@ -59,11 +59,11 @@ def traffic(module: hlo.Module, runs: dict[str, hlo.Runs]) -> list[Traffic]:
 
 
 def wire_factor(kind: str, group: int) -> float:
-  """Bytes that each of `group` devices sends for one byte of its operand.
+  """Return the bytes that each of `group` devices sends per byte of its operand.
 
-  In a ring each of n devices passes a part of 1/n on n - 1 times. All-reduce does so twice, to sum
-  and to spread. All-gather's operand is itself a part. Source: Patarasuk and Yuan 2009, "Bandwidth
-  optimal all-reduce algorithms for clusters of workstations".
+  In a ring of n devices, each device passes on a part of 1/n, n - 1 times. All-reduce does this
+  twice, to sum and to distribute. All-gather's operand is already such a part. Source: Patarasuk and Yuan
+  2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations".
   """
   if kind == "all-reduce":
     return 2 * (group - 1) / group
@@ -75,10 +75,10 @@ def wire_factor(kind: str, group: int) -> float:
 
 
 def group_size(attributes: str, num_devices: int) -> int:
-  """Devices that take part in a collective with each other.
+  """Return the number of devices that take part in one collective.
 
-  Reads `{{0,1},{2,3}}`, `[groups,devices]<=[...]`, and `mesh['a'=2,'b'=4] {'b'}` (also with part of
-  an axis, `'b':(1)2`); without groups all devices take part.
+  Reads `{{0,1},{2,3}}`, `[groups,devices]<=[...]`, and `mesh['a'=2,'b'=4] {'b'}` (also with a part
+  of an axis, `'b':(1)2`); without groups all devices take part.
   """
   if match := MESH.search(attributes):
     sizes = {name: int(size) for name, size in AXIS.findall(match[1])}

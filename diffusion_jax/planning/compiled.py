@@ -1,4 +1,4 @@
-"""The real training step, compiled ahead of time, and what the compiler says of it."""
+"""Compile the real training step ahead of time, and read the compiler's analysis of it."""
 
 import re
 import time
@@ -25,14 +25,14 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Program(NamedTuple):
-  """A training step before it is compiled.
+  """A training step before compilation.
 
   Attributes:
     experiment: the resolved config.
     generative: its model.
-    spec: of the images.
-    mesh: the devices.
-    state: shapes of what a step takes and returns.
+    spec: shape and classes of the images.
+    mesh: device mesh.
+    state: shapes of the state that a step takes and returns.
   """
 
   experiment: Experiment
@@ -43,14 +43,14 @@ class Program(NamedTuple):
 
 
 class Memory(NamedTuple):
-  """Bytes of one device while a step runs, as `compiled.memory_analysis()` has them.
+  """Memory of one device during a step, bytes, from `compiled.memory_analysis()`.
 
   Attributes:
-    arguments: state and batch.
-    outputs: new state and scalars.
-    aliased: of the outputs, what is written over the arguments.
-    temporaries: everything in between.
-    code: the program itself, which lies in the same memory.
+    arguments: size of state and batch.
+    outputs: size of the new state and scalars.
+    aliased: size of the outputs that overwrite arguments.
+    temporaries: size of everything in between.
+    code: size of the program itself, which is in the same memory.
   """
 
   arguments: int
@@ -61,7 +61,7 @@ class Memory(NamedTuple):
 
   @property
   def peak(self) -> int:
-    """Arguments + outputs - aliased + temporaries + code."""
+    """Return arguments + outputs - aliased + temporaries + code."""
     return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
@@ -69,12 +69,12 @@ class Measured(NamedTuple):
   """One compiled step.
 
   Attributes:
-    batch_size_per_device: images of a device (with mesh.tensor: of a group of devices).
-    batch_size: images of the global batch.
-    memory: of one device.
-    work: of one device.
-    traffic: of one device.
-    compile_sec: time that the compiler took.
+    batch_size_per_device: images per device (with mesh.tensor: per group of devices).
+    batch_size: images per global batch.
+    memory: memory of one device.
+    work: computation of one device.
+    traffic: collectives of one device.
+    compile_sec: compilation time, seconds.
   """
 
   batch_size_per_device: int
@@ -89,8 +89,8 @@ class DoesNotFit(NamedTuple):
   """A batch whose program the compiler refused.
 
   Attributes:
-    batch_size_per_device: as in Measured.
-    needed: bytes that it would take, as the compiler rounds them; None if it does not say.
+    batch_size_per_device: images per device, as in Measured.
+    needed: bytes that it needs, as rounded by the compiler; None if unknown.
     available: bytes that a device has.
   """
 
@@ -100,7 +100,7 @@ class DoesNotFit(NamedTuple):
 
 
 def build(experiment: Experiment, spec: ImageSpec, devices: Sequence[Any]) -> Program:
-  """Wires a config for devices that need not be there.
+  """Build the training step of a config for devices that may be absent.
 
   Raises:
     UserError: model, images and mesh do not fit each other.
@@ -113,15 +113,15 @@ def build(experiment: Experiment, spec: ImageSpec, devices: Sequence[Any]) -> Pr
 
 
 def measure(program: Program, per_device: Sequence[int]) -> list[Measured | DoesNotFit]:
-  """Compiles the step for some batch sizes, at the same time, and takes it apart.
+  """Compile the step for several batch sizes in parallel, and analyse each program.
 
   Args:
-    program: from `build`.
-    per_device: images a device; each must be a multiple of training.accumulation_steps.
+    program: the step, from `build`.
+    per_device: images per device; multiples of training.accumulation_steps.
   """
   lowered = [
     _lower(program, size) for size in per_device
-  ]  # one by one: tracing holds Python's lock
+  ]  # one by one, since tracing holds Python's lock
   with ThreadPoolExecutor(len(per_device)) as pool:
     return list(pool.map(lambda x: _measure(program, *x), zip(per_device, lowered, strict=True)))
 
@@ -138,7 +138,7 @@ def _lower(program: Program, per_device: int) -> jax.stages.Lowered:
 
 
 def _fields(program: Program) -> list[tuple[tuple[int, ...], Any]]:
-  """Shape of one example and type of each field of a Batch, as the pipeline makes them."""
+  """Return the example shape and the type of each Batch field, as the pipeline makes them."""
   image = program.generative.trains_on or (program.spec.shape, jnp.uint8)
   return [image, ((), jnp.int32), ((), jnp.float32), ((), jnp.uint32)]
 
@@ -157,7 +157,7 @@ def _measure(
 
 
 def attempt(lowered: jax.stages.Lowered, per_device: int) -> jax.stages.Compiled | DoesNotFit:
-  """Compiles, unless the compiler finds that the device's memory is too small."""
+  """Compile, or return DoesNotFit if the compiler finds too little device memory."""
   try:
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -169,7 +169,7 @@ def attempt(lowered: jax.stages.Lowered, per_device: int) -> jax.stages.Compiled
 
 
 def take_apart(compiled: jax.stages.Compiled) -> tuple[Work, list[Traffic]]:
-  """What one device computes, moves and sends in one run of a compiled program."""
+  """Return one device's computation, memory traffic and collectives in one run of a program."""
   module = hlo.parse(compiled.as_text() or "")
   runs, unknown = hlo.count_runs(module)
   cost: Any = compiled.cost_analysis()
@@ -178,7 +178,7 @@ def take_apart(compiled: jax.stages.Compiled) -> tuple[Work, list[Traffic]]:
 
 
 def memory_of(compiled: jax.stages.Compiled) -> Memory:
-  """What one device holds while a compiled program runs."""
+  """Return the memory of one device while a compiled program runs."""
   found: Any = compiled.memory_analysis()
   return Memory(
     found.argument_size_in_bytes,
@@ -190,7 +190,7 @@ def memory_of(compiled: jax.stages.Compiled) -> Memory:
 
 
 def explain(refused: DoesNotFit) -> str:
-  """What to say of an asked batch that does not fit, and what to type."""
+  """Explain that the requested batch does not fit, and which flag to type."""
   sizes = ""
   if refused.needed is not None and refused.available is not None:
     sizes = f": it needs {refused.needed / 2**30:.2f} GiB of {refused.available / 2**30:.2f} GiB"

@@ -1,4 +1,4 @@
-"""The largest batch that fits into a device's memory."""
+"""Find the largest batch that fits into a device's memory."""
 
 import math
 from collections.abc import Callable
@@ -12,11 +12,11 @@ MAX_TRIES = 6
 
 
 class Fit(NamedTuple):
-  """An answer and where it comes from.
+  """A batch size and the way it was found.
 
   Attributes:
-    batch_size_per_device: the largest batch that fits; None: no answer.
-    how: in words, "by a line through 64 and 128".
+    batch_size_per_device: the largest batch that fits; None: not known.
+    how: explanation, e.g. "by a line through 64 and 128".
   """
 
   batch_size_per_device: int | None
@@ -24,12 +24,12 @@ class Fit(NamedTuple):
 
 
 def largest_batch(points: list[tuple[int, int]], available: int, parts: int = 1) -> Fit:
-  """Extends a line through the memory of two batch sizes to the memory that there is.
+  """Extend a line through the memory of two batch sizes to the available memory.
 
   Args:
-    points: (images a device, peak bytes) of two batch sizes.
-    available: bytes of a device.
-    parts: microbatches that must divide the batch.
+    points: (images per device, peak bytes) of two batch sizes.
+    available: memory of a device, bytes.
+    parts: number of microbatches, which must divide the batch.
   """
   (low, low_bytes), (high, high_bytes) = sorted(points)
   slope = (high_bytes - low_bytes) / (high - low)
@@ -40,7 +40,7 @@ def largest_batch(points: list[tuple[int, int]], available: int, parts: int = 1)
 
 
 def round_down(size: int, parts: int) -> int:
-  """To a multiple of the microbatches, and of 8 too where that leaves anything."""
+  """Round down to a multiple of the microbatches, and of 8 too if the result is positive."""
   unit = math.lcm(ROUND_TO, parts)
   unit = unit if size >= unit else parts
   return size // unit * unit
@@ -49,13 +49,13 @@ def round_down(size: int, parts: int) -> int:
 def verify(
   guess: Fit, fits: int, parts: int, compile_at: Callable[[int], Measured | DoesNotFit]
 ) -> Fit:
-  """Compiles the guess, and smaller batches until one fits.
+  """Compile the guess, and smaller batches until one fits.
 
   Args:
-    guess: from `largest_batch`.
-    fits: a batch that is known to fit.
-    parts: as there.
-    compile_at: compiles the step for so many images a device.
+    guess: estimate from `largest_batch`.
+    fits: batch size that is known to fit.
+    parts: number of microbatches.
+    compile_at: function that compiles the step for a number of images per device.
   """
   size, refused = guess.batch_size_per_device, []
   for _ in range(MAX_TRIES):

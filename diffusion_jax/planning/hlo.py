@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program: its instructions, and how often each computation runs."""
+"""Parse the text of a compiled program, and count how often each computation runs."""
 
 import math
 import re
@@ -23,9 +23,9 @@ NEVER_MOVED = {
 
 
 class Array(NamedTuple):
-  """One array of a shape: its dimensions, its size, and whether it lies outside the main memory.
+  """One array of a shape: its dimensions, size, and whether it is outside main memory.
 
-  A layout that ends in S(1) puts it into a TPU's on-chip memory.
+  A layout that ends in S(1) puts the array into a TPU's on-chip memory.
   """
 
   dims: tuple[int, ...]
@@ -37,12 +37,12 @@ class Instruction(NamedTuple):
   """One line of a computation.
 
   Attributes:
-    name: unique within its computation.
-    opcode: "all-reduce", "fusion", ...
-    shape: of the result, as text.
+    name: name, unique within the computation.
+    opcode: operation: "all-reduce", "fusion", ...
+    shape: shape of the result, as text.
     operands: names of other instructions of the computation.
-    attributes: the text that follows the operands.
-    value: a constant's text, empty for others.
+    attributes: text after the operands.
+    value: text of a constant, empty for other instructions.
   """
 
   name: str
@@ -68,11 +68,11 @@ class Module(NamedTuple):
 
 
 class Runs(NamedTuple):
-  """How often a computation runs in one step.
+  """Number of runs of a computation per step.
 
   Attributes:
-    times: loops multiplied out.
-    moves: whether its instructions read and write memory (not so inside a fusion).
+    times: number of runs, with loops multiplied out.
+    moves: true if its instructions read and write memory, which is false inside a fusion.
   """
 
   times: int
@@ -80,7 +80,7 @@ class Runs(NamedTuple):
 
 
 def parse(text: str) -> Module:
-  """Reads `compiled.as_text()`."""
+  """Parse `compiled.as_text()`."""
   computations: dict[str, dict[str, Instruction]] = {}
   entry, current = "", {}
   for line in text.splitlines():
@@ -106,7 +106,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def arrays(shape: str) -> list[Array]:
-  """The arrays of a shape, which may be a tuple of them."""
+  """Return the arrays of a shape, which may be a tuple of them."""
   return [
     Array(dims, math.prod(dims) * _bits(kind) / 8, "S(1)" in layout)
     for kind, text, layout in ARRAY.findall(shape)
@@ -115,20 +115,20 @@ def arrays(shape: str) -> list[Array]:
 
 
 def _bits(kind: str) -> int:
-  """Of one element: bf16 16, f8e4m3fn 8, pred 8, token 0."""
+  """Return the bits per element: bf16 16, f8e4m3fn 8, pred 8, token 0."""
   digits = re.search(r"\d+", kind)
   return int(digits[0]) if digits else 8 * (kind == "pred")
 
 
 def num_bytes(shape: str) -> float:
-  """Bytes of all arrays of a shape, without a layout's padding."""
+  """Return the bytes of all arrays of a shape, without the padding of a layout."""
   return sum((a.num_bytes for a in arrays(shape)), 0.0)
 
 
 def count_runs(module: Module) -> tuple[dict[str, Runs], int]:
-  """How often each computation that is reached runs, and how many loops have an unknown length.
+  """Count the runs of each reachable computation, and the loops of unknown length.
 
-  Such a loop counts once. A conditional counts each of its branches.
+  A loop of unknown length counts once. Each branch of a conditional counts.
   """
   runs, unknown = {module.entry: Runs(1, True)}, 0
   for name in reversed(module.computations):  # callers before their callees
@@ -150,16 +150,16 @@ def count_runs(module: Module) -> tuple[dict[str, Runs], int]:
 
 
 def callees(instruction: Instruction) -> list[str]:
-  """Names of the computations that an instruction runs."""
+  """Return the names of the computations that an instruction calls."""
   found = CALL.findall(instruction.attributes)
   return [name.strip(" %") for _, names in found for name in names.strip("{}").split(",")]
 
 
 def trip_count(module: Module, where: str, loop: Instruction) -> int | None:
-  """Length of a loop: what the compiler noted, or else its test `counter < constant`.
+  """Return the length of a loop, from the compiler's note or its test `counter < constant`.
 
-  The counter begins at what the loop's tuple holds, or at 0 where that is no constant, and rises
-  by 1, as those of `jax.lax.scan` and `fori_loop` do.
+  The counter starts at the constant in the loop's tuple, or at 0 if that is no constant, and
+  increases by 1, as in `jax.lax.scan` and `fori_loop`.
   """
   if noted := TRIPS.search(loop.attributes):
     return int(noted[1])
@@ -186,7 +186,7 @@ def _element(module: Module, where: str, loop: Instruction, index: int) -> int |
 
 
 def _constant(module: Module, where: str, instruction: Instruction | None) -> int | None:
-  """The value of a constant, seen through a copy."""
+  """Return the value of a constant, also through a copy."""
   if instruction is None:
     return None
   if instruction.opcode == "copy":

@@ -1,4 +1,4 @@
-"""What the images of a config are, without its data set."""
+"""Find the image shape and classes of a config without its data set."""
 
 import re
 
@@ -12,21 +12,21 @@ STANDARD = {
   "fashion_mnist": ImageSpec(28, 28, 1, 256, 10),
 }
 LIGHT = ("digits", "synthetic", "arrays")
-"""Data sections whose loading touches no network and decodes nothing."""
+"""Data sections that load without a network connection and without decoding."""
 
 HINT = "give its shape: --image=64x64x3 --classes=1000 (0 for unlabelled images)"
 
 
 def image_spec(experiment: Experiment, image: str | None, num_classes: int | None) -> ImageSpec:
-  """The images that a config trains on; downloads nothing.
+  """Return the shape and classes of the images that a config trains on; downloads nothing.
 
   Args:
     experiment: the resolved config.
-    image: --image, "HxWxC", or None: those of the config's data section.
-    num_classes: --classes; None: those of the data section, 0 beside --image.
+    image: --image, "HxWxC"; None: the shape in the data section.
+    num_classes: --classes; None: the number in the data section, or 0 if --image is given.
 
   Raises:
-    UserError: the data section does not tell without its data, or --image is not written so.
+    UserError: the shape is not known without the data, or --image has another format.
   """
   if image is not None:
     return ImageSpec(*_parse(image), 256, num_classes or 0)

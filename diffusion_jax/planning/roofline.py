@@ -1,4 +1,4 @@
-"""The least time that a step can take on a chip, and what it waits for."""
+"""Compute the minimum time of a step on a chip, and the resource that limits it."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,15 @@ from diffusion_jax.planning.compiled import Measured
 
 
 class Roofline(NamedTuple):
-  """A bound: as if every resource ran at its peak and all at the same time.
+  """A bound that assumes every resource at its peak, all at the same time.
 
   Attributes:
-    seconds: "compute", "memory", "interconnect" -> least time of a step.
-    binds: the resource that takes longest.
-    images_per_sec: bound of all devices together.
-    images_per_sec_per_chip: of one chip.
-    mfu: FLOPs of the program over the peak of that time; with rematerialisation the FLOPs count
-      what is computed twice.
+    seconds: minimum time of a step by resource: "compute", "memory", "interconnect".
+    binds: the slowest resource.
+    images_per_sec: bound for all devices together.
+    images_per_sec_per_chip: bound per chip.
+    mfu: FLOPs of the program over the peak FLOPs in that time; recomputation by
+      rematerialisation is included.
   """
 
   seconds: dict[str, float]
@@ -26,7 +26,7 @@ class Roofline(NamedTuple):
 
 
 def roofline(measured: Measured, chip: Chip, num_devices: int) -> Roofline:
-  """The bound of Williams et al. 2009 ("Roofline"), with a third roof for the links."""
+  """Compute the roofline bound of Williams et al. 2009, with a third roof for the links."""
   sent = sum(row.wire_bytes for row in measured.traffic)
   seconds = {
     "compute": measured.work.flops / chip.flops,

@@ -1,4 +1,4 @@
-"""A plan as text for a person and as JSON for a program."""
+"""Print a plan as text for people and as JSON for programs."""
 
 from typing import Any, NamedTuple
 
@@ -15,18 +15,18 @@ NO_ROOFLINE = "none: unknown chip"
 
 
 class Plan(NamedTuple):
-  """All that is printed.
+  """Everything that is printed.
 
   Attributes:
-    config: the config file.
-    topology: as it was asked for.
+    config: path of the config file.
+    topology: requested topology.
     program: the step before compilation.
     measured: the compiled step.
-    device_kind: as JAX spells it.
-    chip: None for an unknown one.
-    available: bytes of a device; None if they are not known.
-    roofline: None for an unknown chip.
-    fit: None if it was not asked for, or the memory is not known.
+    device_kind: JAX's name of the device.
+    chip: the chip; None if unknown.
+    available: memory of a device, bytes; None if unknown.
+    roofline: minimum time of a step; None for an unknown chip.
+    fit: largest batch; None if it was not requested or the memory is unknown.
   """
 
   config: str
@@ -41,14 +41,17 @@ class Plan(NamedTuple):
 
 
 def as_text(plan: Plan) -> str:
-  """The table."""
+  """Format the plan as a table."""
   layout = "\n".join(sharding.describe_layout(plan.program.mesh, plan.program.state))
   sections = [_head(plan), layout, _step(plan), _memory(plan), _bounds(plan), _largest(plan)]
   return "\n\n".join(section for section in sections if section)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-  """The same figures; bytes, seconds and counts, of one device where the name does not say else."""
+  """Return the figures of the table: bytes, seconds and counts.
+
+  They are per device unless the name indicates otherwise.
+  """
   m, mesh = plan.measured, plan.program.mesh
   chip, fit = plan.chip, plan.fit
   return {
@@ -93,7 +96,7 @@ def _head(plan: Plan) -> str:
 
 
 def each(program: Program) -> str:
-  """Whose images "a device" counts."""
+  """Return the unit of the images "per device"."""
   group = program.mesh.shape["tensor"]
   return "a device" if group == 1 else f"a group of {group} devices"
 
@@ -162,7 +165,7 @@ def _bytes(num: int | float) -> str:
 
 
 def _scaled(num: int | float) -> str:
-  """Three figures and a decimal prefix: "2.28 T"."""
+  """Format three digits with a decimal prefix: "2.28 T"."""
   for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
     if num >= factor:
       return f"{num / factor:.3g} {prefix}"

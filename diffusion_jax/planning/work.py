@@ -1,7 +1,7 @@
-"""What a compiled program computes and moves, its loops counted in full.
+"""Count the computation and memory traffic of a compiled program, all loops in full.
 
 XLA's own cost analysis counts the body of a loop once, however often it runs, and counts reads of
-on-chip memory as memory traffic. Both are mended by shares that are taken from the program's text.
+on-chip memory as memory traffic. Both are corrected by fractions from the program's text.
 """
 
 import math
@@ -16,13 +16,13 @@ CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 
 
 class Work(NamedTuple):
-  """Of one device and one step.
+  """Computation and memory traffic per device and step.
 
   Attributes:
-    flops: XLA's count, loops multiplied out.
+    flops: XLA's count, with loops multiplied out.
     accessed_bytes: operands and results of all instructions by XLA's count, loops multiplied out.
-    memory_bytes: the part of them that lies in the main memory.
-    unknown_loops: loops whose length is not known, counted once.
+    memory_bytes: the part of `accessed_bytes` that is in the main memory.
+    unknown_loops: number of loops of unknown length, which count once.
   """
 
   flops: float
@@ -34,11 +34,11 @@ class Work(NamedTuple):
 def work(
   module: hlo.Module, runs: dict[str, hlo.Runs], unknown: int, flops: float, accessed: float
 ) -> Work:
-  """Corrects the figures of XLA's cost analysis.
+  """Correct the figures of XLA's cost analysis.
 
   Args:
-    module: from `hlo.parse`.
-    runs, unknown: from `hlo.count_runs`.
+    module: the program, from `hlo.parse`.
+    runs, unknown: numbers of runs and of unknown loops, from `hlo.count_runs`.
     flops, accessed: "flops" and "bytes accessed" of `compiled.cost_analysis()`.
   """
   moving = {name: run for name, run in runs.items() if run.moves}
@@ -51,11 +51,11 @@ def work(
 
 
 Size = Callable[[hlo.Instruction, dict[str, hlo.Instruction]], float]
-"""A measure of one instruction, given those of its computation."""
+"""Function of an instruction and its computation that returns the instruction's size."""
 
 
 def _loop_factor(module: hlo.Module, runs: dict[str, hlo.Runs], size: Size) -> float:
-  """What counting loops in full multiplies a total by."""
+  """Return the factor by which a total grows if all loop iterations count."""
   once = _total(module, {name: run._replace(times=1) for name, run in runs.items()}, size)
   return _total(module, runs, size) / once if once else 1.0
 
@@ -66,7 +66,7 @@ def _total(module: hlo.Module, runs: dict[str, hlo.Runs], size: Size) -> float:
 
 
 def _product_flops(instruction: hlo.Instruction, lines: dict[str, hlo.Instruction]) -> float:
-  """Of a convolution or a matrix product, padding counted as if it were computed."""
+  """Return the FLOPs of a convolution or matrix product, with padding counted as if computed."""
   if instruction.opcode not in ("convolution", "dot") or len(instruction.operands) != 2:
     return 0.0
   left, right = (hlo.arrays(lines[o].shape) for o in instruction.operands)
@@ -87,7 +87,7 @@ def _moved_outside(instruction: hlo.Instruction, lines: dict[str, hlo.Instructio
 
 
 def _touched(instruction: hlo.Instruction, lines: dict[str, hlo.Instruction]) -> list[hlo.Array]:
-  """The arrays that an instruction reads and writes; of a slice only the slice itself."""
+  """Return the arrays that an instruction reads and writes; for a slice only the slice."""
   opcode = instruction.opcode
   if opcode in hlo.NEVER_MOVED or opcode.endswith(("-done", "-update")):
     return []
