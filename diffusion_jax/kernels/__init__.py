@@ -1,5 +1,5 @@
-"""Faster forms of what networks compute, each beside the plain one that it must equal.
+"""Faster forms of network operations, each next to the plain form that it must equal.
 
-Nothing here knows parameters or flax. Every form is differentiable in both modes, as often as the
-plain one, since likelihoods take Jacobian-vector products of a network.
+Nothing here depends on parameters or flax. Every form can be differentiated in both modes, as often
+as the plain one, because likelihoods need Jacobian-vector products of a network.
 """

@@ -1,9 +1,9 @@
-"""Group normalisation, a modulation and swish as one multiply-add a value and one activation.
+"""Group norm, modulation and swish as one multiply-add and one activation per value.
 
-Mean, deviation, scale, bias and modulation of a channel come to one factor and one offset, of which
-there are few. Only they and the input are kept for the backward pass, which computes the activation
-again: written the textbook way, the centred input, the sigmoid and its argument are kept too, three
-arrays as large as the input.
+Mean, deviation, scale, bias and modulation of a channel reduce to one factor and one offset per
+channel. Only these and the input are kept for the backward pass, which recomputes the activation.
+The textbook form also keeps the centred input, the sigmoid and its argument: three arrays as large
+as the input.
 """
 
 from typing import NamedTuple
@@ -14,10 +14,10 @@ from jaxtyping import Array, Float
 
 
 class Modulation(NamedTuple):
-  """What a network makes of its embedding: the normalised values times (1 + scale), plus shift.
+  """Scale and shift from an embedding: normalised values times (1 + scale), plus shift.
 
   Attributes:
-    scale, shift: [B C].
+    scale, shift: modulation of each channel of each image, [B C].
   """
 
   scale: Array
@@ -33,7 +33,7 @@ def plain_group_norm(
   modulation: Modulation | None = None,
   swish: bool = False,
 ) -> Float[Array, "B H W C"]:
-  """What `group_norm` must equal."""
+  """Compute the plain form that `group_norm` must equal."""
   groups = x.reshape(*x.shape[:3], num_groups, -1)
   centred = groups - groups.mean((1, 2, 4), keepdims=True)
   variance = jnp.square(centred).mean((1, 2, 4), keepdims=True)
@@ -52,19 +52,19 @@ def group_norm(
   modulation: Modulation | None = None,
   swish: bool = False,
 ) -> Float[Array, "B H W C"]:
-  """Normalises groups of channels over an image; statistics and arithmetic at least in float32.
+  """Normalise groups of channels over an image, in float32 at least.
 
-  One pass over `x` gives mean and variance, the mean square less the squared mean. Each channel is
-  counted from an anchor, the mean of its first row: without it the two terms cancel, and the
-  variance is lost, where the mean is much larger than the deviation.
+  One pass over `x` gives mean and variance, i.e. the mean square minus the squared mean. Each
+  channel is measured from an anchor, the mean of its first row: if the mean is much larger than the
+  deviation, the two terms would otherwise cancel and the variance would be lost.
 
   Args:
-    x: the input; the result has its type.
-    scale, bias: of each channel.
-    num_groups: divides C; groups are of neighbouring channels.
-    epsilon: added to the variance.
-    modulation: of each channel of each image, after scale and bias.
-    swish: apply it last.
+    x: input; the result has its type.
+    scale, bias: parameters per channel.
+    num_groups: number of groups of neighbouring channels; it divides C.
+    epsilon: constant added to the variance.
+    modulation: scale and shift per channel and image, applied after scale and bias.
+    swish: apply swish last if true.
   """
   high = jnp.promote_types(x.dtype, jnp.float32)
   anchor = jax.lax.stop_gradient(x[:, 0].astype(high).mean(1))  # any constant has this gradient
@@ -88,9 +88,9 @@ def _from_anchor(x: Array, anchor: Array) -> Array:
 
 
 def _statistics(x: Array, anchor: Array, num_groups: int, epsilon: float) -> tuple[Array, Array]:
-  """For each channel: its group's mean less the channel's anchor, and 1 / deviation, [B C].
+  """Return each channel's group mean minus its anchor, and 1 / deviation, [B C].
 
-  The group's variance is the mean of its channels' own and that of their means.
+  The group's variance is the mean of its channels' variances plus the variance of their means.
   """
 
   @jax.checkpoint
@@ -104,7 +104,7 @@ def _statistics(x: Array, anchor: Array, num_groups: int, epsilon: float) -> tup
     return jnp.repeat(channels.reshape(len(x), num_groups, size).mean(-1), size, axis=-1)
 
   mean, square = moments(x, anchor)
-  place = anchor - of_group(anchor)  # in a group all means are counted from one value
+  place = anchor - of_group(anchor)  # all means of a group are measured from one value
   centre = of_group(place + mean)
   within = jnp.maximum(square - jnp.square(mean), 0.0)
   variance = of_group(within + jnp.square(place + mean - centre))

@@ -1,9 +1,9 @@
-"""Nearest-neighbour doubling followed by a 3x3 convolution, without the doubled image.
+"""Nearest-neighbour upsampling by two and a 3x3 convolution, without the upsampled image.
 
 Of the three rows under a 3x3 kernel, two are copies of one row of the small image. Their weights
-add up beforehand, and each of the four phases of the result (even and odd rows and columns) is a
-2x2 convolution of the small image: 16 products where the plain form has 36, and the input's
-gradient needs no sum over copies.
+are summed beforehand, and each of the four phases of the result (even and odd rows and columns) is
+a 2x2 convolution of the small image: 16 products instead of 36, and the input's gradient needs no
+sum over copies.
 """
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 def plain_upsampled_conv(
   x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"]
 ) -> Float[Array, "B H2 W2 D"]:
-  """What `upsampled_conv` must equal."""
+  """Compute the plain form that `upsampled_conv` must equal."""
   doubled = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
   return lax.conv_general_dilated(doubled, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
 
@@ -24,7 +24,7 @@ def plain_upsampled_conv(
 def upsampled_conv(
   x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"]
 ) -> Float[Array, "B H2 W2 D"]:
-  """Doubles the sides of `x` by nearest neighbour and convolves, zeros beyond the border."""
+  """Upsample `x` by two with nearest neighbour and convolve, with zero padding."""
   rows = []
   for i, tall in enumerate(_phases(kernel, 0)):
     columns = []
@@ -38,7 +38,7 @@ def upsampled_conv(
 
 
 def _phases(kernel: Array, axis: int) -> tuple[Array, Array]:
-  """The weights on pixels (i - 1, i) of the new pixel 2 i, and on (i, i + 1) of 2 i + 1."""
+  """Return the weights on pixels (i - 1, i) for new pixel 2 i, and on (i, i + 1) for 2 i + 1."""
   first, middle, last = jnp.split(kernel, 3, axis)
   even = jnp.concatenate([first, middle + last], axis)
   return even, jnp.concatenate([first + middle, last], axis)
