@@ -1,1 +1,1 @@
-"""Saved states: written, checked and restored."""
+"""Saved states: write, check and restore them."""

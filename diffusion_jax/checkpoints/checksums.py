@@ -1,6 +1,6 @@
 """Checksums of arrays, computed on the devices and independent of the layout.
 
-Orbax notices a truncated file but not flipped bits, which would restore as wrong numbers.
+Orbax notices a truncated file but not flipped bits, which would be restored as wrong numbers.
 """
 
 import math
@@ -14,15 +14,15 @@ from jaxtyping import Array, UInt32
 from diffusion_jax.core.trees import named_leaves
 
 SEEDS = (0x243F6A88, 0x85A308D3)
-"""Two independent sums of 32 bits each: hexadecimal digits of pi."""
+"""Seeds of two independent 32-bit sums: hexadecimal digits of pi."""
 
 
 def checksums(tree: Any) -> dict[str, tuple[int, int]]:
-  """One pair of 32-bit numbers a leaf, by its path.
+  """Compute a pair of 32-bit checksums per leaf, by its path.
 
-  A leaf's sum is that of mix(word + mix(position + seed)) over its 32-bit words, modulo 2^32, with
-  the finaliser of MurmurHash3 as `mix`. Since a sum does not depend on the order of its terms, the
-  sharding of the array does not matter.
+  A leaf's checksum is the sum of mix(word + mix(position + seed)) over its 32-bit words, modulo
+  2^32, with the finaliser of MurmurHash3 as `mix`. A sum does not depend on the order of its terms,
+  so the sharding of the array does not matter.
   """
   leaves = named_leaves(tree)
   sums = jax.device_get([_in_turn(_sums(leaf)) for leaf in leaves.values()])
@@ -30,10 +30,10 @@ def checksums(tree: Any) -> dict[str, tuple[int, int]]:
 
 
 def _in_turn(x: Array) -> Array:
-  """Wait for a result where programs in flight could wait for each other for ever.
+  """Wait for a result if programs in flight could wait for each other for ever.
 
-  The CPU devices of one process run what is dispatched at once; the sums of several leaves, split
-  over several processes, then meet in another order on each.
+  The CPU devices of one process run several programs at once. The sums of several leaves that are
+  split over several processes would then meet in a different order on each process.
   """
   if jax.process_count() > 1 and jax.default_backend() == "cpu":
     jax.block_until_ready(x)
@@ -42,7 +42,7 @@ def _in_turn(x: Array) -> Array:
 
 @jax.jit
 def _sums(leaf: Array) -> UInt32[Array, "2"]:
-  """Compiled once a shape and layout: a state has few of them and many leaves."""
+  """Sum one leaf; compiled once per shape and layout, of which a state has few."""
   return jnp.stack([_sum(leaf, seed) for seed in SEEDS])
 
 
@@ -53,7 +53,7 @@ def _sum(leaf: Array, seed: int) -> UInt32[Array, ""]:
 
 
 def _words(leaf: Array) -> UInt32[Array, "..."]:
-  """The bits of each element; elements of 8 bytes give a last axis of two words."""
+  """Return the bits of each element; elements of 8 bytes have a last axis of two words."""
   if leaf.dtype == jnp.bool_:
     return leaf.astype(jnp.uint32)
   bits = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
@@ -61,7 +61,7 @@ def _words(leaf: Array) -> UInt32[Array, "..."]:
 
 
 def _positions(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-  """The place of each element in row-major order, without a reshape that would move data."""
+  """Return the row-major index of each element, without a reshape that would move data."""
   strides = [math.prod(shape[i + 1 :]) % 2**32 for i in range(len(shape))]
   iota = partial(jax.lax.broadcasted_iota, jnp.uint32, shape)
   parts = [iota(i) * jnp.uint32(stride) for i, stride in enumerate(strides)]

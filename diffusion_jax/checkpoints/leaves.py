@@ -1,4 +1,4 @@
-"""The description saved beside a state: shape, type and checksum of each leaf."""
+"""The description saved with a state: shape, type and checksum of each leaf."""
 
 import json
 import zlib
@@ -23,15 +23,15 @@ def describe(state: Any) -> dict[str, dict[str, Any]]:
 
 
 def check(folder: Path, saved: Mapping[str, Any], target: Any) -> None:
-  """Refuse a target whose leaves are not those that were saved.
+  """Raise an error if a target's leaves differ from the saved ones.
 
   Args:
-    folder: of the step, for the message.
-    saved: from `describe`.
+    folder: folder of the step, for the message.
+    saved: saved description, from `describe`.
     target: tree of ShapeDtypeStructs, the whole saved tree or parts of it.
 
   Raises:
-    UserError: the first leaf that differs.
+    UserError: a leaf differs; the message names the first one.
   """
   wanted = named_leaves(target)
   for name, leaf in wanted.items():
@@ -50,13 +50,13 @@ def check(folder: Path, saved: Mapping[str, Any], target: Any) -> None:
 
 
 def _part(name: str) -> str:
-  """Return the part that a restore takes whole: a field of the state, or one of its offsets."""
+  """Return the smallest restorable part: a field of the state, or one of its offsets."""
   first, *rest = name.split("/")
   return f"{first}/{rest[0]}" if first in ("averages", "offsets") and rest else first
 
 
 def compare(state: Any, saved: Mapping[str, Any]) -> str | None:
-  """Return in words the first leaf whose checksum does not hold, else None; a collective."""
+  """Describe the first leaf with a wrong checksum, or return None; a collective."""
   for name, sums in checksums(state).items():
     if list(sums) != saved[name]["checksum"]:
       return f"the checksum of {name} does not hold"
@@ -64,15 +64,15 @@ def compare(state: Any, saved: Mapping[str, Any]) -> str | None:
 
 
 def seal(meta: Mapping[str, Any]) -> dict[str, Any]:
-  """Return JSON values with a checksum of them as "crc32"."""
+  """Return JSON values together with their checksum, "crc32"."""
   return {**meta, "crc32": zlib.crc32(json.dumps(meta, sort_keys=True).encode())}
 
 
 def unseal(sealed: Mapping[str, Any]) -> dict[str, Any]:
-  """Return what `seal` was given.
+  """Return the values that `seal` received.
 
   Raises:
-    ValueError: the checksum does not hold.
+    ValueError: the checksum is wrong.
   """
   meta = {name: value for name, value in sealed.items() if name != "crc32"}
   if seal(meta) != sealed:

@@ -1,4 +1,4 @@
-"""The folders of saved steps, without what they hold: listed, moved aside and deleted."""
+"""List, move and delete the folders of saved steps, without reading them."""
 
 import re
 import shutil
@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 
 class Damage(NamedTuple):
-  """A step that could not be restored, and why."""
+  """A step that could not be restored, and the reason."""
 
   step: int
   reason: str
 
 
 def saved_steps(directory: Path) -> list[int]:
-  """Return the steps that have a folder of that name, in order, without reading the folders."""
+  """Return the steps that have a folder, in ascending order, without reading the folders."""
   if not directory.is_dir():
     return []
   return sorted(
@@ -23,7 +23,7 @@ def saved_steps(directory: Path) -> list[int]:
 
 
 def quarantine(directory: Path, damaged: tuple[Damage, ...]) -> list[Path]:
-  """Moves damaged steps to checkpoints_damaged/ beside the folder, to make room for new ones."""
+  """Move damaged steps to checkpoints_damaged/ next to the folder, to make room for new ones."""
   aside = directory.with_name(directory.name + "_damaged")
   moved = []
   for damage in damaged:
@@ -37,7 +37,7 @@ def quarantine(directory: Path, damaged: tuple[Damage, ...]) -> list[Path]:
 
 
 def delete_after(directory: Path, step: int) -> list[int]:
-  """Deletes what was saved after a step; each is whole or gone, whenever this is cut off."""
+  """Delete the checkpoints after a step; if interrupted, each one is either whole or gone."""
   later = [s for s in saved_steps(directory) if s > step]
   for gone in later:
     aside = directory / f".deleted_{gone}"

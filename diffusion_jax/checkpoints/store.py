@@ -1,6 +1,7 @@
-"""Checkpoints: state, step, config and checksums as one atomic unit. The only user of orbax.
+"""Save and restore checkpoints: state, step, config and checksums as one atomic unit.
 
-A folder holds one folder a step. Only a committed step whose checksums hold is ever restored.
+A folder has one folder per step. Only a committed step with correct checksums is restored. No other
+file uses orbax.
 """
 
 import contextlib
@@ -26,20 +27,20 @@ T = TypeVar("T")
 Foreign = Callable[[Mapping[str, Any]], str | None]
 
 PATIENCE_SEC = 10.0
-"""Seconds that the writes of a failed save are waited for."""
+"""Seconds to wait for the writes of a failed save."""
 
 MIN_SLICE_BYTES = 1 << 20
-"""Arrays are cut among the devices that hold copies only down to this: cutting costs time too."""
+"""Minimum size of a slice when devices with copies share the writing, bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpointing:
-  """Config of what is saved.
+  """Config of the checkpoints.
 
   Attributes:
-    every_steps: between two checkpoints; the last step is always saved.
-    keep_last: newest checkpoints that are kept.
-    keep_every_steps: checkpoints of these multiples are kept for good; none: no others.
+    every_steps: steps between two checkpoints; the last step is always saved.
+    keep_last: number of newest checkpoints to keep.
+    keep_every_steps: keep checkpoints at multiples of this for good; none: no others.
   """
 
   every_steps: int = 1000
@@ -53,7 +54,7 @@ class Checkpointing:
 
 
 class CheckpointError(Exception):
-  """A save of so many bytes in a folder failed: the run must not go on without checkpoints."""
+  """Raised if a save failed: the run must not continue without checkpoints."""
 
   def __init__(self, message: str, directory: Path, num_bytes: int):
     super().__init__(message)
@@ -61,9 +62,9 @@ class CheckpointError(Exception):
 
 
 def explain(error: BaseException) -> str | None:
-  """Return one line for a save that storage did not take; None for any other error.
+  """Explain in one line why storage refused a save; return None for any other error.
 
-  It says what is whole by now, which a later save may have changed.
+  The line names the newest whole checkpoint, which a later save may have changed.
   """
   failed = next((e for e in storage.chain(error) if isinstance(e, CheckpointError)), None)
   if failed is None or (line := storage.explain(failed, failed.directory)) is None:
@@ -78,12 +79,12 @@ def explain(error: BaseException) -> str | None:
 
 
 class Unreadable(UserError):
-  """No step, or not the one that was asked for, can be read.
+  """Raised if no step, or not the requested one, can be read.
 
   Args:
-    directory: of the checkpoints.
-    damaged: the steps that were tried, at least one.
-    advice: what to do.
+    directory: folder of the checkpoints.
+    damaged: steps that were tried, at least one.
+    advice: next action for the user.
   """
 
   def __init__(self, directory: Path, damaged: Sequence[Damage], advice: str):
@@ -93,13 +94,13 @@ class Unreadable(UserError):
 
 
 class Restored(NamedTuple):
-  """A state read back.
+  """A restored state.
 
   Attributes:
-    step: of the checkpoint.
-    state: the tree that was asked for, in the shardings that were asked for.
-    meta: what was saved beside it, "leaves" with the checksums of the whole state included.
-    damaged: newer steps that were passed over; not those that a run deleted meanwhile.
+    step: step of the checkpoint.
+    state: requested tree, in the requested shardings.
+    meta: JSON values saved with it, including "leaves" with the checksums of the whole state.
+    damaged: newer steps that were skipped as damaged, without those that a run has deleted.
   """
 
   step: int
@@ -109,11 +110,11 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """Saves in the background; every process calls every method.
+  """Save checkpoints in the background; every process must call every method.
 
   Args:
-    directory: the folder; it is made.
-    config: when to save and what to keep; None keeps everything.
+    directory: folder of the checkpoints; it is created.
+    config: times of saving and numbers to keep; None keeps everything.
   """
 
   def __init__(self, directory: Path, config: Checkpointing | None):
@@ -122,13 +123,13 @@ class Checkpoints:
     self._manager = self._open()
 
   def begin_anew(self) -> None:
-    """Makes saving possible again after a save that failed; what that had written is deleted."""
+    """Allow saving again after a failed save; delete the files that it had written."""
     deadline = time.monotonic() + PATIENCE_SEC
     while True:
       try:
         self._manager = self._open()
         return
-      except OSError as error:  # one of its writes has been under way still
+      except OSError as error:  # a write was still in progress
         if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
           raise self._error(f"a failed save could not be deleted: {error}") from error
         time.sleep(0.1)
@@ -146,7 +147,7 @@ class Checkpoints:
         preservation_policy=_preservation(self._config),
         cleanup_tmp_directories=True,
         async_options=ocp.options.AsyncOptions(barrier_sync_fn=self._barrier),
-        # Several folders are written at once: their processes must not meet at one barrier.
+        # Several folders are written at once: their processes must not share one barrier.
         multiprocessing_options=ocp.options.MultiprocessingOptions(
           barrier_sync_key_prefix=self._directory.name
         ),
@@ -154,15 +155,15 @@ class Checkpoints:
     )
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-    """Copies the state to the host, then writes it in the background; donating it is safe.
+    """Copy the state to the host, then write it in the background; the caller may donate it.
 
     Args:
-      step: batches consumed; a step that is there already is left as it is.
+      step: batches consumed; an existing step is not saved again.
       state: tree of arrays.
-      meta: JSON values saved beside the state; "step" and "leaves" are added.
+      meta: JSON values saved with the state; "step" and "leaves" are added.
 
     Raises:
-      CheckpointError: this save, or the one before, failed, or the folder has a newer step.
+      CheckpointError: this save or the previous one failed, or the folder has a newer step.
     """
     steps = self.steps()
     if step in steps:
@@ -183,9 +184,9 @@ class Checkpoints:
       raise self._error(f"checkpoint {step} was refused by orbax")
 
   def check(self) -> None:
-    """Raises CheckpointError if a save in the background has failed.
+    """Raise CheckpointError if a save in the background has failed.
 
-    Of several processes none is told before the next save, when all are: nobody must leave alone.
+    With several processes, all raise at the next save and none earlier: none may stop alone.
     """
     if jax.process_count() > 1:
       return
@@ -195,7 +196,7 @@ class Checkpoints:
       raise self._error(f"writing a checkpoint failed: {error}") from error
 
   def wait(self) -> None:
-    """Returns once everything is on disk; raises CheckpointError if it cannot be; a collective."""
+    """Wait until everything is on disk; raise CheckpointError if that fails; a collective."""
     try:
       self._settle()
       self._manager.wait_until_finished()
@@ -203,7 +204,7 @@ class Checkpoints:
       raise self._error(f"writing a checkpoint failed: {error}") from error
 
   def _settle(self) -> None:
-    """Waits until a save has ended on every process or failed on one, whom all would wait for."""
+    """Wait until a save has finished on every process, or failed on one."""
     while jax.process_count() > 1:
       failed = self._barrier.error
       own = None if failed is None else storage.reason(failed)
@@ -220,11 +221,11 @@ class Checkpoints:
     return CheckpointError(message, self._directory, self._num_bytes)
 
   def steps(self) -> list[int]:
-    """Committed steps, and the one that is being written, in order."""
+    """Return the committed steps and the one being written, in ascending order."""
     return sorted(self._manager.all_steps())
 
   def close(self) -> None:
-    """Waits for the last save, if none has failed: threads of other processes may never come."""
+    """Wait for the last save, unless one failed: threads of other processes may never arrive."""
     if self._has_failed and jax.process_count() > 1:
       return
     try:
@@ -245,21 +246,22 @@ def _preservation(config: Checkpointing | None) -> preservation.AnyPreservationP
 def restore(
   directory: Path, target: Any, step: int | None = None, foreign: Foreign = lambda meta: None
 ) -> Restored:
-  """Reads the newest good checkpoint, or a given one. Changes nothing on disk.
+  """Restore the newest intact checkpoint, or a given one; changes nothing on disk.
 
   Args:
-    directory: of the checkpoints.
-    target: tree of ShapeDtypeStructs with shardings; a part of the saved tree, such as
-      {"params": ...} or one of the offsets, {"offsets": {name: ...}}, restores only that. Or a
-      function that returns the tree from the stored leaves by name, where versions differ.
-    step: None tries the newest first and falls back to older ones, and to those that a run which
-      goes on has saved meanwhile.
-    foreign: meta -> why the checkpoint is not the run's, which counts as damage; None: it is.
+    directory: folder of the checkpoints.
+    target: tree of ShapeDtypeStructs with shardings. A part of the saved tree, such as
+      {"params": ...} or one of the offsets, {"offsets": {name: ...}}, restores only that part. Or a
+      function from the stored leaves by name to such a tree, if versions differ.
+    step: step to restore; None: the newest, or older ones if it is damaged, or those that a
+      running program has saved meanwhile.
+    foreign: function from meta to the reason why the checkpoint belongs to another run, which
+      counts as damage; None as result: it belongs to this run.
 
   Raises:
-    Unreadable: the given step is damaged, or all are.
-    UserError: there is none, the given step is missing, or the checkpoint is of another model.
-    OSError: files that the process may not read, or on a mount that has gone: no damage.
+    Unreadable: the given step is damaged, or all steps are.
+    UserError: no checkpoint exists, the given step is missing, or it belongs to another model.
+    OSError: the process may not read the files, or their mount is gone; this is not damage.
   """
   damaged: list[Damage] = []
   tried: set[int] = set()
@@ -277,17 +279,17 @@ def restore(
         return Restored(candidate, state, meta, tuple(_still_there(directory, damaged)))
     damaged.append(Damage(candidate, str(reason)))
   damaged = _still_there(directory, damaged)
-  if not damaged:  # a run has deleted what was tried
+  if not damaged:  # a run has deleted the steps that were tried
     parallel.agree(lambda: _candidates(directory, step))
   advice = "restore a copy, or use --fresh" if step is None else _others(directory, step)
   raise Unreadable(directory, damaged, advice)
 
 
 def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
-  """Return the description of the newest readable state, or of a given one.
+  """Return the metadata of the newest readable state, or of a given one.
 
   Raises:
-    UserError: as `restore`.
+    UserError: as in `restore`.
   """
   damaged: list[Damage] = []
   tried: set[int] = set()
@@ -303,7 +305,7 @@ def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
 
 
 def _others(directory: Path, step: int | None, most: int = 3) -> str:
-  """Advice that names the steps nearest to a damaged one whose description is whole."""
+  """Name the steps nearest to a damaged one whose metadata is intact, as advice."""
   found: list[int] = []
   steps = [] if step is None else sorted(saved_steps(directory), key=lambda s: abs(s - step))
   for other in steps:
@@ -318,7 +320,7 @@ def _others(directory: Path, step: int | None, most: int = 3) -> str:
 
 
 def _next(directory: Path, step: int | None, tried: set[int]) -> int | None:
-  """The newest step not tried yet, by what process 0 lists now: a run may save and delete."""
+  """Return the newest untried step that process 0 lists now: a run may save and delete."""
 
   def find() -> int | None:
     if step is not None and tried:
@@ -334,7 +336,7 @@ def _still_there(directory: Path, damaged: list[Damage]) -> list[Damage]:
 
 
 def _candidates(directory: Path, step: int | None) -> list[int]:
-  """Steps to try, newest first."""
+  """Return the steps to try, newest first."""
   steps = saved_steps(directory)
   if not steps:
     raise UserError(f"{directory} holds no checkpoint; train first, or check --workdir")
@@ -347,13 +349,12 @@ def _candidates(directory: Path, step: int | None) -> list[int]:
 
 
 def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
-  """Return the value that every process has read, or the reason why one could not.
+  """Return the value if every process could read it, or else the reason of the failure.
 
-  A block of the disk that cannot be read is the checkpoint's failure too: an older one may be well.
+  A disk block that cannot be read is a fault of the checkpoint too: an older one may be intact.
 
   Raises:
-    Exception: trouble of the process, the devices or the mount, which any other checkpoint would
-      meet too; the step is none the worse for it.
+    Exception: a fault of the process, the devices or the mount, which would affect any checkpoint.
   """
 
   def attempt() -> tuple[T | None, str | None]:
@@ -371,7 +372,7 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
 
 
 def _check(folder: Path, target: Any, foreign: Foreign) -> tuple[dict[str, Any], Any]:
-  """One step's meta and the tree to read; any Exception is damage, UserError another model."""
+  """Return a step's meta and the tree to read; a UserError is another model, others damage."""
   meta = _load_meta(folder)
   if (reason := foreign(meta)) is not None:
     raise ValueError(reason)
@@ -381,7 +382,7 @@ def _check(folder: Path, target: Any, foreign: Foreign) -> tuple[dict[str, Any],
 
 
 def _read(folder: Path, target: Any) -> Any:
-  """One step's state; raises any Exception for damage that shows without the checksums."""
+  """Return a step's state; raise any Exception for damage that shows without the checksums."""
   args = ocp.args.PyTreeRestore(
     item=target,
     restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -395,6 +396,6 @@ def _read(folder: Path, target: Any) -> Any:
 def _load_meta(folder: Path) -> dict[str, Any]:
   with files.naming(file := folder / "meta" / "metadata"):
     meta = leaves.unseal(json.loads(file.read_text()))
-  if meta.get("step", int(folder.name)) != int(folder.name):  # older versions did not store it
+  if meta.get("step", int(folder.name)) != int(folder.name):  # not stored by older versions
     raise ValueError(f"it is the checkpoint of step {meta['step']}")
   return meta

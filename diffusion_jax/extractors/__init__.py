@@ -1,4 +1,4 @@
-"""Networks that turn pictures into the features on which samples are measured."""
+"""Networks that turn images into features, on which the sample metrics are computed."""
 
 from diffusion_jax.extractors.base import Extract, Extractor, Features, make_extract
 from diffusion_jax.extractors.domain import load_domain, train_domain

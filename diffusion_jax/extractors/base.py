@@ -1,4 +1,4 @@
-"""What a feature network is to the metrics, and how pictures stream through it."""
+"""The interface of a feature network, and the extraction of features in batches."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,12 +13,12 @@ from diffusion_jax.types import Params, UserError
 
 
 class Features(NamedTuple):
-  """Features of pictures, float32 on the host.
+  """Features of images, float32 on the host.
 
   Attributes:
-    pool: what distances are taken between.
-    logits: of the network's classes, for the Inception Score.
-    spatial: of an inner layer, for sFID; only Inception has them.
+    pool: features between which distances are computed.
+    logits: logits of the network's classes, for the Inception Score.
+    spatial: features of an inner layer, for sFID; only Inception has them.
   """
 
   pool: Float[np.ndarray, "N D"]
@@ -30,11 +30,11 @@ class Extractor(NamedTuple):
   """A feature network.
 
   Attributes:
-    name: ends the names of its figures, as in fd_digits; "inception" is the one of FID.
-    stamp: what a figure must say of it: sha256, resize and so on. JSON values.
-    params: its weights.
-    apply: (params, pictures 0..255 [B H W C]) -> (pool, logits, spatial or None), jittable.
-    resolution: (H, W, C) of the only pictures it takes; None: any.
+    name: end of its figures' names, as in fd_digits; "inception" is FID's network.
+    stamp: facts stored with each figure: sha256, resize and so on, as JSON values.
+    params: weights.
+    apply: jittable function (params, images 0..255 [B H W C]) -> (pool, logits, spatial or None).
+    resolution: (H, W, C) of the only accepted images; None: any.
   """
 
   name: str
@@ -48,15 +48,14 @@ Extract = Callable[[UInt8[np.ndarray, "N H W C"]], Features]
 
 
 def make_extract(extractor: Extractor, mesh: Mesh, batch_size: int) -> Extract:
-  """A function that gives the features of any number of pictures, in batches over the devices.
+  """Return a function that computes the features of any number of images, in batches.
 
   Args:
-    extractor: the network.
-    mesh: the devices.
-    batch_size: pictures of one batch, rounded up to a multiple of the devices; the last batch is
-      padded.
+    extractor: feature network.
+    mesh: device mesh.
+    batch_size: images per batch, rounded up to a multiple of the devices; the last batch is padded.
 
-  The function raises UserError for features that are not finite.
+  The returned function raises UserError if features are not finite.
   """
   batch_size = sharding.round_up(batch_size, mesh)
   params = sharding.put_everywhere(extractor.params, mesh)

@@ -1,8 +1,8 @@
 """Features of a data set's own classifier: a sample metric that needs no download.
 
-The classifier is trained once, on one device, from the training split alone, and kept in a file
-under the user's cache, so that all runs on the same data are measured by the same network. What it
-measures is named after the data, fd_digits, and never fid.
+The classifier is trained once, on one device, on the training split only. It is kept in a file in
+the user's cache, so that the same network measures all runs on the same data. Its metrics are named
+after the data, e.g. fd_digits, and never fid.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ FORMAT = 1
 
 
 class Recipe(NamedTuple):
-  """How the classifier is trained; part of what its file says.
+  """Settings of the classifier's training; they are stored in its file.
 
   Attributes:
-    num_steps, batch_size, learning_rate: of Adam with a cosine schedule.
-    shift: pixels by which each image is moved at random, up to so many in each direction.
-    seed: of weights, order and shifts.
+    num_steps, batch_size, learning_rate: settings of Adam with a cosine schedule.
+    shift: maximum random shift of each image in each direction, pixels.
+    seed: seed of weights, order and shifts.
   """
 
   num_steps: int = 400
@@ -44,24 +44,24 @@ class Recipe(NamedTuple):
 
 
 def data_name(source: Source) -> str:
-  """The data set's name without its split, in letters that a figure's name may have."""
+  """Return the data set's name without its split, in letters that a metric's name may have."""
   return re.sub(r"\W+", "_", source.name.rpartition(" ")[0] or source.name).strip("_").lower()
 
 
 def default_path(source: Source) -> Path:
-  """Where the classifier of a training split is kept."""
+  """Return the path of the classifier of a training split."""
   name = f"{data_name(source)}-{fingerprint(source)}.npz"
   return files.cache_folder() / "features" / name
 
 
 def train_domain(train: Source, test: Source | None, path: Path, recipe: Recipe) -> Extractor:
-  """Trains the classifier of a labelled data set and writes its file.
+  """Train the classifier of a labelled data set and write its file.
 
   Args:
-    train: the split it learns from.
-    test: the split its accuracy is counted on, if there is one.
-    path: of the file; it is replaced in one move.
-    recipe: of the training.
+    train: training split.
+    test: split on which the accuracy is computed, if any.
+    path: path of the file, which is replaced in one move.
+    recipe: settings of the training.
 
   Raises:
     UserError: the data have no labels, or the file cannot be written.
@@ -86,10 +86,10 @@ def train_domain(train: Source, test: Source | None, path: Path, recipe: Recipe)
 
 
 def load_domain(path: Path) -> Extractor:
-  """Reads a classifier's file.
+  """Read a classifier's file.
 
   Raises:
-    UserError: it is missing, damaged or of another kind.
+    UserError: the file is missing, damaged or of another kind.
   """
   if not path.is_file():
     raise UserError(
@@ -117,7 +117,7 @@ def load_domain(path: Path) -> Extractor:
 
 
 def _nest(arrays: dict[str, np.ndarray]) -> Any:
-  """The tree whose leaves have these names."""
+  """Return the tree whose leaves have these names."""
   tree: dict[str, Any] = {}
   for name, leaf in arrays.items():
     *parents, last = name.split("/")
@@ -133,7 +133,7 @@ def _to_input(pictures: jax.Array) -> jax.Array:
 
 
 def _train(source: Source, recipe: Recipe) -> Any:
-  """The trained parameters; on the first device alone, so that no mesh changes them."""
+  """Return the trained parameters; uses only the first device, so that meshes do not matter."""
   network = Classifier().create(source.spec)
   schedule = optax.cosine_decay_schedule(recipe.learning_rate, recipe.num_steps)
   optimizer = optax.adamw(schedule, weight_decay=1e-2)
@@ -161,7 +161,7 @@ def _train(source: Source, recipe: Recipe) -> Any:
 
 
 def _shift(x: jax.Array, key: jax.Array, most: int) -> jax.Array:
-  """Moves each image by up to `most` pixels, its border repeated."""
+  """Shift each image by up to `most` pixels, repeating its border."""
   height, width = x.shape[1:3]
   padded = jnp.pad(x, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
   corners = jax.random.randint(key, (len(x), 2), 0, 2 * most + 1)
@@ -173,7 +173,7 @@ def _shift(x: jax.Array, key: jax.Array, most: int) -> jax.Array:
 
 
 def _accuracy(params: Any, source: Source) -> float:
-  """Share of a split that the classifier reads right."""
+  """Return the accuracy on a split, a fraction."""
   network = Classifier().create(source.spec)
   predict = jax.jit(lambda images: network.apply(params, _to_input(images))[1].argmax(-1))
   right = 0.0
@@ -195,7 +195,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> 
 
 
 def _digest(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> str:
-  """SHA-256 of the weights and of what the file says of them."""
+  """Return the SHA-256 of the weights and of the facts stored with them."""
   digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
   for name in sorted(arrays):
     digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())

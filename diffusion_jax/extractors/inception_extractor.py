@@ -8,15 +8,15 @@ from diffusion_jax.models.inception import weights as inception_weights
 
 
 def load_inception(path: Path | None, any_weights: bool = False) -> Extractor:
-  """The network of Heusel et al. 2017 (arXiv 1706.08500) with the weights of 2015-12-05.
+  """Load the network of Heusel et al. 2017 (arXiv 1706.08500) with the weights of 2015-12-05.
 
   Args:
-    path: of the weights; None: the user's cache.
-    any_weights: also take other weights of this network; its figures are then named after them
+    path: path of the weights; None: in the user's cache.
+    any_weights: also accept other weights of this network; its metrics are then named after them
       and never fid.
 
   Raises:
-    UserError: the file is missing, damaged, or holds other weights than the published ones.
+    UserError: the file is missing or damaged, or does not have the published weights.
   """
   weights = inception_weights.load(path, **({"expected": None} if any_weights else {}))
   stamp = {

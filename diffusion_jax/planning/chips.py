@@ -83,8 +83,8 @@ def find_chip(device_kind: str) -> Chip | None:
 def memory_limit(device: Any, chip: Chip | None) -> int | None:
   """Return the bytes that a program can use on a device.
 
-  The device reports them itself, or else they come from its chip.  For a GPU that is present this is JAX's pool, three quarters of its memory unless
-  XLA_PYTHON_CLIENT_MEM_FRACTION changes that.
+  The device reports them itself, or else they come from its chip. For a GPU that is present this is
+  JAX's pool, three quarters of its memory unless XLA_PYTHON_CLIENT_MEM_FRACTION changes that.
   """
   try:
     stats = device.memory_stats()

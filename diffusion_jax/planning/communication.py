@@ -62,8 +62,8 @@ def wire_factor(kind: str, group: int) -> float:
   """Return the bytes that each of `group` devices sends per byte of its operand.
 
   In a ring of n devices, each device passes on a part of 1/n, n - 1 times. All-reduce does this
-  twice, to sum and to distribute. All-gather's operand is already such a part. Source: Patarasuk and Yuan
-  2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations".
+  twice, to sum and to distribute. All-gather's operand is already such a part. Source: Patarasuk
+  and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations".
   """
   if kind == "all-reduce":
     return 2 * (group - 1) / group

@@ -1,4 +1,4 @@
-"""The evaluation report: one self-contained HTML file from the figures of one checkpoint."""
+"""Write the evaluation report: one self-contained HTML file of one checkpoint's metrics."""
 
 from diffusion_jax.report.html import render, write_report
 from diffusion_jax.report.inline_images import Picture

@@ -1,4 +1,4 @@
-"""Several runs side by side, with every difference of protocol said."""
+"""Compare several runs side by side, with every difference between their protocols."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,11 +29,11 @@ MEASUREMENT = (
   "options",
   "data",
 )
-"""Where these differ, two figures must not be ranked against each other."""
+"""Parts of the protocol that must be equal for two figures to be ranked."""
 
 
 class Cell(NamedTuple):
-  """A figure of one run; `mark` is † where it was measured otherwise than in the first run."""
+  """A figure of one run; `mark` is † if its protocol differs from the first run's."""
 
   value: Number
   error: Number | None
@@ -51,14 +51,14 @@ class Row(NamedTuple):
 
 
 class Difference(NamedTuple):
-  """What differs between the first run and another.
+  """A difference between the protocols of the first run and another.
 
   Attributes:
-    run: the other run.
-    what: the part of the protocol.
-    here, there: its value in the first run and in the other one.
-    figures: that it concerns.
-    mark: † where it forbids ranking, ‡ where it is part of what is compared.
+    run: name of the other run.
+    what: part of the protocol.
+    here, there: its values in the first run and in the other one.
+    figures: names of the affected figures.
+    mark: † if it forbids ranking, ‡ if it is part of the comparison itself.
   """
 
   run: str
@@ -70,7 +70,7 @@ class Difference(NamedTuple):
 
 
 class Comparison(NamedTuple):
-  """The table: runs from left to right, the report's own first."""
+  """The table, with the runs from left to right and the report's own run first."""
 
   runs: list[str]
   rows: list[Row]
@@ -78,7 +78,7 @@ class Comparison(NamedTuple):
 
 
 def compare(metrics: Metrics, others: Sequence[Metrics]) -> Comparison | None:
-  """The figures that the runs have, and how their protocols differ; None without other runs."""
+  """Compare the runs' figures and protocols; return None if there are no other runs."""
   if not others:
     return None
   runs = [metrics, *others]
@@ -90,7 +90,7 @@ def compare(metrics: Metrics, others: Sequence[Metrics]) -> Comparison | None:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-  """Names made different by a number where one stands twice."""
+  """Make the names distinct by a number after each repeated one."""
   return [
     f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
     for i, name in enumerate(names)
@@ -129,7 +129,7 @@ def _cell(entry: Mapping[str, Any], value: float | None, differs: bool, best: bo
 
 
 def _best(values: Sequence[float | None], better: str) -> float | None:
-  """The best of the comparable values, where at least two of them differ."""
+  """Return the best of the comparable values, or None unless at least two of them differ."""
   known = [v for v in values if v is not None]
   if len(set(known)) < 2 or not better:
     return None
@@ -141,7 +141,7 @@ def _same(a: Mapping[str, str], b: Mapping[str, str]) -> bool:
 
 
 def _protocol(group: str, key: str, run: Metrics) -> dict[str, str]:
-  """How a figure was measured, each part as text; empty for a figure that the run lacks."""
+  """Return the protocol of a figure, each part as text; empty if the run lacks the figure."""
   entry = _entry(group, key, run)
   if not entry:
     return {}
@@ -170,7 +170,7 @@ def _data(stamp: Mapping[str, Any] | None) -> str:
 
 
 def _reference(run: Metrics, name: str | None) -> str:
-  """Data, split and content of a reference; its name where there is no stamp."""
+  """Return data, split and content of a reference; its name if it has no stamp."""
   stamp = (run.get("references") or {}).get(name) or {}
   keys = ("data", "split", "fingerprint", "augmentation", "quantisation")
   return ", ".join(text(stamp[k]) for k in keys if stamp.get(k)) or text(name)
@@ -183,7 +183,7 @@ def _extractor(run: Metrics, name: str | None) -> str:
 
 
 def _sampling(run: Metrics) -> dict[str, str]:
-  """How the images were drawn, each part as text."""
+  """Return the settings with which the images were drawn, each part as text."""
   samples, model = run.get("samples") or {}, run.get("model") or {}
   names = ("sampler", "auto_spacing", "guidance", "num_evaluations", "labels", "seeds")
   return {
@@ -213,7 +213,7 @@ def _differences(here: Metrics, there: Metrics) -> list[Difference]:
 
 
 def _difference(run: str, what: str, here: str, there: str, figures: str, mark: str) -> Difference:
-  """A difference with short hashes, unless those hide it."""
+  """Make a difference with short hashes, unless the difference is not visible in them."""
   if shortened(here) != shortened(there):
     here, there = shortened(here), shortened(there)
   return Difference(run, label(what), here, there, figures, mark)

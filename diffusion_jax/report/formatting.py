@@ -1,4 +1,4 @@
-"""Numbers and stamps as text: digits that the error supports, and never "nan"."""
+"""Format numbers and stamps as text: only digits that the error supports, never "nan"."""
 
 import math
 import re
@@ -7,18 +7,18 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 DASH = "—"
-"""What stands for a value that is missing or not finite."""
+"""Text for a value that is missing or not finite."""
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _COUNTS = ("num", "images_seen", "parameters", "step")
 
 
 class Number(NamedTuple):
-  """A number as it is shown.
+  """A number as text.
 
   Attributes:
-    text: rounded for a reader.
-    exact: every digit, for programs and for whoever points at it; empty where there is no value.
+    text: number rounded for a reader.
+    exact: every digit, for programs and tooltips; empty if there is no value.
   """
 
   text: str
@@ -26,7 +26,10 @@ class Number(NamedTuple):
 
 
 class Fact(NamedTuple):
-  """One line of a stamp: its name, its value as text, and whether that is code (a hash, a path)."""
+  """One line of a stamp.
+
+  Its name, its value as text, and whether the value is code such as a hash or a path.
+  """
 
   name: str
   text: str
@@ -34,7 +37,7 @@ class Fact(NamedTuple):
 
 
 def finite(value: Any) -> float | None:
-  """The value as a float, or None where it is no finite number."""
+  """Return the value as a float, or None if it is not a finite number."""
   if value is None or isinstance(value, (bool, str)):
     return None
   try:
@@ -45,7 +48,7 @@ def finite(value: Any) -> float | None:
 
 
 def number(value: Any, decimals: int | None = None) -> Number:
-  """A number with so many decimals, or with four significant digits."""
+  """Format a number with the given decimals, or with four significant digits."""
   x = finite(value)
   if x is None:
     return Number(DASH)
@@ -71,7 +74,7 @@ def _four_digits(x: float) -> str:
 
 
 def power_of_ten(x: float, digits: int) -> str:
-  """A number as 1.2×10⁻⁵."""
+  """Format a number as 1.2×10⁻⁵."""
   mantissa, exponent = f"{x:.{digits}e}".split("e")
   power = "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
   short = mantissa.rstrip("0").rstrip(".").replace("-", "−")
@@ -79,7 +82,7 @@ def power_of_ten(x: float, digits: int) -> str:
 
 
 def error_decimals(error: Any) -> int | None:
-  """Decimals that show two significant digits of an error; None where there is no error."""
+  """Return the decimals that show two significant digits of an error; None without an error."""
   x = finite(error)
   if x is None or x <= 0:
     return None
@@ -87,9 +90,9 @@ def error_decimals(error: Any) -> int | None:
 
 
 def with_error(value: Any, error: Any) -> tuple[Number, Number]:
-  """A value and its error, both with the decimals that the error supports.
+  """Format a value and its error, both with the decimals that the error supports.
 
-  Four significant digits of the value where there is no error, or an error of zero.
+  Without an error, or with an error of zero, the value has four significant digits.
   """
   decimals = error_decimals(error)
   if finite(error) == 0:
@@ -98,13 +101,13 @@ def with_error(value: Any, error: Any) -> tuple[Number, Number]:
 
 
 def count(value: Any) -> Number:
-  """A count with thousands separators."""
+  """Format a count with thousands separators."""
   x = finite(value)
   return Number(DASH) if x is None else Number(f"{x:,.0f}", repr(_plain(value)))
 
 
 def tick(x: int | float) -> str:
-  """A number on an axis: short."""
+  """Format a number for an axis, in short form."""
   if x == 0:
     return "0"
   if abs(x) >= 1e9 or abs(x) < 1e-3:
@@ -116,7 +119,7 @@ def tick(x: int | float) -> str:
 
 
 def moment(value: Any) -> str:
-  """A time, in seconds since 1970 or already as text."""
+  """Format a time, in seconds since 1970 or already as text."""
   x = finite(value)
   try:
     when = datetime.fromisoformat(str(value)) if x is None else datetime.fromtimestamp(x, UTC)
@@ -126,7 +129,7 @@ def moment(value: Any) -> str:
 
 
 def text(value: Any, key: str = "") -> str:
-  """Any leaf of metrics.json as text, with every digit of a number."""
+  """Format a leaf of metrics.json as text, with every digit of a number."""
   if isinstance(value, bool):
     return "yes" if value else "no"
   if isinstance(value, (list, tuple)):
@@ -139,12 +142,12 @@ def text(value: Any, key: str = "") -> str:
 
 
 def label(name: str) -> str:
-  """A key as words: `num_samples` is "num samples"."""
+  """Return a key as words: `num_samples` is "num samples"."""
   return name.replace("_", " ").replace("sha256", "SHA-256")
 
 
 def facts(stamp: Mapping[str, Any], prefix: str = "") -> list[Fact]:
-  """Every leaf of a stamp in its own order; nested names are joined by dots."""
+  """List every leaf of a stamp in its order; dots join the parts of nested names."""
   return list(_leaves(stamp, prefix))
 
 
@@ -166,21 +169,21 @@ def _has_mappings(value: Any) -> bool:
 
 
 def is_code(key: str, shown: str) -> bool:
-  """Whether a value reads better in a fixed-width face: a hash, a revision, a path."""
+  """Return whether to print a value in a fixed-width font: a hash, a revision, a path."""
   hashed = any(part in key for part in ("sha256", "fingerprint", "revision"))
   return shown != DASH and (hashed or key in ("folder", "source", "workdir"))
 
 
 def shortened(words: str) -> str:
-  """Text with every long hash cut to its first 12 digits."""
+  """Shorten every long hash in a text to its first 12 digits."""
   return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1…", words)
 
 
 def clipped(words: str, length: int) -> str:
-  """Text of at most so many characters, for a place that does not grow."""
+  """Cut a text to `length` characters."""
   return words if len(words) <= length else words[: length - 1] + "…"
 
 
 def listed(values: Sequence[Any]) -> str:
-  """Values as text with commas between."""
+  """Format values as text, separated by commas."""
   return ", ".join(text(v) for v in values)

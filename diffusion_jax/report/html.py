@@ -1,4 +1,4 @@
-"""The page: what the sections hold, and the writing of it in one move."""
+"""Render the page from its sections, and replace the file in one move."""
 
 import base64
 import hashlib
@@ -37,7 +37,7 @@ NOT_ALIKE = "† The runs were measured differently: see the differences of prot
 
 
 class Section(NamedTuple):
-  """A part of the page: its id, its heading and what its block of the template shows."""
+  """A part of the page: its id, its heading and the data of its block in the template."""
 
   id: str
   heading: str
@@ -51,15 +51,16 @@ def write_report(
   training: Sequence[Mapping[str, Any]] = (),
   compared: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-  """Writes the report as one HTML file that loads nothing; the old file stays until it is whole.
+  """Write the report as one HTML file that loads nothing.
 
-  The same input gives the same bytes. A part that is absent has no section.
+  The old file stays until the new one is complete. The same input gives the same bytes. A part
+  without data has no section.
 
   Args:
-    path: of the file; its folder is made.
-    metrics: the object of metrics.json, schema 1.
-    pictures: by name. "samples", "classes", "progression", "reconstructions" and "nearest" have
-      their own places; others are shown under further pictures.
+    path: path of the file; missing folders are created.
+    metrics: content of metrics.json, schema 1.
+    pictures: pictures by name. "samples", "classes", "progression", "reconstructions" and "nearest"
+      have places of their own; the others appear under further pictures.
     training: rows of metrics.jsonl.
     compared: metrics.json of other runs.
   """
@@ -74,7 +75,7 @@ def render(
   training: Sequence[Mapping[str, Any]] = (),
   compared: Sequence[Metrics] = (),
 ) -> str:
-  """The page as text; arguments as `write_report`."""
+  """Render the page as text; the arguments are those of `write_report`."""
   hero = show("samples", pictures["samples"], HERO_WIDTH) if "samples" in pictures else None
   script = (HERE / "copy.js").read_text(encoding="utf-8")
   environment = Environment(
@@ -105,7 +106,7 @@ def render(
 
 
 def policy(script: str) -> str:
-  """Content security policy: nothing is loaded, and no script runs but this one."""
+  """Return the content security policy: the page loads nothing and runs only this script."""
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   rules = {
     "default-src": "'none'",
@@ -124,7 +125,7 @@ def sections(
   training: Sequence[Mapping[str, Any]],
   compared: Sequence[Metrics],
 ) -> list[Section]:
-  """The sections that have something to show, in the page's order."""
+  """List the sections that have data, in the page's order."""
   contents = {
     **_measured(metrics, shown),
     "samples": {"pictures": show_all(shown, "classes", "progression")},
@@ -143,7 +144,7 @@ def sections(
 
 
 def _measured(metrics: Metrics, shown: Mapping[str, Picture]) -> dict[str, dict[str, Any]]:
-  """The sections of what was measured."""
+  """Return the sections of the measurements."""
   baseline = [
     (name.replace("_", " "), views.number(value))
     for name, value in (metrics.get("baseline") or {}).items()

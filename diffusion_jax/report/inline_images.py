@@ -1,4 +1,4 @@
-"""Pictures as data URIs, with the place that each has in the report."""
+"""Pictures as data URIs, with their place in the report."""
 
 import base64
 import dataclasses
@@ -11,9 +11,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 SHOWN_WIDTH = 520
-"""CSS pixels. Pictures up to this wide are enlarged by whole pixels, never smoothed."""
+"""Width up to which pictures are enlarged, by whole pixels, unsmoothed; CSS pixels."""
 HERO_WIDTH = 380
-"""CSS pixels. The same for the picture beside the headline figures."""
+"""The same width for the picture beside the headline figures, CSS pixels."""
 
 TITLES = {
   "samples": "Samples",
@@ -30,8 +30,8 @@ class Picture:
   """An image of the report.
 
   Attributes:
-    image: grey, RGB or RGBA.
-    caption: says what is seen, in a sentence; it is also the alternative text.
+    image: pixels, grey, RGB or RGBA.
+    caption: sentence that describes the image; it is also the alternative text.
   """
 
   image: UInt8[np.ndarray, "H W C"]
@@ -44,14 +44,14 @@ class Picture:
 
 
 class Shown(NamedTuple):
-  """A picture as the template takes it.
+  """A picture as the template needs it.
 
   Attributes:
-    name, title, caption: what it is.
-    uri: the PNG.
-    width, height: of the PNG, pixels.
-    shown_width: CSS pixels on a wide screen: a whole multiple of `width` for pixel art.
-    pixelated: whether it is pixel art.
+    name, title, caption: id, heading and description.
+    uri: PNG as a data URI.
+    width, height: size of the PNG, pixels.
+    shown_width: width on a wide screen, CSS pixels: a whole multiple of `width` for pixel art.
+    pixelated: true for pixel art.
   """
 
   name: str
@@ -65,7 +65,7 @@ class Shown(NamedTuple):
 
 
 def show(name: str, picture: Picture, room: int = SHOWN_WIDTH) -> Shown:
-  """A picture, its title and its size on a wide screen with so much room."""
+  """Return a picture with its title and its size on a wide screen, at most `room` CSS pixels."""
   height, width = picture.image.shape[:2]
   zoom = min(max(1, room // width), 8)
   title = TITLES.get(name, name.replace("_", " ").capitalize())
@@ -74,17 +74,17 @@ def show(name: str, picture: Picture, room: int = SHOWN_WIDTH) -> Shown:
 
 
 def show_all(pictures: Mapping[str, Picture], *names: str) -> list[Shown]:
-  """Those of the names that there are, in the names' order."""
+  """Return the pictures that exist among the names, in the order of the names."""
   return [show(name, pictures[name]) for name in names if name in pictures]
 
 
 def show_others(pictures: Mapping[str, Picture]) -> list[Shown]:
-  """The pictures that have no place of their own."""
+  """Return the pictures that have no place of their own."""
   return [show(name, picture) for name, picture in pictures.items() if name not in TITLES]
 
 
 def png_uri(image: UInt8[np.ndarray, "H W C"]) -> str:
-  """A PNG as a data URI, the same bytes each time."""
+  """Encode a PNG as a data URI; the same image gives the same bytes."""
   pixels = image[:, :, 0] if image.shape[2] == 1 else image
   stream = io.BytesIO()
   Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="PNG", optimize=True)

@@ -1,4 +1,4 @@
-"""The plots of the report; each function gives none where there is nothing to plot."""
+"""The plots of the report; each function returns nothing if there is nothing to plot."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,17 +13,17 @@ from diffusion_jax.report.views import LIKELIHOODS, Metrics, describe
 
 Pairs = list[tuple[float, float]]
 MAX_POINTS = 1000
-"""Of a training curve; longer ones are thinned evenly."""
+"""Maximum points of a training curve; longer ones are thinned evenly."""
 
 
 def pairs(xs: Sequence[Any], ys: Sequence[Any]) -> Pairs:
-  """The finite points of two lists."""
+  """Return the finite points of two lists."""
   both = [(finite(x), finite(y)) for x, y in zip(xs, ys, strict=False)]
   return [(x, y) for x, y in both if x is not None and y is not None]
 
 
 def thinned(points: Pairs) -> Pairs:
-  """At most MAX_POINTS of the points, evenly, the last one among them."""
+  """Return at most MAX_POINTS of the points, evenly spaced and with the last one."""
   every = -(-len(points) // MAX_POINTS)
   return points[::-1][::every][::-1] if every > 1 else points
 
@@ -32,13 +32,13 @@ def thinned(points: Pairs) -> Pairs:
 
 
 def training(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
-  """The loss, the held-out likelihoods and the speed against the step."""
+  """Plot the loss, the held-out likelihoods and the speed against the step."""
   found = [_loss(rows), _held_out_bits(rows), _speed(rows)]
   return [plot for plot in found if plot is not None]
 
 
 def column(rows: Sequence[Mapping[str, Any]], name: str) -> Pairs:
-  """(step, value) of the rows that have both."""
+  """Return (step, value) for the rows that have both."""
   return pairs([r.get("step") for r in rows], [r.get(name) for r in rows])
 
 
@@ -73,7 +73,7 @@ def _curves(
   note: str = "",
   from_zero: bool = False,
 ) -> Plot | None:
-  """Curves against the step; one that has few points also has markers."""
+  """Plot curves against the step; a curve with few points also has markers."""
   curves = {k: thinned(points) for k, points in curves.items() if points}
   if not curves:
     return None
@@ -101,7 +101,7 @@ def _curves(
 
 
 def bits(metrics: Metrics) -> Plot | None:
-  """The terms of each likelihood as stacked bars, beside the baselines."""
+  """Plot the terms of each likelihood as stacked bars, next to the baselines."""
   bars = {k: e for k, e in (metrics.get("likelihoods") or {}).items() if _stackable(e)}
   baselines = {k: x for k, v in (metrics.get("baseline") or {}).items() if (x := finite(v))}
   if not bars:
@@ -135,7 +135,7 @@ def bits(metrics: Metrics) -> Plot | None:
 
 
 def _stackable(estimate: Mapping[str, Any]) -> bool:
-  """Whether all terms are known and none is negative."""
+  """Return whether all terms are known and none is negative."""
   means = [finite(term.get("mean")) for term in (estimate.get("terms") or {}).values()]
   return bool(means) and all(mean is not None and mean >= 0 for mean in means)
 
@@ -157,7 +157,7 @@ def _bar_words(key: str, estimate: Mapping[str, Any]) -> str:
 
 
 def timesteps(metrics: Metrics) -> list[Plot]:
-  """The curves of each likelihood over the time."""
+  """Plot the curves of each likelihood over the time."""
   return [
     plot
     for key, estimate in (metrics.get("likelihoods") or {}).items()
@@ -197,12 +197,12 @@ def _timestep_curve(key: str, name: str, curve: Mapping[str, Any]) -> Plot | Non
 
 
 def slug(name: str) -> str:
-  """A name as a part of an id: other characters than letters and digits become their numbers."""
+  """Return a name as a part of an id, with code points for all but letters and digits."""
   return "".join(c if c.isascii() and c.isalnum() else f"_{ord(c)}" for c in name)
 
 
 def spectrum(metrics: Metrics) -> list[Plot]:
-  """The denoising error by log-SNR on train and test, and the gap between them."""
+  """Plot the denoising error by log-SNR on train and test, and the gap between them."""
   found = metrics.get("spectrum") or {}
   x = found.get("log_snr") or []
   splits = {s: v for s, v in found.items() if isinstance(v, Mapping) and v.get("eps_mse")}
@@ -257,7 +257,7 @@ def _band(axes: Axes, i: int, x: Sequence[Any], curve: Mapping[str, Any]) -> Non
 
 
 def _gap(x: Sequence[Any], splits: Mapping[str, Mapping[str, Any]]) -> Plot | None:
-  """Test error over training error, in percent: what the network knows of its training images."""
+  """Plot the test error over the training error, percent: it rises with memorisation."""
   if not {"train", "test"} <= splits.keys():
     return None
   train, test = splits["train"], splits["test"]

@@ -1,4 +1,4 @@
-"""Matplotlib drawings as inline SVG in one style, with colours that follow the page's theme."""
+"""Draw with Matplotlib as inline SVG in one style, in the colours of the page's theme."""
 
 import io
 import re
@@ -22,14 +22,14 @@ VARIABLES = {
   LINE: "var(--line)",
   **{color: f"var(--c{i + 1})" for i, color in enumerate(COLORS)},
 }
-"""Colours of the drawing -> variables of the style sheet, which has a light and a dark value."""
+"""Colours of the drawing -> variables of the style sheet, which has light and dark values."""
 
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.8)), (0, (7, 2, 1.5, 2)))
 GAP = 0.09
-"""Room between two labels of a logarithmic axis, as a share of its length."""
+"""Minimum distance of two labels on a logarithmic axis, as a fraction of its length."""
 
 WIDTH = 6.0
-"""Inches, at 72 units an inch: the type is 11.5 units on a drawing 432 units wide."""
+"""Width in inches, 72 units per inch: the type is 11.5 units on a drawing 432 units wide."""
 
 STYLE: Any = {
   "svg.fonttype": "none",
@@ -61,7 +61,7 @@ STYLE: Any = {
 
 
 class Key(NamedTuple):
-  """An entry of a legend: a series' name, its colour and how its line is drawn."""
+  """An entry of a legend: the name, colour and line style of a series."""
 
   label: str
   color: int
@@ -70,14 +70,14 @@ class Key(NamedTuple):
 
 
 class Plot(NamedTuple):
-  """A drawing with its words.
+  """A drawing with its texts.
 
   Attributes:
-    title: what is plotted.
-    svg: to be put into HTML as it is.
-    alt: what a reader who does not see it needs.
-    keys: the legend; empty for a single series.
-    note: how to read it.
+    title: title of the plot.
+    svg: drawing, ready for insertion into HTML.
+    alt: description for a reader who does not see the drawing.
+    keys: legend; empty for a single series.
+    note: hint for reading the plot.
   """
 
   title: str
@@ -88,27 +88,27 @@ class Plot(NamedTuple):
 
 
 def color(i: int) -> str:
-  """The i-th colour; they repeat."""
+  """Return the i-th colour; the colours repeat."""
   return COLORS[i % len(COLORS)]
 
 
 def dash(i: int) -> Any:
-  """The i-th way to draw a line; they repeat."""
+  """Return the i-th line style; the styles repeat."""
   return DASHES[i % len(DASHES)]
 
 
 def key(label: str, i: int, kind: str = "line") -> Key:
-  """The legend's entry of the i-th series."""
+  """Return the legend entry of the i-th series."""
   return Key(label, i % len(COLORS) + 1, i % len(DASHES), kind)
 
 
 def draw(name: str, paint: Callable[[Axes], None], height: float = 3.3) -> Markup:
-  """Paints one pair of axes and returns it as SVG.
+  """Draw one pair of axes and return it as SVG.
 
   Args:
-    name: prefix of all ids in it, unique in the page.
-    paint: draws on the axes.
-    height: inches.
+    name: prefix of all ids in the drawing, unique in the page.
+    paint: function that draws on the axes.
+    height: height of the drawing, inches.
   """
   with matplotlib.rc_context(STYLE):
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -122,7 +122,7 @@ def draw(name: str, paint: Callable[[Axes], None], height: float = 3.3) -> Marku
 
 
 def inline(svg: str, name: str) -> str:
-  """An SVG file as an element of a page: own ids, the page's colours, no style sheet of its own."""
+  """Turn an SVG file into an element of a page: own ids, the page's colours, no style sheet."""
   svg = svg[svg.index("<svg") :].strip()
   svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
   svg = re.sub(
@@ -140,18 +140,18 @@ def inline(svg: str, name: str) -> str:
 
 
 def _keep_shapes(match: re.Match[str]) -> str:
-  """Definitions stay when they hold shapes; a style sheet or metadata goes."""
+  """Keep definitions that hold shapes; drop style sheets and metadata."""
   return "" if match[1] == "metadata" or "<style" in match[2] else match[0]
 
 
 def plain_axis(axis: Any, bins: int = 6) -> None:
-  """Round numbers on a linear axis."""
+  """Put round numbers on a linear axis."""
   axis.set_major_locator(ticker.MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]))
   axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: tick(x)))
 
 
 def log_axis(axes: Axes, which: str, values: Sequence[float], at_values: bool = False) -> None:
-  """A logarithmic axis with a handful of ticks at round numbers, or at the values themselves."""
+  """Make an axis logarithmic, with a few ticks at round numbers or at the values themselves."""
   getattr(axes, f"set_{which}scale")("log")
   axis = getattr(axes, f"{which}axis")
   low, high = getattr(axes, f"get_{which}lim")()
@@ -162,7 +162,7 @@ def log_axis(axes: Axes, which: str, values: Sequence[float], at_values: bool = 
 
 
 def round_numbers(low: int | float, high: int | float) -> list[float]:
-  """At least three round numbers of a positive range, the roundest that there are."""
+  """Return at least three numbers of a positive range, the roundest possible."""
   first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
   fine = (np.arange(1, 10, step) for step in (1, 0.5, 0.1))
   for digits in ((1,), (1, 3), (1, 2, 5), *fine):
@@ -173,7 +173,7 @@ def round_numbers(low: int | float, high: int | float) -> list[float]:
 
 
 def spaced(places: Sequence[int | float], low: int | float, high: int | float) -> list[float]:
-  """Those of the places, from the last one down, that leave room for their labels on a log axis."""
+  """Select places whose labels do not overlap on a log axis, starting from the last one."""
   kept: list[float] = []
   for place in sorted(places, reverse=True):
     if not kept or np.log(kept[-1] / place) >= GAP * np.log(high / low):
@@ -182,5 +182,5 @@ def spaced(places: Sequence[int | float], low: int | float, high: int | float) -
 
 
 def spans(values: Sequence[float] | np.ndarray, ratio: int | float) -> bool:
-  """Whether all are positive and the largest is more than `ratio` times the smallest."""
+  """Return whether all are positive and the largest is more than `ratio` times the smallest."""
   return len(values) > 0 and min(values) > 0 and max(values) > ratio * min(values)

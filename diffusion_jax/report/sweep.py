@@ -1,4 +1,4 @@
-"""The sweep of sampler, steps and guidance: its table, and its series for the plots."""
+"""The sweep over sampler, steps and guidance: its table, and the series of its plots."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,14 +20,14 @@ class SweepRow(NamedTuple):
 
 
 class Sweep(NamedTuple):
-  """The sweep as a table: the names of its figures and one row a setting."""
+  """The sweep as a table: the names of its figures and one row per setting."""
 
   names: list[str]
   rows: list[SweepRow]
 
 
 def sweep_table(metrics: Metrics) -> Sweep | None:
-  """The settings of a sweep in their order; None without one."""
+  """Return the settings of a sweep in their order; None if there is no sweep."""
   rows = metrics.get("sweep") or []
   if not rows:
     return None
@@ -51,12 +51,12 @@ def _sweep_row(row: Mapping[str, Any], names: Sequence[str]) -> SweepRow:
 
 
 def overrides_text(overrides: Mapping[str, Any]) -> str:
-  """Overrides as on the command line: sampler.steps=10, guidance.weight=2."""
+  """Format overrides as on the command line: sampler.steps=10, guidance.weight=2."""
   return ", ".join(f"{key}={text(value)}" for key, value in overrides.items()) or "as trained"
 
 
 class Point(NamedTuple):
-  """A figure at one setting; `error` is zero where none is known."""
+  """A figure at one setting; `error` is zero if it is not known."""
 
   x: float
   y: float
@@ -66,17 +66,17 @@ class Point(NamedTuple):
 def series(
   rows: Sequence[Mapping[str, Any]], figure: str, x: str, apart: Sequence[str]
 ) -> dict[str, list[Point]]:
-  """The points of a figure against x, one series for each setting of everything else.
+  """Return the points of a figure against x, one series per setting of everything else.
 
   Args:
-    rows: of the sweep.
-    figure: its name.
+    rows: rows of the sweep.
+    figure: name of the figure.
     x: "num_evaluations", or the name of an override.
-    apart: overrides that do not tell series apart, since x follows from them.
+    apart: overrides that do not separate series, because x depends on them.
 
   Returns:
-    Series by the overrides that vary between them (empty text where there is one series); the
-    points in the order of x.
+    Series by the overrides that differ between them (empty text for a single series); the points
+    are in the order of x.
   """
   varying = _varying(rows, apart)
   found: dict[str, list[Point]] = {}
@@ -98,7 +98,7 @@ def _point(row: Mapping[str, Any], figure: str, x: str) -> Point | None:
 
 
 def _varying(rows: Sequence[Mapping[str, Any]], apart: Sequence[str]) -> list[str]:
-  """Overrides with more than one value, in their order."""
+  """Return the overrides with more than one value, in their order."""
   all_overrides = [row.get("overrides") or {} for row in rows]
   keys = dict.fromkeys(key for overrides in all_overrides for key in overrides)
   values = {key: {text(o.get(key)) for o in all_overrides} for key in keys}
@@ -106,15 +106,15 @@ def _varying(rows: Sequence[Mapping[str, Any]], apart: Sequence[str]) -> list[st
 
 
 def _short(key: str) -> str:
-  """The override's name as a reader says it."""
+  """Return the short name of an override, for a legend."""
   return {"sampler.name": "sampler", GUIDANCE: "guidance"}.get(key, key)
 
 
 def figure_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  """The figures of a sweep."""
+  """Return the names of the figures of a sweep."""
   return list(dict.fromkeys(name for row in rows for name in row.get("figures") or {}))
 
 
 def num_values(rows: Sequence[Mapping[str, Any]], key: str) -> int:
-  """How many values an override takes."""
+  """Return the number of values of an override."""
   return len({text(v) for row in rows if (v := (row.get("overrides") or {}).get(key)) is not None})

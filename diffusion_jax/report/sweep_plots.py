@@ -1,4 +1,4 @@
-"""Plots of quality: against network evaluations, against guidance, against one over N."""
+"""Plots of quality: against network evaluations, against guidance, against 1 / N."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,15 +15,15 @@ from diffusion_jax.report.sweep import GUIDANCE, STEPS, Point, figure_names, num
 from diffusion_jax.report.views import Metrics
 
 MAX_PLOTS = 4
-"""Figures of a sweep that are plotted; the table has all."""
+"""Maximum number of figures of a sweep that are plotted; the table has all of them."""
 
 EVALUATIONS = "network evaluations an image"
 
 
 def quality(metrics: Metrics) -> list[Plot]:
-  """Each figure of the sweep against network evaluations, and against guidance where that varies.
+  """Plot each figure of the sweep against network evaluations, and against varying guidance.
 
-  The sweep must have at least two numbers of evaluations, or three weights of guidance.
+  A plot needs at least two numbers of evaluations, or three guidance weights.
   """
   rows = metrics.get("sweep") or []
   found = []
@@ -44,10 +44,10 @@ def _against(
 
 
 def common(runs: Mapping[str, Metrics]) -> Plot | None:
-  """The first figure that the sweeps of at least two runs share, against network evaluations.
+  """Plot the first figure that at least two sweeps share, against network evaluations.
 
   Args:
-    runs: metrics by the name that the plot gives them.
+    runs: metrics by the name of the run in the plot.
   """
   swept = {name: run["sweep"] for name, run in runs.items() if run.get("sweep")}
   if len(swept) < 2:
@@ -70,7 +70,7 @@ def _in_all(figure: str, swept: Mapping[str, Sequence[Mapping[str, Any]]]) -> bo
 def _scatter(
   name: str, title: str, x_label: str, y_label: str, curves: Mapping[str, Sequence[Point]]
 ) -> Plot | None:
-  """Series of points with error bars; logarithmic where the values span enough."""
+  """Plot series of points with error bars; logarithmic if the values span enough."""
   everything = [p for points in curves.values() for p in points]
   if not everything:
     return None
@@ -98,7 +98,7 @@ def _scatter(
 
 
 def infinity(metrics: Metrics) -> list[Plot]:
-  """Each figure that was extrapolated to infinitely many samples, against one over N."""
+  """Plot each figure that was extrapolated to infinitely many samples, against 1 / N."""
   figures = metrics.get("figures") or {}
   found = [_extrapolation(key, figure) for key, figure in figures.items() if figure.get("points")]
   return [plot for plot in found if plot is not None]
@@ -139,7 +139,7 @@ def _extrapolation(key: str, figure: Mapping[str, Any]) -> Plot | None:
 
 
 def _count_axis(axes: Axes, nums: np.ndarray, end: float) -> None:
-  """Ticks at 1/N, named N; those that would overlap are left out."""
+  """Put ticks at 1 / N, labelled N; drop labels that would overlap."""
   kept = [0.0]
   for place in sorted(1 / nums):
     if place - kept[-1] > 0.11 * end:

@@ -1,4 +1,4 @@
-"""metrics.json as the rows that the report shows; a part that is absent gives no rows."""
+"""metrics.json as the rows of the report; a missing part gives no rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -40,17 +40,17 @@ class Figure(NamedTuple):
   """A sample metric as one row.
 
   Attributes:
-    key: its name in metrics.json, which says what it may be compared with.
-    description: in words, with the unit where it has one.
-    value, error: with the digits that the error supports; `error` is None where none is known.
-    error_is: what the error is: "s.d. of 3 seeds" or "s.e.".
-    better: "lower", "higher" or "".
-    num_samples, num_reference: counts.
+    key: name in metrics.json; figures of one name may be compared.
+    description: explanation in words, with the unit if there is one.
+    value, error: numbers with the digits that the error supports; `error` is None if not known.
+    error_is: kind of error: "s.d. of 3 seeds" or "s.e.".
+    better: better direction: "lower", "higher" or "".
+    num_samples, num_reference: numbers of images.
     where: features and reference.
-    seeds: the value of each seed, as text; empty for a single seed.
-    protocol: in words.
+    seeds: value of each seed, as text; empty for a single seed.
+    protocol: protocol in words.
     metric: name of the metric.
-    card: its place among the cards; 0: no card.
+    card: place among the cards; 0: no card.
   """
 
   key: str
@@ -72,10 +72,10 @@ class Term(NamedTuple):
   """A part of a likelihood, bits/dim.
 
   Attributes:
-    name: of the part.
-    value, error: its mean and standard error.
-    share: of the whole, in percent.
-    padding: invisible digits after the number that line the decimal points up.
+    name: name of the part.
+    value, error: mean and standard error, bits/dim.
+    share: fraction of the whole, percent.
+    padding: invisible digits after the number, which align the decimal points.
   """
 
   name: str
@@ -86,7 +86,7 @@ class Term(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-  """A likelihood estimate as one row; all figures in bits/dim, all errors standard errors."""
+  """A likelihood estimate as one row; figures in bits/dim, errors as standard errors."""
 
   key: str
   description: str
@@ -110,13 +110,13 @@ class Card(NamedTuple):
 
 
 def describe(key: str, names: Mapping[str, str]) -> str:
-  """The words for the longest name that begins the key; empty for an unknown one."""
+  """Return the words for the longest name that the key begins with; empty for an unknown one."""
   known = [name for name in names if key == name or key.startswith(f"{name}_")]
   return names[max(known, key=len)] if known else ""
 
 
 class Words(NamedTuple):
-  """What a metric declares for the report, see `metrics.base.Metric`."""
+  """A metric's declarations for the report; see `metrics.base.Metric`."""
 
   metric: str = ""
   description: str = ""
@@ -124,7 +124,7 @@ class Words(NamedTuple):
 
 
 def words_of(key: str, figure: Mapping[str, Any]) -> Words:
-  """Return what a figure's metric declares: the figure says it, or its name if it is an old one."""
+  """Return the declarations of a figure's metric, from the figure or else by its name."""
   if "metric" in figure:
     return Words(*(figure.get(name, default) for name, default in Words._field_defaults.items()))
   known: dict[str, Words] = {}
@@ -135,18 +135,18 @@ def words_of(key: str, figure: Mapping[str, Any]) -> Words:
 
 
 def _names(metric: Metric) -> dict[str, str]:
-  """Name -> description, on domain features and on the published Inception's."""
+  """Return name -> description, on domain features and on the published Inception's."""
   pairs = ((metric.domain_name or metric.name, False), (metric.name, True))
   return {name: describe_metric(metric, is_published) for name, is_published in pairs}
 
 
 def figure_rows(metrics: Metrics) -> list[Figure]:
-  """The sample metrics in the order of metrics.json."""
+  """Return the sample metrics in the order of metrics.json."""
   return [figure_row(key, f) for key, f in metrics.get("figures", {}).items()]
 
 
 def figure_row(key: str, figure: Mapping[str, Any]) -> Figure:
-  """One sample metric."""
+  """Return one sample metric as a row."""
   error, error_is = spread(figure)
   value, shown_error = with_error(figure.get("value"), error)
   seeds = figure.get("values") or []
@@ -170,7 +170,7 @@ def figure_row(key: str, figure: Mapping[str, Any]) -> Figure:
 
 
 def spread(figure: Mapping[str, Any]) -> tuple[float | None, str]:
-  """The error of a figure and what it is: over seeds where it was measured so, else standard."""
+  """Return the error of a figure and its kind: over seeds if available, else standard."""
   over_seeds = finite(figure.get("standard_deviation"))
   num = len(figure.get("values") or [])
   if over_seeds is not None and num > 1:
@@ -181,18 +181,18 @@ def spread(figure: Mapping[str, Any]) -> tuple[float | None, str]:
 
 
 def shared_protocol(rows: Sequence[Figure]) -> str:
-  """The protocol's words where all figures have the same, to be said once; else empty."""
+  """Return the protocol in words if all figures share it; else an empty text."""
   words = {row.protocol for row in rows}
   return words.pop() if len(words) == 1 and len(rows) > 1 else ""
 
 
 def likelihood_rows(metrics: Metrics) -> list[Likelihood]:
-  """The likelihood estimates in the order of metrics.json."""
+  """Return the likelihood estimates in the order of metrics.json."""
   return [likelihood_row(key, x) for key, x in metrics.get("likelihoods", {}).items()]
 
 
 def likelihood_row(key: str, estimate: Mapping[str, Any]) -> Likelihood:
-  """One likelihood estimate."""
+  """Return one likelihood estimate as a row."""
   value, error = with_error(estimate.get("bits_per_dim"), estimate.get("standard_error"))
   decimals = error_decimals(estimate.get("standard_error"))
   return Likelihood(
@@ -209,7 +209,7 @@ def likelihood_row(key: str, estimate: Mapping[str, Any]) -> Likelihood:
 
 
 def counted(estimate: Mapping[str, Any]) -> Iterator[str]:
-  """What a likelihood was measured on, in phrases."""
+  """Describe the data and draws of a likelihood estimate, in phrases."""
   if "num_images" in estimate:
     num, split = count(estimate["num_images"]).text, text(estimate.get("split"))
     yield f"{num} {split} images" if split != DASH else f"{num} images"
@@ -223,7 +223,7 @@ def counted(estimate: Mapping[str, Any]) -> Iterator[str]:
 
 
 def terms(estimate: Mapping[str, Any]) -> list[Term]:
-  """The parts of a likelihood, each with the digits that its error supports."""
+  """Return the parts of a likelihood, each with the digits that its error supports."""
   whole, rows = finite(estimate.get("bits_per_dim")), []
   for name, part in (estimate.get("terms") or {}).items():
     mean = finite(part.get("mean"))
@@ -236,7 +236,7 @@ def terms(estimate: Mapping[str, Any]) -> list[Term]:
 
 
 def _tail(number_text: str) -> str:
-  """The point and the decimals of a number, each digit as 0."""
+  """Return the decimal point and the decimals of a number, each digit as 0."""
   point = number_text.find(".")
   return "" if point < 0 or "×" in number_text else "." + "0" * (len(number_text) - point - 1)
 
@@ -270,7 +270,7 @@ def _likelihood_card(row: Likelihood) -> Card:
 
 
 def memorization_rows(metrics: Metrics) -> list[tuple[str, Number, str]]:
-  """Figures of the memorisation check: name, value, what it means."""
+  """Return the figures of the memorisation check: name, value, meaning."""
   check = metrics.get("memorization")
   if not check:
     return []
@@ -291,14 +291,14 @@ def memorization_rows(metrics: Metrics) -> list[tuple[str, Number, str]]:
 
 
 def title(metrics: Metrics) -> str:
-  """What was measured: the last part of the run's folder, or the samples' source."""
+  """Return the page's title: the last part of the run's folder, or the samples' source."""
   source = (metrics.get("model") or {}).get("workdir")
   source = source or (metrics.get("samples") or {}).get("source") or "samples"
   return str(source).rstrip("/").rsplit("/", 1)[-1] or str(source)
 
 
 def run_name(metrics: Metrics) -> str:
-  """A run's folder and step, to tell it from others."""
+  """Return a run's folder and step, which identify it."""
   model = metrics.get("model") or {}
   if "workdir" not in model:
     return str((metrics.get("samples") or {}).get("source") or "samples")
@@ -307,7 +307,7 @@ def run_name(metrics: Metrics) -> str:
 
 
 def subtitle(metrics: Metrics) -> list[str]:
-  """Phrases under the title: step, kind, size, data."""
+  """Return the phrases under the title: step, kind, size, data."""
   model = metrics.get("model") or {}
   data = model.get("data") or {}
   found = [
@@ -321,7 +321,7 @@ def subtitle(metrics: Metrics) -> list[str]:
 
 
 def strip(metrics: Metrics) -> list[Fact]:
-  """The protocol in one line: what one must know to read the figures."""
+  """Return the protocol in one line: the facts needed to interpret the figures."""
   samples = metrics.get("samples") or {}
   sampler = dict(samples.get("sampler") or {})
   name, steps = sampler.get("name"), sampler.get("steps")
@@ -349,7 +349,7 @@ class Block(NamedTuple):
 
 
 def protocol(metrics: Metrics) -> list[Block]:
-  """All that is needed to repeat the figures, every leaf of the stamps."""
+  """Return everything needed to repeat the figures: every leaf of the stamps."""
   model = {k: v for k, v in (metrics.get("model") or {}).items() if k != "config"}
   blocks = [Block("Weights", facts(model)), Block("Samples", facts(metrics.get("samples") or {}))]
   for name, stamp in (metrics.get("extractors") or {}).items():
@@ -361,7 +361,7 @@ def protocol(metrics: Metrics) -> list[Block]:
 
 
 def config_blocks(metrics: Metrics) -> list[Block]:
-  """The run's whole config, section by section."""
+  """Return the run's whole config, section by section."""
   config = (metrics.get("model") or {}).get("config") or {}
   return [
     Block(str(name), facts(section if isinstance(section, Mapping) else {"value": section}))
@@ -370,7 +370,10 @@ def config_blocks(metrics: Metrics) -> list[Block]:
 
 
 class Run(NamedTuple):
-  """Where and how long: seconds of each part with their share, and the machine's facts."""
+  """The machine and duration of a run.
+
+  Seconds of each part with their fraction, and the facts of the machine.
+  """
 
   facts: list[Fact]
   seconds: list[tuple[str, str, float]]
@@ -378,7 +381,7 @@ class Run(NamedTuple):
 
 
 def run(metrics: Metrics) -> Run | None:
-  """The run that made the figures."""
+  """Return the run that made the figures."""
   stamp = dict(metrics.get("run") or {})
   if not stamp:
     return None
