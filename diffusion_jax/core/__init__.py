@@ -1,1 +1,1 @@
-"""Ground that every room stands on: configs, keys, files and words, without a model in sight."""
+"""Basic tools for every room: configs, keys, files and messages, without any model."""

@@ -1,4 +1,4 @@
-"""Arithmetic over examples of any shape: whatever follows the batch axis is data."""
+"""Arithmetic over examples of any shape: all axes after the batch axis are data."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
 """Build frozen dataclasses from a config file and overrides.
 
-A config has sections. A section is either one dataclass or a `Registry` of which the section's
-`name` picks an entry, one of the package or "module:Class"; its other keys are that dataclass's
-fields. There is no central schema: what a class declares is what its section may hold.
+A config has sections. A section is either one dataclass or a `Registry`, from which the section's
+`name` selects an entry: one of the package or "module:Class". Its other keys are the fields of that
+dataclass. There is no central schema: a section may have the fields that its class declares.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from diffusion_jax.types import UserError
 
 
 class Override(NamedTuple):
-  """One `--config.section.field=text` of a command line."""
+  """One `--config.section.field=text` argument of a command line."""
 
   section: str
   field: str
@@ -38,7 +38,7 @@ class Override(NamedTuple):
 def split_argument(path: str) -> tuple[Path, str]:
   """Return the file and the argument of --config=FILE or --config=FILE:ARGUMENT.
 
-  A file whose own name has a colon is taken as it is.
+  A colon in the name of an existing file does not split it.
   """
   if ":" not in path or user_path(path).is_file():
     return user_path(path), ""
@@ -47,10 +47,10 @@ def split_argument(path: str) -> tuple[Path, str]:
 
 
 def load_file(path: str) -> ConfigDict:
-  """Runs `get_config()` of a config file; `file.py:text` calls `get_config("text")`.
+  """Run `get_config()` of a config file; `file.py:text` calls `get_config("text")`.
 
   Raises:
-    UserError: the file is missing, does not run, or has no get_config returning a ConfigDict.
+    UserError: the file is missing, does not run, or has no get_config that returns a ConfigDict.
   """
   name, argument = split_argument(path)
   if not name.is_file():
@@ -61,7 +61,7 @@ def load_file(path: str) -> ConfigDict:
     get_config = runpy.run_path(str(name)).get("get_config", lambda *_: None)
     config = get_config(argument) if argument else get_config()
     if isinstance(config, ConfigDict):
-      config.to_dict()  # raises for a placeholder that nobody has filled
+      config.to_dict()  # raises for an unfilled placeholder
   except (Exception, SystemExit) as error:
     raise UserError(f"--config={path}: {type(error).__name__}: {error}") from error
   if not isinstance(config, ConfigDict):
@@ -70,10 +70,10 @@ def load_file(path: str) -> ConfigDict:
 
 
 def parse_override(argument: str) -> Override:
-  """Reads one `--config.section.field=value` argument.
+  """Parse one `--config.section.field=value` argument.
 
   Raises:
-    UserError: it is not written so.
+    UserError: the argument has another format.
   """
   path, equals, text = argument.removeprefix("--config.").partition("=")
   parts = path.split(".")
@@ -88,19 +88,19 @@ def parse_override(argument: str) -> Override:
 def resolve(
   raw: Mapping[str, Any], overrides: Sequence[Override], sections: Mapping[str, Section]
 ) -> dict[str, Any]:
-  """Builds every section of a config.
+  """Build every section of a config.
 
   Args:
-    raw: section name -> mapping of fields, as a config file or config.json holds it. A section
-      that is missing gets its defaults (only a plain dataclass has them).
-    overrides: applied on top; changing a section's `name` starts it from that entry's defaults.
-    sections: what the config may hold.
+    raw: section name -> mapping of fields, as in a config file or config.json. A missing section
+      gets its defaults, which only a plain dataclass has.
+    overrides: overrides of `raw`; a new `name` resets the section to the defaults of that entry.
+    sections: section name -> dataclass or registry, for all allowed sections.
 
   Returns:
     Section name -> dataclass instance.
 
   Raises:
-    UserError: an unknown section, field or name, a value of the wrong type or out of range.
+    UserError: an unknown section, field or name, or a value of the wrong type or out of range.
   """
   for key in (*raw, *(o.section for o in overrides)):
     if key not in sections:
@@ -116,12 +116,12 @@ def resolve(
 
 
 def build(registry: Section, fields: Mapping[str, Any], where: str = "config") -> Any:
-  """Builds one dataclass from its section's fields, checking names, types and ranges."""
+  """Build one dataclass from its section's fields; check names, types and ranges."""
   return _build_section(registry, dict(fields), [], where)
 
 
 def to_dict(instance: Any, section: Section) -> dict[str, Any]:
-  """The section that builds `instance` again, all fields written out, ready for JSON."""
+  """Return the section that builds `instance` again, with all its fields, ready for JSON."""
   fields = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init}
   if isinstance(section, type):
     return fields
@@ -146,7 +146,7 @@ def _build_section(section: Section, value: dict, overrides: list[Override], whe
 
 
 def _select(registry: Registry, value: dict, overrides: list[Override], where: str):
-  """Picks the registry entry and drops `name` from the fields and the overrides."""
+  """Select the registry entry, and remove `name` from the fields and the overrides."""
   name = value.pop("name", None)
   chosen = next((o.text for o in reversed(overrides) if o.field == "name"), name)
   if chosen is None:
@@ -162,7 +162,7 @@ def _field_types(cls: type) -> dict[str, Any]:
 
 
 def _check(value: Any, hint: Any, where: str) -> Any:
-  """Returns `value` in the form that a field of type `hint` holds, or raises."""
+  """Return `value` as a field of type `hint` stores it, or raise an error."""
   if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
     return float(value)
   if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
@@ -181,10 +181,10 @@ def _check(value: Any, hint: Any, where: str) -> Any:
 
 
 def parse(text: str, hint: Any, flag: str) -> Any:
-  """Reads a command line's text as a field's type.
+  """Parse a command line's text as a field's type.
 
   Raises:
-    UserError: the text is not of that type; the message names what is.
+    UserError: the text is not of that type; the message names the allowed values.
   """
   for option in _options(hint):
     try:
@@ -195,14 +195,14 @@ def parse(text: str, hint: Any, flag: str) -> Any:
 
 
 def as_text(value: Any) -> str:
-  """Return a field's value as a command line has it; `parse` reads it again."""
+  """Format a field's value for a command line; `parse` reads it again."""
   if isinstance(value, list | tuple):
     return ",".join(as_text(item) for item in value)
   return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _options(hint: Any) -> tuple:
-  """The members of a union, None first: 'none' is also a text."""
+  """Return the members of a union, None first: 'none' is also a text."""
   if typing.get_origin(hint) not in (typing.Union, types.UnionType):
     return (hint,)
   return tuple(sorted(typing.get_args(hint), key=lambda option: option is not type(None)))
@@ -234,7 +234,7 @@ def _refuse(text: str) -> NoReturn:
 
 
 def describe(hint: Any) -> str:
-  """A type in words: "an integer", "one of a, b", "a list of integers"."""
+  """Return a type in words: "an integer", "one of a, b", "a list of integers"."""
   words = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
   if hint in words:
     return words[hint]

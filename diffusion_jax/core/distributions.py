@@ -1,4 +1,4 @@
-"""Log-densities and divergences that models, losses and likelihoods share. All in nats.
+"""Log-densities and divergences shared by models, losses and likelihoods, all in nats.
 
 Every function is elementwise and differentiable, and stays finite in float32.
 """
@@ -15,14 +15,14 @@ LOG_2PI = math.log(2.0 * math.pi)
 
 
 def nats_to_bits_per_dim(nats: Float[Array, "..."], num_dims: int) -> Float[Array, "..."]:
-  """Nats an example to bits a dimension."""
+  """Convert nats per example to bits per dimension."""
   return nats / (num_dims * LOG_2)
 
 
 def gaussian_log_prob(
   x: Float[Array, "..."], mean: Float[Array, "..."], log_std: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-  """log N(x; mean, exp(log_std)^2), elementwise."""
+  """Compute log N(x; mean, exp(log_std)^2), elementwise."""
   return -0.5 * (jnp.square((x - mean) * jnp.exp(-log_std)) + LOG_2PI) - log_std
 
 
@@ -32,10 +32,10 @@ def gaussian_kl(
   mean2: Float[Array, "..."] | float,
   log_var2: Float[Array, "..."] | float,
 ) -> Float[Array, "..."]:
-  """KL(N(mean1, exp(log_var1)) || N(mean2, exp(log_var2))), elementwise.
+  """Compute KL(N(mean1, exp(log_var1)) || N(mean2, exp(log_var2))), elementwise.
 
-  With r = log_var1 - log_var2 the variance part is (e^r - 1 - r) / 2, taken through expm1 so that
-  nearly equal Gaussians neither cancel nor turn negative.
+  With r = log_var1 - log_var2 the variance term is (e^r - 1 - r) / 2. It is computed with expm1, so
+  that it neither cancels nor becomes negative for nearly equal Gaussians.
   """
   ratio = log_var1 - log_var2
   distance = jnp.square(mean1 - mean2) * jnp.exp(-log_var2)
@@ -43,10 +43,10 @@ def gaussian_kl(
 
 
 def bernoulli_log_prob(x: Float[Array, "..."], logits: Float[Array, "..."]) -> Float[Array, "..."]:
-  """x log p + (1 - x) log(1 - p) with p = sigmoid(logits), for x in [0, 1].
+  """Compute x log p + (1 - x) log(1 - p) with p = sigmoid(logits), for x in [0, 1].
 
-  For x strictly between 0 and 1 it is the expected log-probability of a pixel that was
-  binarised at random, 1 with probability x.
+  For x strictly between 0 and 1 this is the expected log-probability of a pixel that is binarised
+  at random, 1 with probability x.
   """
   return x * logits - jax.nn.softplus(logits)
 
@@ -57,11 +57,11 @@ def discretized_logistic_log_prob(
   log_scale: Float[Array, "..."],
   num_levels: int,
 ) -> Float[Array, "..."]:
-  """Log-probability of a grey level under a logistic cut into `num_levels` bins.
+  """Compute the log-probability of a pixel level under a logistic cut into `num_levels` bins.
 
   Args:
-    x: a level k on the grid 2 k / (L - 1) - 1.
-    mean, log_scale: of the logistic, on the same axis.
+    x: level k on the grid 2 k / (L - 1) - 1.
+    mean, log_scale: parameters of the logistic, on the same axis.
     num_levels: L. The first and last bins reach to infinity, so that the levels' probabilities
       sum to one.
 
@@ -83,10 +83,11 @@ def discretized_gaussian_log_prob(
   log_std: Float[Array, "..."],
   num_levels: int,
 ) -> Float[Array, "..."]:
-  """Log-probability of a grey level under a Gaussian cut into `num_levels` bins.
+  """Compute the log-probability of a pixel level under a Gaussian cut into `num_levels` bins.
 
-  Arguments and ends as in `discretized_logistic_log_prob`; the exact normal distribution
-  function, not its tanh approximation. Source: Ho et al. 2020 (arXiv 2006.11239), equation 13.
+  Arguments and outer bins are as in `discretized_logistic_log_prob`. It uses the exact normal
+  distribution function, not its tanh approximation. Source: Ho et al. 2020 (arXiv 2006.11239),
+  equation 13.
   """
   half_bin = 1.0 / (num_levels - 1)
   low = (x - half_bin - mean) * jnp.exp(-log_std)
@@ -106,11 +107,11 @@ def approximate_discretized_gaussian_log_prob(
   num_levels: int,
   floor: float = 1e-12,
 ) -> Float[Array, "..."]:
-  """`discretized_gaussian_log_prob` by a tanh approximation, for comparison with published figures.
+  """Approximate `discretized_gaussian_log_prob` with tanh, to compare published figures.
 
-  cdf(y) = sigmoid(2 u(y)) with u(y) = sqrt(2 / pi) (y + 0.044715 y^3), and no level has less than
-  `floor`; the levels' probabilities may then sum to a little more than one. Source: the code of Ho
-  et al. 2020 and of Nichol and Dhariwal 2021; the approximation is Page's (1977).
+  cdf(y) = sigmoid(2 u(y)) with u(y) = sqrt(2 / pi) (y + 0.044715 y^3). Every level has at least
+  `floor`, so the levels' probabilities may sum to slightly more than one. Source: the code of Ho et
+  al. 2020 and of Nichol and Dhariwal 2021; the approximation is Page's (1977).
   """
   half_bin, cubic = 1.0 / (num_levels - 1), 0.044715
   low = (x - half_bin - mean) * jnp.exp(-log_std)
@@ -126,13 +127,13 @@ def approximate_discretized_gaussian_log_prob(
 
 
 def _log1mexp(y: Float[Array, "..."]) -> Float[Array, "..."]:
-  """log(1 - exp(-y)) for y > 0 (Maechler 2012: expm1 below log 2, log1p above)."""
+  """Compute log(1 - exp(-y)) for y > 0 (Maechler 2012: expm1 below log 2, log1p above)."""
   small = y < LOG_2
   safe_small, safe_large = jnp.where(small, y, 0.5), jnp.where(small, 1.0, y)
   return jnp.where(small, jnp.log(-jnp.expm1(-safe_small)), jnp.log1p(-jnp.exp(-safe_large)))
 
 
 def _with_open_ends(x, half_bin, first, inner, last):
-  """The first and last level take all of their tail."""
+  """Select the value of each level's bin; the first and last bins include a whole tail."""
   is_first, is_last = x < -1.0 + half_bin, x > 1.0 - half_bin
   return jnp.where(is_first, first, jnp.where(is_last, last, inner))

@@ -1,4 +1,4 @@
-"""Paths that users give, the user's cache, files that are whole or absent, locks, and grids."""
+"""Paths from users, the user's cache, atomic files, locks, and image grids."""
 
 import contextlib
 import errno
@@ -26,17 +26,17 @@ from diffusion_jax.types import UserError
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(gs|s3|hdfs):")
 PATTERN = set("[]*?\\")
-"""Characters that Orbax takes for a pattern when it looks for a checkpoint's files."""
+"""Characters that Orbax treats as a pattern when it looks for a checkpoint's files."""
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 """Errors of file systems without locks, such as Lustre and some NFS mounts."""
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
-  """Return a path of this machine with ~ expanded.
+  """Return a local path with ~ expanded.
 
   Raises:
-    UserError: an address such as gs://bucket/run, or the home of a user who is not known.
+    UserError: an address such as gs://bucket/run, or the home of an unknown user.
   """
   given = os.fspath(text)
   if SCHEME.match(given):
@@ -51,22 +51,22 @@ def user_path(text: str | os.PathLike[str]) -> Path:
 
 
 def printable(text: str) -> str:
-  """Return a text with its line breaks and other control characters as escapes, on one line.
+  """Return a text on one line, with line breaks and other control characters escaped.
 
-  A file's name may hold any of them, and a terminal obeys some.
+  A file's name may contain any of them, and a terminal executes some.
   """
   return "".join(c if c.isprintable() else _escape(c) for c in text)
 
 
 def _escape(character: str) -> str:
-  return character.encode("unicode_escape").decode()  # a byte that is no UTF-8 as well: \udcff
+  return character.encode("unicode_escape").decode()  # also an invalid UTF-8 byte: \udcff
 
 
 def flag_path(flag: str) -> Callable[[str], Path]:
-  """Return the reader of a flag's path: as `user_path`, and nothing is no path.
+  """Return the parser of a flag's path: as `user_path`, but an empty text is an error.
 
   Raises:
-    UserError: from the reader, the text is empty, as where a shell variable is not set.
+    UserError: from the parser, if the text is empty, as with an unset shell variable.
   """
 
   def read(text: str) -> Path:
@@ -81,7 +81,7 @@ def run_folder(text: str, flag: str = "--workdir") -> Path:
   """Return the folder of a run.
 
   Raises:
-    UserError: nothing is given (a shell variable that is not set), an address, or a path whose
+    UserError: the text is empty (e.g. an unset shell variable), an address, or a path whose
       checkpoints could not be read again.
   """
   if not text:
@@ -97,15 +97,15 @@ def run_folder(text: str, flag: str = "--workdir") -> Path:
 
 
 def make_writable(folder: Path, what: str, advice: str = "choose another") -> None:
-  """Make a folder unless it is there, and write a file into it for a moment.
+  """Create a folder if it is missing, and test that a file can be written into it.
 
   Args:
-    folder: the folder.
-    what: the flag with its value, for the message: "--out=a.npz".
-    advice: what to type instead.
+    folder: folder to check.
+    what: flag with its value, for the message: "--out=a.npz".
+    advice: next action for the user.
 
   Raises:
-    UserError: it cannot be made or written.
+    UserError: the folder cannot be created or written.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,10 +116,10 @@ def make_writable(folder: Path, what: str, advice: str = "choose another") -> No
 
 
 def check_file(path: Path, flag: str = "--out") -> None:
-  """Refuse a file that could not be written, before there is anything to write.
+  """Raise an error if a file could not be written, before there is anything to write.
 
   Raises:
-    UserError: it is a folder, or its folder cannot be made or written.
+    UserError: the path is a folder, or its folder cannot be created or written.
   """
   if path.is_dir():
     raise UserError(f"{flag}={path} cannot be written (it is a folder); choose another")
@@ -127,14 +127,14 @@ def check_file(path: Path, flag: str = "--out") -> None:
 
 
 def check_own_folder(folder: Path, what: str) -> None:
-  """Refuse a link or a file where a program keeps a folder of its own.
+  """Raise an error if a link or a file is in the place of a program's own folder.
 
   Args:
-    folder: that is to be made there, or is there.
-    what: the flag with its value, for the message.
+    folder: folder that exists or is to be created.
+    what: flag with its value, for the message.
 
   Raises:
-    UserError: what is in the way, or a name that is too long.
+    UserError: the path is a link or a file, or the name is too long.
   """
   try:
     is_free = not os.path.lexists(folder) or stat.S_ISDIR(folder.lstat().st_mode)
@@ -145,7 +145,7 @@ def check_own_folder(folder: Path, what: str) -> None:
 
 
 def free_name(path: Path) -> Path:
-  """Return the first of path.old1, path.old2, ... that is not taken."""
+  """Return the first of path.old1, path.old2, ... that does not exist."""
   number = 1
   while os.path.lexists(candidate := path.with_name(f"{path.name}.old{number}")):
     number += 1
@@ -153,18 +153,18 @@ def free_name(path: Path) -> Path:
 
 
 def home() -> Path:
-  """Return the user's home, or a folder of temporary files for a user without one."""
+  """Return the user's home, or a temporary folder for a user without a home."""
   try:
     return Path.home()
-  except RuntimeError:  # no HOME and no entry of the user, as in some containers
+  except RuntimeError:  # no HOME and no user entry, as in some containers
     return _of_temporary_files()
 
 
 def cache_folder() -> Path:
-  """Return this package's folder in the user's cache, or one of temporary files instead.
+  """Return this package's folder in the user's cache, or a temporary folder instead.
 
-  It is in $XDG_CACHE_HOME or ~/.cache; where neither can be written, the folder for temporary files
-  is named once on stderr.
+  The cache is $XDG_CACHE_HOME or ~/.cache. If neither can be written, the temporary folder is
+  announced once on stderr.
   """
   own = Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache").expanduser() / "diffusion_jax"
   return own if _can_be_written(own) else _of_temporary_files()
@@ -186,7 +186,7 @@ def _of_temporary_files() -> Path:
     own = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
   except OSError:
     own = False
-  if not own:  # somebody else's folder under our name
+  if not own:  # a folder of another user under our name
     folder = Path(tempfile.mkdtemp(prefix="diffusion_jax-"))
   print(f"the user's cache cannot be written; {folder} is used instead (set XDG_CACHE_HOME)",
         file=sys.stderr)  # fmt: skip
@@ -195,7 +195,7 @@ def _of_temporary_files() -> Path:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-  """Names the file in errors of writing it: those of an open file do not say which it is."""
+  """Add the file's name to errors of writing it, because an open file's errors lack it."""
   try:
     yield
   except OSError as error:
@@ -208,9 +208,8 @@ def naming(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[BinaryIO]:
   """Open a new file for writing that replaces `path` if the block ends without an error.
 
-  Until then the old file stays as it is. The new one is made beside it under a name that nobody can
-  guess and that must not exist: a link that lies there, of whoever else may write to the folder, is
-  never written through.
+  Until then the old file stays as it is. The new file is next to it. Its name is unpredictable and
+  must not exist yet, so that nothing is written through a link that another user has put there.
 
   Raises:
     OSError: the folder cannot be written, or the disk is full.
@@ -228,7 +227,7 @@ _unfinished: set[Path] = set()
 
 @contextlib.contextmanager
 def unfinished(part: Path) -> Iterator[None]:
-  """Remove a file or folder if the block does not finish, or Ctrl-C ends the process in it."""
+  """Remove a file or folder if the block does not finish, also if Ctrl-C ends the process."""
   _unfinished.add(part)
   try:
     yield
@@ -240,7 +239,7 @@ def unfinished(part: Path) -> Iterator[None]:
 
 
 def remove_unfinished() -> None:
-  """Remove what blocks of `unfinished` are making, before the process ends without leaving them."""
+  """Remove the files of active `unfinished` blocks before the process ends abruptly."""
   for part in list(_unfinished):
     _remove(part)
 
@@ -257,11 +256,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def open_own(path: Path) -> Any:
-  """Open a text file of ours for reading and appending; one that is a link is refused.
+  """Open a text file of this package for reading and appending, but never through a link.
 
   Raises:
-    UserError: it is a link.
-    OSError: it cannot be opened.
+    UserError: the file is a link.
+    OSError: the file cannot be opened.
   """
   try:
     return open(path, "a+", opener=lambda name, how: os.open(name, how | os.O_NOFOLLOW, 0o666))
@@ -272,13 +271,13 @@ def open_own(path: Path) -> Any:
 
 
 def try_lock(file: Any) -> Literal["taken", "held", "not supported"]:
-  """Take a lock on an open file without waiting; it ends with the process.
+  """Try to lock an open file without waiting; the lock ends with the process.
 
   Args:
-    file: a file object or a descriptor.
+    file: file object or descriptor.
 
   Returns:
-    taken; held, by another process; or not supported, by this file system.
+    "taken"; "held" by another process; or "not supported" by the file system.
 
   Raises:
     OSError: any other failure.
@@ -298,21 +297,21 @@ def try_lock(file: Any) -> Literal["taken", "held", "not supported"]:
 def locked(
   path: Path, patience_sec: float = 0.0
 ) -> Iterator[Literal["taken", "held", "not supported"]]:
-  """Hold a lock on a file of ours that lies there only as long.
+  """Hold a lock on a file of this package that exists only during the lock.
 
-  The file is deleted before the lock ends. Whoever has opened it before and gets the lock after
-  that holds a file without a name: it is opened anew.
+  The file is deleted before the lock ends. A process that opened it earlier and locks it later has
+  a deleted file, so it opens the file again.
 
   Args:
-    path: of the file; its folder exists.
-    patience_sec: how long to wait for a lock that is held.
+    path: path of the file; its folder must exist.
+    patience_sec: seconds to wait for a lock that is held.
 
   Yields:
     The outcome, see `try_lock`; with "held" the block has no lock.
 
   Raises:
-    UserError: it is a link.
-    OSError: it cannot be made or written.
+    UserError: the file is a link.
+    OSError: the file cannot be created or written.
   """
   deadline = time.monotonic() + patience_sec
   while True:
@@ -338,14 +337,14 @@ def _is_at(path: Path, file: Any) -> bool:
 
 
 def image_grid(images: UInt8[np.ndarray, "N H W C"], columns: int) -> UInt8[np.ndarray, "A B C"]:
-  """Tiles images row by row on white, enlarged by whole pixels to at least 32 a side."""
+  """Tile images row by row on white, enlarged by whole pixels to sides of at least 32."""
   return grid_of(images, len(images), columns)
 
 
 def grid_of(
   images: Iterable[UInt8[np.ndarray, "H W C"]], num: int, columns: int
 ) -> UInt8[np.ndarray, "A B C"]:
-  """Tiles `num` images, at least one, as `image_grid` does; no more than one is held beside it."""
+  """Tile `num` images (at least one) like `image_grid`, with one in memory at a time."""
   rows, gap, grid = math.ceil(num / columns), 2, None
   for i, image in enumerate(images):
     zoom = max(1, math.ceil(32 / min(image.shape[:2])))
@@ -360,12 +359,12 @@ def grid_of(
 
 
 def grid_columns(num_images: int, num_classes: int) -> int:
-  """One column a class where there are few, else nearly square."""
+  """Return the number of columns: one per class if the classes are few, else nearly square."""
   return num_classes if 2 <= num_classes <= 16 else math.ceil(math.sqrt(num_images))
 
 
 def write_png(path: Path, image: UInt8[np.ndarray, "H W C"]) -> None:
-  """Writes a grey or colour image so that no reader ever sees half of it."""
+  """Write a grey or colour image in one move: no reader ever sees a part of it."""
   path.parent.mkdir(parents=True, exist_ok=True)
   picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
   with replacing(path) as file:
@@ -373,5 +372,5 @@ def write_png(path: Path, image: UInt8[np.ndarray, "H W C"]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes JSON in one move: the old file stays until the new one is whole."""
+  """Write JSON in one move: the old file stays until the new one is complete."""
   write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

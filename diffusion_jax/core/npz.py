@@ -1,4 +1,4 @@
-"""Arrays in .npz files that anybody may have made: read, or refused in one line."""
+"""Read arrays from .npz files of any origin, or reject a file in one line."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,22 +16,22 @@ KINDS = {
   b"\x89HDF": "is an HDF5 file, not an .npz",
   b"\x1f\x8b": "is compressed by gzip, and no .npz",
 }
-"""First bytes of files that are taken for an .npz, and what they are."""
+"""First bytes of files that are not .npz, and what to call them."""
 
 
 def read(
   path: Path, where: str, wanted: Callable[[str], bool] = lambda _: True, cure: str = ""
 ) -> dict[str, np.ndarray]:
-  """The arrays of an .npz by name; nothing that it holds is ever executed.
+  """Return the arrays of an .npz by name; never executes anything in it.
 
   Args:
-    path: of the file, whatever it is called.
-    where: it was named, for messages: "--samples=a.npz".
-    wanted: name -> whether this array is read.
-    cure: what to do about a file that cannot be read; empty: an .npz of images is wanted.
+    path: path of the file, with any suffix.
+    where: source of the path, for messages: "--samples=a.npz".
+    wanted: name -> true if this array is to be read.
+    cure: advice if the file cannot be read; empty: an .npz of images is needed.
 
   Raises:
-    UserError: it is missing, of another kind, damaged, or a wanted array holds Python objects.
+    UserError: the file is missing, damaged or of another kind, or a wanted array has objects.
   """
   _check_kind(path, where, cure)
   try:
@@ -40,15 +40,15 @@ def read(
       return {name: _read_one(file, name, where) for name in names}
   except UserError:
     raise
-  except Exception as error:  # of a dozen types: the archive's, the decompressor's, the header's
+  except Exception as error:  # many types: from the archive, the decompressor or the header
     raise UserError(f"{where} is damaged or cut short; {cure or MAKE_AGAIN}") from error
 
 
 def names(path: Path, where: str) -> Sequence[str]:
-  """The names of an .npz file's arrays.
+  """Return the names of an .npz file's arrays.
 
   Raises:
-    UserError: as `read`.
+    UserError: as in `read`.
   """
   _check_kind(path, where)
   try:
@@ -59,7 +59,7 @@ def names(path: Path, where: str) -> Sequence[str]:
 
 
 def listed(there: Sequence[str]) -> str:
-  """The names of arrays, or "no arrays"."""
+  """List the names of arrays, or return "no arrays"."""
   return f"the arrays {', '.join(sorted(there))}" if there else "no arrays"
 
 
@@ -79,7 +79,7 @@ def _read_one(file: np.lib.npyio.NpzFile, name: str, where: str) -> np.ndarray:
 
 
 def _check_kind(path: Path, where: str, cure: str = "") -> None:
-  """Tells by its first bytes what a file is that is no .npz."""
+  """Raise an error that names the kind of a file that is no .npz, from its first bytes."""
   if path.is_dir():
     raise UserError(f"{where} is a folder; give an .npz file")
   if not path.exists():

@@ -1,4 +1,4 @@
-"""Grey levels and the [-1, 1] axis on which models work."""
+"""Pixel levels and the [-1, 1] axis on which models work."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,25 +8,26 @@ from diffusion_jax.types import UserError
 
 
 class NonFiniteImages(UserError):
-  """Images with NaN or infinity, which no picture or figure can be made of."""
+  """Raised for images with NaN or infinity, which cannot be shown or measured."""
 
 
 QUANTISATION = "floor(127.5 x + 128), clipped to 0..255"
-"""What `to_uint8` does, as figures that depend on it say it."""
+"""The rounding of `to_uint8`, as stored with the figures that depend on it."""
 
 
 def from_levels(
   image: Num[Array | np.ndarray, "B H W C"], num_levels: int | None
 ) -> Float[Array, "B H W C"]:
-  """Levels k = 0..L-1 to 2 k / (L - 1) - 1; float data (L None) as it is."""
+  """Map levels k = 0..L-1 to 2 k / (L - 1) - 1; float data (L None) stay unchanged."""
   x = jnp.asarray(image, jnp.float32)
   return x if num_levels is None else x * (2.0 / (num_levels - 1)) - 1.0
 
 
 def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-  """Images in [-1, 1] to 0..255: floor(127.5 x + 128), clipped; every k / 127.5 - 1 returns k.
+  """Map images in [-1, 1] to 0..255: floor(127.5 x + 128), clipped.
 
-  It is the nearest level, without the half-level bias of floor(127.5 (x + 1)).
+  Every k / 127.5 - 1 returns k. The result is the nearest level, without the half-level bias of
+  floor(127.5 (x + 1)).
 
   Raises:
     NonFiniteImages: an image holds NaN or infinity; the first axis counts images.
@@ -45,5 +46,5 @@ def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
 def as_pictures(
   image: Num[Array | np.ndarray, "B H W C"], num_levels: int | None
 ) -> UInt8[np.ndarray, "B H W C"]:
-  """Images of a data set, levels 0..L-1, as 0..255."""
+  """Map images of a data set from levels 0..L-1 to 0..255."""
   return to_uint8(np.asarray(from_levels(image, num_levels)))

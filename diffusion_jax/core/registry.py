@@ -1,4 +1,4 @@
-"""Registries: what a config may name, and the contract that every entry of one keeps.
+"""Registries: the names that a config may use, and the contract of their entries.
 
 An entry is a class: one of this package, one that a program added (`SAMPLERS["mine"] = Mine`), one
 that an installed package declares as an entry point of the group `diffusion_jax`, or any other,
@@ -21,17 +21,17 @@ from diffusion_jax.types import UserError
 
 MISSING = object()
 GROUP = "diffusion_jax"
-"""Entry points of this group, named "KIND.NAME", add entries: `sampler.dpm_2 = "package:DPM2"`."""
+"""Group of the entry points that add entries, e.g. `sampler.dpm_2 = "package:DPM2"`."""
 
 
 class Registry(ChainMap[str, type]):
-  """Entries by name, read by reference: one that is added later exists everywhere.
+  """Entries by name, read by reference: an entry added later exists everywhere.
 
   Args:
     kind: noun for an entry in messages and entry points, e.g. "sampler".
-    contract: a Protocol whose public members every entry has. The first line of a member's
-      docstring says what it must be.
-    maps: name -> class. New entries go into the first one.
+    contract: Protocol whose public members every entry must have. The first line of a member's
+      docstring describes the member.
+    maps: name -> class. New entries go into the first mapping.
   """
 
   def __init__(self, kind: str, contract: type, *maps: MutableMapping[str, Any]):
@@ -39,15 +39,15 @@ class Registry(ChainMap[str, type]):
     self.kind, self.contract = kind, contract
 
   def names(self) -> list[str]:
-    """Return all names, those of installed packages' entry points included, sorted."""
+    """Return all names, including entry points of installed packages, sorted."""
     return sorted({*self, *_entry_points(self.kind)})
 
   def find(self, name: str, where: str) -> type:
     """Return the class of a name or of "module:Class".
 
     Args:
-      name: of this registry, of an entry point, or the place of a class.
-      where: the config field that holds it, for messages.
+      name: name in this registry or of an entry point, or "module:Class".
+      where: config field that holds it, for messages.
 
     Raises:
       UserError: there is no such entry, or it does not keep the contract.
@@ -69,21 +69,21 @@ class Registry(ChainMap[str, type]):
     return cls
 
   def name_of(self, cls: type) -> str:
-    """Return the name under which `find` gives a class: "module:Class" of one from outside."""
+    """Return the name under which `find` returns a class; "module:Class" if from outside."""
     inside = (name for name, entry in self.items() if entry is cls)
     return next(inside, f"{cls.__module__}:{cls.__qualname__}")
 
 
 @functools.cache
 def _entry_points(kind: str) -> dict[str, str]:
-  """Name -> "module:Class" of the entry points "KIND.NAME"."""
+  """Return name -> "module:Class" of the entry points "KIND.NAME"."""
   found = importlib.metadata.entry_points(group=GROUP)
   named = ((point.name.partition("."), point.value) for point in found)
   return {name: value for (first, _, name), value in named if first == kind}
 
 
 def import_class(place: str, where: str) -> type:
-  """Return the class at "module:Class"; modules of the working directory are found too.
+  """Return the class at "module:Class", also from modules in the working directory.
 
   Raises:
     UserError: there is no such module or class, or the module raises.
@@ -115,11 +115,11 @@ def import_class(place: str, where: str) -> type:
 
 
 def broken_contract(cls: type, contract: type) -> str | None:
-  """Return a line on what a class lacks of a contract, or None.
+  """Describe in one line how a class breaks a contract, or return None.
 
   Args:
-    cls: an entry.
-    contract: a Protocol; see `Registry`.
+    cls: class of an entry.
+    contract: Protocol; see `Registry`.
   """
   described = f"see {contract.__module__}.{contract.__qualname__}"
   parameters = getattr(cls, "__dataclass_params__", None)
@@ -158,7 +158,7 @@ def members(contract: type) -> dict[str, Any]:
 
 
 def _call_fault(given: Any, wanted: Any, is_static: bool) -> str | None:
-  """Return what keeps a method from being called as the contract's is, or None."""
+  """Return why a method cannot be called as the contract's method, or None."""
   if not callable(given):
     return "is not a method"
   try:
@@ -186,6 +186,6 @@ def documented(contract: type) -> Iterator[tuple[str, str]]:
 
 
 Section = Registry | type
-"""What a section of a config is built from."""
+"""Type of a section: the dataclass or registry from which it is built."""
 
 Sections = Mapping[str, Section]

@@ -1,9 +1,9 @@
-"""Random streams: every draw belongs to a name and, if it is of an example, to that example alone.
+"""Random streams: every draw has a name; a draw for one example depends on no other.
 
-Nothing stores a key. Keys form a tree that is walked by two kinds of steps, never by both from the
-same key: `stream` takes a name of `Stream`, `numbered` a number (a training step, an example's
-global index, a row of a sampler). An example's noise is therefore the same in any batch, on any
-number of devices and hosts.
+Nothing stores a key. Keys form a tree with two kinds of steps, never both from the same key:
+`stream` takes a name of `Stream`, `numbered` a number (a training step, an example's global index,
+a row of a sampler). An example's noise is therefore the same in any batch, on any number of devices
+and hosts.
 
   key(seed) -> INIT -> NETWORK, SCHEDULE, LOSS
             -> TRAINING -> step -> EXAMPLES -> index -> the example's streams
@@ -11,8 +11,8 @@ number of devices and hosts.
             -> HELD_OUT, in the place of a step
             -> SAMPLES -> index; LIKELIHOOD -> repeat -> index; LOSS_BY_LOG_SNR -> index
 
-`jax.random.split(key)[i]` is `fold_in(key, i)` bit for bit, so that a key that is split must not be
-folded with numbers too; streams are numbered from 2^30 to stay clear of both.
+`jax.random.split(key)[i]` is `fold_in(key, i)` bit for bit, so a key that is split must not be
+folded with numbers too; streams are numbered from 2^30 to avoid both.
 """
 
 import enum
@@ -28,7 +28,7 @@ FIRST = 2**30
 
 
 class Stream(enum.IntEnum):
-  """Names of all random streams, by the key that they are taken from."""
+  """Names of all random streams, grouped by the key that they derive from."""
 
   # of key(seed)
   INIT = FIRST
@@ -64,12 +64,12 @@ class Stream(enum.IntEnum):
 
 
 def stream(key: Key | Keys, name: Stream) -> Key | Keys:
-  """Return the key of a stream: of one key, or of each of [B] keys."""
+  """Return the key of a stream, from one key or from each of [B] keys."""
   return numbered(key, int(name))
 
 
 def numbered(key: Key | Keys, number: int | Integer[Array, ""]) -> Key | Keys:
-  """Return the `number`-th key, below 2^30, of one key or of each of [B] keys."""
+  """Return the `number`-th key, below 2^30, from one key or from each of [B] keys."""
   if key.ndim == 0:
     return jax.random.fold_in(key, number)
   return jax.vmap(lambda k: jax.random.fold_in(k, number))(key)

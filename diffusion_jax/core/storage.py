@@ -1,7 +1,7 @@
-"""Failures of storage: which, where, how much room there is, and what to do about it.
+"""Failures of storage: kind, place, free space, and advice.
 
-A full disk, a quota, a limit on sizes, a mount that has gone: no restart mends them. What says so
-may be the cause or the context of another error, and libraries write its number into their texts.
+A full disk, a quota, a size limit or a lost mount cannot be fixed by a restart. The relevant error
+may be the cause or the context of another one, and libraries write its number into their texts.
 """
 
 import errno
@@ -29,18 +29,18 @@ ADVICE = {
   errno.EMLINK: "delete what is not needed there: the folder is full",
   errno.ENAMETOOLONG: "choose a shorter path",
 }
-"""Errors that only the user can mend, with what to do about each."""
+"""Errors that only the user can fix, with advice for each."""
 
 SPARED = {
   errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENODEV,
   errno.ENOTCONN, errno.ETIMEDOUT, errno.EINTR,
 }  # fmt: skip
-"""Errors of reading of which the content knows nothing: once they are mended, it can be read."""
+"""Read errors that do not depend on the content, which may be intact."""
 
 IN_TEXT = re.compile(r"\[os_error_code='(\d+)'|\[Errno (\d+)\]")
 WORDS = {os.strerror(n).lower(): n for n in sorted(ADVICE, key=lambda n: -len(os.strerror(n)))}
 SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")
-"""NumPy's message, without a number, on a file that could not be written whole."""
+"""NumPy's message for an incomplete write, which has no error number."""
 
 PATH = re.compile(r"""(?<![\w.])/[^\s"':,;()]+""")
 
@@ -49,8 +49,8 @@ class Trouble(NamedTuple):
   """A failure of storage.
 
   Attributes:
-    number: of the error, as in `errno`.
-    path: the file or folder, as far as it is known.
+    number: number of the error, as in `errno`.
+    path: file or folder, if known.
   """
 
   number: int
@@ -58,7 +58,7 @@ class Trouble(NamedTuple):
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-  """Yield an error, then what it came from: causes, contexts, and the members of groups."""
+  """Yield an error and its origins: causes, contexts, and the members of groups."""
   todo, seen = [error], set()
   while todo:
     one = todo.pop(0)
@@ -72,14 +72,14 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def find(error: BaseException, every: bool = False) -> Trouble | None:
-  """Return the first failure of storage in an error's chain, None if there is none.
+  """Return the first failure of storage in an error's chain, or None.
 
   Args:
-    error: whose causes, contexts and members are searched too.
-    every: take any number of the operating system, not only those of `ADVICE`.
+    error: error whose causes, contexts and members are searched too.
+    every: accept any error number of the operating system, not only those in `ADVICE`.
   """
   found = [(number, one) for one in chain(error) if (number := _number(one)) is not None]
-  found.sort(key=lambda row: not isinstance(row[1], OSError))  # those know their path
+  found.sort(key=lambda row: not isinstance(row[1], OSError))  # these have a path
   known = [row for row in found if row[0] in ADVICE]
   return next((Trouble(number, _path(one)) for number, one in known or found[:every]), None)
 
@@ -92,7 +92,7 @@ def _number(error: BaseException) -> int | None:
     return int(match[1] or match[2])
   if SHORT_WRITE.match(text):
     return errno.ENOSPC
-  if isinstance(error, jax.errors.JaxRuntimeError):  # of a device
+  if isinstance(error, jax.errors.JaxRuntimeError):  # from a device
     return None
   return next((number for words, number in WORDS.items() if words in text.lower()), None)
 
@@ -106,12 +106,12 @@ def _path(error: BaseException) -> Path | None:
 
 
 def explain(error: BaseException, folder: Path | None = None) -> str | None:
-  """Return one line on a failure of storage: path, room, what to do; None for any other error.
+  """Describe a failure of storage in one line (path, free space, advice), or return None.
 
   Args:
-    error: whose causes, contexts and members are searched too.
-    folder: that was being written or read: named in place of its files; any number of the operating
-      system counts then.
+    error: error whose causes, contexts and members are searched too.
+    folder: folder that was written or read, named instead of its files; with it any error number of
+      the operating system counts.
   """
   trouble = find(error, every=folder is not None)
   if trouble is None:
@@ -127,7 +127,7 @@ def explain(error: BaseException, folder: Path | None = None) -> str | None:
 
 
 def _room(path: Path) -> str:
-  """Return in words the free space at a path; nothing where that cannot be told."""
+  """Return the free space at a path in words; empty if it is unknown."""
   for place in (path.absolute(), *path.absolute().parents):
     try:
       found = os.statvfs(place)
@@ -142,7 +142,7 @@ def _room(path: Path) -> str:
 
 
 def size(num_bytes: int) -> str:
-  """Return bytes in words: 812 B, 4.1 MB or 1,234.0 GB."""
+  """Format bytes: 812 B, 4.1 MB or 1,234.0 GB."""
   if num_bytes < 1000:
     return f"{num_bytes} B"
   power = 1 if num_bytes < 1e6 else 2 if num_bytes < 1e9 else 3
@@ -150,13 +150,13 @@ def size(num_bytes: int) -> str:
 
 
 def spares_content(error: BaseException) -> bool:
-  """Return whether what could not be read may be whole: the process or the mount is in trouble."""
+  """Return whether an unreadable file may be intact: the fault is the process's or mount's."""
   trouble = find(error, every=True)
   return trouble is not None and trouble.number in SPARED
 
 
 def reason(error: BaseException) -> str:
-  """Return in one line why something could not be read; its first cause says it best."""
+  """Return the reason of a failed read in one line, from the error's first cause."""
   if isinstance(error, json.JSONDecodeError):
     return "its description is cut off or is no JSON"
   if (trouble := find(error, every=True)) is not None:

@@ -6,6 +6,6 @@ import jax
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-  """The leaves by their place in the tree, as "ema/conv_in/conv/kernel"."""
+  """Return the leaves by their path in the tree, e.g. "ema/conv_in/conv/kernel"."""
   paths = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in paths}

@@ -1,4 +1,4 @@
-"""Words that people read: data sets, durations, spelling help, and bars of progress."""
+"""Texts for people: data sets, durations, spelling help, and progress bars."""
 
 import contextlib
 import difflib
@@ -12,17 +12,17 @@ from typing import Any
 from diffusion_jax.types import ImageSpec, UserError
 
 MIN_BAR_COLUMNS = 60
-"""Narrower ones would show no loss: there are lines then, as where there is no terminal."""
+"""Minimum width of a bar, columns; a narrower terminal gets lines, as a file does."""
 
 
 class Bar:
   """Progress towards `total`: a bar on a terminal, elsewhere a line every ten seconds.
 
   Args:
-    words: what is counted.
-    total: of them.
-    done: of them at the start.
-    active: whether this process shows anything.
+    words: noun for the items.
+    total: number of items.
+    done: number of items done at the start.
+    active: true if this process shows progress.
   """
 
   def __init__(self, words: str, total: int, done: int = 0, active: bool = True):
@@ -34,7 +34,7 @@ class Bar:
       self._bar = tqdm(total=total, initial=done, unit=words)
 
   def advance(self, done: int) -> None:
-    """Show that `done` are done."""
+    """Show that `done` items are done."""
     if self._bar is not None:
       self._bar.update(done - self._bar.n)
     elif self._active and time.perf_counter() - self._told > 10:
@@ -48,12 +48,12 @@ class Bar:
 
 
 def can_show(terminal: Any) -> bool:
-  """Return whether an open file is a terminal on which a bar can be read."""
+  """Return whether an open file is a terminal that can show a bar."""
   return terminal.isatty() and _columns(terminal) >= MIN_BAR_COLUMNS
 
 
 def _columns(terminal: Any) -> int:
-  """Width of a terminal; 0 where it is not known, as in some containers and over serial lines."""
+  """Return the width of a terminal; 0 if unknown, as in some containers and on serial lines."""
   try:
     return os.get_terminal_size(terminal.fileno()).columns
   except (OSError, ValueError):
@@ -69,7 +69,7 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
 
 
 def describe_data(name: str, num: int, spec: ImageSpec) -> str:
-  """One line: "digits train, 1,500 images of 8x8x1, 17 levels, 10 classes"."""
+  """Return one line: "digits train, 1,500 images of 8x8x1, 17 levels, 10 classes"."""
   size = "x".join(str(n) for n in spec.shape)
   levels = f", {spec.num_levels} levels" if spec.num_levels else ""
   classes = f"{spec.num_classes} classes" if spec.num_classes else "no labels"
@@ -77,7 +77,7 @@ def describe_data(name: str, num: int, spec: ImageSpec) -> str:
 
 
 def duration(seconds: float) -> str:
-  """Seconds as 1h05m, 3m20s or 12s."""
+  """Format seconds as 1h05m, 3m20s or 12s."""
   seconds = max(round(seconds), 0)
   hours, minutes = seconds // 3600, seconds // 60 % 60
   if hours:
@@ -86,13 +86,13 @@ def duration(seconds: float) -> str:
 
 
 def with_flags(text: str) -> str:
-  """Return a library's message as the command line says it: `a.b=1` becomes --config.a.b=1."""
+  """Rewrite a library's message for the command line: `a.b=1` becomes --config.a.b=1."""
   return re.sub(r"`([a-z_0-9]+\.[a-z_0-9]+=[^`]*)`", r"--config.\1", text)
 
 
 @contextlib.contextmanager
 def in_python() -> Iterator[None]:
-  """Say errors in terms of arguments: --config.a.b=1 becomes a.b=1, and --workdir=x workdir=x."""
+  """Rewrite errors for Python: --config.a.b=1 becomes a.b=1, and --workdir=x workdir=x."""
   try:
     yield
   except UserError as error:
