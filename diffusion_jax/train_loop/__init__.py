@@ -1,1 +1,1 @@
-"""A training run from its set-up to its last saved step."""
+"""A training run, from its set-up to its last saved step."""

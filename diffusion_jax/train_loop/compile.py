@@ -1,4 +1,4 @@
-"""The training step compiled for the devices at hand, and what it costs them."""
+"""Compile the training step for the devices, and read its cost."""
 
 import time
 from collections.abc import Callable
@@ -19,10 +19,9 @@ class Compiled(NamedTuple):
   """A compiled step.
 
   Attributes:
-    step: (state, batch, *votes) -> (state, scalars), with the config's hyperparameters.
-    flops: of one step on one device, every loop counted in full; None if the compiler does not
-      count.
-    peak_flops: bfloat16 FLOP/s of one device; None for a chip that is not in the table.
+    step: function (state, batch, *votes) -> (state, scalars), with the config's hyperparameters.
+    flops: FLOPs per step and device, all loops in full; None if the compiler does not count them.
+    peak_flops: peak bfloat16 FLOP/s per device; None for an unknown chip.
   """
 
   step: Callable[..., Any]
@@ -31,7 +30,7 @@ class Compiled(NamedTuple):
 
 
 def compile_step(job: Job, state: TrainState, batch: Any) -> Compiled:
-  """Compiles ahead of the first step, so that its time is not taken for the step's."""
+  """Compile before the first step, so that no step's time includes the compilation."""
   parts = job.experiment
   step = make_train_step(job.generative, parts.optimizer, parts.ema, parts.training, job.mesh)
   print("Compiling...", flush=True)
@@ -61,7 +60,7 @@ def _flops(compiled: jax.stages.Compiled) -> float | None:
 
 
 def cast_vote(job: Job, signal: str | None) -> tuple[jax.Array, ...]:
-  """Of several processes, what this one adds to a step: whether it has been asked to stop."""
+  """Return this process's vote to stop, an argument of a step; () with a single process."""
   if jax.process_count() == 1:
     return ()
   mine = sharding.local_rows(job.mesh, sharding.num_batch_shards(job.mesh))

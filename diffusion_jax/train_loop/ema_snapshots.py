@@ -1,7 +1,7 @@
-"""Snapshots of a run's power-function averages, kept for good beside its checkpoints.
+"""Snapshots of a run's power-function averages, kept permanently next to its checkpoints.
 
-One a multiple of ema.snapshot_every_steps and one at the last step, each an atomic unit as a
-checkpoint is. From them `inference.restore` puts averages of any width together.
+There is one at each multiple of ema.snapshot_every_steps and one at the last step, each an atomic
+unit like a checkpoint. `inference.restore` combines them into averages of any width.
 """
 
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from diffusion_jax.training.train_state import AS_OFFSETS, TrainState, average
 
 
 class Snapshots:
-  """Saves in the background what is due; every process calls every method.
+  """Save due snapshots in the background; every process must call every method.
 
-  A resumed run neither loses nor repeats a snapshot: those of steps that it will take again are
-  deleted, and the one of its first step is made up for if it was not whole on disk.
+  A resumed run neither loses nor repeats a snapshot. Snapshots of steps that it will take again are
+  deleted. The snapshot of its first step is made again if it was incomplete on disk.
 
   Args:
-    directory: workdir/ema_snapshots; it is made if the run takes any.
-    ema: the run's averages.
-    num_steps: of the run.
-    state: that the run goes on from.
-    meta: JSON values saved beside each; "updates" and the mark AS_OFFSETS are added.
+    directory: workdir/ema_snapshots; created if the run takes any.
+    ema: averages of the run.
+    num_steps: number of steps of the run.
+    state: state from which the run continues.
+    meta: JSON values saved with each; "updates" and the mark AS_OFFSETS are added.
   """
 
   def __init__(
@@ -37,24 +37,24 @@ class Snapshots:
     first = int(state.step)
     parallel.first_does(lambda: step_folders.delete_after(directory, first))
     self._saver = None if self._every is None else Checkpoints(directory, None)
-    if first:  # its checkpoint may have been whole before its snapshot was
+    if first:  # its checkpoint may be complete without its snapshot
       self.save(first, state)
 
   def is_due(self, step: int) -> bool:
-    """Whether a snapshot is taken at a step."""
+    """Return whether a snapshot is due at a step."""
     return self._every is not None and (step == self._num_steps or step % self._every == 0)
 
   def save(self, step: int, state: TrainState, before_checkpoint: bool = False) -> None:
-    """Saves the averages if one is due at this step and is not there.
+    """Save the averages if a snapshot is due at this step and missing.
 
     Args:
       step: batches consumed.
-      state: after them.
-      before_checkpoint: a checkpoint follows: first wait for the snapshots of earlier steps, which
-        a run that goes on from it would not take again.
+      state: state after these batches.
+      before_checkpoint: true if a checkpoint follows; first wait for earlier steps' snapshots,
+        which a run resumed from that checkpoint would not take again.
 
     Raises:
-      CheckpointError: this save, or the one before, failed.
+      CheckpointError: this save or the previous one failed.
     """
     if self._saver is None:
       return
@@ -68,14 +68,14 @@ class Snapshots:
       meta = {**self._meta, "updates": updates, **AS_OFFSETS}
       self._saver.save(step, {**counts, "averages": content}, meta)
     if step == self._num_steps:
-      self.wait()  # once the run is marked as finished, no later start makes up for it
+      self.wait()  # after the run is marked finished, no later start repeats it
 
   def wait(self) -> None:
-    """Returns once every snapshot is on disk; raises CheckpointError if one cannot be."""
+    """Wait until every snapshot is on disk; raise CheckpointError if one fails."""
     if self._saver is not None:
       self._saver.wait()
 
   def close(self) -> None:
-    """Waits for the last save."""
+    """Wait for the last save."""
     if self._saver is not None:
       self._saver.close()

@@ -22,11 +22,11 @@ from diffusion_jax.training.logger import Logger
 from diffusion_jax.training.throughput import Meter
 from diffusion_jax.training.train_state import TrainState
 
-Stop = Callable[[], str | None]  # the signal that asks the run to stop, if one has come
+Stop = Callable[[], str | None]  # the signal that requests a stop, if one has arrived
 
 
 def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | None) -> None:
-  """The loop, from the state's step to the last, with everything that it opens closed after it."""
+  """Run the loop from the state's step to the last, and close everything that it opened."""
   config, first = job.experiment, int(state.step)
   feed, meta, show = make_feed(job), describe(job), make_show(job)
   with contextlib.ExitStack() as stack:
@@ -37,7 +37,7 @@ def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | 
     folder = job.workdir / "ema_snapshots"
     snapshots = keep(Snapshots(folder, config.ema, job.num_steps, state, meta))
     make_up(job, show, logger, state)
-    if first >= job.num_steps:  # stopped after its last checkpoint: only the figures were missing
+    if first >= job.num_steps:  # stopped after its last checkpoint: only metrics are missing
       return
     compiled = compile_step(job, state, feed(first))
     saver = keep(Checkpoints(job.checkpoints, config.checkpoint))
@@ -58,7 +58,7 @@ def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | 
         if last or step % config.logging.every_steps == 0:
           log_interval(job, logger, step, meter.interval(batches.wait_sec))
         if pause or trace.is_due(step + 1):
-          meter.drain()  # or the time of steps in flight would count as time spent saving
+          meter.drain()  # else the time of steps in flight would count as saving
       logger.advance(step)
       with safely():
         trace.before(step + 1)
@@ -82,20 +82,20 @@ def make_meter(job: Job, compiled: Compiled) -> Meter:
 
 
 def log_interval(job: Job, logger: Logger, step: int, figures: Mapping[str, float]) -> None:
-  """The line and the row of a logging interval."""
+  """Log the line and the row of a logging interval."""
   logger.progress(step, figures, (job.num_steps - step) * figures["step_sec"])
   logger.scalars(step, {f"train/{name}": value for name, value in figures.items()})
 
 
 def agreed_signal(meter: Meter, signal: str | None) -> str | None:
-  """The signal on which to stop now: of several processes, once all have learned of it."""
+  """Return the signal to stop on now; with several processes only when all have received it."""
   if jax.process_count() == 1:
     return signal
   return (signal or "asked by another process") if meter.stop_votes else None
 
 
 def make_feed(job: Job):
-  """A function from a step (counted from 0) to its batch on the devices."""
+  """Return a function from a step, counted from 0, to its batch on the devices."""
   training = job.experiment.training
   rows = sharding.local_rows(job.mesh, training.batch_size)
   flip = job.experiment.data.flip

@@ -1,4 +1,4 @@
-"""What a run shows of itself: sample grids, reconstructions and held-out figures, when due."""
+"""Previews of a run when due: sample grids, reconstructions and held-out metrics."""
 
 import contextlib
 import functools
@@ -27,18 +27,18 @@ from diffusion_jax.training.step import make_eval_step, measured_likelihoods
 from diffusion_jax.training.train_state import TrainState
 from diffusion_jax.types import Aux, Params
 
-Show = Callable[..., None]  # (logger, step, state, last, parts that are there already = ())
+Show = Callable[..., None]  # (logger, step, state, last, existing parts = ())
 
 
 def make_show(job: Job) -> Show:
-  """Return the function that shows what is due at a step; all at the last."""
+  """Return the function that shows the parts due at a step, and all parts at the last step."""
   config, generative = job.experiment, job.generative
   draw = make_draw(generative, job.mesh, config.logging.num_samples)
   measured = measured_likelihoods(generative, config.eval.training_likelihoods)
   seeded = jax.jit(make_eval_step(generative, measured))
   seed = np.uint32(config.training.seed)
   eval_step = lambda params, aux, batch: seeded(params, aux, batch, seed)  # noqa: E731
-  # Counted once, when it is first shown; beside no likelihood it would say nothing.
+  # Computed once, when it is first shown; it is only useful next to a likelihood.
   baseline = functools.cache(lambda: _baseline(job) if measured else None)
 
   def show(
@@ -66,7 +66,7 @@ def make_show(job: Job) -> Show:
 
 
 def parts_due(job: Job, step: int, last: bool) -> set[str]:
-  """Return the parts that are shown at a step: samples, reconstructions, held_out."""
+  """Return the parts that are due at a step: samples, reconstructions, held_out."""
   config, due = job.experiment, set()
   if last or _due(step, config.logging.sample_every_steps):
     due |= {"samples"} | ({"reconstructions"} if "encode" in job.generative.capabilities else set())
@@ -76,15 +76,15 @@ def parts_due(job: Job, step: int, last: bool) -> set[str]:
 
 
 def make_up(job: Job, show: Show, logger: Logger, state: TrainState) -> None:
-  """Show what a resumed run's first step was to show and has not: its checkpoint came before.
+  """Show the missing parts of a resumed run's first step, whose checkpoint came first.
 
-  The values are those of a run that went on: they depend on the state alone. A collective.
+  The values equal those of an uninterrupted run: they depend on the state only. A collective.
 
   Args:
-    job: the run's parts.
-    show: from `make_show`.
-    logger: of this start, which has dropped what was left half written.
-    state: that the run goes on from.
+    job: parts of the run.
+    show: function from `make_show`.
+    logger: logger of this start, which has dropped incomplete rows.
+    state: state from which the run continues.
   """
   step = int(state.step)
   if step:
@@ -92,7 +92,7 @@ def make_up(job: Job, show: Show, logger: Logger, state: TrainState) -> None:
 
 
 def _shown(job: Job, step: int) -> list[str]:
-  """The parts of a step that are on disk."""
+  """Return the parts of a step that are on disk."""
   grids = ("samples", "reconstructions")
   there = [name for name in grids if picture_path(job.workdir, step, name).is_file()]
   return there + ["held_out"] * has_row(job.workdir, step, "held_out/")
@@ -100,7 +100,7 @@ def _shown(job: Job, step: int) -> list[str]:
 
 @contextlib.contextmanager
 def said_if_not_finite(logger: Logger, step: int) -> Iterator[None]:
-  """Print that images are not finite in place of a picture, so that the run goes on."""
+  """Print that images are not finite instead of drawing them, so that the run continues."""
   try:
     yield
   except NonFiniteImages as error:
@@ -108,7 +108,7 @@ def said_if_not_finite(logger: Logger, step: int) -> Iterator[None]:
 
 
 def is_due(config: Experiment, step: int) -> bool:
-  """Whether anything is shown at a step, the last one aside."""
+  """Return whether anything is shown at a step, apart from the last one."""
   return _due(step, config.logging.sample_every_steps) or _due(step, config.eval.every_steps)
 
 
@@ -123,7 +123,7 @@ def _baseline(job: Job) -> float | None:
 
 
 def show_samples(job: Job, logger: Logger, step: int, params: Params, draw: Draw) -> None:
-  """A grid from the EMA weights, each time from the same noise and labels."""
+  """Draw a grid with the EMA weights, always from the same noise and labels."""
   num, classes = job.experiment.logging.num_samples, []
   labels = None
   if job.generative.num_classes:
@@ -137,7 +137,7 @@ def show_samples(job: Job, logger: Logger, step: int, params: Params, draw: Draw
 
 
 def show_reconstructions(job: Job, logger: Logger, step: int, params: Params) -> None:
-  """A grid of held-out images, each row above its reconstructions."""
+  """Draw a grid of held-out images, each row above its reconstructions."""
   num = job.experiment.logging.num_samples
   batch = first_examples(job.test or job.train, num)
   decoded = to_uint8(make_reconstruct(job.generative, job.mesh)(params, batch))
@@ -156,7 +156,7 @@ def measure_held_out(
   eval_step: Callable,
   baseline: Callable[[], float | None],
 ) -> tuple[list[str], dict[str, float]]:
-  """Return figures of the whole test split from the EMA weights: in words, and by name."""
+  """Return metrics of the whole test split with the EMA weights: in words, and by name."""
   if job.test is None:
     return [], {}
   size = job.experiment.eval.batch_size

@@ -1,4 +1,4 @@
-"""An xprof trace of some training steps: --profile=START:STEPS."""
+"""Record an xprof trace of some training steps: --profile=START:STEPS."""
 
 import re
 from pathlib import Path
@@ -13,8 +13,8 @@ class Span(NamedTuple):
   """Steps to trace.
 
   Attributes:
-    first: counted from 1, of the run.
-    num: how many.
+    first: first step of the run to trace, from 1.
+    num: number of steps.
   """
 
   first: int
@@ -22,10 +22,10 @@ class Span(NamedTuple):
 
 
 def parse_span(text: str) -> Span:
-  """Reads START:STEPS.
+  """Parse START:STEPS.
 
   Raises:
-    UserError: it is not two numbers of at least 1.
+    UserError: the text is not two numbers of at least 1.
   """
   match = re.fullmatch(r"(\d+):(\d+)", text)
   if match is None or min(span := Span(int(match[1]), int(match[2]))) < 1:
@@ -34,9 +34,9 @@ def parse_span(text: str) -> Span:
 
 
 class Trace:
-  """Traces the steps of a span into workdir/profile; None traces nothing.
+  """Trace the steps of a span into workdir/profile; None traces nothing.
 
-  A run that is resumed beyond the first of them traces from where it begins.
+  A run resumed after the first of these steps traces from its own first step.
   """
 
   def __init__(self, workdir: Path, span: Span | None, first_step: int):
@@ -45,12 +45,14 @@ class Trace:
       self._span = span._replace(first=max(span.first, first_step + 1))
 
   def is_due(self, step: int) -> bool:
-    """Whether tracing begins with this step or has ended with the one before: the time to wait for
-    every step in flight."""
+    """Return whether tracing starts at this step or ended with the previous one.
+
+    At these steps the loop must wait for every step in flight.
+    """
     return self._span is not None and step in (self._span.first, sum(self._span))
 
   def before(self, step: int) -> None:
-    """Begins or ends the trace where it is due."""
+    """Start or end the trace if due."""
     if self._span is not None and step == self._span.first:
       jax.profiler.start_trace(self._folder)
       self._running = True
@@ -58,7 +60,7 @@ class Trace:
       self.close()
 
   def close(self) -> None:
-    """Ends a trace that is running, and says where it is."""
+    """End a running trace, and print its place."""
     if self._running:
       jax.profiler.stop_trace()
       self._running = False

@@ -1,4 +1,4 @@
-"""Saves of a training run, also before an error or a signal ends it."""
+"""Save a training run, also before an error or a signal ends it."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +18,11 @@ from diffusion_jax.types import UserError
 def saved_on_failure(
   saver: Checkpoints, snapshots: Snapshots, state: TrainState, meta: Mapping[str, Any]
 ) -> Iterator[None]:
-  """Save what was learned so far before an error inside ends the run.
+  """Save the progress before an error in the block ends the run.
 
-  A save that has failed is tried once more, for the state of now, after what it had written is
-  deleted. Snapshots of earlier steps must be whole first: a run that goes on from here would not
-  take them again. Not where there are other processes: they may be well, and do not come to save.
+  After a failed save, delete its files and try once more with the current state. Snapshots of
+  earlier steps must be complete first: a run resumed from here would not take them again. With
+  several processes nothing is saved: the others may be running, and would not join the save.
   """
   try:
     yield
@@ -40,7 +40,7 @@ def saved_on_failure(
 
 @contextlib.contextmanager
 def explained(saver: Checkpoints) -> Iterator[None]:
-  """Say what to do about updates that are not finite."""
+  """Explain what to do about non-finite updates."""
   try:
     yield
   except NonFinite as error:
@@ -48,18 +48,18 @@ def explained(saver: Checkpoints) -> Iterator[None]:
 
 
 def took_last_step(state: TrainState) -> bool:
-  """Return whether the last update was taken; checkpoints from before skipped ones stay."""
+  """Return whether the last update was applied; earlier checkpoints stay otherwise."""
   return not int(state.num_skipped_in_a_row)
 
 
 def stop(saver: Checkpoints, step: int, signal: str) -> NoReturn:
-  """End the run once what was saved is on disk."""
+  """End the run when all saves are on disk."""
   saver.wait()
   raise StoppedEarly(f"{signal}: saved step {step:,}; the same command continues")
 
 
 def explain_non_finite(error: NonFinite, saved: Sequence[int]) -> UserError:
-  """What to say when a run stops for non-finite updates."""
+  """Return the error for a run that stops for non-finite updates."""
   kept = f"the last good checkpoint is step {saved[-1]:,}" if saved else "no checkpoint was saved"
   return UserError(
     f"{error}, training.max_skipped_in_a_row in a row; {kept}; the same command continues there: "

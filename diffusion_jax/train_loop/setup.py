@@ -1,4 +1,4 @@
-"""A training run, put together and checked: its parts, and the state that it goes on from."""
+"""Build and check a training run: its parts, and the state from which it continues."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -29,15 +29,15 @@ from diffusion_jax.types import GenerativeModel, UserError
 
 
 class Job(NamedTuple):
-  """What a run is made of.
+  """The parts of a run.
 
   Attributes:
     experiment: the resolved config.
     generative: its model.
     train, test: the splits; a data set may lack the second.
-    feed: what training reads: `train`, or its latents.
-    mesh: the devices.
-    workdir: the run's folder.
+    feed: source of the training batches: `train`, or its latents.
+    mesh: device mesh.
+    workdir: folder of the run.
   """
 
   experiment: Experiment
@@ -58,10 +58,10 @@ class Job(NamedTuple):
 
 
 def prepare(experiment: Experiment, workdir: Path) -> Job:
-  """Checks all that can be checked before the run's folder is touched.
+  """Check everything that can be checked before the run's folder is touched.
 
   Raises:
-    UserError: data, model, mesh and batch do not fit.
+    UserError: data, model, mesh and batch do not fit each other.
   """
   data, training = experiment.data, experiment.training
   _check_metrics(experiment)
@@ -79,7 +79,7 @@ def prepare(experiment: Experiment, workdir: Path) -> Job:
 
 
 def _check_metrics(experiment: Experiment) -> None:
-  """Refuse metrics that cannot be measured once the run is trained."""
+  """Raise an error for metrics that could not be measured after training."""
   if experiment.eval.metrics != "all":
     from diffusion_jax.metrics import create_metrics  # SciPy takes a second to import
 
@@ -87,7 +87,7 @@ def _check_metrics(experiment: Experiment) -> None:
 
 
 def print_plan(job: Job, beginning: str) -> None:
-  """The block that says what is about to run, and where its state lies."""
+  """Print the block that describes the run and the layout of its state."""
   mesh, batch_size = job.mesh, job.experiment.training.batch_size
   shards, state = sharding.num_batch_shards(mesh), state_shapes(job)
   groups = "a device" if shards == mesh.size else f"each for {mesh.shape['tensor']} devices"
@@ -107,7 +107,7 @@ def print_plan(job: Job, beginning: str) -> None:
 
 
 def describe_splits(job: Job) -> list[tuple[str, str]]:
-  """Name and text of each line on what is trained on, what is held out and what is not read."""
+  """Return name and text of the lines on training, held-out and ignored data."""
   train, test, classes = job.train, job.test, job.train.spec.num_classes
   rows = [("data", wording.describe_data(train.name, len(train), train.spec))]
   if classes:
@@ -125,7 +125,7 @@ def describe_splits(job: Job) -> list[tuple[str, str]]:
 
 
 def _feed(experiment: Experiment, source: Source) -> Source:
-  """The training split, or what an encoder has made of it, for a model that trains on that."""
+  """Return the training split, or its latents for a model that trains on latents."""
   if not getattr(experiment.sections["generative"], "trains_on_latents", False):
     return source
   feed = parallel.in_turn(lambda: experiment.data.load_latents("train", experiment.to_dict()))
@@ -134,10 +134,10 @@ def _feed(experiment: Experiment, source: Source) -> Source:
 
 
 def check_same_everywhere(source: Source) -> None:
-  """Refuses to start where the processes read different data.
+  """Raise an error if the processes read different data.
 
   Raises:
-    UserError: which of them differ from process 0.
+    UserError: some processes differ from process 0; the message names them.
   """
   if jax.process_count() == 1:
     return
@@ -151,12 +151,12 @@ def check_same_everywhere(source: Source) -> None:
 
 
 def start(job: Job) -> tuple[TrainState, bool]:
-  """The state to go on from, and whether it comes from a checkpoint.
+  """Return the state from which to continue, and whether it comes from a checkpoint.
 
-  Damaged checkpoints newer than the one that is restored are moved aside.
+  Damaged checkpoints newer than the restored one are moved away.
 
   Raises:
-    UserError: the folder holds a run that this one cannot continue.
+    UserError: the folder has a run that this one cannot continue.
   """
   experiment = job.experiment
   names = experiment.ema.names()
@@ -182,11 +182,11 @@ def start(job: Job) -> tuple[TrainState, bool]:
 
 
 def stored_target(shapes: TrainState, layout: TrainState) -> Callable[[Mapping[str, Any]], Any]:
-  """Return the function from a checkpoint's leaves to what to restore, whatever version wrote it.
+  """Return the function from a checkpoint's leaves to a restore target, for all versions.
 
   Args:
-    shapes: the state as ShapeDtypeStructs.
-    layout: its shardings.
+    shapes: state as ShapeDtypeStructs.
+    layout: shardings of the state.
   """
 
   def target(leaves: Mapping[str, Any]) -> Any:
@@ -203,7 +203,7 @@ def _put_aside(job: Job, damaged: tuple[store.Damage, ...]) -> None:
 
 
 def state_shapes(job: Job) -> TrainState:
-  """The run's state as ShapeDtypeStructs."""
+  """Return the run's state as ShapeDtypeStructs."""
   parts = job.experiment
   names = parts.ema.names()
   init = make_init(job.generative, parts.optimizer, parts.training, names)
@@ -211,7 +211,7 @@ def state_shapes(job: Job) -> TrainState:
 
 
 def describe(job: Job) -> dict[str, Any]:
-  """What is saved beside a state."""
+  """Return the metadata saved with a state."""
   data = {
     "name": job.train.name,
     "num": len(job.train),
@@ -230,13 +230,13 @@ def describe(job: Job) -> dict[str, Any]:
 
 
 def _counted(job: Job) -> About:
-  """Return facts about the training images; latents know the labels of images that are not read."""
+  """Return facts about the training images; latents know the labels of unread images too."""
   about = job.train.about
   return about if about.counts is not None else about._replace(counts=job.feed.about.counts)
 
 
 def sampled_classes(job: Job) -> list[int]:
-  """Return the labels that training images have, which are those to sample."""
+  """Return the labels of the training images, which are the classes to sample."""
   known = job.train if job.train.about.counts is not None else job.feed
   return trained_classes(known)
 
