@@ -1,1 +1,1 @@
-"""A run: what it is made of, its folder, and how a program on it starts and stops."""
+"""A run: its parts, its folder, and the start and stop of programs on it."""

@@ -1,4 +1,4 @@
-"""Flags and exit codes of a program, and how it starts and stops."""
+"""Flags and exit codes of a program, and its start and stop."""
 
 import argparse
 import contextlib
@@ -28,7 +28,7 @@ DONE, FAILED, USER_ERROR, STOPPED_EARLY, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 class Parser(argparse.ArgumentParser):
-  """argparse whose errors are UserErrors, and that leaves --config.* to our own parser."""
+  """An argparse parser that raises UserErrors and leaves --config.* to this package's parser."""
 
   def __init__(self, prog: str, description: str | None):
     super().__init__(prog, description=description, allow_abbrev=False)
@@ -37,15 +37,15 @@ class Parser(argparse.ArgumentParser):
     raise UserError(f"{message}; try python -m diffusion_jax.{self.prog} --help")
 
   def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[Override]]:
-    """Splits --config.section.field=value from the program's own flags."""
-    for action in self._actions:  # of groups too
+    """Separate --config.section.field=value from the program's own flags."""
+    for action in self._actions:  # including those of groups
       action.type = _naming_its_flag(action)
     overrides = [parse_override(a) for a in argv if a.startswith("--config.")]
     return self.parse_args([a for a in argv if not a.startswith("--config.")]), overrides
 
 
 def _naming_its_flag(action: argparse.Action) -> Any:
-  """The type of a flag; a path that is empty, as an unset shell variable, is refused by name."""
+  """Return the type of a flag; it rejects an empty path (an unset shell variable) by name."""
   name = action.option_strings[0] if action.option_strings else action.dest
   if action.type is files.run_folder:
     return functools.partial(files.run_folder, flag=name)
@@ -53,13 +53,13 @@ def _naming_its_flag(action: argparse.Action) -> Any:
 
 
 def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
-  """Runs a binary's main and exits with the code that its outcome has.
+  """Run a program's main and exit with the code of its outcome.
 
-  0 done; 2 the user must change something, one line and no traceback; 75 stopped early, the same
-  command continues; 1 anything else, with its traceback. Ctrl-C ends it by that signal, which a
-  shell counts as 130.
+  0: done. 2: the user must change something; one line and no traceback. 75: stopped early; the same
+  command continues. 1: anything else, with its traceback. Ctrl-C ends it by that signal, which a
+  shell reports as 130.
   """
-  logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file that it writes
+  logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it writes
   streams.leave_out_repeats()
   for name, value in AS_WRITTEN.items():
     jax.config.update(name, value)
@@ -97,7 +97,7 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int:
 
 
 def users_part(error: Exception) -> str | None:
-  """Return the line for an error that only the user can mend, None for any other."""
+  """Return the line for an error that only the user can fix, None for any other."""
   first = str(error).strip().partition("\n")[0]
   if isinstance(error, MemoryError):
     return first or "not enough memory"
@@ -126,14 +126,14 @@ AS_WRITTEN = {
   "jax_numpy_dtype_promotion": "standard",
   "jax_numpy_rank_promotion": "allow",
 }
-"""Settings of JAX that the programs were written and tested with, whatever the environment says."""
+"""Settings of JAX required by the programs; the environment cannot change them."""
 
 
 def join_job(experiment: Experiment) -> None:
-  """Becomes one of several processes, if this process was started as one.
+  """Join a job of several processes, if this process was started as part of one.
 
-  Afterwards only process 0 writes to stdout; each labels what it writes to stderr. Must come before
-  anything that uses a device.
+  Afterwards only process 0 writes to stdout, and each process labels its lines on stderr. Call it
+  before anything that uses a device.
 
   Raises:
     UserError: the job cannot start, see `parallel.start`.
@@ -151,7 +151,7 @@ def join_job(experiment: Experiment) -> None:
 
 
 def enable_compilation_cache() -> None:
-  """Keep compiled programs under the user's cache, unless JAX's own variables say otherwise."""
+  """Keep compiled programs in the user's cache, unless JAX's own variables disagree."""
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", str(files.cache_folder() / "xla"))
   if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):

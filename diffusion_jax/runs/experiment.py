@@ -1,4 +1,4 @@
-"""A whole config: which sections there are, and which changes a run can live with."""
+"""A whole config: its sections, and the changes that a run may continue with."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,22 +22,22 @@ from diffusion_jax.types import GenerativeModel, ImageSpec, UserError
 
 @dataclasses.dataclass(frozen=True)
 class Evaluating:
-  """Config of what is measured, while training and by the evaluation program.
+  """Config of the measurements during training and in the evaluation program.
 
   Attributes:
-    every_steps: between two passes over the test split while training; none: only at the end.
-    training_likelihoods: likelihoods that these passes take; a model without an elbo leaves it out.
-    batch_size: images of a batch of a pass, and of a chunk of samples.
-    num_samples: images drawn for the sample metrics; none: as many as the reference split has, at
-      most 50,000.
-    num_seeds: sets of samples from successive seeds; their spread is the figures' error bar.
-    reference_split: the split that samples are compared with.
-    metrics: of samples: names such as fid, kid, or "module:Class" of an own one; all: every one of
-      this package and of installed ones; none: no metric.
-    likelihoods: those that the evaluation program measures; all: every one that the model has;
+    every_steps: steps between two passes over the test split in training; none: only at the end.
+    training_likelihoods: likelihoods of these passes; a model without an elbo omits it.
+    batch_size: images per batch of a pass, and per chunk of samples.
+    num_samples: images drawn for the sample metrics; none: the size of the reference split, at most
+      50,000.
+    num_seeds: sets of samples from successive seeds; their spread is the error bar of the metrics.
+    reference_split: split that samples are compared with.
+    metrics: sample metrics: names such as fid, kid, or "module:Class" of your own; all: every one
+      of this package and of installed packages; none: no metric.
+    likelihoods: likelihoods that the evaluation program measures; all: every one of the model;
       none: no likelihood.
-    likelihood_split: the split they are measured on, in full.
-    likelihood_repeats: independent draws an image; two or more separate the error of these draws
+    likelihood_split: split on which they are measured, in full.
+    likelihood_repeats: independent draws per image; two or more separate the error of these draws
       from that of the images.
     spectrum_images: images of each split for the loss by log-SNR, evenly spaced; 0: no spectrum.
   """
@@ -77,8 +77,8 @@ COMMON: Mapping[str, Section] = {
   "distributed": Distributed,
 }
 
-# Fields that a resumed run may change: how it runs, not what it is. Where the data lies may change
-# too; that it is the same data is checked by its fingerprint.
+# Fields that a resumed run may change, because they do not affect its result. The place of the
+# data may change too; a fingerprint checks that the data are the same.
 CHANGEABLE = {
   "model": {"dtype", "remat"},
   "data": {
@@ -92,7 +92,7 @@ CHANGEABLE = {
   },
   "optimizer": {"*"},
   "training": {"num_steps", "accumulation_steps", "max_skipped_in_a_row"},
-  # another average cannot begin in mid-run
+  # another average cannot start in mid-run
   "ema": {"decay", "warmup", "half_life_steps", "half_life_ramp", "snapshot_every_steps"},
   **{name: {"*"} for name in ("eval", "checkpoint", "logging", "mesh", "distributed")},
   **{name: {"*"} for name in ("sampler", "guidance", "spectrum")},
@@ -110,7 +110,7 @@ class Experiment:
 
   Attributes:
     sections: name -> built dataclass, for the common sections and the model's own.
-    layout: name -> the registry or class that each was built from.
+    layout: name -> registry or class from which each section was built.
   """
 
   sections: Mapping[str, Any]
@@ -153,10 +153,10 @@ class Experiment:
     return self.sections["distributed"]
 
   def create(self, spec: ImageSpec) -> GenerativeModel:
-    """Wires the model for a data set.
+    """Build the model for a data set.
 
     Raises:
-      UserError: parts that do not fit each other or the data.
+      UserError: parts do not fit each other or the data.
     """
     try:
       return self.sections["generative"].create(self.sections, spec)
@@ -183,27 +183,27 @@ class Experiment:
     return Experiment({**self.sections, **sections}, self.layout)
 
   def warnings(self) -> dict[str, str]:
-    """Return {"warning": a line} on parts that work but hardly as was meant, or {}."""
+    """Return {"warning": line} for a combination that works but is unlikely to be meant, or {}."""
     warning = getattr(self.sections["generative"], "warning", lambda parts: None)(self.sections)
     return {"warning": warning} if warning else {}
 
   def identity(self) -> dict[str, dict[str, Any]]:
-    """Return `to_dict` with derived numbers of the parts written out.
+    """Return `to_dict` with derived numbers of the parts filled in.
 
-    Two configs of the same model have the same identity, also where one gives a number and the
-    other leaves it to the same rule.
+    Two configs of the same model have the same identity, even if one has a number and the other
+    derives it by the same rule.
     """
     networks = {n: self.sections[n].settled() for n in NETWORKS if n in self.sections}
     parts = {**self.sections, **networks}
     return {n: to_dict(parts[n], section) for n, section in self.layout.items()}
 
   def to_dict(self) -> dict[str, dict[str, Any]]:
-    """All sections with all fields, as config.json holds them."""
+    """Return all sections with all fields, as in config.json."""
     return {n: to_dict(self.sections[n], section) for n, section in self.layout.items()}
 
 
 def load(raw: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Experiment:
-  """Builds an experiment from a config file's or config.json's content and overrides.
+  """Build an experiment from the content of a config file or config.json, and overrides.
 
   Raises:
     UserError: see `config.resolve`.
@@ -213,7 +213,7 @@ def load(raw: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Experime
 
 
 def _model_sections(raw: Mapping[str, Any], overrides: Sequence[Override]) -> Mapping[str, Section]:
-  """The sections that the chosen kind of model brings, looked up before all are checked."""
+  """Return the sections of the chosen kind of model, before all sections are checked."""
   section = raw.get("generative", {})
   name = section.get("name") if hasattr(section, "get") else section
   for override in overrides:
@@ -226,11 +226,11 @@ RESPELT = {
   ("model", "remat"): {"False": "none", "True": "block"},
   ("eval", "likelihoods"): {"None": "all"},
 }
-"""(section, field) -> repr of what runs of older versions stored -> what it is now."""
+"""(section, field) -> repr of a value stored by older versions -> its value now."""
 
 
 def of_today(stored: Mapping[str, Any]) -> dict[str, Any]:
-  """Return a stored config with its values spelt as this version spells them."""
+  """Return a stored config with the values of older versions replaced by today's."""
   config = {n: dict(s) if isinstance(s, Mapping) else s for n, s in stored.items()}
   for (section, field), values in RESPELT.items():
     fields = config.get(section)
@@ -242,10 +242,10 @@ def of_today(stored: Mapping[str, Any]) -> dict[str, Any]:
 def differences(
   old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[str], list[str]]:
-  """Fields in which two resolved configs differ, as "section.field: old -> new".
+  """Return the differing fields of two resolved configs, as "section.field: old -> new".
 
   Returns:
-    Those with which a run cannot continue, and those with which it can.
+    The differences with which a run cannot continue, and those with which it can.
   """
   fatal, harmless = [], []
   for section, field, before, after in _changes(old, new):
@@ -257,9 +257,9 @@ def differences(
 def flags_to_keep(
   old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-  """Return the flags that give `new` the old values of the fields that a run may not change.
+  """Return the flags that restore the old values of the fields that a run may not change.
 
-  None if there are no such flags, since a section is missing or of another name.
+  Empty if there are no such flags, because a section is missing or has another name.
   """
   fatal = [c for c in _changes(old, new) if not _may_change(c.section, c.field)]
   if any(c.field == "name" or c.section not in old or c.section not in new for c in fatal):
@@ -292,17 +292,17 @@ def of_another_run(config: Mapping[str, Any], meta: Mapping[str, Any]) -> str | 
   """Return why a checkpoint does not belong to the run with this config, or None.
 
   Args:
-    config: all sections, as config.json holds them.
-    meta: what was saved beside the checkpoint.
+    config: all sections, as in config.json.
+    meta: metadata saved with the checkpoint.
   """
   try:
     ours, theirs = (load(of_today(c)).identity() for c in (config, meta["config"]))
-  except (UserError, KeyError):  # a version that wrote other fields: its leaves are compared
+  except (UserError, KeyError):  # a version with other fields: its leaves are compared
     return None
   fatal, _ = differences(ours, theirs)
   return f"it is of another run ({'; '.join(fatal)})" if fatal else None
 
 
 def _plain(value: Any) -> Any:
-  """Tuples as JSON has them."""
+  """Replace tuples by lists, as in JSON."""
   return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Flags that several programs have, read and checked in one way."""
+"""Parse and check the flags that several programs share."""
 
 import re
 
@@ -6,10 +6,10 @@ from diffusion_jax.types import UserError
 
 
 def parse_step(text: str, flag: str = "step") -> int | None:
-  """Reads --step: None for latest, else the number.
+  """Parse --step: None for "latest", else the number.
 
   Raises:
-    UserError: it is neither.
+    UserError: the text is neither.
   """
   if text != "latest" and not re.fullmatch("[0-9]+", text):
     raise UserError(f"--{flag}={text}: must be latest or a number, e.g. --{flag}=1000")
@@ -17,6 +17,6 @@ def parse_step(text: str, flag: str = "step") -> int | None:
 
 
 def check_seed(seed: int) -> None:
-  """Refuses a --seed that keys are not made of."""
+  """Raise an error for a --seed from which no key can be made."""
   if not 0 <= seed < 2**31:
     raise UserError(f"--seed={seed}: must lie between 0 and 2^31 - 1")

@@ -1,4 +1,4 @@
-"""Where figures come from: versions, devices, code revision, command."""
+"""Record the origin of figures: versions, devices, code revision, command."""
 
 import json
 import platform
@@ -14,7 +14,7 @@ from diffusion_jax.core.files import write_json
 
 
 def write_environment(workdir: Path) -> None:
-  """Adds this start to environment.json: versions, devices, code revision, command."""
+  """Add this start to environment.json: versions, devices, code revision, command."""
   if jax.process_index():
     return
   path = workdir / "environment.json"
@@ -39,7 +39,7 @@ def write_environment(workdir: Path) -> None:
 
 
 def package_versions() -> dict[str, str | None]:
-  """Versions of the packages that figures may depend on."""
+  """Return the versions of packages that figures may depend on."""
   names = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
   return {name: _version(name) for name in names}
 
@@ -52,7 +52,7 @@ def _version(name: str) -> str | None:
 
 
 def git_revision() -> str | None:
-  """The checkout's commit, with "-dirty" for uncommitted changes; None outside a checkout."""
+  """Return the checkout's commit, "-dirty" if it has changes; None outside a checkout."""
   folder = Path(__file__).parent
   command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
   try:

@@ -1,4 +1,4 @@
-"""Work in pieces that outlive the process: what is on disk is not computed again."""
+"""Work in chunks that survive the process: a chunk on disk is not computed again."""
 
 import hashlib
 import json
@@ -20,22 +20,22 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def digest(facts: Any) -> str:
-  """A short hash of JSON values: equal work has the same, whatever it is called."""
+  """Return a short hash of JSON values: equal work has an equal hash, whatever its name."""
   text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class Chunks:
-  """Numbered pieces of one work, each a file that is whole or absent.
+  """Numbered chunks of one work, each a file that is either whole or absent.
 
-  Several processes need the folder in common: a piece is read if all of them find it, else all
-  compute it together.
+  Several processes must share the folder: a chunk is read if all of them find it, else all compute
+  it together.
 
   Args:
-    folder: of the pieces; it is made. Its name should hold the work's `digest`, so that other work
-      never finds these pieces.
-    facts: what the pieces are, written beside them for people.
-    is_shared: whether all processes see the folder; if not, process 0 alone does.
+    folder: folder of the chunks; it is created. Its name should contain the work's `digest`, so
+      that other work never finds these chunks.
+    facts: description of the work, written next to the chunks for people.
+    is_shared: true if all processes see the folder; otherwise only process 0 uses it.
   """
 
   def __init__(self, folder: Path, facts: Mapping[str, Any], is_shared: bool = True):
@@ -45,21 +45,21 @@ class Chunks:
         folder.mkdir(parents=True, exist_ok=True)
       return
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".*.part*"):  # by a process that was killed
+    for left in folder.glob(".*.part*"):  # left by a killed process
       left.unlink(missing_ok=True)
     text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
     files.write_whole(folder / "facts.json", text)
 
   def get(self, number: int, rows: int, compute: Callable[[], Arrays]) -> dict[str, np.ndarray]:
-    """Piece `number`: from disk if it is there and whole, else computed and written.
+    """Return chunk `number`, read from disk if it is intact there, else computed and written.
 
     Args:
-      number: of the piece.
-      rows: examples that it must hold; a longer one is cut, a shorter one is made anew.
-      compute: gives arrays whose leading axis counts the examples.
+      number: number of the chunk.
+      rows: required number of examples; a longer chunk is cut, a shorter one is computed again.
+      compute: function that returns arrays with the examples on the leading axis.
 
     Raises:
-      StoppedEarly: a signal has asked to stop; the pieces before this one are on disk.
+      StoppedEarly: a signal has requested a stop; earlier chunks are on disk.
     """
     signals.stop_here()
     found = self._read(self.folder / f"{number:06d}.npz", rows)
@@ -72,7 +72,7 @@ class Chunks:
     return {name: value[:rows] for name, value in arrays.items()}
 
   def ensure(self, number: int, rows: int, compute: Callable[[], Arrays]) -> bool:
-    """Make process 0 have piece `number` on its disk; True where it had to be computed.
+    """Put chunk `number` on process 0's disk; return True if it had to be computed.
 
     Args:
       number, rows, compute: as in `get`.
@@ -91,10 +91,10 @@ class Chunks:
     return True
 
   def read(self, number: int, rows: int) -> dict[str, np.ndarray]:
-    """Piece `number`, which is on this process's disk.
+    """Return chunk `number`, which must be on this process's disk.
 
     Raises:
-      UserError: it is not, or it has been damaged since.
+      UserError: the chunk is missing or damaged.
     """
     path = self.folder / f"{number:06d}.npz"
     found = self._read(path, rows)
@@ -103,7 +103,7 @@ class Chunks:
     return found
 
   def _read(self, path: Path, rows: int) -> dict[str, np.ndarray] | None:
-    """None for a piece that is missing, short, or damaged: the archive's CRC-32 shows that."""
+    """Return None for a chunk that is missing, short or damaged, by the archive's CRC-32."""
     if not path.is_file():
       return None
     try:
@@ -123,11 +123,11 @@ class Chunks:
 
 
 def pieces(num: int, size: int) -> list[tuple[int, int, int]]:
-  """(number, first example, examples) of each piece of `size` out of `num`."""
+  """Return (number, first example, examples) of each chunk of `size` out of `num`."""
   return [(i, first, min(size, num - first)) for i, first in enumerate(range(0, num, size))]
 
 
 def remove(folder: Path) -> None:
-  """Deletes the pieces of finished work."""
+  """Delete the chunks of finished work."""
   if jax.process_index() == 0:
     shutil.rmtree(folder, ignore_errors=True)

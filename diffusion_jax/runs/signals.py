@@ -1,4 +1,4 @@
-"""Signals that ask a program to stop: they set a flag, and nothing is raised out of a handler."""
+"""Let signals stop a program through a flag; no handler raises an exception."""
 
 import contextlib
 import ctypes
@@ -16,11 +16,11 @@ from diffusion_jax.core import files
 ASKING = (
   signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
 )  # fmt: skip
-"""Signals that a user, a closing terminal, a scheduler or a CPU time limit sends before SIGKILL."""
+"""Signals from a user, a closing terminal, a scheduler or a CPU time limit, before SIGKILL."""
 
 
 SAME_SEC = 0.3
-"""Within it a signal that comes again is the same one: `timeout` and some shells send it twice."""
+"""Seconds within which a repeated signal is the same one: some senders send it twice."""
 
 
 LAUNCHER = "DIFFUSION_JAX_LAUNCHER"
@@ -29,20 +29,20 @@ INTERRUPTED = "interrupted; nothing was saved that was not saved before"
 
 
 class StoppedEarly(Exception):
-  """The run was asked to stop; its state is saved."""
+  """Raised after a request to stop; the run's state is saved."""
 
 
 @contextlib.contextmanager
 def stop_requests(words: str = "saving, then stopping") -> Iterator[Callable[[], str | None]]:
-  """Make signals that ask to stop set a flag; the same one again ends the process at once.
+  """Let signals that request a stop set a flag; a repeated signal ends the process.
 
-  A SIGHUP that is ignored already, as after nohup, stays ignored.
+  A SIGHUP that is already ignored, as after nohup, stays ignored.
 
   Args:
-    words: what is done now, for the message.
+    words: next action of the program, for the message.
 
   Yields:
-    A function that returns the name of the signal that asked to stop, or None.
+    A function that returns the name of the signal that requested a stop, or None.
   """
   asked: list[str] = []
 
@@ -66,11 +66,11 @@ def stop_requests(words: str = "saving, then stopping") -> Iterator[Callable[[],
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-  """Make Ctrl-C end the process at once with one line, also in the middle of a compilation.
+  """Let Ctrl-C end the process at once with one line, also in the middle of a compilation.
 
-  No KeyboardInterrupt is raised: libraries that call back into Python swallow it, or crash.
-  Half-written files are removed. Where Ctrl-C is ignored already, as in a shell's background job,
-  it stays ignored.
+  It raises no KeyboardInterrupt, because libraries that call back into Python swallow it or crash.
+  Unfinished files are removed. A Ctrl-C that is already ignored, as in a shell's background job,
+  stays ignored.
   """
   if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     yield
@@ -87,28 +87,28 @@ def _interrupt(number: int) -> None:
   if number == signal.SIGINT:
     _say(INTERRUPTED)
     files.remove_unfinished()
-    flush = threading.Thread(target=sys.stdout.flush, daemon=True)  # it may wait for a reader
+    flush = threading.Thread(target=sys.stdout.flush, daemon=True)  # it may block on a reader
     flush.start()
     flush.join(0.5)
     end_by(number)
 
 
 def stop_with_launcher(environment: MutableMapping[str, str]) -> None:
-  """Ask this process to stop when the launcher that started it has ended, however it ended.
+  """Request a stop of this process when its launcher has ended, for whatever reason.
 
-  The signal is SIGHUP, or SIGTERM where that is ignored: a launcher that was killed after Ctrl-C
-  has sent a SIGTERM already, and a second one would not let the run save.
+  The signal is SIGHUP, or SIGTERM if SIGHUP is ignored. A launcher that was killed after Ctrl-C has
+  already sent a SIGTERM, and a second one would not let the run save.
 
   Args:
-    environment: in which launch/local.py names the end of a pipe that it holds open. The name is
-      taken out, since the pipe is not passed on.
+    environment: variables, in which launch/local.py names the end of a pipe that it holds open. The
+      variable is removed, because the pipe is not passed on.
   """
   name = environment.pop(LAUNCHER, "")
   if not name.isdecimal():
     return
   try:
     os.set_inheritable(int(name), False)
-  except OSError:  # this process was started by one that has not passed it on
+  except OSError:  # the parent process has not passed the pipe on
     return
   threading.Thread(target=_outlive, args=(int(name),), daemon=True).start()
 
@@ -123,25 +123,25 @@ def _outlive(pipe: int) -> None:
 
 
 def end_by(number: int) -> NoReturn:
-  """End this process as a signal does that nothing handles: a shell's loop around it ends too.
+  """End this process like an unhandled signal, so that a shell's loop around it ends too.
 
-  Nothing is cleaned up: threads that XLA has running crash where the interpreter is taken away from
-  under them. May be called in any thread.
+  Nothing is cleaned up: XLA's threads crash if the interpreter ends while they run. May be called
+  in any thread.
   """
-  ctypes.CDLL(None).signal(number, 0)  # SIG_DFL; signal.signal is for the main thread
+  ctypes.CDLL(None).signal(number, 0)  # SIG_DFL; signal.signal works in the main thread only
   os.kill(os.getpid(), number)
-  os._exit(128 + number)  # it is blocked
+  os._exit(128 + number)  # the signal is blocked
 
 
 @contextlib.contextmanager
 def _heard_at_once(answer: Callable[[int], None]) -> Iterator[None]:
-  """Answer the first signal as soon as it comes, and end the process when it comes again.
+  """Answer the first signal at once, and end the process if it arrives again.
 
-  A thread does it: Python's own handlers wait until the main thread is back from C++, such as a
-  compilation that takes minutes.
+  This happens in a thread, because Python's own handlers wait until the main thread returns from
+  C++, e.g. from a compilation of several minutes.
 
   Args:
-    answer: called in that thread with the number of a signal that asks to stop.
+    answer: function of the signal's number, called in that thread.
   """
   read, write = os.pipe()
   os.set_blocking(write, False)
@@ -157,7 +157,7 @@ def _heard_at_once(answer: Callable[[int], None]) -> Iterator[None]:
 
 
 def _listen(read: int, answer: Callable[[int], None]) -> None:
-  """Hears the signals that arrive at a pipe, until its other end is closed."""
+  """Receive the signals that arrive at a pipe, until its other end is closed."""
   first: dict[int, float] = {}
   while data := os.read(read, 1):
     number, now = data[0], time.monotonic()
@@ -171,7 +171,7 @@ def _listen(read: int, answer: Callable[[int], None]) -> None:
 
 
 def _say(text: str) -> None:
-  with contextlib.suppress(OSError):  # not print: it may be what the signal has interrupted
+  with contextlib.suppress(OSError):  # not print: the signal may have interrupted a print
     os.write(2, f"\n{text}\n".encode())
 
 
@@ -180,13 +180,13 @@ _stop_between_pieces: list[tuple[Callable[[], str | None], str]] = []
 
 @contextlib.contextmanager
 def stops_between_pieces(continues: str) -> Iterator[None]:
-  """Let signals end the work inside at its next call of `stop_here`; a second signal kills.
+  """Let signals end the work in the block at its next `stop_here`; a second signal kills it.
 
-  Nothing is raised out of a signal handler: whatever it interrupts, such as the reading of a
-  checkpoint, would take that for its own failure.
+  No signal handler raises an exception: interrupted code, e.g. the reading of a checkpoint, would
+  treat it as its own failure.
 
   Args:
-    continues: what starting again does, for the message.
+    continues: effect of starting again, for the message.
   """
   with stop_requests("finishing a piece of work, then stopping") as asked:
     _stop_between_pieces.append((asked, continues))
@@ -197,10 +197,10 @@ def stops_between_pieces(continues: str) -> Iterator[None]:
 
 
 def stop_here() -> None:
-  """Stop if a signal to any of the job's processes has asked to; a collective.
+  """Stop if a signal to any of the job's processes has requested it; a collective.
 
   Raises:
-    StoppedEarly: what is finished is on disk.
+    StoppedEarly: a stop was requested; finished work is on disk.
   """
   if not _stop_between_pieces:
     return

@@ -1,4 +1,4 @@
-"""The experiment of a config file or of a run's folder, and whether a run may go on with it."""
+"""Load the experiment of a config file or a run's folder, and check that it may continue."""
 
 import contextlib
 import errno
@@ -18,15 +18,15 @@ from diffusion_jax.types import UserError
 
 
 def load_experiment(config: str, overrides: Sequence[Override]) -> Experiment:
-  """The experiment of a config file."""
+  """Return the experiment of a config file."""
   return experiments.load(load_file(config).to_dict(), overrides)
 
 
 def stored_experiment(workdir: Path, overrides: Sequence[Override]) -> Experiment:
-  """The experiment of a run's folder, with overrides, on the devices and processes at hand.
+  """Return the experiment of a run's folder, with overrides, for the available devices.
 
   Raises:
-    UserError: the folder is missing or holds no run.
+    UserError: the folder is missing or has no run.
   """
   here = ("mesh", "distributed")
   config = {name: section for name, section in stored_config(workdir).items() if name not in here}
@@ -36,10 +36,10 @@ def stored_experiment(workdir: Path, overrides: Sequence[Override]) -> Experimen
 def trained_experiment(workdir: Path, overrides: Sequence[Override]) -> Experiment:
   """Return the experiment of a run for programs that use its weights, with overrides.
 
-  Data are left to `check_same_data`, which compares what they hold.
+  Data fields are not checked here; `check_same_data` compares the content.
 
   Raises:
-    UserError: no run, or overrides that change what its weights mean.
+    UserError: there is no run, or overrides change the meaning of its weights.
   """
   stored, wanted = (stored_experiment(workdir, o).identity() for o in ([], overrides))
   fatal, _ = experiments.differences({**stored, "data": {}}, {**wanted, "data": {}})
@@ -55,10 +55,10 @@ def trained_experiment(workdir: Path, overrides: Sequence[Override]) -> Experime
 
 
 def stored_config(workdir: Path) -> dict[str, Any]:
-  """Content of config.json, or what the newest checkpoint says of it.
+  """Return the content of config.json, or else the config in the newest checkpoint.
 
   Raises:
-    UserError: neither is there.
+    UserError: there is neither.
   """
   path, checkpoints = workdir / "config.json", workdir / "checkpoints"
   try:
@@ -68,9 +68,9 @@ def stored_config(workdir: Path) -> dict[str, Any]:
   except (FileNotFoundError, NotADirectoryError, ValueError):
     pass
   except OSError as error:
-    if error.errno != errno.EIO:  # a block that cannot be read is damage
+    if error.errno != errno.EIO:  # an unreadable disk block is damage
       raise
-  if store.saved_steps(checkpoints):  # each checkpoint holds the config too
+  if store.saved_steps(checkpoints):  # each checkpoint has the config too
     return experiments.of_today(store.read_meta(checkpoints)["config"])
   if path.is_file():
     raise UserError(f"{path} is damaged; restore it, or start over with --fresh")
@@ -80,16 +80,16 @@ def stored_config(workdir: Path) -> dict[str, Any]:
 
 
 def check_continues(workdir: Path, experiment: Experiment) -> list[str]:
-  """Compares the config of a run with that of its folder.
+  """Compare a config with that of the run in a folder.
 
   Returns:
-    The differences with which it can continue.
+    The differences with which the run can continue.
 
   Raises:
-    UserError: differences with which it cannot.
+    UserError: there are differences with which it cannot.
   """
   stored = stored_config(workdir)
-  # A run of an older version lacks what has been added since: it has the defaults.
+  # A run of an older version lacks newer fields, which have the defaults.
   with contextlib.suppress(UserError):
     stored = experiments.load(stored).identity()
   fatal, harmless = experiments.differences(stored, experiment.identity())
@@ -104,10 +104,10 @@ def check_continues(workdir: Path, experiment: Experiment) -> list[str]:
 
 
 def check_same_data(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-  """Refuses to go on with other data than the run began with.
+  """Raise an error if the training data are not those that the run started with.
 
   Args:
-    workdir: the run's folder.
+    workdir: folder of the run.
     saved, now: name, num and fingerprint of the training split.
 
   Raises:
@@ -122,6 +122,6 @@ def check_same_data(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, A
 
 
 def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
-  """Writes config.json."""
+  """Write config.json."""
   if jax.process_index() == 0:
     write_json(workdir / "config.json", config)

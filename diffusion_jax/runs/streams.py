@@ -1,4 +1,4 @@
-"""Where a program's lines go: to a reader that may leave early, from one of several processes."""
+"""Output of a program: to a reader that may leave early, from one of several processes."""
 
 import functools
 import io
@@ -14,8 +14,8 @@ from typing import Any
 class Unbreakable(io.TextIOBase):
   """A stream whose failures never end a program.
 
-  The reader may have gone (`| head`, a terminal that was closed), the disk may be full, the stream
-  closed before the program began (`>&-`), or its encoding may lack a character.
+  The reader may be gone (`| head`, a closed terminal), the disk may be full, the stream may be
+  closed from the start (`>&-`), or its encoding may lack a character.
   """
 
   def __init__(self, stream: Any):
@@ -41,7 +41,7 @@ class Unbreakable(io.TextIOBase):
   def isatty(self) -> bool:
     try:
       return self._stream.isatty()
-    except ValueError:  # it has been closed
+    except ValueError:  # the stream is closed
       return False
 
   def fileno(self) -> int:
@@ -53,11 +53,11 @@ class Unbreakable(io.TextIOBase):
     except BrokenPipeError:
       os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
     except (OSError, ValueError):
-      pass  # a full disk may have room later; a closed stream stays closed
+      pass  # a full disk may have space later; a closed stream stays closed
 
 
 class Labelled(Unbreakable):
-  """Begins each line with the process that writes it."""
+  """A stream that begins each line with the name of its process."""
 
   def __init__(self, stream: Any, label: str):
     super().__init__(stream)
@@ -71,21 +71,21 @@ class Labelled(Unbreakable):
 
 
 def label(number: int, count: int) -> None:
-  """Labels this process's lines on stderr; of several processes only the first writes to stdout."""
+  """Label this process's lines on stderr, and silence stdout on all processes but the first."""
   sys.stderr = Labelled(sys.stderr, f"[{number} of {count}] ")
   if number:
     sys.stdout = io.StringIO()
 
 
 def leave_out_repeats() -> None:
-  """Keep off stderr, from now on, what Orbax prints of failures that it raises as well.
+  """Suppress Orbax's messages on stderr about failures that it raises as well.
 
-  Where one file cannot be read or written, each read and write that was begun with it says so too,
-  or that its event loop was closed meanwhile: thousands of lines.
+  If one file cannot be read or written, each read and write started with it reports that too, or
+  that its event loop was closed: thousands of lines.
   """
-  logging.getLogger("absl").addFilter(_is_not_of_orbax)  # one that is there is not added again
+  logging.getLogger("absl").addFilter(_is_not_of_orbax)  # an existing filter is not added again
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # only Orbax uses it
-  # A write that was begun for nothing; said when Python ends, with or without a file's name.
+  # A useless write, reported when Python ends, with or without a file's name.
   warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
   if getattr(sys.unraisablehook, "func", None) is not _report:
     sys.unraisablehook = functools.partial(_report, sys.unraisablehook)

@@ -1,4 +1,4 @@
-"""A run's folder: made, moved aside and locked, and the mark that its run is finished."""
+"""Create, move and lock a run's folder, and mark its run as finished."""
 
 import contextlib
 import json
@@ -21,18 +21,18 @@ LOCK_PATIENCE_SEC = 20.0
 
 
 def default_workdir(config: str) -> Path:
-  """runs/<the config file's stem>."""
+  """Return runs/<stem of the config file>."""
   return files.run_folder(f"runs/{split_argument(config)[0].stem}")
 
 
 def prepare_workdir(workdir: Path, fresh: bool) -> None:
-  """Makes the run's folder; with `fresh` an older run is moved aside, never deleted.
+  """Create the run's folder; with `fresh` an older run is moved away, never deleted.
 
-  A folder that is a link stays one: the run is moved aside where it lies, and the new one is made
-  in its place.
+  A folder that is a link stays one: the run is moved at the link's target, and the new one is
+  created there.
 
   Raises:
-    UserError: the folder cannot be made or written.
+    UserError: the folder cannot be created or written.
   """
   try:
     place = Path(os.path.realpath(workdir)) if workdir.is_symlink() else workdir
@@ -51,21 +51,21 @@ def _move_aside(workdir: Path) -> None:
   if Path.cwd().is_relative_to(workdir.resolve()):
     raise UserError(f"--fresh: cannot move {workdir}, the current folder; start from another one")
   aside = files.free_name(workdir)
-  with _lock(workdir, "training"):  # a run that is being trained is not moved
+  with _lock(workdir, "training"):  # do not move a run during its training
     workdir.rename(aside)
   print(f"moved the old run to {aside}")
 
 
 @contextlib.contextmanager
 def lock(workdir: Path, doing: str = "training") -> Iterator[None]:
-  """Keeps a second job out of the folder; ends with the process, however it ends.
+  """Keep a second job out of the folder; the lock ends with the process, for whatever reason.
 
   Args:
-    workdir: the folder.
-    doing: what the job does, for the message of the second.
+    workdir: folder of the run.
+    doing: activity of the job, for the second job's message.
 
   Raises:
-    UserError: another job holds it.
+    UserError: another job holds the lock.
   """
   with contextlib.ExitStack() as stack:
     parallel.first_does(lambda: stack.enter_context(_lock(workdir, doing)))
@@ -74,7 +74,7 @@ def lock(workdir: Path, doing: str = "training") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lock(workdir: Path, doing: str) -> Iterator[None]:
-  # A job that was started again may find its predecessor's process 0 still dying on another host.
+  # A restarted job may find the previous job's process 0 still ending on another host.
   patience = LOCK_PATIENCE_SEC if jax.process_count() > 1 else 0.0
   with files.open_own(workdir / ".lock") as file:
     lock = _lock_within(patience, file)
@@ -101,14 +101,14 @@ def _lock_within(seconds: float, file: Any) -> str:
 
 
 def write_final(workdir: Path, step: int, values: Mapping[str, float]) -> None:
-  """Writes held_out.json, the mark of a finished run: its step and held-out figures."""
+  """Write held_out.json, the mark of a finished run: its step and held-out metrics."""
   finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
   if jax.process_index() == 0:
     write_json(workdir / "held_out.json", {"step": step, **finite})
 
 
 def drop_later_final(workdir: Path, step: int) -> None:
-  """Deletes held_out.json if a step has left it that the run will take again."""
+  """Delete held_out.json if it is from a step that the run will repeat."""
   path = workdir / "held_out.json"
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
     if json.loads(path.read_text())["step"] > step:
@@ -116,7 +116,7 @@ def drop_later_final(workdir: Path, step: int) -> None:
 
 
 def is_finished(workdir: Path, step: int, num_steps: int) -> bool:
-  """Whether nothing is left to do: the last step is saved and its figures are written."""
+  """Return whether the last step is saved and its metrics are written."""
   try:
     return step >= num_steps and json.loads((workdir / "held_out.json").read_text())["step"] == step
   except (OSError, ValueError, KeyError, TypeError):
