@@ -1,4 +1,4 @@
-"""Networks. The only room that knows flax; each becomes a pure function here."""
+"""Networks as pure functions. Only this room uses flax."""
 
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.models.base import (

@@ -1,4 +1,4 @@
-"""A small convolutional classifier, whose last hidden layer serves as features of a data set."""
+"""A small convolutional classifier; its last hidden layer is a data set's features."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from diffusion_jax.models.layers import Conv3, Norm
 from diffusion_jax.types import ImageSpec, Key, Params
 
 SMALLEST_SIDE = 4
-"""The resolution is halved until a side is no longer than this."""
+"""Side at which halving of the resolution stops, pixels."""
 
 
 class ClassifierNetwork(NamedTuple):
   """A classifier as pure functions.
 
   Attributes:
-    init: key -> params.
-    apply: (params, x [B H W C] in [-1, 1]) -> (features [B D], logits [B K]), float32.
+    init: function from a key to params.
+    apply: function (params, x [B H W C] in [-1, 1]) -> (features [B D], logits [B K]), float32.
   """
 
   init: Callable[[Key], Params]
@@ -41,7 +41,7 @@ class Classifier:
   num_features: int = 64
 
   def create(self, spec: ImageSpec) -> ClassifierNetwork:
-    """Builds the pure functions for a labelled data set.
+    """Build the pure functions for a labelled data set.
 
     Raises:
       ValueError: the data set has no labels.
@@ -58,7 +58,7 @@ class Classifier:
 
 
 class _Module(nn.Module):
-  """Convolutions with group normalisation, a hidden layer, and the classes."""
+  """Convolutions with group normalisation, a hidden layer, and the logits."""
 
   config: Classifier
   num_classes: int

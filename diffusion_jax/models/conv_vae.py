@@ -32,11 +32,11 @@ class VAENetworks(NamedTuple):
   """A VAE's networks as pure functions.
 
   Attributes:
-    init: key -> params {"encoder", "decoder"}.
-    encode: (params, x [B H W C], dropout_key or None) -> (mean [B ...], log_var [B ...]).
-    decode: (params, z [B ...], dropout_key or None) -> [B H W P], the observation model's raw
-      parameters.
-    latent_shape: of one example's z: (D,), or (h, w, c) of spatial latents.
+    init: function from a key to params {"encoder", "decoder"}.
+    encode: function (params, x [B H W C], dropout_key or None) -> (mean [B ...], log_var [B ...]).
+    decode: function (params, z [B ...], dropout_key or None) -> [B H W P], the raw parameters of
+      the observation model.
+    latent_shape: shape of one example's z: (D,), or (h, w, c) for spatial latents.
   """
 
   init: Callable[[Key], Params]
@@ -50,18 +50,18 @@ class ConvVAE:
   """Config of the networks.
 
   Attributes:
-    latent_dim: D, size of z where it is a vector.
-    latent_channels: c of spatial latents [h w c], as large as the last level; latent_dim is then
-      not used. None: z is a vector.
+    latent_dim: D, size of z if it is a vector.
+    latent_channels: c of spatial latents [h w c], which are as large as the last level; latent_dim
+      is then unused. None: z is a vector.
     channels: width at full resolution.
     multipliers: width of each level over `channels`; every level halves the resolution.
-    num_blocks: residual blocks a level.
-    dropout: rate inside the residual blocks.
-    norm_groups: number of groups that channels are normalised in, a divisor of `channels`; none:
+    num_blocks: residual blocks per level.
+    dropout: dropout rate in the residual blocks.
+    norm_groups: number of groups of the group normalisation, a divisor of `channels`; none:
       width / 4, at most 32.
     dtype: compute type; parameters and statistics stay float32.
-    remat: what the backward pass recomputes to save memory: `none`; `block`, all of a block but its
-      input; `products`, all but the outputs of convolutions and matrix products.
+    remat: values that the backward pass recomputes to save memory: `none`; `block`, all of a block
+      except its input; `products`, all except outputs of convolutions and matrix products.
   """
 
   latent_dim: int = 16
@@ -91,23 +91,23 @@ class ConvVAE:
 
   @property
   def recipe(self) -> Recipe:
-    """Settings that its blocks share."""
+    """Return the settings that its blocks share."""
     return Recipe(norm_groups=self.norm_groups)
 
   def settled(self) -> "ConvVAE":
-    """The same networks with their number of groups written out, where all widths have one."""
+    """Return the same networks with an explicit number of groups, if all widths share one."""
     widths = [self.channels * multiplier for multiplier in (1, *self.multipliers)]
     return dataclasses.replace(self, norm_groups=settled_groups(self.norm_groups, widths))
 
   def create(self, spec: ImageSpec, num_outputs: int) -> VAENetworks:
-    """Builds the pure functions.
+    """Build the pure functions.
 
     Args:
       spec: shape of the images.
-      num_outputs: P, parameters a pixel of the observation model.
+      num_outputs: P, parameters per pixel of the observation model.
 
     Raises:
-      ValueError: the image's sides cannot be halved once a level.
+      ValueError: the image's sides cannot be halved once per level.
     """
     factor = 2 ** (len(self.multipliers) - 1)
     if spec.height % factor or spec.width % factor:
@@ -154,7 +154,7 @@ def _norm_out(config: ConvVAE) -> Norm:
 
 
 class Encoder(nn.Module):
-  """Images to the mean and log-variance of q(z | x), both float32."""
+  """Map images to the mean and log-variance of q(z | x), both float32."""
 
   config: ConvVAE
 
@@ -180,7 +180,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Latents to the raw parameters of p(x | z), float32."""
+  """Map latents to the raw parameters of p(x | z), float32."""
 
   config: ConvVAE
   start: tuple[int, int]

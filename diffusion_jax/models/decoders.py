@@ -1,4 +1,4 @@
-"""Observation models p(x | z) of a VAE: what its decoder network's output means.
+"""Observation models p(x | z) of a VAE: the meaning of its decoder network's output.
 
 Each is a config dataclass. Images are on the grid 2 k / (L - 1) - 1 of their levels k = 0..L-1.
 """
@@ -18,10 +18,10 @@ Images = Float[Array, "B H W C"]
 
 @dataclasses.dataclass(frozen=True)
 class Bernoulli:
-  """Each pixel is on with probability sigmoid(logit).
+  """A Bernoulli variable per pixel, 1 with probability sigmoid(logit).
 
-  A grey image stands for its random binarisations, pixel on with probability k / (L - 1): the
-  log-probability is their expectation, and its bits/dim count two levels, whatever L was.
+  A grey image represents its random binarisations, in which a pixel is 1 with probability
+  k / (L - 1). The log-probability is their expectation; its bits/dim count two levels for any L.
   """
 
   def num_outputs(self, channels: int) -> int:
@@ -41,11 +41,11 @@ class Bernoulli:
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-  """A Gaussian a pixel: integrated over each level's bin, or its density for float data.
+  """A Gaussian per pixel: integrated over each level's bin, or its density for float data.
 
   Attributes:
-    std: standard deviation on the [-1, 1] axis; None: the network predicts one a pixel.
-    min_log_std: floor of the predicted log-deviation.
+    std: standard deviation on the [-1, 1] axis; None: the network predicts one per pixel.
+    min_log_std: lower bound of the predicted log-deviation.
   """
 
   std: float | None = None
@@ -79,10 +79,10 @@ class Gaussian:
 
 @dataclasses.dataclass(frozen=True)
 class DiscretizedLogistic:
-  """A logistic a pixel, cut into the data's grey levels.
+  """A logistic per pixel, integrated over the bins of the data's levels.
 
   Attributes:
-    min_log_scale: floor of the predicted log-scale on the [-1, 1] axis.
+    min_log_scale: lower bound of the predicted log-scale on the [-1, 1] axis.
   """
 
   min_log_scale: float = -7.0

@@ -20,7 +20,7 @@ from diffusion_jax.types import Condition, ImageSpec
 TIME_FREQUENCIES = 256
 EPSILON = 1e-6
 embed_init = nn.initializers.normal(0.02)
-# Xavier's uniform of query, key and value as one layer, which is what the original initialises.
+# Xavier's uniform of query, key and value as one layer, as the original initialises it.
 qkv_init = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 zeros = nn.initializers.zeros
 
@@ -39,18 +39,18 @@ class DiT(NetworkBase):
   The number after the slash is the patch: XL/2 cuts an image into patches of 2x2 pixels.
 
   Attributes:
-    depth: blocks.
+    depth: number of blocks.
     hidden: width of a token.
-    heads: of every attention layer.
-    patch: pixels a side of a patch.
-    mlp_ratio: width of the hidden layer of a block's perceptron over `hidden`.
-    time_scale: factor of the time before its embedding. The processes count it from 0 to 999, as
-      DiT does: 1. SiT embeds a time between 0 and 1: 1 / 999.
+    heads: number of heads of every attention layer.
+    patch: side of a patch, pixels.
+    mlp_ratio: width of the hidden layer of a block's MLP over `hidden`.
+    time_scale: factor of the time before its embedding. 1 keeps the processes' 0 to 999, as in DiT;
+      1 / 999 gives SiT's 0 to 1.
     learned_variance: double the output's channels; the second half are variance logits.
     dtype: compute type of products and residuals; parameters, embeddings, norms, modulation and
       softmax stay float32.
-    remat: what the backward pass recomputes to save memory: `none`; `block`, all of a block but its
-      input; `products`, all but the outputs of matrix products.
+    remat: values that the backward pass recomputes to save memory: `none`; `block`, all of a block
+      except its input; `products`, all except the outputs of matrix products.
   """
 
   depth: int = 12
@@ -72,7 +72,7 @@ class DiT(NetworkBase):
       raise ValueError(f"time_scale={self.time_scale} must be positive")
 
   def create(self, spec: ImageSpec, num_labels: int) -> Network:
-    """Builds the pure functions for images of `spec`.
+    """Build the pure functions for images of `spec`.
 
     Args:
       spec: shape of the images.
@@ -91,7 +91,7 @@ class DiT(NetworkBase):
 
 
 class DiTModule(nn.Module):
-  """The network itself; see `DiT` for its fields. It has no dropout."""
+  """The network; `DiT` describes its fields. It has no dropout."""
 
   config: DiT
   out_channels: int
@@ -130,10 +130,10 @@ class DiTModule(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention, then a perceptron, each between a shift and scale before it and a gate after it.
+  """Attention and an MLP, each with a shift and scale before it and a gate after it.
 
-  Shifts, scales and gates come from the time and class; they start at zero, and the block with
-  them as the identity (adaLN-Zero).
+  Shifts, scales and gates are functions of time and class. They start at zero, so the block starts
+  as the identity (adaLN-Zero).
   """
 
   heads: int
@@ -175,21 +175,21 @@ def _dense(features: int, dtype: Dtype, kernel=kernel_init, name: str = "") -> n
 
 
 def _modulation(condition: Array, width: int, parts: int, name: str) -> list[Float[Array, "B 1 D"]]:
-  """`parts` vectors for each example, float32, zero at the start."""
+  """Return `parts` vectors per example, float32, zero at initialisation."""
   vectors = _dense(parts * width, FLOAT32, zeros, name)(condition)
   return jnp.split(vectors[:, None, :], parts, axis=-1)
 
 
 def _modulated(x: Array, shift: Array, scale: Array) -> Float[Array, "B N D"]:
-  """A layer norm without weights of its own, scaled and shifted, float32."""
+  """Apply a layer norm without learned weights, then scale and shift, float32."""
   return _layer_norm(x) * (1 + scale) + shift
 
 
 def _layer_norm(x: Array) -> Float[Array, "B N D"]:
-  """Normalises each token, float32, counted from an anchor as in `kernels.group_norm`.
+  """Normalise each token in float32, measured from an anchor as in `kernels.group_norm`.
 
-  The anchor is the token's mean as it comes out rounded: whatever it is, the variance is right also
-  where the mean is much larger than the deviation.
+  The anchor is the token's rounded mean. The variance does not depend on it, and is accurate even
+  if the mean is much larger than the deviation.
   """
   x = x.astype(FLOAT32)
   y = x - jax.lax.stop_gradient(x.mean(-1, keepdims=True))  # any constant has this gradient
@@ -203,13 +203,13 @@ def _gated(x: Array, gate: Array, h: Array) -> Array:
 
 
 def _to_patches(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B N P"]:
-  """Patches row by row, each with its pixels row by row and the channels last."""
+  """Return the patches row by row, each with its pixels row by row and the channels last."""
   batch, height, width, channels = x.shape
   x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
 
 
 def _to_image(h: Float[Array, "B N P"], rows: int, columns: int, patch: int):
-  """The inverse of `_to_patches`."""
+  """Invert `_to_patches`."""
   h = h.reshape(h.shape[0], rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
   return h.reshape(h.shape[0], rows * patch, columns * patch, -1)

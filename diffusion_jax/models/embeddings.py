@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 
 def sinusoidal_embedding(time: Float[Array, "B"], dim: int) -> Float[Array, "B D"]:
-  """[sin, cos] of the time at `dim / 2` frequencies from 1 down to 1/10000, float32.
+  """Return [sin, cos] of the time at `dim / 2` frequencies from 1 down to 1/10000, float32.
 
   Source: Ho et al. 2020, after Vaswani et al. 2017, with denominator dim / 2 - 1.
   """
@@ -19,9 +19,10 @@ def sinusoidal_embedding(time: Float[Array, "B"], dim: int) -> Float[Array, "B D
 
 
 def cosine_first_embedding(time: Float[Array, "B"], dim: int) -> Float[Array, "B D"]:
-  """[cos, sin] of the time at `dim / 2` frequencies from 1 down to just above 1/10000, float32.
+  """Return [cos, sin] of the time at `dim / 2` frequencies, float32.
 
-  Source: Nichol and Dhariwal 2021, and after them ADM and DiT, with denominator dim / 2.
+  They decrease from 1 to slightly more than 1/10000. Source: Nichol and Dhariwal 2021, and after
+  them ADM and DiT, with denominator dim / 2.
   """
   half = dim // 2
   frequency = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
@@ -30,9 +31,9 @@ def cosine_first_embedding(time: Float[Array, "B"], dim: int) -> Float[Array, "B
 
 
 class FourierEmbedding(nn.Module):
-  """[sin, cos] of 2 pi f t at random frequencies f ~ N(0, scale^2) that are never trained.
+  """[sin, cos] of 2 pi f t at fixed random frequencies f ~ N(0, scale^2).
 
-  They are kept among the parameters, where a checkpoint holds them. Source: Tancik et al. 2020
+  The frequencies are stored among the parameters, but not trained. Source: Tancik et al. 2020
   (arXiv 2006.10739), as in NCSN++ (Song et al. 2021, arXiv 2011.13456).
   """
 
@@ -50,10 +51,10 @@ class FourierEmbedding(nn.Module):
 def pixel_fourier_features(
   x: Float[Array, "B H W C"], exponents: tuple[int, ...]
 ) -> Float[Array, "B H W D"]:
-  """sin and cos of 2 pi 2^n x for each channel and each n of `exponents`: D = 2 C len(exponents).
+  """Return sin and cos of 2 pi 2^n x per channel and exponent n: D = 2 C len(exponents).
 
-  They show a network the last bits of a pixel. Source: Kingma et al. 2021 (arXiv 2107.00630),
-  appendix C, with n of 6 and 7 here for their 7 and 8 of 2^n pi.
+  They make the last bits of a pixel visible to a network. Source: Kingma et al. 2021 (arXiv
+  2107.00630), appendix C, whose 7 and 8 in 2^n pi are n = 6 and 7 here.
   """
   frequency = 2 * jnp.pi * 2.0 ** jnp.asarray(exponents, jnp.float32)
   angle = (x.astype(jnp.float32)[..., None] * frequency).reshape(*x.shape[:-1], -1)
@@ -61,13 +62,14 @@ def pixel_fourier_features(
 
 
 def position_embedding(rows: int, columns: int, dim: int) -> Float[np.ndarray, "N D"]:
-  """Fixed embedding of a grid's positions, row by row: [sin, cos] of the column, then of the row.
+  """Return fixed embeddings of a grid's positions: [sin, cos] of column, then of row.
 
-  Each quarter has frequencies 10000^(-4 i / dim). Source: Peebles and Xie 2023 (arXiv 2212.09748),
-  after He et al. 2022 (arXiv 2111.06377); that the column comes first is their code's order.
+  Positions are ordered row by row. Each quarter has frequencies 10000^(-4 i / dim). Source: Peebles
+  and Xie 2023 (arXiv 2212.09748), after He et al. 2022 (arXiv 2111.06377); their code puts the
+  column first.
 
   Args:
-    rows, columns: of the grid; N is their product.
+    rows, columns: size of the grid; N is their product.
     dim: D, divisible by 4.
   """
   frequency = 10000.0 ** (-np.arange(dim // 4) / (dim // 4))

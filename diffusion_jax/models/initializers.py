@@ -1,4 +1,4 @@
-"""How the arrays of a network start, by published recipe."""
+"""Initial distributions of a network's arrays, by published recipe."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,13 +15,13 @@ zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
 
 
 def zero_bias(fan_in: int) -> Initializer:
-  """Zeros whatever the layer."""
+  """Initialise a bias to zero, for any layer."""
   del fan_in
   return nn.initializers.zeros
 
 
 def uniform_bias(fan_in: int) -> Initializer:
-  """Uniform within 1 / sqrt(fan-in), as PyTorch's layers start."""
+  """Initialise a bias uniformly within 1 / sqrt(fan-in), as PyTorch does."""
   bound = fan_in**-0.5
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
@@ -35,12 +35,13 @@ class Init(NamedTuple):
   """Initial distributions of a network's arrays.
 
   Attributes:
-    kernel: of convolutions and dense layers.
-    zero: the same of the last layer of every branch, and of the network.
-    qkv: of attention's queries, keys and values.
-    embed: of the projection of the embedding in a residual block.
-    bias: fan-in of the layer -> of its bias; biases beside `zero` start at zero.
-    label: of the table of classes.
+    kernel: distribution of convolutions and dense layers.
+    zero: distribution of the last layer of every branch and of the network.
+    qkv: distribution of attention's queries, keys and values.
+    embed: distribution of the embedding's projection in a residual block.
+    bias: function from a layer's fan-in to its bias's distribution; biases of `zero` layers start
+      at zero.
+    label: distribution of the table of classes.
   """
 
   kernel: Initializer = kernel_init
@@ -58,13 +59,16 @@ _zeros = nn.initializers.zeros
 INITS = {
   "ddpm": Init(),
   # Xavier's uniform with a gain of 1e-5 is DDPM's 1e-10 of the variance. The gain of query, key and
-  # value is sqrt(0.2); as the original makes them in one layer, of three times the fan-out, the
-  # variance is another half of what their own fans would give.
+  # value is sqrt(0.2). The original has them in one layer with three times the fan-out, which
+  # halves the variance again.
   "edm": Init(qkv=nn.initializers.variance_scaling(0.1, "fan_avg", "uniform")),
   "adm": Init(_torch, _zeros, _torch, _torch, uniform_bias, nn.initializers.normal(1.0)),
 }
-"""By recipe: Ho et al. 2020; Karras et al. 2022 (their DDPM++ and NCSN++); Nichol and Dhariwal 2021
-and Dhariwal and Nichol 2021, who leave PyTorch's defaults and zero the last layers."""
+"""Initial distributions by recipe.
+
+"ddpm": Ho et al. 2020. "edm": Karras et al. 2022 (their DDPM++ and NCSN++). "adm": Nichol and
+Dhariwal 2021 and Dhariwal and Nichol 2021, with PyTorch's defaults and zeros in the last layers.
+"""
 
 VDM_INIT = Init(_lecun, _zeros, _lecun, _zeros)
 """Kingma et al. 2021: Flax's defaults, and zeros for second convolutions and projections."""

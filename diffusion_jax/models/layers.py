@@ -25,27 +25,30 @@ Dtype = jnp.dtype
 FLOAT32 = jnp.dtype("float32")
 
 Pointwise = functools.partial(nn.Dense, dot_general=pointwise)
-"""A dense layer of each pixel or token."""
+"""A dense layer applied to each pixel or token."""
 
 Remat = Literal["none", "block", "products"]
-"""What the backward pass recomputes: nothing; all of a block but its input; all of a block but the
-outputs of its convolutions and matrix products (norms, activations and dropout are cheap)."""
+"""Values that the backward pass recomputes.
+
+none: nothing. block: all of a block except its input. products: all of a block except the outputs
+of convolutions and matrix products (norms, activations and dropout are cheap).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """What the blocks of one network have in common.
+  """Settings shared by the blocks of a network.
 
   Attributes:
     init: initial distributions.
-    epsilon: of the group normalisation.
-    adaptive_scale: the embedding scales and shifts the second norm's output; else it is added to
-      its input.
-    embed_bias: the embedding's projection has a bias.
+    epsilon: constant added to the variance in the group normalisation.
+    adaptive_scale: if true, the embedding scales and shifts the second norm's output; otherwise it
+      is added to that norm's input.
+    embed_bias: true if the embedding's projection has a bias.
     skip_scale: factor of every sum of a block's input and output.
-    num_heads: of attention, unless `channels_per_head` is given.
+    num_heads: number of attention heads, unless `channels_per_head` is given.
     channels_per_head: width of a head.
-    norm_groups: of the group normalisation; see `num_groups`.
+    norm_groups: number of groups of the group normalisation; see `num_groups`.
   """
 
   init: Init = INITS["ddpm"]
@@ -58,7 +61,7 @@ class Recipe:
   norm_groups: int | None = None
 
   def heads(self, width: int) -> int:
-    """Heads of an attention layer of `width` channels."""
+    """Return the number of heads of an attention layer of `width` channels."""
     return width // self.channels_per_head if self.channels_per_head else self.num_heads
 
 
@@ -66,12 +69,12 @@ DDPM = Recipe()
 
 
 class Resample(NamedTuple):
-  """A change of resolution inside a residual block, of its branch and its shortcut alike.
+  """A change of resolution in both the branch and the shortcut of a residual block.
 
   Attributes:
-    direction: halve or double the sides.
-    taps: the filter; see `resample`.
-    projection: a 1x1 convolution on the shortcut even where the width stays.
+    direction: halving or doubling of the sides.
+    taps: filter coefficients; see `resample`.
+    projection: true for a 1x1 convolution on the shortcut even if the width stays the same.
   """
 
   direction: Literal["down", "up"]
@@ -80,7 +83,7 @@ class Resample(NamedTuple):
 
   @property
   def is_nearest(self) -> bool:
-    """Doubles by nearest neighbour, which the next convolution can take into its kernel."""
+    """Return whether it doubles by nearest neighbour, which the next convolution can include."""
     return self.direction == "up" and self.taps == (1, 1)
 
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
@@ -88,7 +91,7 @@ class Resample(NamedTuple):
 
 
 def rematerialized(kind: Any, remat: Remat, static_argnums: tuple[int, ...] = ()) -> Any:
-  """A module's class whose activations are recomputed in the backward pass as `remat` says."""
+  """Wrap a module's class so that the backward pass recomputes activations as in `remat`."""
   if remat == "none":
     return kind
   policy = _is_product if remat == "products" else None
@@ -105,9 +108,9 @@ def attend(
   value: Float[Array, "B M D"],
   num_heads: int,
 ) -> Float[Array, "B N D"]:
-  """Softmax attention of `num_heads` slices of the channels, scaled by (D / heads)^-1/2.
+  """Compute softmax attention of `num_heads` channel slices, scaled by (D / heads)^-1/2.
 
-  Scores and softmax are float32; the products' inputs and the result are of the values' type.
+  Scores and softmax are float32; the products' inputs and the result have the type of the values.
   """
   if num_heads == 1:
     return _attend(query, key, value)
@@ -123,15 +126,16 @@ def _attend(query: Array, key: Array, value: Array) -> Array:
 
 
 def num_groups(width: int, norm_groups: int | None) -> int:
-  """Return the number of groups that `width` channels are normalised in.
+  """Return the number of groups for the normalisation of `width` channels.
 
-  Without a number it is width / 4, at most 32, or the next smaller one that divides the width: the
-  rule of score_sde and EDM, whose groups hold at least 4 channels. A group of one channel loses its
-  mean, and with it the time and class embedding that the block has added.
+  Without a setting it is width / 4, at most 32, or the next smaller divisor of the width. This is
+  the rule of score_sde and EDM, whose groups have at least 4 channels. A group of one channel would
+  lose its mean, and with it the time and class embedding that the block has added.
 
   Args:
-    width: of the features.
-    norm_groups: that number at any width, as in DDPM, Improved DDPM, ADM and diffusers (32).
+    width: number of channels.
+    norm_groups: number of groups at any width, as in DDPM, Improved DDPM, ADM and diffusers (32);
+      None: by the rule above.
   """
   if norm_groups is not None:
     return norm_groups
@@ -139,10 +143,10 @@ def num_groups(width: int, norm_groups: int | None) -> int:
 
 
 def check_norm_groups(norm_groups: int | None, channels: int) -> None:
-  """Refuse groups that do not divide the widths of a network, all multiples of `channels`.
+  """Raise an error if groups do not divide a network's widths, multiples of `channels`.
 
   Raises:
-    ValueError: with what to type.
+    ValueError: they do not; the message has valid settings.
   """
   if norm_groups is not None and (norm_groups < 1 or channels % norm_groups):
     divisors = (g for g in range(1, channels + 1) if channels % g == 0)
@@ -154,18 +158,18 @@ def check_norm_groups(norm_groups: int | None, channels: int) -> None:
 
 
 def settled_groups(norm_groups: int | None, widths: Iterable[int]) -> int | None:
-  """Return the one number of groups at all of these widths, or the setting as it is."""
+  """Return the number of groups if it is equal at all widths, or the setting unchanged."""
   numbers = {num_groups(width, norm_groups) for width in widths}
   return numbers.pop() if len(numbers) == 1 else norm_groups
 
 
 class Norm(nn.Module):
-  """GroupNorm with a scale and a bias for each channel.
+  """GroupNorm with a scale and a bias per channel.
 
   Attributes:
-    dtype: of the result; statistics are float32.
-    epsilon: added to the variance.
-    swish: apply it to the result.
+    dtype: type of the result; statistics are float32.
+    epsilon: constant added to the variance.
+    swish: true to apply swish to the result.
     groups: number of groups; see `num_groups`.
   """
 
@@ -187,13 +191,13 @@ class Norm(nn.Module):
 
 
 class ScaleAndBias(nn.Module):
-  """The parameters of a normalisation, ones and zeros at first."""
+  """The parameters of a normalisation, initially ones and zeros."""
 
   @nn.compact
   def __call__(self, width: int) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
     scale = self.param("scale", nn.initializers.ones, (width,))
     bias = self.param("bias", nn.initializers.zeros, (width,))
-    return jnp.asarray(scale), jnp.asarray(bias)  # a stored network's may be NumPy's
+    return jnp.asarray(scale), jnp.asarray(bias)  # a stored network may have NumPy arrays
 
 
 class Conv3(nn.Module):
@@ -202,10 +206,10 @@ class Conv3(nn.Module):
   Attributes:
     features: width of the result.
     stride: 1 or 2.
-    bias: maps the fan-in to an initialiser.
-    double: convolves the image doubled by nearest neighbour.
-    padding: zeros before and after each axis; none: as many as keep the resolution over the stride,
-      of which the odd one comes after.
+    bias: function from the fan-in to an initialiser.
+    double: true to double the image by nearest neighbour before the convolution.
+    padding: zeros before and after each axis; none: enough to keep the resolution over the stride,
+      with an odd one at the end.
   """
 
   features: int
@@ -234,12 +238,12 @@ class Conv3(nn.Module):
 
 
 def _convolve_doubled(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-  """In place of flax's convolution, whose other arguments are those of `upsampled_conv`."""
+  """Replace flax's convolution, whose other arguments equal those of `upsampled_conv`."""
   return upsampled_conv(x, kernel)
 
 
 class Upsample(nn.Module):
-  """Doubles the resolution: nearest neighbour, then a 3x3 convolution."""
+  """Double the resolution: nearest neighbour, then a 3x3 convolution."""
 
   dtype: Dtype = FLOAT32
   recipe: Recipe = DDPM
@@ -254,8 +258,8 @@ class Upsample(nn.Module):
 class InputResidual(nn.Module):
   """The image (or its last such residual), convolved and halved, for the encoder of NCSN++.
 
-  As the original fuses the two, the filter sees the convolution's own values beyond the border,
-  and no zeros.
+  The original fuses the two operations, so beyond the border the filter sees the convolution's own
+  values instead of zeros.
   """
 
   features: int
@@ -280,9 +284,9 @@ class InputResidual(nn.Module):
 class ResBlock(nn.Module):
   """Norm, swish, conv, (embedding,) norm, swish, dropout, conv; plus the shortcut.
 
-  The embedding is added before the second norm, or scales and shifts its output, as the recipe
-  says. A 1x1 convolution carries the shortcut only where the width changes or `resample` asks for
-  it; `resample` acts before the first convolution and on the shortcut.
+  The embedding is added before the second norm, or scales and shifts its output, depending on the
+  recipe. The shortcut has a 1x1 convolution only if the width changes or `resample` requires it;
+  `resample` acts before the first convolution and on the shortcut.
   """
 
   features: int
@@ -335,7 +339,7 @@ class ResBlock(nn.Module):
 
 
 def _norm(block: Any, name: str, swish: bool = False) -> Norm:
-  """Normalisation of a residual or attention block, by its recipe."""
+  """Return the normalisation of a residual or attention block, by its recipe."""
   recipe = block.recipe
   return Norm(block.dtype, recipe.epsilon, swish, recipe.norm_groups, name=name)
 

@@ -1,7 +1,7 @@
-"""A residual multilayer perceptron over the whole example: for points, small vectors and trials.
+"""A residual multilayer perceptron over the whole example: for points and small vectors.
 
-It knows nothing of pixels that are neighbours, so that it fits data of any shape and compiles in a
-moment; images of more than a few hundred numbers are for the U-Nets and the transformer.
+It ignores which pixels are neighbours, so it fits data of any shape and compiles quickly. For
+images of more than a few hundred values, use the U-Nets or the transformer.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class MLP(NetworkBase):
   Attributes:
     hidden: width of every hidden layer, even and at least 4.
     depth: number of residual blocks.
-    dropout: rate before the last layer of each block.
+    dropout: dropout rate before the last layer of each block.
     learned_variance: double the output's channels; the second half are variance logits.
     end_time: give it the condition's second time too, for maps from one time to another.
     dtype: compute type of the dense layers; parameters and the time embedding stay float32.
@@ -61,7 +61,7 @@ class MLP(NetworkBase):
 
 
 class MLPModule(nn.Module):
-  """The network itself; see `MLP` for its fields."""
+  """The network; `MLP` describes its fields."""
 
   config: MLP
   out_channels: int

@@ -1,7 +1,7 @@
-"""Halving and doubling of images with a separable filter, as sums of strided slices.
+"""Halve and double images with a separable filter, as sums of strided slices.
 
 Source: Karras et al. 2022 (arXiv 2206.00364), appendix F.2 and table 7: [1, 1] for DDPM++ and ADM,
-[1, 3, 3, 1] for NCSN++. Elementwise sums fuse with their neighbours, depthwise convolutions do not.
+[1, 3, 3, 1] for NCSN++. Elementwise sums fuse with their neighbours; depthwise convolutions do not.
 """
 
 import jax.numpy as jnp
@@ -9,18 +9,18 @@ from jax import lax
 from jaxtyping import Array, Float
 
 FILTERS = ((1, 1), (1, 3, 3, 1))
-"""Those of the recipes: symmetric and of even length, so that an image stays centred."""
+"""The recipes' filters, symmetric and of even length, so that an image stays centred."""
 
 
 def halve(
   x: Float[Array, "B H W C"], taps: tuple[int, ...], pad: bool = True
 ) -> Float[Array, "B H2 W2 C"]:
-  """Filters and keeps every second pixel.
+  """Filter, and keep every second pixel.
 
   Args:
     x: images of even sides.
-    taps: one of FILTERS; normalised here to a sum of 1 an axis.
-    pad: with zeros, so that sides halve; else only whole windows count.
+    taps: one of FILTERS; normalised here to a sum of 1 per axis.
+    pad: true to pad with zeros, so that sides halve; false to use only whole windows.
   """
   for axis in (1, 2):
     x = _halve_axis(x, taps, pad, axis)
@@ -28,7 +28,9 @@ def halve(
 
 
 def double(x: Float[Array, "B H W C"], taps: tuple[int, ...]) -> Float[Array, "B H2 W2 C"]:
-  """Puts zeros between pixels and filters, with the gain that keeps a constant: [1, 1] is nearest.
+  """Double the sides: put zeros between pixels and filter; constants keep their value.
+
+  With [1, 1] this is nearest neighbour.
 
   Args:
     x: images.
@@ -58,7 +60,7 @@ def _double_axis(x: Array, taps: tuple[int, ...], axis: int) -> Array:
   padded = _pad(x, half, axis)
 
   def phase(r: int) -> Array:
-    """The new pixels 2 i + r: tap k falls on pixel i + (r + k - half) / 2 if that is whole."""
+    """Return the pixels 2 i + r: tap k acts on pixel i + (r + k - half) / 2 if whole."""
     parts = jnp.zeros((), x.dtype)
     for k in range((half - r) % 2, len(taps), 2):
       start = half + (r + k - half) // 2

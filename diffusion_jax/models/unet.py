@@ -1,4 +1,4 @@
-"""The U-Net of DDPM, and by its fields those of Improved DDPM, ADM, DDPM++ and NCSN++.
+"""The U-Net of DDPM; other fields make those of Improved DDPM, ADM, DDPM++ and NCSN++.
 
 Sources: Ho et al. 2020 (arXiv 2006.11239), appendix B; Nichol and Dhariwal 2021 (arXiv 2102.09672);
 Dhariwal and Nichol 2021 (arXiv 2105.05233); Song et al. 2021 (arXiv 2011.13456) with the changes of
@@ -22,11 +22,13 @@ PADDINGS = ((0, 1), (1, 1))
 
 @dataclasses.dataclass(frozen=True)
 class UNet(NetworkBase):
-  """Config of the U-Net; the defaults are DDPM's but for `norm_groups`, equal from 128 channels on.
+  """Config of the U-Net, with DDPM's defaults except for `norm_groups`.
+
+  From 128 channels on, the default of `norm_groups` equals DDPM's too.
 
   | field | DDPM | iDDPM | ADM | EDM's DDPM++ | EDM's NCSN++ |
   |---|---|---|---|---|---|
-  | `num_heads`, `channels_per_head` | 1 | 4 | 64 a head | 1 | 1 |
+  | `num_heads`, `channels_per_head` | 1 | 4 | 64 per head | 1 | 1 |
   | `decoder_attention` | every | every | every | last | last |
   | `adaptive_scale` | no | yes | yes | no | no |
   | `skip_scale` | 1 | 1 | 1 | 0.5^0.5 | 0.5^0.5 |
@@ -47,42 +49,43 @@ class UNet(NetworkBase):
   Attributes:
     channels: width at full resolution.
     multipliers: width of each level over `channels`; every level halves the resolution.
-    num_blocks: residual blocks a level going down; one more going up.
-    attention_resolutions: pixels a side at which blocks are followed by attention. The middle
-      always has it.
-    dropout: rate inside the residual blocks.
+    num_blocks: residual blocks per level on the way down; one more on the way up.
+    attention_resolutions: sides, in pixels, at which attention follows the blocks. The middle
+      always has attention.
+    dropout: dropout rate in the residual blocks.
     dtype: compute type; parameters, statistics and softmax stay float32.
-    remat: what the backward pass recomputes to save memory: `none`; `block`, all of a block but its
-      input; `products`, all but the outputs of convolutions and matrix products.
-    num_heads: heads of every attention layer.
-    channels_per_head: width of a head, in place of `num_heads`; none: `num_heads` counts.
-    decoder_attention: going up, after `every` block of such a resolution or only after its `last`.
-    adaptive_scale: the embedding scales and shifts the second norm's output of a block; false: it
-      is added to that norm's input.
+    remat: values that the backward pass recomputes to save memory: `none`; `block`, all of a block
+      except its input; `products`, all except outputs of convolutions and matrix products.
+    num_heads: number of heads of every attention layer.
+    channels_per_head: width of a head, which replaces `num_heads`; none: use `num_heads`.
+    decoder_attention: attention on the way up: after `every` block of such a resolution, or only
+      after its `last`.
+    adaptive_scale: if true, the embedding scales and shifts the output of a block's second norm;
+      if false, it is added to that norm's input.
     skip_scale: factor of the sum of a block's input and output.
-    resampling: between levels a `convolution` (of stride 2; nearest neighbour and one), or a
-      residual `block` that filters.
-    resample_filter: of such a block: (1, 1) or (1, 3, 3, 1).
-    resample_projection: a 1x1 convolution on such a block's shortcut.
-    input_residual: the image, halved and convolved level by level, joins each level going down.
-    embedding: of the noise level: `positional`; `positional_adm`, with the cosines first and a
-      lowest frequency that is a little higher; `fourier`, random frequencies.
+    resampling: layer between levels: a `convolution` (of stride 2; or after nearest neighbour), or
+      a residual `block` with a filter.
+    resample_filter: filter of such a block: (1, 1) or (1, 3, 3, 1).
+    resample_projection: true for a 1x1 convolution on such a block's shortcut.
+    input_residual: true to add the image, halved and convolved, to each level on the way down.
+    embedding: embedding of the noise level: `positional`; `positional_adm`, with the cosines first
+      and a slightly higher lowest frequency; `fourier`, with random frequencies.
     fourier_scale: standard deviation of those frequencies.
     noise_multiplier: width of that embedding over `channels`.
-    embedding_multiplier: width of what the blocks get over `channels`.
-    label_embedding: `table`, a vector a class (the null class too) added to what the blocks get;
-      `one_hot`, a linear map of the one-hot class times the root of their number, added to the
-      embedding of the noise level (the null class is zero).
+    embedding_multiplier: width of the blocks' embedding over `channels`.
+    label_embedding: embedding of the class: `table`, a vector per class (the null class too), added
+      to the blocks' embedding; `one_hot`, a linear map of the one-hot class times the square root
+      of the number of classes, added to the noise level's embedding (zero for the null class).
     init: initial distributions, by recipe.
-    norm_epsilon: of the group normalisation.
+    norm_epsilon: constant added to the variance in the group normalisation.
     norm_groups: number of its groups at any width, a divisor of `channels`; none: width / 4, at
       most 32.
     downsample_padding: zeros before and after each axis for a convolution of stride 2: (0, 1) as
       TensorFlow pads, (1, 1) as PyTorch does.
-    time_scale: factor of the time before its embedding; the processes count it up to 999.
+    time_scale: factor of the time before its embedding; the processes' times end at 999.
     learned_variance: double the output's channels; the second half are variance logits.
-    augmentation_labels: length of the vector that says how an image was augmented; a linear map of
-      it, without bias, is added to the embedding of the noise level. 0: no such input.
+    augmentation_labels: length of the vector that describes an image's augmentation; a linear map
+      of it, without bias, is added to the embedding of the noise level. 0: no such input.
   """
 
   channels: int = 128
@@ -154,7 +157,7 @@ class UNet(NetworkBase):
     )
 
   def create(self, spec: ImageSpec, num_labels: int) -> Network:
-    """Builds the pure functions for images of `spec`.
+    """Build the pure functions for images of `spec`.
 
     Named arrays of the images' height and width join the input as further channels; vectors are
     added, by a linear map, to what the blocks get.
@@ -164,8 +167,8 @@ class UNet(NetworkBase):
       num_labels: size of the label embedding (the null class included), 0 for unconditional.
 
     Raises:
-      ValueError: the image's sides cannot be halved once a level, heads do not divide a width, or a
-        named array is neither.
+      ValueError: the image's sides cannot be halved once per level, heads do not divide a width, or
+        a named array is neither.
     """
     factor = 2 ** (len(self.multipliers) - 1)
     if spec.height % factor or spec.width % factor:
@@ -189,7 +192,7 @@ class UNet(NetworkBase):
 
   @property
   def recipe(self) -> Recipe:
-    """Settings that its blocks share."""
+    """Return the settings that its blocks share."""
     return Recipe(
       init=INITS[self.init],
       epsilon=self.norm_epsilon,
@@ -201,7 +204,7 @@ class UNet(NetworkBase):
     )
 
   def settled(self) -> "UNet":
-    """The same network with its number of groups written out, where all widths have one."""
+    """Return the same network with an explicit number of groups, if all widths share one."""
     widths = [self.channels * n for n in range(1, 2 * max(self.multipliers) + 1)]
     return dataclasses.replace(self, norm_groups=settled_groups(self.norm_groups, widths))
 

@@ -1,4 +1,4 @@
-"""The U-Net itself: how its blocks are put together. `unet` has its config and its sources."""
+"""The U-Net module, assembled from its blocks; `unet` has its config and its sources."""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def is_image(shape: Sequence[int], data: Sequence[int]) -> bool:
 
 
 class UNetModule(nn.Module):
-  """The network; see `UNet` for its fields."""
+  """The network; `UNet` describes its fields."""
 
   config: Any  # a UNet
   out_channels: int
@@ -66,7 +66,7 @@ class UNetModule(nn.Module):
     return jnp.dtype(self.config.dtype)
 
   def _embed(self, time: Array, given: Condition) -> Array:
-    """Time, class and augmentation, float32 [B E]; blocks apply the last swish themselves."""
+    """Return the embedding for all blocks, float32 [B E]; the blocks apply the last swish."""
     width = self.config.channels * self.config.embedding_multiplier
     labels = given.label
     one_hot = self.config.label_embedding == "one_hot"
@@ -91,13 +91,13 @@ class UNetModule(nn.Module):
     return (cosine_first_embedding if adm else sinusoidal_embedding)(time, width)
 
   def _embed_augmentation(self, vector: Any, num: int, width: int) -> Array:
-    """Without a bias: zeros, which images have that are as they are, add nothing."""
+    """Map an augmentation vector without a bias: an unaugmented image's zeros add nothing."""
     told = jnp.zeros((num, self.config.augmentation_labels)) if vector is None else vector
     kernel = self.config.recipe.init.kernel
     return nn.Dense(width, use_bias=False, kernel_init=kernel, name="augmentation")(told)
 
   def _embed_one_hot(self, labels: Any, width: int) -> Array:
-    """The null class, which is the last, has no place among the others: its vector is zero."""
+    """Map a one-hot class; the null class, the last one, has the zero vector."""
     num_classes = self.num_labels - 1
     vector = jax.nn.one_hot(labels, num_classes) * math.sqrt(num_classes)
     return self._dense(vector, width, "label")
@@ -114,7 +114,7 @@ class UNetModule(nn.Module):
     return conv(x)
 
   def _block(self, h, embedding, train, width, name, attention=False, resample=None):
-    """A residual block, followed by attention where asked."""
+    """Apply a residual block, followed by attention if `attention` is true."""
     config, kind = self.config, rematerialized(ResBlock, self.config.remat, (3,))
     block = kind(width, config.dropout, self._dtype, config.recipe, resample, name=name)
     h = block(h, embedding, train)
@@ -153,7 +153,7 @@ class UNetModule(nn.Module):
     return Upsample(self._dtype, config.recipe, name=name)(h)
 
   def _join(self, h: Array, image: Array, name: str) -> Array:
-    """Adds the image, brought to the features' width and resolution."""
+    """Add the image, at the features' width and resolution."""
     config, width = self.config, h.shape[-1]
     bring = InputResidual(width, config.resample_filter, self._dtype, config.recipe, name=name)
     return (h + bring(image)) * math.sqrt(0.5)

@@ -1,8 +1,8 @@
 """The network of variational diffusion models: a U-Net that never lowers the resolution.
 
 Source: Kingma et al. 2021 (arXiv 2107.00630), appendix B and C. With its defaults and three
-channels it has 30,577,667 parameters (published: 30.6M; the original has 512 more, for an input
-that is constant).
+channels it has 30,577,667 parameters (published: 30.6M; the original has 512 more, for a constant
+input).
 """
 
 import dataclasses
@@ -34,18 +34,18 @@ class VDMUNet(NetworkBase):
   """Config of the network.
 
   Attributes:
-    channels: width everywhere.
-    num_blocks: residual blocks going down; one more going up, two in the middle.
-    fourier_exponents: n of the features sin and cos of 2 pi 2^n x that join the input.
-    time_scale: factor of the time before its embedding: 1 for the processes here, which count it
-      up to 1000 (a learned schedule its gamma, from gamma_min to gamma_max); 1000 for a noise level
+    channels: width of all layers.
+    num_blocks: residual blocks on the way down; one more on the way up, two in the middle.
+    fourier_exponents: values of n for the input features sin and cos of 2 pi 2^n x.
+    time_scale: factor of the time before its embedding: 1 for the processes here, whose times end
+      at 1000 (for a learned schedule gamma, from gamma_min to gamma_max); 1000 for a noise level
       in [0, 1].
-    dropout: rate inside the residual blocks.
-    norm_groups: number of groups that channels are normalised in, a divisor of `channels`; none:
+    dropout: dropout rate in the residual blocks.
+    norm_groups: number of groups of the group normalisation, a divisor of `channels`; none:
       width / 4, at most 32.
     dtype: compute type; parameters, statistics and softmax stay float32.
-    remat: what the backward pass recomputes to save memory: `none`; `block`, all of a block but its
-      input; `products`, all but the outputs of convolutions and matrix products.
+    remat: values that the backward pass recomputes to save memory: `none`; `block`, all of a block
+      except its input; `products`, all except outputs of convolutions and matrix products.
   """
 
   channels: int = 128
@@ -67,7 +67,7 @@ class VDMUNet(NetworkBase):
     check_norm_groups(self.norm_groups, self.channels)
 
   def create(self, spec: ImageSpec, num_labels: int) -> Network:
-    """Builds the pure functions for images of `spec`.
+    """Build the pure functions for images of `spec`.
 
     Args:
       spec: shape of the images.
@@ -77,17 +77,17 @@ class VDMUNet(NetworkBase):
 
   @property
   def recipe(self) -> Recipe:
-    """Settings that its blocks share."""
+    """Return the settings that its blocks share."""
     return Recipe(init=VDM_INIT, embed_bias=False, norm_groups=self.norm_groups)
 
   def settled(self) -> "VDMUNet":
-    """The same network with its number of groups written out, where both widths have one."""
+    """Return the same network with an explicit number of groups, if both widths share one."""
     widths = (self.channels, 2 * self.channels)
     return dataclasses.replace(self, norm_groups=settled_groups(self.norm_groups, widths))
 
 
 class VDMModule(nn.Module):
-  """The network itself; see `VDMUNet` for its fields."""
+  """The network; `VDMUNet` describes its fields."""
 
   config: VDMUNet
   out_channels: int
@@ -115,7 +115,7 @@ class VDMModule(nn.Module):
     return jnp.dtype(self.config.dtype)
 
   def _embed(self, time: Array, labels: Any) -> Array:
-    """The noise level and the class, float32 [B E]; blocks apply the last swish themselves."""
+    """Embed noise level and class, float32 [B E]; the blocks apply the last swish."""
     width, init = 4 * self.config.channels, VDM_INIT
     h = sinusoidal_embedding(time * self.config.time_scale, self.config.channels)
     h = nn.swish(nn.Dense(width, kernel_init=init.kernel, name="time1")(h))

@@ -5,8 +5,8 @@ It is the classifier of TensorFlow's archive inception-2015-12-05 (Szegedy et al
 torchvision's Inception-v3: the average pools do not count the padding, the last block pools by
 maximum, there are 1008 classes, and images are resized as TensorFlow 1 did, inside the network.
 
-`torch_port.from_torch` makes the parameters, and says how it rewrites the published ones into
-a faster network that computes the same function.
+`torch_port.from_torch` converts the published parameters to those of a faster network that
+computes the same function.
 """
 
 import functools
@@ -21,23 +21,23 @@ from jaxtyping import Array, Float, Num
 from diffusion_jax.types import Params, UserError
 
 SIDE = 299
-"""Pixels a side that the network itself sees."""
+"""Side of the images inside the network, pixels."""
 
 NUM_SPATIAL_CHANNELS = 7
-"""Channels of the 17x17 map that sFID keeps."""
+"""Number of channels of the 17x17 map that sFID uses."""
 
 
 class InceptionFeatures(NamedTuple):
-  """What the metrics read.
+  """The outputs that the metrics use.
 
   Attributes:
-    pool: mean over positions of the last block; FID, KID, precision and recall.
-    spatial: the first 7 channels of the 17x17 map after `Mixed_6d.branch1x1`, its ReLU included,
-      flattened row by row with the channels innermost; sFID. It is the tensor `mixed_6/conv:0` of
-      the TensorFlow graph, sliced and flattened as ADM's evaluator does (Dhariwal and Nichol 2021,
-      arXiv 2105.05233): in that graph a layer's nodes are Conv2D, batchnorm, CheckNumerics,
-      control_dependency and last the activation, which bears the layer's own name.
-    logits: of the 1008 classes, without the bias: what Inception Score takes the softmax of.
+    pool: mean over positions of the last block; for FID, KID, precision and recall.
+    spatial: first 7 channels of the 17x17 map after `Mixed_6d.branch1x1`, including its ReLU,
+      flattened row by row with the channels innermost; for sFID. It is the tensor `mixed_6/conv:0`
+      of the TensorFlow graph, sliced and flattened as in ADM's evaluator (Dhariwal and Nichol 2021,
+      arXiv 2105.05233). In that graph a layer's nodes are Conv2D, batchnorm, CheckNumerics,
+      control_dependency and last the activation, which has the layer's own name.
+    logits: logits of the 1008 classes, without the bias; the Inception Score takes their softmax.
   """
 
   pool: Float[Array, "B 2048"]
@@ -46,10 +46,10 @@ class InceptionFeatures(NamedTuple):
 
 
 def apply(params: Params, images: Num[Array | np.ndarray, "B H W C"]) -> InceptionFeatures:
-  """The features of a batch of images; pure, for use under `jax.jit`.
+  """Return the features of a batch of images; pure, for use under `jax.jit`.
 
   Args:
-    params: from `from_torch`.
+    params: parameters from `from_torch`.
     images: values 0..255, integers or floats (not rescaled, not rounded); C is 3, or 1 for grey
       images, which are repeated.
 
@@ -81,10 +81,10 @@ def apply(params: Params, images: Num[Array | np.ndarray, "B H W C"]) -> Incepti
 
 
 def resize(images: Float[Array, "B H W C"], side: int = SIDE) -> Float[Array, "B side side C"]:
-  """Bilinear resize of TensorFlow 1: pixel i lies at i * size / side, nothing is smoothed.
+  """Resize bilinearly as TensorFlow 1: pixel i is at i * size / side, without smoothing.
 
-  Up to half a pixel off from what other libraries do, and aliased when it shrinks; the published
-  figures were made with it. The result stays a float, in the units of the input.
+  The result differs from other libraries by up to half a pixel, and is aliased when it shrinks, but
+  the published figures use it. It is a float in the units of the input.
   """
   return _resize_axis(_resize_axis(images, 2, side), 1, side)
 
@@ -100,7 +100,7 @@ def _resize_axis(x: Float[Array, "B H W C"], axis: int, side: int) -> Float[Arra
 
 
 def _convolve(layer: Params, x: Array, strides: tuple[int, int], padding) -> Array:
-  """Convolution with bias, padded by ((top, bottom), (left, right))."""
+  """Convolve with a bias; the padding is ((top, bottom), (left, right))."""
   y = lax.conv_general_dilated(
     x, layer["kernel"], strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
     precision=lax.Precision.HIGHEST,
@@ -109,17 +109,17 @@ def _convolve(layer: Params, x: Array, strides: tuple[int, int], padding) -> Arr
 
 
 def _same(layer: Params, x: Array) -> Array:
-  """Convolution to the same size, then ReLU."""
+  """Convolve to the same size, then apply ReLU."""
   height, width = layer["kernel"].shape[:2]
   padding = ((height // 2, height // 2), (width // 2, width // 2))
   return jax.nn.relu(_convolve(layer, x, (1, 1), padding))
 
 
 def _valid(layer: Params, x: Array, stride: int = 1) -> Array:
-  """Convolution without padding, then ReLU.
+  """Convolve without padding, then apply ReLU.
 
-  XLA's convolution for the CPU is two to three times slower without padding than with it. One row
-  and one column of padding are added at the end; what they reach is cut off again.
+  On a CPU, XLA's convolution is two to three times slower without padding. So one row and one
+  column of padding are added at the end, and the outputs that they affect are cut off.
   """
   height = (x.shape[1] - layer["kernel"].shape[0]) // stride + 1
   width = (x.shape[2] - layer["kernel"].shape[1]) // stride + 1
@@ -128,10 +128,10 @@ def _valid(layer: Params, x: Array, stride: int = 1) -> Array:
 
 
 def _max_pool(x: Array, stride: int) -> Array:
-  """3x3 maxima, without padding.
+  """Take 3x3 maxima, without padding.
 
-  Shifted copies are compared, first along one axis and then along the other: on a CPU several
-  times faster than `lax.reduce_window`.
+  Shifted copies are compared along one axis and then along the other, which is several times faster
+  than `lax.reduce_window` on a CPU.
   """
   for axis in (1, 2):
     x = functools.reduce(jnp.maximum, _shifted(x, axis, stride))
@@ -139,7 +139,7 @@ def _max_pool(x: Array, stride: int) -> Array:
 
 
 def _average_pool(x: Array) -> Array:
-  """3x3 averages to the same size, over the positions that exist."""
+  """Take 3x3 averages at the same size, over the positions that exist."""
   ones = np.ones((1, *x.shape[1:3], 1), x.dtype)
   return _sum_pool(x) / _sum_pool(ones)
 
@@ -152,13 +152,13 @@ def _sum_pool(x: Array | np.ndarray) -> Array:
 
 
 def _shifted(x: Array, axis: int, stride: int) -> list[Array]:
-  """Every `stride`-th element from 0, 1 and 2 on, as many as windows of 3 fit."""
+  """Return every `stride`-th element from 0, 1 and 2 on, as many as windows of 3 fit."""
   last = stride * ((x.shape[axis] - 3) // stride) + 1
   return [lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(3)]
 
 
 def _stem(params: Params, x: Array) -> Array:
-  """299x299x3 to 35x35x192."""
+  """Map 299x299x3 to 35x35x192."""
   x = _valid(params["Conv2d_1a_3x3"], x, 2)
   x = _valid(params["Conv2d_2a_3x3"], x)
   x = _same(params["Conv2d_2b_3x3"], x)
@@ -169,9 +169,9 @@ def _stem(params: Params, x: Array) -> Array:
 
 
 def _entries(block: Params, x: Array, widths: tuple[int, ...]) -> list[Array]:
-  """The 1x1 convolutions that read a block's input, as one; their outputs have `widths` channels.
+  """Apply the 1x1 convolutions of a block's input as one, and split by `widths` channels.
 
-  What lies beyond the widths is the pool branch: averaged, then ReLU.
+  The channels after these are the pool branch: averaged, then ReLU.
   """
   y = _convolve(block["entry"], x, (1, 1), "VALID")
   *parts, rest = jnp.split(y, np.cumsum(widths), axis=-1)
@@ -186,7 +186,7 @@ def _chain(block: Params, x: Array, *names: str) -> Array:
 
 
 def _block_a(block: Params, x: Array) -> Array:
-  """35x35."""
+  """Apply a block at 35x35."""
   one, five, three, pool = _entries(block, x, (64, 48, 64))
   five = _chain(block, five, "branch5x5_2")
   three = _chain(block, three, "branch3x3dbl_2", "branch3x3dbl_3")
@@ -194,7 +194,7 @@ def _block_a(block: Params, x: Array) -> Array:
 
 
 def _block_b(block: Params, x: Array) -> Array:
-  """35x35 to 17x17."""
+  """Map 35x35 to 17x17."""
   (double,) = _entries(block, x, (64,))
   double = _same(block["branch3x3dbl_2"], double)
   double = _valid(block["branch3x3dbl_3"], double, 2)
@@ -202,7 +202,7 @@ def _block_b(block: Params, x: Array) -> Array:
 
 
 def _block_c(block: Params, x: Array) -> Array:
-  """17x17."""
+  """Apply a block at 17x17."""
   width = block["branch7x7_2"]["kernel"].shape[2]
   one, seven, double, pool = _entries(block, x, (192, width, width))
   seven = _chain(block, seven, "branch7x7_2", "branch7x7_3")
@@ -211,7 +211,7 @@ def _block_c(block: Params, x: Array) -> Array:
 
 
 def _block_d(block: Params, x: Array) -> Array:
-  """17x17 to 8x8."""
+  """Map 17x17 to 8x8."""
   three, seven = _entries(block, x, (192, 192))
   three = _valid(block["branch3x3_2"], three, 2)
   seven = _chain(block, seven, "branch7x7x3_2", "branch7x7x3_3")
@@ -220,7 +220,7 @@ def _block_d(block: Params, x: Array) -> Array:
 
 
 def _block_e(block: Params, x: Array) -> Array:
-  """8x8; the pool branch is a maximum where it has a convolution of its own."""
+  """Apply a block at 8x8; the pool branch is a maximum if it has its own convolution."""
   one, three, double, *pool = _entries(block, x, (320, 384, 448))
   if "branch_pool" in block:
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)

@@ -1,15 +1,15 @@
-"""Reads a PyTorch state dict without PyTorch and without executing what a pickle asks for.
+"""Read a PyTorch state dict without PyTorch and without executing anything in a pickle.
 
 Two containers hold the same pickled dict. Since PyTorch 1.6 it is a zip archive: `data.pkl` and
-one member `data/KEY` a storage. Before, it was a stream: three pickles (magic number, protocol,
+one member `data/KEY` per storage. Before, it was a stream: three pickles (magic number, protocol,
 system), the dict, the list of storage keys, then for each key the number of elements (int64) and
 the bytes. Format: `torch/serialization.py` of PyTorch.
 
-A pickle may name any function and have it called. Here it may name only those that a dict of
-tensors needs, and what it gets for them is inert: plain tuples that are checked and turned into
-arrays after the unpickling. What would fill the memory or the stack is refused before it is done:
-a place in the memo far beyond the file's length, more opcodes or deeper tuples than any dict of
-tensors has, members of an archive that share their bytes, one storage in very many tensors.
+A pickle can name any function and have it called. Here it can name only those that a dict of
+tensors needs, and each is replaced by an inert object: plain tuples that are checked and turned
+into arrays after unpickling. Anything that would fill the memory or the stack is rejected first: a
+memo index far beyond the file's length, more opcodes or deeper tuples than any dict of tensors has,
+members of an archive that share their bytes, one storage in very many tensors.
 """
 
 import io
@@ -33,7 +33,7 @@ STORAGE_TYPES = {
   "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "|i1", "ByteStorage": "|u1",
   "BoolStorage": "|b1",
 }  # fmt: skip
-"""NumPy's type of each storage class that may be named."""
+"""NumPy's type of each allowed storage class."""
 
 
 OPCODES = {
@@ -42,24 +42,24 @@ OPCODES = {
   "BINUNICODE", "SHORT_BINSTRING", "BINSTRING", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2",
   "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS",
 }  # fmt: skip
-"""What a dict of tensors is made of in pickle protocol 2, written by Python 2 or 3."""
+"""Opcodes of a dict of tensors in pickle protocol 2, written by Python 2 or 3."""
 
 
 MAX_OPCODES = 200_000
-"""Most opcodes of a pickle; a tensor takes about 40, and each makes at most 500 bytes."""
+"""Maximum opcodes per pickle; a tensor needs about 40, and each makes at most 500 bytes."""
 
 MAX_DEPTH = 50
-"""Most levels of nested tuples: comparing or hashing them recurses in C without a limit."""
+"""Maximum depth of nested tuples: comparing or hashing them recurses in C without a limit."""
 
 MAX_DIMS = 64
-"""Most axes of a tensor: NumPy's limit."""
+"""Maximum number of axes of a tensor: NumPy's limit."""
 
 MAX_COPIES = 4
-"""All tensors together may be so many times the file: several may be of one storage."""
+"""Maximum size of all tensors over the file's size; several may share one storage."""
 
 
 class _StorageType(NamedTuple):
-  """Stands for a storage class. A tuple: nothing can be set on it or called."""
+  """Placeholder of a storage class. A tuple has no attributes to set and cannot be called."""
 
   dtype: str
 
@@ -75,7 +75,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-  """Where a tensor lies in its storage, in elements."""
+  """Position of a tensor in its storage, in elements."""
 
   storage: _Storage
   offset: int
@@ -84,22 +84,22 @@ class _Tensor(NamedTuple):
 
 
 class _Damaged(Exception):
-  """The file is not what it should be; the text says how."""
+  """Raised for a damaged file; the text describes the fault."""
 
 
 def read_state_dict(data: bytes, where: str) -> dict[str, np.ndarray]:
-  """The arrays of a state dict that `torch.save` wrote.
+  """Return the arrays of a state dict written by `torch.save`.
 
   Args:
     data: the whole file, of either container.
-    where: the file's name, for messages.
+    where: name of the file, for messages.
 
   Returns:
     Name -> array of its own memory, row-major, in the tensor's type and the machine's byte order.
 
   Raises:
-    UserError: the file is truncated or damaged, names anything but tensors, or holds anything
-      but a dict of them. Nothing of it has been executed.
+    UserError: the file is truncated or damaged, names other objects than tensors, or is no dict of
+      them. Nothing in it has been executed.
   """
   try:
     return _read_zip(data) if data.startswith(b"PK") else _read_stream(data)
@@ -111,7 +111,7 @@ def read_state_dict(data: bytes, where: str) -> dict[str, np.ndarray]:
 def _read_zip(data: bytes) -> dict[str, np.ndarray]:
   with zipfile.ZipFile(io.BytesIO(data)) as archive:
     stored = [info for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED]
-    if sum(info.file_size for info in stored) > len(data):  # others are not read at all
+    if sum(info.file_size for info in stored) > len(data):  # other members are not read at all
       raise _Damaged("its members are larger than the file")
     pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(pickles) != 1:
@@ -158,7 +158,7 @@ def _read_stream(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _stream_contents(file: io.BytesIO, storages: Mapping[str, _Storage]) -> dict[str, bytes]:
-  """The storages' bytes, in the order of the list of keys that stands before them."""
+  """Return the storages' bytes, in the order of the list of keys before them."""
   keys, contents = _plain(file), {}
   if not isinstance(keys, list) or sorted(keys) != sorted(storages):
     raise _Damaged("its list of storages is not that of its tensors")
@@ -187,7 +187,7 @@ def _check_length(storage: _Storage, num_bytes: int) -> None:
 
 
 def _array(tensor: _Tensor, contents: Mapping[str, bytes]) -> np.ndarray:
-  """The tensor as an array of its own."""
+  """Return the tensor as an array of its own."""
   flat = np.frombuffer(contents[tensor.storage.key], tensor.storage.dtype)[tensor.offset :]
   strides = [step * flat.itemsize for step in tensor.strides]
   view = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
@@ -195,17 +195,17 @@ def _array(tensor: _Tensor, contents: Mapping[str, bytes]) -> np.ndarray:
 
 
 def _plain(file: io.BytesIO) -> Any:
-  """A pickle of numbers, texts, lists and dicts: no name at all is allowed in it."""
+  """Unpickle numbers, texts, lists and dicts, without any names."""
   return _load(file, {}, {})
 
 
 def _unpickle_all(file: io.BytesIO) -> tuple[dict[str, _Tensor], dict[str, _Storage]]:
-  """The dict's tensors by name and the storages that they lie in by key, both checked."""
+  """Return the dict's tensors by name and their storages by key, both checked."""
   storages: dict[str, _Storage] = {}
   found = _load(file, storages, _GLOBALS)
   if not isinstance(found, dict):
     raise _Damaged("it holds no dict")
-  tensors = dict(dict.items(found))  # dict's own: attributes of the found one may be anything
+  tensors = dict(dict.items(found))  # dict's own method: the object's attributes may be anything
   for name, tensor in tensors.items():
     if not isinstance(name, str) or not isinstance(tensor, _Tensor):
       raise _Damaged(f"its entry {name!r:.60} is no tensor")
@@ -214,7 +214,7 @@ def _unpickle_all(file: io.BytesIO) -> tuple[dict[str, _Tensor], dict[str, _Stor
 
 
 def _check_bounds(name: str, tensor: _Tensor) -> None:
-  """A tensor must lie in its storage and be no larger, or a small file could fill the memory."""
+  """Check that a tensor is inside its storage, so that a small file cannot fill the memory."""
   numbers = [tensor.offset, *tensor.shape, *tensor.strides]
   is_shape = len(tensor.shape) == len(tensor.strides) <= MAX_DIMS
   if not is_shape or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers):
@@ -227,7 +227,7 @@ def _check_bounds(name: str, tensor: _Tensor) -> None:
 
 
 class _Rebuild:
-  """Stands for torch._utils._rebuild_tensor_v2: keeps its arguments, checked later."""
+  """Replacement of torch._utils._rebuild_tensor_v2: keeps its arguments for later checks."""
 
   __slots__ = ()
 
@@ -243,13 +243,13 @@ _GLOBALS: Mapping[tuple[str, str], Any] = {
   ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(),
   **{("torch", name): _StorageType(dtype) for name, dtype in STORAGE_TYPES.items()},
 }
-"""All that a pickle may name, and the inert thing that it gets."""
+"""All names that a pickle may use, with their inert replacements."""
 
 
 def _load(
   file: io.BytesIO, storages: dict[str, _Storage], allowed: Mapping[tuple[str, str], Any]
 ) -> Any:
-  """The next pickle of the file, if it is made of OPCODES only."""
+  """Return the next pickle of the file, if it consists of OPCODES only."""
   begin, end, depths = file.tell(), file.getbuffer().nbytes, _Depths()
   for number, (opcode, value, _) in enumerate(pickletools.genops(file)):
     if number >= MAX_OPCODES:
@@ -264,7 +264,7 @@ def _load(
 
 
 class _Depths:
-  """Follows how deep each thing on an unpickler's stack is nested, without making any of them."""
+  """Track the nesting depth of each object on an unpickler's stack, without creating it."""
 
   IN_PLACE = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
 
@@ -273,11 +273,11 @@ class _Depths:
     self._memo: dict[int, int | None] = {}
 
   def follow(self, opcode: pickletools.OpcodeInfo, value: Any) -> None:
-    """Takes the next opcode.
+    """Process the next opcode.
 
     Raises:
-      _Damaged: it nests too deep.
-      LookupError: it takes what is not there.
+      _Damaged: the nesting is too deep.
+      LookupError: the opcode uses an object that does not exist.
     """
     if opcode.name == "MARK":
       self._stack.append(None)
@@ -293,7 +293,7 @@ class _Depths:
       self._stack += [depth] * len(opcode.stack_after)
 
   def _take(self, opcode: pickletools.OpcodeInfo) -> tuple[int, list[int]]:
-    """The depths of what an opcode takes: of a container that it fills, and of the rest."""
+    """Return the depths of an opcode's operands: of a container that it fills, and of the rest."""
     inside, below = [], len(opcode.stack_before)
     if pickletools.markobject in opcode.stack_before:
       below = opcode.stack_before.index(pickletools.markobject)
@@ -305,7 +305,7 @@ class _Depths:
 
 
 class _Unpickler(pickle.Unpickler):
-  """Resolves the names of `allowed` and no others; collects the storages that are mentioned."""
+  """Resolve only the names in `allowed`, and collect the storages."""
 
   def __init__(
     self,
@@ -322,7 +322,7 @@ class _Unpickler(pickle.Unpickler):
     return self._allowed[module, name]
 
   def persistent_load(self, pid: Any) -> _Storage:
-    """Reads ("storage", class, key, device, number of elements[, None])."""
+    """Parse ("storage", class, key, device, number of elements[, None])."""
     kind, storage_type, key, _, num_elements, *view = pid
     if kind != "storage" or type(storage_type) is not _StorageType or any(view):
       raise _Damaged("a storage is of an unknown kind")

@@ -4,7 +4,7 @@ pytorch-fid and torch-fidelity share one file: pt_inception-2015-12-05-6726825d.
 rewritten into a faster network that computes the same function:
 
 - each batch norm, a fixed affine map at evaluation, goes into its convolution;
-- the 1x1 convolutions of a block that read the same input become one;
+- the 1x1 convolutions of a block with the same input become one;
 - an average pool followed by a 1x1 convolution is that convolution followed by the pool: both are
   linear, the pool's weights sum to one and are the same for all channels, and the second order
   pools fewer channels. (A maximum does not commute: that block keeps its convolution apart.)
@@ -22,10 +22,10 @@ TorchState = Mapping[str, np.ndarray]
 BATCH_NORM_EPSILON = 1e-3
 
 MAX_POOLED = ("Mixed_7c",)
-"""Blocks whose pool branch takes the maximum where the others average."""
+"""Blocks whose pool branch takes the maximum instead of the average."""
 
 Shape = tuple[int, int, int, int]
-"""Of a convolution: channels out, channels in, height, width."""
+"""Shape of a convolution: channels out, channels in, height, width."""
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 """Parts of a batch norm."""
@@ -34,7 +34,7 @@ ENTRY = (
   "branch1x1", "branch5x5_1", "branch3x3dbl_1", "branch3x3_1", "branch7x7_1", "branch7x7dbl_1",
   "branch7x7x3_1", "branch_pool",
 )  # fmt: skip
-"""1x1 convolutions that read a block's input."""
+"""1x1 convolutions of a block's input."""
 
 STEM: Mapping[str, Shape] = {
   "Conv2d_1a_3x3": (32, 3, 3, 3),
@@ -117,7 +117,7 @@ BLOCKS: Mapping[str, Mapping[str, Shape]] = {
 
 
 def from_torch(state: TorchState) -> Params:
-  """Parameters for `apply` from the weights under their PyTorch names.
+  """Convert weights under their PyTorch names to parameters for `apply`.
 
   Args:
     state: 94 convolutions (`X.conv.weight`, O I H W), their batch norms (`X.bn.weight`, `bias`,
@@ -128,7 +128,7 @@ def from_torch(state: TorchState) -> Params:
     A nested dict of float32 arrays, block -> layer -> kernel (H W I O) and bias.
 
   Raises:
-    UserError: a name is missing or unknown, or has another shape; a value is not finite.
+    UserError: a name is missing or unknown, an array has another shape, or a value is not finite.
   """
   _check(state)
   params: dict[str, dict] = {"fc": {"kernel": _float32(state["fc.weight"].T)}}
@@ -140,7 +140,7 @@ def from_torch(state: TorchState) -> Params:
 
 
 def _block_params(state: TorchState, block: str, layers: list[str]) -> dict[str, dict]:
-  """A block's layers, with those 1x1 convolutions merged that read its input."""
+  """Return a block's layers, with the 1x1 convolutions of its input merged."""
   entry = [name for name in layers if name in ENTRY]
   if block in MAX_POOLED:
     entry.remove("branch_pool")
@@ -151,7 +151,7 @@ def _block_params(state: TorchState, block: str, layers: list[str]) -> dict[str,
 
 
 def _folded(state: TorchState, names: list[str]) -> dict[str, np.ndarray]:
-  """Convolutions side by side as one, each with its batch norm folded in; made in float64."""
+  """Merge convolutions side by side, each with its batch norm folded in; in float64."""
   pairs = [_folded_one(state, name) for name in names]
   kernels, biases = zip(*pairs, strict=True)
   return {"kernel": _float32(np.concatenate(kernels, -1)), "bias": _float32(np.concatenate(biases))}
@@ -169,7 +169,7 @@ def _float32(x: np.ndarray) -> np.ndarray:
 
 
 def torch_shapes() -> dict[str, tuple[int, ...]]:
-  """The shape of each of the 472 arrays by its PyTorch name."""
+  """Return the shape of each of the 472 arrays by its PyTorch name."""
   layers = {f"{b}.{n}": shape for b, parts in BLOCKS.items() for n, shape in parts.items()}
   shapes: dict[str, tuple[int, ...]] = {"fc.weight": (1008, 2048), "fc.bias": (1008,)}
   for name, shape in (*STEM.items(), *layers.items()):

@@ -1,9 +1,8 @@
-"""Where the weights of the FID Inception network lie, and how they are checked.
+"""Find, check and convert the weights of the FID Inception network.
 
 They are published as a PyTorch file. `python -m diffusion_jax.prepare inception` checks its size
-and SHA-256 and stores its arrays, under their own names, as an .npz that holds no pickle. The .npz
-says which file it was made from and carries a SHA-256 of its arrays: that finds damage, not
-forgery.
+and SHA-256 and stores its arrays, under their own names, as an .npz without a pickle. The .npz
+records its source file and a SHA-256 of its arrays, which detects damage but not forgery.
 """
 
 import hashlib
@@ -27,31 +26,31 @@ URLS = (
   "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
   "weights-inception-2015-12-05-6726825d.pth",
 )
-"""The same file in two places."""
+"""Two places of the same file."""
 
 SIZE = 95_628_359
-MAX_BYTES = 4 * SIZE  # of a file with these weights, of the same network in float64 too
-"""Bytes of the published file."""
+MAX_BYTES = 4 * SIZE  # limit for a file with these weights, also in float64
+"""Size of the published file, bytes."""
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Of the published file."""
+"""SHA-256 of the published file."""
 
 COMMAND = "python -m diffusion_jax.prepare inception"
 
 PUBLISHED = "published"
-"""Asks for the published file, where a SHA-256 asks for another one."""
+"""Value of `expected` for the published file, in place of a SHA-256."""
 
 SOURCE, DIGEST = "source_sha256", "arrays_sha256"
 """Names of the two texts in the .npz that are no weights."""
 
 
 class Weights(NamedTuple):
-  """A network's weights and where they are from.
+  """A network's weights and their source.
 
   Attributes:
-    params: for `inception.apply`.
-    sha256: of the PyTorch file that they were read from.
-    is_published: that file is the published one. Features of any other must not be called FID's.
+    params: parameters for `inception.apply`.
+    sha256: SHA-256 of the PyTorch file that they come from.
+    is_published: true if that is the published file; only its features may be called FID's.
   """
 
   params: Params
@@ -60,20 +59,20 @@ class Weights(NamedTuple):
 
 
 def default_path() -> Path:
-  """The .npz in the user's cache ($XDG_CACHE_HOME, or ~/.cache)."""
+  """Return the .npz in the user's cache ($XDG_CACHE_HOME, or ~/.cache)."""
   return files.cache_folder() / "inception" / Path(FILE_NAME).with_suffix(".npz").name
 
 
 def load(path: Path | None = None, expected: str | None = PUBLISHED) -> Weights:
-  """Reads and checks the weights.
+  """Read and check the weights.
 
   Args:
     path: the PyTorch file or the .npz made from it; None for `default_path()`.
-    expected: PUBLISHED, or the SHA-256 that the PyTorch file must have, or None: any file of the
-      same network.
+    expected: PUBLISHED, or the required SHA-256 of the PyTorch file, or None: any file of the same
+      network.
 
   Raises:
-    UserError: the file is missing, truncated, damaged, another one or of another network.
+    UserError: the file is missing, truncated or damaged, or another file or network.
   """
   path = default_path() if path is None else path
   data = _read(path)
@@ -87,7 +86,7 @@ def load(path: Path | None = None, expected: str | None = PUBLISHED) -> Weights:
 
 
 def check(data: bytes, where: str, expected: str | None = PUBLISHED) -> str:
-  """The SHA-256 of a PyTorch file, after comparing its size and it with what is expected."""
+  """Return the SHA-256 of a PyTorch file, after checking it and the size."""
   if expected == PUBLISHED and len(data) != SIZE:
     raise UserError(
       f"{where} has {len(data):,} bytes, the Inception weights have {SIZE:,}: it is truncated or "
@@ -99,10 +98,10 @@ def check(data: bytes, where: str, expected: str | None = PUBLISHED) -> str:
 
 
 def check_sum(sha256: str, where: str, expected: str | None) -> None:
-  """Compares a SHA-256 with the expected one.
+  """Compare a SHA-256 with the expected one.
 
   Raises:
-    UserError: they differ; both are printed.
+    UserError: they differ; the message has both.
   """
   wanted = SHA256 if expected == PUBLISHED else expected
   if wanted is not None and sha256 != wanted:
@@ -113,19 +112,19 @@ def check_sum(sha256: str, where: str, expected: str | None) -> None:
 
 
 def store(data: bytes, where: str, target: Path) -> None:
-  """Converts the published PyTorch file; `target` appears whole or not at all.
+  """Convert the published PyTorch file; `target` appears whole or not at all.
 
   Args:
-    data: its bytes.
-    where: its name, for messages.
-    target: the .npz to write.
+    data: content of the file.
+    where: name of the file, for messages.
+    target: path of the .npz to write.
 
   Raises:
     UserError: it is another file, or the target cannot be written.
   """
   sha256 = check(data, where)
   state = read_state_dict(data, where)
-  from_torch(state)  # says what is wrong before anything is written
+  from_torch(state)  # raises before anything is written
   packed = pack(state, sha256)
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +134,7 @@ def store(data: bytes, where: str, target: Path) -> None:
 
 
 def pack(state: Mapping[str, np.ndarray], sha256: str) -> bytes:
-  """The .npz of a state dict that was read from a file with this SHA-256."""
+  """Return the .npz of a state dict from a file with this SHA-256."""
   arrays = {name: np.asarray(state[name]) for name in sorted(torch_shapes())}
   file = io.BytesIO()
   texts = {SOURCE: np.array(sha256), DIGEST: np.array(_digest(arrays))}
@@ -144,7 +143,7 @@ def pack(state: Mapping[str, np.ndarray], sha256: str) -> bytes:
 
 
 def _unpack(data: bytes, path: Path) -> tuple[dict[str, np.ndarray], str]:
-  """The arrays and the SHA-256 of the PyTorch file that they came from."""
+  """Return the arrays, and the SHA-256 of the PyTorch file that they come from."""
   try:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
       if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
