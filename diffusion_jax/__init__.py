@@ -1,7 +1,32 @@
-"""Train and measure diffusion models and variational autoencoders in JAX."""
+"""Train and measure diffusion models and variational autoencoders in JAX.
 
+  import diffusion_jax as dj
+
+`dj.train` and `dj.load_run` give a `Run`; the rooms `dj.processes`, `dj.models`, `dj.losses`,
+`dj.samplers`, `dj.likelihood`, `dj.metrics` and `dj.data` have the parts. Names that are not in
+`__all__` are not public.
+"""
+
+import importlib
 import signal
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from diffusion_jax import data as data
+  from diffusion_jax import likelihood as likelihood
+  from diffusion_jax import losses as losses
+  from diffusion_jax import metrics as metrics
+  from diffusion_jax import models as models
+  from diffusion_jax import processes as processes
+  from diffusion_jax import samplers as samplers
+  from diffusion_jax.inference.run import Run as Run
+  from diffusion_jax.inference.run import load_run as load_run
+  from diffusion_jax.train_loop.library import train as train
+  from diffusion_jax.types import Batch as Batch
+  from diffusion_jax.types import Condition as Condition
+  from diffusion_jax.types import ImageSpec as ImageSpec
+  from diffusion_jax.types import UserError as UserError
 
 # `python -m diffusion_jax.train` takes seconds to import what it needs. Until it handles signals
 # itself, Ctrl-C ends it silently: a KeyboardInterrupt would come as a traceback, or be swallowed.
@@ -9,3 +34,47 @@ if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_
   signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 __version__ = "0.1.0"
+
+_ROOMS = ("data", "likelihood", "losses", "metrics", "models", "processes", "samplers")
+_PLACES = {
+  "Run": "inference.run",
+  "load_run": "inference.run",
+  "Batch": "types",
+  "Condition": "types",
+  "ImageSpec": "types",
+  "UserError": "types",
+}
+
+__all__ = [
+  "Batch",
+  "Condition",
+  "ImageSpec",
+  "Run",
+  "UserError",
+  "__version__",
+  "data",
+  "likelihood",
+  "load_run",
+  "losses",
+  "metrics",
+  "models",
+  "processes",
+  "samplers",
+  "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+  """Import a public name when it is first used."""
+  if name in _ROOMS or name == "train":  # the module `train` can be called
+    return importlib.import_module(f"{__name__}.{name}")
+  if name in _PLACES:
+    value = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
+  raise AttributeError(f"module 'diffusion_jax' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+  """Return the public names."""
+  return sorted(__all__)

@@ -3,17 +3,21 @@
 The same command continues a run that stopped. Overrides are --config.section.field=value.
 """
 
+import sys
+import types
+from typing import Any
+
 from diffusion_jax import parallel
 from diffusion_jax.core.files import run_folder
-from diffusion_jax.parallel import watchdog
 from diffusion_jax.parallel.platforms import run_in_calling_thread
-from diffusion_jax.runs import command_line, provenance
+from diffusion_jax.runs import command_line
 from diffusion_jax.runs.signals import stop_requests
 from diffusion_jax.runs.stored import load_experiment
-from diffusion_jax.runs.workdir import default_workdir, is_finished, lock, prepare_workdir
-from diffusion_jax.train_loop.loop import Stop, train_steps
-from diffusion_jax.train_loop.profiling import Span, parse_span
-from diffusion_jax.train_loop.setup import Job, prepare, print_plan, start
+from diffusion_jax.runs.workdir import default_workdir, lock, prepare_workdir
+from diffusion_jax.train_loop import library
+from diffusion_jax.train_loop.loop import train_run
+from diffusion_jax.train_loop.profiling import parse_span
+from diffusion_jax.train_loop.setup import prepare, print_plan
 
 
 def main(argv: list[str]) -> None:
@@ -31,22 +35,7 @@ def main(argv: list[str]) -> None:
     parallel.first_does(lambda: prepare_workdir(workdir, args.fresh))
     parallel.check_shared(workdir)
     with lock(workdir):
-      run(job, stop_requested, span)
-
-
-def run(job: Job, stop_requested: Stop, span: Span | None) -> None:
-  """Starts or continues the run in its folder, which nobody else trains in."""
-  with watchdog.allow(watchdog.COMPILE_SEC):  # the others may still compile what starts the run
-    state, resumed = start(job)
-    parallel.tell_all(None)
-  first = int(state.step)
-  print_plan(job, f"resuming at step {first:,} of {job.num_steps:,}" if resumed else "a new run")
-  if parallel.from_first(is_finished(job.workdir, first, job.num_steps)):
-    print(f"finished: {job.workdir} has its {first:,} steps; nothing is left to do")
-    return
-  provenance.write_environment(job.workdir)
-  train_steps(job, state, stop_requested, span)
-  print(f"finished: {max(first, job.num_steps):,} steps; look in {job.workdir}")
+      train_run(job, stop_requested, span)
 
 
 def parser() -> command_line.Parser:
@@ -59,6 +48,15 @@ def parser() -> command_line.Parser:
   flags.add_argument("--fresh", action="store_true", help="start over; moves the old run aside")
   return flags
 
+
+class _Callable(types.ModuleType):
+  """This module, which `diffusion_jax.train(...)` calls as the function of the same name."""
+
+  def __call__(self, *args: Any, **options: Any) -> Any:
+    return library.train(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
   command_line.run_main(main)

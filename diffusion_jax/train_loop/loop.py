@@ -8,21 +8,35 @@ import jax
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints.store import Checkpoints
 from diffusion_jax.data import Prefetcher, TrainStream
-from diffusion_jax.parallel import sharding
-from diffusion_jax.runs.workdir import (
-  drop_later_final,
-)
+from diffusion_jax.parallel import sharding, watchdog
+from diffusion_jax.runs import provenance
+from diffusion_jax.runs.workdir import drop_later_final, is_finished
 from diffusion_jax.train_loop.compile import Compiled, cast_vote, compile_step
 from diffusion_jax.train_loop.ema_snapshots import Snapshots
 from diffusion_jax.train_loop.previews import is_due, make_show, make_up
 from diffusion_jax.train_loop.profiling import Span, Trace
 from diffusion_jax.train_loop.saving import explained, saved_on_failure, stop, took_last_step
-from diffusion_jax.train_loop.setup import Job, describe
+from diffusion_jax.train_loop.setup import Job, describe, print_plan, start
 from diffusion_jax.training.logger import Logger
 from diffusion_jax.training.throughput import Meter
 from diffusion_jax.training.train_state import TrainState
 
 Stop = Callable[[], str | None]  # the signal that requests a stop, if one has arrived
+
+
+def train_run(job: Job, stop_requested: Stop, span: Span | None) -> None:
+  """Start or continue the run in its folder, which the caller has locked."""
+  with watchdog.allow(watchdog.COMPILE_SEC):  # the others may still compile what starts the run
+    state, resumed = start(job)
+    parallel.tell_all(None)
+  first = int(state.step)
+  print_plan(job, f"resuming at step {first:,} of {job.num_steps:,}" if resumed else "a new run")
+  if parallel.from_first(is_finished(job.workdir, first, job.num_steps)):
+    print(f"finished: {job.workdir} has its {first:,} steps; nothing is left to do")
+    return
+  provenance.write_environment(job.workdir)
+  train_steps(job, state, stop_requested, span)
+  print(f"finished: {max(first, job.num_steps):,} steps; look in {job.workdir}")
 
 
 def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | None) -> None:

@@ -1,0 +1,197 @@
+"""A trained run as a Python object: its model and weights, to draw from, ask and measure."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+
+from diffusion_jax.checkpoints import store
+from diffusion_jax.core.files import user_path
+from diffusion_jax.core.pixels import to_uint8
+from diffusion_jax.core.wording import in_python
+from diffusion_jax.generative.base import require
+from diffusion_jax.inference import restore
+from diffusion_jax.inference.draw import Draw, make_draw
+from diffusion_jax.parallel import sharding
+from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.runs.stored import stored_experiment
+from diffusion_jax.training.step import make_init
+from diffusion_jax.training.train_state import (
+  TrainState,
+  from_averages,
+  holds_averages,
+  with_averages,
+)
+from diffusion_jax.types import (
+  UNCONDITIONAL,
+  Condition,
+  GenerativeModel,
+  ImageSpec,
+  Params,
+  UserError,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """A run's folder, with its model and the averaged weights of one step.
+
+  Attributes:
+    workdir: the run's folder.
+    experiment: the config of the run, built.
+    model: pure functions of the parameters.
+    params: averaged (EMA) weights, on all devices.
+    step: training steps of these weights.
+    mesh: the devices.
+  """
+
+  workdir: Path
+  experiment: Experiment
+  model: GenerativeModel
+  params: Params
+  step: int
+  mesh: Mesh
+
+  @property
+  def config(self) -> dict[str, dict[str, Any]]:
+    """All sections with all fields, as config.json holds them."""
+    return self.experiment.to_dict()
+
+  @functools.cached_property
+  def metrics(self) -> dict[str, float]:
+    """The newest values in metrics.jsonl: "train/loss", "held_out/loss", ..."""
+    path, found = self.workdir / "metrics.jsonl", {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+      found |= {n: v for n, v in json.loads(line).items() if n not in ("step", "time")}
+    return found
+
+  @functools.cached_property
+  def state(self) -> TrainState:
+    """The whole training state of the newest checkpoint: parameters, averages, optimizer."""
+    parts = self.experiment
+    init = make_init(self.model, parts.optimizer, parts.training, parts.ema.names())
+    shapes = jax.eval_shape(init, np.uint32(0))
+    layout = sharding.state_shardings(self.mesh, shapes)
+
+    def target(leaves: Mapping[str, Any]) -> Any:
+      if holds_averages(leaves):
+        return sharding.as_target(with_averages(shapes), with_averages(layout))
+      return sharding.as_target(shapes, layout)
+
+    state = store.restore(self.workdir / "checkpoints", target).state
+    return state if isinstance(state, TrainState) else from_averages(state)
+
+  def sample(
+    self,
+    num: int,
+    *,
+    labels: Iterable[int] | None = None,
+    sampler: Any = None,
+    guidance: Any = None,
+    seed: int = 0,
+    batch_size: int = 64,
+  ) -> UInt8[np.ndarray, "N H W C"]:
+    """Draw images; image i depends on the seed and i alone.
+
+    Args:
+      num: N.
+      labels: classes, repeated in turn over the images; None: the classes of the training images.
+      sampler: a sampler in place of the run's own, e.g. `samplers.Heun(steps=18)`.
+      guidance: a `samplers.Guidance` in place of the run's own.
+      seed: of the noise, at least 0.
+      batch_size: images drawn at once.
+
+    Raises:
+      UserError: a label that the model does not know, or a sampler that does not fit it.
+    """
+    with in_python():
+      _at_least_one(num=num, batch_size=batch_size)
+      drawn = self._labels(num, labels)
+      draw = self._draw(sampler, guidance, min(batch_size, num))
+      return to_uint8(draw(self.params, drawn, num, seed))
+
+  def denoise(
+    self,
+    xt: Float[Array | np.ndarray, "B H W C"],
+    t: Float[Array | np.ndarray, "B"],
+    condition: Condition = UNCONDITIONAL,
+  ) -> Float[Array, "B H W C"]:
+    """Return the estimate of the data x0 in [-1, 1], given x_t at times t in [0, 1].
+
+    Raises:
+      UserError: the model does not denoise.
+    """
+    return self._denoise(self.params, xt, t, condition)
+
+  @functools.cached_property
+  def _denoise(self):
+    require(self.model, "denoise")
+    return jax.jit(self.model.denoise)
+
+  def _draw(self, sampler: Any, guidance: Any, batch_size: int) -> Draw:
+    """Keep the compiled function of each sampler, guidance and batch size."""
+    key = (sampler, guidance, batch_size)
+    if key not in self._drawn:
+      changes = {n: v for n, v in (("sampler", sampler), ("guidance", guidance)) if v is not None}
+      model = self.experiment.replace(**changes).create(self._spec) if changes else self.model
+      self._drawn[key] = make_draw(model, self.mesh, batch_size)
+    return self._drawn[key]
+
+  @functools.cached_property
+  def _drawn(self) -> dict[Any, Draw]:
+    return {}
+
+  @functools.cached_property
+  def _spec(self) -> ImageSpec:
+    return restore.stored_spec(self.workdir / "checkpoints", None)
+
+  def _labels(self, num: int, labels: Iterable[int] | None) -> np.ndarray | None:
+    classes = self.model.num_classes
+    if not classes:
+      if labels is not None:
+        raise UserError("labels: this model knows no classes; leave them out")
+      return None
+    known = restore.stored_classes(self.workdir / "checkpoints", None)
+    wanted = np.asarray(list(known if labels is None else labels))
+    if not len(wanted) or wanted.dtype.kind not in "iu":
+      raise UserError(f"labels={labels!r}: must be integers, at least one")
+    if wanted.min() < 0 or wanted.max() >= classes:
+      raise UserError(f"labels={wanted.tolist()}: must lie between 0 and {classes - 1}")
+    return wanted[np.arange(num) % len(wanted)].astype(np.int32)
+
+
+def load_run(
+  workdir: str | Path, *, step: int | Literal["latest"] = "latest", ema: str | None = None
+) -> Run:
+  """Restore a run's model and averaged weights on all devices.
+
+  Args:
+    workdir: the run's folder.
+    step: of a checkpoint, or the newest one that can be read.
+    ema: which average, see `inference.restore.parse_average`; None: that of `ema.decay`.
+
+  Raises:
+    UserError: there is no run, no such step or no such average.
+  """
+  with in_python():
+    folder = user_path(workdir)
+    average, number = restore.parse_average(ema), None if step == "latest" else step
+    experiment = stored_experiment(folder, [])
+    directory = restore.folder_of(folder, number, average)
+    model = experiment.create(restore.stored_spec(directory, number))
+    mesh = sharding.create_mesh(experiment.mesh)
+    weights = restore.restore(folder, number, mesh, model, average)
+    return Run(folder, experiment, model, weights.params, weights.step, mesh)
+
+
+def _at_least_one(**numbers: int) -> None:
+  for name, value in numbers.items():
+    if value < 1:
+      raise UserError(f"{name}={value}: must be at least 1")

@@ -1,0 +1,82 @@
+"""A run from Python: trained, restored, drawn from and asked, and errors that name arguments."""
+
+import numpy as np
+import pytest
+
+import diffusion_jax as dj
+
+TINY = {
+  "model": {"name": "mlp", "hidden": 16, "depth": 1},
+  "training": {"num_steps": 4},
+  "logging": {"tensorboard": False, "num_samples": 4},
+}
+pytestmark = pytest.mark.costly
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  return dj.train("configs/smoke.py", workdir=tmp_path_factory.mktemp("run") / "a", **TINY)
+
+
+def test_a_run_has_its_weights_state_and_metrics(run):
+  assert run.step == int(run.state.step) == 4
+  assert {"train/loss", "held_out/loss"} <= set(run.metrics)
+  assert run.config["training"]["num_steps"] == 4
+
+
+def test_the_same_call_continues_and_a_restored_run_is_the_same(run):
+  longer = dj.train(
+    "configs/smoke.py", workdir=run.workdir, **TINY | {"training": {"num_steps": 4}}
+  )
+  again = dj.load_run(str(run.workdir), step=4)
+  for other in (longer, again):
+    np.testing.assert_array_equal(other.sample(3, seed=5), run.sample(3, seed=5))
+
+
+def test_images_depend_on_seed_and_position_alone(run):
+  images = run.sample(5, labels=[1, 2], seed=3)
+  assert images.shape == (5, 8, 8, 1)
+  assert images.dtype == np.uint8
+  np.testing.assert_array_equal(run.sample(5, labels=[1, 2], seed=3, batch_size=2), images)
+  assert (run.sample(5, labels=[1, 2], seed=4) != images).any()
+
+
+def test_another_sampler_and_guidance_take_the_place_of_the_runs_own(run):
+  sampler = dj.samplers.Heun(steps=3)
+  images = run.sample(4, sampler=sampler)
+  assert (run.sample(4) != images).any()
+  other = run.sample(4, sampler=sampler, guidance=dj.samplers.Guidance(weight=1.0))
+  assert (other != images).any()
+
+
+def test_the_denoiser_takes_a_condition(run):
+  xt, t = np.ones((2, 8, 8, 1), np.float32), np.array([0.1, 0.9], np.float32)
+  found = run.denoise(xt, t, dj.Condition(label=np.array([0, 1])))
+  assert found.shape == xt.shape
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda run: run.sample(0), "^num=0: must be at least 1$"),
+    (lambda run: run.sample(2, labels=[10]), r"^labels=\[10\]: must lie between 0 and 9$"),
+    (lambda run: run.sample(2, labels=[]), r"^labels=\[\]: must be integers"),
+    (lambda run: run.sample(2, sampler=3), "^sampler=int: it must be a frozen dataclass"),
+    (lambda run: run.sample(2, sampler=dj.samplers.Heun(steps=101)), r"sampler\.steps=101 must"),
+    (lambda run: dj.load_run(run.workdir / "no"), "^workdir=.*no run there"),
+    (lambda run: dj.load_run(run.workdir, step=3), "3"),
+    (
+      lambda run: dj.train("configs/smoke.py", training={"num_stepz": 1}),
+      "no field 'num_stepz'. Did you mean 'num_steps'",
+    ),
+    (lambda run: dj.train("configs/smoke.py", training=3), "^training=3: must be a mapping"),
+    (lambda run: dj.train("configs/smoke.py", trainin={}), "no section 'trainin'"),
+    (lambda run: dj.train({}), r"config.generative.name is 'None'|workdir is missing"),
+    (lambda run: dj.train("configs/smoke.py", workdir=run.workdir, training={"seed": 1}), "seed"),
+  ],
+)
+def test_errors_name_arguments_in_one_line(run, call, message):
+  with pytest.raises(dj.UserError, match=message) as caught:
+    call(run)
+  assert "--config" not in str(caught.value)
+  assert "\n" not in str(caught.value)

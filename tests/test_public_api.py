@@ -1,0 +1,53 @@
+"""`import diffusion_jax as dj`: light, typed, and nothing public but what is documented."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import diffusion_jax as dj
+
+INIT = Path(dj.__file__)
+
+
+def test_the_public_names_are_those_of_the_list():
+  assert dir(dj) == sorted(dj.__all__)
+  for name in dj.__all__:
+    assert getattr(dj, name) is not None
+
+
+def test_type_checkers_see_the_same_names():
+  tree = ast.parse(INIT.read_text())
+  block = next(node for node in tree.body if isinstance(node, ast.If))
+  typed = {alias.asname for node in block.body for alias in node.names}  # pyright: ignore
+  assert typed == set(dj.__all__) - {"__version__"}
+
+
+@pytest.mark.parametrize("room", dj._ROOMS)
+def test_public_names_of_a_room_are_listed_and_there(room):
+  module = getattr(dj, room)
+  for name in module.__all__:
+    assert getattr(module, name) is not None, name
+
+
+def test_another_name_is_an_attribute_error():
+  with pytest.raises(AttributeError, match="has no attribute 'trane'"):
+    _ = dj.trane
+
+
+@pytest.mark.process
+def test_importing_is_light():
+  """Neither JAX nor any other large package is loaded before it is needed."""
+  code = (
+    "import sys, diffusion_jax; heavy = {'jax', 'flax', 'optax', 'numpy', 'tensorflow'} & "
+    "set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_module_train_is_the_function_too():
+  assert callable(dj.train)
+  with pytest.raises(dj.UserError, match=r"no such file|no config"):
+    dj.train("no_such_config_here")
