@@ -1,4 +1,4 @@
-"""Measuring a model: full passes over a split, sample sets, figures and their protocol."""
+"""Measure a model: passes over a split, sets of samples, figures and their protocol."""
 
 from diffusion_jax.evaluation.held_out_pass import (
   Figure,

@@ -1,4 +1,4 @@
-"""Bits/dim over a whole split, with errors that separate the images from the draws."""
+"""Measure bits/dim over a whole split, with the errors due to images and to draws."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,11 +16,11 @@ from diffusion_jax.runs.resumable import Chunks
 from diffusion_jax.types import GenerativeModel, Params
 
 STREAM = 2**31 + 2
-"""Folded into the seed's key, so that an estimate shares no draw with training or samples."""
+"""Number folded into the seed's key: an estimate shares no draw with training or samples."""
 
 
 def make_estimate(generative: GenerativeModel, name: str) -> Callable:
-  """A jitted (params, seed, repeat, batch) -> {"bits_per_dim", terms...}, each [B ...]."""
+  """Return a jitted (params, seed, repeat, batch) -> {"bits_per_dim", terms...} of [B ...]."""
   likelihood = generative.likelihoods[name]
 
   @jax.jit
@@ -43,18 +43,18 @@ def run(
   seed: int,
   report: Callable[[int, int], None],
 ) -> dict[str, Float[np.ndarray, "R N ..."]]:
-  """Values of every image under every repeat, [repeats, images, ...], float64.
+  """Return the values of every image in every repeat, [repeats, images, ...], float64.
 
   Args:
-    estimate: from `make_estimate`.
-    params: of the model.
+    estimate: function from `make_estimate`.
+    params: parameters of the model.
     source: the split; each image counts once.
-    mesh: the devices.
-    chunks: where finished batches are kept.
-    batch_size: images of a batch.
-    repeats: independent draws an image.
-    seed: of the draws.
-    report: called with (images done, images in all).
+    mesh: device mesh.
+    chunks: storage of the finished batches.
+    batch_size: images per batch.
+    repeats: independent draws per image.
+    seed: seed of the draws.
+    report: function of (images done, images in total), called during the work.
   """
   batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
   per_pass = math.ceil(len(source) / batch_size)
@@ -80,11 +80,11 @@ def _stack(parts: list[np.ndarray], repeats: int) -> np.ndarray:
 
 
 def summarize(values: Mapping[str, Float[np.ndarray, "R N ..."]]) -> dict[str, Any]:
-  """Means and standard errors of `run`'s values, as metrics.json has them.
+  """Compute means and standard errors of `run`'s values, as in metrics.json.
 
-  The spread of the images' means over repeats holds two parts: that of the images and, over R, that
-  of the draws. The latter is measured by the spread between the repeats of an image; what remains
-  is the images'. With one repeat the two cannot be told apart, and only their sum is given.
+  The variance of the images' means over R repeats has two parts: the variance between images, and
+  the variance of the draws over R. The latter is measured between the repeats of an image; the rest
+  is due to the images. With one repeat the two cannot be separated, and only their sum is given.
   """
   bits = values["bits_per_dim"]
   total, draws = standard_errors(bits)
@@ -112,7 +112,7 @@ def summarize(values: Mapping[str, Float[np.ndarray, "R N ..."]]) -> dict[str, A
 
 
 def standard_errors(values: Float[np.ndarray, "R N"]) -> tuple[float | None, float | None]:
-  """Standard error of the mean, and the part of it that more repeats would remove."""
+  """Return the standard error of the mean, and the part that more repeats would remove."""
   repeats, num = values.shape
   total = None if num < 2 else float(values.mean(0).std(ddof=1) / math.sqrt(num))
   if repeats < 2:

@@ -1,4 +1,4 @@
-"""Everything that an evaluation of a run needs, put together and checked before any work starts."""
+"""Load and check everything that an evaluation of a run needs, before any work starts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,11 +36,11 @@ from diffusion_jax.types import Batch, Condition, GenerativeModel, Params, UserE
 
 EXTRACT_BATCH = 64
 NOT_SAMPLING = {"loss", "spectrum", *DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS}
-"""Sections of a model that its samples do not depend on."""
+"""Sections of a model that do not affect its samples."""
 
 
 class Instrument(NamedTuple):
-  """A feature network with the reference that samples are compared with under it."""
+  """A feature network with the reference features that samples are compared with."""
 
   extractor: Extractor
   extract: Extract
@@ -48,13 +48,13 @@ class Instrument(NamedTuple):
 
 
 class Setting(NamedTuple):
-  """One way to draw samples.
+  """One setting of the sampler.
 
   Attributes:
-    overrides: what differs from the run's own settings, "sampler.steps" -> value as typed.
-    generative: the model wired with them.
+    overrides: differences from the run's own settings, "sampler.steps" -> value as typed.
+    generative: model built with them.
     draw: its compiled sampler.
-    facts: all that its samples depend on but the weights and the seed; JSON values.
+    facts: everything that its samples depend on except weights and seed, as JSON values.
   """
 
   overrides: Mapping[str, str]
@@ -67,21 +67,21 @@ class Bench(NamedTuple):
   """A run's model, data and instruments.
 
   Attributes:
-    workdir: the run's folder.
-    folder: where the outcomes of its steps are written.
+    workdir: folder of the run.
+    folder: folder of the outcomes of its steps.
     experiment, generative: the run's config with overrides, and its model.
-    mesh: the devices.
+    mesh: device mesh.
     train, test: the splits; a data set may lack the second.
-    extractors: feature networks that are at hand.
-    instruments: those with their references, once `equip` has computed these.
-    is_equipped: whether it has.
-    missing: what cannot be measured, one line each.
-    splits: under the first instrument, features of each split, for nearest neighbours.
-    own: the run's sampler; `sweep`: other settings.
+    extractors: available feature networks.
+    instruments: feature networks with their references, which `equip` computes.
+    is_equipped: true after `equip`.
+    missing: descriptions of unavailable measurements, one line each.
+    splits: features of each split under the first instrument, for nearest neighbours.
+    own: the run's sampler setting; `sweep`: other settings.
     estimates: compiled likelihoods by name; `errors`: the compiled spectrum, if the model has one.
-    seed: of samples and draws.
-    classes: labels of samples, those that training images have; empty for an unconditional model.
-    metrics: of samples.
+    seed: seed of samples and draws.
+    classes: labels of samples, those of the training images; empty for an unconditional model.
+    metrics: sample metrics.
   """
 
   workdir: Path
@@ -106,7 +106,7 @@ class Bench(NamedTuple):
 
   @property
   def num_samples(self) -> int:
-    """Samples of each seed."""
+    """Return the number of samples per seed."""
     asked = self.experiment.eval.num_samples
     return asked or min(len(split_of(self, self.experiment.eval.reference_split)), 50_000)
 
@@ -116,16 +116,16 @@ class Bench(NamedTuple):
 
 
 class Request(NamedTuple):
-  """What the command line asks for.
+  """The measurements requested on the command line.
 
   Attributes:
-    workdir: the run's folder.
-    overrides: of its config.
-    seed: of samples and draws.
+    workdir: folder of the run.
+    overrides: overrides of its config.
+    seed: seed of samples and draws.
     sweep: texts "section.field=value,value,...", each an axis of the grid.
-    features, inception: weights' files; None: the usual places; "none": do without.
-    any_inception: also take unpublished weights of the Inception network.
-    out: the folder of the outcomes; None: eval/ in the run's.
+    features, inception: files of weights; None: the usual places; "none": omit this network.
+    any_inception: also accept unpublished weights of the Inception network.
+    out: folder of the outcomes; None: eval/ in the run's folder.
   """
 
   workdir: Path
@@ -139,22 +139,22 @@ class Request(NamedTuple):
 
   @property
   def folder(self) -> Path:
-    """Folder of the outcomes of all steps."""
+    """Return the folder of the outcomes of all steps."""
     return self.out or self.workdir / "eval"
 
   @property
   def has_features(self) -> bool:
-    """Return whether samples may be measured at all."""
+    """Return whether the flags allow sample metrics."""
     return self.features != "none" or self.inception != "none"
 
 
 def prepare(request: Request) -> Bench:
-  """Loads config, data and the extractors that are at hand, and decides all that they decide.
+  """Load config, data and available extractors, and make all checks that they allow.
 
-  Nothing is trained, drawn or measured: see `equip`.
+  Nothing is trained, drawn or measured here: see `equip`.
 
   Raises:
-    UserError: any of them is missing or does not fit.
+    UserError: one of them is missing or does not fit.
   """
   experiment = trained_experiment(request.workdir, request.overrides)
   points, metrics = sweep_points(request.sweep), create_metrics(experiment.eval.metrics)
@@ -183,10 +183,10 @@ def prepare(request: Request) -> Bench:
 
 
 def equip(bench: Bench, request: Request) -> Bench:
-  """Adds the data's own features, trained once, and the references of all extractors.
+  """Add the data's own features, trained once, and the references of all extractors.
 
   Raises:
-    UserError: a file cannot be written, or a host's weights differ from another's.
+    UserError: a file cannot be written, or the weights differ between hosts.
   """
   extractors = list(bench.extractors)
   if request.features is None and bench.train.spec.num_classes:
@@ -195,7 +195,7 @@ def equip(bench: Bench, request: Request) -> Bench:
 
 
 def _check_data(workdir: Path, train: Source, test: Source | None) -> Mapping[str, Any]:
-  """Return the training data of the newest checkpoint, which must be these."""
+  """Return facts on the newest checkpoint's training data, which must be these data."""
   saved = store.read_meta(workdir / "checkpoints")["data"]
   now = {"name": train.name, "num": len(train), "fingerprint": fingerprint(train)}
   check_same_data(workdir, saved, now)
@@ -205,7 +205,7 @@ def _check_data(workdir: Path, train: Source, test: Source | None) -> Mapping[st
 
 
 def _check_splits(bench: Bench, has_features: bool) -> None:
-  """Refuses splits that are asked for and are not there, or too small."""
+  """Raise an error if a requested split is missing or too small."""
   options = bench.experiment.eval
   if bench.estimates:
     split_of(bench, options.likelihood_split)
@@ -216,10 +216,10 @@ def _check_splits(bench: Bench, has_features: bool) -> None:
 
 
 def check_traces(generative: GenerativeModel, names: Sequence[str], train: Source) -> None:
-  """Traces a model's sampler and likelihoods without running them: what they refuse shows here.
+  """Trace a model's sampler and likelihoods without running them, so that their errors show.
 
   Raises:
-    UserError: parts that do not fit each other.
+    UserError: parts do not fit each other.
   """
   image, label = train.gather(np.arange(1))
   one = Batch(image, label, np.ones(1, np.float32), np.zeros(1, np.uint32))
@@ -238,7 +238,7 @@ def check_traces(generative: GenerativeModel, names: Sequence[str], train: Sourc
 
 
 def split_of(bench: Bench, name: str) -> Source:
-  """The named split.
+  """Return the named split.
 
   Raises:
     UserError: the data set has no test split.
@@ -255,7 +255,7 @@ def split_of(bench: Bench, name: str) -> Source:
 
 
 def _estimates(experiment: Experiment, generative: GenerativeModel) -> dict[str, Callable]:
-  """The likelihoods that are asked for; none where there is no split to measure them on."""
+  """Return the requested likelihoods; none if their split is missing."""
   asked, there = experiment.eval.likelihoods, list(generative.likelihoods)
   names = there if asked == "all" else asked
   for name in names:
@@ -277,12 +277,12 @@ def _setting(request: Request, point: Mapping[str, str], train: Source, mesh: Me
 
 
 def find_extractors(request: Request, train: Source) -> tuple[list[Extractor], list[str]]:
-  """The feature networks that were named or are at hand, and a line for each that is not.
+  """Return the named or available feature networks, and a line for each unavailable one.
 
-  The data's own, where no file is named, may have to be trained: `equip` adds them.
+  The data set's own network may still have to be trained if no file is named: `equip` adds it.
 
   Raises:
-    UserError: a file that was named is missing or not as it should be.
+    UserError: a named file is missing or invalid.
   """
   found, missing = [], []
   if request.features is None and not train.spec.num_classes:
@@ -307,7 +307,7 @@ def _inception(request: Request) -> Extractor:
 
 
 def _check_same_weights(extractor: Extractor) -> None:
-  """Refuses to measure with weights that differ from host to host."""
+  """Raise an error if the weights differ between hosts."""
   hashes = parallel.tell_all(extractor.stamp["sha256"])
   if len(set(hashes)) > 1:
     raise UserError(
@@ -337,7 +337,7 @@ def _domain(path: str | None, train: Source, test: Source | None) -> Extractor:
 
 
 def _with_references(bench: Bench, extractors: Sequence[Extractor]) -> Bench:
-  """Adds the instruments, and for the first of them the features of both splits."""
+  """Add the instruments, and for the first of them the features of both splits."""
   instruments, splits = [], {}
   for extractor in extractors:
     extract = make_extract(extractor, bench.mesh, EXTRACT_BATCH)
@@ -352,13 +352,16 @@ def _with_references(bench: Bench, extractors: Sequence[Extractor]) -> Bench:
 
 
 PROBES = 16
-"""Images of which an adaptive sampler's evaluations are counted."""
+"""Number of images on which an adaptive sampler's evaluations are counted."""
 
 
 def num_evaluations(
   generative: GenerativeModel, params: Params, seed: int, classes: Sequence[int]
 ) -> int | float:
-  """Network evaluations that one image costs; of an adaptive sampler the mean of PROBES images."""
+  """Return the network evaluations per image.
+
+  For an adaptive sampler this is the mean over PROBES images.
+  """
   counted = []
 
   def draw(params):

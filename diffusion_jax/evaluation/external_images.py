@@ -1,4 +1,4 @@
-"""Measures images that any program has made against a data set, other images or statistics."""
+"""Measure images from any program against a data set, other images or statistics."""
 
 import time
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ CHUNK = 512
 
 
 class Against(NamedTuple):
-  """What the images are compared with: exactly one of the three.
+  """The reference for the images: exactly one of the three.
 
   Attributes:
     path: a folder, an .npz of images, or statistics.
@@ -42,12 +42,12 @@ class Against(NamedTuple):
 
 
 class Comparison(NamedTuple):
-  """Images and the images or statistics that one extractor compares them with.
+  """Images and their reference under one extractor.
 
   Attributes:
-    extractor: the network.
-    samples: the images to measure.
-    other: images or statistics, with as many channels as the samples have here.
+    extractor: feature network.
+    samples: images to measure.
+    other: images or statistics, with the samples' number of channels.
   """
 
   extractor: Extractor
@@ -56,10 +56,10 @@ class Comparison(NamedTuple):
 
 
 def run(args: Any, against: Against, repeat: str) -> Summary:
-  """Measures --samples by the program's flags and writes --out; all that can be refused is first.
+  """Measure --samples by the program's flags and write --out; make all checks first.
 
   Raises:
-    UserError: images, reference, extractor or the place to write do not fit.
+    UserError: images, reference, extractor or the output path do not fit.
   """
   metrics = create_metrics(against.metrics)
   samples = load_pictures(args.samples, "--samples")
@@ -80,10 +80,12 @@ def run(args: Any, against: Against, repeat: str) -> Summary:
 def find_extractors(
   features: str | None, inception: str | None, any_inception: bool, against: Against
 ) -> tuple[list[Extractor], list[str]]:
-  """Extractors by their flags; without a data set there are no features of its own to fall back to.
+  """Return the extractors selected by flags, and a line for each unavailable one.
+
+  Without a data set its own features are not available.
 
   Raises:
-    UserError: a file that was named is not as it should be, or nothing is left to measure with.
+    UserError: a named file is invalid, or no extractor is left.
   """
   found, missing = [], []
   if features not in (None, "none"):
@@ -112,11 +114,11 @@ def find_extractors(
 def prepare(
   samples: Source, against: Against, extractors: list[Extractor]
 ) -> tuple[Summary, list[Comparison]]:
-  """Decides all that can be decided before a feature is computed.
+  """Make all checks that are possible before a feature is computed.
 
   Returns:
-    What metrics.json will say of samples, extractors and references; and what each extractor is to
-    compare.
+    The parts of metrics.json on samples, extractors and references; and the comparison of each
+    extractor.
 
   Raises:
     UserError: images, reference and extractor do not fit each other.
@@ -149,14 +151,14 @@ def prepare(
 
 
 def check_out(out: Path, about: Summary) -> None:
-  """Refuses a place that cannot be written, or a file that is no metrics.json.
+  """Raise an error for a path that cannot be written, or a file that is no metrics.json.
 
   Args:
-    out: the metrics.json to write; figures of other images there are replaced, and that is said.
-    about: from `prepare`.
+    out: the metrics.json to write; figures of other images there are replaced, with a message.
+    about: summary from `prepare`.
 
   Raises:
-    UserError: the file is another, or cannot be written.
+    UserError: the file is something else, or cannot be written.
   """
   files.check_file(out)
   if not out.exists():
@@ -176,7 +178,10 @@ def measure(
   missing: list[str],
   repeat: str,
 ) -> Summary:
-  """The figures of a set of images as metrics.json has them; the first and third by `prepare`."""
+  """Return the figures of a set of images, as in metrics.json.
+
+  `comparisons` and `about` come from `prepare`.
+  """
   begun = time.perf_counter()
   mesh = sharding.create_mesh(sharding.MeshShape())
   rows: Summary = {}
@@ -202,10 +207,10 @@ def measure(
 
 
 def check_resolution(extractor: Extractor, source: Source, flag: str) -> None:
-  """Refuses images that a data set's own features do not take.
+  """Raise an error for images that a data set's own features do not accept.
 
   Raises:
-    UserError: with both resolutions.
+    UserError: the resolutions differ; the message has both.
   """
   if extractor.resolution not in (None, source.spec.shape):
     raise UserError(
@@ -215,10 +220,10 @@ def check_resolution(extractor: Extractor, source: Source, flag: str) -> None:
 
 
 def load_other(against: Against) -> Source | Reference:
-  """Load the images or statistics to compare with.
+  """Load the reference images or statistics.
 
   Raises:
-    UserError: nothing was named, or it cannot be read.
+    UserError: no reference was named, or it cannot be read.
   """
   if against.source is not None:
     return against.source
@@ -232,10 +237,10 @@ def load_other(against: Against) -> Source | Reference:
 def match_channels(
   samples: Source, other: Source | Reference, extractor: Extractor, against: Against
 ) -> tuple[Source, Source | Reference]:
-  """Brings both sides to one number of channels, where that loses nothing.
+  """Convert both sides to one number of channels if that is lossless.
 
-  Grey pictures may be stored in colour. Features that take any picture see a grey one in three
-  equal channels, so that it is the same to them.
+  Grey images may be stored in colour. Features for images of any size see a grey image as three
+  equal channels, so the result is the same.
   """
   if extractor.resolution is not None:
     wanted = extractor.resolution[2]
@@ -254,7 +259,7 @@ def match_channels(
 def find_reference(
   other: Source | Reference, against: Against, extractor: Extractor, extract: Extract
 ) -> Reference:
-  """The statistics to compare with: those that were given, or computed, or from the cache."""
+  """Return the reference statistics: as loaded, computed, or from the cache."""
   if isinstance(other, Reference):
     return other
   if against.source is not None:

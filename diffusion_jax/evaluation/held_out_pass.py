@@ -1,4 +1,4 @@
-"""Held-out figures: every example of a split counted once, with standard errors."""
+"""Held-out metrics: every example of a split counts once, with standard errors."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +17,9 @@ class Figure(NamedTuple):
   """A mean over examples.
 
   Attributes:
-    mean: over the split.
-    standard_error: of that mean; not-a-number for a single example.
-    num: examples.
+    mean: mean over the split.
+    standard_error: standard error of that mean; NaN for a single example.
+    num: number of examples.
   """
 
   mean: float
@@ -35,15 +35,15 @@ def held_out(
   mesh: Mesh,
   batch_size: int,
 ) -> dict[str, Figure]:
-  """Runs an eval step over a whole split.
+  """Run an eval step over a whole split.
 
   Args:
-    eval_step: jitted, (params, aux, batch) -> name -> values [B].
-    params, aux: of the model.
+    eval_step: jitted function (params, aux, batch) -> name -> values [B].
+    params, aux: parameters and loss state of the model.
     source: the split.
-    mesh: the devices.
-    batch_size: at most the split's size, rounded up to a multiple of the devices; the last batch
-      is padded and masked.
+    mesh: device mesh.
+    batch_size: images per batch, at most the split's size, rounded up to a multiple of the devices;
+      the last batch is padded and masked.
   """
   batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
   values: dict[str, list[np.ndarray]] = {}
@@ -61,9 +61,9 @@ def _figure(values: np.ndarray) -> Figure:
 
 
 def baseline_bits(generative: GenerativeModel, train: Source, test: Source) -> float | None:
-  """Bits/dim of independent pixels at the levels that the model's likelihoods count.
+  """Return the bits/dim of independent pixels at the levels of the model's likelihoods.
 
-  None for a model without likelihoods or for data without levels.
+  Returns None for a model without likelihoods or for data without levels.
   """
   levels = train.spec.num_levels
   if not generative.likelihoods or levels is None:
@@ -78,7 +78,7 @@ def _images(source: Source, chunk: int = 512) -> Iterator[np.ndarray]:
 
 
 def summarize(figures: Mapping[str, Figure], generative: GenerativeModel) -> list[str]:
-  """Lines for a person: the loss, then each likelihood that was measured, with its terms."""
+  """Format lines for people: the loss, then each measured likelihood with its terms."""
   lines = [f"loss {_text(figures['loss'])}"]
   for name in (n for n in generative.likelihoods if f"{n}/bits_per_dim" in figures):
     terms = {
@@ -97,7 +97,7 @@ def _text(figure: Figure) -> str:
 
 
 def flatten(figures: Mapping[str, Figure]) -> dict[str, float]:
-  """Scalars for the logs: each mean by its name, each standard error with "_standard_error"."""
+  """Return scalars for the logs: means by name, standard errors with "_standard_error"."""
   means = {name: figure.mean for name, figure in figures.items()}
   errors = {f"{n}_standard_error": figure.standard_error for n, figure in figures.items()}
   return means | errors

@@ -1,4 +1,4 @@
-"""Measures one checkpoint: samples, figures, likelihoods, spectrum, sweep; all of it resumable."""
+"""Measure one checkpoint, resumably: samples, figures, likelihoods, spectrum, sweep."""
 
 import contextlib
 import time
@@ -28,17 +28,17 @@ Summary = dict[str, Any]
 
 
 class Subject(NamedTuple):
-  """A checkpoint under study.
+  """A checkpoint to be measured.
 
   Attributes:
     params: its averaged weights.
-    average: which average they are; `made`: how, of one that was put together from stored ones.
-    step: it was saved at.
-    weights: a short hash of these weights.
-    data: what the checkpoint says of its training data. Read once: a run that goes on may delete
-      the checkpoint while it is being measured.
-    folder: of its outcome, eval/step; another average than the run's first has a folder of its own.
-    seconds: what each part took, filled as they end.
+    average: name of the average; `made`: its origin if it was combined from stored averages.
+    step: step at which it was saved.
+    weights: short hash of these weights.
+    data: the checkpoint's facts on its training data. They are read once, because a running program
+      may delete the checkpoint during the measurement.
+    folder: folder of its outcome, eval/step; averages other than the run's first have another one.
+    seconds: seconds per part, filled as the parts end.
   """
 
   params: Params
@@ -52,12 +52,12 @@ class Subject(NamedTuple):
 
   @property
   def work(self) -> Path:
-    """Finished pieces of unfinished work."""
+    """Return the folder of finished chunks of unfinished work."""
     return self.folder / "work"
 
 
 def restore(bench: Bench, step: int | None, average: Average) -> Subject:
-  """Reads an average of a checkpoint; None: the newest good one."""
+  """Read an average of a checkpoint; None: the newest good one."""
   found = restoring.restore(bench.workdir, step, bench.mesh, bench.generative, average)
   folder = bench.folder / f"{found.step}{average.suffix}"
   return Subject(
@@ -67,7 +67,7 @@ def restore(bench: Bench, step: int | None, average: Average) -> Subject:
 
 
 def identity(bench: Bench, subject: Subject) -> Summary:
-  """All that the figures depend on: the same work has the same identity and is not done twice."""
+  """Return everything that the figures depend on: work of one identity is done once."""
   config = bench.experiment.to_dict()
   return {
     "weights": subject.weights,
@@ -85,7 +85,7 @@ def _leaves_classes_out(bench: Bench) -> bool:
 
 
 def measure(bench: Bench, subject: Subject) -> Summary:
-  """The measured parts of metrics.json: figures, likelihoods, spectrum, memorization, sweep."""
+  """Return the measured parts of metrics.json: figures, likelihoods, spectrum, sweep, ..."""
   found: Summary = {"missing": list(bench.missing)}
   if bench.instruments:
     with _clock(subject, "samples"):
@@ -110,31 +110,31 @@ def _clock(subject: Subject, name: str) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-  """Prints a line, from one process."""
+  """Print a line, on one process only."""
   if jax.process_index() == 0:
     print(text, flush=True)
 
 
 def seeds(bench: Bench) -> list[int]:
-  """One for each set of samples."""
+  """Return the seed of each set of samples."""
   return list(range(bench.seed, bench.seed + bench.experiment.eval.num_seeds))
 
 
 def labels_of(bench: Bench, first: int, num: int) -> np.ndarray | None:
-  """The classes in turn, by the image's number; None for an unconditional model."""
+  """Return labels in turn, by the image's number; None for an unconditional model."""
   classes = np.asarray(bench.classes, np.int32)
   return classes[(first + np.arange(num)) % len(classes)] if len(classes) else None
 
 
 def named_labels(bench: Bench) -> str | None:
-  """Words for `labels_of`."""
+  """Describe `labels_of` in words."""
   if _leaves_classes_out(bench):
     return f"classes {','.join(map(str, bench.classes))} in turn"
   return "classes in turn" if bench.generative.num_classes else None
 
 
 def sample_facts(bench: Bench, subject: Subject, setting: Setting, seed: int) -> Summary:
-  """What a set of samples is a function of."""
+  """Return everything that a set of samples depends on."""
   return {
     "weights": subject.weights,
     "seed": seed,
@@ -146,14 +146,14 @@ def sample_facts(bench: Bench, subject: Subject, setting: Setting, seed: int) ->
 
 
 def _auto_spacing(setting: Setting) -> str | None:
-  """Return what the sampler's spacing=auto means in this version; None where it is not auto."""
+  """Return the spacing that spacing=auto selects in this version; None for other settings."""
   return AUTO if setting.facts.get("sampler", {}).get("spacing") == "auto" else None
 
 
 def draw_samples(
   bench: Bench, subject: Subject, setting: Setting, seed: int, num: int
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "N H W C"]]]:
-  """(number of the chunk, images), drawn or read back; image i is a function of (seed, i)."""
+  """Yield (number of the chunk, images), drawn or read; image i depends on (seed, i) only."""
   facts = sample_facts(bench, subject, setting, seed)
   chunks = Chunks(subject.folder / "samples" / digest(facts), facts)
   size, begun, new = min(bench.experiment.eval.batch_size, num), time.perf_counter(), 0
@@ -179,7 +179,7 @@ def _words(setting: Setting) -> str:
 
 
 def _features(bench: Bench, subject: Subject, setting: Setting, seed: int) -> list[FeatureSet]:
-  """The features of one seed's samples under each instrument, kept until all work is done."""
+  """Return the features of a seed's samples under each instrument, kept until the end."""
   parts: list[list[Features]] = [[] for _ in bench.instruments]
   facts = sample_facts(bench, subject, setting, seed)
   stores = [_feature_store(subject, facts, instrument) for instrument in bench.instruments]
@@ -212,7 +212,7 @@ def _sample_figures(
 
 
 def _memorization(bench: Bench, sets: list[list[FeatureSet]]) -> Summary:
-  """Whether samples lie nearer to the training images than held-out images do."""
+  """Test whether samples are nearer to the training images than held-out images are."""
   if "test" not in bench.splits:
     return {}
   train, test = bench.splits["train"].features, bench.splits["test"].features
@@ -231,7 +231,7 @@ def _memorization(bench: Bench, sets: list[list[FeatureSet]]) -> Summary:
 
 
 def _verdict(c_t: float) -> str:
-  """The test's own threshold of 3 standard deviations, in words."""
+  """Return the verdict in words, with the test's own threshold of 3 standard deviations."""
   if c_t < -3:
     return "samples stand closer to the training images than held-out images do: copying"
   if c_t > 3:
@@ -242,7 +242,7 @@ def _verdict(c_t: float) -> str:
 def nearest_training_images(
   bench: Bench, subject: Subject, num: int, neighbours: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-  """The first samples and, for each, the training images nearest to it in feature space."""
+  """Return the first samples, and for each its nearest training images in feature space."""
   if not bench.instruments:
     return None
   train: Reference = bench.splits["train"]
@@ -277,7 +277,7 @@ def _likelihoods(bench: Bench, subject: Subject) -> Summary:
 
 def _estimate_facts(bench: Bench, subject: Subject, name: str) -> Summary:
   config = bench.experiment.to_dict()
-  section = name if name in config else name.partition("_")[0]  # iwae_50 is of section iwae
+  section = name if name in config else name.partition("_")[0]  # iwae_50 belongs to section iwae
   options = config.get(section, {})
   return {
     "weights": subject.weights,
@@ -291,7 +291,7 @@ def _estimate_facts(bench: Bench, subject: Subject, name: str) -> Summary:
 
 
 def _progress(name: str):
-  """Tells how far an estimate is, at most every ten seconds."""
+  """Print the progress of an estimate, at most every ten seconds."""
   told = time.perf_counter()
 
   def report(done: int, num: int) -> None:
@@ -328,7 +328,7 @@ def _spectrum(bench: Bench, subject: Subject) -> Summary:
 
 
 def _sweep(bench: Bench, subject: Subject) -> Summary:
-  """Figures of each setting from the first seed."""
+  """Measure the figures of each setting with the first seed."""
   rows, chosen = [], [metric for metric in bench.metrics if metric.in_sweeps]
   for setting in bench.sweep if bench.instruments else ():
     sets = [_features(bench, subject, setting, bench.seed)]

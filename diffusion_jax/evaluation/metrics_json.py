@@ -1,4 +1,4 @@
-"""metrics.json and the report: what was measured, of what, and how to measure it again."""
+"""metrics.json and the report: the results, their subject, and how to repeat them."""
 
 import json
 import math
@@ -27,12 +27,12 @@ SCHEMA = 1
 
 
 def compose(bench: Bench, subject: Subject, measured: Summary, repeat: str) -> Summary:
-  """The content of metrics.json; docs/metrics_json.md describes it.
+  """Return the content of metrics.json; docs/metrics_json.md describes it.
 
   Args:
-    bench, subject: what was measured.
-    measured: from `measure.measure`.
-    repeat: the command that measures it again.
+    bench, subject: the run and the checkpoint that were measured.
+    measured: results from `measure.measure`.
+    repeat: command that repeats the measurement.
   """
   return {
     "schema": SCHEMA,
@@ -86,7 +86,7 @@ def _samples(bench: Bench, subject: Subject) -> Summary:
 
 
 def environment(seconds: Mapping[str, Any]) -> Summary:
-  """Where and when it was measured: the part that a repetition need not share."""
+  """Return time, duration and machine, which a repetition need not share."""
   return {
     "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     "seconds": dict(seconds),
@@ -104,7 +104,7 @@ def write(
   training: Sequence[Mapping[str, Any]],
   compared: Sequence[Summary],
 ) -> None:
-  """Writes the pictures, the report, and last metrics.json, the mark of finished work."""
+  """Write the pictures, the report, and last metrics.json, the mark of finished work."""
   if jax.process_index():
     return
   folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def write(
 
 
 def write_metrics(path: Path, metrics: Summary) -> None:
-  """Writes one metrics.json.
+  """Write one metrics.json.
 
   Raises:
     UserError: the path cannot be written.
@@ -140,7 +140,7 @@ def finite(value: Any) -> Any:
 
 
 def training_rows(workdir: Path) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl that can be read; a figure may be null."""
+  """Return the readable rows of metrics.jsonl; a value may be null."""
   rows = []
   try:
     lines = (workdir / "metrics.jsonl").read_text(errors="replace").splitlines()
@@ -157,7 +157,7 @@ def training_rows(workdir: Path) -> list[dict[str, Any]]:
 
 
 def lines(metrics: Summary) -> list[str]:
-  """What a person reads on the terminal."""
+  """Format the lines for the terminal."""
   rows = [_figure_line(name, figure) for name, figure in metrics.get("figures", {}).items()]
   for name, found in metrics.get("likelihoods", {}).items():
     terms = ", ".join(f"{n} {t['mean']:.4f}" for n, t in found["terms"].items())
@@ -188,7 +188,7 @@ def _error(value: float | None) -> str:
 
 
 def command(argv: list[str], step: int | None) -> str:
-  """Return the command that measures the same again."""
+  """Return the command that repeats the measurement."""
   left_out = ("--watch", "--fresh", *["--step"] * (step is not None))
   named = [f"--step={step}"] if step is not None else []
   kept = [a for a in argv if not a.startswith(left_out)]

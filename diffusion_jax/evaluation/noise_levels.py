@@ -1,4 +1,4 @@
-"""The denoising error by log-SNR on training and held-out images, from one bank of noise."""
+"""Measure the denoising error by log-SNR on training and held-out images, one noise bank."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,10 @@ STREAM = 2**31 + 3
 
 
 def make_spectrum(generative: GenerativeModel) -> Callable | None:
-  """A jitted (params, seed, batch) -> SpectrumEstimate; None for a model without noise levels."""
+  """Return a jitted (params, seed, batch) -> SpectrumEstimate.
+
+  Returns None for a model without noise levels.
+  """
   if "loss_by_log_snr" not in generative.capabilities:
     return None
 
@@ -40,15 +43,15 @@ def run(
   batch_size: int,
   seed: int,
 ) -> tuple[list[float], dict[str, Any]]:
-  """The mean error of a split at each log-SNR.
+  """Return the mean error of a split at each log-SNR.
 
   Args:
-    errors: from `make_spectrum`.
-    params: of the model.
-    source: the split; evenly spaced images of it, the i-th with the i-th noise of the bank, so that
-      two splits meet the same noise.
-    num_images: most images that are used.
-    mesh, chunks, batch_size, seed: as in `likelihoods.run`.
+    errors: function from `make_spectrum`.
+    params: parameters of the model.
+    source: the split. Evenly spaced images are used, the i-th with the i-th noise of the bank, so
+      that two splits get the same noise.
+    num_images: maximum number of images.
+    mesh, chunks, batch_size, seed: as in `bits_per_dim.run`.
 
   Returns:
     log-SNRs, and means with standard errors over the images.

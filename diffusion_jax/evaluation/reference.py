@@ -1,4 +1,4 @@
-"""Reference statistics: the features of real images, with a stamp that says which and how."""
+"""Reference statistics: features of real images, with a stamp of their origin."""
 
 import json
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ from diffusion_jax.types import UserError
 
 SCHEMA = 1
 MAX_FEATURES = 50_000
-"""Images whose features are kept; the moments count all."""
+"""Maximum number of images whose features are kept; the moments include all images."""
 
 
 class Reference(NamedTuple):
-  """What samples are compared with.
+  """The features that samples are compared with.
 
   Attributes:
-    stamp: extractor, data, count, resolution, resize; JSON values.
+    stamp: extractor, data, count, resolution, resize, as JSON values.
     pool: moments of the features of all images.
-    spatial: the same of the spatial features; None for an extractor without them.
-    features: of at most MAX_FEATURES images, evenly spaced.
-    places: where these images stand in the split.
+    spatial: moments of the spatial features; None for an extractor without them.
+    features: features of at most MAX_FEATURES images, evenly spaced.
+    places: indices of these images in the split.
   """
 
   stamp: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Reference(NamedTuple):
 
 
 def make_stamp(source: Source, split: str, extractor: Extractor) -> dict[str, Any]:
-  """What the statistics of a split under an extractor are."""
+  """Return the stamp of a split's statistics under an extractor."""
   return {
     "schema": SCHEMA,
     "data": data_name(source),
@@ -61,16 +61,18 @@ def make_stamp(source: Source, split: str, extractor: Extractor) -> dict[str, An
 def compute(
   source: Source, split: str, extractor: Extractor, extract: Extract, chunk: int = 512
 ) -> Reference:
-  """Streams a split, every image once, without augmentation; memory stays bounded.
+  """Compute the statistics of a split, every image once and without augmentation.
+
+  The images are streamed, so memory stays bounded.
 
   Args:
     source: the split.
-    split: its name, for the stamp.
-    extractor, extract: the features.
+    split: name of the split, for the stamp.
+    extractor, extract: feature network, and the function that applies it.
     chunk: images decoded at once.
 
   Raises:
-    UserError: a split of fewer than two images.
+    UserError: the split has fewer than two images.
   """
   check_num(source)
   places = np.unique(np.linspace(0, len(source) - 1, min(len(source), MAX_FEATURES)).astype(int))
@@ -88,10 +90,10 @@ def compute(
 
 
 def check_num(source: Source) -> None:
-  """Refuses a split of fewer than two images.
+  """Raise an error for a split of fewer than two images.
 
   Raises:
-    UserError: with its name and number.
+    UserError: it has fewer; the message has its name and number.
   """
   if len(source) < 2:
     raise UserError(f"{source.name} has {len(source)} image; statistics need at least 2")
@@ -102,7 +104,7 @@ def _add(total: Moments | None, features: np.ndarray) -> Moments:
 
 
 def save(path: Path, reference: Reference) -> None:
-  """Writes an .npz in one move.
+  """Write an .npz in one move.
 
   Raises:
     UserError: the path cannot be written.
@@ -120,10 +122,10 @@ def save(path: Path, reference: Reference) -> None:
 
 
 def load(path: Path) -> Reference:
-  """Reads an .npz that `save` wrote; the archive's CRC-32 shows damage.
+  """Read an .npz from `save`; the archive's CRC-32 detects damage.
 
   Raises:
-    UserError: it is missing, damaged, or of another kind.
+    UserError: the file is missing, damaged, or of another kind.
   """
   cure = "make them again with python -m diffusion_jax.stats"
   arrays = npz.read(path, f"--reference={path}", cure=cure)
@@ -146,20 +148,20 @@ def _moments(arrays: Mapping[str, np.ndarray], name: str) -> Moments:
 
 
 def is_statistics(path: Path) -> bool:
-  """Whether an .npz says that it holds statistics."""
+  """Return whether an .npz declares that it holds statistics."""
   try:
     return "stamp" in npz.names(path, f"--reference={path}")
-  except UserError:  # whoever reads it as images says what is wrong
+  except UserError:  # the reader of images will raise it
     return False
 
 
 def check(
   reference: Reference | Mapping[str, Any], extractor: Extractor, resolution: tuple[int, ...]
 ) -> None:
-  """Refuses statistics, or the stamp of some, that these samples cannot be compared with.
+  """Raise an error if these samples cannot be compared with statistics or their stamp.
 
   Raises:
-    UserError: another extractor, resize or resolution; both stamps are in the message.
+    UserError: another extractor, resize or resolution; the message has both stamps.
   """
   wanted = {
     "extractor": extractor.name,
@@ -180,7 +182,7 @@ def check(
 def cached(
   source: Source, split: str, extractor: Extractor, extract: Extract, folder: Path
 ) -> Reference:
-  """The statistics of a split, from `folder` if they are there, else computed and kept."""
+  """Return the statistics of a split: from `folder` if stored, else computed and stored."""
   stamp = make_stamp(source, split, extractor)
   path = folder / f"{stamp['data']}-{split}-{digest(stamp)}.npz"
   found = None
@@ -189,7 +191,7 @@ def cached(
       found = load(path)
     except UserError:
       print(f"{path} is damaged: computed anew")
-  if parallel.all_true(found is not None):  # each host has a cache of its own
+  if parallel.all_true(found is not None):  # each host has its own cache
     assert found is not None
     return found
   print(f"features of the {len(source):,} images of {source.name} ({extractor.name})", flush=True)
@@ -199,5 +201,5 @@ def cached(
 
 
 def cache_folder() -> Path:
-  """Where statistics are kept: they belong to the data, not to a run."""
+  """Return the folder of stored statistics; they belong to the data, not to a run."""
   return files.cache_folder() / "statistics"

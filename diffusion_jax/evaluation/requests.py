@@ -1,4 +1,4 @@
-"""The command line of `evaluate`: flags that exclude each other, and steps that are left out."""
+"""The command line of `evaluate`: flags that exclude each other, and skipped steps."""
 
 import re
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from diffusion_jax.types import UserError
 
 
 def check(args: Any, overrides: Sequence[Override]) -> None:
-  """Refuse flags that do not go together, before anything is loaded.
+  """Raise an error for flags that exclude each other, before anything is loaded.
 
   Raises:
-    UserError: which flag, and what it needs.
+    UserError: a flag does not fit; the message names it and its requirement.
   """
   if (args.workdir is None) == (args.samples is None):
     raise UserError("give --workdir=RUN to measure a run, or --samples=DIR|file.npz; see --help")
@@ -40,10 +40,10 @@ def check(args: Any, overrides: Sequence[Override]) -> None:
 
 
 def check_measures(bench: Bench, request: Request) -> Bench:
-  """Return the bench, with a line on what nothing measures.
+  """Return the bench, with a line on requests that cannot be measured.
 
   Raises:
-    UserError: settings are swept, and there are no features to measure their samples with.
+    UserError: a sweep is requested, but there are no features for its samples.
   """
   if bench.extractors or (request.features is None and bench.train.spec.num_classes):
     return bench
@@ -59,14 +59,14 @@ def check_measures(bench: Bench, request: Request) -> Bench:
 
 
 def why_left_out(bench: Bench, step: int | None, error: UserError) -> str | None:
-  """Return why one of several steps is left out; None where the error is not the step's own.
+  """Return why one of several steps is skipped; None if the error is not the step's own.
 
   A collective.
 
   Args:
-    bench: of the run.
-    step: that could not be measured.
-    error: why.
+    bench: evaluation of the run.
+    step: step that could not be measured.
+    error: reason of the failure.
   """
   gone = step not in store.saved_steps(bench.checkpoints)
   if parallel.from_first(gone):

@@ -1,4 +1,4 @@
-"""Outcomes on disk: whether one is there, and that no other settings replace it."""
+"""Find outcomes on disk, and protect them from replacement by other settings."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from diffusion_jax.runs.experiment import differences, load, of_today
 from diffusion_jax.types import UserError
 
 UNMEASURED = {"logging", "checkpoint", "mesh", "distributed", "training", "optimizer", "ema"}
-"""Sections that decide no figure of given weights."""
+"""Sections that do not affect any figure of given weights."""
 
 HOW_IT_RUNS = {
   "data": {"path", "data_dir", "max_ram_gib"},
@@ -33,15 +33,15 @@ HOW_IT_RUNS = {
   },
   "model": {"remat"},
 }
-"""Fields that decide none either, and those that `compare` compares by what was measured."""
+"""Fields without effect on figures, and fields that `compare` compares by the results."""
 
 
 class Difference(NamedTuple):
   """Difference between an evaluation and an outcome on disk.
 
   Attributes:
-    lost: what the outcome has otherwise, or alone, one phrase each: it would be replaced.
-    added: whether more is asked for than the outcome has.
+    lost: parts of the outcome that would be replaced or lost, one phrase each.
+    added: true if more is requested than the outcome has.
   """
 
   lost: list[str]
@@ -49,7 +49,7 @@ class Difference(NamedTuple):
 
 
 def read(path: Path) -> Summary | None:
-  """Return the object in a metrics.json of any version; None where there is none to lose."""
+  """Return the object in a metrics.json of any version; None if there is nothing to lose."""
   try:
     found = json.loads(path.read_text())
   except (OSError, ValueError):
@@ -58,11 +58,11 @@ def read(path: Path) -> Summary | None:
 
 
 def compare(found: Summary, bench: Bench, subject: Subject | None = None) -> Difference:
-  """Compare a metrics.json with what would be measured now.
+  """Compare a metrics.json with the current request.
 
   Args:
-    found: from `read`.
-    bench: of the evaluation; without instruments, references are not compared.
+    found: content of a metrics.json, from `read`.
+    bench: the evaluation; without instruments, references are not compared.
     subject: the checkpoint; None: its weights are not compared.
   """
   if found["schema"] != SCHEMA:
@@ -101,16 +101,16 @@ def _compare(found: Summary, bench: Bench, subject: Subject | None) -> Differenc
 
 
 def _metrics_of(found: Summary) -> Sequence[str]:
-  """Names of the metrics that were asked for; older versions had those of the package alone."""
+  """Return the names of the requested metrics; older versions had only the package's own."""
   return found.get("metrics", PACKAGED)
 
 
 def _fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """The fields of a config that decide figures, as "section.field: old -> new"."""
-  with contextlib.suppress(UserError):  # an older version lacks what has been added: the defaults
+  """Return the config fields that affect figures, as "section.field: old -> new"."""
+  with contextlib.suppress(UserError):  # an older version lacks newer fields
     old = load(of_today(old)).to_dict()
   old = json.loads(json.dumps(old))
-  if not old["eval"].get("spectrum_images"):  # nothing was measured that other images replace
+  if not old["eval"].get("spectrum_images"):  # no measured spectrum would be replaced
     old["eval"]["spectrum_images"] = new["eval"]["spectrum_images"]
   fatal, harmless = differences(_deciding(old), _deciding(new))
   return fatal + harmless
@@ -133,7 +133,7 @@ def _point(overrides: Mapping[str, str]) -> str:
 
 
 def _stamps(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """References of one name that are not the same."""
+  """Return the references that share a name but differ."""
   lost = []
   for name in (n for n in old if n in new and old[n] != new[n]):
     keys = [k for k in {**old[name], **new[name]} if old[name].get(k) != new[name].get(k)]
@@ -142,7 +142,7 @@ def _stamps(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def is_done(bench: Bench, subject: Subject) -> bool:
-  """Return whether the folder holds the outcome of exactly this work."""
+  """Return whether the folder has the outcome of exactly this work."""
   found = read(subject.folder / "metrics.json")
   if found is None or not (subject.folder / "report.html").is_file():
     return False
@@ -152,17 +152,17 @@ def is_done(bench: Bench, subject: Subject) -> bool:
 def keep(
   folders: Sequence[Path], bench: Bench, fresh: bool, subject: Subject | None = None
 ) -> None:
-  """Refuse to replace outcomes of other settings; with `fresh`, move them aside.
+  """Raise an error before outcomes of other settings are replaced; `fresh` moves them away.
 
-  What has the same settings, or less than is measured now, may be replaced.
+  An outcome of the same settings, or with less than is measured now, may be replaced.
 
   Args:
-    folders: of the steps.
+    folders: folders of the steps.
     bench, subject: as in `compare`.
-    fresh: move aside what would be replaced, instead of refusing.
+    fresh: true to move outcomes away instead of raising.
 
   Raises:
-    UserError: with the first folder and what differs.
+    UserError: an outcome differs; the message has the first folder and the differences.
   """
   for folder in folders:
     found = read(folder / "metrics.json")
@@ -177,7 +177,7 @@ def keep(
 
 
 def _move_aside(folder: Path) -> Path:
-  """Move the files of an outcome, metrics.json first; its samples stay, for they may be of use."""
+  """Move the files of an outcome, metrics.json first; its samples stay for reuse."""
   aside = files.free_name(folder)
   aside.mkdir()
   for file in sorted(folder.iterdir(), key=lambda p: (p.name != "metrics.json", p.name)):
@@ -187,16 +187,16 @@ def _move_aside(folder: Path) -> Path:
 
 
 def check_steps(bench: Bench, step: str, average: Average, fresh: bool) -> None:
-  """Refuse, before anything is computed, what `keep` would refuse of the steps asked for.
+  """Raise the errors of `keep` for the requested steps, before anything is computed.
 
   Args:
-    bench: of the evaluation.
+    bench: the evaluation.
     step: latest, all, or a number.
-    average: the weights.
-    fresh: other outcomes are moved aside when their turn comes.
+    average: average of the weights.
+    fresh: true if other outcomes will be moved away in their turn.
 
   Raises:
-    UserError: no such checkpoint, or an outcome of other settings.
+    UserError: there is no such checkpoint, or there is an outcome of other settings.
   """
 
   def check() -> None:
@@ -208,7 +208,7 @@ def check_steps(bench: Bench, step: str, average: Average, fresh: bool) -> None:
 
 
 def prepare_folder(request: Request) -> None:
-  """Make the folder of the outcomes.
+  """Create the folder of the outcomes.
 
   Raises:
     UserError: it cannot be written, or the processes do not share it.
@@ -224,12 +224,12 @@ def prepare_folder(request: Request) -> None:
 
 
 def find_compared(given: Sequence[Path]) -> list[Summary]:
-  """Return the metrics of other runs: of a metrics.json, or of a run's newest evaluated step.
+  """Return the metrics of other runs: a metrics.json, or a run's newest evaluated step.
 
-  The report's page of each is tried, so that none fails after the measuring.
+  A report page of each is rendered here, so that none fails after the measurement.
 
   Raises:
-    UserError: a place without any, or one that is damaged.
+    UserError: a path has no metrics, or damaged ones.
   """
   return [_find_compared(path) for path in given]
 
@@ -255,7 +255,7 @@ def _find_compared(path: Path) -> Summary:
 
 
 def _newest(folder: Path) -> Path | None:
-  """The newest step's metrics.json of a run, of a folder of --out, or of one step."""
+  """Return the newest step's metrics.json of a run, of a folder of --out, or of one step."""
   for root in (folder / "eval", folder):
     places = [p for p in root.glob("*/metrics.json") if p.parent.name.isdigit()]
     if places:

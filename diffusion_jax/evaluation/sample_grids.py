@@ -1,4 +1,4 @@
-"""Grids of an evaluation: samples, classes, the sampler's way, reconstructions, neighbours."""
+"""Grids of an evaluation: samples, classes, progression, reconstructions, neighbours."""
 
 import math
 
@@ -26,10 +26,10 @@ NEIGHBOURS = 5
 
 
 def make_pictures(bench: Bench, subject: Subject) -> dict[str, Picture]:
-  """Name -> picture, for what the model can show. Samples are those that were measured."""
+  """Return name -> picture for everything that the model can show; samples are measured ones."""
   images = _samples(bench, subject)
   found = {"samples": _grid_of_samples(images)}
-  if 2 <= len(bench.classes) <= len(images):  # else some class has no sample
+  if 2 <= len(bench.classes) <= len(images):  # otherwise a class has no sample
     found["classes"] = _classes(bench, images)
   if "trajectory" in bench.generative.capabilities:
     found["progression"] = _progression(bench, subject)
@@ -41,7 +41,7 @@ def make_pictures(bench: Bench, subject: Subject) -> dict[str, Picture]:
 
 
 def _samples(bench: Bench, subject: Subject) -> UInt8[np.ndarray, "N H W C"]:
-  """The first samples of the first seed, enough for every grid."""
+  """Return the first samples of the first seed, enough for every grid."""
   wanted = min(max(GRID, len(bench.classes) * PER_CLASS), bench.num_samples)
   parts, have = [], 0
   for _, images in measure.draw_samples(bench, subject, bench.own, bench.seed, bench.num_samples):
@@ -59,7 +59,7 @@ def _grid_of_samples(images: np.ndarray) -> Picture:
 
 
 def _classes(bench: Bench, images: np.ndarray) -> Picture:
-  """One row a class, by the label that was asked for; images are in the order of their classes."""
+  """Draw one row per class, by the label given to the sampler; images are ordered by class."""
   num = len(bench.classes)
   shown = [images[place::num][:PER_CLASS] for place in range(min(num, MAX_CLASSES))]
   columns = min(len(row) for row in shown)
@@ -71,7 +71,10 @@ def _classes(bench: Bench, images: np.ndarray) -> Picture:
 
 
 def _progression(bench: Bench, subject: Subject) -> Picture:
-  """One row an image: the x0 estimate at evenly spaced steps of the sampler, the last one final."""
+  """Draw one row per image: the x0 estimate at evenly spaced steps of the sampler.
+
+  The last one is final.
+  """
   labels = measure.labels_of(bench, 0, ROWS)
 
   @jax.jit
@@ -99,7 +102,7 @@ def _reconstructions(bench: Bench, subject: Subject) -> Picture:
 
 
 def _nearest(bench: Bench, subject: Subject) -> Picture | None:
-  """Each row: a sample, then the training images nearest to it in feature space."""
+  """Draw rows of a sample and its nearest training images in feature space."""
   wanted = min(NEIGHBOURS, len(bench.train))
   found = measure.nearest_training_images(bench, subject, ROWS, wanted)
   if found is None:

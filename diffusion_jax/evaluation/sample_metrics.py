@@ -1,4 +1,4 @@
-"""Sample metrics of features against a reference, named so that the name tells the protocol."""
+"""Sample metrics against a reference, with names that identify the protocol."""
 
 import math
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ PUBLISHED = "inception"
 
 
 class Protocol(NamedTuple):
-  """Facts that decide a figure's name.
+  """Facts that determine a figure's name.
 
   Attributes:
-    extractor: of the features.
-    split: of the reference; "train", the whole of a data set's, goes without saying.
-    num_samples: at hand.
-    num_reference: images of the reference.
+    extractor: feature network.
+    split: split of the reference; "train", the whole of a data set's, is not mentioned.
+    num_samples: number of samples.
+    num_reference: number of images of the reference.
   """
 
   extractor: Extractor
@@ -30,9 +30,9 @@ class Protocol(NamedTuple):
   num_reference: int = 0
 
   def name(self, metric: Metric) -> str:
-    """Return fid, fid_5k, fid_test, fid_given20, fd_digits: what differs from the protocol is said.
+    """Return fid, fid_5k, fid_test, fid_given20, fd_digits: deviations from the protocol show.
 
-    Images or statistics that a user gave have their number, since no data set tells it.
+    Images or statistics from a user have their number in the name, because no data set implies it.
     """
     name = self.extractor.name
     own = metric.domain_name or metric.name
@@ -43,18 +43,18 @@ class Protocol(NamedTuple):
     return "_".join([stem, *split, *([] if is_full else [short_count(self.num_samples)])])
 
   def full_num_samples(self, metric: Metric) -> int:
-    """Return the samples of the metric's protocol; with domain features at most the reference's."""
+    """Return the samples in the metric's protocol; for domain features at most the reference's."""
     full = metric.full_num_samples
     return full if self.extractor.resolution is None else min(self.num_reference, full)
 
 
 def short_count(num: int) -> str:
-  """5000 as "5k", 1500 as "1500"."""
+  """Format 5000 as "5k", 1500 as "1500"."""
   return f"{num // 1000}k" if num % 1000 == 0 else str(num)
 
 
 def gather(parts: Sequence[Features]) -> FeatureSet:
-  """Features of successive chunks as one set; the sums do not depend on the cuts' devices."""
+  """Join the features of successive chunks; the sums do not depend on the chunks' devices."""
   sums = moments.zeros(parts[0].pool.shape[1])
   spatial = None if parts[0].spatial is None else moments.zeros(parts[0].spatial.shape[1])
   for part in parts:
@@ -71,16 +71,16 @@ def measure(
   extractor: Extractor,
   metrics: Sequence[Metric],
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-  """All figures of sample sets that differ in their seed alone.
+  """Compute all figures of sample sets that differ in their seed only.
 
   Args:
-    sets: at least one; with several, a figure is their mean and carries their spread.
-    reference: what they are compared with.
-    extractor: of both.
-    metrics: to measure.
+    sets: sets of samples, at least one; with several, a figure is their mean with their spread.
+    reference: reference statistics.
+    extractor: feature network of both.
+    metrics: metrics to measure.
 
   Returns:
-    name -> figure as metrics.json has it, and one line for each figure that cannot be had.
+    name -> figure as in metrics.json, and one line for each unavailable figure.
   """
   other = FeatureSet(reference.features, reference.pool, None, reference.spatial)
   num = len(sets[0].pool)
@@ -102,14 +102,14 @@ def measure(
 
 
 def _lacks(samples: FeatureSet, reference: FeatureSet, features: str) -> bool:
-  """Return whether features are not there; of a reference no logits are kept."""
+  """Return whether features are missing; a reference has no logits."""
   if features == "logits":
     return samples.logits is None
   return samples.spatial is None or reference.spatial is None
 
 
 def _too_few(metric: Metric, samples: FeatureSet, reference: FeatureSet) -> str | None:
-  """Return what a metric lacks of either side, or None."""
+  """Return what a metric lacks on either side, or None."""
   needed, num = metric.min_num_samples(samples.pool.shape[1]), len(samples.pool)
   if num < needed:
     return f"needs at least {needed} samples; there are {num}"
@@ -118,7 +118,7 @@ def _too_few(metric: Metric, samples: FeatureSet, reference: FeatureSet) -> str 
 
 
 def _measured(value: Measurement | float) -> Measurement:
-  """Return what a metric computed, also if it gives its value alone."""
+  """Return a metric's result as a Measurement, also if it is a bare value."""
   if isinstance(value, Measurement):
     return value
   try:
