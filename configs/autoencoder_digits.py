@@ -1,9 +1,9 @@
-"""An autoencoder of scikit-learn's 8x8 digits for latent diffusion: 4x4 latents of 2 channels.
+"""An autoencoder of scikit-learn's 8x8 digits for latent diffusion: 4x4x2 latents.
 
 Command:  python -m diffusion_jax.train --config=configs/autoencoder_digits.py
 Hardware: any. Time: under two minutes on two CPU cores.
 Score:    its own ELBO, the bound with N(0, I) as the prior, is 2.099 ± 0.014 bits/dim (KL 0.784,
-          reconstruction 1.315); configs/latent_digits.py puts a diffusion model in its place.
+          reconstruction 1.315); configs/latent_digits.py replaces that prior by a diffusion model.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
         "dropout": 0.1,
       },
       "decoder": {"name": "discretized_logistic"},
-      # Little weight, so that the latents keep what the diffusion model can learn of them.
+      # A small weight, so that the latents keep the detail that the diffusion model can learn.
       "loss": {"name": "elbo", "beta": 0.5},
       "data": {"name": "digits"},
       "optimizer": {

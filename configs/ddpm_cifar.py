@@ -1,12 +1,13 @@
-"""DDPM on CIFAR-10, unconditional: the published recipe of Ho et al. 2020 (arXiv 2006.11239).
+"""DDPM on CIFAR-10, unconditional: the published recipe of Ho et al. 2020.
 
-35,746,307 parameters. The original clips the gradient of each of its 8 replicas before averaging;
-here the global gradient is clipped, and optimizer.clip_scope=microbatch with
-training.accumulation_steps=8 does as the original did.
+35,746,307 parameters (arXiv 2006.11239). The original clips the gradient of each of its 8
+replicas before averaging; here the global gradient is clipped. optimizer.clip_scope=microbatch with
+training.accumulation_steps=8 repeats the original.
 
 Command:  python -m diffusion_jax.train --config=configs/ddpm_cifar.py
 Data:     cifar10 of tensorflow-datasets, downloaded (170 MB) and prepared at first use.
-Hardware: a GPU or TPU. On a CPU it only shows that it runs: seconds a step (benchmarks/README.md).
+Hardware: a GPU or TPU. On a CPU it only shows that it runs: seconds per step
+          (benchmarks/README.md).
 Time:     800,000 steps took the authors 10.6 hours on a TPU v3-8; not yet measured with this code.
 Score:    the paper's FID is 3.17 (50,000 samples against the training set, minimum over training);
           not yet reproduced with this code.

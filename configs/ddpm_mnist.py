@@ -2,7 +2,7 @@
 
 Command:  python -m diffusion_jax.train --config=configs/ddpm_mnist.py
 Data:     mnist of tensorflow-datasets, downloaded (11 MB) and prepared at first use.
-Hardware: a GPU or TPU; a patient CPU.
+Hardware: a GPU or TPU; slow on a CPU.
 Time:     not yet measured on an accelerator.
 Score:    not yet measured over the whole run.
 """

@@ -1,12 +1,11 @@
 """A small diffusion transformer on scikit-learn's 8x8 digits (Peebles and Xie 2023).
 
-The twin of ddpm_digits: the same process, loss, batches, steps and images, and another network, of
-723,265 parameters.
+Process, loss, batches, steps and images are those of ddpm_digits; the network has 723,265
+parameters.
 
 Command:  python -m diffusion_jax.train --config=configs/dit_digits.py
-Hardware: any. Time: 879 s on two CPU cores that other programs were using too.
-Score:    the grid reads 0 to 9; bits/dim and agreement beside the other families are not yet
-          measured.
+Hardware: any. Time: 879 s on two CPU cores shared with other programs.
+Score:    the grid shows the digits 0 to 9; bits/dim and agreement are not yet measured.
 """
 
 from ml_collections import ConfigDict

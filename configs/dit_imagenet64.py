@@ -1,12 +1,13 @@
 """DiT-XL/4 on ImageNet at 64x64 pixels, class-conditional: straight paths in pixel space.
 
-The transformer is DiT-XL (28 blocks of width 1152, 16 heads) on 16x16 patches of 4x4 pixels: the
-256 tokens that DiT-XL/2 has for latents of 32x32. 674,890,032 parameters; DiT-XL/2 has 675M.
-Batches of 256, Adam at a constant 1e-4 without warm-up, weight decay or clipping, flips, EMA 0.9999
-and classes hidden from a tenth are those of Peebles and Xie 2023 (arXiv 2212.09748), section 4; the
-velocity of straight paths at uniform times, embedded as it is, with the same settings is that of
-SiT (Ma et al. 2024, arXiv 2401.08740), whose time runs from noise to data and here the other way.
-Both papers train on latents: no published figure is for these pixels.
+The transformer is DiT-XL (28 blocks of width 1152, 16 heads) on 16x16 patches of 4x4 pixels: 256
+tokens, as DiT-XL/2 has for latents of 32x32. It has 674,890,032 parameters; DiT-XL/2 has 675M.
+The settings are those of Peebles and Xie 2023 (arXiv 2212.09748), section 4: batches of 256, Adam
+at a constant 1e-4 without warm-up, weight decay or clipping, flips, EMA 0.9999, and labels dropped
+for a tenth of the images. The loss is that of SiT with the same settings (Ma et al. 2024, arXiv
+2401.08740): the velocity of straight paths at uniform times, embedded as it is. SiT's time runs
+from noise to data, here from data to noise. Both papers train on latents, so no published figure
+applies to these pixels.
 
 DiT-B/4 is --config.model.depth=12 --config.model.hidden=768 --config.model.heads=12; L/4 24, 1024
 and 16.
@@ -16,7 +17,7 @@ Data:     imagenet_resized/64x64 of tensorflow-datasets, prepared as array_recor
           datasets itself (its builder needs TensorFlow); or folders of pictures by `prepare
           records` with --config.data.name=records --config.data.path=DIR.
 Hardware: GPUs or TPUs; on a v5e:4x4, --config.mesh.data=1 --config.mesh.fsdp=8
-          --config.mesh.tensor=2 (python -m diffusion_jax.plan shows what it needs).
+          --config.mesh.tensor=2 (python -m diffusion_jax.plan shows the memory it needs).
 Time:     not yet measured.
 Score:    not yet measured.
 """
@@ -40,7 +41,7 @@ def get_config() -> ConfigDict:
         "hidden": 1152,
         "heads": 16,
         "patch": 4,
-        "time_scale": 1 / 999,  # a time between 0 and 1, in place of one up to 999
+        "time_scale": 1 / 999,  # a time between 0 and 1 instead of 0 to 999
         "dtype": "bfloat16",
         "remat": "products",
       },

@@ -1,27 +1,28 @@
-"""EDM on CIFAR-10, unconditional: the published recipe of Karras et al. 2022 (arXiv 2206.00364).
+"""EDM on CIFAR-10, unconditional: the published recipe of Karras et al. 2022.
 
-DDPM++ with 55,733,891 parameters (published: 55.7M).
+DDPM++ with 55,733,891 parameters (arXiv 2206.00364 has 55.7M).
 NCSN++ is the same with --config.model.embedding=fourier --config.model.noise_multiplier=2
 --config.model.resample_filter=1,3,3,1 --config.model.input_residual=true: 56,397,827 parameters
-(56.4M), the fixed frequencies not counted.
+(56.4M), without the fixed frequencies.
 
-512 images a batch and 200M in all; the learning rate rises over the first 10M, and the average's
-half-life is 0.5M images but at most 5% of those seen. Lengths are in steps of BATCH images here, so
-another batch size changes all of them. The paper sums the loss over the image's dimensions; here it
-is their mean: Adam's step does not depend on the gradient's scale but for eps, which is divided by
-the same number. The flips are those of the augmentation (generative.augmentation), which the
-network is told of, so the data section has none. Samples are rounded to the nearest level.
+Batches have 512 images, 200M in total. The learning rate rises over the first 10M images, and the
+average's half-life is 0.5M images but at most 5% of those seen. Here these lengths are in steps of
+BATCH images, so another batch size changes all of them. The paper sums the loss over the image's
+dimensions and this config takes the mean: Adam's step depends on the gradient's scale only through
+eps, which is divided by the same number. The augmentation (generative.augmentation) includes flips,
+and the network receives its labels, so the data section has no flips. Samples are rounded to the
+nearest level.
 
-What differs: the augmentation pads each image by its whole mirror images, and not as far as some
-image of the batch reaches; the sampler's state is float32 and not float64; and a gradient that is
-not finite skips the update where the original replaces its entries.
+Differences from the original: the augmentation pads each image by its whole mirror images, not only
+as far as an image of the batch reaches; the sampler's state is float32, not float64; and a gradient
+that is not finite skips the update, while the original replaces its entries.
 
 Command:  python -m diffusion_jax.train --config=configs/edm_cifar.py
 Data:     cifar10 of tensorflow-datasets, downloaded (170 MB) and prepared at first use.
 Hardware: GPUs or TPUs. On a CPU it only shows that it runs.
 Time:     about 2 days on 8 V100 for the authors; not yet measured with this code.
-Score:    the paper's FID is 1.97 (50,000 samples, the least of three); not yet reproduced with this
-          code.
+Score:    the paper's FID is 1.97 (50,000 samples, the minimum of three); not yet reproduced with
+          this code.
 """
 
 import math

@@ -1,11 +1,11 @@
-"""EDM on scikit-learn's 8x8 digits: its preconditioning, loss and sampler (Karras et al. 2022).
+"""EDM on scikit-learn's 8x8 digits: preconditioning, loss, sampler (Karras et al. 2022).
 
-The twin of ddpm_digits: the same network, batches and steps. sigma_data is that of the digits.
+Network, batches and steps are those of ddpm_digits; sigma_data is the digits' own.
 
 Command:  python -m diffusion_jax.train --config=configs/edm_digits.py
-Hardware: any. Time: 146 s on two CPU cores that other programs were using too.
-Score:    the bound from a log-SNR of 8 on is 2.212 ± 0.001 bits/dim of the held-out digits, and
-          99.9 ± 0.1% of 500 samples are read as the digit that was asked for (three seeds,
+Hardware: any. Time: 146 s on two CPU cores shared with other programs.
+Score:    the bound from a log-SNR of 8 is 2.212 ± 0.001 bits/dim on the held-out digits, and a
+          classifier reads 99.9 ± 0.1% of 500 samples as their label (three seeds,
           benchmarks/digits_families.py).
 """
 
@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
       "ema": {"decay": 0.995, "warmup": True},
       "training": {"num_steps": 1000, "batch_size": 64},
       "eval": {"num_seeds": 3},
-      # Less noise has nothing to tell of 17 levels, and the loss hardly trains for it.
+      # Less noise carries no information on 17 levels, and the loss hardly trains it.
       "continuous_vlb": {"max_log_snr": 8.0},
       "checkpoint": {"every_steps": 500},
       "logging": {"every_steps": 100, "sample_every_steps": 500, "num_samples": 80},

@@ -1,15 +1,15 @@
-"""Rectified flow on CIFAR-10, unconditional: the recipe of Liu et al. 2023 (arXiv 2209.03003).
+"""Rectified flow on CIFAR-10, unconditional: the published recipe of Liu et al. 2023.
 
-Straight paths from data to noise and the mean squared error of their velocity at uniform times,
-with the DDPM++ of Song et al. 2021 (arXiv 2011.13456): 61,804,419 parameters, one output an input
-channel. Facts from the settings of the paper's program (github.com/gnobitab/RectifiedFlow,
-ImageGeneration/configs): batch 128, Adam 2e-4 after a warm-up of 5,000 steps, clipping at norm 1,
-dropout 0.15, flips, EMA 0.999999, which starts shorter as ema.warmup does, up to 1.3M steps;
-samples by an adaptive Runge-Kutta method of order 5(4) at tolerances of 1e-5.
+Straight paths from data to noise and the mean squared error of their velocity at uniform times
+(arXiv 2209.03003), with the DDPM++ of Song et al. 2021 (arXiv 2011.13456): 61,804,419 parameters,
+one output per input channel. The facts come from the settings of the paper's program
+(github.com/gnobitab/RectifiedFlow, ImageGeneration/configs): batch 128, Adam 2e-4 after a warm-up
+of 5,000 steps, clipping at norm 1, dropout 0.15, flips, EMA 0.999999 with a shorter average at the
+start (ema.warmup), up to 1.3M steps; samples by an adaptive Runge-Kutta
+method of order 5(4) at tolerances of 1e-5.
 
-What differs: diffrax' adaptive method and its error norm, one image at a time; the first and last
-moment of time, and the constant that time is multiplied by before its embedding, are those of
-diffusion_jax/processes.
+Differences from the original: diffrax' adaptive method and its error norm, per image; the first and
+last time, and the factor of the time before its embedding, are those of diffusion_jax/processes.
 
 Command:  python -m diffusion_jax.train --config=configs/flow_cifar.py
 Data:     cifar10 of tensorflow-datasets, downloaded (170 MB) and prepared at first use.
@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
         "resample_filter": (1, 1),
         "resample_projection": True,
         "embedding": "positional",
-        "init": "edm",  # a tenth of the variance for query, key and value, as there
+        "init": "edm",  # a tenth of the variance for query, key and value, as in the original
         "norm_groups": None,  # a quarter of the width, at most 32
       },
       "loss": {"name": "flow_matching", "times": "uniform"},

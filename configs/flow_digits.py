@@ -1,11 +1,11 @@
-"""Flow matching on scikit-learn's 8x8 digits: straight paths, their velocity, Heun's method.
+"""Flow matching on scikit-learn's 8x8 digits: straight paths, velocity, Heun's method.
 
-The twin of ddpm_digits: the same network, batches and steps.
+Network, batches and steps are those of ddpm_digits.
 
 Command:  python -m diffusion_jax.train --config=configs/flow_digits.py
-Hardware: any. Time: 145 s on two CPU cores that other programs were using too.
-Score:    the bound from a log-SNR of 8 on is 2.722 ± 0.007 bits/dim of the held-out digits, and
-          100% of 500 samples are read as the digit that was asked for (three seeds,
+Hardware: any. Time: 145 s on two CPU cores shared with other programs.
+Score:    the bound from a log-SNR of 8 is 2.722 ± 0.007 bits/dim on the held-out digits, and a
+          classifier reads 100% of 500 samples as their label (three seeds,
           benchmarks/digits_families.py).
 """
 
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
       "ema": {"decay": 0.995, "warmup": True},
       "training": {"num_steps": 1000, "batch_size": 64},
       "eval": {"num_seeds": 3},
-      # Less noise has nothing to tell of 17 levels, and the loss hardly trains for it.
+      # Less noise carries no information on 17 levels, and the loss hardly trains it.
       "continuous_vlb": {"max_log_snr": 8.0},
       "checkpoint": {"every_steps": 500},
       "logging": {"every_steps": 100, "sample_every_steps": 500, "num_samples": 80},

@@ -1,14 +1,14 @@
-"""Improved DDPM on CIFAR-10: the L_hybrid recipe of Nichol and Dhariwal 2021 (arXiv 2102.09672).
+"""Improved DDPM on CIFAR-10: the L_hybrid recipe of Nichol and Dhariwal 2021.
 
-52.5 million parameters, 4,000 steps on the cosine schedule, learned variances. As the original: no
-flips, no warm-up, no clipping of the gradient, attention of 4 heads at 16x16 and 8x8. The hybrid
-loss has the scale of its code: the mean square of the noise's error plus 0.001 of the bound in
-bits/dim, and convolutions of stride 2 are padded on both sides. Not as the original: the time of
-each image belongs to the image.
+52.5 million parameters, 4,000 steps on the cosine schedule, learned variances (arXiv 2102.09672).
+As in the original: no flips, no warm-up, no gradient clipping, attention with 4 heads at 16x16 and
+8x8. The hybrid loss has the scale of its code: the mean squared error of the noise plus 0.001 times
+the bound in bits/dim. Convolutions of stride 2 are padded on both sides. Unlike the original, an
+image's time depends on that image only.
 
 L_vlb, the full bound with importance-sampled times:
   --config.loss.name=vlb --config.loss.sampling=importance
-Fewer sampling steps, its respacing, with the variances between the longer steps' own:
+Fewer sampling steps by its respacing; the variances are between those of the longer steps:
   --config.sampler.steps=100
 
 Command:  python -m diffusion_jax.train --config=configs/iddpm_cifar.py

@@ -1,12 +1,12 @@
 """Improved DDPM on scikit-learn's 8x8 digits: learned variances with the hybrid loss.
 
-The twin of ddpm_digits: the same network, batches and steps, with twice the output channels. The
-full bound in place of the hybrid loss: --config.loss.name=vlb.
+Network, batches and steps are those of ddpm_digits, with twice the output channels. For the full
+bound instead of the hybrid loss: --config.loss.name=vlb.
 
 Command:  python -m diffusion_jax.train --config=configs/iddpm_digits.py
-Hardware: any. Time: 244 s on two CPU cores that other programs were using too.
-Score:    the bound is 3.215 ± 0.010 bits/dim of the held-out digits, and 100% of 500 samples are
-          read as the digit that was asked for (three seeds, benchmarks/digits_families.py).
+Hardware: any. Time: 244 s on two CPU cores shared with other programs.
+Score:    the bound is 3.215 ± 0.010 bits/dim on the held-out digits, and a classifier reads 100% of
+          500 samples as their label (three seeds, benchmarks/digits_families.py).
 """
 
 from ml_collections import ConfigDict

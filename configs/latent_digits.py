@@ -1,12 +1,12 @@
-"""Latent diffusion on scikit-learn's 8x8 digits: an autoencoder's 4x4x2 latents, class-conditional.
+"""Class-conditional latent diffusion on scikit-learn's 8x8 digits: 4x4x2 latents.
 
 Command:  python -m diffusion_jax.train --config=configs/autoencoder_digits.py
           python -m diffusion_jax.encode --workdir=runs/autoencoder_digits --out=data/latents_digits
           python -m diffusion_jax.train --config=configs/latent_digits.py
 Hardware: any.
-Score:    held-out bound 1.898 ± 0.020 bits/dim at the 17 levels, given the label; with N(0, I) in
-          the diffusion model's place, the autoencoder's own ELBO, it is 2.099. All of
-          500 samples are read as the digit that was asked for (benchmarks/digits_agreement.py).
+Score:    held-out bound 1.898 ± 0.020 bits/dim at the 17 levels, given the label. With N(0, I)
+          instead of the diffusion model, i.e. the autoencoder's own ELBO, it is 2.099. A classifier
+          reads all of 500 samples as their label (benchmarks/digits_agreement.py).
 Batches, steps and images seen are those of configs/ddpm_digits.py.
 """
 
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
       "loss": {"name": "simple"},
       "sampler": {"name": "heun", "steps": 25},
       "guidance": {"weight": 2.0},
-      # As in configs/autoencoder_digits.py, which the latents come from.
+      # As in configs/autoencoder_digits.py, the source of the latents.
       "autoencoder": {
         "name": "conv_vae",
         "latent_channels": 2,

@@ -1,8 +1,8 @@
-"""A tiny class-conditional diffusion model: seconds, for trying the commands and the tests.
+"""A tiny class-conditional diffusion model that trains in seconds, to try the commands.
 
 Command:  python -m diffusion_jax.train --config=configs/smoke.py
-Hardware: any. Time: about 20 s on two CPU cores, most of it compilation. Score: none; it learns
-          nothing worth looking at.
+Hardware: any. Time: about 20 s on two CPU cores, most of it compilation. Score: none; it is
+          too small to learn much.
 """
 
 from ml_collections import ConfigDict

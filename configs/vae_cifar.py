@@ -1,10 +1,10 @@
-"""A convolutional VAE on CIFAR-10, measured in bits/dim at 256 grey levels.
+"""A convolutional VAE on CIFAR-10, measured in bits/dim at 256 pixel levels.
 
 Command:  python -m diffusion_jax.train --config=configs/vae_cifar.py
 Data:     cifar10 of tensorflow-datasets, downloaded (170 MB) and prepared at first use.
 Hardware: a GPU or TPU. On a CPU it only shows that it runs.
 Time:     not yet measured on an accelerator.
-Score:    not yet measured. The independent-pixel baseline is printed beside the held-out ELBO.
+Score:    not yet measured. The independent-pixel baseline is printed next to the held-out ELBO.
 """
 
 from ml_collections import ConfigDict

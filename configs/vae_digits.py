@@ -1,4 +1,4 @@
-"""A convolutional VAE on scikit-learn's 8x8 digits, measured at their 17 grey levels.
+"""A convolutional VAE on scikit-learn's 8x8 digits, measured at their 17 pixel levels.
 
 Command:  python -m diffusion_jax.train --config=configs/vae_digits.py
 Hardware: any. Time: under three minutes on two CPU cores.

@@ -1,14 +1,15 @@
-"""A variational diffusion model on CIFAR-10: the recipe of Kingma et al. 2021 (arXiv 2107.00630).
+"""A variational diffusion model on CIFAR-10: the recipe of Kingma et al. 2021.
 
-30,577,667 parameters of the network and two of the schedule. As in the authors' program: level k
-of 256 enters at 2 (k + 1/2) / 256 - 1 (process.image_scale); weight decay acts on all but biases,
-so on the scales of norms and on the schedule too; samples take 1,000 even steps of time from 1 to
-0, none of them clipped, and are the nearest levels of where they end, z_0. What differs: the bound
-begins at t = 1e-5, not 0, which is 0.0002 of gamma, and its times are even in another order.
+30,577,667 parameters of the network and two of the schedule (arXiv 2107.00630). As in the authors'
+program: level k of 256 has the value 2 (k + 1/2) / 256 - 1 (process.image_scale); weight decay acts
+on everything except biases, including the scales of norms and the schedule; samples take 1,000 even
+steps of time from 1 to 0, without clipping, and are rounded from the final state z_0 to the nearest
+level. Differences: the bound starts at t = 1e-5 instead of 0, which is 0.0002 of gamma, and its
+even times are in another order.
 
 Command:  python -m diffusion_jax.train --config=configs/vdm_cifar.py
 Data:     cifar10 of tensorflow-datasets, downloaded (170 MB) and prepared at first use.
-Hardware: a TPU slice or several GPUs: no resolution is ever lowered, and the run is long.
+Hardware: a TPU slice or several GPUs: the network never lowers the resolution, and the run is long.
 Time:     10,000,000 steps on a TPU v3-8 in the paper; not yet measured with this code.
 Score:    the paper's bound is 2.65 bits/dim on the test set, its FID 4.0; not yet reproduced with
           this code.

@@ -1,13 +1,13 @@
 """A variational diffusion model with a learned noise schedule on scikit-learn's 8x8 digits.
 
-The twin of ddpm_digits: the same network, batches and steps, with the bound of Kingma et al. 2021
-as its loss, whose gradient also moves the two ends of the schedule. They start at noise of a
-seventh of a grey level's width and at a log-SNR of -5.
+Network, batches and steps are those of ddpm_digits. The loss is the bound of Kingma et al. 2021;
+its gradient also trains the two ends of the schedule, which start at noise of a seventh of a
+pixel level's width and at a log-SNR of -5.
 
 Command:  python -m diffusion_jax.train --config=configs/vdm_digits.py
-Hardware: any. Time: 256 s on two CPU cores that other programs were using too.
-Score:    the bound is 1.914 ± 0.003 bits/dim of the held-out digits, and 97.7 ± 0.6% of 500 samples
-          are read as the digit that was asked for (three seeds, benchmarks/digits_families.py).
+Hardware: any. Time: 256 s on two CPU cores shared with other programs.
+Score:    the bound is 1.914 ± 0.003 bits/dim on the held-out digits, and a classifier reads
+          97.7 ± 0.6% of 500 samples as their label (three seeds, benchmarks/digits_families.py).
 """
 
 from ml_collections import ConfigDict

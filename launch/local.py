@@ -1,13 +1,14 @@
-"""A pod at home: several processes on one machine, each with virtual CPU devices of its own.
+"""Run several processes on one machine as a cluster would, each with its own devices.
 
   python launch/local.py --processes=2 --devices=2 train --config=configs/smoke.py
 
-starts `python -m diffusion_jax.train --config=...` twice, as a cluster would: the processes find
-each other by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Ctrl-C and signals that
-ask to stop go to all of them as SIGTERM, once each; where this launcher itself is killed, they save
-and stop too. Without --devices each gets one of the machine's own (JAX_LOCAL_DEVICE_IDS).
+starts `python -m diffusion_jax.train --config=...` twice. The processes find each other through
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Ctrl-C and signals that request a
+stop are sent to each of them once, as SIGTERM; if this launcher itself is killed, they save and
+stop too. Without --devices each process gets one of the machine's own (JAX_LOCAL_DEVICE_IDS).
 
-Exit code: 0 if all ended with 0; else 2 if one did, else 75 if one did, else 1.
+Exit code: 0 if all processes ended with 0; else 2 if one ended with 2, else 75 if one ended with
+75, else 1.
 """
 
 import argparse
@@ -23,20 +24,20 @@ ASKING = (
 )  # fmt: skip
 
 PATIENCE_SEC = 30.0
-"""What the processes get to notice that one has failed, beside distributed.heartbeat_sec."""
+"""Seconds, in addition to distributed.heartbeat_sec, to notice that a process has failed."""
 
 
 def main() -> int:
-  signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing yet to say or to save
+  signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to report or save yet
   args = parse()
   workers: list[subprocess.Popen] = []
   asked = forward_signals(workers)
   port = args.port or free_port()
-  alive, _held = os.pipe()  # its other end closes with this process, however it ends
+  alive, _held = os.pipe()  # the other end closes when this process ends, for any reason
   try:
     while len(workers) < args.processes and not asked:
       workers.append(start(args, len(workers), port, alive))
-    if asked:  # perhaps while one was being started
+    if asked:  # perhaps during a start
       forward(workers)
     wait(workers, args.patience_sec)
   finally:
@@ -52,12 +53,12 @@ def parse() -> argparse.Namespace:
     "launch/local.py", description=__doc__, allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
-  flags.add_argument("--processes", type=int, default=2, help="how many (2)")
-  flags.add_argument("--devices", type=int, help="virtual CPU devices of each")
-  flags.add_argument("--port", type=int, help="of process 0; a free one by default")
+  flags.add_argument("--processes", type=int, default=2, help="number of processes (2)")
+  flags.add_argument("--devices", type=int, help="virtual CPU devices per process")
+  flags.add_argument("--port", type=int, help="port of process 0; a free one by default")
   flags.add_argument("--patience_sec", type=float, default=90.0 + PATIENCE_SEC,
-                     help="once one has failed, the others are killed after so long")  # fmt: skip
-  flags.add_argument("program", help="train, evaluate or sample, then its own flags")
+                     help="seconds until the others are killed after one has failed")  # fmt: skip
+  flags.add_argument("program", help="train, evaluate or sample, followed by its flags")
   flags.add_argument("flags", nargs=argparse.REMAINDER)
   args = flags.parse_args()
   if args.processes < 1 or (args.devices is not None and args.devices < 1):
@@ -71,9 +72,9 @@ def free_port() -> int:
 
 
 def forward_signals(workers: list[subprocess.Popen]) -> list[int]:
-  """Passes on what asks to stop; the returned list fills with what has come.
+  """Pass on signals that request a stop; append each to the returned list.
 
-  A SIGHUP that is ignored already, as after nohup, stays ignored.
+  A SIGHUP that is already ignored, as after nohup, stays ignored.
   """
   asked: list[int] = []
 
@@ -89,12 +90,12 @@ def forward_signals(workers: list[subprocess.Popen]) -> list[int]:
 
 
 def start(args: argparse.Namespace, number: int, port: int, alive: int) -> subprocess.Popen:
-  """Starts one process, in a session of its own: a terminal's Ctrl-C comes from us, once.
+  """Start one process, in its own session: a terminal's Ctrl-C reaches it only through us.
 
   Args:
     args: flags.
-    number: of the process.
-    port: of process 0.
+    number: number of the process.
+    port: port of process 0.
     alive: end of a pipe; the process stops when the other end is closed.
   """
   env = {
@@ -121,7 +122,7 @@ def forward(workers: list[subprocess.Popen]) -> None:
 
 
 def wait(workers: list[subprocess.Popen], patience_sec: float) -> None:
-  """Returns when all have ended, or some time after one has failed."""
+  """Return when all processes have ended, or `patience_sec` after one has failed."""
   failed_at = None
   while any(worker.poll() is None for worker in workers):
     if failed_at is None and any(worker.poll() not in (None, 0) for worker in workers):

@@ -1,12 +1,12 @@
-"""One training command a line for every point of a grid of overrides; starts nothing itself.
+"""Print one training command per point of a grid of overrides; starts nothing itself.
 
 python launch/sweep.py --config=configs/ddpm_digits.py \\
   --grid=optimizer.learning_rate=1e-4,2e-4 --grid=training.seed=0,1,2 | sh
 
 prints six commands, each with its own --workdir, and `sh` runs them one after another.
 `| xargs -d '\\n' -n 1 -P 2 sh -c` instead runs two at a time, and --submit='sbatch
-launch/slurm.sbatch' queues them. --config.section.field=value and what stands after -- go to every
-command.
+launch/slurm.sbatch' queues them. --config.section.field=value and all arguments after -- are added
+to every command.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from diffusion_jax.runs.workdir import default_workdir
 from diffusion_jax.types import UserError
 
 MAX_NAME_LENGTH = 200
-"""Characters in the name of a run's folder; file systems take 255 bytes."""
+"""Maximum length of a run folder's name, characters; file systems allow 255 bytes."""
 
 HELP = "python launch/sweep.py --help"
 
 
 class Axis(NamedTuple):
-  """The values of one field, as they were typed."""
+  """The values of one field, as typed."""
 
   section: str
   field: str
@@ -67,25 +67,25 @@ def parser() -> argparse.ArgumentParser:
   flags.error = refuse
   flags.add_argument("--config", required=True, help="config file, e.g. configs/ddpm_digits.py")
   flags.add_argument("--grid", action="append", required=True, metavar="SECTION.FIELD=VALUE,VALUE",
-                     help="values of one field; one --grid for each field")  # fmt: skip
-  flags.add_argument("--workdir", type=run_folder, help="holds a folder for each run; "
+                     help="values of one field; one --grid per field")  # fmt: skip
+  flags.add_argument("--workdir", type=run_folder, help="folder of the runs' folders; "
                      "runs/<config>_sweep by default")  # fmt: skip
-  flags.add_argument("--submit", type=command, help="what starts a run, e.g. 'sbatch "
+  flags.add_argument("--submit", type=command, help="command that starts a run, e.g. 'sbatch "
                      "launch/slurm.sbatch'; this Python with -m diffusion_jax.train by default",
                      default=[sys.executable, "-m", "diffusion_jax.train"])  # fmt: skip
   return flags
 
 
 def refuse(message: str) -> NoReturn:
-  """What argparse does with a mistake, in one line."""
+  """Raise argparse's error as one line."""
   raise UserError(f"{message}; try {HELP}")
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """The arguments before the first "--" and those after it.
+  """Return the arguments before the first "--" and those after it.
 
   Raises:
-    UserError: those after it say what each command is to have of its own.
+    UserError: an argument after "--" sets a flag that each command sets itself.
   """
   own = list(itertools.takewhile(lambda a: a != "--", argv))
   extra = list(argv[len(own) + 1 :])
@@ -96,13 +96,13 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def default(config: str) -> Path:
-  """runs/<the config file's stem>_sweep."""
+  """Return runs/<stem of the config file>_sweep."""
   one = default_workdir(config)
   return one.with_name(f"{one.name}_sweep")
 
 
 def command(text: str) -> list[str]:
-  """Reads --submit, a command with its options as one would type it.
+  """Parse --submit, a command with its options as in a shell.
 
   Raises:
     UserError: it is empty, or a quote is not closed.
@@ -117,10 +117,10 @@ def command(text: str) -> list[str]:
 
 
 def read_grid(texts: Sequence[str], fixed: Sequence[Override]) -> list[Axis]:
-  """Reads every --grid.
+  """Parse every --grid.
 
   Raises:
-    UserError: one has no values or one twice, or a field has its values from two flags.
+    UserError: a grid has no values or a value twice, or two flags set one field.
   """
   axes = [read_axis(text) for text in texts]
   taken = [(o.section, o.field) for o in fixed]
@@ -132,10 +132,10 @@ def read_grid(texts: Sequence[str], fixed: Sequence[Override]) -> list[Axis]:
 
 
 def read_axis(text: str) -> Axis:
-  """Reads `section.field=value,value`; a comma inside brackets does not part values.
+  """Parse `section.field=value,value`; a comma inside brackets does not separate values.
 
   Raises:
-    UserError: it is written otherwise, or a value is empty or there twice.
+    UserError: the text has another format, or a value is empty or repeated.
   """
   path, _, listed = text.partition("=")
   parts, values = path.split("."), tuple(split_values(listed))
@@ -150,7 +150,7 @@ def read_axis(text: str) -> Axis:
 
 
 def split_values(text: str) -> Iterator[str]:
-  """Splits at the commas outside (...) and [...]."""
+  """Split at the commas outside (...) and [...]."""
   depth, value = 0, ""
   for letter in text:
     depth += (letter in "([") - (letter in ")]")
@@ -163,10 +163,10 @@ def split_values(text: str) -> Iterator[str]:
 
 
 def workdirs(base: Path, points: Sequence[Sequence[Override]]) -> list[Path]:
-  """A folder for each point, named after its overrides.
+  """Return a folder for each point, named after its overrides.
 
   Raises:
-    UserError: a name would be too long, or that of two points.
+    UserError: a name would be too long, or two points have the same name.
   """
   names = [",".join(map(label, point)) for point in points]
   for name in names:
@@ -179,7 +179,7 @@ def workdirs(base: Path, points: Sequence[Sequence[Override]]) -> list[Path]:
 
 
 def label(override: Override) -> str:
-  """section.field=text in the letters that a folder's name needs no quotes for."""
+  """Return section.field=text in letters that need no quotes in a folder's name."""
   text = re.sub(r"[^\w.,=+-]+", "_", override.text.strip("()[] "))
   return f"{override.section}.{override.field}={text}"
 
