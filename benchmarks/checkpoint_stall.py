@@ -65,7 +65,7 @@ def main() -> None:
 
 def make_state(experiment: Any) -> Any:
   """The state of step 0 for CIFAR-10's images."""
-  program = compiled.build(experiment, ImageSpec(32, 32, 3, 256, 0), jax.devices()[:1])
+  program = compiled.build_program(experiment, ImageSpec(32, 32, 3, 256, 0), jax.devices()[:1])
   parts = program.experiment
   init = make_init(program.generative, parts.optimizer, parts.training, parts.ema.names())
   return jax.block_until_ready(jax.jit(init)(np.uint32(0)))

@@ -145,9 +145,9 @@ def make_data(folder: Path, num: int) -> None:
   begun = time.perf_counter()
   pictures = make_pictures(folder / "pictures", num)
   made = time.perf_counter()
-  shards.write(shards.Task(pictures, folder / "records64", image_size=64, num_shards=4))
+  shards.write_shards(shards.Task(pictures, folder / "records64", image_size=64, num_shards=4))
   small = time.perf_counter()
-  shards.write(shards.Task(pictures, folder / "records", num_shards=4))
+  shards.write_shards(shards.Task(pictures, folder / "records", num_shards=4))
   print(f"made {num} pictures in {made - begun:.1f} s, 64x64 shards in {small - made:.1f} s, "
         f"shards of the files in {time.perf_counter() - small:.1f} s")  # fmt: skip
   make_tfds(folder / "tfds", folder / "records64")

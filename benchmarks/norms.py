@@ -98,7 +98,7 @@ class Step:
     overrides = [config.parse_override(f"--config.training.batch_size={args.batch_size}")]
     experiment = load_experiment(args.config, overrides)
     spec = ImageSpec(*map(int, args.image.split(",")), 256, args.classes)
-    program = compiled.build(experiment, spec, jax.devices()[:1])
+    program = compiled.build_program(experiment, spec, jax.devices()[:1])
     parts = (program.experiment.optimizer, program.experiment.ema, program.experiment.training)
     optimizer, ema, training = parts
     init = make_init(program.generative, optimizer, training, ema.names())

@@ -108,7 +108,7 @@ def build(options: dict[str, Any], devices: Sequence[Any]) -> Any:
   overrides = [config.parse_override(text) for text in options["overrides"]]
   experiment = load_experiment(options["config"], overrides)
   spec = planning.image_spec(experiment, options["image"], options["classes"])
-  return planning.build(experiment, spec, devices)
+  return planning.build_program(experiment, spec, devices)
 
 
 def compile_for(topology: str, options: dict[str, Any]) -> dict[str, Any] | None:
@@ -117,9 +117,9 @@ def compile_for(topology: str, options: dict[str, Any]) -> dict[str, Any] | None
 
   print(f"compiling for {topology} ...", file=sys.stderr, flush=True)
   devices = planning.find_devices(topology)
-  (measured,) = planning.measure(build(options, devices), [options["per_device"]])
+  (measured,) = planning.measure_program(build(options, devices), [options["per_device"]])
   if isinstance(measured, planning.DoesNotFit):
-    print(f"{topology}: {planning.explain(measured)}")
+    print(f"{topology}: {planning.explain_misfit(measured)}")
     return None
   chip = planning.find_chip(devices[0].device_kind)
   if chip is None:

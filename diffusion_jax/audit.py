@@ -8,7 +8,7 @@ row fails.
 import time
 
 from diffusion_jax.auditing import AUDITS, as_table
-from diffusion_jax.core.wording import nearest
+from diffusion_jax.core.wording import spelling_hint
 from diffusion_jax.runs import command_line
 from diffusion_jax.types import UserError
 
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
   names = list(AUDITS) if args.only is None else args.only.split(",")
   for name in names:
     if name not in AUDITS:
-      raise UserError(f"--only={name}: no such audit.{nearest(name, AUDITS)}")
+      raise UserError(f"--only={name}: no such audit.{spelling_hint(name, AUDITS)}")
   command_line.enable_compilation_cache()
   failed = total = 0
   for name in names:

@@ -42,7 +42,7 @@ ASKED = ("workdir", "inpaint", "interpolate", "images", "num", "seed", "step", "
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   command_line.enable_compilation_cache()
-  check(args)
+  check_flags(args)
   experiment = trained_experiment(args.workdir, overrides)
   command_line.join_job(experiment)
   with outputs.writing(args.out):
@@ -58,14 +58,14 @@ def edit(args, experiment: Experiment) -> None:
   spec = stored_spec(directory, args.step)
   known = None if args.inpaint is None else known_pixels(args.inpaint, spec)
   generative = experiment.create(spec)
-  given = load(args, experiment, spec)
+  given = load_given(args, experiment, spec)
   if args.inpaint and args.images is None and (null := generative.num_classes):
     given = draw.with_trained_labels(given, stored_classes(directory, args.step), null)
   mesh = sharding.create_mesh(experiment.mesh)
-  restored = outputs.restore(args.workdir, args.step, left, mesh, generative, average)
+  restored = outputs.restore_for_output(args.workdir, args.step, left, mesh, generative, average)
   facts = {"asked": asked, "step": restored.step, "weights": digest(restored.facts)}
   facts["given"] = outputs.hash_of(given.image, given.label, known)
-  work = interpolate if known is None else inpaint
+  work = blend_pairs if known is None else fill_in
   work(args, generative, mesh, restored.params, given, facts, known)
   print(f"{args.num} {'pairs' if known is None else 'images'} in {args.out}")
 
@@ -86,7 +86,7 @@ def parser() -> command_line.Parser:
   return own
 
 
-def check(args) -> None:
+def check_flags(args) -> None:
   """Refuses bad flags before anything is loaded."""
   if (args.inpaint is None) == (args.interpolate is None):
     raise UserError("give one of --inpaint=left and --interpolate=8")
@@ -99,7 +99,7 @@ def check(args) -> None:
   args.step = flags.parse_step(args.step)
 
 
-def load(args, experiment: Experiment, spec: ImageSpec) -> Batch:
+def load_given(args, experiment: Experiment, spec: ImageSpec) -> Batch:
   """The given images with levels 0..L-1: as many as the work needs."""
   data = experiment.data
   if args.images is None:
@@ -115,7 +115,7 @@ def load(args, experiment: Experiment, spec: ImageSpec) -> Batch:
   return batch._replace(image=np.asarray(from_levels(batch.image, source.spec.num_levels)))
 
 
-def inpaint(args, model: GenerativeModel, mesh, params, given: Batch, facts: dict, known: Any):
+def fill_in(args, model: GenerativeModel, mesh, params, given: Batch, facts: dict, known: Any):
   """Writes rows of images, of what is shown of them, and of them filled in.
 
   A class-conditional model is told the label of a held-out image if it was trained on that class,
@@ -174,7 +174,7 @@ def _mask(text: str, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
   raise UserError(f"--inpaint={text} has {size[0]}x{size[1]} pixels; {allowed}")
 
 
-def interpolate(args, model: GenerativeModel, mesh, params, given: Batch, facts: dict, known: Any):
+def blend_pairs(args, model: GenerativeModel, mesh, params, given: Batch, facts: dict, known: Any):
   """Writes a row a pair: the first image, those between, the second."""
   del known
   firsts, seconds = given.image[0::2], given.image[1::2]

@@ -34,11 +34,11 @@ ASKED = ("workdir", "step", "ema", "batch_size")
 
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
-  check(args)
+  check_flags(args)
   command_line.enable_compilation_cache()
   experiment = trained_experiment(args.workdir, overrides)
   command_line.join_job(experiment)
-  with outputs.writing(args.out, progress.check_out, progress.lock_file(args.out)):
+  with outputs.writing(args.out, progress.check_latents_out, progress.latents_lock_file(args.out)):
     encode_all(args, experiment)
 
 
@@ -49,18 +49,20 @@ def encode_all(args, experiment: Experiment) -> None:
   networks = autoencoder(args.workdir, experiment, spec)
   mesh = sharding.create_mesh(experiment.mesh)
   asked = outputs.asked_for(args, ASKED, experiment, ["data"])
-  left = parallel.first_says(lambda: progress.left_over(args.out, asked))
+  left = parallel.first_says(lambda: progress.left_encoding(args.out, asked))
   generative = experiment.create(spec)
-  restored = outputs.restore(args.workdir, args.step, left, mesh, generative, average)
+  restored = outputs.restore_for_output(args.workdir, args.step, left, mesh, generative, average)
   made_from = {"workdir": str(args.workdir), "step": restored.step, "weights": average.label}
   call = encoder(networks, restored.params, spec, mesh, args.batch_size)
-  encoded = describe(experiment, networks, restored.params, call, made_from, args.batch_size)
+  encoded = describe_latents(
+    experiment, networks, restored.params, call, made_from, args.batch_size
+  )
   encoded = encoded._replace(asked=asked)
   for source in encoded.sources.values():
     check_images(source, spec)
-  done = parallel.first_says(lambda: progress.begin(args.out, encoded))
+  done = parallel.first_says(lambda: progress.begin_encoding(args.out, encoded))
   first = parallel.is_first()
-  scale = latents.write(args.out, encoded, first, done, stopped=signals.StoppedEarly)
+  scale = latents.write_latents(args.out, encoded, first, done, stopped=signals.StoppedEarly)
   counts = ", ".join(f"{len(source):,} of {name}" for name, source in encoded.sources.items())
   shape = "x".join(map(str, networks.latent_shape))
   print(f"{args.out}: latents {shape} of {counts}; scale {scale:.4g}, of step {restored.step:,}")
@@ -76,7 +78,7 @@ def parser() -> command_line.Parser:
   return own
 
 
-def check(args) -> None:
+def check_flags(args) -> None:
   """Refuses bad flags before anything is loaded."""
   if args.batch_size < 1:
     raise UserError(f"--batch_size={args.batch_size}: must be at least 1")
@@ -131,7 +133,7 @@ def encoder(
   return call
 
 
-def describe(
+def describe_latents(
   experiment: Experiment, networks: VAENetworks, params: Params, call: Callable, made_from: dict,
   batch_size: int,
 ) -> latents.Encoded:  # fmt: skip

@@ -19,7 +19,7 @@ from diffusion_jax.evaluation import context as benches
 from diffusion_jax.evaluation import external_images, measure, metrics_json, results, sample_grids
 from diffusion_jax.evaluation.context import Bench, Request
 from diffusion_jax.evaluation.measure import Subject
-from diffusion_jax.evaluation.requests import check, check_measures, why_left_out
+from diffusion_jax.evaluation.requests import check_measures, check_request, why_left_out
 from diffusion_jax.inference import restore
 from diffusion_jax.runs import command_line, resumable, signals
 from diffusion_jax.runs.stored import load_experiment, trained_experiment
@@ -31,7 +31,7 @@ POLL_SEC = 5.0
 
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
-  check(args, overrides)
+  check_request(args, overrides)
   command_line.enable_compilation_cache()
   if args.samples is not None:
     return measure_files(args, overrides, argv)
@@ -81,12 +81,12 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   )  # fmt: skip
   results.prepare_folder(request)
   with lock(request.folder, "evaluating"):
-    bench = check_measures(benches.prepare(request), request)
+    bench = check_measures(benches.prepare_evaluation(request), request)
     results.check_steps(bench, "all" if args.watch else args.step, average, args.fresh)
     measured, left_out = 0, []
     for step in steps(bench, args):
       try:
-        subject = measure.restore(bench, step, average)
+        subject = measure.restore_subject(bench, step, average)
         signals.stop_here()
         bench = bench if bench.is_equipped else benches.equip(bench, request)
         evaluate(bench, subject, compared, argv, args.fresh)
@@ -157,18 +157,18 @@ def evaluate(
   parallel.first_does(lambda: results.keep([subject.folder], bench, fresh, subject))
   if done:
     measure.say(f"step {subject.step:,}: evaluated already; its report is written anew")
-    metrics = results.read(place)
+    metrics = results.read_metrics(place)
   else:
     measure.say(f"step {subject.step:,}: {bench.num_samples:,} samples, "
               f"{len(bench.estimates)} likelihoods, {len(bench.sweep)} settings swept")  # fmt: skip
-    measured = measure.measure(bench, subject)
+    measured = measure.evaluate_checkpoint(bench, subject)
     metrics = metrics_json.compose(
       bench, subject, measured, metrics_json.command(argv, subject.step)
     )
   assert metrics is not None
   shown = sample_grids.make_pictures(bench, subject)
   rows = metrics_json.training_rows(bench.workdir)
-  metrics_json.write(subject.folder, metrics, shown, rows, compared)
+  metrics_json.write_evaluation(subject.folder, metrics, shown, rows, compared)
   resumable.remove(subject.work)
   measure.say("\n".join(f"step {subject.step:,}: {line}" for line in metrics_json.lines(metrics)))
   measure.say(f"step {subject.step:,}: {place}, {subject.folder / 'report.html'}, "
@@ -182,7 +182,7 @@ def measure_files(args, overrides: Sequence[Override], argv: list[str]) -> None:
     experiment = load_experiment(args.config, overrides)
     source = experiment.data.load(args.split)
     against = external_images.Against(None, source, args.split, experiment.eval.metrics)
-  external_images.run(args, against, metrics_json.command(argv, None))
+  external_images.measure_external(args, against, metrics_json.command(argv, None))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ on, as in fd_digits. Evaluation does it by itself where it has not been done.
 
 from diffusion_jax.core.files import check_file, user_path
 from diffusion_jax.extractors import train_domain
-from diffusion_jax.extractors.domain import Recipe, default_path
+from diffusion_jax.extractors.domain import Recipe, default_features_path
 from diffusion_jax.runs import command_line, flags
 from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.types import UserError
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
   train = data.load("train")
   test = data.load("test") if data.has_split("test") else None
   recipe = Recipe(num_steps=args.num_steps, batch_size=args.batch_size, seed=args.seed)
-  path = args.out or default_path(train)
+  path = args.out or default_features_path(train)
   extractor = train_domain(train, test, path, recipe)
   accuracy = extractor.stamp["accuracy"]
   right = "" if accuracy is None else f", right on {accuracy:.1%} of the held-out images"

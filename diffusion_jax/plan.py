@@ -20,11 +20,11 @@ from diffusion_jax.types import UserError
 
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
-  check(args)
+  check_flags(args)
   experiment = load_experiment(args.config, overrides)
   spec = planning.image_spec(experiment, args.image, args.classes)
   devices = planning.find_devices(args.topology)
-  program = planning.build(experiment, spec, devices)
+  program = planning.build_program(experiment, spec, devices)
   size = batch_size(program, args.batch_size_per_device)
   chip = planning.find_chip(devices[0].device_kind)
   available = planning.memory_limit(devices[0], chip)
@@ -32,9 +32,9 @@ def main(argv: list[str]) -> None:
   roof = None if chip is None else planning.roofline(measured, chip, len(devices))
   kind = devices[0].device_kind
   plan = Plan(args.config, args.topology, program, measured, kind, chip, available, roof, fit)
-  print(f"\n{planning.as_text(plan)}")
+  print(f"\n{planning.plan_text(plan)}")
   if args.json is not None:
-    write_json(args.json, planning.as_json(plan))
+    write_json(args.json, planning.plan_json(plan))
 
 
 def parser() -> command_line.Parser:
@@ -53,7 +53,7 @@ def parser() -> command_line.Parser:
   return flags
 
 
-def check(args: Any) -> None:
+def check_flags(args: Any) -> None:
   """Refuses what would only fail after minutes of compilation."""
   if args.batch_size_per_device is not None and args.batch_size_per_device < 1:
     raise UserError(f"--batch_size_per_device={args.batch_size_per_device} must be at least 1")
@@ -91,7 +91,7 @@ def compile_steps(
   wanted = how != "off" and available is not None
   asked, *more = compile_all(program, [size, 2 * size] if wanted else [size])
   if isinstance(asked, DoesNotFit):
-    raise UserError(planning.explain(asked))
+    raise UserError(planning.explain_misfit(asked))
   if not more or available is None:
     return asked, None
   parts = program.experiment.training.accumulation_steps
@@ -115,7 +115,7 @@ def compile_all(program: Program, sizes: Sequence[int]) -> list[Measured | DoesN
   images = " and ".join(f"{n:,}" for n in sizes)
   print(f"compiling for {program.mesh.size} x {kind}, {images} images {whose} ...", flush=True)
   begun = time.perf_counter()
-  found = planning.measure(program, sizes)
+  found = planning.measure_program(program, sizes)
   print(f"  {time.perf_counter() - begun:.1f} s", flush=True)
   return found
 

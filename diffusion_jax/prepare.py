@@ -37,9 +37,9 @@ def main(argv: list[str]) -> None:
     print(f"prepared {prepare_inception(args.source)}")
   elif args.name == "records":
     options = {name: value for name, value in _record_options(args).items() if value is not None}
-    print(f"prepared {shards.write(shards.Task(args.source, **options))}")
+    print(f"prepared {shards.write_shards(shards.Task(args.source, **options))}")
   elif args.name in standard.STANDARD:
-    print(f"prepared {standard.prepare(args.name, data_dir)}")
+    print(f"prepared {standard.prepare_standard(args.name, data_dir)}")
   else:
     print(f"prepared {prepare_with_tensorflow(args.name, data_dir)}")
 
@@ -123,7 +123,7 @@ def prepare_inception(source: Path | None) -> Path:
   Raises:
     UserError: no network, another file, or a cache that cannot be written.
   """
-  target = inception_weights.default_path()
+  target = inception_weights.default_weights_path()
   if source is None and _is_stored(target):
     return target
   data, where = _download() if source is None else (_read(source), str(source))
@@ -133,7 +133,7 @@ def prepare_inception(source: Path | None) -> Path:
 
 def _is_stored(target: Path) -> bool:
   try:
-    return inception_weights.load(target).is_published
+    return inception_weights.load_weights(target).is_published
   except UserError:  # missing or damaged: it is made anew
     return False
 

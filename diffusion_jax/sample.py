@@ -42,7 +42,7 @@ ASKED = (
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   command_line.enable_compilation_cache()
-  check(args)
+  check_flags(args)
   if args.guide_workdir:
     if "guidance" not in stored_config(args.workdir):
       raise UserError(f"--guide_workdir={args.guide_workdir}: this run is no diffusion model")
@@ -50,10 +50,10 @@ def main(argv: list[str]) -> None:
   experiment = trained_experiment(args.workdir, overrides)
   command_line.join_job(experiment)
   with outputs.writing(args.out):
-    draw(args, experiment)
+    draw_images(args, experiment)
 
 
-def draw(args, experiment: Experiment) -> None:
+def draw_images(args, experiment: Experiment) -> None:
   """Draws the images, or what a command that was cut off has left of them, and writes them."""
   average = restore.parse_average(args.ema)
   size = min(args.batch_size, args.num)
@@ -64,7 +64,7 @@ def draw(args, experiment: Experiment) -> None:
   trained = stored_classes(directory, args.step) if generative.num_classes else []
   labels = choose_labels(args.labels, args.num, trained)
   mesh = sharding.create_mesh(experiment.mesh)
-  restored = outputs.restore(args.workdir, args.step, left, mesh, generative, average)
+  restored = outputs.restore_for_output(args.workdir, args.step, left, mesh, generative, average)
   params, made_of = restored.params, {"step": restored.step, "weights": digest(restored.facts)}
   if args.guide_workdir:
     generative, params, made_of["guide"] = against(args, experiment, generative, params, mesh)
@@ -85,7 +85,7 @@ def draw(args, experiment: Experiment) -> None:
     parallel.first_does(lambda: outputs.finish(args.out, chunks, num, size, columns))
   seconds = time.perf_counter() - begun
   shown = "" if args.ema is None else f", {average.label}"
-  print(f"{describe(experiment)}{shown}, seed {args.seed}: {num:,} images in {args.out}, "
+  print(f"{describe_sampling(experiment)}{shown}, seed {args.seed}: {num:,} images in {args.out}, "
         f"{seconds:.1f} s with compilation")  # fmt: skip
   for warning in experiment.warnings().values():
     print(f"warning: {warning}")
@@ -115,7 +115,7 @@ def parser() -> command_line.Parser:
   return own
 
 
-def check(args) -> None:
+def check_flags(args) -> None:
   """Refuses bad flags before anything is loaded."""
   for name in ("num", "batch_size"):
     if getattr(args, name) < 1:
@@ -152,7 +152,9 @@ def against(args, experiment: Experiment, good: GenerativeModel, params: Params,
       f"{where}: it takes classes, and this model does not; choose an unconditional run"
     )
   pair = autoguided(good, worse)
-  restored = restore.restore(args.guide_workdir, args.guide_step, mesh, worse, restore.Average())
+  restored = restore.restore_weights(
+    args.guide_workdir, args.guide_step, mesh, worse, restore.Average()
+  )
   return pair, {"good": params, "guide": restored.params}, digest(restored.facts)
 
 
@@ -174,7 +176,7 @@ def reconstruct(
   return len(rows), columns
 
 
-def describe(experiment: Experiment) -> str:
+def describe_sampling(experiment: Experiment) -> str:
   """The model, its sampler with every option, and the guidance, as far as the model has them."""
   parts = experiment.to_dict()
   words = [parts["generative"]["name"]]

@@ -36,7 +36,9 @@ def main(argv: list[str]) -> None:
     )
   against = external_images.Against(source=source, split=split)
   chosen = ("none", args.inception) if args.features is None else (args.features, "none")
-  extractors, _ = external_images.find_extractors(*chosen, args.inception_sha256 == "any", against)
+  extractors, _ = external_images.extractors_by_flags(
+    *chosen, args.inception_sha256 == "any", against
+  )
   extractor = extractors[0]
   external_images.check_resolution(extractor, source, "--config" if args.config else "--images")
   reference.check_num(source)

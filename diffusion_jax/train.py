@@ -17,7 +17,7 @@ from diffusion_jax.runs.workdir import default_workdir, lock, prepare_workdir
 from diffusion_jax.train_loop import library
 from diffusion_jax.train_loop.loop import train_run
 from diffusion_jax.train_loop.profiling import parse_span
-from diffusion_jax.train_loop.setup import prepare, print_plan
+from diffusion_jax.train_loop.setup import prepare_job, print_plan
 
 
 def main(argv: list[str]) -> None:
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
   experiment = load_experiment(args.config, overrides)
   command_line.join_job(experiment)
   with stop_requests() as stop_requested:
-    job = prepare(experiment, workdir)
+    job = prepare_job(experiment, workdir)
     if args.dry_run:
       return print_plan(job, "a dry run: nothing is trained or written")
     parallel.first_does(lambda: prepare_workdir(workdir, args.fresh))

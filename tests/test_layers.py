@@ -36,6 +36,23 @@ LAYERS = [
   PROGRAMS,
   {"__main__"},
 ]
+# Said alone, they do not say of what: at most one public function may have each of these names.
+SAY_NOTHING = {
+  "describe",
+  "draw",
+  "run",
+  "load",
+  "measure",
+  "start",
+  "stop",
+  "write",
+  "read",
+  "prepare",
+  "restore",
+  "compare",
+  "explain",
+  "build",
+}
 LOOSE = {"__init__", "__main__", "types"} | PROGRAMS
 LAYER_OF = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
@@ -75,6 +92,18 @@ def test_only_the_programs_and_the_types_are_loose_files():
 def test_each_file_has_a_name_of_its_own():
   """Two rooms may both have a base.py; no other name is given twice, nor a program's to a file."""
   names = Counter(path.stem for path in FILES if path.name not in ("__init__.py", "base.py"))
+  assert [name for name, number in names.items() if number > 1] == []
+
+
+def functions_of(path: Path) -> set[str]:
+  """The public functions of a file; a program's are its own, but for words that say nothing."""
+  nodes = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)]
+  public = {n.name for n in nodes if not n.name.startswith("_")}
+  return public & SAY_NOTHING if room_of(path) in PROGRAMS else public
+
+
+def test_each_public_function_has_a_name_of_its_own():
+  names = Counter(name for path in FILES for name in functions_of(path))
   assert [name for name, number in names.items() if number > 1] == []
 
 

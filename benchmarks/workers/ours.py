@@ -26,7 +26,7 @@ def main(_: list[str]) -> None:
   overrides = [config.parse_override(text) for text in options.get("overrides", ())]
   experiment = load_experiment(options["config"], overrides)
   spec = ImageSpec(*options["image"], options.get("num_levels", 256), options.get("num_classes", 0))
-  program = compiled.build(experiment, spec, jax.devices()[:1])
+  program = compiled.build_program(experiment, spec, jax.devices()[:1])
   {"train": train, "sample": sample}[options["work"]](program, options)
 
 

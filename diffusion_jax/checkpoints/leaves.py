@@ -13,7 +13,7 @@ from diffusion_jax.types import UserError
 MIXED = "a checkpoint of another model; use the config that the run was started with"
 
 
-def describe(state: Any) -> dict[str, dict[str, Any]]:
+def describe_leaves(state: Any) -> dict[str, dict[str, Any]]:
   """Return shape, type and checksum of each leaf by its path."""
   sums = checksums(state)
   return {
@@ -22,12 +22,12 @@ def describe(state: Any) -> dict[str, dict[str, Any]]:
   }
 
 
-def check(folder: Path, saved: Mapping[str, Any], target: Any) -> None:
+def check_leaves(folder: Path, saved: Mapping[str, Any], target: Any) -> None:
   """Raise an error if a target's leaves differ from the saved ones.
 
   Args:
     folder: folder of the step, for the message.
-    saved: saved description, from `describe`.
+    saved: saved description, from `describe_leaves`.
     target: tree of ShapeDtypeStructs, the whole saved tree or parts of it.
 
   Raises:
@@ -55,7 +55,7 @@ def _part(name: str) -> str:
   return f"{first}/{rest[0]}" if first in ("averages", "offsets") and rest else first
 
 
-def compare(state: Any, saved: Mapping[str, Any]) -> str | None:
+def compare_checksums(state: Any, saved: Mapping[str, Any]) -> str | None:
   """Describe the first leaf with a wrong checksum, or return None; a collective."""
   for name, sums in checksums(state).items():
     if list(sums) != saved[name]["checksum"]:

@@ -61,13 +61,13 @@ class CheckpointError(Exception):
     self.directory, self.num_bytes = directory, num_bytes
 
 
-def explain(error: BaseException) -> str | None:
+def explain_failed_save(error: BaseException) -> str | None:
   """Explain in one line why storage refused a save; return None for any other error.
 
   The line names the newest whole checkpoint, which a later save may have changed.
   """
   failed = next((e for e in storage.chain(error) if isinstance(e, CheckpointError)), None)
-  if failed is None or (line := storage.explain(failed, failed.directory)) is None:
+  if failed is None or (line := storage.explain_storage(failed, failed.directory)) is None:
     return None
   said = f"saving {storage.size(failed.num_bytes)} failed: {line}"
   try:
@@ -171,10 +171,8 @@ class Checkpoints:
     if steps and step < steps[-1]:
       raise self._error(f"checkpoint {step} is older than {steps[-1]}, which is in the folder")
     self._num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    content = ocp.args.Composite(
-      state=ocp.args.PyTreeSave(state),
-      meta=ocp.args.JsonSave(leaves.seal({**meta, "step": step, "leaves": leaves.describe(state)})),
-    )
+    sealed = leaves.seal({**meta, "step": step, "leaves": leaves.describe_leaves(state)})
+    content = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(sealed))
     try:
       self._settle()
       saved = self._manager.save(step, args=content, force=True)
@@ -243,7 +241,7 @@ def _preservation(config: Checkpointing | None) -> preservation.AnyPreservationP
   return preservation.AnyPreservationPolicy(policies)
 
 
-def restore(
+def restore_checkpoint(
   directory: Path, target: Any, step: int | None = None, foreign: Foreign = lambda meta: None
 ) -> Restored:
   """Restore the newest intact checkpoint, or a given one; changes nothing on disk.
@@ -274,7 +272,7 @@ def restore(
     if reason is None:
       state, reason = _attempt(lambda folder=folder, tree=tree: _read(folder, tree))
     if meta is not None and reason is None:
-      reason = leaves.compare(state, meta["leaves"])
+      reason = leaves.compare_checksums(state, meta["leaves"])
       if reason is None:
         return Restored(candidate, state, meta, tuple(_still_there(directory, damaged)))
     damaged.append(Damage(candidate, str(reason)))
@@ -289,7 +287,7 @@ def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
   """Return the metadata of the newest readable state, or of a given one.
 
   Raises:
-    UserError: as in `restore`.
+    UserError: as in `restore_checkpoint`.
   """
   damaged: list[Damage] = []
   tried: set[int] = set()
@@ -377,7 +375,7 @@ def _check(folder: Path, target: Any, foreign: Foreign) -> tuple[dict[str, Any],
   if (reason := foreign(meta)) is not None:
     raise ValueError(reason)
   tree = target(meta["leaves"]) if callable(target) else target
-  leaves.check(folder, meta["leaves"], tree)
+  leaves.check_leaves(folder, meta["leaves"], tree)
   return meta, tree
 
 

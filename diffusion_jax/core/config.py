@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.core.files import user_path
 from diffusion_jax.core.registry import Registry, Section
-from diffusion_jax.core.wording import nearest, with_flags
+from diffusion_jax.core.wording import spelling_hint, with_flags
 from diffusion_jax.types import UserError
 
 
@@ -104,7 +104,7 @@ def resolve(
   """
   for key in (*raw, *(o.section for o in overrides)):
     if key not in sections:
-      raise UserError(f"config has no section '{key}'.{nearest(key, sections)}")
+      raise UserError(f"config has no section '{key}'.{spelling_hint(key, sections)}")
   built = {}
   for key, section in sections.items():
     own = [o for o in overrides if o.section == key]
@@ -136,9 +136,9 @@ def _build_section(section: Section, value: dict, overrides: list[Override], whe
   hints = _field_types(cls)
   for name in (*value, *(o.field for o in overrides)):
     if name not in hints:
-      raise UserError(f"config.{where} has no field '{name}'.{nearest(name, hints)}")
+      raise UserError(f"config.{where} has no field '{name}'.{spelling_hint(name, hints)}")
   fields = {n: _check(v, hints[n], f"config.{where}.{n}") for n, v in value.items()}
-  fields |= {o.field: parse(o.text, hints[o.field], o.flag) for o in overrides}
+  fields |= {o.field: parse_value(o.text, hints[o.field], o.flag) for o in overrides}
   try:
     return cls(**fields)
   except (TypeError, ValueError) as error:
@@ -177,10 +177,10 @@ def _check(value: Any, hint: Any, where: str) -> Any:
     hint is not float and isinstance(hint, type) and type(value) is hint
   ):
     return value
-  raise UserError(f"{where} is {value!r}; it must be {describe(hint)}.")
+  raise UserError(f"{where} is {value!r}; it must be {describe_type(hint)}.")
 
 
-def parse(text: str, hint: Any, flag: str) -> Any:
+def parse_value(text: str, hint: Any, flag: str) -> Any:
   """Parse a command line's text as a field's type.
 
   Raises:
@@ -191,11 +191,11 @@ def parse(text: str, hint: Any, flag: str) -> Any:
       return _parse_one(text, option)
     except ValueError:
       continue
-  raise UserError(f"{flag}: '{text}' is not {describe(hint)}.")
+  raise UserError(f"{flag}: '{text}' is not {describe_type(hint)}.")
 
 
 def as_text(value: Any) -> str:
-  """Format a field's value for a command line; `parse` reads it again."""
+  """Format a field's value for a command line; `parse_value` reads it again."""
   if isinstance(value, list | tuple):
     return ",".join(as_text(item) for item in value)
   return str(value).lower() if value is None or isinstance(value, bool) else str(value)
@@ -233,7 +233,7 @@ def _refuse(text: str) -> NoReturn:
   raise ValueError(text)
 
 
-def describe(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
   """Return a type in words: "an integer", "one of a, b", "a list of integers"."""
   words = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
   if hint in words:
@@ -243,5 +243,5 @@ def describe(hint: Any) -> str:
   if typing.get_origin(hint) is Literal:
     return f"one of {', '.join(str(v) for v in typing.get_args(hint))}"
   if typing.get_origin(hint) is tuple:
-    return f"a list, each {describe(typing.get_args(hint)[0])}"
-  return " or ".join(describe(option) for option in _options(hint))
+    return f"a list, each {describe_type(typing.get_args(hint)[0])}"
+  return " or ".join(describe_type(option) for option in _options(hint))

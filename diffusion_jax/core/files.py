@@ -205,7 +205,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
   """Open a new file for writing that replaces `path` if the block ends without an error.
 
   Until then the old file stays as it is. The new file is next to it. Its name is unpredictable and
@@ -251,7 +251,7 @@ def _remove(part: Path) -> None:
 
 def write_whole(path: Path, content: str | bytes) -> None:
   """Write a file in one move: readers see the old content or the new, never a part of it."""
-  with replacing(path) as file:
+  with atomic_write(path) as file:
     file.write(content.encode() if isinstance(content, str) else content)
 
 
@@ -367,7 +367,7 @@ def write_png(path: Path, image: UInt8[np.ndarray, "H W C"]) -> None:
   """Write a grey or colour image in one move: no reader ever sees a part of it."""
   path.parent.mkdir(parents=True, exist_ok=True)
   picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
-  with replacing(path) as file:
+  with atomic_write(path) as file:
     picture.save(file, format="PNG")
 
 

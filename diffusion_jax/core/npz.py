@@ -19,7 +19,7 @@ KINDS = {
 """First bytes of files that are not .npz, and what to call them."""
 
 
-def read(
+def read_npz(
   path: Path, where: str, wanted: Callable[[str], bool] = lambda _: True, cure: str = ""
 ) -> dict[str, np.ndarray]:
   """Return the arrays of an .npz by name; never executes anything in it.
@@ -48,7 +48,7 @@ def names(path: Path, where: str) -> Sequence[str]:
   """Return the names of an .npz file's arrays.
 
   Raises:
-    UserError: as in `read`.
+    UserError: as in `read_npz`.
   """
   _check_kind(path, where)
   try:
@@ -58,7 +58,7 @@ def names(path: Path, where: str) -> Sequence[str]:
     raise UserError(f"{where} is damaged or cut short; {MAKE_AGAIN}") from error
 
 
-def listed(there: Sequence[str]) -> str:
+def listed_names(there: Sequence[str]) -> str:
   """List the names of arrays, or return "no arrays"."""
   return f"the arrays {', '.join(sorted(there))}" if there else "no arrays"
 

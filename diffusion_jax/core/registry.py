@@ -16,7 +16,7 @@ from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Protocol, cast
 
-from diffusion_jax.core.wording import nearest
+from diffusion_jax.core.wording import spelling_hint
 from diffusion_jax.types import UserError
 
 MISSING = object()
@@ -60,7 +60,7 @@ class Registry(ChainMap[str, type]):
       cls = import_class(_entry_points(self.kind)[name], where)
     else:
       raise UserError(
-        f"{where} is '{name}'.{nearest(name, self.names())} A class of your own is written "
+        f"{where} is '{name}'.{spelling_hint(name, self.names())} A class of your own is written "
         "module:Class."
       )
     broken = broken_contract(cls, self.contract)
@@ -111,7 +111,9 @@ def import_class(place: str, where: str) -> type:
   if isinstance(found, type):
     return found
   classes = [n for n, v in vars(module).items() if dataclasses.is_dataclass(v)]
-  raise UserError(f"{where}={place}: {module_name} has no class '{name}'.{nearest(name, classes)}")
+  raise UserError(
+    f"{where}={place}: {module_name} has no class '{name}'.{spelling_hint(name, classes)}"
+  )
 
 
 def broken_contract(cls: type, contract: type) -> str | None:

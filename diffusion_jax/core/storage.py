@@ -105,7 +105,7 @@ def _path(error: BaseException) -> Path | None:
   return Path(named[-1]) if named else None
 
 
-def explain(error: BaseException, folder: Path | None = None) -> str | None:
+def explain_storage(error: BaseException, folder: Path | None = None) -> str | None:
   """Describe a failure of storage in one line (path, free space, advice), or return None.
 
   Args:

@@ -60,7 +60,7 @@ def _columns(terminal: Any) -> int:
     return 0
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str:
+def spelling_hint(word: str, allowed: Iterable[str]) -> str:
   """Return " Did you mean 'x'?" for the closest allowed word, then the allowed words."""
   allowed = sorted(allowed)
   close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)

@@ -68,11 +68,11 @@ class Arrays:
     named = self._named(there)
     if split not in named:
       raise UserError(
-        f"{self._where} has {npz.listed(there)}; it needs {split}_images (and {split}_labels)"
+        f"{self._where} has {npz.listed_names(there)}; it needs {split}_images (and {split}_labels)"
         + ", images (and labels) or x_train (and y_train)" * (split == "train")
       )
     wanted = {name for pair in named.values() for name in pair if name is not None}
-    arrays = npz.read(user_path(self.path), self._where, lambda name: name in wanted)
+    arrays = npz.read_npz(user_path(self.path), self._where, lambda name: name in wanted)
     arrays |= {n.labels: _one_column(arrays[n.labels]) for n in named.values() if n.labels}
     own = named[split]
     for each in named.values():
@@ -106,9 +106,9 @@ class Arrays:
       mine = [(images, labels) for images, labels in pairs if images in there]
       if mine and mine[0][0] == "arr_0" and "arr_2" in there:
         raise UserError(
-          f"{self._where} has {npz.listed(there)}, of which only arr_0 and arr_1 have a meaning; "
-          "name them: np.savez(FILE, train_images=..., train_labels=..., test_images=..., "
-          "test_labels=...)"
+          f"{self._where} has {npz.listed_names(there)}, of which only arr_0 and arr_1 have a "
+          "meaning; name them: np.savez(FILE, train_images=..., train_labels=..., "
+          "test_images=..., test_labels=...)"
         )
       if len(mine) > 1:
         raise UserError(

@@ -41,7 +41,7 @@ class Checked(NamedTuple):
     return (*self.listing.notes, *self.skipped, *header_notes(self.headers))
 
 
-def check(
+def check_pictures(
   listing: Listing, make_reader: Callable[[Listing], Reader], where: str, unreadable: Unreadable
 ) -> Checked:
   """Reads the header of every picture.

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_jax.core.files import printable, user_path
-from diffusion_jax.data.checking import Checked, check
+from diffusion_jax.data.checking import Checked, check_pictures
 from diffusion_jax.data.listing import Listing, list_folder, split_folders
 from diffusion_jax.data.reading import Reader, Unreadable, opened
 from diffusion_jax.data.source import (
@@ -126,7 +126,7 @@ class Folder:
     return "" if folder is None else f"; {folder} is not used"
 
   def _check(self, listing: Listing, where: str) -> Checked:
-    return check(listing, lambda found: self._reader(found, where), where, self.unreadable)
+    return check_pictures(listing, lambda found: self._reader(found, where), where, self.unreadable)
 
   def _reader(
     self, listing: Listing, where: str, beside: bool = True, memory: Path | None = None

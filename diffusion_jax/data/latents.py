@@ -22,7 +22,13 @@ from jaxtyping import Float32, Int, Int32
 
 from diffusion_jax.core.config import as_text, build
 from diffusion_jax.core.files import user_path
-from diffusion_jax.data.progress import PROGRESS, begin, facts_of, part_folder, write_progress
+from diffusion_jax.data.progress import (
+  PROGRESS,
+  begin_encoding,
+  facts_of,
+  part_folder,
+  write_progress,
+)
 from diffusion_jax.data.source import About, Source, count_labels, fingerprint
 from diffusion_jax.types import ImageSpec, UserError
 
@@ -211,7 +217,7 @@ class Encoded(NamedTuple):
     autoencoder: the config sections "autoencoder" and "decoder".
     made_from: JSON values that say which run and step.
     batch_size: images that are encoded at once; another one rounds otherwise.
-    asked: JSON values, what the command was told; see `progress.left_over`.
+    asked: JSON values, what the command was told; see `progress.left_encoding`.
   """
 
   sources: Mapping[str, Source]
@@ -225,7 +231,7 @@ class Encoded(NamedTuple):
   asked: Mapping[str, Any] = MappingProxyType({})
 
 
-def write(
+def write_latents(
   out: Path, encoded: Encoded, writes: bool = True, done: Mapping[str, int] | None = None,
   stopped: type[Exception] = OSError,
 ) -> float:  # fmt: skip
@@ -247,7 +253,7 @@ def write(
     UserError: the place cannot be written, or the latents are not finite.
   """
   part = part_folder(out)
-  counts = begin(out, encoded) if done is None and writes else dict(done or {})
+  counts = begin_encoding(out, encoded) if done is None and writes else dict(done or {})
   if not writes:
     for split, source in encoded.sources.items():
       for _ in _encode_from(encoded, source, counts.get(split, 0)):

@@ -7,7 +7,7 @@ from jaxtyping import Int, Int32, UInt8
 
 from diffusion_jax.core import npz
 from diffusion_jax.core.files import printable
-from diffusion_jax.data.checking import check
+from diffusion_jax.data.checking import check_pictures
 from diffusion_jax.data.listing import Listing, Walk, find_pictures
 from diffusion_jax.data.reading import Reader, opened
 from diffusion_jax.data.source import (
@@ -73,7 +73,7 @@ def _chunks(path: Path) -> list[Path]:
 
 def _from_files(root: Path, where: str) -> Source:
   listing = find_pictures(root, where)
-  checked = check(listing, lambda found: _reader(found, 3, where), where, "refuse")
+  checked = check_pictures(listing, lambda found: _reader(found, 3, where), where, "refuse")
   names, headers = checked.listing.names, checked.headers
   other = next((i for i, header in enumerate(headers) if header.size != headers[0].size), None)
   height, width = headers[0].size
@@ -120,8 +120,8 @@ def _open(file: Path, where: str) -> np.ndarray:
       "images to measure; give images, or statistics made by python -m diffusion_jax.stats"
     )
   if name is None:
-    raise UserError(f"{where} has {npz.listed(there)}; it needs an array images")
-  images = npz.read(file, where, lambda found: found == name)[name]
+    raise UserError(f"{where} has {npz.listed_names(there)}; it needs an array images")
+  images = npz.read_npz(file, where, lambda found: found == name)[name]
   images = images[..., None] if images.ndim == 3 else images
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
     raise UserError(

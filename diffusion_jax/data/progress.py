@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.core.files import check_own_folder, make_writable
+from diffusion_jax.core.files import check_own_folder, make_writable, write_whole
 from diffusion_jax.data.source import fingerprint
 from diffusion_jax.types import UserError
 
@@ -22,12 +21,12 @@ def part_folder(out: Path) -> Path:
   return out.absolute().with_name(f".{out.absolute().name}.part")
 
 
-def lock_file(out: Path) -> Path:
+def latents_lock_file(out: Path) -> Path:
   """Return the file that is locked while a folder of latents is made."""
   return out.absolute().with_name(f".{out.absolute().name}.lock")
 
 
-def check_out(out: Path) -> None:
+def check_latents_out(out: Path) -> None:
   """Refuse a folder with something in it, or a place that cannot be written."""
   try:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -38,7 +37,7 @@ def check_out(out: Path) -> None:
   check_own_folder(part_folder(out), f"--out={out}")
 
 
-def left_over(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+def left_encoding(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
   """Return `made_from` of an encoding that the same command has left; None if there is none.
 
   Args:
@@ -97,7 +96,7 @@ def read_progress(part: Path) -> dict[str, Any] | None:
     return None
 
 
-def begin(out: Path, encoded: Any) -> dict[str, int]:
+def begin_encoding(out: Path, encoded: Any) -> dict[str, int]:
   """Make the unfinished folder, or go on with one of the same images, weights and batches.
 
   Returns:
@@ -143,6 +142,4 @@ def facts_of(encoded: Any) -> dict[str, Any]:
 
 def write_progress(part: Path, facts: Mapping[str, Any], done: Mapping[str, int]) -> None:
   """Records in one move how many images of each split are on disk."""
-  new = part / f".{PROGRESS}.part"
-  new.write_text(json.dumps({"facts": facts, "done": done}))
-  os.replace(new, part / PROGRESS)
+  write_whole(part / PROGRESS, json.dumps({"facts": facts, "done": done}))

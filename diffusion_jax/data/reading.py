@@ -285,11 +285,9 @@ def _all_in_a_file(lines: Sequence[str]) -> str:
 
 def _write(file: Path, text: str) -> bool:
   """Return whether the cache took it; without, the work is done again."""
-  part = file.with_name(f".{file.name}.{os.getpid()}.part")
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(text, errors="surrogateescape")
-    os.replace(part, file)
+    files.write_whole(file, text.encode(errors="surrogateescape"))
   except OSError:
     return False
   return True

@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from diffusion_jax.core.files import printable, try_lock, write_whole
-from diffusion_jax.data.checking import check
+from diffusion_jax.data.checking import check_pictures
 from diffusion_jax.data.listing import Listing, list_folder, split_folders
 from diffusion_jax.data.reading import Broken, Reader, Unreadable, opened
 from diffusion_jax.data.record_format import (
@@ -89,7 +89,7 @@ class Content(NamedTuple):
   notes: Sequence[str]
 
 
-def write(task: Task) -> Path:
+def write_shards(task: Task) -> Path:
   """Writes the shards of a split; the same call goes on where an earlier one was interrupted.
 
   The order is shuffled once, in a fixed way. A shard is whole or absent, and the description,
@@ -186,7 +186,7 @@ def _number_classes(listing: Listing, task: Task) -> Listing:
 def _check_pictures(task: Task, listing: Listing) -> Content:
   """Reads every header. What is damaged behind it is met, and then named, while it is stored."""
   make = lambda found: _reader(task, found)  # noqa: E731
-  checked = check(listing, make, str(task.pictures), task.unreadable)
+  checked = check_pictures(listing, make, str(task.pictures), task.unreadable)
   reader = make(checked.listing)
   reader.memory = checked.memory
   return Content(checked.listing, reader, checked.notes())

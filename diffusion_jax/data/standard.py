@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from diffusion_jax.core.files import replacing, unfinished
+from diffusion_jax.core.files import atomic_write, unfinished
 from diffusion_jax.types import UserError
 
 CONNECT_SEC = 8.0
@@ -57,7 +57,7 @@ Files = Mapping[str, Path]
 """Archives by file name."""
 
 
-def prepare(name: str, data_dir: Path) -> Path:
+def prepare_standard(name: str, data_dir: Path) -> Path:
   """Downloads (unless the archives are there) and prepares a standard set.
 
   Args:
@@ -92,7 +92,7 @@ def _obtain(url: str, path: Path, checksum: str) -> Path:
   """The archive at `path`, downloaded if need be; its SHA-256 is checked either way."""
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _connect(url, path) as answer, replacing(path) as file:
+    with _connect(url, path) as answer, atomic_write(path) as file:
       print(f"downloading {url}", flush=True)
       _copy(answer, file, url, path)
   _check_sum(path, url, checksum)

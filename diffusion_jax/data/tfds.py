@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_jax.core.files import home, user_path
-from diffusion_jax.core.wording import nearest
+from diffusion_jax.core.wording import spelling_hint
 from diffusion_jax.data import standard
 from diffusion_jax.data.source import About, DecodedSource, Source, fit_image, in_memory_if_small
 from diffusion_jax.types import ImageSpec, UserError
@@ -100,7 +100,7 @@ class Tfds:
     if found is None:
       if name not in standard.STANDARD or version:
         raise self._explain_missing(root, name)
-      found = standard.prepare(name, root)
+      found = standard.prepare_standard(name, root)
     return found
 
   def _explain_missing(self, root: Path, name: str) -> UserError:
@@ -120,7 +120,7 @@ class Tfds:
         f"{flag} is not in {root}; prepare it with: pip install 'diffusion_jax[tfds-prepare]' && "
         f"python -m diffusion_jax.prepare {self.dataset} --data_dir={root}"
       )
-    hint = nearest(name, known | local).partition(" Allowed:")[0]
+    hint = spelling_hint(name, known | local).partition(" Allowed:")[0]
     names = ", ".join(sorted(local | set(standard.STANDARD)))
     return UserError(
       f"{flag}: tensorflow-datasets has no such set.{hint} Ready to use: {names}; {NO_DOWNLOAD}"

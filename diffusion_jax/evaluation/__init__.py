@@ -2,10 +2,10 @@
 
 from diffusion_jax.evaluation.held_out_pass import (
   Figure,
+  as_scalars,
   baseline_bits,
-  flatten,
   held_out,
-  summarize,
+  summary_lines,
 )
 
-__all__ = ["Figure", "baseline_bits", "flatten", "held_out", "summarize"]
+__all__ = ["Figure", "as_scalars", "baseline_bits", "held_out", "summary_lines"]

@@ -32,7 +32,7 @@ def make_estimate(generative: GenerativeModel, name: str) -> Callable:
   return estimate
 
 
-def run(
+def estimate_split(
   estimate: Callable,
   params: Params,
   source: Source,
@@ -79,8 +79,8 @@ def _stack(parts: list[np.ndarray], repeats: int) -> np.ndarray:
   return values.reshape(repeats, -1, *values.shape[1:])
 
 
-def summarize(values: Mapping[str, Float[np.ndarray, "R N ..."]]) -> dict[str, Any]:
-  """Compute means and standard errors of `run`'s values, as in metrics.json.
+def summarize_estimates(values: Mapping[str, Float[np.ndarray, "R N ..."]]) -> dict[str, Any]:
+  """Compute means and standard errors of `estimate_split`'s values, as in metrics.json.
 
   The variance of the images' means over R repeats has two parts: the variance between images, and
   the variance of the draws over R. The latter is measured between the repeats of an image; the rest

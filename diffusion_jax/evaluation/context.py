@@ -23,9 +23,10 @@ from diffusion_jax.extractors import (
   load_domain,
   load_inception,
   make_extract,
+  optional_inception,
   train_domain,
 )
-from diffusion_jax.extractors.domain import Recipe, default_path
+from diffusion_jax.extractors.domain import Recipe, default_features_path
 from diffusion_jax.inference.draw import Draw, make_draw
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
 from diffusion_jax.metrics import Metric, create_metrics
@@ -148,7 +149,7 @@ class Request(NamedTuple):
     return self.features != "none" or self.inception != "none"
 
 
-def prepare(request: Request) -> Bench:
+def prepare_evaluation(request: Request) -> Bench:
   """Load config, data and available extractors, and make all checks that they allow.
 
   Nothing is trained, drawn or measured here: see `equip`.
@@ -289,14 +290,8 @@ def find_extractors(request: Request, train: Source) -> tuple[list[Extractor], l
     missing.append(f"{train.name} has no labels, so it has no features of its own")
   elif request.features not in (None, "none"):
     found.append(_domain(request.features, train, None))
-  if request.inception != "none":
-    try:
-      found.append(_inception(request))
-    except UserError as error:
-      if request.inception is not None:
-        raise
-      missing.append(str(error))
-  return found, missing
+  networks, reasons = optional_inception(request.inception, lambda: _inception(request))
+  return found + networks, missing + reasons
 
 
 def _inception(request: Request) -> Extractor:
@@ -322,7 +317,7 @@ def _train_domain(train: Source, test: Source | None, place: Path) -> None:
 
 
 def _domain(path: str | None, train: Source, test: Source | None) -> Extractor:
-  place = default_path(train) if path is None else user_path(path)
+  place = default_features_path(train) if path is None else user_path(path)
   if path is None:
     parallel.first_does(lambda: None if place.is_file() else _train_domain(train, test, place))
     parallel.share_file(place)
@@ -344,7 +339,7 @@ def _with_references(bench: Bench, extractors: Sequence[Extractor]) -> Bench:
     names = [bench.experiment.eval.reference_split]
     if not instruments:
       names = ["train"] + ["test"] * (bench.test is not None)
-    folder = reference.cache_folder()
+    folder = reference.statistics_folder()
     found = {n: reference.cached(split_of(bench, n), n, extractor, extract, folder) for n in names}
     splits = splits or found
     instruments.append(Instrument(extractor, extract, found[bench.experiment.eval.reference_split]))

@@ -16,8 +16,15 @@ from diffusion_jax.evaluation import metrics_json, reference, results, sample_me
 from diffusion_jax.evaluation.context import EXTRACT_BATCH
 from diffusion_jax.evaluation.measure import Summary, say
 from diffusion_jax.evaluation.reference import Reference
-from diffusion_jax.extractors import Extract, Extractor, load_domain, load_inception, make_extract
-from diffusion_jax.extractors.domain import default_path
+from diffusion_jax.extractors import (
+  Extract,
+  Extractor,
+  load_domain,
+  load_inception,
+  make_extract,
+  optional_inception,
+)
+from diffusion_jax.extractors.domain import default_features_path
 from diffusion_jax.metrics import Metric, create_metrics
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs import provenance
@@ -55,7 +62,7 @@ class Comparison(NamedTuple):
   other: Source | Reference
 
 
-def run(args: Any, against: Against, repeat: str) -> Summary:
+def measure_external(args: Any, against: Against, repeat: str) -> Summary:
   """Measure --samples by the program's flags and write --out; make all checks first.
 
   Raises:
@@ -63,13 +70,13 @@ def run(args: Any, against: Against, repeat: str) -> Summary:
   """
   metrics = create_metrics(against.metrics)
   samples = load_pictures(args.samples, "--samples")
-  extractors, missing = find_extractors(
+  extractors, missing = extractors_by_flags(
     args.features, args.inception, args.inception_sha256 == "any", against
   )
-  about, comparisons = prepare(samples, against, extractors)
+  about, comparisons = prepare_comparisons(samples, against, extractors)
   if args.out is not None:
-    check_out(args.out, about)
-  measured = measure(comparisons, against, about, metrics, missing, repeat)
+    check_metrics_out(args.out, about)
+  measured = measure_images(comparisons, against, about, metrics, missing, repeat)
   say("\n".join(metrics_json.lines(measured)))
   if args.out is not None:
     metrics_json.write_metrics(args.out, measured)
@@ -77,7 +84,7 @@ def run(args: Any, against: Against, repeat: str) -> Summary:
   return measured
 
 
-def find_extractors(
+def extractors_by_flags(
   features: str | None, inception: str | None, any_inception: bool, against: Against
 ) -> tuple[list[Extractor], list[str]]:
   """Return the extractors selected by flags, and a line for each unavailable one.
@@ -91,27 +98,21 @@ def find_extractors(
   if features not in (None, "none"):
     found.append(load_domain(user_path(features or "")))
   elif features is None and against.source is not None:
-    place = default_path(against.source)
+    place = default_features_path(against.source)
     if place.is_file():
       found.append(load_domain(place))
     else:
       missing.append("no features of the data set: python -m diffusion_jax.features --config=...")
-  if inception != "none":
-    try:
-      found.append(
-        load_inception(None if inception is None else user_path(inception), any_inception)
-      )
-    except UserError as error:
-      if inception is not None:
-        raise
-      missing.append(str(error))
+  path = None if inception is None else user_path(inception)
+  networks, reasons = optional_inception(inception, lambda: load_inception(path, any_inception))
+  found, missing = found + networks, missing + reasons
   if not found:
     reason = "; ".join(missing) if missing else "--inception=none and no features"
     raise UserError(f"nothing to measure with: {reason}; or give --features=FILE")
   return found, missing
 
 
-def prepare(
+def prepare_comparisons(
   samples: Source, against: Against, extractors: list[Extractor]
 ) -> tuple[Summary, list[Comparison]]:
   """Make all checks that are possible before a feature is computed.
@@ -134,7 +135,7 @@ def prepare(
       check_resolution(extractor, theirs, "--config" if against.source else "--reference")
       reference.check_num(theirs)
       stamp = reference.make_stamp(theirs, against.split, extractor)
-    reference.check(stamp, extractor, shown.spec.shape)
+    reference.check_reference(stamp, extractor, shown.spec.shape)
     stamps[extractor.name] = stamp
     comparisons.append(Comparison(extractor, shown, theirs))
   about = {
@@ -150,12 +151,12 @@ def prepare(
   return about, comparisons
 
 
-def check_out(out: Path, about: Summary) -> None:
+def check_metrics_out(out: Path, about: Summary) -> None:
   """Raise an error for a path that cannot be written, or a file that is no metrics.json.
 
   Args:
     out: the metrics.json to write; figures of other images there are replaced, with a message.
-    about: summary from `prepare`.
+    about: summary from `prepare_comparisons`.
 
   Raises:
     UserError: the file is something else, or cannot be written.
@@ -163,14 +164,14 @@ def check_out(out: Path, about: Summary) -> None:
   files.check_file(out)
   if not out.exists():
     return
-  found, stored = results.read(out), metrics_json.finite(about)
+  found, stored = results.read_metrics(out), metrics_json.json_values(about)
   if found is None:
     raise UserError(f"--out={out} is there already and is no metrics.json; choose another name")
   if other := [name for name in stored if found.get(name) != stored[name]]:
     say(f"{out} holds other figures ({', '.join(other)} differ), which these will replace")
 
 
-def measure(
+def measure_images(
   comparisons: Sequence[Comparison],
   against: Against,
   about: Summary,
@@ -180,7 +181,7 @@ def measure(
 ) -> Summary:
   """Return the figures of a set of images, as in metrics.json.
 
-  `comparisons` and `about` come from `prepare`.
+  `comparisons` and `about` come from `prepare_comparisons`.
   """
   begun = time.perf_counter()
   mesh = sharding.create_mesh(sharding.MeshShape())
@@ -188,7 +189,7 @@ def measure(
   for extractor, samples, other in comparisons:
     extract = make_extract(extractor, mesh, EXTRACT_BATCH)
     found = find_reference(other, against, extractor, extract)
-    own, lines = sample_metrics.measure(
+    own, lines = sample_metrics.measure_samples(
       [sample_metrics.gather(_features(samples, extract))], found, extractor, metrics
     )
     rows |= own
@@ -230,7 +231,7 @@ def load_other(against: Against) -> Source | Reference:
   if against.path is None:
     raise UserError("--samples needs something to compare with: --reference=... or --config=...")
   if reference.is_statistics(against.path):
-    return reference.load(against.path)
+    return reference.load_statistics(against.path)
   return load_pictures(against.path, "--reference")
 
 
@@ -263,7 +264,7 @@ def find_reference(
   if isinstance(other, Reference):
     return other
   if against.source is not None:
-    folder = reference.cache_folder()
+    folder = reference.statistics_folder()
     return reference.cached(other, against.split, extractor, extract, folder)
   return reference.compute(other, "given", extractor, extract)
 

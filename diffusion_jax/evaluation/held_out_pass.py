@@ -77,7 +77,7 @@ def _images(source: Source, chunk: int = 512) -> Iterator[np.ndarray]:
     yield source.gather(np.arange(first, min(first + chunk, len(source))))[0]
 
 
-def summarize(figures: Mapping[str, Figure], generative: GenerativeModel) -> list[str]:
+def summary_lines(figures: Mapping[str, Figure], generative: GenerativeModel) -> list[str]:
   """Format lines for people: the loss, then each measured likelihood with its terms."""
   lines = [f"loss {_text(figures['loss'])}"]
   for name in (n for n in generative.likelihoods if f"{n}/bits_per_dim" in figures):
@@ -96,7 +96,7 @@ def _text(figure: Figure) -> str:
   return f"{figure.mean:.4f} ± {figure.standard_error:.4f}"
 
 
-def flatten(figures: Mapping[str, Figure]) -> dict[str, float]:
+def as_scalars(figures: Mapping[str, Figure]) -> dict[str, float]:
   """Return scalars for the logs: means by name, standard errors with "_standard_error"."""
   means = {name: figure.mean for name, figure in figures.items()}
   errors = {f"{n}_standard_error": figure.standard_error for n, figure in figures.items()}

@@ -56,9 +56,9 @@ class Subject(NamedTuple):
     return self.folder / "work"
 
 
-def restore(bench: Bench, step: int | None, average: Average) -> Subject:
+def restore_subject(bench: Bench, step: int | None, average: Average) -> Subject:
   """Read an average of a checkpoint; None: the newest good one."""
-  found = restoring.restore(bench.workdir, step, bench.mesh, bench.generative, average)
+  found = restoring.restore_weights(bench.workdir, step, bench.mesh, bench.generative, average)
   folder = bench.folder / f"{found.step}{average.suffix}"
   return Subject(
     found.params, average, found.made, found.step, digest(dict(found.facts)), found.meta["data"],
@@ -84,7 +84,7 @@ def _leaves_classes_out(bench: Bench) -> bool:
   return len(bench.classes) < bench.generative.num_classes
 
 
-def measure(bench: Bench, subject: Subject) -> Summary:
+def evaluate_checkpoint(bench: Bench, subject: Subject) -> Summary:
   """Return the measured parts of metrics.json: figures, likelihoods, spectrum, sweep, ..."""
   found: Summary = {"missing": list(bench.missing)}
   if bench.instruments:
@@ -205,7 +205,9 @@ def _sample_figures(
   found: Summary = {}
   for place, instrument in enumerate(bench.instruments):
     own = [features[place] for features in sets]
-    rows, lines = sample_metrics.measure(own, instrument.reference, instrument.extractor, chosen)
+    rows, lines = sample_metrics.measure_samples(
+      own, instrument.reference, instrument.extractor, chosen
+    )
     found |= rows
     missing += lines
   return {"figures": found}
@@ -261,7 +263,7 @@ def _likelihoods(bench: Bench, subject: Subject) -> Summary:
   for name, estimate in bench.estimates.items():
     facts = _estimate_facts(bench, subject, name)
     chunks = Chunks(subject.work / f"{name}-{digest(facts)}", facts)
-    values = bits_per_dim.run(
+    values = bits_per_dim.estimate_split(
       estimate, subject.params, source, bench.mesh, chunks, options.batch_size,
       options.likelihood_repeats, bench.seed, _progress(name),
     )  # fmt: skip
@@ -271,7 +273,7 @@ def _likelihoods(bench: Bench, subject: Subject) -> Summary:
       "conditional": bool(bench.generative.num_classes),
       "options": facts["options"],
     }
-    found[name] = about | bits_per_dim.summarize(values)
+    found[name] = about | bits_per_dim.summarize_estimates(values)
   return {"likelihoods": found} | _baseline(bench)
 
 
@@ -320,7 +322,7 @@ def _spectrum(bench: Bench, subject: Subject) -> Summary:
       continue
     facts = {"split": name, **_estimate_facts(bench, subject, "spectrum")}
     chunks = Chunks(subject.work / f"spectrum-{name}-{digest(facts)}", facts)
-    found["log_snr"], found[name] = noise_levels.run(
+    found["log_snr"], found[name] = noise_levels.mean_errors(
       bench.errors, subject.params, source, bench.experiment.eval.spectrum_images, bench.mesh,
       chunks, bench.experiment.eval.batch_size, bench.seed,
     )  # fmt: skip

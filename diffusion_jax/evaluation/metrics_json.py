@@ -31,7 +31,7 @@ def compose(bench: Bench, subject: Subject, measured: Summary, repeat: str) -> S
 
   Args:
     bench, subject: the run and the checkpoint that were measured.
-    measured: results from `measure.measure`.
+    measured: results from `measure.evaluate_checkpoint`.
     repeat: command that repeats the measurement.
   """
   return {
@@ -97,7 +97,7 @@ def environment(seconds: Mapping[str, Any]) -> Summary:
   }
 
 
-def write(
+def write_evaluation(
   folder: Path,
   metrics: Summary,
   pictures: Mapping[str, Picture],
@@ -110,7 +110,7 @@ def write(
   folder.mkdir(parents=True, exist_ok=True)
   for name, picture in pictures.items():
     files.write_png(folder / f"{name}.png", picture.image)
-  stored = finite(metrics)
+  stored = json_values(metrics)
   write_report(folder / "report.html", stored, pictures, training, compared)
   files.write_json(folder / "metrics.json", stored)
 
@@ -123,17 +123,17 @@ def write_metrics(path: Path, metrics: Summary) -> None:
   """
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, finite(metrics))
+    files.write_json(path, json_values(metrics))
   except OSError as error:
     raise UserError(f"--out={path} cannot be written ({error.strerror}); choose another") from error
 
 
-def finite(value: Any) -> Any:
+def json_values(value: Any) -> Any:
   """Return a JSON value with null for numbers that are not finite, and lists for tuples."""
   if isinstance(value, Mapping):
-    return {name: finite(v) for name, v in value.items()}
+    return {name: json_values(v) for name, v in value.items()}
   if isinstance(value, list | tuple):
-    return [finite(v) for v in value]
+    return [json_values(v) for v in value]
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value

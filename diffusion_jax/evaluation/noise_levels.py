@@ -33,7 +33,7 @@ def make_spectrum(generative: GenerativeModel) -> Callable | None:
   return errors
 
 
-def run(
+def mean_errors(
   errors: Callable,
   params: Params,
   source: Source,
@@ -51,7 +51,7 @@ def run(
     source: the split. Evenly spaced images are used, the i-th with the i-th noise of the bank, so
       that two splits get the same noise.
     num_images: maximum number of images.
-    mesh, chunks, batch_size, seed: as in `bits_per_dim.run`.
+    mesh, chunks, batch_size, seed: as in `bits_per_dim.estimate_split`.
 
   Returns:
     log-SNRs, and means with standard errors over the images.

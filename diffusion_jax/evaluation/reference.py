@@ -115,20 +115,20 @@ def save(path: Path, reference: Reference) -> None:
       arrays |= {f"{name}_{field}": np.asarray(value) for field, value in sums._asdict().items()}
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
       np.savez(file, allow_pickle=False, stamp=json.dumps(reference.stamp), **arrays)
   except OSError as error:
     raise UserError(f"--out={path} cannot be written ({error.strerror}); choose another") from error
 
 
-def load(path: Path) -> Reference:
+def load_statistics(path: Path) -> Reference:
   """Read an .npz from `save`; the archive's CRC-32 detects damage.
 
   Raises:
     UserError: the file is missing, damaged, or of another kind.
   """
   cure = "make them again with python -m diffusion_jax.stats"
-  arrays = npz.read(path, f"--reference={path}", cure=cure)
+  arrays = npz.read_npz(path, f"--reference={path}", cure=cure)
   try:
     stamp = json.loads(str(arrays["stamp"]))
     if stamp["schema"] != SCHEMA:
@@ -155,7 +155,7 @@ def is_statistics(path: Path) -> bool:
     return False
 
 
-def check(
+def check_reference(
   reference: Reference | Mapping[str, Any], extractor: Extractor, resolution: tuple[int, ...]
 ) -> None:
   """Raise an error if these samples cannot be compared with statistics or their stamp.
@@ -188,7 +188,7 @@ def cached(
   found = None
   if path.is_file():
     try:
-      found = load(path)
+      found = load_statistics(path)
     except UserError:
       print(f"{path} is damaged: computed anew")
   if parallel.all_true(found is not None):  # each host has its own cache
@@ -200,6 +200,6 @@ def cached(
   return reference
 
 
-def cache_folder() -> Path:
+def statistics_folder() -> Path:
   """Return the folder of stored statistics; they belong to the data, not to a run."""
   return files.cache_folder() / "statistics"

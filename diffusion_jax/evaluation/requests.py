@@ -12,7 +12,7 @@ from diffusion_jax.evaluation.context import Bench, Request
 from diffusion_jax.types import UserError
 
 
-def check(args: Any, overrides: Sequence[Override]) -> None:
+def check_request(args: Any, overrides: Sequence[Override]) -> None:
   """Raise an error for flags that exclude each other, before anything is loaded.
 
   Raises:

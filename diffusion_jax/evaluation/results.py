@@ -15,7 +15,7 @@ from diffusion_jax.evaluation.measure import Subject, Summary
 from diffusion_jax.evaluation.metrics_json import SCHEMA
 from diffusion_jax.inference.restore import Average
 from diffusion_jax.metrics import PACKAGED
-from diffusion_jax.runs.experiment import differences, load, of_today
+from diffusion_jax.runs.experiment import differences, of_today
 from diffusion_jax.types import UserError
 
 UNMEASURED = {"logging", "checkpoint", "mesh", "distributed", "training", "optimizer", "ema"}
@@ -33,7 +33,7 @@ HOW_IT_RUNS = {
   },
   "model": {"remat"},
 }
-"""Fields without effect on figures, and fields that `compare` compares by the results."""
+"""Fields without effect on figures, and fields that `compare_metrics` compares by the results."""
 
 
 class Difference(NamedTuple):
@@ -48,7 +48,7 @@ class Difference(NamedTuple):
   added: bool
 
 
-def read(path: Path) -> Summary | None:
+def read_metrics(path: Path) -> Summary | None:
   """Return the object in a metrics.json of any version; None if there is nothing to lose."""
   try:
     found = json.loads(path.read_text())
@@ -57,11 +57,11 @@ def read(path: Path) -> Summary | None:
   return found if isinstance(found, dict) and "schema" in found else None
 
 
-def compare(found: Summary, bench: Bench, subject: Subject | None = None) -> Difference:
+def compare_metrics(found: Summary, bench: Bench, subject: Subject | None = None) -> Difference:
   """Compare a metrics.json with the current request.
 
   Args:
-    found: content of a metrics.json, from `read`.
+    found: content of a metrics.json, from `read_metrics`.
     bench: the evaluation; without instruments, references are not compared.
     subject: the checkpoint; None: its weights are not compared.
   """
@@ -74,7 +74,7 @@ def compare(found: Summary, bench: Bench, subject: Subject | None = None) -> Dif
 
 
 def _compare(found: Summary, bench: Bench, subject: Subject | None) -> Difference:
-  lost = _fields(found["model"]["config"], metrics_json.finite(bench.experiment.to_dict()))
+  lost = _fields(found["model"]["config"], metrics_json.json_values(bench.experiment.to_dict()))
   samples = found["samples"]
   lost += _other("seed", samples["seeds"][0], bench.seed)
   lost += _other("eval.num_samples", samples["num"], bench.num_samples)
@@ -90,7 +90,9 @@ def _compare(found: Summary, bench: Bench, subject: Subject | None) -> Differenc
   if found.get("references"):
     measured["eval.metrics"] = (_metrics_of(found), [metric.name for metric in bench.metrics])
   if bench.is_equipped:
-    stamps = {i.extractor.name: metrics_json.finite(i.reference.stamp) for i in bench.instruments}
+    stamps = {
+      i.extractor.name: metrics_json.json_values(i.reference.stamp) for i in bench.instruments
+    }
     lost += _stamps(found["references"], stamps)
     measured["references"] = (list(found["references"]), list(stamps))
   for name, (old, new) in measured.items():
@@ -108,7 +110,7 @@ def _metrics_of(found: Summary) -> Sequence[str]:
 def _fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """Return the config fields that affect figures, as "section.field: old -> new"."""
   with contextlib.suppress(UserError):  # an older version lacks newer fields
-    old = load(of_today(old)).to_dict()
+    old = build_experiment(of_today(old)).to_dict()
   old = json.loads(json.dumps(old))
   if not old["eval"].get("spectrum_images"):  # no measured spectrum would be replaced
     old["eval"]["spectrum_images"] = new["eval"]["spectrum_images"]
@@ -143,10 +145,10 @@ def _stamps(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def is_done(bench: Bench, subject: Subject) -> bool:
   """Return whether the folder has the outcome of exactly this work."""
-  found = read(subject.folder / "metrics.json")
+  found = read_metrics(subject.folder / "metrics.json")
   if found is None or not (subject.folder / "report.html").is_file():
     return False
-  return compare(found, bench, subject) == Difference([], False)
+  return compare_metrics(found, bench, subject) == Difference([], False)
 
 
 def keep(
@@ -158,15 +160,15 @@ def keep(
 
   Args:
     folders: folders of the steps.
-    bench, subject: as in `compare`.
+    bench, subject: as in `compare_metrics`.
     fresh: true to move outcomes away instead of raising.
 
   Raises:
     UserError: an outcome differs; the message has the first folder and the differences.
   """
   for folder in folders:
-    found = read(folder / "metrics.json")
-    lost = [] if found is None else compare(found, bench, subject).lost
+    found = read_metrics(folder / "metrics.json")
+    lost = [] if found is None else compare_metrics(found, bench, subject).lost
     if lost and not fresh:
       raise UserError(
         f"{folder} holds an evaluation with other settings ({'; '.join(lost)}); give --out=FOLDER "

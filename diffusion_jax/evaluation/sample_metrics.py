@@ -65,7 +65,7 @@ def gather(parts: Sequence[Features]) -> FeatureSet:
   return FeatureSet(pool, sums, logits, spatial)
 
 
-def measure(
+def measure_samples(
   sets: Sequence[FeatureSet],
   reference: Reference,
   extractor: Extractor,

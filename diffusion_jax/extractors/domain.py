@@ -48,7 +48,7 @@ def data_name(source: Source) -> str:
   return re.sub(r"\W+", "_", source.name.rpartition(" ")[0] or source.name).strip("_").lower()
 
 
-def default_path(source: Source) -> Path:
+def default_features_path(source: Source) -> Path:
   """Return the path of the classifier of a training split."""
   name = f"{data_name(source)}-{fingerprint(source)}.npz"
   return files.cache_folder() / "features" / name
@@ -96,7 +96,7 @@ def load_domain(path: Path) -> Extractor:
       f"--features={path}: no such file; make one: python -m diffusion_jax.features --config=..."
     )
   cure = "delete it and make it again: python -m diffusion_jax.features --config=..."
-  arrays = npz.read(path, f"--features={path}", cure=cure)
+  arrays = npz.read_npz(path, f"--features={path}", cure=cure)
   try:
     facts = json.loads(str(arrays.pop("facts")))
     sha256 = arrays.pop("sha256").item()
@@ -187,7 +187,7 @@ def _accuracy(params: Any, source: Source) -> float:
 def _write(path: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
       np.savez(file, allow_pickle=False, facts=json.dumps(facts, sort_keys=True),
                sha256=_digest(arrays, facts), **arrays)  # fmt: skip
   except OSError as error:

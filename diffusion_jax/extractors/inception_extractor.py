@@ -1,10 +1,12 @@
 """The Inception network of FID as an extractor."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from diffusion_jax.extractors.base import Extractor
 from diffusion_jax.models.inception import network
 from diffusion_jax.models.inception import weights as inception_weights
+from diffusion_jax.types import UserError
 
 
 def load_inception(path: Path | None, any_weights: bool = False) -> Extractor:
@@ -18,7 +20,7 @@ def load_inception(path: Path | None, any_weights: bool = False) -> Extractor:
   Raises:
     UserError: the file is missing or damaged, or does not have the published weights.
   """
-  weights = inception_weights.load(path, **({"expected": None} if any_weights else {}))
+  weights = inception_weights.load_weights(path, **({"expected": None} if any_weights else {}))
   stamp = {
     "network": "Inception-v3 2015-12-05, features before the classes",
     "sha256": weights.sha256,
@@ -33,3 +35,25 @@ def load_inception(path: Path | None, any_weights: bool = False) -> Extractor:
 
   name = "inception" if weights.is_published else f"inception_{weights.sha256[:8]}"
   return Extractor(name, stamp, weights.params, apply)
+
+
+def optional_inception(
+  flag: str | None, load: Callable[[], Extractor]
+) -> tuple[list[Extractor], list[str]]:
+  """Load the network of --inception, or return a line that says why it is left out.
+
+  Args:
+    flag: the flag's value: "none" for no network, None for one that may be missing.
+    load: reads it.
+
+  Raises:
+    UserError: weights that were named are missing, damaged or others.
+  """
+  if flag == "none":
+    return [], []
+  try:
+    return [load()], []
+  except UserError as error:
+    if flag is not None:
+      raise
+    return [], [str(error)]

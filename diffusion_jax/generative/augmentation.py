@@ -126,7 +126,7 @@ class Augmentation:
     Returns:
       The images and their labels.
     """
-    draws = jax.vmap(functools.partial(draw, self.probability))(keys)
+    draws = jax.vmap(functools.partial(draw_augmentation, self.probability))(keys)
     return jax.vmap(self.transform)(draws, x), jax.vmap(as_labels)(draws)
 
   def transform(self, draws: Draws, x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
@@ -147,7 +147,7 @@ class Augmentation:
     return stretching @ _rotation(draws.angle) * factor, shift
 
 
-def draw(probability: float, key: Key) -> Draws:
+def draw_augmentation(probability: float, key: Key) -> Draws:
   """Draw the augmentation of one image: each group of numbers has its own coin."""
   keys = iter(jax.random.split(key, 10))
   coin = lambda p: jax.random.bernoulli(next(keys), p)  # noqa: E731

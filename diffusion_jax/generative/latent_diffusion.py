@@ -48,9 +48,6 @@ from diffusion_jax.types import (
   UserError,
 )
 
-Stats = Float[Array, "B h w C"]
-"""Mean and log-variance of q(z | x) along the last axis."""
-
 STREAM = 2**29
 """Folded into an example's key for the z that is drawn of it."""
 

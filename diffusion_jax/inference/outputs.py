@@ -151,19 +151,19 @@ def left_over(out: Path, asked: Facts) -> dict[str, Any] | None:
   return parallel.first_says(read)
 
 
-def restore(
+def restore_for_output(
   workdir: Path, step: int | None, left: Facts | None, mesh: Mesh, generative: GenerativeModel,
   average: restoring.Average,
 ) -> restoring.Weights:  # fmt: skip
-  """Restore as `restore.restore`; for the latest step, that of `left_over` while it is there."""
+  """Restore as `restore_weights`; for the latest step, that of `left_over` while it is there."""
   if left is not None and step is None:
     directory = restoring.folder_of(workdir, left["step"], average)
     try:
-      return restoring.restore(workdir, left["step"], mesh, generative, average)
+      return restoring.restore_weights(workdir, left["step"], mesh, generative, average)
     except UserError:
       if parallel.from_first(left["step"] in store.saved_steps(directory)):
         raise
-  return restoring.restore(workdir, step, mesh, generative, average)
+  return restoring.restore_weights(workdir, step, mesh, generative, average)
 
 
 def make(

@@ -140,7 +140,7 @@ def folder_of(workdir: Path, step: int | None, average: Average) -> Path:
   return snapshots if only_there and average.kind not in ("ema", "decay") else checkpoints
 
 
-def restore(
+def restore_weights(
   workdir: Path, step: int | None, mesh: Mesh, generative: GenerativeModel, average: Average
 ) -> Weights:
   """The averaged weights of a step on a mesh's devices.
@@ -357,7 +357,7 @@ def _read(directory: Path, step: int | None, mesh: Mesh, tree: Tree) -> store.Re
     shapes = tree(leaves)
     return sharding.as_target(shapes, jax.tree.map(lambda _: sharding.replicated(mesh), shapes))
 
-  restored = store.restore(directory, target, step, _foreign(directory.parent))
+  restored = store.restore_checkpoint(directory, target, step, _foreign(directory.parent))
   for damage in restored.damaged:
     print(f"checkpoint {damage.step} is damaged ({damage.reason}); using an older one")
   return restored

@@ -85,7 +85,7 @@ class Run:
         return sharding.as_target(with_averages(shapes), with_averages(layout))
       return sharding.as_target(shapes, layout)
 
-    state = store.restore(self.workdir / "checkpoints", target).state
+    state = store.restore_checkpoint(self.workdir / "checkpoints", target).state
     return state if isinstance(state, TrainState) else from_averages(state)
 
   def sample(
@@ -187,7 +187,7 @@ def load_run(
     directory = restore.folder_of(folder, number, average)
     model = experiment.create(restore.stored_spec(directory, number))
     mesh = sharding.create_mesh(experiment.mesh)
-    weights = restore.restore(folder, number, mesh, model, average)
+    weights = restore.restore_weights(folder, number, mesh, model, average)
     return Run(folder, experiment, model, weights.params, weights.step, mesh)
 
 

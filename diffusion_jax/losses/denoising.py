@@ -49,14 +49,14 @@ class Simple:
       labels: class numbers, the null class included, or None.
       dropout_key: of the whole batch; None switches dropout off.
     """
-    t, eps = draw(process, keys, x0.shape[1:])
+    t, eps = draw_time_and_noise(process, keys, x0.shape[1:])
     alpha, sigma = process.alpha_sigma(t)
     xt = expand(alpha, x0) * x0 + expand(sigma, x0) * eps
     error = network.output(params, xt, t, labels, dropout_key) - network.target(x0, eps, t)
     return jnp.mean(jnp.square(error), axis=(1, 2, 3))
 
 
-def draw(
+def draw_time_and_noise(
   process: Process, keys: Keys, shape: tuple[int, ...]
 ) -> tuple[Float[Array, "B"], Float[Array, "B ..."]]:
   """The time and the noise of each example, from its own key."""

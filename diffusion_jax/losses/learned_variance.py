@@ -182,6 +182,6 @@ class FullBound:
 
 def _draw(memory: Any, uniform: Float[Array, "B"], terms: _Terms) -> loss_aware_times.Drawn:
   if memory:
-    return loss_aware_times.draw(memory["probability"], uniform)
+    return loss_aware_times.draw_times(memory["probability"], uniform)
   probability = jnp.full(len(uniform), 1.0 / terms.num_timesteps)
   return loss_aware_times.Drawn(terms.number_at(uniform), probability)

@@ -72,7 +72,7 @@ def probabilities(squares: Float[Array, "T H"], age: Integer[Array, "T H"]) -> F
   return jnp.where((age > 0).all() & (jnp.sum(root) > 0), found, 1.0 / num)
 
 
-def draw(probability: Float[Array, "T"], uniform: Float[Array, "B"]) -> Drawn:
+def draw_times(probability: Float[Array, "T"], uniform: Float[Array, "B"]) -> Drawn:
   """A time for each uniform number, by the inverse of the distribution function."""
   ends = jnp.round(jnp.cumsum(probability) * UNITS) / UNITS
   ends = jnp.minimum(ends, 1.0).at[-1].set(1.0)

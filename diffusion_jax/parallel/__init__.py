@@ -13,8 +13,8 @@ from diffusion_jax.parallel.collectives import (
   share_file,
   tell_all,
 )
-from diffusion_jax.parallel.process_group import describe_hosts, leave, start
-from diffusion_jax.parallel.world import Distributed, World, choose, detect, name_of
+from diffusion_jax.parallel.process_group import describe_hosts, join_processes, leave
+from diffusion_jax.parallel.world import Distributed, World, choose, detect
 
 __all__ = [
   "Barrier",
@@ -31,9 +31,8 @@ __all__ = [
   "from_first",
   "in_turn",
   "is_first",
+  "join_processes",
   "leave",
-  "name_of",
   "share_file",
-  "start",
   "tell_all",
 ]

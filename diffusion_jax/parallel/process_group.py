@@ -14,7 +14,7 @@ from diffusion_jax.parallel.world import Distributed, World
 from diffusion_jax.types import UserError
 
 
-def start(config: Distributed, world: World, identity: str) -> None:
+def join_processes(config: Distributed, world: World, identity: str) -> None:
   """Join a job; return on all its processes, or raise on all of them.
 
   Call it before anything that uses a device.
@@ -53,7 +53,7 @@ def start(config: Distributed, world: World, identity: str) -> None:
   _check_count(config)
   if config.watchdog_sec is not None:
     name = f"process {jax.process_index()} of {jax.process_count()}, {socket.gethostname()}"
-    watchdog.start(config.watchdog_sec, name)
+    watchdog.start_watch(config.watchdog_sec, name)
 
 
 def _check_count(config: Distributed) -> None:
@@ -85,7 +85,7 @@ def leave(code: int) -> None:
   A failing process skips the shutdown barrier, which would deadlock with blocked peers, and exits
   at once; the other processes notice.
   """
-  watchdog.stop()
+  watchdog.stop_watch()
   if not jax.distributed.is_initialized():
     return
   if code not in GOODBYE_SEC:

@@ -53,7 +53,7 @@ class Hello:
 
 
 def roll_call(config: Distributed, world: World, identity: str) -> None:
-  """Wait until all processes have called; see `process_group.start`.
+  """Wait until all processes have called; see `process_group.join_processes`.
 
   Raises:
     UserError: a process is missing, cannot be reached or belongs to another job; the same on all.

@@ -57,20 +57,20 @@ class _Alarm:
 _alarm: _Alarm | None = None
 
 
-def start(timeout_sec: float, name: str) -> None:
-  """Watch this process until `stop`.
+def start_watch(timeout_sec: float, name: str) -> None:
+  """Watch this process until `stop_watch`.
 
   Args:
     timeout_sec: seconds without a `beat` after which the process ends with exit code 1.
     name: name of the process in the message.
   """
   global _alarm
-  stop()
+  stop_watch()
   _alarm = _Alarm(timeout_sec, name)
   threading.Thread(target=_alarm.run, daemon=True).start()
 
 
-def stop() -> None:
+def stop_watch() -> None:
   """Stop watching this process."""
   global _alarm
   if _alarm is not None:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import re
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -158,8 +157,3 @@ def choose(config: Distributed, env: Mapping[str, str]) -> World | None:
       f"{num - 1}"
     )
   return None if num == 1 and config.mode != "on" else world
-
-
-def name_of(world: World) -> str:
-  """Return the name of a process in messages."""
-  return f"process {world.process_id} of {world.num_processes}, {socket.gethostname()}"

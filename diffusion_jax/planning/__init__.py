@@ -2,11 +2,18 @@
 
 from diffusion_jax.planning.chips import Chip, find_chip, memory_limit
 from diffusion_jax.planning.communication import Traffic, traffic
-from diffusion_jax.planning.compiled import DoesNotFit, Measured, Program, build, explain, measure
+from diffusion_jax.planning.compiled import (
+  DoesNotFit,
+  Measured,
+  Program,
+  build_program,
+  explain_misfit,
+  measure_program,
+)
 from diffusion_jax.planning.fit import Fit, largest_batch, verify
 from diffusion_jax.planning.image_shape import image_spec
 from diffusion_jax.planning.roofline import Roofline, roofline
-from diffusion_jax.planning.table import Plan, as_json, as_text, each
+from diffusion_jax.planning.table import Plan, each, plan_json, plan_text
 from diffusion_jax.planning.targets import find_devices
 
 __all__ = [
@@ -18,17 +25,17 @@ __all__ = [
   "Program",
   "Roofline",
   "Traffic",
-  "as_json",
-  "as_text",
-  "build",
+  "build_program",
   "each",
-  "explain",
+  "explain_misfit",
   "find_chip",
   "find_devices",
   "image_spec",
   "largest_batch",
-  "measure",
+  "measure_program",
   "memory_limit",
+  "plan_json",
+  "plan_text",
   "roofline",
   "traffic",
   "verify",

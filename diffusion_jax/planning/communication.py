@@ -37,7 +37,7 @@ def traffic(module: hlo.Module, runs: dict[str, hlo.Runs]) -> list[Traffic]:
   """Sum the collectives of a program by kind; those inside loops count once per iteration.
 
   Args:
-    module: the program, from `hlo.parse`.
+    module: the program, from `hlo.parse_hlo`.
     runs: number of runs of each computation, from `hlo.count_runs`.
 
   Returns:

@@ -99,7 +99,7 @@ class DoesNotFit(NamedTuple):
   available: int | None
 
 
-def build(experiment: Experiment, spec: ImageSpec, devices: Sequence[Any]) -> Program:
+def build_program(experiment: Experiment, spec: ImageSpec, devices: Sequence[Any]) -> Program:
   """Build the training step of a config for devices that may be absent.
 
   Raises:
@@ -112,11 +112,11 @@ def build(experiment: Experiment, spec: ImageSpec, devices: Sequence[Any]) -> Pr
   return Program(experiment, generative, spec, mesh, state)
 
 
-def measure(program: Program, per_device: Sequence[int]) -> list[Measured | DoesNotFit]:
+def measure_program(program: Program, per_device: Sequence[int]) -> list[Measured | DoesNotFit]:
   """Compile the step for several batch sizes in parallel, and analyse each program.
 
   Args:
-    program: the step, from `build`.
+    program: the step, from `build_program`.
     per_device: images per device; multiples of training.accumulation_steps.
   """
   lowered = [
@@ -170,7 +170,7 @@ def attempt(lowered: jax.stages.Lowered, per_device: int) -> jax.stages.Compiled
 
 def take_apart(compiled: jax.stages.Compiled) -> tuple[Work, list[Traffic]]:
   """Return one device's computation, memory traffic and collectives in one run of a program."""
-  module = hlo.parse(compiled.as_text() or "")
+  module = hlo.parse_hlo(compiled.as_text() or "")
   runs, unknown = hlo.count_runs(module)
   cost: Any = compiled.cost_analysis()
   done = work(module, runs, unknown, cost["flops"], cost["bytes accessed"])
@@ -189,7 +189,7 @@ def memory_of(compiled: jax.stages.Compiled) -> Memory:
   )
 
 
-def explain(refused: DoesNotFit) -> str:
+def explain_misfit(refused: DoesNotFit) -> str:
   """Explain that the requested batch does not fit, and which flag to type."""
   sizes = ""
   if refused.needed is not None and refused.available is not None:

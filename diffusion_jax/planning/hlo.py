@@ -79,7 +79,7 @@ class Runs(NamedTuple):
   moves: bool
 
 
-def parse(text: str) -> Module:
+def parse_hlo(text: str) -> Module:
   """Parse `compiled.as_text()`."""
   computations: dict[str, dict[str, Instruction]] = {}
   entry, current = "", {}

@@ -40,14 +40,14 @@ class Plan(NamedTuple):
   fit: Fit | None
 
 
-def as_text(plan: Plan) -> str:
+def plan_text(plan: Plan) -> str:
   """Format the plan as a table."""
   layout = "\n".join(sharding.describe_layout(plan.program.mesh, plan.program.state))
   sections = [_head(plan), layout, _step(plan), _memory(plan), _bounds(plan), _largest(plan)]
   return "\n\n".join(section for section in sections if section)
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def plan_json(plan: Plan) -> dict[str, Any]:
   """Return the figures of the table: bytes, seconds and counts.
 
   They are per device unless the name indicates otherwise.

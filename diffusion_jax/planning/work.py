@@ -37,7 +37,7 @@ def work(
   """Correct the figures of XLA's cost analysis.
 
   Args:
-    module: the program, from `hlo.parse`.
+    module: the program, from `hlo.parse_hlo`.
     runs, unknown: numbers of runs and of unknown loops, from `hlo.count_runs`.
     flops, accessed: "flops" and "bytes accessed" of `compiled.cost_analysis()`.
   """

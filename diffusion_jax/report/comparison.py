@@ -77,7 +77,7 @@ class Comparison(NamedTuple):
   differences: list[Difference]
 
 
-def compare(metrics: Metrics, others: Sequence[Metrics]) -> Comparison | None:
+def compare_runs(metrics: Metrics, others: Sequence[Metrics]) -> Comparison | None:
   """Compare the runs' figures and protocols; return None if there are no other runs."""
   if not others:
     return None

@@ -134,7 +134,7 @@ def sections(
     "comparison": _comparison(metrics, compared),
     "training": {"plots": plots.training(training)},
     "protocol": {"blocks": views.protocol(metrics), "config": views.config_blocks(metrics)},
-    "run": {"run": views.run(metrics)},
+    "run": {"run": views.describe_run(metrics)},
   }
   return [
     Section(name, heading, contents[name])
@@ -170,7 +170,7 @@ def _measured(metrics: Metrics, shown: Mapping[str, Picture]) -> dict[str, dict[
 
 
 def _comparison(metrics: Metrics, compared: Sequence[Metrics]) -> dict[str, Any]:
-  table = comparison.compare(metrics, compared)
+  table = comparison.compare_runs(metrics, compared)
   if table is None:
     return {"table": None, "plots": []}
   plot = sweep_plots.common(dict(zip(table.runs, [metrics, *compared], strict=True)))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from diffusion_jax.report import svg
 from diffusion_jax.report.formatting import clipped, finite, number, tick
 from diffusion_jax.report.svg import Key, Plot
-from diffusion_jax.report.views import LIKELIHOODS, Metrics, describe
+from diffusion_jax.report.views import LIKELIHOODS, Metrics, describe_figure
 
 Pairs = list[tuple[float, float]]
 MAX_POINTS = 1000
@@ -94,7 +94,7 @@ def _curves(
   keys = [svg.key(label, i) for i, label in enumerate(curves)] if len(curves) > 1 else []
   last = "; ".join(f"{k or title} {number(p[-1][1]).text}" for k, p in curves.items())
   alt = f"{title} against the training step. Last values: {last}."
-  return Plot(title, svg.draw(f"plot-{name}", paint), alt, keys, note)
+  return Plot(title, svg.draw_axes(f"plot-{name}", paint), alt, keys, note)
 
 
 # Likelihood
@@ -130,7 +130,7 @@ def bits(metrics: Metrics) -> Plot | None:
     for i, (k, v) in enumerate(baselines.items())
   ]
   alt = "Terms in bits/dim: " + "; ".join(_bar_words(k, e) for k, e in bars.items()) + "."
-  drawing = svg.draw("plot-bits", paint, 0.85 + 0.5 * len(bars))
+  drawing = svg.draw_axes("plot-bits", paint, 0.85 + 0.5 * len(bars))
   return Plot("What the bits are spent on", drawing, alt, keys)
 
 
@@ -185,11 +185,11 @@ def _timestep_curve(key: str, name: str, curve: Mapping[str, Any]) -> Plot | Non
     f"{name} term of {key} at each of {len(points)} steps; largest at t={tick(top_t)}: "
     f"{number(top).text} bits/dim."
   )
-  words = describe(key, LIKELIHOODS) or key
+  words = describe_figure(key, LIKELIHOODS) or key
   title = f"{name.replace('_', ' ').capitalize()} by time step"
   return Plot(
     title,
-    svg.draw(f"plot-time-{slug(key)}-{slug(name)}", paint),
+    svg.draw_axes(f"plot-time-{slug(key)}-{slug(name)}", paint),
     alt,
     (),
     f"{key}: {words}; the steps sum to the term.",
@@ -234,7 +234,9 @@ def _spectrum(x: Sequence[Any], splits: Mapping[str, Mapping[str, Any]]) -> Plot
   ends = "; ".join(f"{s} from {_at(p[0])} to {_at(p[-1])}" for s, p in curves.items())
   alt = f"Mean squared error of the noise estimate against log-SNR: {ends}."
   note = "Mean squared error of the noise estimate; bands: ± 2 standard errors."
-  return Plot("Denoising error by noise level", svg.draw("plot-spectrum", paint), alt, keys, note)
+  return Plot(
+    "Denoising error by noise level", svg.draw_axes("plot-spectrum", paint), alt, keys, note
+  )
 
 
 def _at(point: tuple[float, float]) -> str:
@@ -282,7 +284,7 @@ def _gap(x: Sequence[Any], splits: Mapping[str, Mapping[str, Any]]) -> Plot | No
   at = tick(round(place[worst], 2))
   alt = f"Test error over training error; largest at log-SNR {at}: {gap[worst]:+.1f}%."
   note = "Above zero: the network denoises its training images better. Bars: ± 2 standard errors."
-  return Plot("Generalisation gap", svg.draw("plot-gap", paint), alt, (), note)
+  return Plot("Generalisation gap", svg.draw_axes("plot-gap", paint), alt, (), note)
 
 
 def _errors(curve: Mapping[str, Any], num: int) -> list[float]:

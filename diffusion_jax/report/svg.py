@@ -102,7 +102,7 @@ def key(label: str, i: int, kind: str = "line") -> Key:
   return Key(label, i % len(COLORS) + 1, i % len(DASHES), kind)
 
 
-def draw(name: str, paint: Callable[[Axes], None], height: float = 3.3) -> Markup:
+def draw_axes(name: str, paint: Callable[[Axes], None], height: float = 3.3) -> Markup:
   """Draw one pair of axes and return it as SVG.
 
   Args:

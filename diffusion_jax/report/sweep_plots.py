@@ -94,7 +94,7 @@ def _scatter(
     f"{title}, {len(everything)} settings, from {number(min(ys)).text} to {number(max(ys)).text}."
   )
   note = "Bars: ± the error of the table." if any(p.error for p in everything) else ""
-  return Plot(title, svg.draw(f"plot-sweep-{name}", paint), alt, keys, note)
+  return Plot(title, svg.draw_axes(f"plot-sweep-{name}", paint), alt, keys, note)
 
 
 def infinity(metrics: Metrics) -> list[Plot]:
@@ -134,7 +134,7 @@ def _extrapolation(key: str, figure: Mapping[str, Any]) -> Plot | None:
     "The distance of a finite sample is too large by about a constant over N. The intercept of "
     "the straight line estimates the distance of infinitely many samples."
   )
-  drawing = svg.draw(f"plot-limit-{slug(key)}", paint)
+  drawing = svg.draw_axes(f"plot-limit-{slug(key)}", paint)
   return Plot(f"{key}: the limit of many samples", drawing, alt, keys, note)
 
 

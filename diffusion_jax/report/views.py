@@ -109,7 +109,7 @@ class Card(NamedTuple):
   note: str
 
 
-def describe(key: str, names: Mapping[str, str]) -> str:
+def describe_figure(key: str, names: Mapping[str, str]) -> str:
   """Return the words for the longest name that the key begins with; empty for an unknown one."""
   known = [name for name in names if key == name or key.startswith(f"{name}_")]
   return names[max(known, key=len)] if known else ""
@@ -197,7 +197,7 @@ def likelihood_row(key: str, estimate: Mapping[str, Any]) -> Likelihood:
   decimals = error_decimals(estimate.get("standard_error"))
   return Likelihood(
     key,
-    describe(key, LIKELIHOODS),
+    describe_figure(key, LIKELIHOODS),
     value,
     error,
     number(estimate.get("standard_error_images"), decimals),
@@ -380,7 +380,7 @@ class Run(NamedTuple):
   packages: list[Fact]
 
 
-def run(metrics: Metrics) -> Run | None:
+def describe_run(metrics: Metrics) -> Run | None:
   """Return the run that made the figures."""
   stamp = dict(metrics.get("run") or {})
   if not stamp:

@@ -101,7 +101,7 @@ def users_part(error: Exception) -> str | None:
   first = str(error).strip().partition("\n")[0]
   if isinstance(error, MemoryError):
     return first or "not enough memory"
-  if (line := store.explain(error) or storage.explain(error)) is not None:
+  if (line := store.explain_failed_save(error) or storage.explain_storage(error)) is not None:
     return line
   if "RESOURCE_EXHAUSTED" in first:
     return (
@@ -136,18 +136,18 @@ def join_job(experiment: Experiment) -> None:
   before anything that uses a device.
 
   Raises:
-    UserError: the job cannot start, see `parallel.start`.
+    UserError: the job cannot start, see `parallel.join_processes`.
   """
   world = parallel.choose(experiment.distributed, os.environ)
   if world is None:
     return
   if world.process_id is not None:
-    streams.label(world.process_id, world.num_processes or 0)
+    streams.label_lines(world.process_id, world.num_processes or 0)
   facts = [sys.argv[1:], experiment.to_dict(), __version__, jax.__version__]
   identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-  parallel.start(experiment.distributed, world, identity)
+  parallel.join_processes(experiment.distributed, world, identity)
   if world.process_id is None:
-    streams.label(jax.process_index(), jax.process_count())
+    streams.label_lines(jax.process_index(), jax.process_count())
 
 
 def enable_compilation_cache() -> None:

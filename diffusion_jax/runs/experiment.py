@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from diffusion_jax.checkpoints.store import Checkpointing
 from diffusion_jax.core.config import Override, as_text, resolve, to_dict
 from diffusion_jax.core.registry import Registry, Section, broken_contract
-from diffusion_jax.core.wording import nearest, with_flags
+from diffusion_jax.core.wording import spelling_hint, with_flags
 from diffusion_jax.data import SOURCES
 from diffusion_jax.generative import GENERATIVES
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
@@ -171,7 +171,7 @@ class Experiment:
     """
     for name, instance in sections.items():
       if name not in self.layout:
-        raise UserError(f"this model has no {name}.{nearest(name, self.layout)}")
+        raise UserError(f"this model has no {name}.{spelling_hint(name, self.layout)}")
       section, cls = self.layout[name], type(instance)
       fault = None
       if isinstance(section, Registry):
@@ -202,7 +202,7 @@ class Experiment:
     return {n: to_dict(self.sections[n], section) for n, section in self.layout.items()}
 
 
-def load(raw: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Experiment:
+def build_experiment(raw: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Experiment:
   """Build an experiment from the content of a config file or config.json, and overrides.
 
   Raises:
@@ -296,7 +296,7 @@ def of_another_run(config: Mapping[str, Any], meta: Mapping[str, Any]) -> str | 
     meta: metadata saved with the checkpoint.
   """
   try:
-    ours, theirs = (load(of_today(c)).identity() for c in (config, meta["config"]))
+    ours, theirs = (build_experiment(of_today(c)).identity() for c in (config, meta["config"]))
   except (UserError, KeyError):  # a version with other fields: its leaves are compared
     return None
   fatal, _ = differences(ours, theirs)

@@ -107,7 +107,7 @@ class Chunks:
     if not path.is_file():
       return None
     try:
-      arrays = npz.read(path, str(path))
+      arrays = npz.read_npz(path, str(path))
     except UserError:
       print(f"{path} is damaged: computed anew")
       return None
@@ -116,7 +116,7 @@ class Chunks:
     return {name: value[:rows] for name, value in arrays.items()}
 
   def _write(self, path: Path, arrays: Arrays) -> None:
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
       np.savez(file, allow_pickle=False, **arrays)
       file.flush()
       os.fsync(file.fileno())

@@ -19,7 +19,7 @@ from diffusion_jax.types import UserError
 
 def load_experiment(config: str, overrides: Sequence[Override]) -> Experiment:
   """Return the experiment of a config file."""
-  return experiments.load(load_file(config).to_dict(), overrides)
+  return experiments.build_experiment(load_file(config).to_dict(), overrides)
 
 
 def stored_experiment(workdir: Path, overrides: Sequence[Override]) -> Experiment:
@@ -30,7 +30,7 @@ def stored_experiment(workdir: Path, overrides: Sequence[Override]) -> Experimen
   """
   here = ("mesh", "distributed")
   config = {name: section for name, section in stored_config(workdir).items() if name not in here}
-  return experiments.load(config, overrides)
+  return experiments.build_experiment(config, overrides)
 
 
 def trained_experiment(workdir: Path, overrides: Sequence[Override]) -> Experiment:
@@ -91,7 +91,7 @@ def check_continues(workdir: Path, experiment: Experiment) -> list[str]:
   stored = stored_config(workdir)
   # A run of an older version lacks newer fields, which have the defaults.
   with contextlib.suppress(UserError):
-    stored = experiments.load(stored).identity()
+    stored = experiments.build_experiment(stored).identity()
   fatal, harmless = experiments.differences(stored, experiment.identity())
   if fatal:
     flags = " ".join(experiments.flags_to_keep(stored, experiment.identity()))

@@ -70,7 +70,7 @@ class Labelled(Unbreakable):
     return len(text)
 
 
-def label(number: int, count: int) -> None:
+def label_lines(number: int, count: int) -> None:
   """Label this process's lines on stderr, and silence stdout on all processes but the first."""
   sys.stderr = Labelled(sys.stderr, f"[{number} of {count}] ")
   if number:

@@ -18,7 +18,7 @@ from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.signals import stop_requests
 from diffusion_jax.runs.workdir import default_workdir, lock, prepare_workdir
 from diffusion_jax.train_loop.loop import train_run
-from diffusion_jax.train_loop.setup import prepare
+from diffusion_jax.train_loop.setup import prepare_job
 from diffusion_jax.types import UserError
 
 
@@ -51,7 +51,7 @@ def train(
       raise UserError("workdir is missing: a config of sections needs the folder of its run")
     folder = user_path(workdir) if workdir is not None else default_workdir(str(config))
     with stop_requests() as stop_requested:
-      job = prepare(experiment, folder)
+      job = prepare_job(experiment, folder)
       prepare_workdir(folder, fresh)
       with lock(folder):
         train_run(job, stop_requested, None)
@@ -70,7 +70,7 @@ def make_experiment(config: str | Mapping[str, Any], sections: Mapping[str, Any]
     old = dict(raw.get(name, {}))
     kept = old if fields.get("name", old.get("name")) == old.get("name") else {}
     raw[name] = kept | dict(fields)
-  return experiments.load(raw).replace(**built)
+  return experiments.build_experiment(raw).replace(**built)
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ from diffusion_jax.train_loop.compile import Compiled, cast_vote, compile_step
 from diffusion_jax.train_loop.ema_snapshots import Snapshots
 from diffusion_jax.train_loop.previews import is_due, make_show, make_up
 from diffusion_jax.train_loop.profiling import Span, Trace
-from diffusion_jax.train_loop.saving import explained, saved_on_failure, stop, took_last_step
-from diffusion_jax.train_loop.setup import Job, describe, print_plan, start
+from diffusion_jax.train_loop.saving import explained, saved_on_failure, stop_run, took_last_step
+from diffusion_jax.train_loop.setup import Job, describe_run_data, first_state, print_plan
 from diffusion_jax.training.logger import Logger
 from diffusion_jax.training.throughput import Meter
 from diffusion_jax.training.train_state import TrainState
@@ -27,7 +27,7 @@ Stop = Callable[[], str | None]  # the signal that requests a stop, if one has a
 def train_run(job: Job, stop_requested: Stop, span: Span | None) -> None:
   """Start or continue the run in its folder, which the caller has locked."""
   with watchdog.allow(watchdog.COMPILE_SEC):  # the others may still compile what starts the run
-    state, resumed = start(job)
+    state, resumed = first_state(job)
     parallel.tell_all(None)
   first = int(state.step)
   print_plan(job, f"resuming at step {first:,} of {job.num_steps:,}" if resumed else "a new run")
@@ -42,7 +42,7 @@ def train_run(job: Job, stop_requested: Stop, span: Span | None) -> None:
 def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | None) -> None:
   """Run the loop from the state's step to the last, and close everything that it opened."""
   config, first = job.experiment, int(state.step)
-  feed, meta, show = make_feed(job), describe(job), make_show(job)
+  feed, meta, show = make_feed(job), describe_run_data(job), make_show(job)
   with contextlib.ExitStack() as stack:
     keep = lambda opened: stack.enter_context(contextlib.closing(opened))  # noqa: E731
     args = (job.workdir, config.logging, first, job.num_steps, parallel.is_first())
@@ -83,7 +83,7 @@ def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | 
           if save and (last or signal or took_last_step(state)):
             saver.save(step, state, meta)
           if signal and not last:
-            stop(saver, step, signal)
+            stop_run(saver, step, signal)
       with meter.pause(), safely():
         show(logger, step, state, last)
     with safely():

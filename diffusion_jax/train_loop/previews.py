@@ -161,8 +161,8 @@ def measure_held_out(
     return [], {}
   size = job.experiment.eval.batch_size
   figures = evaluation.held_out(eval_step, *model, job.test, job.mesh, size)
-  lines = list(evaluation.summarize(figures, job.generative))
-  values = evaluation.flatten(figures)
+  lines = list(evaluation.summary_lines(figures, job.generative))
+  values = evaluation.as_scalars(figures)
   if (bits := baseline()) is not None:
     values["independent_pixels/bits_per_dim"] = bits
     lines.append(f"independent-pixel baseline {bits:.4f} bits/dim")

@@ -52,7 +52,7 @@ def took_last_step(state: TrainState) -> bool:
   return not int(state.num_skipped_in_a_row)
 
 
-def stop(saver: Checkpoints, step: int, signal: str) -> NoReturn:
+def stop_run(saver: Checkpoints, step: int, signal: str) -> NoReturn:
   """End the run when all saves are on disk."""
   saver.wait()
   raise StoppedEarly(f"{signal}: saved step {step:,}; the same command continues")

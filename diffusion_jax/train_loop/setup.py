@@ -57,7 +57,7 @@ class Job(NamedTuple):
     return self.experiment.training.num_steps
 
 
-def prepare(experiment: Experiment, workdir: Path) -> Job:
+def prepare_job(experiment: Experiment, workdir: Path) -> Job:
   """Check everything that can be checked before the run's folder is touched.
 
   Raises:
@@ -150,7 +150,7 @@ def check_same_everywhere(source: Source) -> None:
     )
 
 
-def start(job: Job) -> tuple[TrainState, bool]:
+def first_state(job: Job) -> tuple[TrainState, bool]:
   """Return the state from which to continue, and whether it comes from a checkpoint.
 
   Damaged checkpoints newer than the restored one are moved away.
@@ -171,7 +171,7 @@ def start(job: Job) -> tuple[TrainState, bool]:
   harmless = check_continues(job.workdir, experiment)
   foreign = functools.partial(of_another_run, experiment.to_dict())
   target = stored_target(shapes, layout)
-  restored = store.restore(job.checkpoints, target, foreign=foreign)
+  restored = store.restore_checkpoint(job.checkpoints, target, foreign=foreign)
   _check_same_data(job, restored.meta)
   if harmless:
     print(f"changed since the run began: {'; '.join(harmless)}")
@@ -210,7 +210,7 @@ def state_shapes(job: Job) -> TrainState:
   return jax.eval_shape(init, np.uint32(0))
 
 
-def describe(job: Job) -> dict[str, Any]:
+def describe_run_data(job: Job) -> dict[str, Any]:
   """Return the metadata saved with a state."""
   data = {
     "name": job.train.name,
@@ -242,7 +242,7 @@ def sampled_classes(job: Job) -> list[int]:
 
 
 def _check_same_data(job: Job, meta) -> None:
-  now = describe(job)["data"]
+  now = describe_run_data(job)["data"]
   check_same_data(job.workdir, meta["data"], now)
   if "latents" in now:
     check_same_data(job.workdir, meta["data"]["latents"], now["latents"])

@@ -105,7 +105,7 @@ DAMAGES = [flip_a_bit, truncate, empty, change_meta, lose_meta]
 
 
 def test_the_newest_state_comes_back_exactly(folder):
-  restored = store.restore(folder, target())
+  restored = store.restore_checkpoint(folder, target())
   assert restored.step == 30
   assert restored.meta["config"] == {"step": 30}
   assert restored.damaged == ()
@@ -142,7 +142,7 @@ def test_checkpoints_that_a_run_deletes_meanwhile_give_way_to_its_newest(
     return check(*args)
 
   monkeypatch.setattr(store, "_check", late)
-  restored = store.restore(folder, target())
+  restored = store.restore_checkpoint(folder, target())
   assert (restored.step, restored.damaged) == (40, ())
   assert same(restored.state, make_state(40))
   assert set(restored.meta["leaves"]) == set(named_leaves(make_state()))
@@ -151,7 +151,7 @@ def test_checkpoints_that_a_run_deletes_meanwhile_give_way_to_its_newest(
 def test_a_given_step_that_a_run_deletes_meanwhile_is_not_there(folder, newer, monkeypatch):
   monkeypatch.setattr(store, "_check", lambda *args: rotate(folder, newer) or args.missing)
   with pytest.raises(UserError, match=r"--step=20: no such checkpoint in .*; there are 40"):
-    store.restore(folder, target(), step=20)
+    store.restore_checkpoint(folder, target(), step=20)
 
 
 def test_a_description_that_a_run_deletes_meanwhile_gives_way_to_its_newest(
@@ -163,13 +163,13 @@ def test_a_description_that_a_run_deletes_meanwhile_gives_way_to_its_newest(
 
 
 def test_a_given_step_comes_back(folder):
-  assert same(store.restore(folder, target(), step=20).state, make_state(20))
+  assert same(store.restore_checkpoint(folder, target(), step=20).state, make_state(20))
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
 def test_damage_is_noticed_and_the_one_before_is_used(folder, damage):
   damage(folder / "30")
-  restored = store.restore(folder, target())
+  restored = store.restore_checkpoint(folder, target())
   assert restored.step == 20
   assert same(restored.state, make_state(20))
   assert [d.step for d in restored.damaged] == [30]
@@ -180,13 +180,13 @@ def test_damage_is_noticed_and_the_one_before_is_used(folder, damage):
 def test_a_damaged_step_that_was_asked_for_is_refused(folder, damage):
   damage(folder / "20")
   with pytest.raises(UserError, match=r"20: .*give another --step"):
-    store.restore(folder, target(), step=20)
+    store.restore_checkpoint(folder, target(), step=20)
 
 
 def test_a_damaged_step_that_was_asked_for_names_those_that_are_whole(folder):
   (folder / "20/meta/metadata").write_text("{")
   others = r"give another --step: the description of --step=10 or --step=30 can be read$"
-  for read in (lambda: store.restore(folder, target(), 20),
+  for read in (lambda: store.restore_checkpoint(folder, target(), 20),
                lambda: store.read_meta(folder, 20)):  # fmt: skip
     with pytest.raises(UserError, match=others):
       read()
@@ -200,33 +200,33 @@ def test_with_all_damaged_nothing_is_restored_or_moved(folder):
   for step in ("10", "20", "30"):
     flip_a_bit(folder / step)
   with pytest.raises(UserError, match="no checkpoint can be read"):
-    store.restore(folder, target())
+    store.restore_checkpoint(folder, target())
   assert store.saved_steps(folder) == [10, 20, 30]
 
 
 def test_an_empty_folder_of_a_step_is_passed_over(folder):
   (folder / "40").mkdir()
-  assert store.restore(folder, target()).step == 30
+  assert store.restore_checkpoint(folder, target()).step == 30
   assert store.read_meta(folder)["config"] == {"step": 30}
 
 
 def test_damaged_steps_are_moved_aside_and_can_be_saved_again(folder):
   flip_a_bit(folder / "30")
-  restored = store.restore(folder, target())
+  restored = store.restore_checkpoint(folder, target())
   (place,) = step_folders.quarantine(folder, restored.damaged)
   assert place.parent.name == "checkpoints_damaged"
   assert (place / "state").is_dir()
   saver = Checkpoints(folder, Checkpointing())
   saver.save(30, make_state(31), {})
   saver.close()
-  assert same(store.restore(folder, target()).state, make_state(31))
+  assert same(store.restore_checkpoint(folder, target()).state, make_state(31))
 
 
 def test_missing_checkpoints_and_steps_are_named(tmp_path, folder):
   with pytest.raises(UserError, match="holds no checkpoint; train first"):
-    store.restore(tmp_path / "nothing", target())
+    store.restore_checkpoint(tmp_path / "nothing", target())
   with pytest.raises(UserError, match=r"--step=25: .* there are 10, 20, 30"):
-    store.restore(folder, target(), step=25)
+    store.restore_checkpoint(folder, target(), step=25)
 
 
 def test_another_models_checkpoint_is_refused_by_the_first_leaf_that_differs(folder):
@@ -234,17 +234,17 @@ def test_another_models_checkpoint_is_refused_by_the_first_leaf_that_differs(fol
   with pytest.raises(
     UserError, match=r"params/kernel is float32\[64, 256\].*\[64, 128\].*another model"
   ):
-    store.restore(folder, target(wide))
+    store.restore_checkpoint(folder, target(wide))
   more = make_state()._replace(params={**make_state().params, "extra": jnp.zeros(2)})
   with pytest.raises(UserError, match="has no params/extra"):
-    store.restore(folder, target(more))
+    store.restore_checkpoint(folder, target(more))
   less = make_state()._replace(params={"bias": jnp.zeros(7)})
   with pytest.raises(UserError, match="also has params/kernel"):
-    store.restore(folder, target(less))
+    store.restore_checkpoint(folder, target(less))
 
 
 def test_a_part_of_the_state_can_be_restored_alone(folder):
-  restored = store.restore(folder, {"params": target().params})
+  restored = store.restore_checkpoint(folder, {"params": target().params})
   assert set(restored.state) == {"params"}
   assert same(restored.state["params"], make_state(30).params)
 
@@ -252,9 +252,9 @@ def test_a_part_of_the_state_can_be_restored_alone(folder):
 def test_damage_in_another_part_does_not_matter_to_a_partial_restore_but_its_own_does(folder):
   """The checksum of each leaf that is restored is checked, whatever file holds it."""
   flip_a_bit(folder / "30")
-  full = store.restore(folder, target())
+  full = store.restore_checkpoint(folder, target())
   hit = full.damaged[0].reason
-  part = store.restore(folder, {"params": target().params})
+  part = store.restore_checkpoint(folder, {"params": target().params})
   assert (part.step == 20) == ("params/" in hit)
 
 
@@ -265,7 +265,7 @@ def test_saved_on_eight_devices_restored_on_any(tmp_path, devices, fsdp):
   saver.save(1, saved, {})
   saver.close()
   mesh = create_mesh(MeshShape(-1, fsdp), jax.devices()[:devices])
-  restored = store.restore(tmp_path / "c", on(mesh, make_state())[1])
+  restored = store.restore_checkpoint(tmp_path / "c", on(mesh, make_state())[1])
   assert same(restored.state, make_state(3))
   kernel = restored.state.params["kernel"]
   assert len(kernel.sharding.device_set) == devices
@@ -304,13 +304,13 @@ def test_a_block_that_cannot_be_read_is_one_checkpoints_trouble(part, folder, mo
     return whole(place, *more)
 
   monkeypatch.setattr(store, part, read)
-  restored = store.restore(folder, target)
+  restored = store.restore_checkpoint(folder, target)
   assert restored.step == 20
   assert [(d.step, d.reason) for d in restored.damaged] == [(30, "[Errno 5] Input/output error")]
   for number in (errno.EMFILE, errno.ESTALE, errno.EACCES):  # of which the step is none the worse
     monkeypatch.setattr(store, part, functools.partial(read, number=number))
     with pytest.raises(OSError, match=os.strerror(number)):
-      store.restore(folder, target)
+      store.restore_checkpoint(folder, target)
 
 
 def test_a_description_on_a_mount_that_has_gone_is_not_passed_over(folder, monkeypatch):
@@ -334,7 +334,7 @@ def test_a_file_larger_than_the_limit_is_found_in_what_orbax_raises(tmp_path):
     saver.save(2, {"w": jnp.asarray(normal(0, 256, 256))}, {})
     with pytest.raises(CheckpointError) as caught:
       saver.wait()
-  line = store.explain(caught.value)
+  line = store.explain_failed_save(caught.value)
   assert line.startswith(f"saving 262.1 kB failed: File too large: {tmp_path}/c (")
   assert line.endswith("; step 1 is whole there")
   saver.begin_anew()  # what was written is deleted, and it can be tried again
@@ -353,7 +353,7 @@ RESTORE = """
   def main(argv):
     shape = {"w": [jax.ShapeDtypeStruct((400, 100), "float32")] * 50}
     layout = sharding.state_shardings(sharding.create_mesh(sharding.MeshShape()), shape)
-    restored = store.restore(Path(argv[0]), sharding.as_target(shape, layout))
+    restored = store.restore_checkpoint(Path(argv[0]), sharding.as_target(shape, layout))
     print(restored.step, *restored.damaged, flush=True)
 
   command_line.run_main(main)
@@ -427,7 +427,7 @@ def whole_steps(folder):
 
 def is_whole(folder, step):
   try:
-    store.restore(folder, target(), step=step)
+    store.restore_checkpoint(folder, target(), step=step)
   except UserError:
     return False
   return True
@@ -437,7 +437,7 @@ def test_a_step_that_is_there_is_left_alone(folder):
   saver = Checkpoints(folder, Checkpointing())
   saver.save(30, make_state(99), {})
   saver.close()
-  assert same(store.restore(folder, target()).state, make_state(30))
+  assert same(store.restore_checkpoint(folder, target()).state, make_state(30))
 
 
 def test_an_older_step_than_the_newest_is_an_error(folder):
@@ -464,7 +464,7 @@ def test_a_failed_background_save_is_raised(tmp_path, monkeypatch):
 SAVER = """
   import jax, sys
   from pathlib import Path
-  from diffusion_jax.checkpoint import Checkpointing, Checkpoints
+  from diffusion_jax.checkpoints.store import Checkpointing, Checkpoints
   saver = Checkpoints(Path(sys.argv[1]), Checkpointing(keep_last=2))
   for step in range(1, 10_000):
     saver.save(step, {"w": jax.numpy.full((400, 1000), step, "float32")}, {"step": step})
@@ -485,7 +485,7 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path, after):
   process.wait()
   shape = {"w": jax.ShapeDtypeStruct((400, 1000), jnp.float32)}
   layout = sharding.state_shardings(create_mesh(MeshShape()), shape)
-  restored = store.restore(tmp_path / "c", sharding.as_target(shape, layout))
+  restored = store.restore_checkpoint(tmp_path / "c", sharding.as_target(shape, layout))
   assert restored.step >= after - 1
   assert (restored.state["w"] == restored.step).all()
   assert restored.meta["step"] == restored.step

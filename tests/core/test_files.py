@@ -227,7 +227,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_half_one(tmp_path):
   (tmp_path / "a").write_text("old")
 
   def fail():
-    with files.replacing(tmp_path / "a") as file:
+    with files.atomic_write(tmp_path / "a") as file:
       file.write(b"half")
       raise KeyboardInterrupt
 

@@ -41,7 +41,7 @@ READERS = {
   "arrays": lambda path: Arrays(path=str(path)).load("train"),
   "arrays' test split": lambda path: Arrays(path=str(path)).has_split("test"),
   "--samples": lambda path: load_pictures(path, "--samples"),
-  "--reference": reference.load,
+  "--reference": reference.load_statistics,
   "--features": load_domain,
 }
 
@@ -124,5 +124,5 @@ def test_two_sets_of_images_are_refused_and_others_are_said(tmp_path):
 
 def test_only_what_is_wanted_is_read(tmp_path):
   write(tmp_path / "a.npz", "objects")
-  found = npz.read(tmp_path / "a.npz", "--x=a.npz", lambda name: name == "labels")
+  found = npz.read_npz(tmp_path / "a.npz", "--x=a.npz", lambda name: name == "labels")
   assert list(found) == ["labels"]

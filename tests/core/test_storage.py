@@ -63,7 +63,7 @@ WRAPS = [lambda e: e, from_cause, from_context, in_group, in_text, in_words]
 @pytest.mark.parametrize("number", storage.ADVICE)
 def test_each_error_is_found_in_whatever_wraps_it(wrap, number, tmp_path):
   path = tmp_path / "not" / "there"
-  line = storage.explain(wrap(OSError(number, os.strerror(number), str(path))))
+  line = storage.explain_storage(wrap(OSError(number, os.strerror(number), str(path))))
   assert line.startswith(f"{os.strerror(number)}: {path}")
   assert " free" in line
   assert storage.ADVICE[number] in line
@@ -79,13 +79,13 @@ def test_other_errors_are_not_taken_for_it():
       raise ValueError("its text is wrong") from None
 
   for error in (ValueError("a bug"), raised(hidden), FileNotFoundError(2, "no", "/x"), UserError()):
-    assert storage.explain(error) is None
+    assert storage.explain_storage(error) is None
 
 
 def test_an_error_that_names_itself_as_its_cause_ends_the_search():
   error = ValueError("round and round")
   error.__cause__ = error
-  assert storage.explain(error) is None
+  assert storage.explain_storage(error) is None
 
 
 def test_numpys_short_write_is_a_full_disk():
@@ -95,7 +95,7 @@ def test_numpys_short_write_is_a_full_disk():
 def test_room_and_files_are_those_of_the_file_system(tmp_path, monkeypatch):
   full = types.SimpleNamespace(f_bavail=3, f_blocks=2_000_000, f_frsize=1000, f_files=9, f_favail=0)
   monkeypatch.setattr(os, "statvfs", lambda path: full)
-  line = storage.explain(OSError(errno.ENOSPC, "No space", str(tmp_path)))
+  line = storage.explain_storage(OSError(errno.ENOSPC, "No space", str(tmp_path)))
   assert f"{tmp_path} (3.0 kB of 2.0 GB free, and no more files fit); free space there" in line
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from diffusion_jax.data import Arrays, Digits, Latents, TrainStream, fingerprint, full_pass
-from diffusion_jax.data.latents import Encoded, write
+from diffusion_jax.data.latents import Encoded, write_latents
 from diffusion_jax.data.progress import (
-  check_out,
-  left_over,
+  check_latents_out,
+  left_encoding,
   part_folder,
   read_progress,
   write_progress,
@@ -51,7 +51,7 @@ def encoded(**changes):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
   out = tmp_path_factory.mktemp("latents") / "digits"
-  return out, write(out, encoded())
+  return out, write_latents(out, encoded())
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_times_the_scale_the_draws_have_unit_deviation(made):
 
 
 def test_encoding_again_gives_the_same_bytes(made, tmp_path):
-  write(tmp_path / "again", encoded())
+  write_latents(tmp_path / "again", encoded())
   for file in made[0].iterdir():
     assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
@@ -188,7 +188,7 @@ def test_images_that_have_moved_are_found_by_data_dir(tmp_path):
   np.savez(tmp_path / "a.npz", train_images=images)
   section = {"name": "arrays", "path": str(tmp_path / "a.npz"), "num_levels": 17, "flip": False}
   source = Arrays(section["path"], 17).load("train")
-  write(tmp_path / "out", encoded(sources={"train": source}, image_source=section))
+  write_latents(tmp_path / "out", encoded(sources={"train": source}, image_source=section))
   (tmp_path / "a.npz").rename(tmp_path / "b.npz")
   assert "no such file" in line(lambda: Latents(str(tmp_path / "out")).load("train"))
   moved = Latents(str(tmp_path / "out"), str(tmp_path / "b.npz"))
@@ -201,19 +201,19 @@ def test_data_dir_is_refused_where_the_images_have_no_files(made):
 
 
 def test_a_folder_with_something_in_it_is_kept(made, tmp_path):
-  assert "is there already" in line(lambda: check_out(made[0]))
+  assert "is there already" in line(lambda: check_latents_out(made[0]))
   (tmp_path / "file").touch()
-  assert "is there already" in line(lambda: check_out(tmp_path / "file"))
-  assert "cannot be written" in line(lambda: check_out(tmp_path / "file" / "below"))
+  assert "is there already" in line(lambda: check_latents_out(tmp_path / "file"))
+  assert "cannot be written" in line(lambda: check_latents_out(tmp_path / "file" / "below"))
 
 
 @pytest.mark.parametrize("is_link", [False, True])
 def test_what_lies_in_the_way_of_the_part_is_one_line(made, tmp_path, is_link):
   part = part_folder(tmp_path / "out")
   part.symlink_to(made[0]) if is_link else part.touch()
-  assert "out.part is in the way; delete it" in line(lambda: check_out(tmp_path / "out"))
+  assert "out.part is in the way; delete it" in line(lambda: check_latents_out(tmp_path / "out"))
   part.unlink()
-  check_out(tmp_path / "out")
+  check_latents_out(tmp_path / "out")
 
 
 def test_what_fails_midway_leaves_nothing(tmp_path):
@@ -222,7 +222,7 @@ def test_what_fails_midway_leaves_nothing(tmp_path):
     raise RuntimeError
 
   with pytest.raises(RuntimeError):
-    write(tmp_path / "out", encoded(encode=broken))
+    write_latents(tmp_path / "out", encoded(encode=broken))
   assert list(tmp_path.iterdir()) == []
 
 
@@ -231,7 +231,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
   victim.mkdir()
   (victim / "train.npy").write_text("precious")
   (tmp_path / ".out.part").symlink_to(victim)
-  write(tmp_path / "out", encoded())
+  write_latents(tmp_path / "out", encoded())
   assert [(p.name, p.read_text()) for p in victim.iterdir()] == [("train.npy", "precious")]
   assert not (tmp_path / "out").is_symlink()
   assert not (tmp_path / ".out.part").is_symlink()
@@ -254,7 +254,7 @@ def test_cut_off_anywhere_it_goes_on_to_the_same_folder(made, tmp_path, capsys):
 
   for _ in range(4):
     with contextlib.suppress(Stopped):
-      write(tmp_path / "out", encoded(encode=cut), stopped=Stopped)
+      write_latents(tmp_path / "out", encoded(encode=cut), stopped=Stopped)
   assert len(set(begun)) == 6 + 2  # batches of the training and of the test split
   assert len(begun) == 8 + 3  # each cut costs the batch that it came in
   for file in made[0].iterdir():
@@ -270,10 +270,10 @@ def test_an_encoding_of_other_weights_is_not_gone_on_with(made, tmp_path, capsys
     raise Stopped
 
   with pytest.raises(Stopped):
-    write(tmp_path / "out", encoded(encode=cut), stopped=Stopped)
-  assert left_over(tmp_path / "out", {}) == {"step": 3}
+    write_latents(tmp_path / "out", encoded(encode=cut), stopped=Stopped)
+  assert left_encoding(tmp_path / "out", {}) == {"step": 3}
   other = encoded(weights=np.arange(1, 6, dtype=np.float32))
-  write(tmp_path / "out", other)
+  write_latents(tmp_path / "out", other)
   assert "made from other weights or images: starting over" in capsys.readouterr().out
   for name in ("train.npy", "test.npy", "test_labels.npy"):
     assert (tmp_path / "out" / name).read_bytes() == (made[0] / name).read_bytes()
@@ -287,12 +287,12 @@ def test_another_command_neither_goes_on_with_a_part_nor_deletes_it(tmp_path, fi
 
   asked, out = {"step": first, "ema": None}, tmp_path / "out"
   with pytest.raises(Stopped):
-    write(out, encoded(encode=cut, asked=asked), stopped=Stopped)
-  said = line(lambda: left_over(out, {**asked, "step": second}))
+    write_latents(out, encoded(encode=cut, asked=asked), stopped=Stopped)
+  said = line(lambda: left_encoding(out, {**asked, "step": second}))
   assert f"of other latents there (step: {first} -> {second}); repeat that command" in said
-  assert left_over(out, asked) == {"step": 3}
+  assert left_encoding(out, asked) == {"step": 3}
   write_progress(part_folder(out), read_progress(part_folder(out))["facts"], {})
-  assert left_over(out, {**asked, "step": second}) is None  # nothing would be lost
+  assert left_encoding(out, {**asked, "step": second}) is None  # nothing would be lost
 
 
 def test_latents_that_are_not_finite_are_refused(tmp_path):
@@ -300,7 +300,7 @@ def test_latents_that_are_not_finite_are_refused(tmp_path):
     for stats, labels in encode(source):
       yield np.full_like(stats, np.inf), labels
 
-  assert "not finite" in line(lambda: write(tmp_path / "out", encoded(encode=infinite)))
+  assert "not finite" in line(lambda: write_latents(tmp_path / "out", encoded(encode=infinite)))
   assert list(tmp_path.iterdir()) == []
 
 

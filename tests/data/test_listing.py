@@ -218,7 +218,7 @@ class TestAbout:
   def test_shards_keep_the_number_of_each_class(self, tmp_path):
     for name in ("a/1.png", "a/2.png", "b/1.png"):
       save(tmp_path / "in" / name)
-    shards.write(shards.Task(tmp_path / "in", tmp_path / "out", num_shards=1))
+    shards.write_shards(shards.Task(tmp_path / "in", tmp_path / "out", num_shards=1))
     source = Records(path=str(tmp_path / "out"), max_ram_gib=0.0).load("train")
     assert (source.about.classes, source.about.counts) == (["a", "b"], [2, 1])
 
@@ -232,7 +232,7 @@ def test_transparent_pictures_are_counted(suffix, tmp_path, capsys):
   for source in (Folder(path=f"{tmp_path}/in").load("train"), load_pictures(tmp_path / "in", "-s")):
     assert note in source.about.notes
   capsys.readouterr()
-  shards.write(shards.Task(tmp_path / "in", tmp_path / "out", num_shards=1))
+  shards.write_shards(shards.Task(tmp_path / "in", tmp_path / "out", num_shards=1))
   assert note in capsys.readouterr().out
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from diffusion_jax.data import Folder
 from diffusion_jax.data.listing import in_natural_order
 from diffusion_jax.data.pictures import load_pictures
-from diffusion_jax.data.shards import Task, list_pictures, write
+from diffusion_jax.data.shards import Task, list_pictures, write_shards
 from diffusion_jax.types import UserError
 
 ORIENTATION = 274
@@ -52,7 +52,7 @@ def test_prepared_records_are_upright_too(tmp_path):
 
   for name in ("a.png", "b.png"):
     write_turned(tmp_path / "in" / name, 6)
-  write(Task(tmp_path / "in", tmp_path / "out", "train", 4, 3, 1))
+  write_shards(Task(tmp_path / "in", tmp_path / "out", "train", 4, 3, 1))
   images = everything(Records(path=str(tmp_path / "out")).load("train"))
   exact = everything(Folder(path=str(tmp_path / "in"), image_size=4).load("train"))
   np.testing.assert_array_equal(images, exact)
@@ -64,7 +64,7 @@ def test_records_of_the_files_own_bytes_are_turned_when_they_are_read(tmp_path):
 
   for name in ("a.png", "b.png"):
     write_turned(tmp_path / "in" / name, 6)
-  write(Task(tmp_path / "in", tmp_path / "out", num_shards=1))
+  write_shards(Task(tmp_path / "in", tmp_path / "out", num_shards=1))
   images = everything(Records(path=str(tmp_path / "out")).load("train"))
   np.testing.assert_array_equal(images, np.stack([UPRIGHT, UPRIGHT]))
 

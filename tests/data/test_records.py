@@ -64,7 +64,7 @@ def pictures(tmp_path):
 def prepared(tmp_path_factory):
   """Four shards of train, with their description."""
   root = tmp_path_factory.mktemp("prepared")
-  shards.write(Task(save_pictures(root / "pictures"), root / "out", num_shards=4))
+  shards.write_shards(Task(save_pictures(root / "pictures"), root / "out", num_shards=4))
   return root / "out"
 
 
@@ -199,10 +199,10 @@ def renamed(features, names):
 class TestSplits:
   def test_a_test_split_in_the_same_folder_is_found(self, pictures, tmp_path):
     test = save_pictures(tmp_path / "test", IMAGES[10:20:3], LABELS[10:20:3])  # has no ant
-    shards.write(Task(pictures, tmp_path / "out"))
+    shards.write_shards(Task(pictures, tmp_path / "out"))
     data = Records(path=str(tmp_path / "out"))
     assert not data.has_split("test")
-    shards.write(Task(test, tmp_path / "out", split="test"))
+    shards.write_shards(Task(test, tmp_path / "out", split="test"))
     assert data.has_split("test")
     source = data.load("test")
     assert source.spec.num_classes == 3
@@ -218,7 +218,7 @@ class TestSplits:
 
   def test_a_test_path_with_other_classes_is_refused(self, prepared, tmp_path):
     test = save_pictures(tmp_path / "test", IMAGES[8:], LABELS[8:])
-    shards.write(Task(test, tmp_path / "out", split="test"))
+    shards.write_shards(Task(test, tmp_path / "out", split="test"))
     data = Records(path=str(prepared), test_path=str(tmp_path / "out"))
     with pytest.raises(UserError, match=r"other classes than path \(ant\); prepare both"):
       data.load("test")
@@ -344,14 +344,14 @@ class TestWhatIsWrong:
 
 class TestWriting:
   def test_resizing_is_the_folders_own(self, pictures, tmp_path):
-    file = shards.write(Task(pictures, tmp_path / "out", image_size=5, num_shards=3))
+    file = shards.write_shards(Task(pictures, tmp_path / "out", image_size=5, num_shards=3))
     theirs = everything(Folder(path=str(pictures), image_size=5).load("train"))
     assert as_set(*everything(Records(path=str(file.parent)).load("train"))) == as_set(*theirs)
     assert read_description(file)[:5] == (24, 3, CLASSES, 5, 3)
 
   def test_without_a_size_the_files_own_bytes_are_kept(self, tmp_path):
     root = save_pictures(tmp_path / "pictures", suffix=".jpg")
-    shards.write(Task(root, tmp_path / "out", num_shards=2))
+    shards.write_shards(Task(root, tmp_path / "out", num_shards=2))
     records = Shards(sorted((tmp_path / "out").glob("*.array_record")))
     kept = {parse_example(records[i])["image"].bytes_list.value[0] for i in range(24)}
     assert kept == {p.read_bytes() for p in root.rglob("*.jpg")}
@@ -361,7 +361,7 @@ class TestWriting:
     grey.mkdir()
     for i, image in enumerate(IMAGES):
       Image.fromarray(image[:, :, 0]).save(grey / f"{i}.png")
-    shards.write(Task(grey, tmp_path / "out", image_size=6, channels=1))
+    shards.write_shards(Task(grey, tmp_path / "out", image_size=6, channels=1))
     source = Records(path=str(tmp_path / "out")).load("train")
     assert source.spec == ImageSpec(6, 6, 1, 256, 0)
     record = Shards(sorted((tmp_path / "out").glob("*.array_record")))[0]
@@ -370,7 +370,7 @@ class TestWriting:
   def test_the_number_of_shards_follows_from_the_bytes(self, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_BYTES", 1000)
     total = sum(len(serialize_example(p.read_bytes(), 0)) for p in pictures.rglob("*.png"))
-    file = shards.write(Task(pictures, tmp_path / "out"))
+    file = shards.write_shards(Task(pictures, tmp_path / "out"))
     assert abs(read_description(file).num_shards - total / 1000) < 1
     sizes = [len(Shards([f])) for f in sorted(file.parent.glob("*.array_record"))]
     assert max(sizes) - min(sizes) <= 1
@@ -385,7 +385,7 @@ class TestWriting:
     whole = bad.read_bytes()
     bad.write_bytes(whole[:-70])
     with pytest.raises(UserError, match=f"1 of 24 .* read: {place_name} .*same command again"):
-      shards.write(task)
+      shards.write_shards(task)
     assert {p.name for p in out.glob("*.array_record")} == {
       f"train-0000{i}-of-00004.array_record" for i in (0, 1)
     }
@@ -393,18 +393,18 @@ class TestWriting:
       Records(path=str(out)).load("train")
     times = {p: p.stat().st_mtime_ns for p in out.glob("*.array_record")}
     bad.write_bytes(whole)
-    shards.write(task)
+    shards.write_shards(task)
     assert {p: p.stat().st_mtime_ns for p in times} == times
     assert contents(out) == contents(prepared)
     before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
-    shards.write(task)  # nothing is left to do
+    shards.write_shards(task)  # nothing is left to do
     assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
 
   def test_an_interruption_before_the_first_shard_is_said(self, pictures, tmp_path):
     for file in pictures.rglob("*.png"):
       file.write_bytes(file.read_bytes()[:-70])
     with pytest.raises(UserError, match="24 of 24 pictures cannot be read"):
-      shards.write(Task(pictures, tmp_path / "out", num_shards=4))
+      shards.write_shards(Task(pictures, tmp_path / "out", num_shards=4))
     with pytest.raises(UserError, match=r"train has not ended; .* start the same prepare command"):
       Records(path=str(tmp_path / "out")).load("train")
 
@@ -415,7 +415,7 @@ class TestWriting:
       from diffusion_jax.data import shards
       make = shards._record
       shards._record = lambda *args: (time.sleep(0.1), make(*args))[1]
-      shards.write(shards.Task(pathlib.Path({str(pictures)!r}), pathlib.Path({str(out)!r}),
+      shards.write_shards(shards.Task(pathlib.Path({str(pictures)!r}), pathlib.Path({str(out)!r}),
                                num_shards=4))
     """)
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
@@ -428,7 +428,7 @@ class TestWriting:
     assert 1 <= len(found) < 4
     assert not (out / "train.shards.json").exists()
     assert all(f.read_bytes() == (prepared / f.name).read_bytes() for f in found)
-    shards.write(Task(pictures, out, num_shards=4))
+    shards.write_shards(Task(pictures, out, num_shards=4))
     assert contents(out) == contents(prepared)
 
   @pytest.mark.parametrize(
@@ -441,26 +441,26 @@ class TestWriting:
   )
   def test_shards_of_another_command_are_not_mixed_in(self, pictures, prepared, change, message):
     with pytest.raises(UserError, match=message):
-      shards.write(Task(pictures, prepared)._replace(**change))
+      shards.write_shards(Task(pictures, prepared)._replace(**change))
 
   def test_other_pictures_are_not_mixed_in(self, pictures, prepared):
-    shards.write(Task(pictures, prepared))  # the same names: it is done
+    shards.write_shards(Task(pictures, prepared))  # the same names: it is done
     (pictures / "ant" / "000.png").rename(pictures / "ant" / "new.png")
     with pytest.raises(UserError, match=r"made otherwise \(pictures_sha256 differs\)"):
-      shards.write(Task(pictures, prepared))
+      shards.write_shards(Task(pictures, prepared))
 
   def test_a_second_split_must_have_the_firsts_classes(self, pictures, prepared):
     (pictures / "ant").rename(pictures / "dog")
     with pytest.raises(UserError, match=r"pictures has dog, unlike .*train\.shards\.json"):
-      shards.write(Task(pictures, prepared, split="test"))
+      shards.write_shards(Task(pictures, prepared, split="test"))
 
   def test_two_at_once_are_refused(self, pictures, prepared):
     handle = os.open(prepared, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     with pytest.raises(UserError, match="another preparation is writing there"):
-      shards.write(Task(pictures, prepared))
+      shards.write_shards(Task(pictures, prepared))
     os.close(handle)
-    shards.write(Task(pictures, prepared))
+    shards.write_shards(Task(pictures, prepared))
 
   def test_folders_that_do_not_serve(self, pictures, tmp_path):
     (tmp_path / "empty").mkdir()
@@ -475,10 +475,10 @@ class TestWriting:
     ]
     for task, message in cases:
       with pytest.raises(UserError, match=message):
-        shards.write(task)
+        shards.write_shards(task)
     Image.fromarray(IMAGES[0]).save(pictures / "stray.png")
     with pytest.raises(UserError, match=r"holds classes \(ant, ...\) and stray.png; move it"):
-      shards.write(Task(pictures, tmp_path / "out"))
+      shards.write_shards(Task(pictures, tmp_path / "out"))
 
   def test_tfds_is_imported_before_threads_start(self, pictures, tmp_path):
     """While it is, other threads' imports fail, Pillow's of its formats among them."""
@@ -494,7 +494,8 @@ class TestWriting:
       threads = []
       sys.meta_path.insert(0, Watch())
       if sys.argv[1] == "write":
-        shards.write(shards.Task(pathlib.Path({str(pictures)!r}), pathlib.Path({str(tmp_path)!r})))
+        pictures, out = pathlib.Path({str(pictures)!r}), pathlib.Path({str(tmp_path)!r})
+        shards.write_shards(shards.Task(pictures, out))
       else:
         Records(path={str(tmp_path)!r}, image_size=4).load("train")
       print("in the main thread:", threads)
@@ -509,7 +510,8 @@ class TestWriting:
       import pathlib, resource
       from diffusion_jax.data import shards
       resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-      shards.write(shards.Task(pathlib.Path({str(pictures)!r}), pathlib.Path({str(tmp_path)!r})))
+      pictures, out = pathlib.Path({str(pictures)!r}), pathlib.Path({str(tmp_path)!r})
+      shards.write_shards(shards.Task(pictures, out))
     """)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "UserError" in done.stderr
@@ -525,11 +527,11 @@ class TestHowMany:
     monkeypatch.setattr(shards, "MAX_SHARDS", limit)
     words = f"--shards={num}: must be at most {min(24, limit)}, for 24 pictures; leave it out"
     with pytest.raises(UserError, match=words):
-      shards.write(Task(pictures, tmp_path / "out", num_shards=num))
+      shards.write_shards(Task(pictures, tmp_path / "out", num_shards=num))
     assert not (tmp_path / "out").exists()
 
   def test_as_many_as_pictures_are_written(self, pictures, tmp_path):
-    shards.write(Task(pictures, tmp_path / "out", num_shards=24))
+    shards.write_shards(Task(pictures, tmp_path / "out", num_shards=24))
     assert len(Records(path=str(tmp_path / "out")).load("train")) == 24
 
   def test_no_shard_is_written_through_a_link(self, pictures, tmp_path):
@@ -538,7 +540,7 @@ class TestHowMany:
     out.mkdir()
     (out / "train-00000-of-00001.array_record.part").symlink_to(victim)
     (out / "train-00000-of-00001.array_record").symlink_to(tmp_path / "nowhere")
-    shards.write(Task(pictures, out, num_shards=1))
+    shards.write_shards(Task(pictures, out, num_shards=1))
     assert victim.read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()
     assert len(Records(path=str(out)).load("train")) == 24

@@ -274,10 +274,10 @@ def test_a_set_that_is_prepared_needs_no_archives(tmp_path, checksums_of, monkey
   checksums_of("mnist", contents)
   urls = lambda url, timeout: Answer(contents[url.rsplit("/", 1)[1]])  # noqa: E731
   monkeypatch.setattr(standard.urllib.request, "urlopen", urls)
-  folder = standard.prepare("mnist", tmp_path)
+  folder = standard.prepare_standard("mnist", tmp_path)
   shutil.rmtree(tmp_path / "downloads")
   monkeypatch.setattr(standard.urllib.request, "urlopen", None)
-  assert standard.prepare("mnist", tmp_path) == folder
+  assert standard.prepare_standard("mnist", tmp_path) == folder
 
 
 def test_class_names_are_kept(tmp_path, checksums_of):
@@ -285,7 +285,7 @@ def test_class_names_are_kept(tmp_path, checksums_of):
   checksums_of("cifar10", contents)
   (tmp_path / "downloads" / "cifar10").mkdir(parents=True)
   (tmp_path / "downloads" / "cifar10" / "cifar-10-binary.tar.gz").write_bytes(*contents.values())
-  folder = standard.prepare("cifar10", tmp_path)
+  folder = standard.prepare_standard("cifar10", tmp_path)
   assert tfds.builder_from_directory(str(folder)).info.features["label"].names == CLASSES
 
 
@@ -303,7 +303,7 @@ def test_archives_are_downloaded_checked_and_kept(tmp_path, checksums_of, monkey
     return Answer(contents[url.rsplit("/", 1)[1]])
 
   monkeypatch.setattr(standard.urllib.request, "urlopen", urlopen)
-  standard.prepare("mnist", tmp_path)
+  standard.prepare_standard("mnist", tmp_path)
   assert len(asked) == 4
   kept = {p.name: p.read_bytes() for p in (tmp_path / "downloads" / "mnist").iterdir()}
   assert kept == contents
@@ -320,8 +320,8 @@ def test_a_download_that_breaks_off_can_be_repeated(tmp_path, checksums_of, monk
   answers = [Broken(b""), Answer(*contents.values())]
   monkeypatch.setattr(standard.urllib.request, "urlopen", lambda url, timeout: answers.pop(0))
   with pytest.raises(UserError, match=r"cannot download https?://.*timed out.*put that file at"):
-    standard.prepare("cifar10", tmp_path)
-  standard.prepare("cifar10", tmp_path)
+    standard.prepare_standard("cifar10", tmp_path)
+  standard.prepare_standard("cifar10", tmp_path)
 
 
 def test_a_wrong_checksum_is_refused(tmp_path, checksums_of, monkeypatch):
@@ -333,7 +333,7 @@ def test_a_wrong_checksum_is_refused(tmp_path, checksums_of, monkeypatch):
   with pytest.raises(
     UserError, match=r"has SHA-256 [0-9a-f]{64}, expected [0-9a-f]{64}; delete it"
   ):
-    standard.prepare("cifar10", tmp_path)
+    standard.prepare_standard("cifar10", tmp_path)
   assert not (tmp_path / "cifar10").exists()
 
 

@@ -75,7 +75,7 @@ THREE = r"3 of 6 pictures cannot be read: a/3\.png \(.+\), b/4\.bmp \(.+\), b/5\
     lambda root, out: Folder(path=str(root)).load("train"),
     lambda root, out: Folder(path=str(root), max_ram_gib=0.0).load("train"),
     lambda root, out: Folder(path=str(root), test_fraction=0.5).load("test"),
-    lambda root, out: shards.write(shards.Task(root, out)),
+    lambda root, out: shards.write_shards(shards.Task(root, out)),
     lambda root, out: load_pictures(root, "--samples"),
   ],
 )
@@ -225,7 +225,7 @@ class TestSkip:
     damage_without_a_trace(mixed / "b/2.png", reading)
     with pytest.raises(UserError, match=r"b/2\.png .* start the same command again"):
       content.read(2)
-    assert shards.write(task).exists()
+    assert shards.write_shards(task).exists()
 
   def test_a_copy_elsewhere_is_looked_through_by_itself(self, mixed, tmp_path, cache):
     """Of equal names, sizes and times of change, as cp -a leaves them."""

@@ -38,7 +38,7 @@ def run(tmp_path, noise, num=37, repeats=2, devices=8, batch_size=16):
   estimate = bits_per_dim.make_estimate(generative(noise), "mine")
   mesh = sharding.create_mesh(sharding.MeshShape(), jax.devices()[:devices])
   told = []
-  values = bits_per_dim.run(
+  values = bits_per_dim.estimate_split(
     estimate, jnp.float32(2.0), source(num)[0], mesh, Chunks(tmp_path, {}), batch_size, repeats, 5,
     lambda done, of: told.append((done, of)),
   )  # fmt: skip
@@ -74,7 +74,7 @@ def test_the_errors_separate_images_from_draws():
 
 
 def test_one_repeat_gives_the_sum_of_the_errors_alone():
-  summary = bits_per_dim.summarize({"bits_per_dim": np.array([[1.0, 3.0]])})
+  summary = bits_per_dim.summarize_estimates({"bits_per_dim": np.array([[1.0, 3.0]])})
   assert summary["standard_error"] == pytest.approx(1.0)
   assert summary["standard_error_monte_carlo"] is None
   assert summary["standard_error_images"] is None
@@ -82,7 +82,7 @@ def test_one_repeat_gives_the_sum_of_the_errors_alone():
 
 def test_terms_and_curves_are_means(tmp_path):
   values = run(tmp_path, noise=1.0)
-  summary = bits_per_dim.summarize(values)
+  summary = bits_per_dim.summarize_estimates(values)
   assert summary["num_images"] == 37
   assert summary["terms"]["pixel"]["mean"] == pytest.approx(source(37)[1].mean())
   np.testing.assert_allclose(

@@ -77,7 +77,7 @@ def test_features_of_a_set_and_statistics_decide(tmp_path):
   assert [side.spec.shape for side in sides] == [(4, 4, 1)] * 2
   coloured, _ = match_channels(source(COLOUR), grey, extractor(), Against(path=tmp_path))
   with pytest.raises(UserError, match="the reference differs in resolution"):
-    reference.check(grey, extractor(), coloured.spec.shape)
+    reference.check_reference(grey, extractor(), coloured.spec.shape)
 
 
 def test_folders_of_both_kinds_agree(tmp_path):

@@ -71,7 +71,7 @@ def test_the_stamp_says_what_it_is(found):
 
 def test_a_file_gives_back_what_was_saved(found, tmp_path):
   reference.save(tmp_path / "a.npz", found)
-  again = reference.load(tmp_path / "a.npz")
+  again = reference.load_statistics(tmp_path / "a.npz")
   assert again.stamp == found.stamp
   for name in ("total", "outer"):
     np.testing.assert_array_equal(getattr(again.pool, name), getattr(found.pool, name))
@@ -84,9 +84,9 @@ def test_a_truncated_file_is_refused(found, tmp_path):
   data = (tmp_path / "a.npz").read_bytes()
   (tmp_path / "a.npz").write_bytes(data[: len(data) // 2])
   with pytest.raises(UserError, match="is damaged or cut short; make them again"):
-    reference.load(tmp_path / "a.npz")
+    reference.load_statistics(tmp_path / "a.npz")
   with pytest.raises(UserError, match="no such file"):
-    reference.load(tmp_path / "none.npz")
+    reference.load_statistics(tmp_path / "none.npz")
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_a_truncated_file_is_refused(found, tmp_path):
   ],
 )
 def test_a_mismatch_is_refused_with_both_stamps(found, extractor, resolution, word):
-  reference.check(found, make()[0], (4, 4, 1))
+  reference.check_reference(found, make()[0], (4, 4, 1))
   with pytest.raises(UserError) as error:
-    reference.check(found, extractor, resolution)
+    reference.check_reference(found, extractor, resolution)
   assert f"the reference differs in {word}" in str(error.value)
   assert '"ab"' in str(error.value)
   assert f'"{extractor.stamp["sha256"]}"' in str(error.value)

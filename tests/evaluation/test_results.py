@@ -10,7 +10,7 @@ from diffusion_jax.core.config import parse_override
 from diffusion_jax.evaluation import results
 from diffusion_jax.evaluation.context import Bench, Setting
 from diffusion_jax.evaluation.measure import Subject
-from diffusion_jax.evaluation.results import Difference, compare
+from diffusion_jax.evaluation.results import Difference, compare_metrics
 from diffusion_jax.inference.restore import Average
 from diffusion_jax.metrics import create_metrics
 from diffusion_jax.runs.stored import load_experiment
@@ -59,7 +59,7 @@ def at_the_root(monkeypatch, root):
 
 def test_the_same_settings_lose_nothing_and_ask_for_nothing_more():
   bench = bench_of(sweep=[{"sampler.steps": "3"}])
-  assert compare(metrics_of(bench), bench, checkpoint("w")) == Difference([], False)
+  assert compare_metrics(metrics_of(bench), bench, checkpoint("w")) == Difference([], False)
 
 
 @pytest.mark.parametrize(
@@ -89,23 +89,23 @@ def test_what_would_be_replaced_is_named(change, lost):
   before = metrics_of(bench_of(sweep=sweep))
   change = {"sweep": sweep, **change}
   bench = bench_of(*change.pop("overrides", ()), **change)
-  assert compare(before, bench).lost == [lost]
+  assert compare_metrics(before, bench).lost == [lost]
 
 
 def test_other_weights_and_other_versions_are_named():
   bench = bench_of()
   found = metrics_of(bench)
-  assert compare(found, bench, checkpoint("v")).lost == ["weights: w -> v"]
-  assert compare({**found, "schema": 2}, bench).lost == ["schema: 2 -> 1"]
-  assert compare({"schema": 1}, bench).lost == ["its metrics.json lacks 'model'"]
+  assert compare_metrics(found, bench, checkpoint("v")).lost == ["weights: w -> v"]
+  assert compare_metrics({**found, "schema": 2}, bench).lost == ["schema: 2 -> 1"]
+  assert compare_metrics({"schema": 1}, bench).lost == ["its metrics.json lacks 'model'"]
 
 
 def test_more_of_the_same_may_replace_it_and_is_measured():
   found = metrics_of(bench_of(likelihoods=()))
-  assert compare(found, bench_of()) == Difference([], True)
-  assert compare(found, bench_of(likelihoods=(), sweep=[{"sampler.steps": "3"}])).added
+  assert compare_metrics(found, bench_of()) == Difference([], True)
+  assert compare_metrics(found, bench_of(likelihoods=(), sweep=[{"sampler.steps": "3"}])).added
   more = {"synthetic": STAMP, "inception": STAMP}
-  assert compare(metrics_of(bench_of()), bench_of(references=more)) == Difference([], True)
+  assert compare_metrics(metrics_of(bench_of()), bench_of(references=more)) == Difference([], True)
 
 
 def test_how_it_runs_makes_no_difference():
@@ -113,7 +113,7 @@ def test_how_it_runs_makes_no_difference():
     "--config.eval.batch_size=7", "--config.training.num_steps=9", "--config.logging.num_samples=1",
     "--config.optimizer.learning_rate=1", "--config.mesh.fsdp=2",
   ]  # fmt: skip
-  assert compare(metrics_of(bench_of()), bench_of(*flags)) == Difference([], False)
+  assert compare_metrics(metrics_of(bench_of()), bench_of(*flags)) == Difference([], False)
 
 
 def test_a_config_of_an_older_version_is_read_with_the_defaults():
@@ -121,7 +121,7 @@ def test_a_config_of_an_older_version_is_read_with_the_defaults():
   config = found["model"]["config"]
   config["eval"]["likelihoods"] = None
   del config["sampler"]["rho"]
-  assert compare(found, bench_of()) == Difference([], False)
+  assert compare_metrics(found, bench_of()) == Difference([], False)
 
 
 def test_an_outcome_of_other_settings_is_kept_or_moved_aside(tmp_path):
@@ -168,7 +168,7 @@ def test_a_damaged_file_to_compare_with_is_one_line(tmp_path, kind):
 
 def test_a_new_metric_asks_for_more_and_an_older_outcome_had_those_of_the_package():
   found = metrics_of(bench_of(metrics=["fid"]))
-  assert compare(found, bench_of(metrics=["fid", "kid"])) == Difference([], True)
+  assert compare_metrics(found, bench_of(metrics=["fid", "kid"])) == Difference([], True)
   found = metrics_of(bench_of())
   del found["metrics"], found["model"]["config"]["eval"]["metrics"]
-  assert compare(found, bench_of()) == Difference([], False)
+  assert compare_metrics(found, bench_of()) == Difference([], False)

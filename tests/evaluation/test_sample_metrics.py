@@ -70,7 +70,7 @@ def reference_of(pool, split="train"):
 def test_values_over_seeds_have_a_mean_and_a_spread():
   reference = reference_of(normal(0, 2000))
   sets = [sample_set(normal(seed, 200, shift=1.0)) for seed in (1, 2, 3)]
-  found, missing = sample_metrics.measure(sets, reference, DIGITS, ALL)
+  found, missing = sample_metrics.measure_samples(sets, reference, DIGITS, ALL)
   fd = found["fd_digits_200"]
   assert fd["value"] == pytest.approx(np.mean(fd["values"]))
   assert fd["standard_deviation"] == pytest.approx(np.std(fd["values"], ddof=1))
@@ -79,13 +79,15 @@ def test_values_over_seeds_have_a_mean_and_a_spread():
   assert fd["num_samples"] == 200
   assert fd["num_reference"] == 2000
   assert not missing
-  alone, _ = sample_metrics.measure(sets[:1], reference, DIGITS, ALL)
+  alone, _ = sample_metrics.measure_samples(sets[:1], reference, DIGITS, ALL)
   assert alone["fd_digits_200"]["standard_deviation"] is None
 
 
 def test_identical_sets_have_the_metrics_best_values():
   pool = normal(0, 400)
-  found, _ = sample_metrics.measure([sample_set(pool)], reference_of(pool), DIGITS, IN_SWEEPS)
+  found, _ = sample_metrics.measure_samples(
+    [sample_set(pool)], reference_of(pool), DIGITS, IN_SWEEPS
+  )
   assert abs(found["fd_digits"]["value"]) < 1e-9
   assert found["precision_digits"]["value"] == 1.0
   assert found["recall_digits"]["value"] == 1.0
@@ -96,8 +98,8 @@ def test_identical_sets_have_the_metrics_best_values():
 
 def test_the_cuts_of_a_set_do_not_matter():
   pool, reference = normal(1, 300), reference_of(normal(0, 300))
-  whole, _ = sample_metrics.measure([sample_set(pool)], reference, DIGITS, ALL)
-  cut, _ = sample_metrics.measure([sample_set(pool, cuts=7)], reference, DIGITS, ALL)
+  whole, _ = sample_metrics.measure_samples([sample_set(pool)], reference, DIGITS, ALL)
+  cut, _ = sample_metrics.measure_samples([sample_set(pool, cuts=7)], reference, DIGITS, ALL)
   for name in whole:
     assert cut[name]["value"] == pytest.approx(whole[name]["value"], rel=1e-9)
 
@@ -106,14 +108,14 @@ def test_an_extrapolation_needs_many_samples_a_feature():
   reference = reference_of(normal(0, 500, dim=16))
   for num, there in ((319, False), (320, True)):
     sets = [sample_set(normal(1, num, dim=16))]
-    found, missing = sample_metrics.measure(sets, reference, DIGITS, ALL)
+    found, missing = sample_metrics.measure_samples(sets, reference, DIGITS, ALL)
     assert (f"fd_infinity_digits_{num}" in found) == there
     line = f"fd_infinity_digits_{num} needs at least 320 samples; there are {num}"
     assert (line in missing) != there
 
 
 def test_too_few_samples_leave_out_what_they_cannot_give():
-  found, missing = sample_metrics.measure(
+  found, missing = sample_metrics.measure_samples(
     [sample_set(normal(1, 3))], reference_of(normal(0, 300)), DIGITS, ALL
   )
   assert "fd_digits_3" in found
@@ -128,7 +130,9 @@ HERE = "plug_ins:MeanGap"
 def test_a_metric_from_outside_is_one_class():
   chosen = create_metrics(("fid", HERE))
   sets = [sample_set(normal(seed, 300, shift=1.0)) for seed in (1, 2)]
-  found, missing = sample_metrics.measure(sets, reference_of(normal(0, 400)), DIGITS, chosen)
+  found, missing = sample_metrics.measure_samples(
+    sets, reference_of(normal(0, 400)), DIGITS, chosen
+  )
   assert list(found) == ["fd_digits_300", "mean_gap_digits"]
   gap = found["mean_gap_digits"]
   assert gap["value"] == pytest.approx(2.0, abs=0.2)  # a shift of 1 in four dimensions
@@ -173,11 +177,13 @@ def test_a_metric_that_cannot_be_computed_leaves_the_others(monkeypatch):
   monkeypatch.setattr(MeanGap, "compute", compute)
   sets = [sample_set(normal(1, 300))]
   chosen = create_metrics((HERE, "fid"))
-  found, missing = sample_metrics.measure(sets, reference_of(normal(0, 300)), DIGITS, chosen)
+  found, missing = sample_metrics.measure_samples(
+    sets, reference_of(normal(0, 300)), DIGITS, chosen
+  )
   assert list(found) == ["fd_digits"]
   assert missing == ["mean_gap_digits cannot be computed: the samples are too alike"]
   monkeypatch.setattr(MeanGap, "compute", lambda *_: Measurement(1.0, float("nan")))
-  found, _ = sample_metrics.measure(sets, reference_of(normal(0, 300)), DIGITS, chosen)
+  found, _ = sample_metrics.measure_samples(sets, reference_of(normal(0, 300)), DIGITS, chosen)
   assert found["mean_gap_digits"]["standard_error"] is None
 
 

@@ -11,10 +11,16 @@ from scipy import stats
 
 from diffusion_jax.core import rng
 from diffusion_jax.generative import augmentation
-from diffusion_jax.generative.augmentation import Augmentation, Draws, as_labels, draw, warp
+from diffusion_jax.generative.augmentation import (
+  Augmentation,
+  Draws,
+  as_labels,
+  draw_augmentation,
+  warp,
+)
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
-from diffusion_jax.runs.experiment import load
+from diffusion_jax.runs.experiment import build_experiment
 from diffusion_jax.types import Batch, ImageSpec, UserError
 
 pytestmark = pytest.mark.costly
@@ -35,7 +41,7 @@ def transform(x, **draws):
 def drawn():
   """What is done to NUM images at probability 0.12."""
   keys = rng.example_keys(jax.random.key(1), np.arange(NUM))
-  draws = jax.jit(jax.vmap(lambda key: draw(0.12, key)))(keys)
+  draws = jax.jit(jax.vmap(lambda key: draw_augmentation(0.12, key)))(keys)
   labels = jax.jit(jax.vmap(as_labels))(draws)
   return jax.tree.map(np.asarray, draws), np.asarray(labels)
 
@@ -327,7 +333,7 @@ class Trial:
   """A model with weights away from their start at zero, and its losses, each compiled once."""
 
   def __init__(self, raw):
-    self.model = load(raw).create(SPEC)
+    self.model = build_experiment(raw).create(SPEC)
     shapes, aux = jax.eval_shape(self.model.init, jax.random.key(0))
     assert not jax.tree.leaves(aux)
     self.aux = aux
@@ -408,7 +414,7 @@ def refused(section, **fields):
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_what_to_type(raw, spec, words):
   with pytest.raises(UserError, match=words):
-    load(raw).create(spec)
+    build_experiment(raw).create(spec)
 
 
 def test_negative_spreads_are_refused():

@@ -45,7 +45,7 @@ from diffusion_jax.models import (
   VAENetworks,
 )
 from diffusion_jax.processes import LinearLogSNR, LinearVP
-from diffusion_jax.runs.experiment import differences, load
+from diffusion_jax.runs.experiment import build_experiment, differences
 from diffusion_jax.samplers import DDIM, Guidance
 from diffusion_jax.types import Batch, Condition, GenerativeModel, ImageSpec, UserError
 
@@ -375,7 +375,7 @@ def test_every_registered_likelihood_is_a_section_and_is_wired():
 def test_a_run_from_before_these_sections_continues(kind, root):
   """They say how a model is measured: an old config.json lacks them."""
   raw = runpy.run_path(str(root / "configs" / f"{kind}.py"))["get_config"]().to_dict()
-  now = load(raw).to_dict()
+  now = build_experiment(raw).to_dict()
   new = {"spectrum", *DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS} & set(now)
   assert new
   before = {n: v for n, v in now.items() if n not in new}

@@ -20,10 +20,10 @@ from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum
 from diffusion_jax.models import LearnedLinear, LearnedMonotone
 from diffusion_jax.parallel import sharding
 from diffusion_jax.processes import LinearLogSNR
-from diffusion_jax.runs.experiment import load
+from diffusion_jax.runs.experiment import build_experiment
 from diffusion_jax.runs.stored import load_experiment, stored_experiment
 from diffusion_jax.samplers import SAMPLERS
-from diffusion_jax.train_loop.setup import prepare, state_shapes
+from diffusion_jax.train_loop.setup import prepare_job, state_shapes
 from diffusion_jax.types import Condition, ImageSpec
 
 pytestmark = pytest.mark.costly
@@ -134,7 +134,9 @@ def test_guidance_counts_its_evaluations_inside_an_interval():
   own = {"process": {"name": "learned_linear", "gamma_min": -6.0, "gamma_max": 4.0}}
   fixed = {"process": {"name": "linear_log_snr", "log_snr_max": 6.0, "log_snr_min": -4.0}}
   spec, keys = ImageSpec(4, 4, 1, 17, 3), oracles.keys(2)
-  learned, other = (load({**sections, **s, "loss": {"name": "vdm"}}) for s in (own, fixed))
+  learned, other = (
+    build_experiment({**sections, **s, "loss": {"name": "vdm"}}) for s in (own, fixed)
+  )
 
   @jax.jit
   def samples(labels):
@@ -184,10 +186,10 @@ def trained(call, tmp_path, monkeypatch, root):
 
 def schedule_of(workdir):
   """The trained schedule and its average, of the last step."""
-  job = prepare(stored_experiment(workdir, []), workdir)
+  job = prepare_job(stored_experiment(workdir, []), workdir)
   shapes = state_shapes(job)
   target = sharding.as_target(shapes, sharding.state_shardings(job.mesh, shapes))
-  state = jax.device_get(store.restore(workdir / "checkpoints", target).state)
+  state = jax.device_get(store.restore_checkpoint(workdir / "checkpoints", target).state)
   return {**state.params["process"], **{f"ema {n}": v for n, v in state.ema["process"].items()}}
 
 

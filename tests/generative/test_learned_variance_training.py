@@ -21,7 +21,7 @@ from diffusion_jax.processes import ContinuousLinearVP, CosineVP, LinearVP
 from diffusion_jax.runs import command_line
 from diffusion_jax.runs.stored import load_experiment, stored_experiment
 from diffusion_jax.samplers import DDIM, Ancestral, Guidance
-from diffusion_jax.train_loop.setup import prepare, state_shapes
+from diffusion_jax.train_loop.setup import prepare_job, state_shapes
 from diffusion_jax.training.optimizers import Adam
 from diffusion_jax.training.step import Training
 from diffusion_jax.types import Batch, ImageSpec
@@ -133,10 +133,10 @@ FLAGS = [
 
 
 def final_state(workdir):
-  job = prepare(stored_experiment(workdir, []), workdir)
+  job = prepare_job(stored_experiment(workdir, []), workdir)
   shapes = state_shapes(job)
   target = sharding.as_target(shapes, sharding.state_shardings(job.mesh, shapes))
-  restored = store.restore(workdir / "checkpoints", target)
+  restored = store.restore_checkpoint(workdir / "checkpoints", target)
   assert restored.step == 8
   return named_leaves(jax.device_get(restored.state))
 

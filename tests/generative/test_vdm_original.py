@@ -22,7 +22,7 @@ from diffusion_jax.losses import Place
 from diffusion_jax.losses.vdm import even_quantiles
 from diffusion_jax.models import Network, NetworkBase
 from diffusion_jax.processes import Flow, Learned, LinearVP
-from diffusion_jax.runs.experiment import load
+from diffusion_jax.runs.experiment import build_experiment
 from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.samplers import DDIM, ProbabilityFlow
 from diffusion_jax.types import Batch, ImageSpec, UserError
@@ -61,7 +61,7 @@ def model():
   """The config of CIFAR-10 on tiny images."""
   stored = load_experiment(f"{ROOT}/configs/vdm_cifar.py", []).to_dict()
   stored["sampler"] |= {"steps": STEPS}
-  experiment = load(stored)
+  experiment = build_experiment(stored)
   sections = {**experiment.sections, "model": Curved()}
   generative = experiment.sections["generative"].create(sections, SPEC)
   params, _ = jax.jit(generative.init)(jax.random.key(0))

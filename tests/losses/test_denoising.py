@@ -8,7 +8,7 @@ from numpy_draws import normal
 
 from diffusion_jax.core import rng
 from diffusion_jax.losses import Simple
-from diffusion_jax.losses.denoising import draw
+from diffusion_jax.losses.denoising import draw_time_and_noise
 from diffusion_jax.processes import LinearVP, expand, precondition
 
 PROCESS = LinearVP(num_timesteps=50, beta_start=0.001, beta_end=0.2)
@@ -56,7 +56,7 @@ def test_the_exact_predictor_reaches_the_closed_form_minimum(name):
 
 
 def test_noise_is_standard_and_times_cover_the_grid():
-  t, eps = map(np.asarray, jax.jit(lambda: draw(PROCESS, keys(), (8, 8, 1)))())
+  t, eps = map(np.asarray, jax.jit(lambda: draw_time_and_noise(PROCESS, keys(), (8, 8, 1)))())
   steps = np.round(t * 50)
   counts = np.bincount(steps.astype(int), minlength=51)
   assert counts[0] == 0
@@ -66,7 +66,7 @@ def test_noise_is_standard_and_times_cover_the_grid():
 
 
 def test_noise_is_independent_of_time():
-  t, eps = map(np.asarray, jax.jit(lambda: draw(PROCESS, keys(), (4, 4, 1)))())
+  t, eps = map(np.asarray, jax.jit(lambda: draw_time_and_noise(PROCESS, keys(), (4, 4, 1)))())
   correlation = np.corrcoef(t, eps.mean(axis=(1, 2, 3)))[0, 1]
   assert abs(correlation) < 5 / np.sqrt(NUM)
 

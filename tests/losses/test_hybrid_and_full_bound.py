@@ -254,7 +254,7 @@ def test_a_time_is_drawn_exactly_as_often_as_its_weight_says():
   np.testing.assert_allclose(probability.sum(), 1, rtol=1e-5)
   assert probability.min() > 0.001 / 4000 * 0.99
   uniform = np.arange(2**23, dtype=np.float32) / np.float32(2**23)
-  drawn = jax.device_get(jax.jit(loss_aware_times.draw)(probability, uniform))
+  drawn = jax.device_get(jax.jit(loss_aware_times.draw_times)(probability, uniform))
   counts = np.bincount(drawn.number, minlength=4001)[1:]
   assert counts.min() >= 1
   weight = np.zeros(4000)

@@ -18,7 +18,7 @@ from diffusion_jax.losses.vdm import even_quantiles, mirrored
 from diffusion_jax.models import LearnedLinear, LearnedMonotone, Network, NetworkBase
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.processes import PROCESSES, Learned
-from diffusion_jax.runs.experiment import load
+from diffusion_jax.runs.experiment import build_experiment
 from diffusion_jax.training.optimizers import Adam
 from diffusion_jax.training.step import Training
 from diffusion_jax.types import Batch, ImageSpec, UserError
@@ -195,7 +195,7 @@ def test_the_bound_does_not_depend_on_the_schedule_between_its_ends(data):
 
 
 def config(**sections):
-  return load({
+  return build_experiment({
     "generative": {"name": "diffusion"},
     "process": {"name": "learned_linear", "gamma_min": -6.0, "gamma_max": 4.0},
     "model": {"name": "unet", "channels": 8, "multipliers": (1,), "num_blocks": 1,

@@ -22,7 +22,7 @@ def test_a_hang_ends_with_code_1_and_every_stack():
     def stuck_in_a_collective():
       time.sleep(30)
     threading.Thread(target=stuck_in_a_collective, daemon=True).start()
-    watchdog.start(1.0, "process 1 of 2")
+    watchdog.start_watch(1.0, "process 1 of 2")
     time.sleep(30)
   """)
   assert code == 1
@@ -33,7 +33,7 @@ def test_a_hang_ends_with_code_1_and_every_stack():
 
 def test_signs_of_life_keep_it_away():
   code, said = run("""
-    watchdog.start(1.0, "x")
+    watchdog.start_watch(1.0, "x")
     for _ in range(8):
       time.sleep(0.4)
       watchdog.beat()
@@ -43,7 +43,7 @@ def test_signs_of_life_keep_it_away():
 
 def test_a_compilation_may_take_longer_but_not_for_ever():
   code, said = run("""
-    watchdog.start(1.0, "x")
+    watchdog.start_watch(1.0, "x")
     with watchdog.allow(3.0):
       time.sleep(2.0)
     with watchdog.allow(1.0):
@@ -56,8 +56,8 @@ def test_a_compilation_may_take_longer_but_not_for_ever():
 def test_it_can_be_stopped_and_beats_without_it_do_nothing():
   code, said = run("""
     watchdog.beat()
-    watchdog.start(0.5, "x")
-    watchdog.stop()
+    watchdog.start_watch(0.5, "x")
+    watchdog.stop_watch()
     with watchdog.allow(1.0):
       time.sleep(1.5)
   """)
@@ -70,7 +70,7 @@ def test_a_hang_that_holds_the_interpreter_ends_too(later):
   code, said = run(f"""
     import ctypes
     watchdog.LATER_SEC = {later}
-    watchdog.start(1.0, "x")
+    watchdog.start_watch(1.0, "x")
     ctypes.PyDLL(None).sleep(30)  # PyDLL keeps the interpreter's lock
   """)
   assert code == 1

@@ -32,7 +32,7 @@ ENTRY %main (a: f32[10], b: bf16[100]) -> f32[40] {
 
 
 def rows_of(text):
-  module = hlo.parse(text)
+  module = hlo.parse_hlo(text)
   return {row.kind: tuple(row[1:]) for row in traffic(module, hlo.count_runs(module)[0])}
 
 

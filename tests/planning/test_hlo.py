@@ -43,7 +43,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 
 def times(text):
-  runs, unknown = hlo.count_runs(hlo.parse(text))
+  runs, unknown = hlo.count_runs(hlo.parse_hlo(text))
   return {name: run.times for name, run in runs.items()}, unknown
 
 
@@ -71,7 +71,7 @@ def test_on_chip_memory_is_told_apart():
 
 
 def test_an_instruction_is_taken_apart():
-  module = hlo.parse(LOOP)
+  module = hlo.parse_hlo(LOOP)
   assert module.entry == "main"
   assert module.num_devices == 4
   reduced = module.computations["body"]["all"]
@@ -103,7 +103,7 @@ def test_loops_of_a_compiled_program_multiply():
     return jax.lax.scan(inner, x, length=5)[0] * 2, None
 
   compiled = jax.jit(lambda x: jax.lax.scan(outer, x, length=3)[0]).lower(jnp.ones(4)).compile()
-  module = hlo.parse(compiled.as_text())
+  module = hlo.parse_hlo(compiled.as_text())
   runs, unknown = hlo.count_runs(module)
   sines = [
     runs[name].times
@@ -115,7 +115,7 @@ def test_loops_of_a_compiled_program_multiply():
 
 def test_what_runs_inside_a_fusion_moves_nothing():
   compiled = jax.jit(lambda x: jnp.sin(x) + jnp.cos(x)).lower(jnp.ones(4096)).compile()
-  module = hlo.parse(compiled.as_text())
+  module = hlo.parse_hlo(compiled.as_text())
   runs, _ = hlo.count_runs(module)
   fused = [n for n in module.computations if n != module.entry]
   assert fused

@@ -13,7 +13,7 @@ from diffusion_jax.planning import DoesNotFit, find_chip, find_devices, image_sp
 from diffusion_jax.planning.chips import CHIPS
 from diffusion_jax.planning.compiled import attempt, take_apart
 from diffusion_jax.planning.targets import ENVIRONMENT
-from diffusion_jax.runs.experiment import load
+from diffusion_jax.runs.experiment import build_experiment
 from diffusion_jax.types import ImageSpec, UserError
 
 needs_libtpu = pytest.mark.skipif(
@@ -150,7 +150,7 @@ def test_the_table_is_of_one_order_of_magnitude():
 
 
 def data(**fields):
-  return load({"generative": {"name": "vae"}, **BASE, "data": fields})
+  return build_experiment({"generative": {"name": "vae"}, **BASE, "data": fields})
 
 
 BASE = {

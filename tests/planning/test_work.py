@@ -74,7 +74,7 @@ def test_bytes_of_a_loop_are_counted_each_time():
 
 def test_on_chip_memory_is_no_memory_traffic():
   """Of 400 bytes read and written by each of three instructions, three lie on the chip."""
-  module = hlo.parse(ON_CHIP)
+  module = hlo.parse_hlo(ON_CHIP)
   runs, unknown = hlo.count_runs(module)
   done = work(module, runs, unknown, 0.0, 2404.0)
   assert done.accessed_bytes == 2404

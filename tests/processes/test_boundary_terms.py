@@ -110,14 +110,14 @@ def test_a_stored_run_keeps_the_betas_that_it_was_trained_with():
   new = experiment("smoke").to_dict()
   old = json.loads(json.dumps(new))
   old["process"] |= {"beta_start": 1e-4, "beta_end": 0.02}
-  loaded = experiments.load(old)
+  loaded = experiments.build_experiment(old)
   assert loaded.sections["process"].alphas_cumprod[-1] == pytest.approx(0.3636, abs=1e-3)
   assert loaded.to_dict()["process"] == old["process"]
   fatal, _ = experiments.differences(loaded.to_dict(), new)
   assert any("process.beta_end: 0.02 -> 0.2" in line for line in fatal)
   stored = {**old, "process": {**old["process"], "num_timesteps": 1000}}
   now = experiment("smoke", "process.num_timesteps=1000").to_dict()
-  assert experiments.differences(experiments.load(stored).to_dict(), now) == ([], [])
+  assert experiments.differences(experiments.build_experiment(stored).to_dict(), now) == ([], [])
 
 
 def test_the_only_step_of_a_process_ends_in_noise():

@@ -24,7 +24,7 @@ from diffusion_jax.processes import (
   reconstruction,
 )
 from diffusion_jax.processes.posterior import bound_term, reverse_steps
-from diffusion_jax.runs.experiment import load
+from diffusion_jax.runs.experiment import build_experiment
 from diffusion_jax.types import ImageSpec, UserError
 
 ENTRIES = {**PROCESSES, **NOISE_SCHEDULES}
@@ -112,7 +112,7 @@ def test_an_added_process_exists_in_configs_and_the_audit(added):
       "sampler": {"name": "ddim", "steps": 4}, "data": {"name": "digits"},
       "optimizer": {"name": "adam"},
     }  # fmt: skip
-    model = load(config).create(ImageSpec(4, 4, 1, 17, 0))
+    model = build_experiment(config).create(ImageSpec(4, 4, 1, 17, 0))
     assert jax.eval_shape(model.init, jax.random.key(0))
 
 

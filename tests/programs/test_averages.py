@@ -101,7 +101,7 @@ def test_an_average_made_afterwards_is_that_over_every_step(toy, width):
   """Real updates, real snapshots, read back from disk: within 1e-5, one skipped update included."""
   workdir, mesh, walked = toy
   assert len(walked) == NUM - 1
-  found = restore.restore(workdir, None, mesh, Quadratic(), Average("profile", width))
+  found = restore.restore_weights(workdir, None, mesh, Quadratic(), Average("profile", width))
   assert worst(found.params["w"], brute_force(walked, width)) < 1e-5
   assert worst(found.params["still"], 7.0) < 1e-6
   assert found.step == NUM
@@ -117,7 +117,7 @@ def test_the_brute_force_tells_lengths_apart(toy):
 
 def test_also_at_an_earlier_step_of_which_only_the_snapshot_is_left(toy):
   workdir, mesh, walked = toy
-  found = restore.restore(workdir, 200, mesh, Quadratic(), Average("profile", 0.07))
+  found = restore.restore_weights(workdir, 200, mesh, Quadratic(), Average("profile", 0.07))
   assert worst(found.params["w"], brute_force(walked[:199], 0.07)) < 2e-5
   assert found.step == 200
 
@@ -125,7 +125,9 @@ def test_also_at_an_earlier_step_of_which_only_the_snapshot_is_left(toy):
 def test_a_half_life_in_images_is_the_width_that_has_it(toy):
   workdir, mesh, walked = toy
   images = 100.0
-  found = restore.restore(workdir, None, mesh, Quadratic(), Average("half_life_images", images))
+  found = restore.restore_weights(
+    workdir, None, mesh, Quadratic(), Average("half_life_images", images)
+  )
   gamma = exponent_of_half_life(images, float(SEEN * len(walked)))
   assert found.made["sigma_rel"] == pytest.approx(width_of(gamma))
   assert worst(found.params["w"], brute_force(walked, width_of(gamma))) < 1e-5
@@ -133,17 +135,17 @@ def test_a_half_life_in_images_is_the_width_that_has_it(toy):
 
 def test_a_tracked_average_comes_back_as_it_was(toy, capsys):
   workdir, mesh, walked = toy
-  found = restore.restore(workdir, None, mesh, Quadratic(), Average("profile", 0.05))
+  found = restore.restore_weights(workdir, None, mesh, Quadratic(), Average("profile", 0.05))
   assert worst(found.params["w"], brute_force(walked, 0.05)) < 2e-6
   assert found.made is None
-  decay = restore.restore(workdir, None, mesh, Quadratic(), Average("decay", 0.99))
+  decay = restore.restore_weights(workdir, None, mesh, Quadratic(), Average("decay", 0.99))
   exact = np.array([3.0, 1.0, 0.5]) * 0.99 ** len(walked)
   exact += 0.01 * 0.99 ** np.arange(len(walked))[::-1] @ walked
   assert worst(decay.params["w"], exact) < 2e-6
   out = capsys.readouterr().out
   assert f"restored the EMA weights decay:0.99 of step {NUM} on 1 device(s)" in out
-  first = restore.restore(workdir, None, mesh, Quadratic(), Average("decay", 0.9))
-  main = restore.restore(workdir, None, mesh, Quadratic(), Average())
+  first = restore.restore_weights(workdir, None, mesh, Quadratic(), Average("decay", 0.9))
+  main = restore.restore_weights(workdir, None, mesh, Quadratic(), Average())
   assert (first.params["w"] == main.params["w"]).all()
   assert first.facts == main.facts != decay.facts
 
@@ -154,7 +156,7 @@ def test_a_checkpoint_that_the_run_deletes_once_it_is_read_is_not_missed(
 ):
   """Sampling beside live training: what is needed of a checkpoint is read at once."""
   copy = shutil.copytree(toy[0], tmp_path / "copy")
-  read = store.restore
+  read = store.restore_checkpoint
 
   def deleted_after(directory, *args):
     restored = read(directory, *args)
@@ -162,11 +164,11 @@ def test_a_checkpoint_that_the_run_deletes_once_it_is_read_is_not_missed(
       shutil.rmtree(directory / str(restored.step))
     return restored
 
-  monkeypatch.setattr(store, "restore", deleted_after)
-  found = restore.restore(copy, None, toy[1], Quadratic(), average)
+  monkeypatch.setattr(store, "restore_checkpoint", deleted_after)
+  found = restore.restore_weights(copy, None, toy[1], Quadratic(), average)
   assert not (copy / "checkpoints" / str(NUM)).exists()
   monkeypatch.undo()
-  expected = restore.restore(toy[0], None, toy[1], Quadratic(), average)
+  expected = restore.restore_weights(toy[0], None, toy[1], Quadratic(), average)
   assert found.facts == expected.facts
   assert worst(found.params["w"], np.asarray(expected.params["w"], np.float64)) < 1e-12
 
@@ -177,7 +179,7 @@ def test_a_damaged_snapshot_is_left_out(toy, tmp_path, capsys):
   for file in (copy / "ema_snapshots" / "240" / "state").glob("**/d/*"):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
   (copy / "ema_snapshots" / "200" / "meta" / "metadata").unlink()
-  found = restore.restore(copy, None, mesh, Quadratic(), Average("profile", 0.07))
+  found = restore.restore_weights(copy, None, mesh, Quadratic(), Average("profile", 0.07))
   assert found.made["num_snapshots"] == NUM // EVERY - 3
   assert worst(found.params["w"], brute_force(walked, 0.07)) < 1e-4
   out = capsys.readouterr().out
@@ -191,9 +193,9 @@ def test_too_few_snapshots_are_refused(toy, tmp_path):
   shutil.rmtree(copy / "ema_snapshots")
   message = r"--ema=profile:0.2: 0 snapshots .* off by [0-9]+ %.* use --ema=0.05, --ema=0.1, which"
   with pytest.raises(UserError, match=message):
-    restore.restore(copy, None, mesh, Quadratic(), Average("profile", 0.2))
+    restore.restore_weights(copy, None, mesh, Quadratic(), Average("profile", 0.2))
   with pytest.raises(UserError, match=r"seen 1,020 images; .* e.g. --ema=half_life_images:102"):
-    restore.restore(copy, None, mesh, Quadratic(), Average("half_life_images", 600.0))
+    restore.restore_weights(copy, None, mesh, Quadratic(), Average("half_life_images", 600.0))
 
 
 def make_state(ema, number):
@@ -212,11 +214,11 @@ def test_a_run_without_further_averages_has_nothing_to_show_for_it(toy, tmp_path
   snapshots.close()
   assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
   mesh = toy[1]
-  assert restore.restore(tmp_path, None, mesh, Quadratic(), Average()).step == 4
+  assert restore.restore_weights(tmp_path, None, mesh, Quadratic(), Average()).step == 4
   with pytest.raises(UserError, match=r"^--ema=profile:0.15: this run tracked no power-function"):
-    restore.restore(tmp_path, None, mesh, Quadratic(), Average("profile", 0.15))
+    restore.restore_weights(tmp_path, None, mesh, Quadratic(), Average("profile", 0.15))
   with pytest.raises(UserError, match=r"^--ema=decay:0.5: .* there are --ema=decay:0.9$"):
-    restore.restore(tmp_path, None, mesh, Quadratic(), Average("decay", 0.5))
+    restore.restore_weights(tmp_path, None, mesh, Quadratic(), Average("decay", 0.5))
 
 
 def test_the_decay_of_an_average_that_has_a_half_life_names_nothing(toy, tmp_path):
@@ -225,11 +227,11 @@ def test_the_decay_of_an_average_that_has_a_half_life_names_nothing(toy, tmp_pat
   meta = {"config": {"ema": {"decay": 0.9, "half_life_steps": 5.0}}}
   saver.save(4, make_state(EMA(half_life_steps=5.0), 4), meta)
   saver.close()
-  assert restore.restore(tmp_path, None, toy[1], Quadratic(), Average()).step == 4
+  assert restore.restore_weights(tmp_path, None, toy[1], Quadratic(), Average()).step == 4
   with pytest.raises(
     UserError, match=r"^--ema=decay:0.9: this run did not track it; there are only"
   ):
-    restore.restore(tmp_path, None, toy[1], Quadratic(), Average("decay", 0.9))
+    restore.restore_weights(tmp_path, None, toy[1], Quadratic(), Average("decay", 0.9))
 
 
 @pytest.mark.parametrize("names", [(), ("decay:0.5", "profile:0.1")])
@@ -246,7 +248,7 @@ def test_a_checkpoint_that_holds_averages_themselves_still_restores(tmp_path, na
   saver.save(4, stored, {"config": config})
   saver.close()
   layout = sharding.state_shardings(create_mesh(MeshShape()), new)
-  restored = store.restore(tmp_path / "checkpoints", stored_target(new, layout))
+  restored = store.restore_checkpoint(tmp_path / "checkpoints", stored_target(new, layout))
   state = from_averages(restored.state)
   assert jax.tree.structure(state) == jax.tree.structure(new)
   for name in state.offsets:
@@ -260,7 +262,7 @@ def test_a_checkpoint_that_holds_averages_themselves_still_restores(tmp_path, na
   generative = Stored()
   mesh = create_mesh(MeshShape(), jax.devices()[:1])
   for name in (None, "decay:0.5", "0.1") if names else (None,):
-    found = restore.restore(tmp_path, None, mesh, generative, parse_average(name))
+    found = restore.restore_weights(tmp_path, None, mesh, generative, parse_average(name))
     assert (found.params["w"] == 2).all()
     assert not any(leaf.startswith("params/") for leaf in found.facts)
 

@@ -14,7 +14,7 @@ from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.generative import ModelBase
 from diffusion_jax.inference import draw
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
-from diffusion_jax.runs.experiment import load
+from diffusion_jax.runs.experiment import build_experiment
 from diffusion_jax.runs.stored import stored_config
 from diffusion_jax.types import ImageSpec, UserError
 
@@ -45,7 +45,7 @@ def cells(smoke_run, call, tmp_path):
 @pytest.fixture(scope="module")
 def held_out(smoke_run):
   """The pictures of the test split."""
-  source = load(stored_config(smoke_run)).data.load("test")
+  source = build_experiment(stored_config(smoke_run)).data.load("test")
   return as_pictures(draw.first_examples(source, 32).image, 256)[..., 0]
 
 

@@ -16,7 +16,7 @@ from diffusion_jax.checkpoints import store
 from diffusion_jax.data import Synthetic
 from diffusion_jax.evaluation import external_images
 from diffusion_jax.extractors import train_domain
-from diffusion_jax.extractors.domain import Recipe, default_path
+from diffusion_jax.extractors.domain import Recipe, default_features_path
 from diffusion_jax.runs.workdir import lock
 
 pytestmark = pytest.mark.costly
@@ -45,7 +45,7 @@ def cache(tmp_path_factory):
     data = Synthetic(num_images=100, image_size=8, channels=1)
     source = data.load("train")
     recipe = Recipe(num_steps=3, batch_size=16)
-    train_domain(source, data.load("test"), default_path(source), recipe)
+    train_domain(source, data.load("test"), default_features_path(source), recipe)
     yield
 
 
@@ -242,7 +242,7 @@ def test_all_steps_and_a_comparison(run, measure, call, monkeypatch):
   _, out = measure(run, "--step=all")
   assert [p.name for p in sorted((run / "eval").glob("[0-9]*"))] == ["2", "4"]
   with monkeypatch.context() as patch:  # nothing is measured again for it
-    patch.setattr(evaluate.measure, "measure", None)
+    patch.setattr(evaluate.measure, "evaluate_checkpoint", None)
     code, out, err = call(evaluate.main, f"--workdir={run}", *QUICK, f"--compare={run}")
   assert code == 0, err
   assert "Comparison" in (run / "eval/4/report.html").read_text()
@@ -289,11 +289,11 @@ def test_watching_takes_each_checkpoint_as_it_comes(run, measure, monkeypatch):
 @pytest.mark.parametrize("when", ["before it is read", "while it is measured"])
 def test_a_checkpoint_that_the_run_deletes_ends_no_watch(run, measure, monkeypatch, when):
   """Training goes on and keeps its newest checkpoints only."""
-  name = "restore" if when == "before it is read" else "measure"
+  name = "restore_subject" if when == "before it is read" else "evaluate_checkpoint"
   original = getattr(evaluate.measure, name)
 
   def late(bench, what, *more):
-    step = what if name == "restore" else what.step
+    step = what if name == "restore_subject" else what.step
     if step == 2:
       shutil.rmtree(run / "checkpoints/2")
     return original(bench, what, *more)
@@ -308,13 +308,13 @@ def test_a_checkpoint_that_the_run_deletes_ends_no_watch(run, measure, monkeypat
 
 def test_a_signal_while_a_checkpoint_is_read_stops_and_blames_no_checkpoint(run, call, monkeypatch):
   """The reader takes any exception for damage: none may come out of the signal's handler."""
-  read = store.restore
+  read = store.restore_checkpoint
 
   def asked_to_stop(*args, **options):
     os.kill(os.getpid(), signal.SIGTERM)
     return read(*args, **options)
 
-  monkeypatch.setattr(store, "restore", asked_to_stop)
+  monkeypatch.setattr(store, "restore_checkpoint", asked_to_stop)
   code, out, _ = call(evaluate.main, f"--workdir={run}", *QUICK)
   assert code == 75
   assert out.splitlines()[-1] == "SIGTERM: the same command goes on where it was"
@@ -332,7 +332,7 @@ def test_images_of_any_program_have_the_figures_of_the_run(evaluated, call, tmp_
     Image.fromarray(image[..., 0]).save(tmp_path / "png" / f"{i:03d}.png")
   expected = metrics["figures"]["fd_synthetic_40"]["values"][0]
   data = ["--config=configs/smoke.py", *[f for f in MODEL if ".data." in f]]
-  found = default_path(Synthetic(num_images=100, image_size=8, channels=1).load("train"))
+  found = default_features_path(Synthetic(num_images=100, image_size=8, channels=1).load("train"))
   assert call(stats.main, *data, f"--features={found}", f"--out={tmp_path}/s.npz")[0] == 0
   own = [f"--samples={tmp_path}/png", "--inception=none", f"--out={tmp_path}/m.json"]
   for flags in (data, [f"--features={found}", f"--reference={tmp_path}/s.npz"]):
@@ -522,7 +522,9 @@ def folder(tmp_path):
 
 
 def test_samples_that_cannot_be_measured(folder, call, tmp_path, monkeypatch):
-  features_file = default_path(Synthetic(num_images=100, image_size=8, channels=1).load("train"))
+  features_file = default_features_path(
+    Synthetic(num_images=100, image_size=8, channels=1).load("train")
+  )
   own = [f"--features={features_file}", "--inception=none", f"--reference={folder}"]
 
   def message(path, *flags):
@@ -548,7 +550,7 @@ def test_samples_that_cannot_be_measured(folder, call, tmp_path, monkeypatch):
   big = tmp_path / "big.npz"
   np.savez(big, images=np.zeros((4, 16, 16, 1), np.uint8))
   assert "take (8, 8, 1)" in message(big)
-  monkeypatch.setattr(external_images, "measure", None)  # all of it is said before
+  monkeypatch.setattr(external_images, "measure_images", None)  # all of it is said before
   assert "must end in .json" in message(folder, *own, "--out=x.txt")
   (tmp_path / "mine.json").write_text('{"name": 1}')
   flags = [*own, f"--out={tmp_path}/mine.json"]

@@ -16,7 +16,7 @@ from tiny import TINY
 from diffusion_jax import train
 from diffusion_jax.data import Synthetic
 from diffusion_jax.extractors import train_domain
-from diffusion_jax.extractors.domain import Recipe, default_path
+from diffusion_jax.extractors.domain import Recipe, default_features_path
 
 pytestmark = pytest.mark.process
 FLAGS = [
@@ -36,7 +36,7 @@ def trained(tmp_path_factory, root_of_module):
     data = Synthetic(num_images=200, image_size=8, channels=1)
     source = data.load("train")
     recipe = Recipe(num_steps=60, batch_size=32)
-    train_domain(source, data.load("test"), default_path(source), recipe)
+    train_domain(source, data.load("test"), default_features_path(source), recipe)
     workdir = tmp_path_factory.mktemp("runs") / "smoke"
     train.main(
       [

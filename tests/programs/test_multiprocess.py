@@ -24,7 +24,7 @@ from diffusion_jax.checkpoints import store
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.stored import stored_experiment
 from diffusion_jax.runs.workdir import _lock, lock
-from diffusion_jax.train_loop.setup import prepare, state_shapes
+from diffusion_jax.train_loop.setup import prepare_job, state_shapes
 
 pytestmark = pytest.mark.process
 NUM_STEPS = 40
@@ -146,10 +146,10 @@ def losses(workdir):
 
 
 def final_state(workdir):
-  job = prepare(stored_experiment(workdir, []), workdir)
+  job = prepare_job(stored_experiment(workdir, []), workdir)
   shapes = state_shapes(job)
   target = sharding.as_target(shapes, sharding.state_shardings(job.mesh, shapes))
-  restored = store.restore(workdir / "checkpoints", target)
+  restored = store.restore_checkpoint(workdir / "checkpoints", target)
   assert (restored.step, restored.damaged) == (NUM_STEPS, ())
   return jax.device_get(restored.state)
 

@@ -170,7 +170,7 @@ def test_a_batch_that_does_not_fit(monkeypatch, call):
     asked.extend(sizes)
     return [DoesNotFit(size, 30 * 2**30, 16 * 2**30) for size in sizes]
 
-  monkeypatch.setattr(planning, "measure", refuse)
+  monkeypatch.setattr(planning, "measure_program", refuse)
   monkeypatch.setattr(planning, "memory_limit", lambda device, chip: 16 * 2**30)
   code, _, err = call(plan.main, *SMOKE, "--batch_size_per_device=640")
   assert (code, asked) == (2, [640, 1280])
@@ -204,7 +204,7 @@ def test_which_batches_are_compiled(monkeypatch, call, tmp_path, how, limit, com
     asked.extend(sizes)
     return [affine_step(size, limit) for size in sizes]
 
-  monkeypatch.setattr(planning, "measure", measure)
+  monkeypatch.setattr(planning, "measure_program", measure)
   monkeypatch.setattr(planning, "memory_limit", lambda device, chip: limit)
   flags = [*SMOKE, "--batch_size_per_device=64", f"--fit={how}", f"--json={tmp_path}/a.json"]
   code, out, err = call(plan.main, *flags)

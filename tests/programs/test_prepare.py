@@ -21,7 +21,9 @@ def test_prepare_takes_no_config(call):
 
 def test_prepare_makes_a_standard_set(call, tmp_path, monkeypatch):
   made = []
-  monkeypatch.setattr(prepare.standard, "prepare", lambda *args: made.append(args) or "the folder")
+  monkeypatch.setattr(
+    prepare.standard, "prepare_standard", lambda *args: made.append(args) or "the folder"
+  )
   code, out, _ = call(prepare.main, "mnist", f"--data_dir={tmp_path}")
   assert (code, out) == (0, "prepared the folder\n")
   assert made == [("mnist", tmp_path)]

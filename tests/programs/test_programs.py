@@ -12,7 +12,7 @@ from PIL import Image
 from diffusion_jax import edit, evaluate, plan, sample, train
 from diffusion_jax.checkpoints import store
 from diffusion_jax.extractors import train_domain
-from diffusion_jax.extractors.domain import Recipe, default_path
+from diffusion_jax.extractors.domain import Recipe, default_features_path
 from diffusion_jax.runs.stored import stored_experiment
 
 pytestmark = pytest.mark.costly
@@ -77,7 +77,9 @@ def test_evaluate(workdir, call, tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   data = stored_experiment(workdir, []).data
   source = data.load("train")
-  train_domain(source, data.load("test"), default_path(source), Recipe(num_steps=3, batch_size=16))
+  train_domain(
+    source, data.load("test"), default_features_path(source), Recipe(num_steps=3, batch_size=16)
+  )
   flags = [
     "--inception=none", "--config.eval.num_samples=24", "--config.eval.spectrum_images=8",
     "--config.spectrum.num_points=2",

@@ -20,7 +20,7 @@ from diffusion_jax.losses import Simple
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.train_loop import loop
-from diffusion_jax.train_loop.setup import prepare
+from diffusion_jax.train_loop.setup import prepare_job
 from diffusion_jax.types import UserError
 
 pytestmark = pytest.mark.costly
@@ -141,7 +141,7 @@ def test_a_dry_run_says_how_the_state_would_lie_and_leaves_nothing(call, tmp_pat
 def test_the_order_of_the_data_is_that_of_any_mesh(shape, tmp_path):
   """Image, label and global number of every row of a batch, after several epochs."""
   experiment = load_experiment("configs/smoke.py", [])
-  job = prepare(experiment, tmp_path)
+  job = prepare_job(experiment, tmp_path)
   flat = job._replace(mesh=create_mesh(MeshShape(), jax.devices()[:1]))
   split = job._replace(mesh=create_mesh(shape))
   for step in (0, 37):

@@ -56,7 +56,7 @@ def test_each_program_refuses_before_it_touches_a_part(tmp_path, root, call, pro
   part = progress.part_folder(out) if is_latents else outputs.parts_folder(out)
   part.mkdir(parents=True)
   (part / ".half.part").touch()  # what the other is writing
-  with held(progress.lock_file(out) if is_latents else outputs.lock_file(out)):
+  with held(progress.latents_lock_file(out) if is_latents else outputs.lock_file(out)):
     code, _, err = call(program.main, f"--workdir={tmp_path / 'run'}", f"--out={out}", *flags)
   assert (code, err) == (
     2, f"error: another command is writing --out={out}; wait for it or choose another --out\n"

@@ -38,7 +38,7 @@ def path(state, tmp_path_factory):
 @pytest.fixture(scope="module")
 def params(path):
   """Through the file that torch wrote."""
-  return jax.device_put(inception_weights.load(path, expected=None).params)
+  return jax.device_put(inception_weights.load_weights(path, expected=None).params)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def test_the_common_plot_says_that_the_runs_were_measured_differently(doc, metri
 
 
 def test_equal_values_have_no_best(metrics):
-  found = comparison.compare(metrics, [copy.deepcopy(metrics)])
+  found = comparison.compare_runs(metrics, [copy.deepcopy(metrics)])
   assert not [cell for row in found.rows for cell in row.cells if cell.best]
   assert found.runs[1] == "runs/ddpm_digits, step 1,000 (2)"
   assert found.differences == []
@@ -68,7 +68,7 @@ def test_one_difference_is_found_alone(path, value, what, metrics):
   for name in path[:-1]:
     part = part[name]
   part[path[-1]] = value
-  found = comparison.compare(metrics, [changed])
+  found = comparison.compare_runs(metrics, [changed])
   assert [f"{d.what} {d.mark}" for d in found.differences] == [what]
   marked = {row.key for row in found.rows if row.cells[1].mark}
   assert bool(marked) == (what[-1] == "†")

@@ -69,7 +69,7 @@ def test_ctrl_c_ends_a_program_with_one_line_and_without_half_files(
 
   def work():
     (tmp_path / "folder").mkdir()
-    with files.replacing(tmp_path / "a") as file, files.unfinished(tmp_path / "folder"):
+    with files.atomic_write(tmp_path / "a") as file, files.unfinished(tmp_path / "folder"):
       file.write(b"half")
       (tmp_path / "folder" / "b").touch()
       assert len(list(tmp_path.iterdir())) == 2

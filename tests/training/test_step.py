@@ -227,13 +227,13 @@ def test_another_seed_draws_other_noise_and_times():
 
 def test_draws_are_bitwise_the_same_on_any_mesh():
   from diffusion_jax.core import rng
-  from diffusion_jax.losses.denoising import draw
+  from diffusion_jax.losses.denoising import draw_time_and_noise
 
   process = LinearVP()
 
   def draws(index):
     keys = rng.example_keys(jax.random.fold_in(jax.random.key(0), 7), index)
-    return draw(process, keys, (8, 8, 1)), rng.uniform(rng.fold_in(keys, 2))
+    return draw_time_and_noise(process, keys, (8, 8, 1)), rng.uniform(rng.fold_in(keys, 2))
 
   index = np.arange(100, 116, dtype=np.uint32)
   results = []

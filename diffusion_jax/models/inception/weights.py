@@ -58,12 +58,12 @@ class Weights(NamedTuple):
   is_published: bool
 
 
-def default_path() -> Path:
+def default_weights_path() -> Path:
   """Return the .npz in the user's cache ($XDG_CACHE_HOME, or ~/.cache)."""
   return files.cache_folder() / "inception" / Path(FILE_NAME).with_suffix(".npz").name
 
 
-def load(path: Path | None = None, expected: str | None = PUBLISHED) -> Weights:
+def load_weights(path: Path | None = None, expected: str | None = PUBLISHED) -> Weights:
   """Read and check the weights.
 
   Args:
@@ -74,18 +74,18 @@ def load(path: Path | None = None, expected: str | None = PUBLISHED) -> Weights:
   Raises:
     UserError: the file is missing, truncated or damaged, or another file or network.
   """
-  path = default_path() if path is None else path
+  path = default_weights_path() if path is None else path
   data = _read(path)
   if path.suffix == ".npz":
     state, sha256 = _unpack(data, path)
     check_sum(sha256, str(path), expected)
   else:
-    sha256 = check(data, str(path), expected)
+    sha256 = check_published(data, str(path), expected)
     state = read_state_dict(data, str(path))
   return Weights(from_torch(state), sha256, sha256 == SHA256)
 
 
-def check(data: bytes, where: str, expected: str | None = PUBLISHED) -> str:
+def check_published(data: bytes, where: str, expected: str | None = PUBLISHED) -> str:
   """Return the SHA-256 of a PyTorch file, after checking it and the size."""
   if expected == PUBLISHED and len(data) != SIZE:
     raise UserError(
@@ -122,7 +122,7 @@ def store(data: bytes, where: str, target: Path) -> None:
   Raises:
     UserError: it is another file, or the target cannot be written.
   """
-  sha256 = check(data, where)
+  sha256 = check_published(data, where)
   state = read_state_dict(data, where)
   from_torch(state)  # raises before anything is written
   packed = pack(state, sha256)

@@ -52,7 +52,7 @@ def cache(monkeypatch, tmp_path):
   """An empty cache, and no network."""
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   monkeypatch.setattr(prepare.urllib.request, "urlopen", None)
-  return inception_weights.default_path()
+  return inception_weights.default_weights_path()
 
 
 @pytest.fixture
@@ -80,10 +80,10 @@ def test_a_file_is_prepared_and_found(call, cache, published, expected, sha256):
   code, out, _ = call(prepare.main, "inception", published)
   assert (code, out.strip()) == (0, f"prepared {cache}")
   assert list(cache.parent.iterdir()) == [cache]
-  weights = inception_weights.load()
+  weights = inception_weights.load_weights()
   assert weights[1:] == (sha256, True)
   same(weights.params, expected)
-  same(inception_weights.load(published).params, expected)
+  same(inception_weights.load_weights(published).params, expected)
   code, out, _ = call(prepare.main, "inception")  # it is there: no network is asked
   assert (code, out.strip()) == (0, f"prepared {cache}")
 
@@ -108,7 +108,7 @@ def test_it_is_downloaded_from_the_first_place_that_answers(
   assert (code, err) == (0, "")
   assert asked == list(inception_weights.URLS)
   assert f"downloading {inception_weights.URLS[1]}" in out
-  assert inception_weights.load().is_published
+  assert inception_weights.load_weights().is_published
 
 
 def test_what_is_stored_and_damaged_is_made_anew(call, cache, published, stream, monkeypatch):
@@ -116,7 +116,7 @@ def test_what_is_stored_and_damaged_is_made_anew(call, cache, published, stream,
   cache.write_bytes(b"PK damaged")
   monkeypatch.setattr(prepare.urllib.request, "urlopen", lambda url, timeout: Answer(stream))
   assert call(prepare.main, "inception")[0] == 0
-  assert inception_weights.load().is_published
+  assert inception_weights.load_weights().is_published
 
 
 def test_without_a_network_one_line_says_what_to_put_where(call, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_cache_that_is_a_file_is_not_used(call, published, tmp_path, monkeypat
 
 def test_missing_weights_are_told_in_one_line(cache):
   with pytest.raises(UserError) as refusal:
-    inception_weights.load()
+    inception_weights.load_weights()
   text = str(refusal.value)
   assert text.startswith(f"Inception weights not found: {cache}; run python -m diffusion_jax.")
   for part in (*inception_weights.URLS[:1], "95,628,359 bytes", inception_weights.SHA256):
@@ -206,22 +206,22 @@ def test_a_network_of_ones_own_is_taken_only_when_asked_for(
   path, data = tmp_path / "own.pth", stream if write is as_stream else write(*contiguous(state))
   path.write_bytes(data)
   with pytest.raises(UserError, match=f"has {len(data):,} bytes, the Inception weights have"):
-    inception_weights.load(path)
+    inception_weights.load_weights(path)
   found = hashlib.sha256(data).hexdigest()
   for wanted in (None, found):
-    weights = inception_weights.load(path, wanted)
+    weights = inception_weights.load_weights(path, wanted)
     assert weights[1:] == (found, False)
   same(weights.params, expected)
   with pytest.raises(UserError, match=f"{found}, expected {'0' * 64}; .*--inception_sha256=any"):
-    inception_weights.load(path, "0" * 64)
+    inception_weights.load_weights(path, "0" * 64)
 
 
 def test_an_npz_of_another_file_is_no_published_one(packed, tmp_path):
   path = tmp_path / "own.npz"
   path.write_bytes(packed)
   with pytest.raises(UserError, match=f"{'1' * 64}, expected {inception_weights.SHA256}"):
-    inception_weights.load(path)
-  assert inception_weights.load(path, None)[1:] == ("1" * 64, False)
+    inception_weights.load_weights(path)
+  assert inception_weights.load_weights(path, None)[1:] == ("1" * 64, False)
 
 
 def test_a_damaged_npz_is_noticed(packed, tmp_path):
@@ -231,24 +231,26 @@ def test_a_damaged_npz_is_noticed(packed, tmp_path):
   for damaged in (data[: len(data) // 2], data[:-1], bytes(flipped), b"", b"no archive"):
     path.write_bytes(damaged)
     with pytest.raises(UserError, match=r"own\.npz is no readable \.npz of Inception weights; run"):
-      inception_weights.load(path, None)
+      inception_weights.load_weights(path, None)
   with np.load(io.BytesIO(data)) as file:
     arrays = dict(file)
   arrays["fc.bias"] = arrays["fc.bias"] + 1  # a sound archive with other numbers
   np.savez(path, **arrays)
   with pytest.raises(UserError, match=r"own\.npz is damaged: its arrays do not have the SHA-256"):
-    inception_weights.load(path, None)
+    inception_weights.load_weights(path, None)
   with path.open("wb") as file:
     np.savez(file, **{**arrays, "arrays_sha256": np.array([None], object)})
   with pytest.raises(UserError, match="no readable"):  # no pickle is opened
-    inception_weights.load(path, None)
+    inception_weights.load_weights(path, None)
 
 
 def test_the_cache_is_the_users(monkeypatch):
   monkeypatch.delenv("XDG_CACHE_HOME")
   monkeypatch.setenv("HOME", os.sep + "home")
   name = "pt_inception-2015-12-05-6726825d.npz"
-  assert inception_weights.default_path() == Path("/home/.cache/diffusion_jax/inception") / name
+  assert (
+    inception_weights.default_weights_path() == Path("/home/.cache/diffusion_jax/inception") / name
+  )
 
 
 def test_the_published_hash_is_that_of_the_name():
@@ -264,8 +266,8 @@ def test_files_too_large_for_these_weights_are_refused_before_they_fill_the_memo
   np.savez_compressed(tmp_path / "bomb.npz", zeros=np.zeros(1 << 21, np.uint8))
   assert (tmp_path / "bomb.npz").stat().st_size < 1 << 13
   with pytest.raises(UserError, match=r"bomb\.npz is no readable \.npz of Inception weights"):
-    inception_weights.load(tmp_path / "bomb.npz")
+    inception_weights.load_weights(tmp_path / "bomb.npz")
   with pytest.raises(
     UserError, match="/dev/zero has more than 1,048,576 bytes: it is another file"
   ):
-    inception_weights.load(Path("/dev/zero"))
+    inception_weights.load_weights(Path("/dev/zero"))
