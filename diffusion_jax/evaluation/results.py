@@ -15,7 +15,7 @@ from diffusion_jax.evaluation.measure import Subject, Summary
 from diffusion_jax.evaluation.metrics_json import SCHEMA
 from diffusion_jax.inference.restore import Average
 from diffusion_jax.metrics import PACKAGED
-from diffusion_jax.runs.experiment import differences, of_today
+from diffusion_jax.runs.experiment import build_experiment, differences, of_today
 from diffusion_jax.types import UserError
 
 UNMEASURED = {"logging", "checkpoint", "mesh", "distributed", "training", "optimizer", "ema"}
