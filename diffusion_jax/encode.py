@@ -142,7 +142,7 @@ def describe_latents(
   splits = ["train"] + ["test"] * data.has_split("test")
   height, width, channels = networks.latent_shape
   return latents.Encoded(
-    sources={split: parallel.in_turn(lambda s=split: data.load(s)) for split in splits},
+    sources={split: parallel.process_0_first(lambda s=split: data.load(s)) for split in splits},
     encode=call,
     shape=(height, width, 2 * channels),
     weights=flatten(params),

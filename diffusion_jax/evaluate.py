@@ -124,7 +124,7 @@ def steps(bench: Bench, args) -> Iterator[int | None]:
   if args.watch:
     yield from watched_steps(bench)
   elif args.step == "all":
-    yield from parallel.from_first(store.saved_steps(bench.checkpoints))
+    yield from parallel.broadcast_object(store.saved_steps(bench.checkpoints))
   else:
     yield None if args.step == "latest" else int(args.step)
 
@@ -134,7 +134,7 @@ def watched_steps(bench: Bench) -> Iterator[int]:
   seen: set[int] = set()
   last = bench.experiment.training.num_steps
   while True:
-    saved = parallel.from_first(store.saved_steps(bench.checkpoints))
+    saved = parallel.broadcast_object(store.saved_steps(bench.checkpoints))
     new = [s for s in saved if s not in seen]
     if new:
       seen.add(new[0])
@@ -150,11 +150,11 @@ def evaluate(
 ) -> None:
   """Measures one checkpoint, unless its folder already holds the outcome."""
   place = subject.folder / "metrics.json"
-  done = parallel.from_first(results.is_done(bench, subject))
+  done = parallel.broadcast_object(results.is_done(bench, subject))
   if done and not compared:
     print(f"step {subject.step:,}: evaluated already: {subject.folder / 'report.html'}")
     return
-  parallel.first_does(lambda: results.keep([subject.folder], bench, fresh, subject))
+  parallel.on_process_0(lambda: results.keep([subject.folder], bench, fresh, subject))
   if done:
     measure.say(f"step {subject.step:,}: evaluated already; its report is written anew")
     metrics = results.read_metrics(place)

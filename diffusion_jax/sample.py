@@ -82,7 +82,7 @@ def draw_images(args, experiment: Experiment) -> None:
     chunks = outputs.make(args.out, {"asked": asked, **made_of}, args.num, size, compute, "images")
     classes = len(args.labels.split(",")) if args.labels else len(trained)
     columns, num = grid_columns(args.num, classes), args.num
-    parallel.first_does(lambda: outputs.finish(args.out, chunks, num, size, columns))
+    parallel.on_process_0(lambda: outputs.finish(args.out, chunks, num, size, columns))
   seconds = time.perf_counter() - begun
   shown = "" if args.ema is None else f", {average.label}"
   print(f"{describe_sampling(experiment)}{shown}, seed {args.seed}: {num:,} images in {args.out}, "
@@ -172,7 +172,7 @@ def reconstruct(
   originals = as_pictures(batch.image, source.spec.num_levels)
   columns = grid_columns(len(decoded), 0)
   rows = rows_in_turn([originals, decoded], columns)
-  parallel.first_does(lambda: write_png(args.out, image_grid(rows, columns)))
+  parallel.on_process_0(lambda: write_png(args.out, image_grid(rows, columns)))
   return len(rows), columns
 
 

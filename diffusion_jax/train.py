@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     job = prepare_job(experiment, workdir)
     if args.dry_run:
       return print_plan(job, "a dry run: nothing is trained or written")
-    parallel.first_does(lambda: prepare_workdir(workdir, args.fresh))
+    parallel.on_process_0(lambda: prepare_workdir(workdir, args.fresh))
     parallel.check_shared(workdir)
     with lock(workdir):
       train_run(job, stop_requested, span)

@@ -206,7 +206,7 @@ class Checkpoints:
     while jax.process_count() > 1:
       failed = self._barrier.error
       own = None if failed is None else storage.reason(failed)
-      rows = parallel.tell_all([own, self._manager.is_saving_in_progress()])
+      rows = parallel.all_gather_objects([own, self._manager.is_saving_in_progress()])
       reason = next((f"process {i}: {said}" for i, (said, _) in enumerate(rows) if said), None)
       if reason is not None:
         raise failed or RuntimeError(reason)
@@ -325,11 +325,11 @@ def _next(directory: Path, step: int | None, tried: set[int]) -> int | None:
       return None
     return next((s for s in _candidates(directory, step) if s not in tried), None)
 
-  return parallel.from_first(parallel.agree(find))
+  return parallel.broadcast_object(parallel.agree(find))
 
 
 def _still_there(directory: Path, damaged: list[Damage]) -> list[Damage]:
-  there = parallel.from_first([(directory / str(d.step)).is_dir() for d in damaged])
+  there = parallel.broadcast_object([(directory / str(d.step)).is_dir() for d in damaged])
   return [d for d, is_there in zip(damaged, there, strict=True) if is_there]
 
 
@@ -366,7 +366,7 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
       return None, storage.reason(error)
 
   result, reason = parallel.agree(attempt)
-  return result, next((r for r in parallel.tell_all(reason) if r), None)
+  return result, next((r for r in parallel.all_gather_objects(reason) if r), None)
 
 
 def _check(folder: Path, target: Any, foreign: Foreign) -> tuple[dict[str, Any], Any]:

@@ -160,8 +160,8 @@ def prepare_evaluation(request: Request) -> Bench:
   experiment = trained_experiment(request.workdir, request.overrides)
   points, metrics = sweep_points(request.sweep), create_metrics(experiment.eval.metrics)
   data = experiment.data
-  train = parallel.in_turn(lambda: data.load("train"))
-  test = parallel.in_turn(lambda: data.load("test") if data.has_split("test") else None)
+  train = parallel.process_0_first(lambda: data.load("train"))
+  test = parallel.process_0_first(lambda: data.load("test") if data.has_split("test") else None)
   saved = _check_data(request.workdir, train, test)
   generative = experiment.create(train.spec)
   mesh = sharding.create_mesh(experiment.mesh)
@@ -303,7 +303,7 @@ def _inception(request: Request) -> Extractor:
 
 def _check_same_weights(extractor: Extractor) -> None:
   """Raise an error if the weights differ between hosts."""
-  hashes = parallel.tell_all(extractor.stamp["sha256"])
+  hashes = parallel.all_gather_objects(extractor.stamp["sha256"])
   if len(set(hashes)) > 1:
     raise UserError(
       f"the weights of {extractor.name} differ between the hosts ({', '.join(hashes)}); bring the "
@@ -319,7 +319,7 @@ def _train_domain(train: Source, test: Source | None, place: Path) -> None:
 def _domain(path: str | None, train: Source, test: Source | None) -> Extractor:
   place = default_features_path(train) if path is None else user_path(path)
   if path is None:
-    parallel.first_does(lambda: None if place.is_file() else _train_domain(train, test, place))
+    parallel.on_process_0(lambda: None if place.is_file() else _train_domain(train, test, place))
     parallel.share_file(place)
   extractor = parallel.agree(lambda: load_domain(place))
   _check_same_weights(extractor)

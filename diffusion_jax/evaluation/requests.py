@@ -69,7 +69,7 @@ def why_left_out(bench: Bench, step: int | None, error: UserError) -> str | None
     error: reason of the failure.
   """
   gone = step not in store.saved_steps(bench.checkpoints)
-  if parallel.from_first(gone):
+  if parallel.broadcast_object(gone):
     return "the run has deleted this checkpoint; skipped"
   if not isinstance(error, Unreadable):
     return None

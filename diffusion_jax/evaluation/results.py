@@ -206,7 +206,7 @@ def check_steps(bench: Bench, step: str, average: Average, fresh: bool) -> None:
     asked = {"all": saved, "latest": saved[-1:]}.get(step) or [int(step)]
     keep([bench.folder / f"{number}{average.suffix}" for number in asked], bench, fresh)
 
-  parallel.first_does(check)
+  parallel.on_process_0(check)
 
 
 def prepare_folder(request: Request) -> None:
@@ -221,7 +221,7 @@ def prepare_folder(request: Request) -> None:
     if request.out
     else (f"{folder}", "give --out=FOLDER for the evaluation")
   )
-  parallel.first_does(lambda: files.make_writable(folder, what, advice))
+  parallel.on_process_0(lambda: files.make_writable(folder, what, advice))
   parallel.check_shared(folder)
 
 

@@ -88,7 +88,7 @@ def writing(
       _lock(stack, out, file or lock_file(out))
       check(out)  # another command may have finished there meanwhile
 
-    parallel.first_does(claim)
+    parallel.on_process_0(claim)
     stack.enter_context(signals.stops_between_pieces("the same command goes on where it was"))
     yield
 
@@ -161,7 +161,7 @@ def restore_for_output(
     try:
       return restoring.restore_weights(workdir, left["step"], mesh, generative, average)
     except UserError:
-      if parallel.from_first(left["step"] in store.saved_steps(directory)):
+      if parallel.broadcast_object(left["step"] in store.saved_steps(directory)):
         raise
   return restoring.restore_weights(workdir, step, mesh, generative, average)
 
@@ -184,7 +184,7 @@ def make(
     The batches, on process 0's disk.
   """
   folder = parts_folder(out)
-  parallel.first_does(lambda: _sweep(folder, facts))
+  parallel.on_process_0(lambda: _sweep(folder, facts))
   chunks = Chunks(folder, facts, is_shared=False)
   bar = wording.Bar(words, num, active=parallel.is_first())
   try:
@@ -233,7 +233,7 @@ def write_grid(
     files.write_png(out, files.image_grid(rows, columns))
     _remove(chunks.folder)
 
-  parallel.first_does(put_together)
+  parallel.on_process_0(put_together)
 
 
 def hash_of(*arrays: Any) -> str:

@@ -135,7 +135,7 @@ def parse_average(text: str | None) -> Average:
 def folder_of(workdir: Path, step: int | None, average: Average) -> Path:
   """Where a step is stored: among the checkpoints, or else among the snapshots of averages."""
   checkpoints, snapshots = workdir / "checkpoints", workdir / "ema_snapshots"
-  steps = parallel.from_first([store.saved_steps(d) for d in (checkpoints, snapshots)])
+  steps = parallel.broadcast_object([store.saved_steps(d) for d in (checkpoints, snapshots)])
   only_there = step not in steps[0] and step in steps[1]
   return snapshots if only_there and average.kind not in ("ema", "decay") else checkpoints
 
@@ -244,7 +244,7 @@ def snapshots_before(directory: Path, target: Stored) -> list[Stored]:
       continue
     if 0 < meta["updates"] < target.updates:
       found.append((step, meta["updates"], _tracked_as_offsets(meta)))
-  return [Stored(directory, *row) for row in parallel.from_first(found)]
+  return [Stored(directory, *row) for row in parallel.broadcast_object(found)]
 
 
 def _exponent(average: Average, updates: int, batch_size: int) -> float:

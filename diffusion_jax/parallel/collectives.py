@@ -28,7 +28,7 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def tell_all(own: Any) -> list[Any]:
+def all_gather_objects(own: Any) -> list[Any]:
   """Return the JSON value of each process, in the order of the processes.
 
   A collective: all processes must call it at the same point.
@@ -47,9 +47,9 @@ def _gather(row: np.ndarray) -> np.ndarray:
   return np.asarray(multihost_utils.process_allgather(row)).reshape(-1, *row.shape)
 
 
-def from_first(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
   """Return the JSON value of process 0 on every process; a collective."""
-  return tell_all(value if is_first() else None)[0]
+  return all_gather_objects(value if is_first() else None)[0]
 
 
 class Barrier:
@@ -74,7 +74,7 @@ class Barrier:
 
 def all_true(value: bool) -> bool:
   """Return whether `value` is true on every process; a collective."""
-  return all(tell_all(bool(value)))
+  return all(all_gather_objects(bool(value)))
 
 
 def agree(function: Callable[[], T]) -> T:
@@ -91,7 +91,7 @@ def agree(function: Callable[[], T]) -> T:
     result = function()
   except Exception as raised:
     error = raised
-  says = tell_all(None if error is None else [type(error).__name__, str(error)])
+  says = all_gather_objects(None if error is None else [type(error).__name__, str(error)])
   failed = [(number, text) for number, text in enumerate(says) if text]
   if error is not None and not isinstance(error, UserError):
     raise error
@@ -104,7 +104,7 @@ def agree(function: Callable[[], T]) -> T:
   return result  # pyright: ignore[reportReturnType]
 
 
-def first_does(function: Callable[[], Any]) -> None:
+def on_process_0(function: Callable[[], Any]) -> None:
   """Run a function on process 0 only; if it fails there, raise its message on all processes."""
   agree(lambda: function() if is_first() else None)
 
@@ -115,10 +115,10 @@ def first_says(function: Callable[[], Any]) -> Any:
   Raises:
     UserError: the function raised an error on process 0.
   """
-  return from_first(agree(lambda: function() if is_first() else None))
+  return broadcast_object(agree(lambda: function() if is_first() else None))
 
 
-def in_turn(function: Callable[[], T]) -> T:
+def process_0_first(function: Callable[[], T]) -> T:
   """Run a function on process 0, then on the others, which find what process 0 has stored."""
   if jax.process_count() == 1:
     return function()
@@ -133,7 +133,7 @@ def share_file(path: Path) -> None:
   if jax.process_count() == 1:
     return
   data = path.read_bytes() if is_first() else b""
-  size = from_first(len(data))
+  size = broadcast_object(len(data))
   own = np.frombuffer(data.ljust(size, b"\0"), np.uint8)
   content = np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes()
   if not is_first() and not (path.is_file() and path.read_bytes() == content):
@@ -150,9 +150,9 @@ def check_shared(folder: Path) -> None:
   """
   if jax.process_count() == 1:
     return
-  probe = folder / f".shared_{from_first(os.urandom(8).hex())}"
-  first_does(probe.touch)
-  seen = tell_all(_appears(probe))
+  probe = folder / f".shared_{broadcast_object(os.urandom(8).hex())}"
+  on_process_0(probe.touch)
+  seen = all_gather_objects(_appears(probe))
   if is_first():
     probe.unlink(missing_ok=True)
   blind = [number for number, there in enumerate(seen) if not there]

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from diffusion_jax.parallel import watchdog
-from diffusion_jax.parallel.collectives import tell_all
-from diffusion_jax.parallel.rendezvous import roll_call
+from diffusion_jax.parallel.collectives import all_gather_objects
+from diffusion_jax.parallel.rendezvous import rendezvous
 from diffusion_jax.parallel.world import Distributed, World
 from diffusion_jax.types import UserError
 
@@ -28,7 +28,7 @@ def join_processes(config: Distributed, world: World, identity: str) -> None:
     UserError: process 0 cannot be reached, or processes are missing or belong to another job.
   """
   if world.coordinator is not None:
-    roll_call(config, world, identity)
+    rendezvous(config, world, identity)
   jax.config.update("jax_enable_preemption_service", False)  # it would replace our SIGTERM handler
   options: dict[str, Any] = {}
   if world.coordinator is not None:
@@ -67,7 +67,7 @@ def _check_count(config: Distributed) -> None:
 
 def describe_hosts() -> str:
   """Return "1 process", or "2 processes on a, b"; a collective."""
-  names = tell_all(socket.gethostname())
+  names = all_gather_objects(socket.gethostname())
   if len(names) == 1:
     return "1 process"
   hosts = list(dict.fromkeys(names))

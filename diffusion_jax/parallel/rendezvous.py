@@ -52,7 +52,7 @@ class Hello:
   identity: str
 
 
-def roll_call(config: Distributed, world: World, identity: str) -> None:
+def rendezvous(config: Distributed, world: World, identity: str) -> None:
   """Wait until all processes have called; see `process_group.join_processes`.
 
   Raises:

@@ -82,7 +82,9 @@ class Chunks:
     """
     signals.stop_here()
     path = self.folder / f"{number:06d}.npz"
-    there = parallel.from_first(jax.process_index() == 0 and self._read(path, rows) is not None)
+    there = parallel.broadcast_object(
+      jax.process_index() == 0 and self._read(path, rows) is not None
+    )
     if there:
       return False
     arrays = {name: np.asarray(value)[:rows] for name, value in compute().items()}

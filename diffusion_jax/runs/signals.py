@@ -205,6 +205,6 @@ def stop_here() -> None:
   if not _stop_between_pieces:
     return
   asked, continues = _stop_between_pieces[-1]
-  signals = [name for name in parallel.tell_all(asked()) if name]
+  signals = [name for name in parallel.all_gather_objects(asked()) if name]
   if signals:
     raise StoppedEarly(f"{signals[0]}: {continues}")

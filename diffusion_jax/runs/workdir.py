@@ -68,7 +68,7 @@ def lock(workdir: Path, doing: str = "training") -> Iterator[None]:
     UserError: another job holds the lock.
   """
   with contextlib.ExitStack() as stack:
-    parallel.first_does(lambda: stack.enter_context(_lock(workdir, doing)))
+    parallel.on_process_0(lambda: stack.enter_context(_lock(workdir, doing)))
     yield
 
 

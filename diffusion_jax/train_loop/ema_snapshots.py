@@ -35,7 +35,7 @@ class Snapshots:
     self._every, self._num_steps, self._meta = ema.snapshot_every_steps, num_steps, meta
     self._names = [name for name in ema.names() if name.startswith("profile:")]
     first = int(state.step)
-    parallel.first_does(lambda: step_folders.delete_after(directory, first))
+    parallel.on_process_0(lambda: step_folders.delete_after(directory, first))
     self._saver = None if self._every is None else Checkpoints(directory, None)
     if first:  # its checkpoint may be complete without its snapshot
       self.save(first, state)

@@ -28,10 +28,10 @@ def train_run(job: Job, stop_requested: Stop, span: Span | None) -> None:
   """Start or continue the run in its folder, which the caller has locked."""
   with watchdog.allow(watchdog.COMPILE_SEC):  # the others may still compile what starts the run
     state, resumed = first_state(job)
-    parallel.tell_all(None)
+    parallel.all_gather_objects(None)
   first = int(state.step)
   print_plan(job, f"resuming at step {first:,} of {job.num_steps:,}" if resumed else "a new run")
-  if parallel.from_first(is_finished(job.workdir, first, job.num_steps)):
+  if parallel.broadcast_object(is_finished(job.workdir, first, job.num_steps)):
     print(f"finished: {job.workdir} has its {first:,} steps; nothing is left to do")
     return
   provenance.write_environment(job.workdir)
@@ -47,7 +47,7 @@ def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | 
     keep = lambda opened: stack.enter_context(contextlib.closing(opened))  # noqa: E731
     args = (job.workdir, config.logging, first, job.num_steps, parallel.is_first())
     logger = keep(Logger(*args))
-    parallel.first_does(lambda: drop_later_final(job.workdir, first))
+    parallel.on_process_0(lambda: drop_later_final(job.workdir, first))
     folder = job.workdir / "ema_snapshots"
     snapshots = keep(Snapshots(folder, config.ema, job.num_steps, state, meta))
     make_up(job, show, logger, state)

@@ -88,7 +88,7 @@ def make_up(job: Job, show: Show, logger: Logger, state: TrainState) -> None:
   """
   step = int(state.step)
   if step:
-    show(logger, step, state, step >= job.num_steps, parallel.from_first(_shown(job, step)))
+    show(logger, step, state, step >= job.num_steps, parallel.broadcast_object(_shown(job, step)))
 
 
 def _shown(job: Job, step: int) -> list[str]:

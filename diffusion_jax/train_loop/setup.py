@@ -68,8 +68,8 @@ def prepare_job(experiment: Experiment, workdir: Path) -> Job:
   mesh = sharding.create_mesh(experiment.mesh)
   parts = training.accumulation_steps
   sharding.check_batch_size(training.batch_size, mesh, parts, "training.batch_size")
-  source = parallel.in_turn(lambda: data.load("train"))
-  test = parallel.in_turn(lambda: data.load("test") if data.has_split("test") else None)
+  source = parallel.process_0_first(lambda: data.load("train"))
+  test = parallel.process_0_first(lambda: data.load("test") if data.has_split("test") else None)
   check_same_everywhere(source)
   if test is not None and test.spec != source.spec:
     train_is, test_is = (wording.describe_data(s.name, len(s), s.spec) for s in (source, test))
@@ -128,7 +128,9 @@ def _feed(experiment: Experiment, source: Source) -> Source:
   """Return the training split, or its latents for a model that trains on latents."""
   if not getattr(experiment.sections["generative"], "trains_on_latents", False):
     return source
-  feed = parallel.in_turn(lambda: experiment.data.load_latents("train", experiment.to_dict()))
+  feed = parallel.process_0_first(
+    lambda: experiment.data.load_latents("train", experiment.to_dict())
+  )
   check_same_everywhere(feed)
   return feed
 
@@ -141,7 +143,7 @@ def check_same_everywhere(source: Source) -> None:
   """
   if jax.process_count() == 1:
     return
-  prints = parallel.tell_all(fingerprint(source))
+  prints = parallel.all_gather_objects(fingerprint(source))
   other = [str(number) for number, found in enumerate(prints) if found != prints[0]]
   if other:
     raise UserError(
@@ -163,7 +165,7 @@ def first_state(job: Job) -> tuple[TrainState, bool]:
   init = make_init(job.generative, experiment.optimizer, experiment.training, names)
   shapes = state_shapes(job)
   layout = sharding.state_shardings(job.mesh, shapes)
-  if not parallel.from_first(bool(store.saved_steps(job.checkpoints))):
+  if not parallel.broadcast_object(bool(store.saved_steps(job.checkpoints))):
     write_config(job.workdir, experiment.to_dict())
     with watchdog.allow(watchdog.COMPILE_SEC):
       create = jax.jit(init, out_shardings=layout)
@@ -175,7 +177,7 @@ def first_state(job: Job) -> tuple[TrainState, bool]:
   _check_same_data(job, restored.meta)
   if harmless:
     print(f"changed since the run began: {'; '.join(harmless)}")
-  parallel.first_does(lambda: _put_aside(job, restored.damaged))
+  parallel.on_process_0(lambda: _put_aside(job, restored.damaged))
   write_config(job.workdir, experiment.to_dict())
   state = restored.state
   return state if isinstance(state, TrainState) else from_averages(state), True

@@ -25,7 +25,7 @@ def call(calls, config=None, port=None):
   def one(process, count, identity="same", delay=0.0):
     time.sleep(delay)
     try:
-      rendezvous.roll_call(config, World("test", count, process, f"127.0.0.1:{port}"), identity)
+      rendezvous.rendezvous(config, World("test", count, process, f"127.0.0.1:{port}"), identity)
     except UserError as error:
       return str(error)
     return None
@@ -103,7 +103,7 @@ def test_a_port_that_is_taken_is_named():
 @pytest.mark.parametrize("address", ["nowhere", "a:b", ":5", "a:70000"])
 def test_an_address_without_a_port_is_refused(address):
   with pytest.raises(UserError, match=f"{address}: write host:port"):
-    rendezvous.roll_call(Distributed(), World("test", 2, 1, address), "same")
+    rendezvous.rendezvous(Distributed(), World("test", 2, 1, address), "same")
 
 
 FOREIGN = [
