@@ -17,7 +17,7 @@ from jaxtyping import Bool
 
 from diffusion_jax.core.files import run_folder, user_path
 from diffusion_jax.core.pixels import as_pictures, from_levels, to_uint8
-from diffusion_jax.data import load_pictures, with_channels
+from diffusion_jax.data import load_held_out, load_pictures, with_channels
 from diffusion_jax.data.reading import Broken, opened
 from diffusion_jax.data.source import fit_image
 from diffusion_jax.inference import draw, outputs, restore
@@ -101,9 +101,8 @@ def check_flags(args) -> None:
 
 def load_given(args, experiment: Experiment, spec: ImageSpec) -> Batch:
   """The given images with levels 0..L-1: as many as the work needs."""
-  data = experiment.data
   if args.images is None:
-    source = data.load("test" if data.has_split("test") else "train")
+    source = load_held_out(experiment.data)
   else:
     source = with_channels(load_pictures(args.images, "--images", least=1), spec.channels)
   found, wanted = source.spec.shape, args.num * (2 if args.interpolate else 1)

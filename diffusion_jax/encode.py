@@ -17,7 +17,7 @@ from diffusion_jax import parallel
 from diffusion_jax.core import wording
 from diffusion_jax.core.files import run_folder, user_path
 from diffusion_jax.core.pixels import from_levels
-from diffusion_jax.data import Source, full_pass, latents, progress
+from diffusion_jax.data import Source, full_pass, latents, load_split, progress
 from diffusion_jax.generative.latent_diffusion import flatten
 from diffusion_jax.inference import outputs, restore
 from diffusion_jax.inference.restore import stored_spec
@@ -142,7 +142,9 @@ def describe_latents(
   splits = ["train"] + ["test"] * data.has_split("test")
   height, width, channels = networks.latent_shape
   return latents.Encoded(
-    sources={split: parallel.process_0_first(lambda s=split: data.load(s)) for split in splits},
+    sources={
+      split: parallel.process_0_first(lambda s=split: load_split(data, s)) for split in splits
+    },
     encode=call,
     shape=(height, width, 2 * channels),
     weights=flatten(params),

@@ -15,6 +15,7 @@ from diffusion_jax.checkpoints import store
 from diffusion_jax.core import wording
 from diffusion_jax.core.config import Override
 from diffusion_jax.core.files import run_folder, user_path
+from diffusion_jax.data import load_split
 from diffusion_jax.evaluation import context as benches
 from diffusion_jax.evaluation import external_images, measure, metrics_json, results, sample_grids
 from diffusion_jax.evaluation.context import Bench, Request
@@ -180,7 +181,7 @@ def measure_files(args, overrides: Sequence[Override], argv: list[str]) -> None:
   against = external_images.Against(args.reference)
   if args.config is not None:
     experiment = load_experiment(args.config, overrides)
-    source = experiment.data.load(args.split)
+    source = load_split(experiment.data, args.split)
     against = external_images.Against(None, source, args.split, experiment.eval.metrics)
   external_images.measure_external(args, against, metrics_json.command(argv, None))
 

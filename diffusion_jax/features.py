@@ -5,6 +5,7 @@ on, as in fd_digits. Evaluation does it by itself where it has not been done.
 """
 
 from diffusion_jax.core.files import check_file, user_path
+from diffusion_jax.data import load_splits
 from diffusion_jax.extractors import train_domain
 from diffusion_jax.extractors.domain import Recipe, default_features_path
 from diffusion_jax.runs import command_line, flags
@@ -24,8 +25,7 @@ def main(argv: list[str]) -> None:
     check_file(args.out)
   command_line.enable_compilation_cache()
   data = load_experiment(args.config, overrides).data
-  train = data.load("train")
-  test = data.load("test") if data.has_split("test") else None
+  train, test = load_splits(data)
   recipe = Recipe(num_steps=args.num_steps, batch_size=args.batch_size, seed=args.seed)
   path = args.out or default_features_path(train)
   extractor = train_domain(train, test, path, recipe)

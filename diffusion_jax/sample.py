@@ -16,6 +16,7 @@ from diffusion_jax import parallel
 from diffusion_jax.core.config import Override
 from diffusion_jax.core.files import grid_columns, image_grid, run_folder, user_path, write_png
 from diffusion_jax.core.pixels import as_pictures, to_uint8
+from diffusion_jax.data import load_held_out
 from diffusion_jax.inference import outputs, restore
 from diffusion_jax.inference.draw import (
   autoguided,
@@ -163,8 +164,7 @@ def reconstruct(
 ):
   """Writes held-out images above their reconstructions; their number and the grid's columns."""
   call = make_reconstruct(generative, mesh)
-  data = experiment.data
-  source = data.load("test" if data.has_split("test") else "train")
+  source = load_held_out(experiment.data)
   batch = first_examples(source, args.num)
   parts = [jax.tree.map(lambda x, i=i: x[i : i + args.batch_size], batch)
            for i in range(0, len(batch.index), args.batch_size)]  # fmt: skip

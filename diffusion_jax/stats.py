@@ -7,7 +7,7 @@ what it is; the evaluation program refuses it for samples that it does not fit.
 import json
 
 from diffusion_jax.core.files import check_file, user_path
-from diffusion_jax.data import load_pictures
+from diffusion_jax.data import load_pictures, load_split
 from diffusion_jax.evaluation import external_images, reference
 from diffusion_jax.evaluation.context import EXTRACT_BATCH
 from diffusion_jax.extractors import make_extract
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     source, split = load_pictures(args.images, "--images"), "given"
   else:
     source, split = (
-      load_experiment(args.config, overrides).data.load(args.split),
+      load_split(load_experiment(args.config, overrides).data, args.split),
       args.split,
     )
   against = external_images.Against(source=source, split=split)

@@ -64,6 +64,18 @@ class ImageSpec(NamedTuple):
   def num_dims(self) -> int:
     return self.height * self.width * self.channels
 
+  def to_json(self) -> dict[str, Any]:
+    """Return the spec as JSON values; without named arrays as versions before them wrote it."""
+    found = self._asdict()
+    fields = {name: [list(shape), dtype] for name, (shape, dtype) in found.pop("fields").items()}
+    return found | ({"fields": fields} if fields else {})
+
+  @classmethod
+  def from_json(cls, stored: Mapping[str, Any]) -> "ImageSpec":
+    """Return the spec that `to_json` wrote, in any version."""
+    fields = {n: FieldSpec(tuple(f[0]), f[1]) for n, f in stored.get("fields", {}).items()}
+    return cls(**{**stored, "fields": fields})
+
 
 class Batch(NamedTuple):
   """Examples as they travel from the host to the devices.

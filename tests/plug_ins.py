@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 import optax
 
+from diffusion_jax.data import ArraySource, DataSetBase
 from diffusion_jax.metrics import MetricBase
 from diffusion_jax.training.optimizers import ScheduledOptimizer
 
@@ -44,3 +45,29 @@ class SignDescent(ScheduledOptimizer):
 @dataclasses.dataclass(frozen=True)
 class NoRule(ScheduledOptimizer):
   """A schedule without an update rule."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stripes(DataSetBase):
+  """Upright stripes; the brightness is the class."""
+
+  num_images: int = 32
+
+  def load(self, split):
+    labels = np.arange(self.num_images) % 4
+    images = np.zeros((self.num_images, 8, 8, 1), np.uint8)
+    images[:, :, ::2] = 60 * (1 + labels[:, None, None, None])
+    return ArraySource(f"stripes {split}", images, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoLoad(DataSetBase):
+  """A data set that loads nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair(DataSetBase):
+  """A data set that loads bare arrays."""
+
+  def load(self, split):
+    return np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, int)

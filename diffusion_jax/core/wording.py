@@ -73,7 +73,8 @@ def describe_data(name: str, num: int, spec: ImageSpec) -> str:
   size = "x".join(str(n) for n in spec.shape)
   levels = f", {spec.num_levels} levels" if spec.num_levels else ""
   classes = f"{spec.num_classes} classes" if spec.num_classes else "no labels"
-  return f"{name}, {num:,} images of {size}{levels}, {classes}"
+  named = "".join(f", {n} {f.dtype}{list(f.shape)}" for n, f in spec.fields.items())
+  return f"{name}, {num:,} images of {size}{levels}, {classes}{named}"
 
 
 def duration(seconds: float) -> str:

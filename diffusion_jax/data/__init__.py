@@ -2,16 +2,24 @@
 
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.data.arrays import Arrays
+from diffusion_jax.data.base import (
+  About,
+  DataSet,
+  DataSetBase,
+  Source,
+  SourceBase,
+  load_held_out,
+  load_split,
+  load_splits,
+)
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.folder import Folder
 from diffusion_jax.data.latents import Latents
 from diffusion_jax.data.pictures import load_pictures, with_channels
-from diffusion_jax.data.pipeline import Prefetcher, TrainStream, full_pass
+from diffusion_jax.data.pipeline import Prefetcher, TrainStream, full_pass, make_batch
 from diffusion_jax.data.records import Records
 from diffusion_jax.data.source import (
-  About,
   ArraySource,
-  Source,
   describe_classes,
   fingerprint,
   trained_classes,
@@ -21,7 +29,7 @@ from diffusion_jax.data.tfds import Tfds
 
 SOURCES = Registry(
   "data",
-  object,
+  DataSet,
   {
     "digits": Digits,
     "tfds": Tfds,
@@ -38,19 +46,26 @@ __all__ = [
   "About",
   "ArraySource",
   "Arrays",
+  "DataSet",
+  "DataSetBase",
   "Digits",
   "Folder",
   "Latents",
   "Prefetcher",
   "Records",
   "Source",
+  "SourceBase",
   "Synthetic",
   "Tfds",
   "TrainStream",
   "describe_classes",
   "fingerprint",
   "full_pass",
+  "load_held_out",
   "load_pictures",
+  "load_split",
+  "load_splits",
+  "make_batch",
   "trained_classes",
   "with_channels",
 ]

@@ -9,9 +9,10 @@ import numpy as np
 
 from diffusion_jax.core import npz
 from diffusion_jax.core.files import user_path
+from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.listing import some
-from diffusion_jax.data.source import About, ArraySource, Source
-from diffusion_jax.types import UserError
+from diffusion_jax.data.source import About, ArraySource, Source, check_field
+from diffusion_jax.types import ImageSpec, UserError
 
 MAX_CLASSES = 1 << 16
 """More is taken for a mistake: every class costs a row of the label embedding."""
@@ -38,7 +39,7 @@ class Named(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Arrays:
+class Arrays(DataSetBase):
   """An .npz with train_images, train_labels, test_images, test_labels, or images and labels.
 
   Keras' x_train, y_train, x_test, y_test and the unnamed arr_0 (with arr_1 for labels) are read as
@@ -47,14 +48,22 @@ class Arrays:
   Attributes:
     path: of the file.
     num_levels: L; pixels are the integers 0..L-1, at most 256 of them.
-    flip: mirror half of the training images.
+    fields: named arrays that accompany the images, one row an image, e.g. embedding: it is
+      train_embedding (or embedding) of the training split, test_embedding of the test split.
+    flip: mirror half of the training images, and named arrays of three axes with them.
   """
 
   path: str = ""
   num_levels: int = 256
+  fields: tuple[str, ...] = ()
   flip: bool = False
 
   def __post_init__(self):
+    if len(set(self.fields)) < len(self.fields) or not all(map(str.isidentifier, self.fields)):
+      raise ValueError(
+        f"fields={','.join(self.fields)} must be different names of letters, digits and _, e.g. "
+        "embedding"
+      )
     if not 2 <= self.num_levels <= 256:
       raise ValueError(f"num_levels={self.num_levels} must lie between 2 and 256")
 
@@ -71,7 +80,9 @@ class Arrays:
         f"{self._where} has {npz.listed_names(there)}; it needs {split}_images (and {split}_labels)"
         + ", images (and labels) or x_train (and y_train)" * (split == "train")
       )
+    fields = {name: self._field(name, split, named, there) for name in self.fields}
     wanted = {name for pair in named.values() for name in pair if name is not None}
+    wanted |= set(fields.values())
     arrays = npz.read_npz(user_path(self.path), self._where, lambda name: name in wanted)
     arrays |= {n.labels: _one_column(arrays[n.labels]) for n in named.values() if n.labels}
     own = named[split]
@@ -80,12 +91,20 @@ class Arrays:
     images = self._check_images(own.images, arrays[own.images])
     num_classes = self._count_classes(named, arrays)
     labels = arrays[own.labels] if own.labels else None
-    others = sorted(set(there) - wanted)
+    beside = {key for name in self.fields for each in SPLITS for key in _field_keys(name, each)}
+    others = sorted(set(there) - wanted - beside)
     notes = [f"arrays that are not read: {some(others)}"] if others else []
     origin = f"{own.images} of {self.path}"
     name = f"{Path(self.path).stem} {split}"
     about = About(origin=origin, notes=notes)
-    return ArraySource(name, images, labels, self.num_levels, num_classes, about)
+    try:
+      found = {name: check_field(key, arrays[key], len(images)) for name, key in fields.items()}
+    except ValueError as error:
+      raise UserError(f"{self._where}: {error}") from error
+    return ArraySource(name, images, labels, self.num_levels, num_classes, about, found)
+
+  def known_spec(self) -> ImageSpec:
+    return self.load("train").spec
 
   def has_split(self, split: str) -> bool:
     return split in self._named(self._there())
@@ -119,6 +138,18 @@ class Arrays:
         images, labels = mine[0]
         found[split] = Named(images, labels if labels in there else None)
     return found
+
+  def _field(self, name: str, split: str, named: Mapping[str, Named], there: Sequence[str]) -> str:
+    """Return the name in the file of a split's named array."""
+    keys = _field_keys(name, split)
+    taken = {array for own in named.values() for array in own}
+    found = [key for key in keys if key in there and key not in taken]
+    if not found:
+      raise UserError(
+        f"--config.data.fields={','.join(self.fields)}: {self.path} has "
+        f"{npz.listed_names(there)}; it needs {' or '.join(keys)}, one row an image"
+      )
+    return found[0]
 
   def _count_classes(self, named: Mapping[str, Named], arrays: dict[str, np.ndarray]) -> int:
     """Classes of all splits together; 0 where nothing is labelled."""
@@ -165,6 +196,11 @@ class Arrays:
       f"{self._where}: {name} {found}; it must hold one class number from 0 to "
       f"{MAX_CLASSES - 1:,} for each of the {num} images"
     )
+
+
+def _field_keys(name: str, split: str) -> list[str]:
+  """Return the names that a split's named array may have in the file."""
+  return [f"{split}_{name}", f"{name}_{split}", *([name] if split == "train" else [])]
 
 
 def _one_column(labels: np.ndarray) -> np.ndarray:

@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.source import About, ArraySource, Source, fixed_order
+from diffusion_jax.types import ImageSpec
 
 NUM_TRAIN = 1500
 
 
 @dataclasses.dataclass(frozen=True)
-class Digits:
+class Digits(DataSetBase):
   """Scikit-learn's bundled digits, their 17 levels kept; 1,500 to train, 297 to test.
 
   Source: the test part of Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits"
@@ -33,6 +35,9 @@ class Digits:
     origin = f"{len(chosen):,} of the set's {len(order):,}, in a fixed order"
     labels = bunch.target[chosen]
     return ArraySource(f"digits {split}", images, labels, 17, 10, About(origin=origin))
+
+  def known_spec(self) -> ImageSpec:
+    return self.load("train").spec
 
   def has_split(self, split: str) -> bool:
     return split in ("train", "test")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_jax.core.files import printable, user_path
+from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.checking import Checked, check_pictures
 from diffusion_jax.data.listing import Listing, list_folder, split_folders
 from diffusion_jax.data.reading import Reader, Unreadable, opened
@@ -24,7 +25,7 @@ ADVICE = "mend them, move them away, or leave them out with --config.data.unread
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
+class Folder(DataSetBase):
   """Pictures in folders; one in `path/cat/any/depth` has the class cat.
 
   A folder that holds train/ and test/ (or val/, valid/, validation/) holds the two splits, as

@@ -15,13 +15,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Float32, Int, Int32, Num
 
 from diffusion_jax.core.config import as_text, build
 from diffusion_jax.core.files import user_path
+from diffusion_jax.data.base import Autoencoder, DataSetBase, SourceBase, load_split
 from diffusion_jax.data.progress import (
   PROGRESS,
   begin_encoding,
@@ -45,20 +46,8 @@ LACKING = {"autoencoder": {"norm_groups": None}}
 """Fields that folders of older versions do not have, with what they stood for."""
 
 
-class Autoencoder(NamedTuple):
-  """The frozen autoencoder of a folder.
-
-  Attributes:
-    weights: its parameters as one vector, see `generative.latent_diffusion`.
-    scale: of the latents; times it, those of the training split have standard deviation 1.
-  """
-
-  weights: Float32[np.ndarray, "P"]
-  scale: float
-
-
 @dataclasses.dataclass(frozen=True)
-class Latents:
+class Latents(DataSetBase):
   """An image set together with its latents, see `python -m diffusion_jax.encode`.
 
   It is the image set itself to all but latent_diffusion, which trains on the latents. Mirrored
@@ -72,7 +61,7 @@ class Latents:
 
   path: str = ""
   data_dir: str | None = None
-  flip: ClassVar[bool] = False
+  has_latents = True
 
   def load(self, split: str) -> Source:
     """The images of a split.
@@ -83,7 +72,7 @@ class Latents:
     manifest = self._manifest()
     if split not in manifest["splits"]:
       raise UserError(f"{self._where} has no {split} split; it has {', '.join(manifest['splits'])}")
-    source = self._image_source(manifest).load(split)
+    source = load_split(self._image_source(manifest), split)
     if fingerprint(source) != manifest["splits"][split]["fingerprint"]:
       raise UserError(
         f"{self._where} was made of other images than {source.name} has now; bring them back, or "
@@ -111,7 +100,10 @@ class Latents:
     folder, about = user_path(self.path), manifest["splits"][split]
     stats = np.load(folder / f"{split}.npy", mmap_mode="r")
     labels = np.load(folder / f"{split}_labels.npy")
-    return LatentSource(f"latents of {about['name']}", stats, labels, manifest["num_classes"])
+    name, images = f"latents of {about['name']}", None
+    if about.get("has_fields"):  # they are read beside the images
+      images = load_split(self._image_source(manifest), split)
+    return LatentSource(name, stats, labels, manifest["num_classes"], images)
 
   def autoencoder(self) -> Autoencoder:
     """Weights and scale.
@@ -172,7 +164,7 @@ class Latents:
     return build(SOURCES, section, "data")
 
 
-class LatentSource:
+class LatentSource(SourceBase):
   """A split of latents.
 
   Args:
@@ -180,6 +172,7 @@ class LatentSource:
     stats: mean and log-variance along the last axis; may be mapped from a file.
     labels: class numbers.
     num_classes: of the whole data set; 0 for an unlabelled one.
+    images: the encoded images, in the same order, if named arrays accompany them.
   """
 
   def __init__(
@@ -188,10 +181,12 @@ class LatentSource:
     stats: Float32[np.ndarray, "N h w C"],
     labels: Int[np.ndarray, "N"],
     num_classes: int,
+    images: Source | None = None,
   ):
-    self.name = name
+    self.name, self._images = name, images
     height, width, channels = stats.shape[1:]
-    self.spec = ImageSpec(height, width, channels, None, num_classes)
+    fields = {} if images is None else images.spec.fields
+    self.spec = ImageSpec(height, width, channels, None, num_classes, fields)
     self._stats, self._labels = stats, labels.astype(np.int32)
     self.about = About(counts=count_labels(self._labels, num_classes))
 
@@ -202,6 +197,9 @@ class LatentSource:
     self, index: Int[np.ndarray, "B"]
   ) -> tuple[Float32[np.ndarray, "B h w C"], Int32[np.ndarray, "B"]]:
     return np.asarray(self._stats[index]), self._labels[index]
+
+  def gather_fields(self, index: Int[np.ndarray, "B"]) -> Mapping[str, Num[np.ndarray, "B ..."]]:
+    return {} if self._images is None else self._images.gather_fields(index)
 
 
 class Encoded(NamedTuple):
@@ -331,7 +329,12 @@ def _describe(part: Path, encoded: Encoded, scale: float) -> dict[str, Any]:
       "autoencoder": {n: dict(s) for n, s in encoded.autoencoder.items()},
       "made_from": dict(encoded.made_from),
       "splits": {
-        split: {"name": source.name, "num": len(source), "fingerprint": fingerprint(source)}
+        split: {
+          "name": source.name,
+          "num": len(source),
+          "fingerprint": fingerprint(source),
+          **({"has_fields": True} if source.spec.fields else {}),
+        }
         for split, source in sources.items()
       },
       "files": {file.name: _sha256(file) for file in sorted(part.glob("*.npy"))},

@@ -1,12 +1,14 @@
 """Pictures made by any program: a folder of files, or arrays, as they are."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Int, Int32, Num, UInt8
 
 from diffusion_jax.core import npz
 from diffusion_jax.core.files import printable
+from diffusion_jax.data.base import SourceBase
 from diffusion_jax.data.checking import check_pictures
 from diffusion_jax.data.listing import Listing, Walk, find_pictures
 from diffusion_jax.data.reading import Reader, opened
@@ -131,7 +133,7 @@ def _open(file: Path, where: str) -> np.ndarray:
   return images
 
 
-class RecolouredSource:
+class RecolouredSource(SourceBase):
   """A source of one channel shown in three, or the reverse.
 
   Args:
@@ -153,6 +155,9 @@ class RecolouredSource:
     images, labels = self._source.gather(index)
     one = images[..., :1]
     return one if self.spec.channels == 1 else np.repeat(one, 3, axis=-1), labels
+
+  def gather_fields(self, index: Int[np.ndarray, "B"]) -> Mapping[str, Num[np.ndarray, "B ..."]]:
+    return self._source.gather_fields(index)
 
 
 def with_channels(source: Source, channels: int) -> Source:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from diffusion_jax.data.source import Source
+from diffusion_jax.data.base import Source
 from diffusion_jax.types import Batch
 
 FLIPS = 1 << 32
@@ -43,6 +43,25 @@ def flips(seed: int, position: Int[np.ndarray, "B"]) -> Bool[np.ndarray, "B"]:
   return words[skip:] >> np.uint64(63) == 1
 
 
+def make_batch(
+  source: Source,
+  places: Int[np.ndarray, "B"],
+  index: Int[np.ndarray, "B"],
+  mask: Bool[np.ndarray, "B"] | None = None,
+) -> Batch:
+  """Return a batch of a source's examples with all its named arrays.
+
+  Args:
+    source: the split.
+    places: of the examples in it.
+    index: their global numbers, see `Batch.index`.
+    mask: False for padding; None: there is none.
+  """
+  image, label = source.gather(places)
+  real = np.ones(len(places), np.float32) if mask is None else mask.astype(np.float32)
+  return Batch(image, label, real, index.astype(np.uint32), source.gather_fields(places))
+
+
 class TrainStream:
   """An endless shuffled stream: every record once an epoch, batches running across epochs.
 
@@ -50,7 +69,8 @@ class TrainStream:
     source: the split.
     batch_size: images of the global batch.
     seed: of the order and the flips.
-    flip: mirror half of the images left to right.
+    flip: mirror half of the images left to right, and with each its named arrays of three axes,
+      which are images [H W C] or masks of one.
     rows: those of each global batch that are read here; none: all of them.
   """
 
@@ -69,12 +89,12 @@ class TrainStream:
     """The rows of batch `step` (counted from 0); `index` is the global position."""
     whole = np.arange(self._batch_size, dtype=np.int64) + step * self._batch_size
     position = whole[self._rows]
-    image, label = self._source.gather(self._records(position))
+    batch = make_batch(self._source, self._records(position), position)
     if self._flip:  # drawn for the whole batch: the same on any number of processes
       turned = flips(self._seed, whole)[self._rows]
-      image[turned] = image[turned, :, ::-1]
-    mask = np.ones(len(position), np.float32)
-    return Batch(image, label, mask, position.astype(np.uint32))
+      for images in (batch.image, *(a for a in batch.fields.values() if a.ndim == 4)):
+        images[turned] = images[turned, :, ::-1]
+    return batch
 
   def _records(self, position: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
     num = len(self._source)
@@ -100,9 +120,8 @@ def full_pass(
   rows = np.arange(batch_size) if rows is None else rows
   for begin in range(first, len(source), batch_size):
     position = begin + rows
-    image, label = source.gather(np.minimum(position, len(source) - 1))
-    mask = (position < len(source)).astype(np.float32)
-    yield Batch(image, label, mask, position.astype(np.uint32))
+    places = np.minimum(position, len(source) - 1)
+    yield make_batch(source, places, position, position < len(source))
 
 
 class Prefetcher:

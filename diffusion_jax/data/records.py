@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.core.files import user_path
+from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.checking import skipped
 from diffusion_jax.data.reading import Reader, Unreadable, opened
 from diffusion_jax.data.record_format import (
@@ -36,7 +37,7 @@ ADVICE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Records:
+class Records(DataSetBase):
   """Shards of tf.train.Examples that hold an encoded picture (png, jpg, webp) and a class number.
 
   `python -m diffusion_jax.prepare records` makes them of a folder; TFDS's own files are read too.

@@ -1,82 +1,54 @@
-"""What a data set is to the pipeline: a length, a specification and random access."""
+"""Sources in memory or read one by one, their fingerprints, and how pictures become arrays."""
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol, runtime_checkable
+from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Int, Int32, Num, UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from diffusion_jax.core.files import printable
-from diffusion_jax.types import ImageSpec
+from diffusion_jax.data.base import About, Source, SourceBase
+from diffusion_jax.types import FieldSpec, ImageSpec
 
 
-class About(NamedTuple):
-  """Facts about a split for people, beside its images.
-
-  Attributes:
-    classes: names in the order of their numbers; empty where they are called by their numbers.
-    counts: images of each class; None where they are unlabelled, or only known once all are read.
-    origin: where the images come from, "from --config.data.test_path=cats"; empty if plain.
-    notes: sentences on what was left out or changed.
-  """
-
-  classes: Sequence[str] = ()
-  counts: Sequence[int] | None = None
-  origin: str = ""
-  notes: Sequence[str] = ()
-
-
-@runtime_checkable
-class Source(Protocol):
-  """One split of a data set.
-
-  Attributes:
-    name: for people, "digits train".
-    spec: shape, levels and classes.
-    about: what else people should know of it.
-  """
-
-  name: str
-  spec: ImageSpec
-  about: About
-
-  def __len__(self) -> int: ...
-
-  def gather(
-    self, index: Int[np.ndarray, "B"]
-  ) -> tuple[UInt8[np.ndarray, "B H W C"], Int32[np.ndarray, "B"]]:
-    """The images and labels at these places; safe to call from several threads."""
-    ...
-
-
-class ArraySource:
+class ArraySource(SourceBase):
   """A split that lies in memory.
 
   Args:
     name: for people.
-    images: levels 0..L-1.
-    labels: class numbers; None for an unlabelled set.
+    images: levels 0..L-1, uint8 [N H W C].
+    labels: class numbers [N]; None for an unlabelled set.
     num_levels: L.
-    num_classes: of the whole data set; 0 for an unlabelled one.
+    num_classes: of the whole data set; 0 for an unlabelled one. None: as the labels have.
     about: what else is known; the images of each class are counted here.
+    fields: named arrays that accompany the images, finite and one row an image.
+
+  Raises:
+    ValueError: arrays that do not fit each other or their levels.
   """
 
   def __init__(
     self,
     name: str,
-    images: UInt8[np.ndarray, "N H W C"],
-    labels: Int[np.ndarray, "N"] | None,
-    num_levels: int,
-    num_classes: int,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    num_levels: int = 256,
+    num_classes: int | None = None,
     about: About = About(),  # noqa: B008
+    fields: Mapping[str, np.ndarray] = MappingProxyType({}),
   ):
     self.name = name
+    _check_arrays(images, labels, num_levels, num_classes)
+    if num_classes is None:
+      num_classes = 0 if labels is None else int(labels.max(initial=-1)) + 1
+    self._fields = {name: check_field(name, array, len(images)) for name, array in fields.items()}
+    named = {n: FieldSpec(array.shape[1:], str(array.dtype)) for n, array in self._fields.items()}
     height, width, channels = images.shape[1:]
-    self.spec = ImageSpec(height, width, channels, num_levels, num_classes)
+    self.spec = ImageSpec(height, width, channels, num_levels, num_classes, named)
     self._images = np.ascontiguousarray(images)
     self._labels = np.zeros(len(images), np.int32) if labels is None else labels.astype(np.int32)
     self.about = about._replace(counts=count_labels(self._labels, num_classes))
@@ -88,6 +60,52 @@ class ArraySource:
     self, index: Int[np.ndarray, "B"]
   ) -> tuple[UInt8[np.ndarray, "B H W C"], Int32[np.ndarray, "B"]]:
     return self._images[index], self._labels[index]
+
+  def gather_fields(self, index: Int[np.ndarray, "B"]) -> Mapping[str, Num[np.ndarray, "B ..."]]:
+    return {name: array[index] for name, array in self._fields.items()}
+
+
+def _check_arrays(
+  images: np.ndarray, labels: np.ndarray | None, num_levels: int, num_classes: int | None
+) -> None:
+  if images.dtype != np.uint8 or images.ndim != 4:
+    raise ValueError(f"images are {images.dtype}{list(images.shape)}; they must be uint8 [N H W C]")
+  if num_levels < 256 and images.max(initial=0) >= num_levels:
+    raise ValueError(f"images hold {images.max()}; num_levels={num_levels} allows less than that")
+  if labels is None:
+    return
+  if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+    raise ValueError(
+      f"labels are {labels.dtype}{list(labels.shape)}; they must be one class number for each of "
+      f"the {len(images)} images"
+    )
+  low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+  if low < 0 or (num_classes and high >= num_classes):
+    raise ValueError(f"labels run from {low} to {high}; num_classes={num_classes} allows 0 to less")
+
+
+def check_field(name: str, array: np.ndarray, num: int) -> np.ndarray:
+  """Return a named array [N ...] as it travels to the devices: float32, int32 or uint8.
+
+  Raises:
+    ValueError: it is no array of numbers, has another length than the images, or is not finite.
+  """
+  if array.dtype.kind not in "biuf":
+    raise ValueError(f"'{name}' is {array.dtype}; it must hold numbers")
+  if not array.ndim or len(array) != num:
+    length = len(array) if array.ndim else "no"
+    raise ValueError(f"'{name}' has {length} rows beside {num} images; it must have one an image")
+  if array.dtype.kind == "f":
+    bad = int((~np.isfinite(array).reshape(num, -1).all(axis=1)).sum())
+    if bad:
+      raise ValueError(f"'{name}' is not finite (NaN or infinity) in {bad} of {num} rows")
+    return np.ascontiguousarray(array, np.float32)
+  if array.dtype.kind == "b" or array.dtype == np.uint8:
+    return np.ascontiguousarray(array, np.uint8)
+  low, high = int(array.min(initial=0)), int(array.max(initial=0))
+  if low < -(2**31) or high >= 2**31:
+    raise ValueError(f"'{name}' holds values from {low} to {high}, which int32 does not")
+  return np.ascontiguousarray(array, np.int32)
 
 
 def count_labels(labels: Int[np.ndarray, "N"], num_classes: int) -> list[int] | None:
@@ -138,12 +156,16 @@ def fingerprint(source: Source) -> str:
   """
   num = len(source) if len(source) * source.spec.num_dims <= 2**30 else 4096
   places = np.linspace(0, len(source) - 1, num).astype(np.int64)
-  spec = source.spec[:5] + ((dict(source.spec.fields),) if source.spec.fields else ())
+  fields = sorted(source.spec.fields.items())
+  spec = source.spec[:5] + ((fields,) if fields else ())
   digest = hashlib.sha256(repr((len(source), spec)).encode())
   for first in range(0, num, 1024):
-    images, labels = source.gather(places[first : first + 1024])
+    chosen = places[first : first + 1024]
+    images, labels = source.gather(chosen)
     digest.update(images.tobytes())
     digest.update(labels.astype("<i4").tobytes())
+    for name, array in sorted(source.gather_fields(chosen).items()):
+      digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
   return digest.hexdigest()[:16]
 
 
@@ -157,7 +179,7 @@ def num_threads() -> int:
   return max(MIN_THREADS, os.cpu_count() or 1)
 
 
-class DecodedSource:
+class DecodedSource(SourceBase):
   """A split whose examples are read one by one, by several threads.
 
   Args:
@@ -204,9 +226,11 @@ def in_memory_if_small(source: Source, max_ram_gib: float) -> Source:
   """Decodes a whole split once if it fits: gathering from an array is far cheaper."""
   if len(source) * source.spec.num_dims > max_ram_gib * 2**30:
     return source
-  images, labels = source.gather(np.arange(len(source)))
+  places = np.arange(len(source))
+  images, labels = source.gather(places)
   levels, classes = source.spec.num_levels or 256, source.spec.num_classes
-  return ArraySource(source.name, images, labels, levels, classes, source.about)
+  fields = source.gather_fields(places)
+  return ArraySource(source.name, images, labels, levels, classes, source.about, fields)
 
 
 def orientation(image: Image.Image) -> int:

@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 
+from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.source import ArraySource, Source
+from diffusion_jax.types import ImageSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class Synthetic:
+class Synthetic(DataSetBase):
   """A bright square on a dark noisy ground; its place tells the class.
 
   Attributes:
@@ -43,6 +45,9 @@ class Synthetic:
       top, left = label // side * cell, label % side * cell
       image[top : top + cell, left : left + cell] += 192
     return ArraySource(f"synthetic {split}", images, labels, 256, self.num_classes)
+
+  def known_spec(self) -> ImageSpec:
+    return self.load("train").spec
 
   def has_split(self, split: str) -> bool:
     return split in ("train", "test")

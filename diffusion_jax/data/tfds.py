@@ -12,9 +12,16 @@ from PIL import Image
 from diffusion_jax.core.files import home, user_path
 from diffusion_jax.core.wording import spelling_hint
 from diffusion_jax.data import standard
+from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.source import About, DecodedSource, Source, fit_image, in_memory_if_small
 from diffusion_jax.types import ImageSpec, UserError
 
+STANDARD = {
+  "cifar10": ImageSpec(32, 32, 3, 256, 10),
+  "cifar100": ImageSpec(32, 32, 3, 256, 100),
+  "mnist": ImageSpec(28, 28, 1, 256, 10),
+  "fashion_mnist": ImageSpec(28, 28, 1, 256, 10),
+}
 NO_DOWNLOAD = "--config=configs/ddpm_digits.py needs no download"
 
 
@@ -24,7 +31,7 @@ def default_data_dir() -> Path:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tfds:
+class Tfds(DataSetBase):
   """An image data set of tensorflow-datasets, prepared as array_record.
 
   cifar10, cifar100, mnist and fashion_mnist are downloaded and prepared at first use.
@@ -88,6 +95,15 @@ class Tfds:
     return UserError(
       f"--config.data.{split}_split={part} cannot be read: {self.dataset} has {sizes}{nothing}"
     )
+
+  def known_spec(self) -> ImageSpec | None:
+    """Return the spec of a standard set."""
+    spec = STANDARD.get(self.dataset)
+    if spec is None:
+      return None
+    if self.image_size is not None:
+      spec = spec._replace(height=self.image_size, width=self.image_size)
+    return spec if self.label_key else spec._replace(num_classes=0)
 
   def has_split(self, split: str) -> bool:
     return split == "train" or self.test_split is not None

@@ -13,7 +13,7 @@ from diffusion_jax.checkpoints import store
 from diffusion_jax.core import rng
 from diffusion_jax.core.config import Override, parse_override
 from diffusion_jax.core.files import user_path
-from diffusion_jax.data import Source, fingerprint, trained_classes
+from diffusion_jax.data import Source, fingerprint, load_splits, make_batch, trained_classes
 from diffusion_jax.evaluation import bits_per_dim, noise_levels, reference
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.evaluation.sweep_grid import sweep_points
@@ -33,7 +33,7 @@ from diffusion_jax.metrics import Metric, create_metrics
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.experiment import COMMON, Experiment
 from diffusion_jax.runs.stored import check_same_data, stored_experiment, trained_experiment
-from diffusion_jax.types import Batch, Condition, GenerativeModel, Params, UserError
+from diffusion_jax.types import Condition, GenerativeModel, Params, UserError
 
 EXTRACT_BATCH = 64
 NOT_SAMPLING = {"loss", "spectrum", *DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS}
@@ -159,9 +159,7 @@ def prepare_evaluation(request: Request) -> Bench:
   """
   experiment = trained_experiment(request.workdir, request.overrides)
   points, metrics = sweep_points(request.sweep), create_metrics(experiment.eval.metrics)
-  data = experiment.data
-  train = parallel.process_0_first(lambda: data.load("train"))
-  test = parallel.process_0_first(lambda: data.load("test") if data.has_split("test") else None)
+  train, test = parallel.process_0_first(lambda: load_splits(experiment.data))
   saved = _check_data(request.workdir, train, test)
   generative = experiment.create(train.spec)
   mesh = sharding.create_mesh(experiment.mesh)
@@ -222,8 +220,7 @@ def check_traces(generative: GenerativeModel, names: Sequence[str], train: Sourc
   Raises:
     UserError: parts do not fit each other.
   """
-  image, label = train.gather(np.arange(1))
-  one = Batch(image, label, np.ones(1, np.float32), np.zeros(1, np.uint32))
+  one = make_batch(train, np.arange(1), np.arange(1))
 
   def trace(batch: Any) -> Any:
     params, keys = generative.init(jax.random.key(0))[0], jax.random.split(jax.random.key(0), 1)

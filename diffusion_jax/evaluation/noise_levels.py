@@ -9,10 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax.core import rng
-from diffusion_jax.data import Source
+from diffusion_jax.data import Source, make_batch
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.resumable import Chunks, pieces
-from diffusion_jax.types import Batch, GenerativeModel, Params
+from diffusion_jax.types import GenerativeModel, Params
 
 STREAM = 2**31 + 3
 
@@ -64,8 +64,7 @@ def mean_errors(
 
     def compute(first=first):
       index = np.arange(first, first + size)
-      image, label = source.gather(places[np.minimum(index, num - 1)])
-      batch = Batch(image, label, (index < num).astype(np.float32), index.astype(np.uint32))
+      batch = make_batch(source, places[np.minimum(index, num - 1)], index, index < num)
       sent = jax.tree.map(lambda x: sharding.put_rows(x, mesh), batch)
       found = errors(params, seed, sent)
       log_snr = np.broadcast_to(sharding.fetch(found.log_snr), found.eps_mse.shape)

@@ -74,7 +74,7 @@ def train_domain(train: Source, test: Source | None, path: Path, recipe: Recipe)
     "network": "classifier of the data set, last hidden layer",
     "data": data_name(train),
     "fingerprint": fingerprint(train),
-    "spec": train.spec._asdict(),
+    "spec": train.spec._replace(fields={}).to_json(),
     "recipe": recipe._asdict(),
     "accuracy": None if test is None else _accuracy(params, test),
     "resize": "none",
@@ -102,7 +102,7 @@ def load_domain(path: Path) -> Extractor:
     sha256 = arrays.pop("sha256").item()
     if facts["format"] != FORMAT or sha256 != _digest(arrays, facts):
       raise ValueError("its hash does not hold")
-    spec = ImageSpec(**facts["spec"])
+    spec = ImageSpec.from_json(facts["spec"])
   except Exception as error:
     raise UserError(
       f"--features={path} is not a readable file of features ({error}); {cure}"

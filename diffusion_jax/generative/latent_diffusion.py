@@ -95,7 +95,7 @@ class LatentDiffusion:
       ValueError: parts that do not fit each other or the data.
     """
     decoder, networks = parts["decoder"], _networks(parts, spec)
-    if not hasattr(parts["data"], "autoencoder"):
+    if not parts["data"].has_latents:
       raise ValueError(
         "latent_diffusion needs latents: set --config.data.name=latents --config.data.path=DIR, "
         "made by python -m diffusion_jax.encode"

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
 from diffusion_jax.core import rng
-from diffusion_jax.data import Source
+from diffusion_jax.data import Source, make_batch
 from diffusion_jax.generative import ModelBase, require
 from diffusion_jax.parallel import sharding
 from diffusion_jax.samplers.editing import interpolate
@@ -231,8 +231,7 @@ def _listed(labels: Sequence[int]) -> str:
 def first_examples(source: Source, num: int) -> Batch:
   """The first images of a source as a batch."""
   index = np.arange(min(num, len(source)))
-  image, label = source.gather(index)
-  return Batch(image, label, np.ones(len(index), np.float32), index.astype(np.uint32))
+  return make_batch(source, index, index)
 
 
 def rows_in_turn(

@@ -392,4 +392,4 @@ def stored_classes(checkpoints: Path, step: int | None) -> list[int]:
 
 def stored_spec(checkpoints: Path, step: int | None) -> ImageSpec:
   """What a run's images are, from its checkpoints: to sample, the data need not be there."""
-  return ImageSpec(**store.read_meta(checkpoints, step)["data"]["spec"])
+  return ImageSpec.from_json(store.read_meta(checkpoints, step)["data"]["spec"])

@@ -15,7 +15,7 @@ from diffusion_jax.metrics.base import (
   Metric,
   MetricBase,
   describe_metric,
-  fault_of,
+  metric_fault,
 )
 from diffusion_jax.metrics.frechet import (
   Extrapolation,
@@ -97,7 +97,7 @@ def _create(entry: str) -> Metric:
     raise UserError(
       f"config.eval.metrics={entry}: {cls.__name__}() raises {type(error).__name__}: {error}"
     ) from error
-  if fault := fault_of(metric):
+  if fault := metric_fault(metric):
     raise UserError(f"config.eval.metrics={entry}: {fault}.")
   return metric
 

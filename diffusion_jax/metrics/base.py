@@ -146,12 +146,14 @@ class MetricBase:
     return self.min_num_reference
 
 
-def fault_of(metric: Metric) -> str | None:
+def metric_fault(metric: Metric) -> str | None:
   """Return what is wrong with the values of a metric's members, or None."""
   for field in ("name", "domain_name"):
     name = getattr(metric, field)
     if (name or field == "name") and not re.fullmatch("[a-z][a-z0-9_]*", str(name)):
       return f"{field} is {name!r}; it must be lower-case letters, digits and _, e.g. 'fid'"
+  if not metric.description or not isinstance(metric.description, str):
+    return f"description is {metric.description!r}; it must be words for the report"
   if strange := sorted(set(metric.needs) - FEATURES):
     return f"needs has {strange[0]!r}; allowed are {', '.join(sorted(FEATURES))}"
   return None

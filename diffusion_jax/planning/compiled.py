@@ -131,14 +131,16 @@ def _lower(program: Program, per_device: int) -> jax.stages.Lowered:
   step = make_train_step(
     program.generative, parts.optimizer, parts.ema, parts.training, program.mesh
   )
-  shapes: Any = [jax.ShapeDtypeStruct((size, *x), kind) for x, kind in _fields(program)]
+  shapes: Any = [jax.ShapeDtypeStruct((size, *x), kind) for x, kind in _columns(program)]
+  named = {n: (f.shape, np.dtype(f.dtype)) for n, f in program.spec.fields.items()}
+  fields: Any = {n: jax.ShapeDtypeStruct((size, *x), kind) for n, (x, kind) in named.items()}
   jitted = jit_train_step(step, program.state, program.mesh)
   numbers = hyperparameters(parts.optimizer, parts.ema, parts.training)
-  return jitted.lower(program.state, Batch(*shapes), numbers)
+  return jitted.lower(program.state, Batch(*shapes, fields=fields), numbers)
 
 
-def _fields(program: Program) -> list[tuple[tuple[int, ...], Any]]:
-  """Return the example shape and the type of each Batch field, as the pipeline makes them."""
+def _columns(program: Program) -> list[tuple[tuple[int, ...], Any]]:
+  """Return the example shape and the type of each unnamed array of a Batch."""
   image = program.generative.trains_on or (program.spec.shape, jnp.uint8)
   return [image, ((), jnp.int32), ((), jnp.float32), ((), jnp.uint32)]
 

@@ -5,15 +5,6 @@ import re
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.types import ImageSpec, UserError
 
-STANDARD = {
-  "cifar10": ImageSpec(32, 32, 3, 256, 10),
-  "cifar100": ImageSpec(32, 32, 3, 256, 100),
-  "mnist": ImageSpec(28, 28, 1, 256, 10),
-  "fashion_mnist": ImageSpec(28, 28, 1, 256, 10),
-}
-LIGHT = ("digits", "synthetic", "arrays")
-"""Data sections that load without a network connection and without decoding."""
-
 HINT = "give its shape: --image=64x64x3 --classes=1000 (0 for unlabelled images)"
 
 
@@ -42,17 +33,13 @@ def _parse(text: str) -> tuple[int, int, int]:
 
 
 def _from_section(experiment: Experiment) -> ImageSpec:
-  section = experiment.to_dict()["data"]
-  if section["name"] in LIGHT:
-    try:
-      return experiment.data.load("train").spec
-    except UserError as error:
-      raise UserError(f"{error}; or {HINT}") from error
-  if section["name"] == "tfds" and section["dataset"] in STANDARD:
-    spec = STANDARD[section["dataset"]]
-    size = section["image_size"]
-    spec = spec if size is None else spec._replace(height=size, width=size)
-    return spec if section["label_key"] else spec._replace(num_classes=0)
-  raise UserError(
-    f"the images of config.data ({section['name']}) are not known without reading them; {HINT}"
-  )
+  try:
+    spec = experiment.data.known_spec()
+  except UserError as error:
+    raise UserError(f"{error}; or {HINT}") from error
+  if spec is None:
+    name = experiment.to_dict()["data"]["name"]
+    raise UserError(
+      f"the images of config.data ({name}) are not known without reading them; {HINT}"
+    )
+  return spec

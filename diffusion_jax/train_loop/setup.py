@@ -13,7 +13,14 @@ from diffusion_jax import __version__, parallel
 from diffusion_jax.checkpoints import step_folders, store
 from diffusion_jax.core import wording
 from diffusion_jax.core.files import printable
-from diffusion_jax.data import About, Source, describe_classes, fingerprint, trained_classes
+from diffusion_jax.data import (
+  About,
+  Source,
+  describe_classes,
+  fingerprint,
+  load_splits,
+  trained_classes,
+)
 from diffusion_jax.parallel import sharding, watchdog
 from diffusion_jax.runs.experiment import Experiment, of_another_run
 from diffusion_jax.runs.stored import check_continues, check_same_data, write_config
@@ -63,13 +70,12 @@ def prepare_job(experiment: Experiment, workdir: Path) -> Job:
   Raises:
     UserError: data, model, mesh and batch do not fit each other.
   """
-  data, training = experiment.data, experiment.training
+  training = experiment.training
   _check_metrics(experiment)
   mesh = sharding.create_mesh(experiment.mesh)
   parts = training.accumulation_steps
   sharding.check_batch_size(training.batch_size, mesh, parts, "training.batch_size")
-  source = parallel.process_0_first(lambda: data.load("train"))
-  test = parallel.process_0_first(lambda: data.load("test") if data.has_split("test") else None)
+  source, test = parallel.process_0_first(lambda: load_splits(experiment.data))
   check_same_everywhere(source)
   if test is not None and test.spec != source.spec:
     train_is, test_is = (wording.describe_data(s.name, len(s), s.spec) for s in (source, test))
@@ -218,7 +224,7 @@ def describe_run_data(job: Job) -> dict[str, Any]:
     "name": job.train.name,
     "num": len(job.train),
     "fingerprint": fingerprint(job.train),
-    "spec": job.train.spec._asdict(),
+    "spec": job.train.spec.to_json(),
   }
   if len(trained := sampled_classes(job)) < job.train.spec.num_classes:
     data["trained_classes"] = trained

@@ -157,7 +157,7 @@ def test_a_metric_that_a_program_adds_is_measured_with_all(monkeypatch):
     ({"needs": frozenset({"logit"})}, "needs has 'logit'; allowed are logits, spatial"),
     ({"name": "fd"}, "its figures are named fd, as those of fid are"),
     ({"compute": 3}, "compute is not a method"),
-    ({"description": None}, "description is missing (Words for the report"),
+    ({"description": None}, "description is None; it must be words for the report"),
   ],
 )
 def test_a_metric_that_does_not_keep_the_contract_is_one_line(members, line, monkeypatch):

@@ -1,0 +1,240 @@
+"""The contract of a data set, which a config names, and of its splits, which are read at random."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Int, Int32, Num
+
+from diffusion_jax.core.registry import documented
+from diffusion_jax.core.wording import with_flags
+from diffusion_jax.types import ImageSpec, UserError
+
+
+class About(NamedTuple):
+  """Facts about a split for people, beside its images.
+
+  Attributes:
+    classes: names in the order of their numbers; empty where they are called by their numbers.
+    counts: images of each class; None where they are unlabelled, or only known once all are read.
+    origin: where the images come from, "from --config.data.test_path=cats"; empty if plain.
+    notes: sentences on what was left out or changed.
+  """
+
+  classes: Sequence[str] = ()
+  counts: Sequence[int] | None = None
+  origin: str = ""
+  notes: Sequence[str] = ()
+
+
+class Autoencoder(NamedTuple):
+  """The frozen autoencoder of encoded images.
+
+  Attributes:
+    weights: its parameters as one vector, see `generative.latent_diffusion`.
+    scale: of the latents; times it, those of the training split have standard deviation 1.
+  """
+
+  weights: Float32[np.ndarray, "P"]
+  scale: float
+
+
+@runtime_checkable
+class Source(Protocol):
+  """One split of a data set, with random access. `SourceBase` has defaults for the last two."""
+
+  @property
+  def name(self) -> str:
+    """Words for people, e.g. "digits train"."""
+    ...
+
+  @property
+  def spec(self) -> ImageSpec:
+    """Shape, levels, classes and named arrays of one example, an ImageSpec."""
+    ...
+
+  def __len__(self) -> int: ...
+
+  def gather(
+    self, index: Int[np.ndarray, "B"]
+  ) -> tuple[Num[np.ndarray, "B H W C"], Int32[np.ndarray, "B"]]:
+    """Return the images (uint8 levels, or float32) and labels at places 0..N-1.
+
+    Safe to call from several threads.
+    """
+    ...
+
+  @property
+  def about(self) -> About:
+    """Further facts for people, an About."""
+    ...
+
+  def gather_fields(self, index: Int[np.ndarray, "B"]) -> Mapping[str, Num[np.ndarray, "B ..."]]:
+    """Return the named arrays of `spec.fields` at these places."""
+    ...
+
+
+class SourceBase:
+  """Defaults of a source: nothing more to say of it, and no named arrays."""
+
+  about: About = About()
+
+  def gather_fields(self, index: Int[np.ndarray, "B"]) -> Mapping[str, Num[np.ndarray, "B ..."]]:
+    """Return no named arrays."""
+    del index
+    return {}
+
+
+@runtime_checkable
+class DataSet(Protocol):
+  """A data set. `DataSetBase` has defaults for all but `load`."""
+
+  def load(self, split: str) -> Source:
+    """Return the split "train" or "test"; UserError if it is not as it should be."""
+    ...
+
+  def has_split(self, split: str) -> bool:
+    """Return whether there is a split of this name."""
+    ...
+
+  @property
+  def flip(self) -> bool:
+    """Mirror half of the training images left to right."""
+    ...
+
+  def known_spec(self) -> ImageSpec | None:
+    """Return the spec as far as it is known without a download or a long look; None: it is not."""
+    ...
+
+  @property
+  def has_latents(self) -> bool:
+    """True if the images have been encoded, so that latent_diffusion can train on their latents."""
+    ...
+
+  def load_latents(self, split: str, autoencoder: Mapping[str, Mapping[str, Any]]) -> Source:
+    """Return means and log-variances of a split, for the config sections of the autoencoder."""
+    ...
+
+  def autoencoder(self) -> Autoencoder:
+    """Return the weights of the autoencoder and the scale of its latents."""
+    ...
+
+
+class DataSetBase:
+  """Defaults of a data set: a training split alone, not mirrored and not encoded."""
+
+  flip: bool = False
+  has_latents: bool = False
+
+  def has_split(self, split: str) -> bool:
+    """Return whether it is the training split."""
+    return split == "train"
+
+  def known_spec(self) -> ImageSpec | None:
+    """Return None: the data have to be read."""
+    return None
+
+  def load_latents(self, split: str, autoencoder: Mapping[str, Mapping[str, Any]]) -> Source:
+    """Refuse: there are no latents."""
+    raise UserError(NO_LATENTS)
+
+  def autoencoder(self) -> Autoencoder:
+    """Refuse: there are no latents."""
+    raise UserError(NO_LATENTS)
+
+
+NO_LATENTS = (
+  "these data have no latents; set --config.data.name=latents --config.data.path=DIR, made by "
+  "python -m diffusion_jax.encode"
+)
+
+
+def load_split(data: DataSet, split: str) -> Source:
+  """Load a split, and look at its first and last example.
+
+  Raises:
+    UserError: the split cannot be loaded, or does not keep the contract of a source.
+  """
+  try:
+    source = data.load(split)
+  except ValueError as error:
+    raise UserError(f"config.data: {with_flags(str(error))}") from error
+  if fault := source_fault(source):
+    raise UserError(f"config.data: {type(data).__name__}.load('{split}') {fault}")
+  if data.flip:
+    _check_flip(source.spec)
+  return source
+
+
+def load_splits(data: DataSet) -> tuple[Source, Source | None]:
+  """Load the training split and, if there is one, the test split.
+
+  Raises:
+    UserError: see `load_split`.
+  """
+  return load_split(data, "train"), load_split(data, "test") if data.has_split("test") else None
+
+
+def load_held_out(data: DataSet) -> Source:
+  """Load the test split, or the training split if there is no other."""
+  return load_split(data, "test" if data.has_split("test") else "train")
+
+
+def source_fault(source: Any) -> str | None:
+  """Return what keeps a source from being one, or None."""
+  where = f"see {Source.__module__}.{Source.__qualname__}"
+  needed = [*documented(Source), ("__len__", "Return the number of examples.")]
+  lacking = [f"{name} ({words.rstrip('.')})" for name, words in needed if not hasattr(source, name)]
+  if lacking:
+    return f"gave {type(source).__name__} without {'; '.join(lacking)}; {where}."
+  if not isinstance(source.spec, ImageSpec):
+    return f"gave spec={source.spec!r}; it must be an ImageSpec; {where}."
+  if not len(source):
+    return "gave no example; give at least one."
+  index = np.unique([0, len(source) - 1])
+  found = source.gather(index)
+  if not isinstance(found, tuple) or len(found) != 2:
+    return f"gathers {type(found).__name__}; it must be images and labels; {where}."
+  spec, (images, labels) = source.spec, found
+  fault = _unlike("images", images, (len(index), *spec.shape), _image_type(spec))
+  fault = fault or _unlike("labels", labels, (len(index),), "int32") or _misnumbered(labels, spec)
+  return fault or field_fault(source.gather_fields(index), spec, len(index))
+
+
+def field_fault(fields: Mapping[str, np.ndarray], spec: ImageSpec, num: int) -> str | None:
+  """Return how named arrays differ from those that a spec declares, or None."""
+  for name in {**spec.fields, **fields}:
+    if name not in fields or name not in spec.fields:
+      one, other = ("declares", "gathers") if name in spec.fields else ("gathers", "declares")
+      return f"{one} the named array '{name}' and {other} none of that name."
+    wanted = spec.fields[name]
+    if fault := _unlike(f"'{name}'", fields[name], (num, *wanted.shape), wanted.dtype):
+      return fault
+  return None
+
+
+def _check_flip(spec: ImageSpec) -> None:
+  """Refuse named arrays that may or may not belong to the pixels of a mirrored image."""
+  for name, field in spec.fields.items():
+    if tuple(field.shape) == (spec.height, spec.width):
+      raise UserError(
+        f"--config.data.flip=true mirrors images and named arrays [H, W, C], and '{name}' is "
+        f"{list(field.shape)}; give it a third axis, or set --config.data.flip=false"
+      )
+
+
+def _image_type(spec: ImageSpec) -> str:
+  return "float32" if spec.num_levels is None else "uint8"
+
+
+def _unlike(what: str, array: Any, shape: tuple[int, ...], dtype: str) -> str | None:
+  found = (np.shape(array), str(np.asarray(array).dtype))
+  if found == (shape, dtype):
+    return None
+  return f"gathers {what} of {found[1]}{list(found[0])}; its spec says {dtype}{list(shape)}."
+
+
+def _misnumbered(labels: np.ndarray, spec: ImageSpec) -> str | None:
+  last = max(spec.num_classes - 1, 0)
+  strange = [int(label) for label in labels if not 0 <= label <= last]
+  return f"gathers the label {strange[0]}; its spec allows 0 to {last}." if strange else None

@@ -1,0 +1,68 @@
+"""Parts of an outside package in the programs: data set, optimizer and metric, one class each."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from diffusion_jax import evaluate, plan, sample, train
+
+OWN = [
+  *tiny.TINY, "--config.data.name=plug_ins:Stripes", "--config.training.num_steps=2",
+  "--config.optimizer.name=plug_ins:SignDescent", "--config.process.num_timesteps=20",
+  "--config.logging.tensorboard=false", "--config.eval.metrics=plug_ins:MeanGap",
+  "--config.eval.reference_split=train", "--config.eval.likelihoods=",
+  "--config.eval.spectrum_images=0", "--config.eval.num_samples=16",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch, root, tmp_path):
+  monkeypatch.chdir(root)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.costly
+def test_a_data_set_an_optimizer_and_a_metric_run_through_the_programs(call, tmp_path):
+  workdir = tmp_path / "run"
+  code, out, err = call(train.main, *OWN, f"--workdir={workdir}")
+  assert code == 0, err
+  assert "stripes train, 32 images of 8x8x1, 256 levels, 4 classes" in out
+  stored = json.loads((workdir / "config.json").read_text())
+  assert stored["data"] == {"name": "plug_ins:Stripes", "num_images": 32}
+  assert stored["optimizer"]["name"] == "plug_ins:SignDescent"
+  code, _, err = call(sample.main, f"--workdir={workdir}", "--num=4", f"--out={tmp_path}/a.npz")
+  assert code == 0, err
+  assert np.load(tmp_path / "a.npz")["images"].shape == (4, 8, 8, 1)
+  code, out, err = call(evaluate.main, f"--workdir={workdir}", "--inception=none")
+  assert code == 0, err
+  figures = json.loads((workdir / "eval/2/metrics.json").read_text())["figures"]
+  assert list(figures) == ["mean_gap_stripes_16"]
+
+
+@pytest.mark.parametrize(
+  ("flag", "line"),
+  [
+    ("data.name=plug_ins:NoLoad", "data.name=plug_ins:NoLoad: load is missing (Return the split"),
+    ("data.name=plug_ins:Pair", "Pair.load('train') gave tuple without name (Words for people"),
+    ("data.name=no_package:Set", "data.name=no_package:Set: no such module"),
+    ("optimizer.name=plug_ins:NoRule", "NoRule: create is missing (Return the optax update rule"),
+    ("eval.metrics=plug_ins:Bare", "Bare: name is missing"),
+  ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+def test_what_is_missing_is_said_before_a_folder_is_made(flag, line, dry, call, tmp_path):
+  workdir = tmp_path / "run"
+  code, _, err = call(train.main, *OWN, f"--config.{flag}", f"--workdir={workdir}", *dry)
+  assert code == 2, err
+  assert err.startswith("error: ")
+  assert err.count("\n") == 1
+  assert line in err
+  assert not workdir.exists()
+
+
+def test_a_plan_of_data_that_must_be_read_asks_for_their_shape(call):
+  code, _, err = call(plan.main, *OWN)
+  assert code == 2
+  assert "config.data (plug_ins:Stripes) are not known without reading them; give its shape" in err
