@@ -56,6 +56,10 @@ class ImageSpec(NamedTuple):
   num_classes: int
   fields: Mapping[str, FieldSpec] = {}
 
+  def __hash__(self) -> int:
+    """Return a hash, although `fields` is a dict: specs are static arguments and cache keys."""
+    return hash((*self[:5], *sorted(self.fields.items())))
+
   @property
   def shape(self) -> tuple[int, int, int]:
     return (self.height, self.width, self.channels)
