@@ -1,9 +1,12 @@
 """What passes between the rooms: batches, samples, estimates and the interface of a model."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Num
 
@@ -18,6 +21,9 @@ Params = Any
 
 Aux = Any
 """State that a loss carries between steps; an empty dict for most."""
+
+EMPTY: Mapping[str, Any] = {}
+"""No parameters, no state, no metrics; never changed."""
 
 Metrics = Mapping[str, Float[Array, "B"]]
 """Per-example scalars that are logged beside the loss."""
@@ -122,6 +128,47 @@ UNCONDITIONAL = Condition()
 """The condition of a network that is given nothing besides the noised data and its time."""
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["x0", "condition", "index", "mask", "step_key"],
+  meta_fields=["num_levels"],
+)
+@dataclasses.dataclass(frozen=True, init=False)
+class Examples:
+  """Examples as losses and likelihoods take them: on the scale of the model, with conditions.
+
+  Attributes:
+    x0: data, from NumPy or JAX arrays; quantised data have level k of L as 2 k / (L - 1) - 1.
+    condition: what the network is given besides.
+    index: the global number of each example in the run: step * batch_size + position. None: losses
+      count the examples from 0.
+    mask: 1 for an example, 0 for padding. None: there is no padding.
+    step_key: key of the step, the same for all its microbatches and on all devices. None: losses
+      that need a key for all examples take that of the first.
+    num_levels: L. None: x0 is not quantised, and likelihoods are densities.
+  """
+
+  x0: Float[Array, "B ..."]
+  condition: Condition
+  index: Integer[Array | np.ndarray, "B"] | None
+  mask: Float[Array | np.ndarray, "B"] | None
+  step_key: Key | None
+  num_levels: int | None
+
+  def __init__(
+    self,
+    x0: Float[Array | np.ndarray, "B ..."],
+    condition: Condition = UNCONDITIONAL,
+    index: Integer[Array | np.ndarray, "B"] | None = None,
+    mask: Float[Array | np.ndarray, "B"] | None = None,
+    step_key: Key | None = None,
+    num_levels: int | None = None,
+  ):
+    values = jnp.asarray(x0), condition, index, mask, step_key, num_levels
+    for field, value in zip(dataclasses.fields(self), values, strict=True):
+      object.__setattr__(self, field.name, value)
+
+
 class Samples(NamedTuple):
   """Generated images.
 
@@ -171,8 +218,8 @@ class LossOutput(NamedTuple):
   """
 
   values: Float[Array, "B"]
-  metrics: Metrics
-  state: Aux
+  metrics: Metrics = EMPTY
+  state: Aux = EMPTY
 
 
 Likelihood = Callable[[Params, Keys, Batch], Estimate]

@@ -14,9 +14,16 @@ import numpy as np
 
 from diffusion_jax.auditing import oracles
 from diffusion_jax.auditing.rows import Row, failure
-from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, ContinuousBound, VariationalBound
+from diffusion_jax.core.registry import broken_contract
+from diffusion_jax.likelihood import (
+  DIFFUSION_LIKELIHOODS,
+  ContinuousBound,
+  Likelihood,
+  VariationalBound,
+)
 from diffusion_jax.models import NOISE_SCHEDULES
 from diffusion_jax.processes import PROCESSES, DiscreteVP, LinearLogSNR, Process
+from diffusion_jax.types import Examples
 
 NUM = 200
 PLACES = ("linear_vp", "cosine_vp", "vp", "sub_vp", "cosine", "linear_log_snr", "edm", "flow")
@@ -28,11 +35,16 @@ ROUNDING = 1e-4
 
 
 def audit_likelihoods(registry: Mapping[str, Any] = DIFFUSION_LIKELIHOODS) -> Iterator[Row]:
-  """Rows of every registered estimator, on each process that it serves."""
+  """Yield the rows of every registered estimator, on each process that it serves."""
   for name, config in registry.items():
+    broken = broken_contract(config, Likelihood)
+    if broken:
+      yield failure(name, f"it does not declare what an estimator is: {broken}")
+      continue
     estimator = config()
-    if getattr(estimator, "estimates", None) not in ("exact", "upper_bound"):
-      yield failure(name, "it does not declare estimates = exact or upper_bound")
+    if estimator.estimates not in ("exact", "upper_bound"):
+      reason = f"estimates={estimator.estimates!r} must be 'exact' or 'upper_bound'"
+      yield failure(name, f"it does not declare what it is: {reason}")
       continue
     served = {n: PROCESSES[n]() for n in PLACES}
     for place, process in served.items():
@@ -40,17 +52,17 @@ def audit_likelihoods(registry: Mapping[str, Any] = DIFFUSION_LIKELIHOODS) -> It
         yield _row(f"{name} on {place}", estimator, process)
     if config is ContinuousBound:
       yield from (_learned(name, estimator, kind) for kind in NOISE_SCHEDULES)
-  for variance in ("fixed_small", "fixed_large", "learned"):
-    yield _ddpm(variance)
+    if config is VariationalBound:
+      yield from (_ddpm(variance) for variance in ("fixed_small", "fixed_large", "learned"))
 
 
-def _measure(estimator: Any, process: Process) -> tuple[float, float]:
-  """Mean bits/dim over the data and its standard error.
+def _measure(estimator: Likelihood, process: Process) -> tuple[float, float]:
+  """Return the mean bits/dim over the data and its standard error.
 
   Each image's exact figure is known, so what the images themselves vary by is taken out.
   """
-  network, images = oracles.gaussian_network(process), oracles.gaussian_images(NUM)
-  run = jax.jit(lambda keys, x0: estimator(network, process, {}, keys, x0, None, None).bits_per_dim)
+  model, images = oracles.gaussian_denoiser(process), oracles.gaussian_images(NUM)
+  run = jax.jit(lambda keys, x0: estimator.estimate(model, Examples(x0), keys).bits_per_dim)
   above, error = oracles.mean_and_error(
     np.float64(run(oracles.keys(NUM), images)) - oracles.exact_bits(images)
   )

@@ -100,5 +100,5 @@ def _importance(num: int, exact_posterior: bool = False) -> tuple[float, float]:
     return log_prob + gaussian_log_prob(z, 0 * z, 0 * z).sum(-1) - log_q
 
   estimator = ImportanceWeighted(num)
-  run = jax.jit(lambda keys: estimator(log_weight, keys, 1).bits_per_dim)
+  run = jax.jit(lambda keys: estimator.estimate(log_weight, keys, 1).bits_per_dim)
   return oracles.mean_and_error(-np.float64(run(oracles.keys(NUM))) * math.log(2))

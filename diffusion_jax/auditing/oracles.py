@@ -4,6 +4,7 @@ Independent pixels would not do: on them an estimate of a trace by random signs 
 right or wrong (Hutchinson's with Rademacher probes sees the diagonal alone).
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.core import rng
-from diffusion_jax.processes import DiscreteVP, Preconditioned
-from diffusion_jax.types import Keys
+from diffusion_jax.processes import Denoiser, DiscreteVP, Predicted
+from diffusion_jax.types import UNCONDITIONAL, Condition, Keys
 
 SHAPE = (4, 4, 1)
 NUM_DIMS = 16
@@ -22,31 +23,50 @@ AXES = np.linalg.qr(np.random.default_rng(0).normal(size=(NUM_DIMS, NUM_DIMS)))[
 """The data are N(0, AXES diag(VARIANCES) AXES')."""
 
 
-def gaussian_network(process: Any, scale: Any = 1.0) -> Preconditioned:
-  """The posterior mean E[x0 | xt] times `scale`; its output and target are those of the noise.
+@dataclasses.dataclass(frozen=True)
+class ExactDenoiser(Denoiser):
+  """A denoiser of which the x0 estimate is known, and with it every prediction.
+
+  Attributes:
+    estimate: (noised data with t, alpha and sigma, condition) -> x0 estimate, or that and variance
+      logits with learned_variance.
+  """
+
+  network: Any = None
+  process: Any = None
+  estimate: Any = None
+
+  def predict(self, at: Any, condition: Condition = UNCONDITIONAL, dropout_key: Any = None):
+    """Return the estimate, as the output that stands for it."""
+    x0, logits = self.estimate(at, condition), None
+    if self.learned_variance:
+      x0, logits = x0
+    eps = (at.xt - at.alpha * x0) / at.sigma
+    return Predicted(self.formulas.target(x0, eps, at.alpha, at.sigma), x0, logits)
+
+
+def gaussian_denoiser(process: Any, scale: Any = 1.0) -> Denoiser:
+  """Return the posterior mean E[x0 | xt] times `scale`, as a prediction of the noise.
 
   On a process with steps it gives their best variances too.
   """
   variances, axes = (jnp.asarray(v, jnp.float32) for v in (VARIANCES, AXES))
 
-  def denoise(params: Any, xt, t, labels=None, dropout_key=None):
-    alpha, sigma = (c[:, None] for c in process.alpha_sigma(t))
-    along = xt.reshape(len(xt), NUM_DIMS) @ axes
+  def mean(at: Any, condition: Condition):
+    alpha, sigma = (c.reshape(-1, 1) for c in (at.alpha, at.sigma))
+    along = at.xt.reshape(len(at.xt), NUM_DIMS) @ axes
     kept = alpha * variances / (alpha**2 * variances + sigma**2)
-    return scale * ((along * kept) @ axes.T).reshape(xt.shape)
-
-  def output(params: Any, xt, t, labels=None, dropout_key=None):
-    alpha, sigma = (c[:, None, None, None] for c in process.alpha_sigma(t))
-    return (xt - alpha * denoise(params, xt, t)) / sigma
-
-  def denoise_and_variance(params: Any, xt, t, labels=None, dropout_key=None):
-    number = jnp.round(t * process.num_timesteps).astype(jnp.int32)
-    return denoise(params, xt, t), logits[number - 1]
+    return scale * ((along * kept) @ axes.T).reshape(at.xt.shape)
 
   if process.num_timesteps is None:
-    return Preconditioned(output, lambda x0, eps, t: eps, denoise)
+    return ExactDenoiser(process=process, estimate=mean)
   logits = jnp.asarray(best_logits(process), jnp.float32)
-  return Preconditioned(output, lambda x0, eps, t: eps, denoise, denoise_and_variance)
+
+  def mean_and_logits(at: Any, condition: Condition):
+    number = jnp.round(at.t * process.num_timesteps).astype(jnp.int32)
+    return mean(at, condition), logits[number - 1]
+
+  return ExactDenoiser(process=process, estimate=mean_and_logits, learned_variance=True)
 
 
 def left_open(process: DiscreteVP) -> np.ndarray:

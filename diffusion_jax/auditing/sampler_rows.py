@@ -14,7 +14,8 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from diffusion_jax.auditing.rows import Row, failure
-from diffusion_jax.processes import PROCESSES, Process, expand
+from diffusion_jax.core.broadcasting import expand
+from diffusion_jax.processes import PROCESSES, Process
 from diffusion_jax.samplers import SAMPLERS, linear
 
 WEIGHTS, MEANS = np.array([0.3, 0.5, 0.2]), np.array([-0.8, 0.1, 0.9])

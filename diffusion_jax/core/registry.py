@@ -131,7 +131,8 @@ def broken_contract(cls: type, contract: type) -> str | None:
   faults = []
   for name, wanted in members(contract).items():
     about = (inspect.getdoc(wanted) or "").partition("\n")[0].rstrip(".")
-    given = inspect.getattr_static(cls, name, MISSING)
+    # not getattr_static, which would find the `__call__` that makes instances of any class
+    given = next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), MISSING)
     if name in fields:
       fault = "must be a method, not a field" if inspect.isfunction(wanted) else None
     elif given is MISSING or getattr(given, "__isabstractmethod__", False):

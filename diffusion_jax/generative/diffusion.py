@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -13,8 +13,13 @@ from diffusion_jax.generative.diffusion_model import DiffusionModel, far_from_no
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
 from diffusion_jax.losses import DENOISING_LOSSES
 from diffusion_jax.models import NETWORKS, NOISE_SCHEDULES
-from diffusion_jax.processes import PROCESSES, Process, namespace
-from diffusion_jax.processes.parameterization import UNDEFINED_AT_PURE_NOISE
+from diffusion_jax.processes import (
+  PROCESSES,
+  UNDEFINED_AT_PURE_NOISE,
+  PredictionName,
+  Process,
+  namespace,
+)
 from diffusion_jax.samplers import SAMPLERS, Guidance
 from diffusion_jax.types import ImageSpec
 
@@ -24,7 +29,7 @@ class Diffusion:
   """Config of a diffusion model.
 
   Attributes:
-    prediction: what the network's output means, see `processes.parameterization`.
+    prediction: what the network's output means, see `processes.denoiser`.
     sigma_data: standard deviation of the data, for prediction=edm.
     conditional: give the network the class; needs a labelled data set.
     label_dropout: share of training examples whose class is hidden (the null class), so that
@@ -33,7 +38,7 @@ class Diffusion:
       take their labels, model.augmentation_labels=9.
   """
 
-  prediction: Literal["eps", "x0", "v", "score", "velocity", "edm"] = "eps"
+  prediction: PredictionName = "eps"
   sigma_data: float = 0.5
   conditional: bool = False
   label_dropout: float = 0.1
@@ -85,7 +90,7 @@ class Diffusion:
       prediction=self.prediction,
       sigma_data=self.sigma_data,
       learned_variance=learns,
-      objective=parts["loss"].objective(process, spec.num_levels),
+      objective=parts["loss"],
       sampler=sampler,
       guidance=parts["guidance"],
       null_label=spec.num_classes if self.conditional else None,
@@ -102,7 +107,7 @@ class Diffusion:
       _check_variance(name, getattr(parts[name], "variance", ""), parts["model"].learned_variance)
     num_told = parts["model"].augmentation_labels
     Augmentation(self.augmentation).check(num_told, min(spec.height, spec.width))
-    if self.augmentation and getattr(parts["loss"], "needs_levels", False):
+    if self.augmentation and parts["loss"].needs_levels:
       raise ValueError(
         "this loss counts grey levels, and augmented images lie between them; set "
         "--config.generative.augmentation=0, or --config.loss.name=simple"
@@ -150,7 +155,7 @@ def _check_prediction(prediction: str, process: Process) -> None:
 
 
 def _check_schedule(parts: Mapping[str, Any]) -> None:
-  if parts["process"].learned and not getattr(parts["loss"], "trains_schedule", False):
+  if parts["process"].learned and not parts["loss"].trains_schedule:
     raise ValueError(
       "this process learns its noise schedule, which this loss would drive to wherever it is "
       "least; set --config.loss.name=vdm, or --config.process.name=linear_log_snr"

@@ -15,16 +15,16 @@ from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.generative.augmentation import Augmentation
 from diffusion_jax.generative.base import ModelBase, loss_keys
 from diffusion_jax.likelihood import Spectrum
-from diffusion_jax.losses import Objective, Place
+from diffusion_jax.losses import Loss
 from diffusion_jax.models import Network
 from diffusion_jax.processes import (
   MAX_PRIOR_BITS,
-  Preconditioned,
+  Denoiser,
+  PredictionName,
   Process,
-  precondition,
   prior_bits,
 )
-from diffusion_jax.samplers import Guidance, Worse, editing
+from diffusion_jax.samplers import Guidance, GuidingModel, editing
 from diffusion_jax.samplers.grids import last_time
 from diffusion_jax.samplers.linear import Denoise, FixedStep
 from diffusion_jax.types import (
@@ -33,6 +33,7 @@ from diffusion_jax.types import (
   Batch,
   Condition,
   Estimate,
+  Examples,
   GenerativeModel,
   ImageSpec,
   Key,
@@ -64,12 +65,10 @@ def far_from_noise(process: Process) -> str | None:
 
 
 class Bound(NamedTuple):
-  """A model for one set of parameters: the network's own, the loss's own, and what they fix."""
+  """A model for one set of parameters: its denoiser, and the loss's own parameters."""
 
-  network: Preconditioned
-  process: Process
-  params: Params
-  own: Params
+  denoiser: Denoiser
+  loss_params: Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,10 +95,10 @@ class DiffusionModel(ModelBase):
   spec: ImageSpec
   process: Process
   backbone: Network
-  prediction: str
+  prediction: PredictionName
   sigma_data: float
   learned_variance: bool
-  objective: Objective
+  objective: Loss
   sampler: Any
   guidance: Guidance
   null_label: int | None
@@ -136,26 +135,17 @@ class DiffusionModel(ModelBase):
     }
     others = {name: params for name, params in others.items() if params}
     network = self.backbone.init(key)
-    return {"network": network, **others} if others else network, self.objective.memory
+    params = {"network": network, **others} if others else network
+    process = self.process.bind(others.get("process", {}))
+    return params, self.objective.initial_state(process)
 
-  def bind(self, params: Params, condition: Condition = UNCONDITIONAL) -> Bound:
-    """Return the model with these parameters, as `init` laid them out.
-
-    Args:
-      params: of the whole model.
-      condition: what its network is given, but for the label.
-    """
+  def bind(self, params: Params) -> Bound:
+    """Return the model with these parameters, as `init` laid them out."""
     parts = params if "network" in params else {"network": params}
-
-    def network(params, x, time, labels, dropout_key=None):
-      given = condition._replace(label=labels)
-      return self.backbone.apply(params, x, time, given, dropout_key)
-
+    network = functools.partial(self.backbone.apply, parts["network"])
     process = self.process.bind(parts.get("process", {}))
     options = self.prediction, self.sigma_data, self.learned_variance
-    return Bound(
-      precondition(network, process, *options), process, parts["network"], parts.get("loss", {})
-    )
+    return Bound(Denoiser(network, process, *options), parts.get("loss", {}))
 
   def loss(
     self,
@@ -168,15 +158,31 @@ class DiffusionModel(ModelBase):
     average: Params | None = None,
     batch_mean: Array | None = None,
   ) -> LossOutput:
-    del average, batch_mean
+    del batch_mean
     step, keys, dropout_key = loss_keys(key, batch, train)
     x0 = from_levels(batch.image, self.spec.num_levels)
     x0, augmentation_labels = self.augmentation.training(keys, x0, dropout_key is not None)
     labels = self.training_labels(keys, batch.label, dropout_key)
-    place = Place(step, jnp.asarray(batch.index))
-    model = self.bind(params, Condition(augmentation=augmentation_labels))
-    found = self.objective.loss(*model, loss_state, place, keys, x0, labels, dropout_key)
-    return LossOutput(*found)
+    condition = Condition(labels, augmentation=augmentation_labels)
+    examples = Examples(
+      x0, condition, jnp.asarray(batch.index), batch.mask, step, self.spec.num_levels
+    )
+    denoiser, loss_params = self.bind(params)
+    return self.objective(
+      denoiser,
+      examples,
+      keys,
+      average=self._averaged(params if average is None else average),
+      state=loss_state,
+      loss_params=loss_params,
+      dropout_key=dropout_key,
+    )
+
+  def _averaged(self, params: Params) -> Denoiser | None:
+    """Return the teacher or target network of a loss that takes one."""
+    if not self.objective.needs_average:
+      return None
+    return self.bind(jax.lax.stop_gradient(params)).denoiser
 
   def training_labels(
     self, keys: Keys, labels: Int[Array | np.ndarray, "B"], dropout_key: Key | None
@@ -191,23 +197,22 @@ class DiffusionModel(ModelBase):
 
   def _likelihood(self, estimator: Any, params: Params, keys: Keys, batch: Batch) -> Estimate:
     """Return the figure of a class-conditional model given the label."""
-    return estimator(*self._measured(params, keys, batch), self.spec.num_levels)
+    return estimator.estimate(*self._measured(params, batch), keys)
 
   def loss_by_log_snr(self, params: Params, keys: Keys, batch: Batch) -> SpectrumEstimate:
-    return self.spectrum(*self._measured(params, keys, batch))
+    return self.spectrum(*self._measured(params, batch), keys)
 
-  def _measured(self, params: Params, keys: Keys, batch: Batch) -> tuple:
-    """Return what an estimator takes: network, process, params, keys, x0 and labels."""
-    model = self.bind(params)
+  def _measured(self, params: Params, batch: Batch) -> tuple[Denoiser, Examples]:
+    """Return what an estimator takes besides keys."""
     x0 = from_levels(batch.image, self.spec.num_levels)
-    labels = None if self.null_label is None else batch.label
-    return model.network, model.process, model.params, keys, x0, labels
+    condition = Condition(None if self.null_label is None else batch.label)
+    examples = Examples(x0, condition, num_levels=self.spec.num_levels)
+    return self.bind(params).denoiser, examples
 
   def denoise(
     self, params: Params, xt: Array, t: Array, condition: Condition = UNCONDITIONAL
   ) -> Array:
-    model = self.bind(params)
-    return model.network.denoise(model.params, xt, t, condition.label)
+    return self.bind(params).denoiser.denoise(xt, t, condition)
 
   def sample(self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL) -> Samples:
     return self._sample(params, keys, condition)
@@ -220,10 +225,8 @@ class DiffusionModel(ModelBase):
     guide: GenerativeModel,
     guide_params: Params,
   ) -> Samples:
-    def denoise(params: Params, xt: Array, t: Array, label: Array | None) -> Array:
-      return guide.denoise(params, xt, t, condition._replace(label=label))
-
-    return self._sample(params, keys, condition, guide=Worse(denoise, guide_params))
+    guide_denoise = functools.partial(guide.denoise, guide_params)
+    return self._sample(params, keys, condition, guide=guide_denoise)
 
   def trajectory(
     self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL
@@ -238,9 +241,9 @@ class DiffusionModel(ModelBase):
     keys: Keys,
     condition: Condition,
     keep_estimates: bool = False,
-    guide: Worse | None = None,
+    guide: GuidingModel | None = None,
   ) -> Samples:
-    model = self.bind(params)
+    model = self.bind(params).denoiser
     denoise = self._guided(model, condition, len(keys), guide)
     samples = self.sampler(denoise, model.process, keys, self.spec.shape, keep_estimates)
     return samples._replace(
@@ -249,7 +252,7 @@ class DiffusionModel(ModelBase):
     )
 
   def _guided(
-    self, model: Bound, condition: Condition, num: int, guide: Worse | None = None
+    self, model: Denoiser, condition: Condition, num: int, guide: GuidingModel | None = None
   ) -> Denoise:
     """Return the guided denoiser of `num` images, without labels of the null class."""
     if self.guidance.against == "model" and guide is None and self.guidance.weight != 1.0:
@@ -257,14 +260,12 @@ class DiffusionModel(ModelBase):
         "guidance.against=model needs the run of an inferior model: sample with "
         "--guide_workdir=DIR, or set --config.guidance.against=null_class"
       )
-    labels: Any = condition.label
-    if self.null_label is not None and labels is None:
-      labels = jnp.full(num, self.null_label)
+    null_condition = None
+    if self.null_label is not None:
+      null_condition = condition._replace(label=jnp.full(num, self.null_label))
+      condition = null_condition if condition.label is None else condition
     needs_variance = getattr(self.sampler, "needs_variance", False)
-    return self.guidance.bind(
-      model.network, model.params, labels, self.null_label, model.process, guide,
-      with_variance=needs_variance,
-    )  # fmt: skip
+    return self.guidance.bind(model, condition, null_condition, guide, needs_variance)
 
   def _evaluations(self, process: Process, samples: Samples):
     """Count those of one image; outside of guidance's interval the network is evaluated once."""
@@ -276,19 +277,19 @@ class DiffusionModel(ModelBase):
     self, params: Params, keys: Keys, condition: Condition, x0: Array, is_known: Array
   ) -> Samples:
     self._check_edits()
-    model = self.bind(params)
+    model = self.bind(params).denoiser
     denoise = self._guided(model, condition, len(keys))
     found = editing.inpaint(denoise, model.process, keys, x0, is_known, self.sampler)
     return found._replace(images=decoded(self.sampler, model.process, found.images))
 
   def to_noise(self, params: Params, x0: Array) -> Array:
     self._check_edits()
-    model = self.bind(params)
+    model = self.bind(params).denoiser
     return editing.encode(self._unguided(model, len(x0)), model.process, x0, self.sampler)
 
   def from_noise(self, params: Params, noise: Array) -> Array:
     self._check_edits()
-    model = self.bind(params)
+    model = self.bind(params).denoiser
     x = editing.decode(self._unguided(model, len(noise)), model.process, noise, self.sampler)
     return decoded(self.sampler, model.process, x)
 
@@ -296,9 +297,9 @@ class DiffusionModel(ModelBase):
     if "edit" not in self.capabilities:
       self._refuse("edit")
 
-  def _unguided(self, model: Bound, num: int) -> Denoise:
+  def _unguided(self, model: Denoiser, num: int) -> Denoise:
     labels = None if self.null_label is None else jnp.full(num, self.null_label)
-    return functools.partial(model.network.denoise, model.params, labels=labels)
+    return functools.partial(model.denoise, condition=Condition(labels))
 
 
 def decoded(sampler: Any, process: Process, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from diffusion_jax.generative.base import ModelBase
 from diffusion_jax.generative.diffusion import Diffusion
 from diffusion_jax.generative.diffusion_model import DiffusionModel
 from diffusion_jax.models import DECODERS, VAES, VAENetworks
+from diffusion_jax.processes import PredictionName
 from diffusion_jax.types import (
   UNCONDITIONAL,
   Aux,
@@ -61,7 +62,7 @@ class LatentDiffusion:
       `Diffusion`. The latents' standard deviation is 1.
   """
 
-  prediction: Literal["eps", "x0", "v", "score", "velocity", "edm"] = "eps"
+  prediction: PredictionName = "eps"
   sigma_data: float = 1.0
   conditional: bool = False
   label_dropout: float = 0.1

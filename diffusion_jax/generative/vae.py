@@ -12,7 +12,7 @@ from diffusion_jax.core import rng
 from diffusion_jax.core.distributions import gaussian_log_prob, nats_to_bits_per_dim
 from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.generative.base import ModelBase, loss_keys
-from diffusion_jax.likelihood import VAE_LIKELIHOODS
+from diffusion_jax.likelihood import VAE_LIKELIHOODS, VAELikelihood
 from diffusion_jax.losses import VAE_LOSSES, ElboTerms, elbo_terms
 from diffusion_jax.models import DECODERS, VAES, VAENetworks
 from diffusion_jax.types import (
@@ -96,7 +96,7 @@ class VAEModel(ModelBase):
 
   @property
   def needs_batch_mean(self) -> bool:
-    return getattr(self.elbo_loss, "needs_mean_kl", False)
+    return self.elbo_loss.needs_mean_kl
 
   def init(self, key: Key) -> tuple[Params, Aux]:
     return self.networks.init(key), {}
@@ -162,7 +162,9 @@ class VAEModel(ModelBase):
     }
     return Estimate(nats_to_bits_per_dim(terms.negative_elbo, num_dims), parts)
 
-  def _weighted(self, estimator: Any, params: Params, keys: Keys, batch: Batch) -> Estimate:
+  def _weighted(
+    self, estimator: VAELikelihood, params: Params, keys: Keys, batch: Batch
+  ) -> Estimate:
     """An estimate from importance weights p(x, z) / q(z | x); x is encoded once."""
     x = from_levels(batch.image, self.spec.num_levels)
     mean, log_var = self.networks.encode(params, x)
@@ -174,7 +176,7 @@ class VAEModel(ModelBase):
       posterior = gaussian_log_prob(z, mean, 0.5 * log_var)
       return log_prob + jnp.sum(_flat(prior - posterior), axis=-1)
 
-    return estimator(log_weight, keys, self.spec.num_dims)
+    return estimator.estimate(log_weight, keys, self.spec.num_dims)
 
 
 def _flat(z: Float[Array, "B ..."]) -> Float[Array, "B D"]:

@@ -1,10 +1,11 @@
 """Bits/dim estimators, the loss spectrum and the baselines that they must beat.
 
-An estimator is a config dataclass under its section's name. `figure_name` is what its figure is
-called; a VAE's "elbo" needs no options and is wired by itself.
+An estimator is a config dataclass under its section's name, see `base.Likelihood`; a VAE's "elbo"
+needs no options and is wired by itself.
 """
 
 from diffusion_jax.core.registry import Registry
+from diffusion_jax.likelihood.base import Likelihood, LikelihoodBase, VAELikelihood
 from diffusion_jax.likelihood.baseline import (
   independent_binary_bits,
   independent_pixel_bits,
@@ -18,22 +19,25 @@ from diffusion_jax.likelihood.variational_bound import VariationalBound
 
 DIFFUSION_LIKELIHOODS = Registry(
   "likelihood",
-  object,
+  Likelihood,
   {
     "vlb": VariationalBound,
     "continuous_vlb": ContinuousBound,
     "probability_flow": ProbabilityFlow,
   },
 )
-VAE_LIKELIHOODS = Registry("vae_likelihood", object, {"iwae": ImportanceWeighted})
+VAE_LIKELIHOODS = Registry("vae_likelihood", VAELikelihood, {"iwae": ImportanceWeighted})
 
 __all__ = [
   "DIFFUSION_LIKELIHOODS",
   "VAE_LIKELIHOODS",
   "ContinuousBound",
   "ImportanceWeighted",
+  "Likelihood",
+  "LikelihoodBase",
   "ProbabilityFlow",
   "Spectrum",
+  "VAELikelihood",
   "VariationalBound",
   "independent_binary_bits",
   "independent_pixel_bits",

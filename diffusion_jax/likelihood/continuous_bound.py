@@ -10,30 +10,25 @@ Source: Kingma et al. 2021 (arXiv 2107.00630), equations 11 to 18.
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.core import distributions, rng
-from diffusion_jax.processes import (
-  Preconditioned,
-  Process,
-  end_kl,
-  expand,
-  first_time,
-  reconstruction,
-)
-from diffusion_jax.types import Estimate, Keys, Params
+from diffusion_jax.core.broadcasting import sum_dims
+from diffusion_jax.core.rng import Stream
+from diffusion_jax.likelihood.base import LikelihoodBase
+from diffusion_jax.processes import Denoiser, Process, end_kl, first_time, reconstruction
+from diffusion_jax.types import Estimate, Examples, Keys
 
-Images = Float[Array, "B H W C"]
 MAX_LOG_SNR = 20.0
 """Where a process ends in pure noise, the integral ends here: what is left is below e^-20."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ContinuousBound:
+class ContinuousBound(LikelihoodBase):
   """The bound, its middle term from a few times an image; of the network itself, without guidance.
 
   Attributes:
@@ -55,43 +50,30 @@ class ContinuousBound:
         f"times={self.times}, num_timesteps={self.num_timesteps}: both must be at least 1"
       )
 
-  estimates: ClassVar[Literal["exact", "upper_bound"]] = "upper_bound"
-
   @property
   def figure_name(self) -> str:
+    """Return "continuous_vlb"."""
     return "continuous_vlb"
 
   def serves(self, process: Process) -> bool:
-    """Processes with steps have the bound `vlb`."""
+    """Return True in continuous time; processes with steps have the bound `vlb`."""
     return process.num_timesteps is None
 
-  def __call__(
-    self,
-    network: Preconditioned,
-    process: Process,
-    params: Params,
-    keys: Keys,
-    x0: Images,
-    labels: Any,
-    num_levels: int | None,
-  ) -> Estimate:
-    """The bound of each example in bits/dim.
-
-    Args:
-      network, process, params, x0, labels, num_levels: as of `VariationalBound`.
-      keys: one an example; its times and noise derive from it.
+  def estimate(self, model: Denoiser, examples: Examples, keys: Keys) -> Estimate:
+    """Return the bound of each example in bits/dim; arguments as of `Likelihood`.
 
     Returns:
       bits_per_dim [B] and its terms "prior", "diffusion" and "reconstruction" [B]; and "curve"
       [B M], the middle term's M parts, from the data to the noise.
     """
+    process, x0 = model.process, examples.x0
     num_dims = math.prod(x0.shape[1:])
     first = self._first(process)
-    curve = self._diffusion(network, process, params, keys, x0, labels, first)
+    curve = self._diffusion(model, examples, keys, first)
     nats = {
       "prior": end_kl(process, x0),
       "diffusion": curve.sum(1),
-      "reconstruction": reconstruction(process, keys, x0, num_levels, first),
+      "reconstruction": reconstruction(process, keys, x0, examples.num_levels, first),
     }
     total = sum(nats.values(), start=jnp.zeros(len(x0)))
     nats["curve"] = curve
@@ -99,39 +81,32 @@ class ContinuousBound:
     return Estimate(distributions.nats_to_bits_per_dim(total, num_dims), bits)
 
   def _first(self, process: Process) -> Any:
-    """The time of z_0."""
+    """Return the time of z_0."""
     first = first_time(process)
     if self.max_log_snr is None:
       return first
     return jnp.maximum(first, process.time_of(jnp.asarray(self.max_log_snr)))
 
   def _diffusion(
-    self,
-    network: Preconditioned,
-    process: Process,
-    params: Params,
-    keys: Keys,
-    x0: Images,
-    labels: Any,
-    first: Any,
+    self, model: Denoiser, examples: Examples, keys: Keys, first: Any
   ) -> Float[Array, "B M"]:
-    """The parts of the middle term in nats, each from one evaluation."""
+    """Return the parts of the middle term in nats, each from one evaluation."""
+    x0, terms = examples.x0, rng.stream(keys, Stream.TERMS)
 
     def part(_, number):
-      own = rng.fold_in(keys, number)
-      place = (number + rng.uniform(rng.fold_in(own, 0))) / self.times
-      t, weight = self._weight(process, place, first)
-      eps = rng.normal(rng.fold_in(own, 1), x0.shape[1:])
-      alpha, sigma = (expand(c, x0) for c in process.alpha_sigma(t))
-      error = x0 - network.denoise(params, alpha * x0 + sigma * eps, t, labels)
-      return None, weight * jnp.sum(jnp.square(error), axis=(1, 2, 3)) / self.times
+      term = rng.numbered(terms, number)
+      place = (number + rng.uniform(rng.stream(term, Stream.TIME))) / self.times
+      t, weight = self._weight(model.process, place, first)
+      noised = model.noised(x0, t, rng.normal(rng.stream(term, Stream.NOISE), x0.shape[1:]))
+      error = x0 - model.predict(noised, examples.condition).x0
+      return None, weight * sum_dims(jnp.square(error)) / self.times
 
     return jax.lax.scan(part, None, jnp.arange(self.times))[1].T
 
   def _weight(
     self, process: Process, place: Float[Array, "B"], first: Any
   ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-    """The time at a place in [0, 1) between data and noise, and the weight of its error."""
+    """Return the time at a place in [0, 1) between data and noise, and the weight of its error."""
     num = self.num_timesteps
     if num is None:
       high, low = process.log_snr(jnp.stack([jnp.asarray(first), jnp.ones(())]))

@@ -14,29 +14,30 @@ from jax.scipy.special import erf
 from jaxtyping import Array, Float
 
 from diffusion_jax.core import rng
-from diffusion_jax.processes import Process, first_time
+from diffusion_jax.core.broadcasting import sum_dims
+from diffusion_jax.core.rng import Stream
+from diffusion_jax.processes import Data, Process, first_time
 from diffusion_jax.types import Keys
 
-Images = Float[Array, "B H W C"]
 Dequantization = Literal["uniform", "truncated_normal"]
 
 
 class Dequantized(NamedTuple):
-  """Images with the noise of their levels.
+  """Data with the noise of their levels.
 
   Attributes:
     x: images at the process's first time.
     log_q: log density of the noise, in nats an example.
   """
 
-  x: Images
+  x: Data
   log_q: Float[Array, "B"]
 
 
 def dequantize(
-  kind: Dequantization, process: Process, keys: Keys, x0: Images, num_levels: int | None
+  kind: Dequantization, process: Process, keys: Keys, x0: Data, num_levels: int | None
 ) -> Dequantized:
-  """Draws the noise of each image.
+  """Draw the noise of each example.
 
   uniform: over the bin, one level wide. truncated_normal: x = alpha x0 + sigma z with z a standard
   normal number cut off at the ends of the bin, alpha and sigma those of the process's first time;
@@ -46,11 +47,11 @@ def dequantize(
   Args:
     kind: of the noise.
     process: of the model.
-    keys: one an example.
+    keys: one per example.
     x0: levels k as 2 k / (L - 1) - 1.
     num_levels: L. None: float data, which stay as they are.
   """
-  keys = rng.fold_in(keys, 0)
+  keys = rng.stream(keys, Stream.DEQUANTIZATION)
   if num_levels is None:
     return Dequantized(x0, jnp.zeros(len(x0)))
   width = 2.0 / (num_levels - 1)
@@ -60,13 +61,13 @@ def dequantize(
     return Dequantized(x0 + width * (noise - 0.5), log_q)
   alpha, sigma = process.alpha_sigma(jnp.asarray(first_time(process)))
   z, log_q = _truncated_normal(keys, 0.5 * width * alpha / sigma, x0.shape[1:])
-  return Dequantized(alpha * x0 + sigma * z, jnp.sum(log_q - jnp.log(sigma), axis=(1, 2, 3)))
+  return Dequantized(alpha * x0 + sigma * z, sum_dims(log_q - jnp.log(sigma)))
 
 
 def _truncated_normal(
   keys: Keys, limit: Float[Array, ""], shape: tuple[int, ...]
-) -> tuple[Images, Images]:
-  """Standard normal numbers within +-limit, and their log density."""
+) -> tuple[Data, Data]:
+  """Return standard normal numbers within +-limit, and their log density."""
   z = jax.vmap(lambda key: jax.random.truncated_normal(key, -limit, limit, shape))(keys)
   log_share = jnp.log(erf(limit / math.sqrt(2.0)))
   return z, -0.5 * jnp.square(z) - 0.5 * math.log(2.0 * math.pi) - log_share

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.core import rng
 from diffusion_jax.core.distributions import nats_to_bits_per_dim
+from diffusion_jax.core.rng import Stream
 from diffusion_jax.types import Estimate, Keys
 
 
@@ -36,27 +37,28 @@ class ImportanceWeighted:
 
   @property
   def figure_name(self) -> str:
+    """Return "iwae_K"."""
     return f"iwae_{self.num_draws}"
 
-  def __call__(
+  def estimate(
     self, log_weight: Callable[[Keys], Float[Array, "B"]], keys: Keys, num_dims: int
   ) -> Estimate:
-    """The bound of each example in bits/dim.
+    """Return the bound of each example in bits/dim.
 
     Args:
       log_weight: log p(x, z) - log q(z | x) in nats of each example, for one z ~ q(z | x) drawn
         from its key. It must bear `jax.vmap` over keys.
-      keys: one an example; draw k = 0..K-1 has fold_in(key, k).
+      keys: one per example; draw k = 0..K-1 has the k-th key of its stream IMPORTANCE.
       num_dims: of an example.
 
     Returns:
       bits_per_dim [B]; there are no terms.
     """
-    chunk = min(self.chunk, self.num_draws)
+    chunk, keys = min(self.chunk, self.num_draws), rng.stream(keys, Stream.IMPORTANCE)
 
     def step(log_sum, first):
       draws = first + jnp.arange(chunk)
-      drawn = jax.vmap(lambda k: log_weight(rng.fold_in(keys, k)))(draws)
+      drawn = jax.vmap(lambda k: log_weight(rng.numbered(keys, k)))(draws)
       counted = jnp.where((draws < self.num_draws)[:, None], drawn, -jnp.inf)
       return jnp.logaddexp(log_sum, logsumexp(counted, axis=0)), None
 

@@ -10,11 +10,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from diffusion_jax.core import rng
-from diffusion_jax.processes import Preconditioned, Process, expand, namespace
-from diffusion_jax.types import Keys, Params, SpectrumEstimate
+from diffusion_jax.core.broadcasting import mean_dims
+from diffusion_jax.core.rng import Stream
+from diffusion_jax.processes import Denoiser, Process, namespace
+from diffusion_jax.types import Examples, Keys, SpectrumEstimate
 
 Points = Float[Array | np.ndarray, "M"]
 MAX_LOG_SNR = 20.0
@@ -37,7 +39,7 @@ class Spectrum:
       raise ValueError(f"num_points={self.num_points} must be at least 2")
 
   def points(self, process: Process) -> tuple[Points, Points]:
-    """Times, noisiest first, and their log-SNR: float64, or JAX's of a learned schedule."""
+    """Return times, noisiest first, and their log-SNR: float64, or JAX's of a learned schedule."""
     ends = process.log_snr(np.asarray([1.0, max(process.min_time, 1e-9)]))
     xp = namespace(ends)
     low, high = xp.clip(ends, -MAX_LOG_SNR, MAX_LOG_SNR)
@@ -45,36 +47,25 @@ class Spectrum:
     t = np.unique(t)[::-1] if xp is np else t
     return t, process.log_snr(t)
 
-  def __call__(
-    self,
-    network: Preconditioned,
-    process: Process,
-    params: Params,
-    keys: Keys,
-    x0: Float[Array, "B H W C"],
-    labels: Int[Array | np.ndarray, "B"] | None,
-  ) -> SpectrumEstimate:
-    """The error of each example at each point, without clipping and guidance.
+  def __call__(self, model: Denoiser, examples: Examples, keys: Keys) -> SpectrumEstimate:
+    """Return the error of each example at each point, without clipping and guidance.
 
     Args:
-      network: gives the x0 estimate; whatever it predicts, the error is that of the noise,
+      model: gives the x0 estimate; whatever it predicts, the error is that of the noise,
         |eps - eps_hat|^2 = SNR |x0 - x0_hat|^2.
-      process: q(x_t | x0).
-      params: of the network.
-      keys: one an example; the noise at point m is drawn from fold_in(key, m). The same keys for
-        two sets of images compare them under the same noise.
-      x0: images in [-1, 1].
-      labels: class numbers or None.
+      examples: with their condition.
+      keys: one per example; the noise at point m has the m-th key of its stream TERMS. The same
+        keys for two sets of examples compare them under the same noise.
     """
-    times, log_snr = self.points(process)
+    times, log_snr = self.points(model.process)
+    x0, terms = examples.x0, rng.stream(keys, Stream.TERMS)
 
     def point(_, row):
       number, time, snr = row
-      t = jnp.full(len(x0), time)
-      eps = rng.normal(rng.fold_in(keys, number), x0.shape[1:])
-      alpha, sigma = (expand(c, x0) for c in process.alpha_sigma(t))
-      error = x0 - network.denoise(params, alpha * x0 + sigma * eps, t, labels)
-      return None, snr * jnp.mean(jnp.square(error), axis=(1, 2, 3))
+      eps = rng.normal(rng.numbered(terms, number), x0.shape[1:])
+      noised = model.noised(x0, jnp.full(len(x0), time), eps)
+      error = x0 - model.predict(noised, examples.condition).x0
+      return None, snr * mean_dims(jnp.square(error))
 
     floats = (times, namespace(log_snr).exp(log_snr))
     rows = (jnp.arange(len(times)), *(jnp.asarray(c, jnp.float32) for c in floats))

@@ -8,22 +8,25 @@ Sources: Song et al. 2021 (arXiv 2011.13456), section 4.3 and appendix D.2; Chen
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.core import distributions, rng
+from diffusion_jax.core.broadcasting import sum_dims
+from diffusion_jax.core.rng import Stream
+from diffusion_jax.likelihood.base import LikelihoodBase
 from diffusion_jax.likelihood.dequantization import Dequantization, dequantize
-from diffusion_jax.processes import Preconditioned, Process, first_time
-from diffusion_jax.types import Estimate, Keys, Params
+from diffusion_jax.processes import Denoiser, Process, first_time
+from diffusion_jax.types import Condition, Estimate, Examples, Keys
 
-Image = Float[Array, "H W C"]
+Example = Float[Array, "..."]
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbabilityFlow:
+class ProbabilityFlow(LikelihoodBase):
   """The ODE's likelihood, of the network itself, without guidance.
 
   Grey levels are dequantised, which makes the figure an upper bound of the bits of the levels, see
@@ -53,63 +56,48 @@ class ProbabilityFlow:
     if self.probes < 1 or self.max_steps < 1:
       raise ValueError(f"probes={self.probes}, max_steps={self.max_steps} must be at least 1")
 
-  estimates: ClassVar[Literal["exact", "upper_bound"]] = "exact"
+  estimates = "exact"
 
   @property
   def figure_name(self) -> str:
+    """Return "probability_flow"."""
     return "probability_flow"
 
   def serves(self, process: Process) -> bool:
-    """Only processes in continuous time have an ODE."""
+    """Return True in continuous time, where there is an ODE."""
     return process.num_timesteps is None
 
-  def __call__(
-    self,
-    network: Preconditioned,
-    process: Process,
-    params: Params,
-    keys: Keys,
-    x0: Float[Array, "B H W C"],
-    labels: Any,
-    num_levels: int | None,
-  ) -> Estimate:
-    """Bits/dim of each example.
-
-    Args:
-      network, process, params, labels: as of `VariationalBound`.
-      keys: one an example; its dequantisation and its probes derive from it.
-      x0: images in [-1, 1], levels k as 2 k / (L - 1) - 1.
-      num_levels: L. None: x0 is not quantised, and the figure is that of a density.
+  def estimate(self, model: Denoiser, examples: Examples, keys: Keys) -> Estimate:
+    """Return bits/dim of each example; arguments as of `Likelihood`.
 
     Returns:
       bits_per_dim [B] and its terms "prior", "divergence" and "dequantization" (log2 of the noise's
       density; 0 for float data), which add up to it.
     """
+    process, x0 = model.process, examples.x0
     num_dims = math.prod(x0.shape[1:])
-    noisy = dequantize(self.dequantization, process, keys, x0, num_levels)
-    labels = None if labels is None else jnp.asarray(labels)
+    noisy = dequantize(self.dequantization, process, keys, x0, examples.num_levels)
 
-    def one(x, key, label):
-      velocity = _velocity(network, process, params, label)
-      return self._solve(velocity, process, x, self._probes(key, x.shape))
+    def one(x, key, condition):
+      return self._solve(_velocity(model, condition), process, x, self._probes(key, x.shape))
 
-    over = (0, 0, None if labels is None else 0)
-    x1, divergence = jax.vmap(one, in_axes=over)(noisy.x, rng.fold_in(keys, 1), labels)
+    condition = jax.tree.map(jnp.asarray, examples.condition)
+    x1, divergence = jax.vmap(one)(noisy.x, rng.stream(keys, Stream.PROBES), condition)
     scale = jnp.full_like(x1, math.log(process.prior_std))
-    prior = distributions.gaussian_log_prob(x1, jnp.zeros_like(x1), scale).sum((1, 2, 3))
+    prior = sum_dims(distributions.gaussian_log_prob(x1, jnp.zeros_like(x1), scale))
     nats = {"prior": -prior, "divergence": -divergence, "dequantization": noisy.log_q}
     bits = {n: distributions.nats_to_bits_per_dim(v, num_dims) for n, v in nats.items()}
     return Estimate(sum(bits.values(), start=jnp.zeros(len(x0))), bits)
 
-  def _probes(self, key, shape: tuple[int, ...]) -> Float[Array, "P H W C"] | None:
+  def _probes(self, key, shape: tuple[int, ...]) -> Float[Array, "P ..."] | None:
     if self.trace == "exact":
       return None
     return jax.random.rademacher(key, (self.probes, *shape), jnp.float32)
 
   def _solve(
-    self, velocity: Callable[[Array, Image], Image], process: Process, x: Image, probes: Any
-  ) -> tuple[Image, Float[Array, ""]]:
-    """x at t = 1 and the integral of the divergence."""
+    self, velocity: Callable[[Array, Example], Example], process: Process, x: Example, probes: Any
+  ) -> tuple[Example, Float[Array, ""]]:
+    """Return x at t = 1 and the integral of the divergence."""
     import diffrax  # half a second that other samplers and estimators do without
 
     def field(t, state, _):
@@ -130,12 +118,12 @@ class ProbabilityFlow:
 
 
 def divergence_of(
-  function: Callable[[Image], Image], x: Image, probes: Float[Array, "P H W C"] | None
-) -> tuple[Image, Float[Array, ""]]:
-  """The function's value and the trace of its Jacobian.
+  function: Callable[[Example], Example], x: Example, probes: Float[Array, "P ..."] | None
+) -> tuple[Example, Float[Array, ""]]:
+  """Return the function's value and the trace of its Jacobian.
 
   Args:
-    function: from images to images.
+    function: from examples to examples.
     x: where.
     probes: directions of Hutchinson's estimate, E[e^T J e] with E[e e^T] = I; None: exactly, by one
       directional derivative a dimension.
@@ -149,14 +137,14 @@ def divergence_of(
   return value, mean * jnp.sum(jax.vmap(lambda e: jnp.vdot(e, derivative(e)))(probes))
 
 
-def _velocity(network: Preconditioned, process: Process, params: Params, label: Any):
-  """(t, x) -> dx/dt of one image."""
-  labels = None if label is None else label[None]
+def _velocity(model: Denoiser, condition: Condition):
+  """Return (t, x) -> dx/dt of one example."""
+  condition = jax.tree.map(lambda c: c[None], condition)
 
-  def velocity(t: Array, x: Image) -> Image:
+  def velocity(t: Array, x: Example) -> Example:
     one = jnp.ones_like(t)
-    (alpha, sigma), (d_alpha, d_sigma) = jax.jvp(process.alpha_sigma, (t,), (one,))
-    x0 = network.denoise(params, x[None], t[None], labels)[0]
+    (alpha, sigma), (d_alpha, d_sigma) = jax.jvp(model.process.alpha_sigma, (t,), (one,))
+    x0 = model.denoise(x[None], t[None], condition)[0]
     return d_alpha * x0 + d_sigma * (x - alpha * x0) / sigma
 
   return velocity

@@ -9,41 +9,45 @@ Source: Ho et al. 2020 (arXiv 2006.11239), equations 5 to 8; the terms are in `p
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from diffusion_jax.core import distributions, rng
+from diffusion_jax.core.broadcasting import sum_dims
+from diffusion_jax.core.rng import Stream
+from diffusion_jax.likelihood.base import LikelihoodBase
 from diffusion_jax.processes import (
+  Data,
+  Denoiser,
   DiscreteVP,
-  Preconditioned,
   Process,
   ReverseSteps,
+  State,
   decoder_log_prob,
   divergence,
   log_ratio,
   prior_kl,
   reverse_steps,
 )
-from diffusion_jax.types import Estimate, Keys, Params
+from diffusion_jax.types import Estimate, Examples, Keys
 
-Images = Float[Array, "B H W C"]
 Variance = Literal["fixed_large", "fixed_small", "learned"]
 
 
 class _Scanned(NamedTuple):
-  """What the scan over the steps leaves: the last estimate and log variance, and the KLs."""
+  """The result of the scan over the steps: the last estimate and log variance, and the KLs."""
 
-  estimate: Images
-  log_var: Images
+  estimate: Data
+  log_var: Data
   divergences: Float[Array, "B T"]
 
 
 @dataclasses.dataclass(frozen=True)
-class VariationalBound:
+class VariationalBound(LikelihoodBase):
   """The bound with one noise draw a term; of the network itself, without guidance.
 
   The last step has no posterior to copy its variance from: t = 1 takes the posterior variance of
@@ -64,31 +68,29 @@ class VariationalBound:
   clip: bool = True
   cdf: Literal["exact", "tanh"] = "exact"
 
-  estimates: ClassVar[Literal["exact", "upper_bound"]] = "upper_bound"
-
   @property
   def figure_name(self) -> str:
+    """Return "vlb"."""
     return "vlb"
 
   def serves(self, process: Process) -> bool:
-    """Only processes with steps have this bound."""
+    """Return True for processes with steps."""
     return process.num_timesteps is not None
 
-  def variance_of(self, network: Preconditioned) -> Variance:
-    """What `auto` means for a network.
+  def variance_of(self, model: Denoiser) -> Variance:
+    """Return the kind of variance for a model: `auto` depends on what its network gives.
 
     Raises:
       ValueError: learned variances of a network that gives none.
     """
-    gives = network.denoise_and_variance is not None
     if self.variance == "auto":
-      return "learned" if gives else "fixed_large"
-    if self.variance == "learned" and not gives:
-      raise ValueError("vlb.variance=learned needs a network that gives variances")
+      return "learned" if model.learned_variance else "fixed_large"
+    if self.variance == "learned" and not model.learned_variance:
+      raise ValueError("variance='learned' needs a model with learned_variance=True")
     return self.variance
 
   def variances(self, process: DiscreteVP) -> Float[np.ndarray, "T"]:
-    """The fixed variance of p(x_{t-1} | x_t) for t = 1..T, float64."""
+    """Return the fixed variance of p(x_{t-1} | x_t) for t = 1..T, float64."""
     steps = reverse_steps(process)
     small = np.exp(steps.log_small)
     if self.variance == "fixed_small":
@@ -96,29 +98,15 @@ class VariationalBound:
     return np.append(small[0], np.exp(steps.log_small + steps.width)[1:])
 
   def steps(self, process: DiscreteVP) -> ReverseSteps:
-    """Coefficients of every term, float64."""
+    """Return the coefficients of every term, float64."""
     return reverse_steps(process)
 
-  def __call__(
-    self,
-    network: Preconditioned,
-    process: DiscreteVP,
-    params: Params,
-    keys: Keys,
-    x0: Images,
-    labels: Int[Array | np.ndarray, "B"] | None,
-    num_levels: int | None,
-  ) -> Estimate:
-    """The bound of each example in bits/dim, from T network evaluations.
+  def estimate(self, model: Denoiser, examples: Examples, keys: Keys) -> Estimate:
+    """Return the bound of each example in bits/dim, from T network evaluations.
 
     Args:
-      network: gives the x0 estimate, and the variances if they are learned.
-      process: q(x_t | x0).
-      params: of the network.
-      keys: one an example; the noise of term t is drawn from fold_in(key, t).
-      x0: images in [-1, 1], levels k as 2 k / (L - 1) - 1.
-      labels: class numbers: the bound is then that of -log p(x0 | label). None: unconditional.
-      num_levels: L. None: x0 is not quantised and the bound is that of a density.
+      model, examples: as of `Likelihood`; of a process with steps.
+      keys: one per example; the noise of term t has the t-th key of its stream TERMS.
 
     Returns:
       bits_per_dim [B] and its terms "prior", "denoising" and "reconstruction" [B]; and "curve"
@@ -127,13 +115,13 @@ class VariationalBound:
     Raises:
       ValueError: learned variances of a network that gives none.
     """
-    num_dims = math.prod(x0.shape[1:])
-    found = self._scan(network, process, params, keys, x0, labels)
-    decoded = decoder_log_prob(x0, found.estimate, found.log_var, num_levels, self.cdf)
-    reconstruction = -jnp.sum(decoded, axis=(1, 2, 3))
-    divergences = found.divergences[:, 1:]
+    x0, num_dims = examples.x0, math.prod(examples.x0.shape[1:])
+    last = self._scan(model, examples, keys)
+    decoded = decoder_log_prob(x0, last.estimate, last.log_var, examples.num_levels, self.cdf)
+    reconstruction = -sum_dims(decoded)
+    divergences = last.divergences[:, 1:]
     nats = {
-      "prior": prior_kl(process, x0),
+      "prior": prior_kl(cast(DiscreteVP, model.process), x0),
       "denoising": jnp.sum(divergences, axis=1),
       "reconstruction": reconstruction,
     }
@@ -142,25 +130,25 @@ class VariationalBound:
     bits = {n: distributions.nats_to_bits_per_dim(v, num_dims) for n, v in nats.items()}
     return Estimate(distributions.nats_to_bits_per_dim(total, num_dims), bits)
 
-  def _scan(
-    self, network: Preconditioned, process: DiscreteVP, params: Params, keys: Keys, x0: Images,
-    labels: Any,
-  ) -> _Scanned:  # fmt: skip
-    """One scan from T down, so that the last carry is what t = 1 has."""
+  def _scan(self, model: Denoiser, examples: Examples, keys: Keys) -> _Scanned:
+    """Run one scan from T down, so that the last carry is that of t = 1."""
+    process, x0 = cast(DiscreteVP, model.process), examples.x0
     steps, num = self.steps(process), process.num_timesteps
-    learned = self.variance_of(network) == "learned"
+    learned = self.variance_of(model) == "learned"
     # log(variance / small) of each step, where it is fixed
     ratios = np.zeros(num) if learned else np.log(self.variances(process)) - steps.log_small
-    ask: Any = network.denoise_and_variance if learned else network.denoise
+    terms = rng.stream(keys, Stream.TERMS)
 
     def step(_, row):
       number, at, ratio = row
-      z = rng.normal(rng.fold_in(keys, number), x0.shape[1:])
-      found = ask(params, at.alpha * x0 + at.sigma * z, jnp.full(len(x0), number / num), labels)
+      z = rng.normal(rng.numbered(terms, number), x0.shape[1:])
+      t = jnp.full(len(x0), number / num)
+      noised = State(t, at.alpha, at.sigma, at.alpha * x0 + at.sigma * z)
+      predicted = model.predict(noised, examples.condition)
       if learned:
-        found, ratio = found[0], log_ratio(found[1], at.width)
-      estimate = jnp.clip(found, -1.0, 1.0) if self.clip else found
-      nats = jnp.sum(divergence(at, ratio, x0, estimate), axis=(1, 2, 3))
+        ratio = log_ratio(predicted.variance_logits, at.width)
+      estimate = jnp.clip(predicted.x0, -1.0, 1.0) if self.clip else predicted.x0
+      nats = sum_dims(divergence(at, ratio, x0, estimate))
       return (estimate, jnp.broadcast_to(at.log_small + ratio, x0.shape)), nats
 
     rows = jax.tree.map(lambda c: jnp.asarray(c, jnp.float32), (steps, ratios))

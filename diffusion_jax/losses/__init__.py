@@ -1,9 +1,16 @@
 """Pure loss functions. Each returns one value an example; only step.py averages."""
 
 from diffusion_jax.core.registry import Registry
-from diffusion_jax.losses.base import Objective, Place, plain
+from diffusion_jax.losses.base import (
+  BatchPosition,
+  DenoisingLoss,
+  Loss,
+  LossBase,
+  LossState,
+  WeightedLoss,
+)
 from diffusion_jax.losses.denoising import Simple
-from diffusion_jax.losses.elbo import ELBO, ElboTerms, elbo_terms
+from diffusion_jax.losses.elbo import ELBO, ElboTerms, VAELoss, elbo_terms
 from diffusion_jax.losses.learned_variance import FullBound, Hybrid
 from diffusion_jax.losses.uncertainty import Uncertainty
 from diffusion_jax.losses.vdm import VDM
@@ -11,7 +18,7 @@ from diffusion_jax.losses.weighted import P2, EDMLoss, FlowMatching, MinSNR, Sig
 
 DENOISING_LOSSES = Registry(
   "loss",
-  object,
+  Loss,
   {
     "simple": Simple,
     "min_snr": MinSNR,
@@ -25,7 +32,7 @@ DENOISING_LOSSES = Registry(
     "vlb": FullBound,
   },
 )
-VAE_LOSSES = Registry("vae_loss", object, {"elbo": ELBO})
+VAE_LOSSES = Registry("vae_loss", VAELoss, {"elbo": ELBO})
 
 __all__ = [
   "DENOISING_LOSSES",
@@ -33,17 +40,21 @@ __all__ = [
   "P2",
   "VAE_LOSSES",
   "VDM",
+  "BatchPosition",
+  "DenoisingLoss",
   "EDMLoss",
   "ElboTerms",
   "FlowMatching",
   "FullBound",
   "Hybrid",
+  "Loss",
+  "LossBase",
+  "LossState",
   "MinSNR",
-  "Objective",
-  "Place",
   "SigmoidLoss",
   "Simple",
   "Uncertainty",
+  "VAELoss",
+  "WeightedLoss",
   "elbo_terms",
-  "plain",
 ]

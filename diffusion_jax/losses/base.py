@@ -1,16 +1,196 @@
-"""A denoising loss as the wiring sees it: with parameters and a memory of its own, if any."""
+"""The contract of denoising losses, and base classes that hold its defaults.
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+A loss is called as in an own training loop:
 
+  loss = FlowMatching()
+  model = Denoiser(functools.partial(apply, params), Flow(), "velocity")
+  loss(model, Examples(x0), keys).values.mean()
+
+The shortest loss of one's own is a subclass of `DenoisingLoss` with the method `error`, or of
+`WeightedLoss` with the method `weight`. One that needs more (the averaged parameters, a state,
+parameters of its own, several evaluations) is a subclass of `LossBase` with `__call__`.
+"""
+
+import abc
+import dataclasses
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from diffusion_jax.processes import Process
-from diffusion_jax.types import Aux, Key, Metrics, Params
+from diffusion_jax.core import rng
+from diffusion_jax.core.broadcasting import mean_dims
+from diffusion_jax.core.rng import Stream
+from diffusion_jax.processes import Denoiser, Noised, Predicted, Process
+from diffusion_jax.types import EMPTY, Examples, Key, Keys, LossOutput, Params
+
+Values = Float[Array, "B"]
+
+LossState = Any
+"""Arrays that a loss carries from step to step; {} for most."""
+
+SMALLEST = 2.0**-24
+"""Quantiles keep this distance from 0 and 1, where a normal distribution's are infinite."""
 
 
-class Place(NamedTuple):
-  """Where a batch, or a microbatch of it, stands in the run.
+@runtime_checkable
+class Loss(Protocol):
+  """A denoising loss. `LossBase` has defaults for all members but `__call__`."""
+
+  @property
+  def needs_derivative(self) -> bool:
+    """True if it differentiates the log-SNR in time: only continuous processes serve it."""
+    ...
+
+  @property
+  def needs_variance(self) -> bool:
+    """True if it trains variances of the steps: process with steps, model.learned_variance."""
+    ...
+
+  @property
+  def needs_levels(self) -> bool:
+    """True if it counts pixel levels, so that images must not lie between them."""
+    ...
+
+  @property
+  def trains_schedule(self) -> bool:
+    """True if it can train a learned noise schedule: removing the noise does not minimise it."""
+    ...
+
+  @property
+  def needs_average(self) -> bool:
+    """True if it takes `average`, the model with averaged parameters."""
+    ...
+
+  @property
+  def minimised_by_mean(self) -> bool:
+    """True if the exact denoiser E[x0 | x_t] minimises it, which the audit then measures."""
+    ...
+
+  def init(self, key: Key) -> Params:
+    """A method: key -> initial parameters of the loss itself, {} for none."""
+    ...
+
+  def initial_state(self, process: Process) -> LossState:
+    """A method: process -> state before the first step, {} for none."""
+    ...
+
+  def __call__(
+    self,
+    model: Denoiser,
+    examples: Examples,
+    keys: Keys,
+    *,
+    average: Denoiser | None = None,
+    state: LossState = EMPTY,
+    loss_params: Params = EMPTY,
+    dropout_key: Key | None = None,
+  ) -> LossOutput:
+    """A method: the loss of each example.
+
+    Args:
+      model: with the parameters that are trained.
+      examples: what it is trained on.
+      keys: one per example; its time, its noise and all its other draws derive from it alone.
+      average: the same model with averaged parameters, as a teacher or target network: no gradient
+        passes through it. None unless `needs_average`.
+      state: of `initial_state`, or of the step before.
+      loss_params: of `init`, trained with the network's.
+      dropout_key: of the whole batch. None: the loss is measured, not trained: no dropout, and the
+        state stays as it is.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LossBase:
+  """Defaults of a loss: nothing is needed, there is neither a state nor parameters."""
+
+  needs_derivative = False
+  needs_variance = False
+  needs_levels = False
+  trains_schedule = False
+  needs_average = False
+  minimised_by_mean = True
+
+  def init(self, key: Key) -> Params:
+    """Return no parameters."""
+    del key
+    return {}
+
+  def initial_state(self, process: Process) -> LossState:
+    """Return no state."""
+    del process
+    return {}
+
+  def training_times(self, process: Process, quantile: Values) -> Values:
+    """Return the training times at quantiles in (0, 1): those of the process."""
+    return process.time_at(quantile)
+
+  def noised(self, model: Denoiser, x0: Float[Array, "B ..."], keys: Keys) -> Noised:
+    """Return each example at its own time and noise, drawn from its key."""
+    quantile = jnp.clip(rng.uniform(rng.stream(keys, Stream.TIME)), SMALLEST, 1.0 - SMALLEST)
+    eps = rng.normal(rng.stream(keys, Stream.NOISE), x0.shape[1:])
+    return model.noised(x0, self.training_times(model.process, quantile), eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoisingLoss(LossBase, abc.ABC):
+  """The error of one evaluation of the network per example; a subclass gives `error`."""
+
+  @abc.abstractmethod
+  def error(self, model: Denoiser, noised: Noised, predicted: Predicted) -> Values:
+    """A method: (model, noised examples, prediction) -> loss of each example."""
+
+  def __call__(
+    self,
+    model: Denoiser,
+    examples: Examples,
+    keys: Keys,
+    *,
+    average: Denoiser | None = None,
+    state: LossState = EMPTY,
+    loss_params: Params = EMPTY,
+    dropout_key: Key | None = None,
+  ) -> LossOutput:
+    """Return the error of each example; arguments as of `Loss`."""
+    del average, loss_params
+    noised = self.noised(model, examples.x0, keys)
+    predicted = model.predict(noised, examples.condition, dropout_key)
+    return LossOutput(self.error(model, noised, predicted), state=state)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedLoss(DenoisingLoss):
+  """The squared error of the x0 estimate with a weight per noise level; a subclass gives `weight`.
+
+  weight(t) |x0 - x0_hat|^2 / num_dims: the same for every prediction and, with a weight in terms of
+  the log-SNR lambda (SNR = e^lambda), for every process, since
+    |eps - eps_hat|^2 = SNR |x0 - x0_hat|^2
+    |velocity error|^2 = (1 + alpha / sigma)^2 |x0 - x0_hat|^2
+  """
+
+  @abc.abstractmethod
+  def weight(self, process: Process, t: Values) -> Values:
+    """A method: (process, times) -> weight of the x0 error at each time."""
+
+  def error(self, model: Denoiser, noised: Noised, predicted: Predicted) -> Values:
+    """Return the weighted error of each example."""
+    weight = self.weight(model.process, noised.t)
+    return weight * mean_dims(jnp.square(noised.x0 - predicted.x0))
+
+
+def require_continuous(process: Process) -> None:
+  """Raise a ValueError for a process with steps, whose log-SNR has no derivative in time."""
+  if process.num_timesteps is not None:
+    raise ValueError(
+      f"process={process}: this loss differentiates the log-SNR in time; use a process in "
+      "continuous time, such as ContinuousLinearVP or Flow"
+    )
+
+
+class BatchPosition(NamedTuple):
+  """The position of a batch, or of a microbatch of it, in the run.
 
   Attributes:
     key: of the step; the same for all its microbatches, and no other step's.
@@ -21,31 +201,7 @@ class Place(NamedTuple):
   index: Integer[Array, "B"]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
-class Objective(NamedTuple):
-  """A loss for one process.
-
-  Attributes:
-    init: key -> parameters that the loss learns beside the network's; {} for most.
-    memory: what it carries from step to step, as it is before the first; {} for most.
-    loss: (network, process, params, own, memory, place, keys, x0, labels, dropout_key) -> (values
-      [B], metrics [B] by name, memory); `own` are the parameters of `init`, `place` says which
-      examples of which step these are. Without a dropout key the loss is measured, and its memory
-      is not kept.
-  """
-
-  init: Callable[[Key], Params]
-  memory: Aux
-  loss: Callable[..., tuple[Float[Array, "B"], Metrics, Aux]]
-
-
-def plain(
-  loss: Callable[..., Float[Array, "B"]], process: Process, num_levels: int | None = None
-) -> Objective:
-  """Of a loss (network, process, params, keys, x0, labels, dropout_key) -> values [B]."""
-  del process, num_levels
-
-  def measured(network, process, params, own, memory, place, *rest: Any):
-    del own, place
-    return loss(network, process, params, *rest), {}, memory
-
-  return Objective(lambda key: {}, {}, measured)
+def batch_position(examples: Examples, keys: Keys) -> BatchPosition:
+  """Return the position that the examples state; else a batch of its own, counted from 0."""
+  index = jnp.arange(len(keys)) if examples.index is None else jnp.asarray(examples.index)
+  return BatchPosition(keys[0] if examples.step_key is None else examples.step_key, index)

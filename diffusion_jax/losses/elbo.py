@@ -5,7 +5,7 @@ from above. Kingma and Welling 2014 (arXiv 1312.6114).
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -32,8 +32,24 @@ class ElboTerms(NamedTuple):
 def elbo_terms(
   log_prob: Float[Array, "B"], mean: Float[Array, "B D"], log_var: Float[Array, "B D"]
 ) -> ElboTerms:
-  """The terms for log p(x|z) of one z ~ N(mean, exp(log_var)) an example."""
+  """Return the terms for log p(x|z) of one z ~ N(mean, exp(log_var)) per example."""
   return ElboTerms(-log_prob, distributions.gaussian_kl(mean, log_var, 0.0, 0.0))
+
+
+@runtime_checkable
+class VAELoss(Protocol):
+  """The loss of a VAE, from the two terms of its ELBO."""
+
+  @property
+  def needs_mean_kl(self) -> bool:
+    """True if an example's loss depends on the KL of the others in its batch."""
+    ...
+
+  def __call__(
+    self, terms: ElboTerms, mask: Float[Array, "B"], mean_kl: Float[Array, "D"] | None = None
+  ) -> Float[Array, "B"]:
+    """A method: (terms, mask [B], mean KL [D] or None) -> loss of each example in nats."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +71,7 @@ class ELBO:
 
   @property
   def needs_mean_kl(self) -> bool:
-    """Return whether the loss of an example depends on the KL of the others in its batch."""
+    """Return True if free bits make an example's loss depend on the others in its batch."""
     return self.free_bits > 0
 
   def __call__(

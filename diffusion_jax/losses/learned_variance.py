@@ -7,101 +7,89 @@ where the network says; see `processes.log_ratio`. Source: Nichol and Dhariwal 2
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.core import distributions, rng
+from diffusion_jax.core.broadcasting import mean_dims
+from diffusion_jax.core.rng import Stream
 from diffusion_jax.losses import loss_aware_times
-from diffusion_jax.losses.base import Objective
+from diffusion_jax.losses.base import (
+  LossBase,
+  LossState,
+  Values,
+  batch_position,
+)
 from diffusion_jax.processes import (
+  Denoiser,
   DiscreteVP,
-  Preconditioned,
-  ReverseSteps,
+  Noised,
+  Predicted,
+  Process,
   bound_term,
-  expand,
   prior_kl,
   reverse_steps,
 )
-from diffusion_jax.types import Keys
+from diffusion_jax.types import EMPTY, Examples, Key, Keys, LossOutput, Params
 
-Images = Float[Array, "B H W C"]
-
-
-class _Seen(NamedTuple):
-  """What one evaluation of the network at x_t gives."""
-
-  number: Int[Array, "B"]
-  x0: Images
-  eps: Images
-  estimate: Images
-  logits: Images
+Steps = Int[Array, "B"]
+"""The step t of 1..T of each example."""
 
 
-class _Terms(NamedTuple):
-  """The bound of one process, a term an image, in bits/dim."""
+class _Evaluated(NamedTuple):
+  """Examples at their steps, with the network's answer."""
 
-  process: DiscreteVP
-  steps: ReverseSteps
-  num_levels: int | None
-
-  @property
-  def num_timesteps(self) -> int:
-    return self.process.num_timesteps
-
-  def number_at(self, quantile: Float[Array, "B"]) -> Int[Array, "B"]:
-    """t of 1..T, each equally often."""
-    return jnp.round(self.process.time_at(quantile) * self.num_timesteps).astype(jnp.int32)
-
-  def prior(self, x0: Images) -> Float[Array, "B"]:
-    return _bits(prior_kl(self.process, x0), x0)
-
-  def at(self, seen: _Seen, estimate: Images) -> Float[Array, "B"]:
-    args = (self.steps, seen.number, seen.x0, estimate, seen.logits, self.num_levels)
-    return _bits(bound_term(*args), seen.x0)
-
-
-def _bits(nats: Float[Array, "B"], x0: Images) -> Float[Array, "B"]:
-  return distributions.nats_to_bits_per_dim(nats, math.prod(x0.shape[1:]))
+  step: Steps
+  noised: Noised
+  predicted: Predicted
+  logits: Float[Array, "B ..."]
 
 
 def _evaluate(
-  network: Preconditioned,
-  process: DiscreteVP,
-  params: Any,
-  keys: Keys,
-  x0: Images,
-  labels: Any,
-  dropout_key: Any,
-  number: Int[Array, "B"],
-) -> _Seen:
-  """The network at x_t of the given steps, the noise being that of `Simple`."""
-  assert network.denoise_and_variance is not None  # the wiring has seen to it
-  t = number / process.num_timesteps
-  eps = rng.normal(rng.fold_in(keys, 1), x0.shape[1:])
-  alpha, sigma = (expand(c, x0) for c in process.alpha_sigma(t))
-  xt = alpha * x0 + sigma * eps
-  answer = network.denoise_and_variance(params, xt, t, labels, dropout_key)
-  return _Seen(number, x0, eps, *answer)
+  model: Denoiser, examples: Examples, keys: Keys, step: Steps, dropout_key: Key | None
+) -> _Evaluated:
+  """Return the network's answer at x_t of the given steps, with the noise of `Simple`."""
+  eps = rng.normal(rng.stream(keys, Stream.NOISE), examples.x0.shape[1:])
+  noised = model.noised(examples.x0, step / _num_timesteps(model.process), eps)
+  predicted = model.predict(noised, examples.condition, dropout_key)
+  if predicted.variance_logits is None:
+    raise ValueError("learned_variance=False: this loss trains variances that the network gives")
+  return _Evaluated(step, noised, predicted, predicted.variance_logits)
 
 
-def _simple(network: Preconditioned, process: DiscreteVP, seen: _Seen) -> Float[Array, "B"]:
-  """|output - target|^2 / num_dims, as of `Simple`.
+def _num_timesteps(process: Process) -> int:
+  if process.num_timesteps is None:
+    raise ValueError(f"process={process}: this loss trains variances of steps, and it has no steps")
+  return process.num_timesteps
 
-  At a fixed x_t every target is linear in (x0, eps), and eps_hat - eps = -(alpha / sigma)
-  (x0_hat - x0): the error follows from that of x0, without asking the network twice.
-  """
-  t = seen.number / process.num_timesteps
-  alpha, sigma = (expand(c, seen.x0) for c in process.alpha_sigma(t))
-  away = seen.estimate - seen.x0
-  error = network.target(away, -alpha / sigma * away, t)
-  return jnp.mean(jnp.square(error), axis=(1, 2, 3))
+
+def _uniform_step(process: Process, quantile: Values) -> Steps:
+  """Return t of 1..T, each equally often."""
+  return jnp.round(process.time_at(quantile) * _num_timesteps(process)).astype(jnp.int32)
+
+
+def _bound_term(
+  model: Denoiser, examples: Examples, at: _Evaluated, estimate: Float[Array, "B ..."]
+) -> Values:
+  """Return the bound's term of each example's step, for an x0 estimate, in bits/dim."""
+  steps = reverse_steps(cast(DiscreteVP, model.process))
+  args = steps, at.step, examples.x0, estimate, at.logits, examples.num_levels
+  return _bits(bound_term(*args), examples)
+
+
+def _prior(model: Denoiser, examples: Examples) -> Values:
+  return _bits(prior_kl(cast(DiscreteVP, model.process), examples.x0), examples)
+
+
+def _bits(nats: Values, examples: Examples) -> Values:
+  return distributions.nats_to_bits_per_dim(nats, math.prod(examples.x0.shape[1:]))
 
 
 @dataclasses.dataclass(frozen=True)
-class Hybrid:
+class Hybrid(LossBase):
   """L_simple + weight * L_vlb, where L_vlb trains the variances alone.
 
   L_simple is the loss `simple`, a mean over dimensions. L_vlb is the whole bound in bits/dim,
@@ -115,9 +103,8 @@ class Hybrid:
 
   weight: float = 0.001
 
-  needs_derivative: ClassVar[bool] = False
-  needs_variance: ClassVar[bool] = True
-  needs_levels: ClassVar[bool] = True
+  needs_variance = True
+  needs_levels = True
 
   def __post_init__(self):
     if self.weight <= 0:
@@ -125,24 +112,30 @@ class Hybrid:
         f"weight={self.weight} must be positive, e.g. 0.001; without it nothing trains variances"
       )
 
-  def objective(self, process: DiscreteVP, num_levels: int | None = None) -> Objective:
-    """The loss for a process with steps, and images of so many levels (None: a density)."""
-    terms = _Terms(process, reverse_steps(process), num_levels)
-
-    def loss(network, process, params, own, memory, place, keys, x0, labels, dropout_key=None):
-      del own, place
-      number = terms.number_at(rng.uniform(rng.fold_in(keys, 0)))
-      seen = _evaluate(network, process, params, keys, x0, labels, dropout_key, number)
-      term = terms.at(seen, jax.lax.stop_gradient(seen.estimate))
-      bound = terms.prior(x0) + terms.num_timesteps * term
-      simple = _simple(network, process, seen)
-      return simple + self.weight * bound, {"simple": simple, "vlb_bits_per_dim": bound}, memory
-
-    return Objective(lambda key: {}, {}, loss)
+  def __call__(
+    self,
+    model: Denoiser,
+    examples: Examples,
+    keys: Keys,
+    *,
+    average: Denoiser | None = None,
+    state: LossState = EMPTY,
+    loss_params: Params = EMPTY,
+    dropout_key: Key | None = None,
+  ) -> LossOutput:
+    """Return the loss; its metrics are "simple" and "vlb_bits_per_dim", the whole bound."""
+    del average, loss_params
+    step = _uniform_step(model.process, rng.uniform(rng.stream(keys, Stream.TIME)))
+    at = _evaluate(model, examples, keys, step, dropout_key)
+    term = _bound_term(model, examples, at, jax.lax.stop_gradient(at.predicted.x0))
+    bound = _prior(model, examples) + _num_timesteps(model.process) * term
+    simple = mean_dims(jnp.square(at.predicted.output - model.target(at.noised)))
+    metrics = {"simple": simple, "vlb_bits_per_dim": bound}
+    return LossOutput(simple + self.weight * bound, metrics, state)
 
 
 @dataclasses.dataclass(frozen=True)
-class FullBound:
+class FullBound(LossBase):
   """The variational bound in bits/dim, an unbiased estimate from one t an image.
 
   prior + L_t / p_t: L_t is the KL of step t, at t = 1 the reconstruction, and p_t the probability
@@ -155,33 +148,57 @@ class FullBound:
 
   sampling: Literal["importance", "uniform"] = "importance"
 
-  needs_derivative: ClassVar[bool] = False
-  needs_variance: ClassVar[bool] = True
-  needs_levels: ClassVar[bool] = True
+  needs_variance = True
+  needs_levels = True
 
-  def objective(self, process: DiscreteVP, num_levels: int | None = None) -> Objective:
-    """The loss for a process with steps, and images of so many levels (None: a density)."""
-    terms = _Terms(process, reverse_steps(process), num_levels)
-    important = self.sampling == "importance"
+  def initial_state(self, process: Process) -> LossState:
+    """Return the history of the terms, empty; {} for uniform t."""
+    if self.sampling == "uniform":
+      return {}
+    return loss_aware_times.empty(_num_timesteps(process))
 
-    def loss(network, process, params, own, memory, place, keys, x0, labels, dropout_key=None):
-      del own
-      uniform = rng.uniform(rng.fold_in(keys, 0))
-      begun = loss_aware_times.begin(memory, place) if important else memory
-      drawn = _draw(begun, uniform, terms)
-      seen = _evaluate(network, process, params, keys, x0, labels, dropout_key, drawn.number)
-      term = terms.at(seen, seen.estimate)
-      values = terms.prior(x0) + term / drawn.probability
-      if dropout_key is None or not important:
-        return values, {}, memory
-      return values, {}, loss_aware_times.remember(begun, place, drawn.number, term)
+  def __call__(
+    self,
+    model: Denoiser,
+    examples: Examples,
+    keys: Keys,
+    *,
+    average: Denoiser | None = None,
+    state: LossState = EMPTY,
+    loss_params: Params = EMPTY,
+    dropout_key: Key | None = None,
+  ) -> LossOutput:
+    """Return the bound of each example in bits/dim; the state is the history of the terms."""
+    del average, loss_params
+    uniform = rng.uniform(rng.stream(keys, Stream.TIME))
+    if self.sampling == "uniform":
+      step = _uniform_step(model.process, uniform)
+      values, _ = self._bound(
+        model, examples, keys, step, 1.0 / _num_timesteps(model.process), dropout_key
+      )
+      return LossOutput(values, state=state)
+    position = batch_position(examples, keys)
+    history = loss_aware_times.begin(state or self.initial_state(model.process), position)
+    if examples.index is None:  # it goes on where the history ends
+      position = position._replace(index=position.index + jnp.max(history["age"]))
+    drawn = loss_aware_times.draw_times(history["probability"], uniform)
+    values, terms = self._bound(model, examples, keys, *drawn, dropout_key)
+    if dropout_key is None:
+      return LossOutput(values, state=state)
+    return LossOutput(
+      values, state=loss_aware_times.remember(history, position, drawn.number, terms)
+    )
 
-    memory = loss_aware_times.empty(terms.num_timesteps) if important else {}
-    return Objective(lambda key: {}, memory, loss)
-
-
-def _draw(memory: Any, uniform: Float[Array, "B"], terms: _Terms) -> loss_aware_times.Drawn:
-  if memory:
-    return loss_aware_times.draw_times(memory["probability"], uniform)
-  probability = jnp.full(len(uniform), 1.0 / terms.num_timesteps)
-  return loss_aware_times.Drawn(terms.number_at(uniform), probability)
+  def _bound(
+    self,
+    model: Denoiser,
+    examples: Examples,
+    keys: Keys,
+    step: Steps,
+    probability: float | Values,
+    dropout_key: Key | None,
+  ) -> tuple[Values, Values]:
+    """Return the bound from one step drawn with its probability, and that step's term."""
+    at = _evaluate(model, examples, keys, step, dropout_key)
+    term = _bound_term(model, examples, at, at.predicted.x0)
+    return _prior(model, examples) + term / probability, term

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
-from diffusion_jax.losses.base import Place
+from diffusion_jax.core import rng
+from diffusion_jax.core.rng import Stream
+from diffusion_jax.losses.base import BatchPosition
 
 LENGTH = 10
 UNIFORM_SHARE = 0.001
@@ -36,7 +38,7 @@ class Drawn(NamedTuple):
 
 
 def empty(num_timesteps: int) -> dict[str, np.ndarray]:
-  """The history before the first step.
+  """Return the history before the first step.
 
   Returns:
     squares [T 10]: squared terms, each row's newest last. age [T 10]: 1 + the global number of the
@@ -51,21 +53,21 @@ def empty(num_timesteps: int) -> dict[str, np.ndarray]:
   }
 
 
-def begin(memory: Any, place: Place) -> dict[str, Array]:
-  """The memory with the probabilities of this step.
+def begin(history: Any, position: BatchPosition) -> dict[str, Array]:
+  """Return the history with the probabilities of this step.
 
   They follow from the steps before it alone: all microbatches draw by the same ones, so that the
   times do not depend on how a batch is cut.
   """
-  memory = {name: jnp.asarray(value) for name, value in memory.items()}
-  stamp = jax.random.bits(place.key, (), jnp.uint32)
-  new = probabilities(memory["squares"], memory["age"])
-  kept = jnp.where(stamp == memory["stamp"], memory["probability"], new)
-  return {**memory, "probability": kept, "stamp": stamp}
+  history = {name: jnp.asarray(value) for name, value in history.items()}
+  stamp = jax.random.bits(rng.stream(position.key, Stream.HISTORY), (), jnp.uint32)
+  new = probabilities(history["squares"], history["age"])
+  kept = jnp.where(stamp == history["stamp"], history["probability"], new)
+  return {**history, "probability": kept, "stamp": stamp}
 
 
 def probabilities(squares: Float[Array, "T H"], age: Integer[Array, "T H"]) -> Float[Array, "T"]:
-  """p_t of a history; uniform until every step has its ten values."""
+  """Return p_t of a history; uniform until every step has its ten values."""
   num = len(squares)
   root = jnp.sqrt(jnp.mean(squares, axis=1))
   found = (1.0 - UNIFORM_SHARE) * root / jnp.sum(root) + UNIFORM_SHARE / num
@@ -73,31 +75,34 @@ def probabilities(squares: Float[Array, "T H"], age: Integer[Array, "T H"]) -> F
 
 
 def draw_times(probability: Float[Array, "T"], uniform: Float[Array, "B"]) -> Drawn:
-  """A time for each uniform number, by the inverse of the distribution function."""
+  """Return a time per uniform number, by the inverse of the distribution function."""
   ends = jnp.round(jnp.cumsum(probability) * UNITS) / UNITS
   ends = jnp.minimum(ends, 1.0).at[-1].set(1.0)
-  place = jnp.searchsorted(ends, uniform, side="right")
-  return Drawn(place + 1, jnp.diff(ends, prepend=0.0)[place])
+  row = jnp.searchsorted(ends, uniform, side="right")
+  return Drawn(row + 1, jnp.diff(ends, prepend=0.0)[row])
 
 
 def remember(
-  memory: dict[str, Array], place: Place, number: Int[Array, "B"], terms: Float[Array, "B"]
+  history: dict[str, Array],
+  position: BatchPosition,
+  number: Int[Array, "B"],
+  terms: Float[Array, "B"],
 ) -> dict[str, Array]:
-  """The memory with these terms: of each step the last ten, by the global number of the example.
+  """Return the history with these terms: per step the last ten by the example's global number.
 
   That number decides and not the order of arrival, so that the outcome is the same however the
   batch is cut into devices and microbatches.
   """
-  num, age = len(memory["age"]), place.index.astype(jnp.uint32) + 1
+  num, age = len(history["age"]), position.index.astype(jnp.uint32) + 1
   same = number[:, None] == number[None, :]
   later = jnp.sum(same & (age[None, :] > age[:, None]), axis=1)  # of the same t, in this batch
   row = jnp.where(later < LENGTH, number - 1, num)  # those beyond the last are dropped
   put = functools.partial(_scatter, num, row, jnp.minimum(later, LENGTH - 1))
-  ages = jnp.concatenate([memory["age"], put(age)], axis=1)
-  squares = jnp.concatenate([memory["squares"], put(jnp.square(terms))], axis=1)
+  ages = jnp.concatenate([history["age"], put(age)], axis=1)
+  squares = jnp.concatenate([history["squares"], put(jnp.square(terms))], axis=1)
   order = jnp.argsort(ages, axis=1)[:, LENGTH:]
   newest = {"age": ages, "squares": squares}
-  return {**memory, **{n: jnp.take_along_axis(v, order, axis=1) for n, v in newest.items()}}
+  return {**history, **{n: jnp.take_along_axis(v, order, axis=1) for n, v in newest.items()}}
 
 
 def _scatter(num: int, row: Int[Array, "B"], column: Int[Array, "B"], values: Array) -> Array:

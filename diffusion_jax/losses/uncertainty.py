@@ -2,22 +2,19 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.losses.base import Objective
+from diffusion_jax.losses.base import LossState, Values
 from diffusion_jax.losses.weighted import EDMLoss
-from diffusion_jax.processes import Process
-from diffusion_jax.types import Params
-
-Values = Float[Array, "B"]
+from diffusion_jax.processes import Denoiser
+from diffusion_jax.types import EMPTY, Examples, Key, Keys, LossOutput, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Uncertainty:
+class Uncertainty(EDMLoss):
   """L(sigma) / exp(u(sigma)) + u(sigma), with EDM's L and a learned u of the noise level.
 
   Where u is best, exp(u) is the mean of L at that noise level, and every level's gradient counts
@@ -35,39 +32,50 @@ class Uncertainty:
   sigma_data: float = 0.5
   num_features: int = 128
 
-  needs_derivative: ClassVar[bool] = False
-  needs_variance: ClassVar[bool] = False
-
   def __post_init__(self):
-    self._edm()
+    super().__post_init__()
     if self.num_features < 1:
       raise ValueError(f"num_features={self.num_features} must be at least 1")
 
-  def objective(self, process: Process, num_levels: int | None = None) -> Objective:
-    """The loss with u; its metrics are "edm", EDM's own loss, and "uncertainty", u."""
-    del process, num_levels
-    edm = self._edm()
+  def init(self, key: Key) -> Params:
+    """Return the weights of u, all zero."""
+    del key
+    return {"weight": jnp.zeros(self.num_features)}
 
-    def measured(network, process, params, own, memory, place, keys, *rest: Any):
-      del place
-      values = edm(network, process, params, keys, *rest)
-      log_sigma = -0.5 * process.log_snr(edm.training_times(process, keys))
-      u = uncertainty(own, log_sigma)
-      return values * jnp.exp(-u) + u, {"edm": values, "uncertainty": u}, memory
+  def __call__(
+    self,
+    model: Denoiser,
+    examples: Examples,
+    keys: Keys,
+    *,
+    average: Denoiser | None = None,
+    state: LossState = EMPTY,
+    loss_params: Params = EMPTY,
+    dropout_key: Key | None = None,
+  ) -> LossOutput:
+    """Return the loss with u; its metrics are "edm", EDM's own loss, and "uncertainty", u.
 
-    return Objective(lambda key: {"weight": jnp.zeros(self.num_features)}, {}, measured)
+    Raises:
+      ValueError: `loss_params` are not those of `init`.
+    """
+    del average
+    if "weight" not in loss_params:
+      raise ValueError("loss_params has no 'weight'; pass loss_params=loss.init(key)")
+    noised = self.noised(model, examples.x0, keys)
+    predicted = model.predict(noised, examples.condition, dropout_key)
+    edm = self.error(model, noised, predicted)
+    u = uncertainty(loss_params, -0.5 * model.process.log_snr(noised.t))
+    return LossOutput(edm * jnp.exp(-u) + u, {"edm": edm, "uncertainty": u}, state)
 
-  def _edm(self) -> EDMLoss:
-    return EDMLoss(self.log_sigma_mean, self.log_sigma_std, self.sigma_data)
 
-
-def uncertainty(own: Params, log_sigma: Values) -> Values:
-  """u at noise levels, from its parameters."""
-  return fourier_features(0.25 * log_sigma, len(own["weight"])) @ own["weight"]
+def uncertainty(loss_params: Params, log_sigma: Values) -> Values:
+  """Return u at noise levels, from its parameters."""
+  weight = loss_params["weight"]
+  return fourier_features(0.25 * log_sigma, len(weight)) @ weight
 
 
 def fourier_features(x: Values, num: int) -> Float[Array, "B D"]:
-  """sqrt(2) cos(2 pi (f x + p)): mean square 1, with f ~ N(0, 1) and p ~ U(0, 1).
+  """Return sqrt(2) cos(2 pi (f x + p)): mean square 1, with f ~ N(0, 1) and p ~ U(0, 1).
 
   The frequencies and phases are the same in every run and not trained. Source: Karras et al. 2024
   (arXiv 2312.02696), equation 75.

@@ -2,33 +2,30 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Integer
 
 from diffusion_jax.core import rng
-from diffusion_jax.losses.base import Objective, Place
-from diffusion_jax.processes import (
-  Preconditioned,
-  Process,
-  end_kl,
-  expand,
-  first_time,
-  reconstruction,
+from diffusion_jax.core.broadcasting import sum_dims
+from diffusion_jax.core.rng import Stream
+from diffusion_jax.losses.base import (
+  BatchPosition,
+  LossBase,
+  LossState,
+  Values,
+  batch_position,
+  require_continuous,
 )
-from diffusion_jax.types import Key, Keys, Params
-
-Images = Float[Array, "B H W C"]
-Values = Float[Array, "B"]
-SHARED_OFFSET = 3
-"""Which number the step's key is folded with for u0; 0 to 2 are folded into examples' keys."""
+from diffusion_jax.processes import Denoiser, end_kl, first_time, reconstruction
+from diffusion_jax.types import EMPTY, Examples, Key, Keys, LossOutput, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class VDM:
+class VDM(LossBase):
   """gamma'(t) / 2 |eps - eps_hat|^2 + reconstruction + KL at t = 1, in bits/dim.
 
   gamma = -log-SNR. It is an unbiased estimate of the bound `continuous_vlb`, and its gradient
@@ -38,27 +35,31 @@ class VDM:
   Source: Kingma et al. 2021 (arXiv 2107.00630), equations 11 to 17.
   """
 
-  needs_derivative: ClassVar[bool] = True
-  needs_variance: ClassVar[bool] = False
-  needs_levels: ClassVar[bool] = True
-  trains_schedule: ClassVar[bool] = True
-  """Whether a learned schedule may be trained by it: least for a good model, not for no noise."""
+  needs_derivative = True
+  needs_levels = True
+  trains_schedule = True
 
-  def objective(self, process: Process, num_levels: int | None = None) -> Objective:
-    """The loss of grey levels, L of them, or of a density."""
-    del process
+  def __call__(
+    self,
+    model: Denoiser,
+    examples: Examples,
+    keys: Keys,
+    *,
+    average: Denoiser | None = None,
+    state: LossState = EMPTY,
+    loss_params: Params = EMPTY,
+    dropout_key: Key | None = None,
+  ) -> LossOutput:
+    """Return the bound of each example; its metrics are the three terms."""
+    del average, loss_params
+    require_continuous(model.process)
+    quantile = even_quantiles(batch_position(examples, keys))
+    terms, calmer = _terms(model, examples, keys, quantile, dropout_key)
+    return LossOutput(sum(terms.values(), start=calmer), terms, state)
 
-    def measured(network, process, params, own, memory, place, keys, x0, labels, dropout_key):
-      del own
-      known = keys, x0, labels, dropout_key
-      terms, calmer = _terms(network, process, params, even_quantiles(place), *known, num_levels)
-      return sum(terms.values(), start=calmer), terms, memory
 
-    return Objective(lambda key: {}, {}, measured)
-
-
-def even_quantiles(place: Place) -> Values:
-  """(u0 + v_i) mod 1 with u0 of the step and v_i the bits of i mirrored at the point.
+def even_quantiles(position: BatchPosition) -> Values:
+  """Return (u0 + v_i) mod 1 with u0 of the step and v_i the bits of i mirrored at the point.
 
   The first B, or any aligned B, of the v_i are 0, 1 / B, ... (B - 1) / B in another order where B
   is a power of two, so that the batch's times are the paper's (u0 + i / B) mod 1; for other B they
@@ -66,13 +67,13 @@ def even_quantiles(place: Place) -> Values:
   number of devices, hosts and microbatches. Sources: Kingma et al. 2021, appendix I.1; van der
   Corput 1935 for the sequence.
   """
-  offset = jax.random.uniform(jax.random.fold_in(place.key, SHARED_OFFSET))
-  sum_ = offset + mirrored(place.index)
+  offset = jax.random.uniform(rng.stream(position.key, Stream.SHARED_TIMES))
+  sum_ = offset + mirrored(position.index)
   return sum_ - jnp.floor(sum_)
 
 
 def mirrored(index: Integer[Array | np.ndarray, "B"]) -> Values:
-  """The binary digits of an index behind the point in reversed order: 1, 2, 3 are 1/2, 1/4, 3/4."""
+  """Return an index's binary digits mirrored at the point: 1, 2, 3 become 1/2, 1/4, 3/4."""
   bits = jnp.asarray(index).astype(jnp.uint32)
   for shift, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF)):
     low = jnp.uint32(mask)
@@ -82,26 +83,19 @@ def mirrored(index: Integer[Array | np.ndarray, "B"]) -> Values:
 
 
 def _terms(
-  network: Preconditioned,
-  process: Process,
-  params: Params,
-  quantile: Values,
-  keys: Keys,
-  x0: Images,
-  labels: Any,
-  dropout_key: Key | None,
-  num_levels: int | None,
+  model: Denoiser, examples: Examples, keys: Keys, quantile: Values, dropout_key: Key | None
 ) -> tuple[dict[str, Values], Values]:
-  """The three terms of the bound in bits/dim, and what trains the interior of the schedule."""
+  """Return the terms of the bound in bits/dim, and what trains the interior of the schedule."""
+  process, x0 = model.process, examples.x0
   first, in_bits = first_time(process), 1.0 / (math.prod(x0.shape[1:]) * math.log(2.0))
-  t, share = first + (1.0 - first) * quantile, (1.0 - first) * in_bits
-  eps = rng.normal(rng.fold_in(keys, 1), x0.shape[1:])
+  t, width = first + (1.0 - first) * quantile, (1.0 - first) * in_bits
+  eps = rng.normal(rng.stream(keys, Stream.NOISE), x0.shape[1:])
 
   def error(t: Values) -> Values:
-    """SNR / 2 |x0 - x0_hat|^2: half the error of the noise."""
-    alpha, sigma = (expand(c, x0) for c in process.alpha_sigma(t))
-    away = x0 - network.denoise(params, alpha * x0 + sigma * eps, t, labels, dropout_key)
-    return 0.5 * share * jnp.exp(process.log_snr(t)) * jnp.sum(jnp.square(away), axis=(1, 2, 3))
+    """Return SNR / 2 |x0 - x0_hat|^2: half the error of the noise."""
+    noised = model.noised(x0, t, eps)
+    estimate = model.predict(noised, examples.condition, dropout_key).x0
+    return 0.5 * width * jnp.exp(process.log_snr(t)) * sum_dims(jnp.square(x0 - estimate))
 
   interior, one = process.interior, jnp.ones_like(t)
   trains = interior is not None and dropout_key is not None
@@ -110,7 +104,7 @@ def _terms(
   terms = {
     "prior": in_bits * end_kl(process, x0),
     "diffusion": diffusion,
-    "reconstruction": in_bits * reconstruction(process, keys, x0, num_levels),
+    "reconstruction": in_bits * reconstruction(process, keys, x0, examples.num_levels),
   }
   if not trains:
     return terms, jnp.zeros(len(x0))
@@ -118,7 +112,7 @@ def _terms(
 
 
 def _calmer(interior: Any, t: Values, diffusion: Values, errors: Values, rise: Values) -> Values:
-  """0, with the gradient of the square of gamma'(t) error in the schedule's interior.
+  """Return 0, with the gradient of the square of gamma'(t) error in the schedule's interior.
 
   The error depends on the schedule through gamma(t) alone: its derivative in gamma, times gamma',
   is that in t.

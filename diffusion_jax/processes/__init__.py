@@ -17,14 +17,18 @@ from diffusion_jax.processes.boundary_terms import (
   prior_bits,
   reconstruction,
 )
+from diffusion_jax.processes.denoiser import (
+  PREDICTIONS,
+  UNDEFINED_AT_PURE_NOISE,
+  Denoiser,
+  Noised,
+  Predicted,
+  Prediction,
+  PredictionName,
+  State,
+)
 from diffusion_jax.processes.discrete_vp import CosineVP, DiscreteVP, LinearVP
 from diffusion_jax.processes.learned import Learned, LearnedSchedule
-from diffusion_jax.processes.parameterization import (
-  PREDICTIONS,
-  Preconditioned,
-  Prediction,
-  precondition,
-)
 from diffusion_jax.processes.posterior import (
   ReverseSteps,
   bound_term,
@@ -64,12 +68,14 @@ __all__ = [
   "MAX_PRIOR_BITS",
   "PREDICTIONS",
   "PROCESSES",
+  "UNDEFINED_AT_PURE_NOISE",
   "ContinuousCosineVP",
   "ContinuousLinearVP",
   "ContinuousProcess",
   "ContinuousSigmoidVP",
   "CosineVP",
   "Data",
+  "Denoiser",
   "DiscreteVP",
   "EDMProcess",
   "Flow",
@@ -77,11 +83,14 @@ __all__ = [
   "LearnedSchedule",
   "LinearLogSNR",
   "LinearVP",
-  "Preconditioned",
+  "Noised",
+  "Predicted",
   "Prediction",
+  "PredictionName",
   "Process",
   "ProcessBase",
   "ReverseSteps",
+  "State",
   "SubVP",
   "VarianceExploding",
   "VariancePreserving",
@@ -93,7 +102,6 @@ __all__ = [
   "first_time",
   "log_ratio",
   "namespace",
-  "precondition",
   "prior_bits",
   "prior_kl",
   "reconstruction",

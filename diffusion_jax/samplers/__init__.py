@@ -6,7 +6,7 @@ from diffusion_jax.samplers.ancestral import Ancestral
 from diffusion_jax.samplers.ddim import DDIM
 from diffusion_jax.samplers.dpm_solver import DPMSolverPP2M, DPMSolverPP2MSDE, DPMSolverPP3M
 from diffusion_jax.samplers.euler import Euler
-from diffusion_jax.samplers.guidance import Guidance, Worse
+from diffusion_jax.samplers.guidance import Guidance, GuidingModel
 from diffusion_jax.samplers.heun import Heun
 from diffusion_jax.samplers.unipc import UniPC
 
@@ -35,8 +35,8 @@ __all__ = [
   "DPMSolverPP3M",
   "Euler",
   "Guidance",
+  "GuidingModel",
   "Heun",
   "ProbabilityFlow",
   "UniPC",
-  "Worse",
 ]

@@ -1,35 +1,22 @@
-"""Guidance of a denoiser away from a worse one: its own without a class, or an inferior model."""
+"""Guidance of a denoiser away from its estimate without the condition, or from another model's."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from diffusion_jax.processes import Preconditioned, Process, expand, namespace
+from diffusion_jax.core.broadcasting import dims, expand
+from diffusion_jax.processes import Data, Denoiser, Predicted, Process, State, namespace
 from diffusion_jax.samplers.linear import Denoise
-from diffusion_jax.types import Params
+from diffusion_jax.types import Condition
 
-Images = Float[Array, "N H W C"]
-Answer = tuple[Images, Images | None]
-"""An x0 estimate and its variance logits, None if they are not asked for."""
-
-
-class Worse(NamedTuple):
-  """The inferior model of autoguidance.
-
-  Attributes:
-    denoise: (params, xt, t, labels) -> x0 estimate, asked as the good one is.
-    params: of it.
-  """
-
-  denoise: Callable[..., Images]
-  params: Params
+GuidingModel = Callable[[Data, Float[Array, "N"], Condition], Data]
+"""(xt, t, condition) -> x0 estimate of an inferior model: a `Denoiser.denoise`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +24,7 @@ class Guidance:
   """D = D_null + weight (D_label - D_null) on the x0 estimate, before clipping.
 
   Source: Ho and Salimans 2022 (arXiv 2207.12598); their w is weight - 1. It is the same
-  combination for eps, x0 and v, since each is affine in the others at a fixed x_t. With a worse
+  combination for eps, x0 and v, since each is affine in the others at a fixed x_t. With a guiding
   model its estimate takes D_null's place: autoguidance, Karras et al. 2024 (arXiv 2406.02507).
 
   Attributes:
@@ -47,8 +34,8 @@ class Guidance:
     rescale: share in which the guided estimate takes the standard deviation that D_label has over
       an image: 0 off, 0.7 in the paper, which rescales the network's output. Source: Lin et al.
       2024 (arXiv 2305.08891), equations 14 to 16.
-    against: what it moves away from: the null class, or an inferior model, which the sampling
-      program's --guide_workdir names.
+    against: the null class, or an inferior model, which the sampling program's --guide_workdir
+      names.
   """
 
   weight: float = 1.0
@@ -69,17 +56,19 @@ class Guidance:
 
   @property
   def num_evaluations(self) -> int:
-    """Network evaluations a call of the guided denoiser spends on one image, at the most."""
+    """Return the largest number of network evaluations per example in a call of the denoiser."""
     return 1 if self.weight == 1.0 else 2
 
   @property
   def everywhere(self) -> bool:
-    """Whether it acts at every noise level."""
+    """True if it acts at every noise level."""
     return self.interval_low == 0.0 and self.interval_high is None
 
   def count(self, process: Process, t: Float[Array | np.ndarray, "R"]) -> int | Array:
-    """Network evaluations on one image when all images are asked at these times, one after the
-    other: two inside the interval, one outside. Of a learned schedule, as an array."""
+    """Return the network evaluations per example over these times.
+
+    Two inside the interval, one outside; of a learned schedule, as an array.
+    """
     if self.weight == 1.0:
       return len(t)
     num = len(t) + self._acts(process, t).sum()
@@ -87,82 +76,69 @@ class Guidance:
 
   def bind(
     self,
-    network: Preconditioned,
-    params: Params,
-    labels: Int[Array, "N"] | None,
-    null_label: int | None,
-    process: Process | None = None,
-    worse: Worse | None = None,
+    denoiser: Denoiser,
+    condition: Condition,
+    null_condition: Condition | None = None,
+    guiding_model: GuidingModel | None = None,
     with_variance: bool = False,
   ) -> Denoise:
-    """The denoiser (xt, t) -> x0 for fixed parameters and labels.
+    """Return the denoiser (xt, t) -> x0 for fixed conditions.
 
-    Without a worse model both halves go through the network as one batch of 2 N.
+    Without a guiding model both halves go through the network as one batch of 2 N, if the two
+    conditions have the same members; else one after the other.
 
     Args:
-      network, params: of the model.
-      labels: classes, None for an unconditional model.
-      null_label: the class that stands for none.
-      process: of the noise levels; needed for an interval.
-      worse: guide away from this model instead of from the null class.
-      with_variance: the denoiser answers (x0, variance logits); the logits are those of the good
-        estimate, as guidance moves means alone.
-
-    Raises:
-      ValueError: an interval without a process.
+      denoiser: the model.
+      condition: of the samples.
+      null_condition: the condition to move away from; None: an unconditional model, which only a
+        guiding model guides.
+      guiding_model: move away from this model's estimate for `condition` instead.
+      with_variance: the result returns (x0, variance logits); the logits are those of the model's
+        own estimate, as guidance moves means alone.
     """
-    good: Any = functools.partial(_answer, network, params, labels, with_variance)
-    if self.weight == 1.0 or (worse is None and (labels is None or null_label is None)):
-      return good if with_variance else lambda xt, t: good(xt, t)[0]
-    if not self.everywhere and process is None:
-      raise ValueError("a guidance interval needs the process's noise levels: pass process=")
 
-    pair = functools.partial(_pair, network, params, labels, null_label, worse, with_variance)
+    def own(state: State) -> Predicted:
+      return denoiser.predict(state, condition)
 
-    def guided(xt, t):
-      (best, logits), bad = pair(xt, t)
-      both = self._rescaled(bad + self.weight * (best - bad), best)
-      inside = (
-        both if process is None else jnp.where(expand(self._acts(process, t), xt), both, best)
-      )
-      return inside, logits
+    def pair(state: State) -> tuple[Predicted, Data]:
+      """Return the model's own prediction, and the estimate to move away from."""
+      if guiding_model is not None:
+        return own(state), guiding_model(state.xt, state.t, condition)
+      assert null_condition is not None
+      if jax.tree.structure(condition) != jax.tree.structure(null_condition):
+        return own(state), denoiser.predict(state, null_condition).x0
+      twice = jax.tree.map(lambda v: jnp.concatenate([v, v]), state)
+      conditions = jax.tree.map(lambda *c: jnp.concatenate(c), condition, null_condition)
+      both, num = denoiser.predict(twice, conditions), len(state.xt)
+      return jax.tree.map(lambda v: v[:num], both), both.x0[num:]
 
-    def in_interval(xt, t):
-      assert process is not None
-      return jax.lax.cond(self._acts(process, t).any(), guided, good, xt, t)
+    def guided(state: State) -> Predicted:
+      best, bad = pair(state)
+      moved = self._rescaled(bad + self.weight * (best.x0 - bad), best.x0)
+      if not self.everywhere:
+        moved = jnp.where(expand(self._acts(denoiser.process, state.t), moved), moved, best.x0)
+      return best._replace(x0=moved)
 
-    found: Any = guided if self.everywhere else in_interval
-    return found if with_variance else lambda xt, t: found(xt, t)[0]
+    def in_interval(state: State) -> Predicted:
+      return jax.lax.cond(self._acts(denoiser.process, state.t).any(), guided, own, state)
+
+    off = self.weight == 1.0 or (guiding_model is None and null_condition is None)
+    evaluate = own if off else guided if self.everywhere else in_interval
+
+    def denoise(xt: Data, t: Float[Array, "N"]) -> Any:
+      predicted = evaluate(denoiser.state(xt, t))
+      return (predicted.x0, predicted.variance_logits) if with_variance else predicted.x0
+
+    return denoise
 
   def _acts(self, process: Process, t):
-    """Where the noise level lies in the interval, written so that alpha may be 0."""
+    """Return where the noise level is in the interval, written so that alpha may be 0."""
     alpha, sigma = process.alpha_sigma(t)
     inside = sigma >= self.interval_low * alpha
     return inside if self.interval_high is None else inside & (sigma <= self.interval_high * alpha)
 
-  def _rescaled(self, guided: Images, good: Images) -> Images:
+  def _rescaled(self, guided: Data, good: Data) -> Data:
     if self.rescale == 0.0:
       return guided
-    spread = good.std((1, 2, 3), keepdims=True) / guided.std((1, 2, 3), keepdims=True)
+    spread = good.std(dims(good), keepdims=True) / guided.std(dims(guided), keepdims=True)
     return guided * (self.rescale * spread + 1.0 - self.rescale)
-
-
-def _answer(network, params, labels, with_variance, xt, t) -> Answer:
-  """Of the network for these labels."""
-  if with_variance:
-    return network.denoise_and_variance(params, xt, t, labels)
-  return network.denoise(params, xt, t, labels), None
-
-
-def _pair(
-  network, params, labels, null_label, worse, with_variance, xt, t
-) -> tuple[Answer, Images]:
-  """The good answer, and the estimate to move away from."""
-  if worse is not None:
-    bad = worse.denoise(worse.params, xt, t, labels)
-    return _answer(network, params, labels, with_variance, xt, t), bad
-  both = jnp.concatenate([labels, jnp.full_like(labels, null_label)])
-  twice = jnp.concatenate([xt, xt]), jnp.concatenate([t, t])
-  x0, logits = _answer(network, params, both, with_variance, *twice)
-  best, bad = jnp.split(x0, 2)
-  return (best, None if logits is None else logits[: len(xt)]), bad

@@ -5,6 +5,7 @@ combinations would take a second to compile, and this takes a millisecond.
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -17,7 +18,7 @@ from diffusion_jax.generative import Diffusion
 from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum, VariationalBound
 from diffusion_jax.losses import Simple
 from diffusion_jax.models import Network, NetworkBase
-from diffusion_jax.processes import PREDICTIONS, PROCESSES, precondition
+from diffusion_jax.processes import PREDICTIONS, PROCESSES, Denoiser
 from diffusion_jax.samplers import SAMPLERS, Ancestral, Guidance, linear
 from diffusion_jax.types import Batch, ImageSpec
 
@@ -73,10 +74,16 @@ FIXED = {name: cls for name, cls in SAMPLERS.items() if name != "probability_flo
 PARAMS = {"b": np.float32(0.1)}
 
 
+def bounded(process, prediction):
+  """The bounded network with its parameters."""
+  network = functools.partial(Bounded().create(SPEC, 0).apply, PARAMS)
+  return Denoiser(network, process, prediction)
+
+
 def denoiser(process, prediction):
   """(xt, t) -> x0 estimate of the bounded network."""
-  network = precondition(Bounded().create(SPEC, 0).apply, process, prediction)
-  return lambda xt, t: np.asarray(network.denoise(PARAMS, xt, np.full(NUM, t, np.float32), None))
+  model = bounded(process, prediction)
+  return lambda xt, t: np.asarray(model.denoise(jnp.asarray(xt), jnp.full(NUM, t, jnp.float32)))
 
 
 def walk(scheme, denoise, x, clip, rng):
@@ -105,8 +112,7 @@ def test_the_plain_loop_is_the_sampler():
   """Of one sampler with an anchor and one with earlier estimates, both without noise."""
   process = PROCESSES["vp"]()
   denoise = denoiser(process, "v")
-  network = precondition(Bounded().create(SPEC, 0).apply, process, "v")
-  ask = lambda x, t: network.denoise(PARAMS, x, t, None)  # noqa: E731
+  ask = bounded(process, "v").denoise
   for sampler in (SAMPLERS["heun"](steps=3), SAMPLERS["dpm_solver_pp_3m"](steps=4)):
     scheme, x = sampler.scheme(process), np.float32([[[[0.3], [-1.2]]]] * NUM)
     exact = linear.integrate(scheme, ask, jnp.array(x))

@@ -24,7 +24,7 @@ from diffusion_jax.runs.experiment import build_experiment
 from diffusion_jax.runs.stored import load_experiment, stored_experiment
 from diffusion_jax.samplers import SAMPLERS
 from diffusion_jax.train_loop.setup import prepare_job, state_shapes
-from diffusion_jax.types import Condition, ImageSpec
+from diffusion_jax.types import Condition, Examples, ImageSpec
 
 pytestmark = pytest.mark.costly
 
@@ -43,8 +43,8 @@ def params_of(kind=LearnedLinear):
 
 
 def both(function):
-  """What (process, its exact denoiser) -> values gives: parameters traced, and the fixed one."""
-  answer = lambda process: function(process, oracles.gaussian_network(process))  # noqa: E731
+  """What an exact denoiser -> values gives: its schedule's parameters traced, and the fixed one."""
+  answer = lambda process: function(oracles.gaussian_denoiser(process))  # noqa: E731
   return jax.jit(lambda params: (answer(line(params)), answer(FIXED)))(params_of())
 
 
@@ -60,9 +60,8 @@ def test_every_sampler_of_fixed_steps_gives_the_images_of_the_fixed_schedule(nam
   sampler = SAMPLERS[name.split(",")[0]](**SAMPLED[name])
   jax.eval_shape(lambda params: sampler.check(line(params)), params_of())
 
-  def images(process, network):
-    denoise = functools.partial(network.denoise, {})
-    return sampler(denoise, process, oracles.keys(3), oracles.SHAPE).images
+  def images(model):
+    return sampler(model.denoise, model.process, oracles.keys(3), oracles.SHAPE).images
 
   found, expected = both(images)
   np.testing.assert_allclose(found, expected, atol=3e-5)
@@ -72,9 +71,8 @@ def test_the_adaptive_sampler_gives_the_images_of_the_fixed_schedule():
   sampler = SAMPLERS["probability_flow"](**ADAPTIVE)
   jax.eval_shape(lambda params: sampler.check(line(params)), params_of())
 
-  def images(process, network):
-    denoise = functools.partial(network.denoise, {})
-    return sampler(denoise, process, oracles.keys(2), oracles.SHAPE).images
+  def images(model):
+    return sampler(model.denoise, model.process, oracles.keys(2), oracles.SHAPE).images
 
   found, expected = both(images)
   np.testing.assert_allclose(found, expected, atol=2e-4)
@@ -87,8 +85,8 @@ def test_likelihoods_are_those_of_the_fixed_schedule(estimator):
   assert estimator.serves(line(params_of()))
   x0 = oracles.gaussian_images(3)
 
-  def bits(process, network):
-    return estimator(network, process, {}, oracles.keys(3), x0, None, None).bits_per_dim
+  def bits(model):
+    return estimator.estimate(model, Examples(x0), oracles.keys(3)).bits_per_dim
 
   found, expected = both(bits)
   np.testing.assert_allclose(found, expected, atol=2e-3)
@@ -96,7 +94,7 @@ def test_likelihoods_are_those_of_the_fixed_schedule(estimator):
 
 def test_the_spectrum_is_that_of_the_fixed_schedule():
   x0 = oracles.gaussian_images(3)
-  found, expected = both(lambda p, n: Spectrum(5)(n, p, {}, oracles.keys(3), x0, None))
+  found, expected = both(lambda model: Spectrum(5)(model, Examples(x0), oracles.keys(3)))
   np.testing.assert_allclose(found.log_snr, expected.log_snr, atol=1e-5)
   np.testing.assert_allclose(found.eps_mse, expected.eps_mse, rtol=1e-3)
 

@@ -17,8 +17,9 @@ import pytest
 from diffusion_jax.core import rng
 from diffusion_jax.core.config import parse_override
 from diffusion_jax.core.pixels import to_uint8
+from diffusion_jax.core.rng import Stream
 from diffusion_jax.generative.diffusion_model import decoded
-from diffusion_jax.losses import Place
+from diffusion_jax.losses import BatchPosition
 from diffusion_jax.losses.vdm import even_quantiles
 from diffusion_jax.models import Network, NetworkBase
 from diffusion_jax.processes import Flow, Learned, LinearVP
@@ -74,7 +75,7 @@ def normal(keys, number):
 
 @jax.jit
 def drawn(keys, number):
-  return rng.normal(rng.fold_in(keys, number), SPEC.shape)
+  return rng.normal(rng.numbered(keys, number), SPEC.shape)
 
 
 def test_samples_are_the_levels_of_the_original_programs_loop():
@@ -110,11 +111,11 @@ def test_the_loss_is_the_original_programs():
     params, batch
   )
   keys = rng.example_keys(jax.random.split(key)[0], index)
-  t = 1e-5 + (1 - 1e-5) * np.float64(jax.jit(even_quantiles)(Place(key, index)))
+  t = 1e-5 + (1 - 1e-5) * np.float64(jax.jit(even_quantiles)(BatchPosition(key, index)))
   f = LEVELS[levels]
   over = (1, 2, 3)
   # reconstruction
-  noisy = f + np.exp(0.5 * gamma(1e-5)) * normal(keys, rng.Stream.RECONSTRUCTION)
+  noisy = f + np.exp(0.5 * gamma(1e-5)) * normal(keys, Stream.RECONSTRUCTION)
   log_p = -0.5 * (noisy[..., None] - LEVELS) ** 2 * np.exp(-gamma(1e-5))
   log_p -= log_p.max(-1, keepdims=True)
   log_p -= np.log(np.exp(log_p).sum(-1, keepdims=True))
@@ -124,7 +125,7 @@ def test_the_loss_is_the_original_programs():
   prior = 0.5 * ((1 - var_1) * f**2 + var_1 - np.log(var_1) - 1).sum(over)
   # diffusion
   g = gamma(t)[:, None, None, None]
-  eps = normal(keys, 1)
+  eps = normal(keys, Stream.NOISE)
   z = np.sqrt(sigmoid(-g)) * f + np.sqrt(sigmoid(g)) * eps
   diffusion = 0.5 * (1 - 1e-5) * (LAST - FIRST) * ((eps - eps_hat(z, g)) ** 2).sum(over)
   bits = 1 / (SPEC.num_dims * math.log(2))

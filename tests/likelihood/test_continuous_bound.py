@@ -9,9 +9,11 @@ import pytest
 from numpy_draws import normal
 from scipy import integrate, special, stats
 
+from diffusion_jax.auditing.oracles import ExactDenoiser
 from diffusion_jax.core import rng
 from diffusion_jax.likelihood import ContinuousBound
-from diffusion_jax.processes import PROCESSES, LinearLogSNR, LinearVP, precondition, reconstruction
+from diffusion_jax.processes import PROCESSES, LinearLogSNR, LinearVP, reconstruction
+from diffusion_jax.types import Examples
 
 VDM = LinearLogSNR()
 NUM = 1500
@@ -21,14 +23,13 @@ def keys(num=NUM, seed=0):
   return rng.example_keys(jax.random.key(seed), np.arange(num, dtype=np.uint32))
 
 
-def best_network(process, variance):
+def best_model(process, variance):
   """The exact denoiser of independent Gaussian pixels."""
 
-  def denoise(params, xt, t, labels, dropout_key=None):
-    alpha, sigma = (c[:, None, None, None] for c in process.alpha_sigma(t))
-    return alpha * variance / (alpha**2 * variance + sigma**2) * xt
+  def estimate(at, condition):
+    return at.alpha * variance / (at.alpha**2 * variance + at.sigma**2) * at.xt
 
-  return precondition(lambda *_: None, process, "x0")._replace(denoise=denoise)
+  return ExactDenoiser(process=process, estimate=estimate)
 
 
 @functools.cache
@@ -36,7 +37,7 @@ def program(config, process):
   """The compiled bound of the exact denoiser: (keys, images, variance) -> estimate."""
 
   def run(keys, x, variance):
-    return config(best_network(process, variance), process, {}, keys, x, None, None)
+    return config.estimate(best_model(process, variance), Examples(x), keys)
 
   return jax.jit(run)
 
@@ -119,9 +120,9 @@ def test_grey_levels_are_read_by_their_posterior():
 
 
 def test_the_curve_adds_up_and_draws_differ():
-  network = best_network(VDM, 0.25)
+  model = best_model(VDM, 0.25)
   x = np.full((3, 4, 4, 1), 0.2, np.float32)
-  run = jax.jit(lambda k, x: ContinuousBound(8)(network, VDM, {}, k, x, None, 256))
+  run = jax.jit(lambda k, x: ContinuousBound(8).estimate(model, Examples(x, num_levels=256), k))
   found = jax.device_get(run(keys(3), x))
   assert found.terms["curve"].shape == (3, 8)
   np.testing.assert_allclose(found.terms["curve"].sum(1), found.terms["diffusion"], rtol=1e-5)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from diffusion_jax.auditing.oracles import ExactDenoiser
 from diffusion_jax.core import rng
 from diffusion_jax.likelihood import ProbabilityFlow
 from diffusion_jax.likelihood.dequantization import dequantize
-from diffusion_jax.processes import LinearLogSNR, precondition
+from diffusion_jax.processes import LinearLogSNR
+from diffusion_jax.types import Examples
 
 LEVELS = 17
 WIDTH = 2 / (LEVELS - 1)
@@ -34,16 +36,15 @@ def images(num, seed=0):
   return drawn, np.float32(GRID[drawn])
 
 
-def quantised_network(process):
+def quantised_model(process):
   """E[x0 | x_t] of independent pixels that take the levels with their probabilities."""
   levels, log_share = (jnp.asarray(v, jnp.float32) for v in (GRID, np.log(SHARE)))
 
-  def denoise(params, xt, t, labels, dropout_key=None):
-    alpha, sigma = (c[:, None, None, None, None] for c in process.alpha_sigma(t))
-    away = (xt[..., None] - alpha * levels) / sigma
+  def estimate(at, condition):
+    away = (at.xt[..., None] - at.alpha[..., None] * levels) / at.sigma[..., None]
     return jax.nn.softmax(log_share - 0.5 * jnp.square(away)) @ levels
 
-  return precondition(lambda *_: None, process, "x0")._replace(denoise=denoise)
+  return ExactDenoiser(process=process, estimate=estimate)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -77,10 +78,10 @@ def test_quantised_data_cost_what_they_cost_and_the_noise_that_fits_loses_least(
   num = 200
   drawn, x0 = images(num)
   exact = -np.log2(SHARE[drawn]).mean((1, 2, 3))
-  network, above = quantised_network(PROCESS), {}
+  model, above = quantised_model(PROCESS), {}
   for kind in KINDS:
     config = ProbabilityFlow(1e-4, 1e-4, "exact", dequantization=kind)
-    run = jax.jit(lambda k, x, c=config: c(network, PROCESS, {}, k, x, None, LEVELS))
+    run = jax.jit(lambda k, x, c=config: c.estimate(model, Examples(x, num_levels=LEVELS), k))
     found = run(keys(num), x0)
     terms = map(np.asarray, found.terms.values())
     np.testing.assert_allclose(sum(terms), found.bits_per_dim, rtol=1e-5)

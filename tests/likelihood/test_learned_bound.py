@@ -4,7 +4,6 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles.gaussian_chain import (
@@ -15,33 +14,22 @@ from oracles.gaussian_chain import (
   expectation,
   fix_noise,
   keys,
-  linear_network,
+  linear_model,
 )
 
 from diffusion_jax.likelihood import VariationalBound
-from diffusion_jax.processes import LinearVP, expand, reverse_steps
-
-
-def with_variances(process, s2, logits):
-  """The best predictor with these variance logits of each step [T]."""
-  linear = linear_network(process, s2)
-
-  def both(params, xt, t, labels, dropout_key=None):
-    number = jnp.round(t * process.num_timesteps).astype(jnp.int32)
-    return linear.denoise(params, xt, t, labels), expand(logits[number - 1], xt) + 0 * xt
-
-  return linear._replace(denoise_and_variance=both)
+from diffusion_jax.processes import LinearVP, reverse_steps
+from diffusion_jax.types import Examples
 
 
 @functools.cache
 def program(bound, process):
-  """The compiled bound of `with_variances`: (keys, images, noise, s2, logits) -> estimate."""
+  """The compiled bound of the best predictor: (keys, images, noise, s2, logits) -> estimate."""
 
   def run(keys, x0, eps, s2, logits):
     with pytest.MonkeyPatch.context() as patch:
       fix_noise(patch, eps)
-      network = with_variances(process, s2, logits)
-      return bound(network, process, {}, keys, x0, None, None)
+      return bound.estimate(linear_model(process, s2, logits=logits), Examples(x0), keys)
 
   return jax.jit(run)
 
@@ -106,7 +94,5 @@ def test_auto_takes_learned_variances_where_there_are_some():
 
 
 def test_learned_variances_of_a_network_without_are_refused():
-  with pytest.raises(
-    ValueError, match=r"vlb\.variance=learned needs a network that gives variances"
-  ):
-    VariationalBound("learned").variance_of(linear_network(LINEAR, 0.25))
+  with pytest.raises(ValueError, match="variance='learned' needs a model with learned_variance=T"):
+    VariationalBound("learned").variance_of(linear_model(LINEAR, 0.25))

@@ -10,10 +10,12 @@ import pytest
 from numpy_draws import normal
 from scipy import integrate, stats
 
+from diffusion_jax.auditing.oracles import ExactDenoiser
 from diffusion_jax.core import rng
 from diffusion_jax.likelihood import ProbabilityFlow
 from diffusion_jax.likelihood.probability_flow import divergence_of
-from diffusion_jax.processes import PROCESSES, LinearVP, precondition
+from diffusion_jax.processes import PROCESSES, Denoiser, LinearVP
+from diffusion_jax.types import Condition, Examples
 
 COVARIANCE = np.asarray([[1.0, 0.6, 0.0, 0.2], [0.6, 1.0, 0.3, 0.0], [0.0, 0.3, 0.5, 0.1],
                          [0.2, 0.0, 0.1, 0.8]])  # fmt: skip
@@ -23,19 +25,16 @@ def keys(num, seed=0):
   return rng.example_keys(jax.random.key(seed), np.arange(num, dtype=np.uint32))
 
 
-def best_network(process, values, vectors):
+def best_model(process, values, vectors):
   """The exact denoiser of centred Gaussian images [2 2 1], by their covariance's eigenvectors."""
 
-  def network(params, shown, time, labels, key):
-    raise AssertionError("asked through denoise only")
-
-  def denoise(params, xt, t, labels, dropout_key=None):
-    alpha, sigma = (c[:, None] for c in process.alpha_sigma(t))
-    along = xt.reshape(len(xt), 4) @ vectors
+  def estimate(at, condition):
+    alpha, sigma = (c.reshape(-1, 1) for c in (at.alpha, at.sigma))
+    along = at.xt.reshape(len(at.xt), 4) @ vectors
     along = along * alpha * values / (alpha**2 * values + sigma**2)
-    return (along @ vectors.T).reshape(xt.shape)
+    return (along @ vectors.T).reshape(at.xt.shape)
 
-  return precondition(network, process, "x0")._replace(denoise=denoise)
+  return ExactDenoiser(process=process, estimate=estimate)
 
 
 def exact_bits(process, covariance, x):
@@ -56,8 +55,8 @@ def program(config, process, num_levels):
   """The compiled likelihood: (keys, images, eigenvalues, eigenvectors) -> estimate."""
 
   def run(keys, x, values, vectors):
-    network = best_network(process, values, vectors)
-    return config(network, process, {}, keys, x, None, num_levels)
+    model = best_model(process, values, vectors)
+    return config.estimate(model, Examples(x, num_levels=num_levels), keys)
 
   return jax.jit(run)
 
@@ -140,17 +139,23 @@ def test_grey_levels_are_dequantised_uniformly():
   np.testing.assert_allclose(found.terms["dequantization"], -math.log2(width), rtol=1e-6)
 
 
-def test_labels_reach_the_network():
-  process = made("flow")
+@pytest.mark.parametrize(
+  "condition",
+  [
+    Condition(label=np.asarray([0, 1, 0])),
+    Condition(fields={"slope": np.float32([[0, 0], [1, 1], [0, 0]])}),
+  ],
+)
+def test_the_condition_of_each_example_reaches_the_network(condition):
+  def network(x, time, given, key):
+    slope = given.fields["slope"][:, 0] if given.label is None else given.label
+    return x * slope[:, None, None, None]
 
-  def network(params, x, time, labels, key):
-    return x * labels[:, None, None, None]
-
-  wrapped = precondition(network, process, "velocity")
+  model = Denoiser(network, made("flow"), "velocity")
   config = ProbabilityFlow(1e-4, 1e-4, "exact")
-  run = jax.jit(lambda keys, x, labels: config(wrapped, process, {}, keys, x, labels, None))
+  run = jax.jit(lambda keys, x, given: config.estimate(model, Examples(x, given), keys))
   x = np.full((3, 2, 2, 1), 0.5, np.float32)
-  found = np.asarray(run(keys(3), x, np.asarray([0, 1, 0])).bits_per_dim)
+  found = np.asarray(run(keys(3), x, condition).bits_per_dim)
   assert found[0] == found[2]
   assert abs(found[0] - found[1]) > 0.1
 

@@ -27,7 +27,8 @@ from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.likelihood import VariationalBound, variational_bound
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
-from diffusion_jax.processes import LinearVP, precondition
+from diffusion_jax.processes import Denoiser, LinearVP
+from diffusion_jax.types import Examples
 
 # Data N(0, s^2), linear schedule, T = 1000, nats a dimension, by 50-digit arithmetic:
 # s, variance -> prior, KLs of t = 2..T, decoder, exact negative log-likelihood of the chain.
@@ -176,12 +177,12 @@ def test_clipping_is_the_published_switch():
 def test_the_decoders_probabilities_sum_to_one(num_levels):
   """One pixel, every level in turn, under one and the same estimate."""
   process = LinearVP(20, 0.05, 0.6)
-  network = precondition(lambda p, xt, t, labels, key: 0 * xt + 0.3, process, "x0")
+  model = Denoiser(lambda xt, *_: 0 * xt + 0.3, process, "x0")
 
   @jax.jit
   def run(keys):
     x0 = from_levels(np.arange(num_levels).reshape(-1, 1, 1, 1), num_levels)
-    return VariationalBound()(network, process, {}, keys, x0, None, num_levels)
+    return VariationalBound().estimate(model, Examples(x0, num_levels=num_levels), keys)
 
   found = run(keys(num_levels))
   np.testing.assert_allclose(

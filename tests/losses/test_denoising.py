@@ -7,9 +7,10 @@ import pytest
 from numpy_draws import normal
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.broadcasting import expand
 from diffusion_jax.losses import Simple
-from diffusion_jax.losses.denoising import draw_time_and_noise
-from diffusion_jax.processes import LinearVP, expand, precondition
+from diffusion_jax.processes import Denoiser, LinearVP
+from diffusion_jax.types import Condition, Examples
 
 PROCESS = LinearVP(num_timesteps=50, beta_start=0.001, beta_end=0.2)
 S2 = 0.25
@@ -28,7 +29,7 @@ def posterior_mean(xt, t):
 def exact_output(name):
   """The minimiser of the loss: E[target | xt]."""
 
-  def output(params, xt, time, labels, key):
+  def output(xt, time, condition, key):
     t = (time + 1) / 50
     alpha, sigma = (expand(c, xt) for c in PROCESS.alpha_sigma(t))
     x0 = posterior_mean(xt, t)
@@ -47,16 +48,22 @@ def minimum(name):
 
 @pytest.mark.parametrize("name", ["eps", "x0", "v"])
 def test_the_exact_predictor_reaches_the_closed_form_minimum(name):
-  network = precondition(exact_output(name), PROCESS, name)
-  run = jax.jit(lambda x0: Simple()(network, PROCESS, {}, keys(), x0, None))
+  model = Denoiser(exact_output(name), PROCESS, name)
+  run = jax.jit(lambda x0: Simple()(model, Examples(x0), keys()).values)
   losses = np.float64(run(np.float32(0.5) * normal(5, NUM, 4, 4, 1)))
   error = losses.std() / np.sqrt(NUM)
   assert abs(losses.mean() - minimum(name)) < 4 * error
   assert error < 0.03 * minimum(name)
 
 
+@jax.jit
+def times_and_noise(x0):
+  noised = Simple().noised(Denoiser(lambda x, *_: x, PROCESS), x0, keys())
+  return noised.t, noised.eps
+
+
 def test_noise_is_standard_and_times_cover_the_grid():
-  t, eps = map(np.asarray, jax.jit(lambda: draw_time_and_noise(PROCESS, keys(), (8, 8, 1)))())
+  t, eps = map(np.asarray, times_and_noise(jnp.zeros((NUM, 8, 8, 1))))
   steps = np.round(t * 50)
   counts = np.bincount(steps.astype(int), minlength=51)
   assert counts[0] == 0
@@ -66,18 +73,21 @@ def test_noise_is_standard_and_times_cover_the_grid():
 
 
 def test_noise_is_independent_of_time():
-  t, eps = map(np.asarray, jax.jit(lambda: draw_time_and_noise(PROCESS, keys(), (4, 4, 1)))())
+  t, eps = map(np.asarray, times_and_noise(jnp.zeros((NUM, 4, 4, 1))))
   correlation = np.corrcoef(t, eps.mean(axis=(1, 2, 3)))[0, 1]
   assert abs(correlation) < 5 / np.sqrt(NUM)
 
 
-def test_labels_reach_the_network_as_they_are():
+def test_the_condition_reaches_the_network_as_it_is():
   seen = []
-  network = precondition(lambda p, x, t, labels, k: seen.append(labels) or x, PROCESS, "eps")
+  model = Denoiser(lambda x, t, condition, k: seen.append(condition) or x, PROCESS)
 
   @jax.jit
-  def run(labels):
-    Simple()(network, PROCESS, {}, keys(3), jnp.zeros((3, 2, 2, 1)), labels)
+  def run(condition):
+    Simple()(model, Examples(jnp.zeros((3, 2, 2, 1)), condition), keys(3))
     return seen[0]
 
-  assert run(np.asarray([2, 0, 1])).tolist() == [2, 0, 1]
+  wanted = Condition(np.asarray([2, 0, 1]), fields={"text": np.ones((3, 4, 5), np.float32)})
+  found = run(wanted)
+  assert found.label.tolist() == [2, 0, 1]
+  np.testing.assert_array_equal(found.fields["text"], wanted.fields["text"])

@@ -11,30 +11,32 @@ from diffusion_jax.auditing.estimator_rows import ddpm_bound_bits, learned_bound
 from diffusion_jax.core import rng
 from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.likelihood import VariationalBound
-from diffusion_jax.losses import FullBound, Hybrid, Place, Simple, loss_aware_times
-from diffusion_jax.processes import LinearVP, precondition
+from diffusion_jax.losses import BatchPosition, FullBound, Hybrid, Simple, loss_aware_times
+from diffusion_jax.processes import Denoiser, Flow, LinearVP
+from diffusion_jax.types import Examples
 
 PROCESS = LinearVP(20, 0.01, 0.5)
 NUM = 12
 KEYS = rng.example_keys(jax.random.key(0), np.arange(NUM))
-PLACE = Place(jax.random.key(1), jnp.arange(NUM))
 X0 = from_levels(np.random.default_rng(0).integers(0, 17, (NUM, 3, 3, 2)), 17)
 PARAMS = {"mean": np.float32(0.6), "variance": np.float32(0.4)}
 
 
-def network(prediction="eps"):
+def model(params=PARAMS, prediction="eps"):
   """One number for the output, one for the variance logits."""
 
-  def output(params, xt, time, labels, key):
+  def output(xt, time, condition, key):
     return jnp.concatenate([params["mean"] * xt, params["variance"] * jnp.tanh(xt)], axis=-1)
 
-  return precondition(output, PROCESS, prediction, learned_variance=True)
+  return Denoiser(output, PROCESS, prediction, learned_variance=True)
 
 
-def values(loss, params=PARAMS, prediction="eps", num_levels: int | None = 17):
-  objective = loss.objective(PROCESS, num_levels)
-  args = (network(prediction), PROCESS, params, {}, objective.memory, PLACE, KEYS, X0, None)
-  return objective.loss(*args)
+def examples(num_levels: int | None = 17):
+  return Examples(X0, index=np.arange(NUM), step_key=jax.random.key(1), num_levels=num_levels)
+
+
+def output(loss, params=PARAMS, prediction="eps", num_levels: int | None = 17, **options):
+  return loss(model(params, prediction), examples(num_levels), KEYS, **options)
 
 
 def at_step(t, function, eps=None):
@@ -52,11 +54,10 @@ def test_hybrid_is_simple_and_a_thousandth_of_the_bound(prediction):
 
   @jax.jit
   def run(params):
-    simple = Simple()(network(prediction), PROCESS, params, KEYS, X0, None)
-    losses = FullBound("uniform"), Hybrid(), Hybrid(0.1)
-    return simple, *(values(loss, params, prediction) for loss in losses)
+    losses = Simple(), FullBound("uniform"), Hybrid(), Hybrid(0.1)
+    return [output(loss, params, prediction) for loss in losses]
 
-  simple, (bound, *_), (hybrid, metrics, _), (heavier, *_) = jax.device_get(run(PARAMS))
+  (simple, *_), (bound, *_), (hybrid, metrics, _), (heavier, *_) = jax.device_get(run(PARAMS))
   np.testing.assert_allclose(metrics["simple"], simple, rtol=2e-4)
   np.testing.assert_allclose(metrics["vlb_bits_per_dim"], bound, rtol=1e-6)
   np.testing.assert_allclose(hybrid, metrics["simple"] + np.float32(0.001) * bound, rtol=1e-6)
@@ -66,12 +67,8 @@ def test_hybrid_is_simple_and_a_thousandth_of_the_bound(prediction):
 def test_the_bound_of_hybrid_trains_the_variance_alone():
   @jax.jit
   def gradients(params):
-    losses = (
-      lambda p: values(Hybrid(0.5), p)[0],
-      lambda p: Simple()(network(), PROCESS, p, KEYS, X0, None),
-      lambda p: values(FullBound("uniform"), p)[0],
-    )
-    return [jax.grad(lambda p, loss=loss: jnp.mean(loss(p)))(params) for loss in losses]
+    mean = lambda p, loss: jnp.mean(output(loss, p).values)  # noqa: E731
+    return [jax.grad(mean)(params, v) for v in (Hybrid(0.5), Simple(), FullBound("uniform"))]
 
   hybrid, simple, bound = jax.device_get(gradients(PARAMS))
   np.testing.assert_allclose(hybrid["mean"], simple["mean"], rtol=1e-5)
@@ -84,18 +81,20 @@ def test_the_bound_of_hybrid_trains_the_variance_alone():
 @pytest.mark.parametrize("num_levels", [17, None])
 def test_over_all_steps_the_full_bound_is_the_estimators(num_levels):
   """With one noise for every step: the mean of prior + T L_t over t is the sum of all terms."""
-  eps = normal(7, *X0.shape)
+  eps = jnp.asarray(normal(7, *X0.shape))
   bound = VariationalBound("learned", clip=False)
 
   @jax.jit
   def exact(params):
-    args = network(), PROCESS, params, KEYS, X0, None, num_levels
-    return at_step(1, lambda: bound(*args).bits_per_dim, eps)
+    args = model(params), examples(num_levels), KEYS
+    return at_step(1, lambda: bound.estimate(*args).bits_per_dim, eps)
 
   @jax.jit
   def both(params, t):
     losses = FullBound("uniform"), FullBound("importance")
-    return at_step(t, lambda: [values(v, params, num_levels=num_levels)[0] for v in losses], eps)
+    return at_step(
+      t, lambda: [output(v, params, num_levels=num_levels).values for v in losses], eps
+    )
 
   found, seen = np.moveaxis([np.asarray(both(PARAMS, t)) for t in range(1, 21)], 1, 0)
   np.testing.assert_allclose(np.mean(found, axis=0), exact(PARAMS), rtol=2e-5)
@@ -105,24 +104,22 @@ def test_over_all_steps_the_full_bound_is_the_estimators(num_levels):
 def test_importance_weights_leave_the_mean_alone():
   """Sum over t of p_t (L_t / p_t) is the bound, whatever the history."""
   num, process = 4000, LinearVP(30, 1e-3, 0.3)
-  objective = FullBound().objective(process, None)
-  model = oracles.gaussian_network(process)
+  loss, denoiser = FullBound(), oracles.gaussian_denoiser(process)
 
   @jax.jit
-  def draw(memory, key, x0, dropout_key):
-    index = jnp.arange(num)
-    args = memory, Place(key, index), rng.example_keys(key, index), x0, None, dropout_key
-    return objective.loss(model, process, {}, {}, *args)
+  def draw(state, key, x0, dropout_key):
+    keys, few = rng.example_keys(key, jnp.arange(num)), Examples(x0, step_key=key)
+    return loss(denoiser, few, keys, state=state, dropout_key=dropout_key)
 
-  def run(memory, seed, dropout_key):
+  def run(state, seed, dropout_key):
     along = normal(seed, num, oracles.NUM_DIMS) * np.sqrt(oracles.VARIANCES)
     x0 = np.float32(along @ oracles.AXES.T).reshape(num, *oracles.SHAPE)
-    return draw(memory, jax.random.key(seed), x0, dropout_key)
+    return draw(state, jax.random.key(seed), x0, dropout_key)
 
-  first, _, memory = run(objective.memory, 3, jax.random.key(0))
-  assert (np.asarray(memory["age"]) > 0).all()
-  weighted, _, _ = run(memory, 5, None)
-  uniform = run(objective.memory, 5, None)[0]
+  first, _, state = run(loss.initial_state(process), 3, jax.random.key(0))
+  assert (np.asarray(state["age"]) > 0).all()
+  weighted = run(state, 5, None).values
+  uniform = run(loss.initial_state(process), 5, None).values
   mean, error = oracles.mean_and_error(weighted)
   assert abs(mean - learned_bound_bits(process)) < 4 * error
   assert error < 0.5 * oracles.mean_and_error(uniform)[1]
@@ -140,19 +137,45 @@ def test_the_oracles_bound_is_the_least_of_its_kind():
   assert oracles.entropy_bits() < learned_bound_bits(process) < min(fixed)
 
 
-def test_only_training_remembers():
-  objective = FullBound().objective(PROCESS, 17)
+def test_only_training_changes_the_state():
+  start = FullBound().initial_state(PROCESS)
 
   @jax.jit
-  def memories(params):
-    args = network(), PROCESS, params, {}, objective.memory, PLACE, KEYS, X0, None
-    return [objective.loss(*args, key)[2] for key in (None, jax.random.key(0))]
+  def states(params):
+    keys = None, jax.random.key(0)
+    return [output(FullBound(), params, state=start, dropout_key=key).state for key in keys]
 
-  measured, trained = jax.device_get(memories(PARAMS))
-  assert all((measured[n] == v).all() for n, v in objective.memory.items())
+  measured, trained = jax.device_get(states(PARAMS))
+  assert all((measured[n] == v).all() for n, v in start.items())
   assert int((trained["age"] > 0).sum()) == NUM
-  assert jax.tree.structure(trained) == jax.tree.structure(objective.memory)
-  assert FullBound("uniform").objective(PROCESS, 17).memory == {}
+  assert jax.tree.structure(trained) == jax.tree.structure(start)
+  assert FullBound("uniform").initial_state(PROCESS) == {}
+
+
+def test_an_own_loop_without_steps_and_indices_has_a_history_too():
+  """The examples of each call are numbered on from those before, and a key is a step."""
+
+  @jax.jit
+  def run(state, key):
+    keys = rng.example_keys(key, jnp.arange(NUM))
+    out = FullBound()(model(), Examples(X0), keys, state=state, dropout_key=key)
+    return out.state
+
+  state = FullBound().initial_state(PROCESS)
+  for step in range(3):
+    state = run(state, jax.random.key(step))
+  ages = np.asarray(state["age"])
+  assert sorted(ages[ages > 0]) == list(range(1, 3 * NUM + 1))
+
+
+def test_steps_and_variances_are_needed():
+  plain = Denoiser(lambda x, *_: x, PROCESS)
+  timeless = Denoiser(lambda x, *_: x, Flow(), "velocity", learned_variance=True)
+  for loss in (Hybrid(), FullBound()):
+    with pytest.raises(ValueError, match="learned_variance=False: this loss trains variances"):
+      loss(plain, examples(), KEYS)
+    with pytest.raises(ValueError, match="trains variances of steps, and it has no steps"):
+      loss(timeless, examples(), KEYS)
 
 
 def test_extreme_outputs_leave_gradients_finite():
@@ -162,7 +185,7 @@ def test_extreme_outputs_leave_gradients_finite():
   @jax.jit
   def slopes(params, t):
     losses = Hybrid(), FullBound("uniform")
-    mean = lambda p, loss: jnp.mean(values(loss, p)[0])  # noqa: E731
+    mean = lambda p, loss: jnp.mean(output(loss, p).values)  # noqa: E731
     return at_step(t, lambda: [jax.grad(mean)(params, loss) for loss in losses])
 
   for t in (1, 2, 20):
@@ -206,15 +229,15 @@ def test_the_history_against_lists():
   memory, lists = loss_aware_times.empty(num), BruteForce(num)
   uniform_until = None
   for step in range(12):
-    place = Place(jax.random.key(step), np.arange(batch) + step * batch)
-    memory = begin(memory, place)
+    position = BatchPosition(jax.random.key(step), np.arange(batch) + step * batch)
+    memory = begin(memory, position)
     np.testing.assert_allclose(memory["probability"], lists.probabilities(), rtol=1e-5)
     if uniform_until is None and not np.allclose(memory["probability"], 1 / num):
       uniform_until = step
     number = rng.choice(num, batch, p=[0.6, 0.2, 0.1, 0.07, 0.03]) + 1
     terms = rng.exponential(size=batch) * number
-    memory = jax.device_get(remember(memory, place, number, np.float32(terms)))
-    lists.add(place.index, number, np.float32(terms))
+    memory = jax.device_get(remember(memory, position, number, np.float32(terms)))
+    lists.add(position.index, number, np.float32(terms))
     for row, entries in enumerate(lists.last()):
       there = memory["age"][row] > 0
       assert memory["age"][row][there].tolist() == [i + 1 for i, _ in entries]
@@ -230,16 +253,16 @@ def test_a_batch_in_parts_is_remembered_as_a_whole(parts):
   for step in range(4):
     index, number = np.arange(32) + 32 * step, rng.integers(1, 4, 32)
     terms, key = np.float32(rng.normal(size=32)), jax.random.key(step)
-    everything = Place(key, index)
+    everything = BatchPosition(key, index)
     whole = begin(whole, everything)
     drawn_by = np.asarray(whole["probability"])
     whole = jax.device_get(remember(whole, everything, number, terms))
     for part in range(parts):
       rows = slice(part, None, parts)
-      place = Place(key, index[rows])
-      cut = begin(cut, place)
+      position = BatchPosition(key, index[rows])
+      cut = begin(cut, position)
       assert (np.asarray(cut["probability"]) == drawn_by).all()
-      cut = jax.device_get(remember(cut, place, number[rows], terms[rows]))
+      cut = jax.device_get(remember(cut, position, number[rows], terms[rows]))
     assert all((whole[n] == cut[n]).all() for n in whole)
   found = jax.jit(loss_aware_times.probabilities)(whole["squares"], whole["age"])
   assert np.ptp(np.asarray(found)) > 0.01

@@ -9,34 +9,34 @@ from diffusion_jax.auditing import oracles
 from diffusion_jax.losses import EDMLoss, Uncertainty
 from diffusion_jax.losses.uncertainty import fourier_features, uncertainty
 from diffusion_jax.processes import PROCESSES
+from diffusion_jax.types import Examples
 
 EDM = PROCESSES["edm"]()
 NUM = 4000
 
 
-def measured(own, num=NUM, config=None):
-  objective = (config or Uncertainty()).objective(EDM)
-  network = oracles.gaussian_network(EDM)
-  known = oracles.keys(num), oracles.gaussian_images(num), None, None
-  return objective.loss(network, EDM, {}, own, {}, None, *known)
+def measured(loss_params, num=NUM):
+  return Uncertainty()(*examples(num), loss_params=loss_params)
+
+
+def examples(num):
+  return oracles.gaussian_denoiser(EDM), Examples(oracles.gaussian_images(num)), oracles.keys(num)
 
 
 def start(**fields):
-  return Uncertainty(**fields).objective(EDM).init(jax.random.key(0))
+  return Uncertainty(**fields).init(jax.random.key(0))
 
 
 def test_it_starts_as_edms_loss():
   @jax.jit
-  def both(own):
-    known = oracles.keys(50), oracles.gaussian_images(50), None, None
-    expected = EDMLoss(-0.4, 1.0)(oracles.gaussian_network(EDM), EDM, {}, *known)
-    return measured(own, 50), expected
+  def both(loss_params):
+    return measured(loss_params, 50), EDMLoss(-0.4, 1.0)(*examples(50)).values
 
-  (values, metrics, memory), expected = jax.device_get(both(start()))
+  (values, metrics, state), expected = jax.device_get(both(start()))
   np.testing.assert_allclose(values, expected, rtol=1e-6)
   np.testing.assert_allclose(metrics["edm"], expected, rtol=1e-6)
   assert not metrics["uncertainty"].any()
-  assert memory == {}
+  assert state == {}
 
 
 def test_where_u_is_best_its_exponential_is_the_mean_loss_of_that_noise_level():
@@ -45,7 +45,7 @@ def test_where_u_is_best_its_exponential_is_the_mean_loss_of_that_noise_level():
   The loss is convex in the weights of u, and is minimised here to the end on fixed draws; within
   1.5 standard deviations of log(sigma), where draws are many.
   """
-  gradient = jax.jit(jax.value_and_grad(lambda w: measured({"weight": w})[0].mean()))
+  gradient = jax.jit(jax.value_and_grad(lambda w: measured({"weight": w}).values.mean()))
   found = optimize.minimize(
     lambda w: [np.float64(v) for v in gradient(np.float32(w))],
     np.zeros(16), jac=True, method="L-BFGS-B", options={"maxiter": 300},
@@ -63,8 +63,9 @@ def test_the_gradient_at_the_true_uncertainty_is_zero_in_the_mean():
 
   @jax.jit
   def run():
-    log_snr = EDM.log_snr(EDMLoss(-0.4, 1.0).training_times(EDM, oracles.keys(NUM)))
-    return measured(start())[1], log_snr
+    model, few, keys = examples(NUM)
+    log_snr = EDM.log_snr(Uncertainty().noised(model, few.x0, keys).t)
+    return measured(start()).metrics, log_snr
 
   metrics, log_snr = run()
   sigma2 = np.exp(-np.float64(log_snr))[:, None]
@@ -80,6 +81,11 @@ def test_features_keep_the_magnitude_and_differ():
   features = np.asarray(jax.jit(fourier_features, static_argnums=1)(places, 4000))
   np.testing.assert_allclose(np.mean(features**2, axis=1), 1.0, atol=0.1)
   assert np.abs(features).max() <= np.sqrt(2) + 1e-6
+
+
+def test_its_parameters_must_be_given():
+  with pytest.raises(ValueError, match=r"pass loss_params=loss\.init\(key\)"):
+    Uncertainty()(*examples(2))
 
 
 @pytest.mark.parametrize("wrong", [{"num_features": 0}, {"sigma_data": 0.0}])

@@ -13,15 +13,15 @@ from steps import begin
 
 from diffusion_jax.auditing import oracles
 from diffusion_jax.likelihood import ContinuousBound
-from diffusion_jax.losses import VDM, Place
+from diffusion_jax.losses import VDM, BatchPosition
 from diffusion_jax.losses.vdm import even_quantiles, mirrored
 from diffusion_jax.models import LearnedLinear, LearnedMonotone, Network, NetworkBase
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
-from diffusion_jax.processes import PROCESSES, Learned
+from diffusion_jax.processes import PROCESSES, Learned, LinearVP
 from diffusion_jax.runs.experiment import build_experiment
 from diffusion_jax.training.optimizers import Adam
 from diffusion_jax.training.step import Training
-from diffusion_jax.types import Batch, ImageSpec, UserError
+from diffusion_jax.types import Batch, Examples, ImageSpec, UserError
 
 ENDS = -13.3, 5.0
 NUM = 4000
@@ -40,11 +40,9 @@ def learned(kind=LearnedLinear, seed=0):
   return jax.device_get(jax.jit(schedule.init)(jax.random.key(seed))), at
 
 
-def loss_of(process, place_key, keys, x0, num_levels=None):
-  objective = VDM().objective(process, num_levels)
-  place = Place(jax.random.key(place_key), jnp.arange(len(x0)))
-  network = oracles.gaussian_network(process)
-  return objective.loss(network, process, {}, {}, {}, place, keys, x0, None, None)
+def loss_of(process, step_key, keys, x0, index=None, dropout_key=None):
+  few = Examples(x0, index=index, step_key=jax.random.key(step_key))
+  return VDM()(oracles.gaussian_denoiser(process), few, keys, dropout_key=dropout_key)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +53,8 @@ def data():
 def test_the_mean_is_the_closed_form_of_the_bound(data):
   """The entropy of the data and a small gap: 0.003 bits/dim for the prior, none for the decoder."""
   process = PROCESSES["linear_log_snr"]()
-  values, bits, memory = jax.jit(lambda k, x: loss_of(process, 0, k, x))(*data)
-  assert memory == {}
+  values, bits, state = jax.jit(lambda k, x: loss_of(process, 0, k, x))(*data)
+  assert state == {}
   assert set(bits) == {"prior", "diffusion", "reconstruction"}
   total = sum(map(np.asarray, bits.values()))
   np.testing.assert_allclose(total, values, rtol=1e-5, atol=1e-5)
@@ -72,7 +70,7 @@ def test_the_mean_over_even_times_of_a_line_has_the_closed_variance():
   1 / (12 B^2), where that of B independent times is 1 / (12 B)."""
   num, draws = 16, 2000
   keys = jax.random.split(jax.random.key(3), draws)
-  mean = jax.jit(jax.vmap(lambda k: jnp.mean(even_quantiles(Place(k, jnp.arange(num))))))
+  mean = jax.jit(jax.vmap(lambda k: jnp.mean(even_quantiles(BatchPosition(k, jnp.arange(num))))))
   found = np.float64(mean(keys))
   assert abs(found.mean() - 0.5) < 4 / (math.sqrt(12 * draws) * num)
   # The square of a uniform number's distance from its mean varies by its kurtosis, 9 / 5.
@@ -85,17 +83,19 @@ quantiles = jax.jit(even_quantiles)
 
 def test_times_of_a_batch_are_evenly_spread():
   for first in (0, 64, 6400):
-    place = Place(jax.random.key(first), np.arange(first, first + 64, dtype=np.uint32))
-    t = np.sort(np.asarray(quantiles(place)))
+    position = BatchPosition(jax.random.key(first), np.arange(first, first + 64, dtype=np.uint32))
+    t = np.sort(np.asarray(quantiles(position)))
     np.testing.assert_allclose(np.diff(t), 1 / 64, atol=1e-6)
     assert 0 <= t[0] < 1 / 64
 
 
 def test_microbatches_and_devices_keep_the_time_of_each_example():
-  place = Place(jax.random.key(1), np.arange(640, 704, dtype=np.uint32))
-  whole = np.asarray(quantiles(place))
+  position = BatchPosition(jax.random.key(1), np.arange(640, 704, dtype=np.uint32))
+  whole = np.asarray(quantiles(position))
   for part in (slice(0, None, 4), slice(16, 32)):
-    np.testing.assert_array_equal(quantiles(place._replace(index=place.index[part])), whole[part])
+    np.testing.assert_array_equal(
+      quantiles(position._replace(index=position.index[part])), whole[part]
+    )
 
 
 def test_the_mirrored_digits():
@@ -106,14 +106,34 @@ def test_the_mirrored_digits():
   assert found[-1] < 1
 
 
+def test_an_own_loop_needs_no_step_and_no_indices(data):
+  """Its times are as even, from the first example's key."""
+  process, num = PROCESSES["linear_log_snr"](), 256
+  keys, x0 = data[0][:num], data[1][:num]
+  asked = []
+  model = oracles.ExactDenoiser(process=process, estimate=lambda at, _: asked.append(at.t) or at.xt)
+
+  @jax.jit
+  def times():
+    VDM()(model, Examples(x0), keys)
+    return asked[0]
+
+  np.testing.assert_allclose(np.diff(np.sort(times())), 1 / num, atol=1e-6)
+
+
+def test_steps_are_refused(data):
+  model = oracles.gaussian_denoiser(LinearVP(10))
+  with pytest.raises(ValueError, match="differentiates the log-SNR in time; use a process in"):
+    VDM()(model, Examples(data[1][:2]), data[0][:2])
+
+
 @pytest.mark.parametrize("kind", [LearnedLinear, LearnedMonotone])
 def test_the_gradient_moves_the_ends_as_the_bounds_derivative_does(kind, data):
   """d bound / d gamma(0), d gamma(1), in closed form; b moves both ends, w the last alone."""
   params, at = learned(kind)
   gradients = jax.jit(jax.vmap(
-    lambda p, k, x, i: jax.grad(lambda p: VDM().objective(at(p), None).loss(
-      oracles.gaussian_network(at(p)), at(p), {}, {}, {}, Place(jax.random.key(5), i[None]),
-      k[None], x[None], None, None)[0][0])(p), (None, 0, 0, 0)))(
+    lambda p, k, x, i: jax.grad(lambda p: loss_of(
+      at(p), 5, k[None], x[None], i[None]).values[0])(p), (None, 0, 0, 0)))(
     params, *data, np.arange(NUM))  # fmt: skip
   h = 1e-4
   start, end = (
@@ -160,9 +180,8 @@ def test_the_interior_of_a_schedule_follows_the_gradient_of_the_mean_square(data
 
   def one(key, x0, index):
     def value(params):
-      there, place = process(params), Place(jax.random.key(5), index[None])
-      args = (oracles.gaussian_network(there), there, {}, {}, {}, place, key[None], x0[None])
-      return VDM().objective(there, None).loss(*args, None, jax.random.key(0))[0][0]
+      args = process(params), 5, key[None], x0[None], index[None]
+      return loss_of(*args, dropout_key=jax.random.key(0)).values[0]
 
     return flat(jax.grad(value)(params)) @ wanted
 
@@ -179,11 +198,10 @@ def test_the_bound_does_not_depend_on_the_schedule_between_its_ends(data):
   params["l3"]["weight"] = np.append(np.full(100, np.float32(0.05)), params["l3"]["weight"][100:])
   line = jax.jit(lambda p: at(p)._gamma(jnp.asarray(0.5)))(params) - (ENDS[0] + ENDS[1]) / 2
   assert abs(float(line)) > 0.5
-  estimate = ContinuousBound(64)
+  bound = ContinuousBound(64)
 
   def bits(process):
-    network = oracles.gaussian_network(process)
-    return estimate(network, process, {}, keys, x0, None, None).bits_per_dim
+    return bound.estimate(oracles.gaussian_denoiser(process), Examples(x0), keys).bits_per_dim
 
   straight, of_line = learned()
   found = jax.jit(lambda p, s: (bits(at(p)), bits(of_line(s))))(params, straight)

@@ -1,5 +1,6 @@
 """Weighted losses: closed forms on Gaussian data, and one loss whatever the network predicts."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,8 @@ from scipy import special, stats
 
 from diffusion_jax.core import rng
 from diffusion_jax.losses import P2, EDMLoss, FlowMatching, MinSNR, SigmoidLoss, Simple
-from diffusion_jax.processes import PREDICTIONS, PROCESSES, expand, precondition
+from diffusion_jax.processes import PREDICTIONS, PROCESSES, Denoiser, LinearVP
+from diffusion_jax.types import UNCONDITIONAL, Examples
 
 S2 = 0.25
 NUM, FEW = 4000, 256
@@ -30,28 +32,20 @@ def keys(num=NUM):
   return rng.example_keys(jax.random.key(0), jnp.arange(num))
 
 
-def reading(process, name, denoiser):
-  """A network that says, as `name`, what a denoiser (xt, alpha, sigma) -> x0 says."""
-  asked = []
+@dataclasses.dataclass(frozen=True)
+class Reading(Denoiser):
+  """A model that says, as its prediction, what (xt, alpha, sigma) -> x0 in place of a network says.
 
-  def network(params, shown, time, labels, key):
-    xt, t = asked[0]
-    alpha, sigma = (expand(c, xt) for c in process.alpha_sigma(t))
-    x0 = denoiser(xt, alpha, sigma)
-    eps = (xt - alpha * x0) / sigma
-    return wrapped.target(x0, eps, t)
+  The x0 estimate is read back from the output.
+  """
 
-  wrapped = precondition(network, process, name)
+  def predict(self, at, condition=UNCONDITIONAL, dropout_key=None):
+    x0 = self.network(at.xt, at.alpha, at.sigma)
+    target = self.formulas.target(x0, (at.xt - at.alpha * x0) / at.sigma, at.alpha, at.sigma)
+    return dataclasses.replace(self, network=lambda *_: target)._read(at)
 
-  def denoise(params, xt, t, labels, dropout_key=None):
-    asked[:] = [(xt, t)]
-    return wrapped.denoise(params, xt, t, labels, dropout_key)
-
-  def output(params, xt, t, labels, dropout_key=None):
-    asked[:] = [(xt, t)]
-    return wrapped.output(params, xt, t, labels, dropout_key)
-
-  return wrapped._replace(denoise=denoise, output=output)
+  def _read(self, at):
+    return super().predict(at)
 
 
 def posterior_mean(xt, alpha, sigma):
@@ -117,12 +111,11 @@ def images(num):
 def losses_of_the_exact_predictor(process):
   """Name of the loss -> losses."""
   forward = PROCESSES[process]()
-  network = reading(forward, "x0", posterior_mean)
+  model = Reading(posterior_mean, forward, "x0")
 
   @jax.jit
   def run(keys, x0):
-    args = network, forward, {}, keys, x0, None, None
-    return {name: loss(*args) for name, loss in LOSSES.items()}
+    return {name: loss(model, Examples(x0), keys).values for name, loss in LOSSES.items()}
 
   return run(keys(), images(NUM))
 
@@ -145,7 +138,7 @@ def test_the_loss_does_not_depend_on_what_is_predicted(name, process):
   x0 = images(FEW)
   wrong = lambda xt, alpha, sigma: 0.6 * posterior_mean(xt, alpha, sigma) + 0.1  # noqa: E731
   found = {
-    p: np.asarray(LOSSES[name](reading(forward, p, wrong), forward, {}, keys(FEW), x0, None, None))
+    p: np.asarray(LOSSES[name](Reading(wrong, forward, p), Examples(x0), keys(FEW)).values)
     for p in PREDICTIONS
   }
   for other in found.values():
@@ -159,8 +152,8 @@ def test_edms_loss_is_one_on_every_process():
   found = []
   for name in ("edm", "ve", "vp", "flow"):
     forward = PROCESSES[name]()
-    network = precondition(lambda p, x, *_: jnp.tanh(x), forward, "edm", 0.4)
-    found.append(np.asarray(LOSSES["edm"](network, forward, {}, keys(FEW), x0, None, None)))
+    model = Denoiser(lambda x, *_: jnp.tanh(x), forward, "edm", 0.4)
+    found.append(np.asarray(LOSSES["edm"](model, Examples(x0), keys(FEW)).values))
   for other in found[1:]:
     np.testing.assert_allclose(other, found[0], rtol=2e-3)
 
@@ -173,9 +166,14 @@ def test_weights_that_are_the_simple_loss():
     (FlowMatching(), "flow", "velocity"),
   ):
     forward = PROCESSES[process]()
-    network = precondition(lambda p, x, *_: 0.3 * x, forward, prediction)
-    args = (network, forward, {}, keys(FEW), x0, None, None)
-    np.testing.assert_allclose(loss(*args), Simple()(*args), rtol=2e-3)
+    args = Denoiser(lambda x, *_: 0.3 * x, forward, prediction), Examples(x0), keys(FEW)
+    np.testing.assert_allclose(loss(*args).values, Simple()(*args).values, rtol=2e-3)
+
+
+def test_a_derivative_in_time_is_refused_where_there_is_none():
+  model = Denoiser(lambda x, *_: x, LinearVP(10))
+  with pytest.raises(ValueError, match="differentiates the log-SNR in time; use a process in"):
+    SigmoidLoss()(model, Examples(images(3)), keys(3))
 
 
 @pytest.mark.parametrize(

@@ -10,23 +10,32 @@ import numpy as np
 import pytest
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.broadcasting import expand
 from diffusion_jax.likelihood import VariationalBound
-from diffusion_jax.processes import CosineVP, DiscreteVP, LinearVP, expand, precondition
+from diffusion_jax.processes import CosineVP, Denoiser, DiscreteVP, LinearVP
+from diffusion_jax.types import Examples
 
 LINEAR, COSINE = LinearVP(), CosineVP()
 LOG_2 = math.log(2)
 
 
-def linear_network(process: DiscreteVP, s2: float, prediction: str = "eps"):
-  """The best predictor for data N(0, s2): E[x0 | x_t] and what eps and v follow from it."""
+def linear_model(process: DiscreteVP, s2, prediction="eps", logits=None):
+  """The best predictor for data N(0, s2): E[x0 | x_t] and what eps and v follow from it.
 
-  def output(params, xt, time, labels, key):
+  Its variance logits, if it has some, are given for each step [T].
+  """
+
+  def output(xt, time, condition, key):
     alpha, sigma = (expand(c, xt) for c in process.alpha_sigma((time + 1) / process.num_timesteps))
     variance = alpha**2 * s2 + sigma**2
     x0, eps = alpha * s2 / variance * xt, sigma / variance * xt
-    return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0}[prediction]
+    found = {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0}[prediction]
+    if logits is None:
+      return found
+    own = expand(logits[jnp.round(time).astype(jnp.int32)], xt)
+    return jnp.concatenate([found, own + 0 * xt], axis=-1)
 
-  return precondition(output, process, prediction)
+  return Denoiser(output, process, prediction, learned_variance=logits is not None)
 
 
 @functools.cache
@@ -42,8 +51,8 @@ def program(bound, process, num_levels=None, prediction="eps"):
     with pytest.MonkeyPatch.context() as patch:
       if eps is not None:
         fix_noise(patch, eps)
-      network = linear_network(process, s2, prediction)
-      return bound(network, process, {}, keys, x0, None, num_levels)
+      model = linear_model(process, s2, prediction)
+      return bound.estimate(model, Examples(x0, num_levels=num_levels), keys)
 
   return jax.jit(run)
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from numpy_draws import normal
 
-from diffusion_jax.processes import CosineVP, EDMProcess, Preconditioned, expand
-from diffusion_jax.samplers import Ancestral, Guidance, Worse, editing
+from diffusion_jax.core.broadcasting import expand
+from diffusion_jax.processes import CosineVP, Denoiser, EDMProcess
+from diffusion_jax.samplers import Ancestral, Guidance, editing
+from diffusion_jax.types import Condition
 
 PROCESS = CosineVP(num_timesteps=100)
 STD = 0.5
@@ -67,8 +69,8 @@ def best_logits(process, grid):
   small, large = np.log(added * sigma_then**2 / sigma**2), np.log(added)
   table = np.float32(2 * (np.log(best) - small) / (large - small) - 1)
   times = np.float32(grid.t[:-1])
-  near = lambda t: jnp.asarray(table)[jnp.argmin(jnp.abs(times - t[:, None]), axis=1)]  # noqa: E731
-  return lambda t: near(t)[:, None, None, None]
+  nearest = lambda t: jnp.argmin(jnp.abs(times - t[:, None]), axis=1)  # noqa: E731
+  return lambda t: jnp.asarray(table)[nearest(t)][:, None, None, None]
 
 
 @pytest.mark.parametrize("steps", [4, 10, 50])
@@ -145,26 +147,25 @@ def test_inpainting_keeps_what_is_known():
 
 # ---- Guidance -----------------------------------------------------------------------------------
 
-LABELS, NULL = jnp.asarray([1, 2]), 10
+LABELS, NULL = Condition(jnp.asarray([1, 2])), Condition(jnp.asarray([10, 10]))
 
 
-def labelled(asked):
+def labelled(asked, process):
   """x0 is the label, the logits a tenth of it."""
 
-  def both(params, xt, t, labels):
-    asked.append(xt.shape[0])
-    value = expand(labels.astype(jnp.float32), xt) + 0 * xt
-    return value, 0.1 * value
+  def network(x, time, condition, key):
+    asked.append(x.shape[0])
+    value = expand(condition.label * 1.0, x) + 0 * x
+    return jnp.concatenate([value, 0.1 * value], axis=-1)
 
-  denoise = lambda *args: both(*args)[0]  # noqa: E731
-  return Preconditioned(denoise, denoise, denoise, both)
+  return Denoiser(network, process, "x0", learned_variance=True)
 
 
 @pytest.mark.parametrize(
   ("guidance", "process", "estimates", "evaluations"),
   [
-    (Guidance(), None, [1, 2], [2]),
-    (Guidance(3.0), None, [10 - 27, 10 - 24], [4]),
+    (Guidance(), PROCESS, [1, 2], [2]),
+    (Guidance(3.0), PROCESS, [10 - 27, 10 - 24], [4]),
     (Guidance(3.0, interval_high=2.0), EDMProcess(), [10 - 27, 10 - 24], [4, 2]),
     (Guidance(3.0, interval_low=2.0), EDMProcess(), [1, 2], [4, 2]),
   ],
@@ -173,21 +174,21 @@ def test_guidance_moves_means_and_takes_the_conditional_variance(
   guidance, process, estimates, evaluations
 ):
   asked = []
-  denoise = guidance.bind(labelled(asked), {}, LABELS, NULL, process, with_variance=True)
-  t = np.full(2, 1.0 if process is None else process.time_of(0.0), np.float32)
+  denoise = guidance.bind(labelled(asked, process), LABELS, NULL, with_variance=True)
+  t = np.full(2, process.time_of(np.float64(0.0)), np.float32)
   xt = np.zeros((2, 2, 2, 1), np.float32)
   x0, logits = map(np.asarray, jax.jit(denoise)(xt, t))
   np.testing.assert_allclose(x0[:, 0, 0, 0], estimates, rtol=1e-6)
   np.testing.assert_allclose(logits[:, 0, 0, 0], [0.1, 0.2], rtol=1e-6)
   assert asked == evaluations
-  plain = guidance.bind(labelled([]), {}, LABELS, NULL, process)
+  plain = guidance.bind(labelled([], process), LABELS, NULL)
   np.testing.assert_array_equal(jax.jit(plain)(xt, t), x0)
 
 
 def test_autoguidance_takes_the_good_models_variance():
-  worse = Worse(lambda params, xt, t, labels: 0 * xt + 5.0, {})
+  guide = lambda xt, t, condition: 0 * xt + 5.0  # noqa: E731
   guidance = Guidance(2.0, against="model")
-  denoise = guidance.bind(labelled([]), {}, LABELS, NULL, worse=worse, with_variance=True)
+  denoise = guidance.bind(labelled([], PROCESS), LABELS, NULL, guide, with_variance=True)
   x, t = np.zeros((2, 2, 2, 1), np.float32), np.ones(2, np.float32)
   x0, logits = map(np.asarray, jax.jit(denoise)(x, t))
   np.testing.assert_allclose(x0[:, 0, 0, 0], [5 - 8, 5 - 6])

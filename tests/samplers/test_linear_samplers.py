@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.processes import LinearVP, Preconditioned, expand
+from diffusion_jax.core.broadcasting import expand
+from diffusion_jax.processes import Denoiser, LinearVP
 from diffusion_jax.samplers import DDIM, Ancestral, Guidance, linear
 from diffusion_jax.samplers.grids import visited_steps
+from diffusion_jax.types import Condition
 
 PROCESS = LinearVP()
 SPACINGS = ["leading", "trailing", "linspace"]
@@ -176,16 +178,19 @@ def test_clipping_holds_each_estimate():
 def label_reader(asked):
   """A network that answers with the label, so that guidance can be read off."""
 
-  def denoise(params, xt, t, labels):
-    asked.append(xt.shape[0])
-    return xt * 0 + labels[:, None, None, None].astype(jnp.float32)
+  def network(x, time, condition, key):
+    asked.append(x.shape[0])
+    return x * 0 + condition.label[:, None, None, None].astype(jnp.float32)
 
-  return Preconditioned(output=denoise, target=denoise, denoise=denoise)
+  return Denoiser(network, PROCESS, "x0")
+
+
+LABELS, NULL = Condition(jnp.asarray([1, 2])), Condition(jnp.asarray([10, 10]))
 
 
 def test_guidance_is_the_line_through_both_estimates():
   asked, xt, t = [], np.ones((2, 2, 2, 1), np.float32), np.ones(2, np.float32)
-  bound = Guidance(3.0).bind(label_reader(asked), {}, jnp.asarray([1, 2]), 10)
+  bound = Guidance(3.0).bind(label_reader(asked), LABELS, NULL)
   guided = np.asarray(jax.jit(bound)(xt, t))
   np.testing.assert_allclose(guided[:, 0, 0, 0], [10 + 3 * (1 - 10), 10 + 3 * (2 - 10)])
   assert asked == [4]
@@ -194,7 +199,7 @@ def test_guidance_is_the_line_through_both_estimates():
 
 def test_guidance_of_one_asks_once():
   asked, xt, t = [], np.ones((2, 2, 2, 1), np.float32), np.ones(2, np.float32)
-  bound = Guidance(1.0).bind(label_reader(asked), {}, jnp.asarray([1, 2]), 10)
+  bound = Guidance(1.0).bind(label_reader(asked), LABELS, NULL)
   plain = np.asarray(jax.jit(bound)(xt, t))
   assert plain[:, 0, 0, 0].tolist() == [1.0, 2.0]
   assert asked == [2]

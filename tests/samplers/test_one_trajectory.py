@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy_draws import normal
 
-from diffusion_jax.processes import PREDICTIONS, PROCESSES, Process, expand, precondition
-from diffusion_jax.processes.parameterization import edm
+from diffusion_jax.core.broadcasting import expand
+from diffusion_jax.processes import PREDICTIONS, PROCESSES, Denoiser, Process
 from diffusion_jax.samplers import DDIM, DPMSolverPP2M, DPMSolverPP3M, Euler, Heun, UniPC, linear
 from diffusion_jax.samplers.grids import points
 
@@ -32,16 +32,16 @@ def seen_at_t(process: Process):
 
 def network_of(process: Process, name: str):
   """The outputs of one and the same denoiser, as a network that predicts `name` gives them."""
-  prediction = edm(0.5) if name == "edm" else PREDICTIONS[name]
+  prediction = PREDICTIONS[name]
   process = seen_at_t(process)
 
-  def network(params, shown, t, labels, dropout_key):
+  def network(shown, t, condition, dropout_key):
     alpha, sigma = (expand(c, shown) for c in process.alpha_sigma(t))
     xt = shown / prediction.input(jnp.ones_like(shown), alpha, sigma)
     x0 = denoiser(xt / alpha, sigma / alpha)
     return prediction.target(x0, (xt - alpha * x0) / sigma, alpha, sigma)
 
-  return precondition(network, process, name)
+  return Denoiser(network, process, name)
 
 
 START = np.float32(20.0) * normal(4, 2, 3, 3, 1)
@@ -49,8 +49,7 @@ START = np.float32(20.0) * normal(4, 2, 3, 3, 1)
 
 def compiled(process: Process, name: str):
   """The estimate x0 of (x_t, t) as one program, which runs as such where JAX does not compile."""
-  network = network_of(process, name)
-  estimate = jax.jit(lambda xt, t: network.denoise({}, xt, t, None))
+  estimate = jax.jit(network_of(process, name).denoise)
 
   def denoise(xt, t):
     with jax.disable_jit(False):

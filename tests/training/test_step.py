@@ -227,13 +227,16 @@ def test_another_seed_draws_other_noise_and_times():
 
 def test_draws_are_bitwise_the_same_on_any_mesh():
   from diffusion_jax.core import rng
-  from diffusion_jax.losses.denoising import draw_time_and_noise
+  from diffusion_jax.losses import Simple
+  from diffusion_jax.processes import Denoiser
 
-  process = LinearVP()
+  model = Denoiser(lambda x, *_: x, LinearVP())
 
   def draws(index):
     keys = rng.example_keys(jax.random.fold_in(jax.random.key(0), 7), index)
-    return draw_time_and_noise(process, keys, (8, 8, 1)), rng.uniform(rng.fold_in(keys, 2))
+    noised = Simple().noised(model, jnp.zeros((len(index), 8, 8, 1)), keys)
+    hidden = rng.uniform(rng.stream(keys, rng.Stream.CONDITION_DROPOUT))
+    return noised.t, noised.eps, hidden
 
   index = np.arange(100, 116, dtype=np.uint32)
   results = []

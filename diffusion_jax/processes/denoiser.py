@@ -1,0 +1,212 @@
+"""A network bound to a process: noised examples, and the x0 that its output stands for.
+
+Conversions between the predictions, all through x0. With x_t = alpha x0 + sigma eps, s = sigma /
+alpha:
+  eps                  x0 = (x_t - sigma eps) / alpha
+  v = alpha eps - sigma x0                        x0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)
+  score = -eps / sigma                            x0 = (x_t + sigma^2 score) / alpha
+  velocity = eps - x0, dx_t/dt of straight paths  x0 = (x_t - sigma velocity) / (alpha + sigma)
+  edm = (x0 - c_skip x_t / alpha) / c_out         x0 = c_skip x_t / alpha + c_out edm
+Sources: v: Salimans and Ho 2022 (arXiv 2202.00512); edm, with c_skip = d^2 / (s^2 + d^2) and
+c_out = s d / sqrt(s^2 + d^2), d the standard deviation of the data: Karras et al. 2022 (arXiv
+2206.00364), table 1. Its network sees c_in x_t / alpha with c_in = 1 / sqrt(s^2 + d^2); the others
+see x_t. In edm alpha and sigma are multiplied out, so that it keeps its limit where alpha is 0;
+eps and score do not determine x0 there.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax.core.broadcasting import expand
+from diffusion_jax.processes.base import Data, Process
+from diffusion_jax.types import UNCONDITIONAL, Condition, Key
+
+Coefficient = Any
+"""One number per example, [B 1 ...] with the axes of the data."""
+
+
+class Prediction(NamedTuple):
+  """One meaning of a network's output.
+
+  Attributes:
+    target: (x0, eps, alpha, sigma) -> value that the network should output.
+    to_x0: (output, xt, alpha, sigma) -> x0 that the output stands for.
+    input: (xt, alpha, sigma) -> input of the network.
+  """
+
+  target: Callable[[Data, Data, Coefficient, Coefficient], Data]
+  to_x0: Callable[[Data, Data, Coefficient, Coefficient], Data]
+  input: Callable[[Data, Coefficient, Coefficient], Data] = lambda xt, alpha, sigma: xt
+
+
+EPS = Prediction(
+  target=lambda x0, eps, alpha, sigma: eps,
+  to_x0=lambda output, xt, alpha, sigma: (xt - sigma * output) / alpha,
+)
+X0 = Prediction(
+  target=lambda x0, eps, alpha, sigma: x0,
+  to_x0=lambda output, xt, alpha, sigma: output,
+)
+V = Prediction(
+  target=lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
+  to_x0=lambda output, xt, alpha, sigma: (
+    (alpha * xt - sigma * output) / (jnp.square(alpha) + jnp.square(sigma))
+  ),
+)
+SCORE = Prediction(
+  target=lambda x0, eps, alpha, sigma: -eps / sigma,
+  to_x0=lambda output, xt, alpha, sigma: (xt + jnp.square(sigma) * output) / alpha,
+)
+VELOCITY = Prediction(
+  target=lambda x0, eps, alpha, sigma: eps - x0,
+  to_x0=lambda output, xt, alpha, sigma: (xt - sigma * output) / (alpha + sigma),
+)
+
+
+def edm(sigma_data: float) -> Prediction:
+  """Return EDM's preconditioning for data of this standard deviation."""
+
+  def scale(alpha, sigma):
+    """Return alpha sqrt(s^2 + d^2), the standard deviation of x_t."""
+    return jnp.sqrt(jnp.square(sigma) + jnp.square(sigma_data * alpha))
+
+  def target(x0, eps, alpha, sigma):
+    return (sigma * x0 / sigma_data - sigma_data * alpha * eps) / scale(alpha, sigma)
+
+  def to_x0(output, xt, alpha, sigma):
+    std = scale(alpha, sigma)
+    return (sigma_data**2 * alpha * xt / std + sigma_data * sigma * output) / std
+
+  return Prediction(target, to_x0, lambda xt, alpha, sigma: xt / scale(alpha, sigma))
+
+
+PredictionName = Literal["eps", "x0", "v", "score", "velocity", "edm"]
+
+PREDICTIONS = {"eps": EPS, "x0": X0, "v": V, "score": SCORE, "velocity": VELOCITY, "edm": edm(0.5)}
+
+UNDEFINED_AT_PURE_NOISE = ("eps", "score")
+"""Predictions that do not determine x0 where alpha is 0."""
+
+
+class State(NamedTuple):
+  """Noised data whose x0 is not known, as of a sampler.
+
+  Attributes:
+    t: times in [0, 1].
+    alpha, sigma: coefficients at these times, [B 1 ...].
+    xt: alpha x0 + sigma eps.
+  """
+
+  t: Float[Array, "B"]
+  alpha: Coefficient
+  sigma: Coefficient
+  xt: Data
+
+
+class Noised(NamedTuple):
+  """Examples with the noise that was added to them.
+
+  Attributes:
+    t: times in [0, 1].
+    alpha, sigma: coefficients at these times, [B 1 ...].
+    x0: the examples.
+    eps: standard normal noise.
+    xt: alpha x0 + sigma eps.
+  """
+
+  t: Float[Array, "B"]
+  alpha: Coefficient
+  sigma: Coefficient
+  x0: Data
+  eps: Data
+  xt: Data
+
+
+class Predicted(NamedTuple):
+  """One evaluation of a network.
+
+  Attributes:
+    output: raw output in float32, to compare with `Denoiser.target`.
+    x0: the x0 that it stands for, not clipped.
+    variance_logits: of a network with learned variances, else None.
+  """
+
+  output: Data
+  x0: Data
+  variance_logits: Data | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+  """A network with its parameters bound, on a process: what losses and samplers need of a model.
+
+  Attributes:
+    network: (x [B ...], network_time [B], condition, dropout_key or None) -> output [B ...]. A
+      dropout key of None means evaluation mode.
+    process: q(x_t | x0), which maps t to alpha, sigma and the network's own time.
+    prediction: meaning of the output, a key of PREDICTIONS.
+    sigma_data: standard deviation of the data, for "edm".
+    learned_variance: the output has twice the data's channels (the last axis), and the second half
+      are variance logits.
+
+  Raises:
+    ValueError: an unknown prediction.
+  """
+
+  network: Callable[[Data, Float[Array, "B"], Condition, Key | None], Data]
+  process: Process
+  prediction: PredictionName = "eps"
+  sigma_data: float = 0.5
+  learned_variance: bool = False
+
+  def __post_init__(self):
+    if self.prediction not in get_args(PredictionName):
+      allowed = ", ".join(get_args(PredictionName))
+      raise ValueError(f"prediction={self.prediction!r} must be one of {allowed}")
+
+  @property
+  def formulas(self) -> Prediction:
+    """Return the conversions of this model's prediction."""
+    return edm(self.sigma_data) if self.prediction == "edm" else PREDICTIONS[self.prediction]
+
+  def state(self, xt: Data, t: Float[Array, "B"]) -> State:
+    """Return noised data with the coefficients of their times."""
+    alpha, sigma = self.process.alpha_sigma(t)
+    return State(t, expand(alpha, xt), expand(sigma, xt), xt)
+
+  def noised(self, x0: Data, t: Float[Array, "B"], eps: Data) -> Noised:
+    """Return examples with noise added, x_t = alpha x0 + sigma eps."""
+    alpha, sigma = (expand(c, x0) for c in self.process.alpha_sigma(t))
+    return Noised(t, alpha, sigma, x0, eps, alpha * x0 + sigma * eps)
+
+  def target(self, noised: Noised) -> Data:
+    """Return the value that the network should output."""
+    return self.formulas.target(noised.x0, noised.eps, noised.alpha, noised.sigma)
+
+  def predict(
+    self,
+    at: Noised | State,
+    condition: Condition = UNCONDITIONAL,
+    dropout_key: Key | None = None,
+  ) -> Predicted:
+    """Evaluate the network once.
+
+    Args:
+      at: noised data, from `noised` or `state`.
+      condition: of the examples.
+      dropout_key: of the whole batch; None: evaluation mode.
+    """
+    shown = self.formulas.input(at.xt, at.alpha, at.sigma)
+    raw = self.network(shown, self.process.network_time(at.t), condition, dropout_key)
+    output, logits = raw.astype(jnp.float32), None
+    if self.learned_variance:
+      output, logits = jnp.split(output, 2, axis=-1)
+    return Predicted(output, self.formulas.to_x0(output, at.xt, at.alpha, at.sigma), logits)
+
+  def denoise(self, xt: Data, t: Float[Array, "B"], condition: Condition = UNCONDITIONAL) -> Data:
+    """Return the x0 estimate, not clipped: the callable that samplers take."""
+    return self.predict(self.state(xt, t), condition).x0
