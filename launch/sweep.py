@@ -145,7 +145,7 @@ def read_axis(text: str) -> Axis:
   if not all(values):
     raise UserError(f"--grid={text}: a value is empty; write --grid={path}=value,value")
   if repeated := next((v for v in values if values.count(v) > 1), None):
-    raise UserError(f"--grid={text}: {repeated} is there twice; leave one out")
+    raise UserError(f"--grid={text}: {repeated} is repeated; remove one")
   return Axis(parts[0], parts[1], values)
 
 
@@ -174,7 +174,7 @@ def workdirs(base: Path, points: Sequence[Sequence[Override]]) -> list[Path]:
       raise UserError(f"{name}: longer than {MAX_NAME_LENGTH} characters, too long for a folder; "
                       "put some of it into a config file")  # fmt: skip
     if names.count(name) > 1:
-      raise UserError(f"{name}: the folder of two points; spell the values of --grid alike")
+      raise UserError(f"{name}: two points have this folder; write equal --grid values alike")
   return [base / name for name in names]
 
 

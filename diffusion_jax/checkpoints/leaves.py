@@ -59,7 +59,7 @@ def compare_checksums(state: Any, saved: Mapping[str, Any]) -> str | None:
   """Describe the first leaf with a wrong checksum, or return None; a collective."""
   for name, sums in checksums(state).items():
     if list(sums) != saved[name]["checksum"]:
-      return f"the checksum of {name} does not hold"
+      return f"the checksum of {name} is wrong"
   return None
 
 
@@ -76,5 +76,5 @@ def unseal(sealed: Mapping[str, Any]) -> dict[str, Any]:
   """
   meta = {name: value for name, value in sealed.items() if name != "crc32"}
   if seal(meta) != sealed:
-    raise ValueError("the checksum of meta does not hold")
+    raise ValueError("the checksum of meta is wrong")
   return meta

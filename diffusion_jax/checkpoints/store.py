@@ -74,7 +74,7 @@ def explain_failed_save(error: BaseException) -> str | None:
     whole = saved_steps(failed.directory)
   except OSError:
     return said
-  newest = f"step {whole[-1]:,} is whole there" if whole else "none is whole there yet"
+  newest = f"step {whole[-1]:,} is intact there" if whole else "no checkpoint is intact there yet"
   return f"{said}; {newest}"
 
 
@@ -314,7 +314,7 @@ def _others(directory: Path, step: int | None, most: int = 3) -> str:
   listed = " or ".join(f"--step={s}" for s in sorted(found))
   if not found:
     return "restore a copy, or train again"
-  return f"give another --step: the description of {listed} can be read"
+  return f"give another --step: the metadata of {listed} can be read"
 
 
 def _next(directory: Path, step: int | None, tried: set[int]) -> int | None:

@@ -41,8 +41,8 @@ def user_path(text: str | os.PathLike[str]) -> Path:
   given = os.fspath(text)
   if SCHEME.match(given):
     raise UserError(
-      f"{given}: addresses are not supported, only folders and files of this machine; give a path, "
-      "for a bucket one where it is mounted"
+      f"{given}: addresses are not supported; give a path on this machine, e.g. where a bucket "
+      "is mounted"
     )
   try:
     return Path(given).expanduser()
@@ -267,7 +267,7 @@ def open_own(path: Path) -> Any:
   except OSError as error:
     if error.errno != errno.ELOOP:
       raise
-    raise UserError(f"{path} is a link, which is not written through; delete it") from error
+    raise UserError(f"{path} is a link, and links are not followed here; delete it") from error
 
 
 def try_lock(file: Any) -> Literal["taken", "held", "not supported"]:

@@ -9,12 +9,12 @@ import numpy as np
 from diffusion_jax.types import UserError
 
 HOW_TO_WRITE = "write one with np.savez(FILE, images=images)"
-MAKE_AGAIN = "copy it anew, or make it again"
+MAKE_AGAIN = "copy it again, or make a new one"
 KINDS = {
   b"\x93NUMPY": "is a single array (.npy), not an .npz",
   b"\x80": "is a Python pickle, which is not read",
   b"\x89HDF": "is an HDF5 file, not an .npz",
-  b"\x1f\x8b": "is compressed by gzip, and no .npz",
+  b"\x1f\x8b": "is compressed by gzip, not an .npz",
 }
 """First bytes of files that are not .npz, and what to call them."""
 
@@ -69,7 +69,7 @@ def _read_one(file: np.lib.npyio.NpzFile, name: str, where: str) -> np.ndarray:
   except ValueError as error:
     if "allow_pickle" in str(error):
       raise UserError(
-        f"{where}: the array {name} holds Python objects, which are not read; store it as numbers, "
+        f"{where}: the array {name} has Python objects, which are refused; store it as numbers, "
         "all images of one size"
       ) from error
     raise

@@ -21,7 +21,7 @@ ADVICE = {
   errno.EROFS: "mount it for writing",
   errno.EACCES: "give this user the right to use it",
   errno.EPERM: "give this user the right to use it",
-  errno.EIO: "the disk or the way to it fails (dmesg says more): mend it, or use another",
+  errno.EIO: "the disk or its connection fails (see dmesg): repair it, or use another",
   errno.ESTALE: "mount it again",
   errno.ENODEV: "mount it again",
   errno.EMFILE: "let a process open more files (ulimit -n)",
@@ -120,7 +120,7 @@ def explain_storage(error: BaseException, folder: Path | None = None) -> str | N
   if folder is not None and (path is None or folder.absolute() in path.absolute().parents):
     path = folder
   where = "" if path is None else f": {path}{_room(path)}"
-  advice = ADVICE.get(trouble.number, "see to it that the folder is there and can be used")
+  advice = ADVICE.get(trouble.number, "make sure that the folder exists and can be used")
   if path is None:
     advice = advice.replace(" there", "")
   return f"{os.strerror(trouble.number)}{where}; {advice}, then start the same command again"
@@ -158,7 +158,7 @@ def spares_content(error: BaseException) -> bool:
 def reason(error: BaseException) -> str:
   """Return the reason of a failed read in one line, from the error's first cause."""
   if isinstance(error, json.JSONDecodeError):
-    return "its description is cut off or is no JSON"
+    return "its metadata is truncated or not JSON"
   if (trouble := find(error, every=True)) is not None:
     place = f": {trouble.path}" if trouble.path else ""
     return f"[Errno {trouble.number}] {os.strerror(trouble.number)}{place}"

@@ -303,7 +303,7 @@ def _check_same_weights(extractor: Extractor) -> None:
   hashes = parallel.all_gather_objects(extractor.stamp["sha256"])
   if len(set(hashes)) > 1:
     raise UserError(
-      f"the weights of {extractor.name} differ between the hosts ({', '.join(hashes)}); bring the "
+      f"the weights of {extractor.name} differ between the hosts ({', '.join(hashes)}); copy the "
       "same file to all"
     )
 

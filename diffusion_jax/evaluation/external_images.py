@@ -166,9 +166,9 @@ def check_metrics_out(out: Path, about: Summary) -> None:
     return
   found, stored = results.read_metrics(out), metrics_json.json_values(about)
   if found is None:
-    raise UserError(f"--out={out} is there already and is no metrics.json; choose another name")
+    raise UserError(f"--out={out} exists and is no metrics.json; choose another name")
   if other := [name for name in stored if found.get(name) != stored[name]]:
-    say(f"{out} holds other figures ({', '.join(other)} differ), which these will replace")
+    say(f"{out} has other figures ({', '.join(other)} differ), which will be replaced")
 
 
 def measure_images(
@@ -229,7 +229,7 @@ def load_other(against: Against) -> Source | Reference:
   if against.source is not None:
     return against.source
   if against.path is None:
-    raise UserError("--samples needs something to compare with: --reference=... or --config=...")
+    raise UserError("--samples needs a reference: --reference=... or --config=...")
   if reference.is_statistics(against.path):
     return reference.load_statistics(against.path)
   return load_pictures(against.path, "--reference")

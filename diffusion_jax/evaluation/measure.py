@@ -170,7 +170,7 @@ def draw_samples(
     yield number, chunks.get(number, count, compute)["images"]
     now = time.perf_counter()
     if first + count == num or now - told > 10:
-      told, rate = now, f", {new / (now - begun):,.1f} a second" if new else ", all there already"
+      told, rate = now, f", {new / (now - begun):,.1f} per second" if new else ", all drawn before"
       say(f"  {_words(setting)}seed {seed}: {first + count:,} of {num:,} samples{rate}")
 
 
@@ -235,10 +235,10 @@ def _memorization(bench: Bench, sets: list[list[FeatureSet]]) -> Summary:
 def _verdict(c_t: float) -> str:
   """Return the verdict in words, with the test's own threshold of 3 standard deviations."""
   if c_t < -3:
-    return "samples stand closer to the training images than held-out images do: copying"
+    return "samples are closer to the training images than held-out images: copying"
   if c_t > 3:
-    return "samples stand farther from the training images than held-out images do: no copying"
-  return "samples stand as far from the training images as held-out images do"
+    return "samples are farther from the training images than held-out images: no copying"
+  return "samples are as far from the training images as held-out images"
 
 
 def nearest_training_images(

@@ -190,7 +190,7 @@ def cached(
     try:
       found = load_statistics(path)
     except UserError:
-      print(f"{path} is damaged: computed anew")
+      print(f"{path} is damaged: computed again")
   if parallel.all_true(found is not None):  # each host has its own cache
     assert found is not None
     return found

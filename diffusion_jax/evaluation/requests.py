@@ -25,14 +25,16 @@ def check_request(args: Any, overrides: Sequence[Override]) -> None:
   if args.samples is not None and (args.watch or args.sweep or args.compare or args.ema):
     raise UserError("--watch, --sweep, --compare and --ema need --workdir")
   if args.samples is not None and (args.reference is None) == (args.config is None):
-    raise UserError("--samples needs --reference=DIR|file.npz|stats.npz or --config=FILE, one")
+    raise UserError(
+      "--samples needs exactly one of --reference (folder, .npz or statistics) and --config"
+    )
   if overrides and args.samples is not None and args.config is None:
     raise UserError(f"{overrides[0].flag}: --samples without --config takes no config")
   if args.out is not None and (args.out.suffix == ".json") != (args.samples is not None):
     which = "must end in .json" if args.samples else "is a folder with --workdir"
     raise UserError(f"--out={args.out}: {which}, e.g. --out=metrics{'.json' * bool(args.samples)}")
   if not 0 <= args.seed < 2**31 - 1000:
-    raise UserError(f"--seed={args.seed}: must lie between 0 and 2^31 - 1001")
+    raise UserError(f"--seed={args.seed}: must be between 0 and 2^31 - 1001")
   if not re.fullmatch("latest|all|[0-9]+", args.step):
     raise UserError(f"--step={args.step}: must be latest, all or a number, e.g. --step=1000")
   if args.watch and args.step != "latest":
@@ -51,10 +53,10 @@ def check_measures(bench: Bench, request: Request) -> Bench:
   if bench.sweep:
     flags = " ".join(f"--sweep={axis}" for axis in request.sweep)
     raise UserError(
-      f"{flags}: nothing would measure the samples ({reason}); give --features=FILE or "
+      f"{flags}: no feature network for the samples ({reason}); give --features=FILE or "
       "--inception=FILE, or leave --sweep out"
     )
-  said = [] if bench.missing else [f"samples, since nothing is left to do it with ({reason})"]
+  said = [] if bench.missing else [f"samples: there is no feature network ({reason})"]
   return bench._replace(missing=[*bench.missing, *said])
 
 

@@ -139,7 +139,7 @@ def _stamps(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   lost = []
   for name in (n for n in old if n in new and old[n] != new[n]):
     keys = [k for k in {**old[name], **new[name]} if old[name].get(k) != new[name].get(k)]
-    lost.append(f"another reference of {name} ({', '.join(keys)})")
+    lost.append(f"another reference for {name} ({', '.join(keys)})")
   return lost
 
 

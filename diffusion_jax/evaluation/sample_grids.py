@@ -66,7 +66,7 @@ def _classes(bench: Bench, images: np.ndarray) -> Picture:
   cells = np.concatenate([row[:columns] for row in shown])
   labels = bench.classes[: len(shown)]
   named = f"0 to {len(shown) - 1}" if labels[-1] == len(shown) - 1 else ", ".join(map(str, labels))
-  words = f"One row a class, {named}: the first {columns} samples that asked for it."
+  words = f"One row per class, {named}: the first {columns} samples with that label."
   return Picture(image_grid(cells, columns), words)
 
 
@@ -86,7 +86,7 @@ def _progression(bench: Bench, subject: Subject) -> Picture:
   steps = np.unique(np.linspace(0, len(path) - 1, min(MOMENTS, len(path))).astype(int))
   cells = to_uint8(path[steps]).swapaxes(0, 1).reshape(-1, *path.shape[2:])
   numbers = ", ".join(str(step + 1) for step in steps)
-  words = f"The x0 estimate after steps {numbers} of {len(path)}, one row an image."
+  words = f"The x0 estimate after steps {numbers} of {len(path)}, one row per image."
   return Picture(image_grid(cells, len(steps)), words)
 
 
@@ -98,7 +98,8 @@ def _reconstructions(bench: Bench, subject: Subject) -> Picture:
   columns = grid_columns(len(decoded), 0)
   rows = draw.rows_in_turn([originals, to_uint8(decoded)], columns)
   what = "held-out" if bench.test else "training"
-  return Picture(image_grid(rows, columns), f"Each row of {what} images above what became of it.")
+  words = f"Each row of {what} images above their reconstructions."
+  return Picture(image_grid(rows, columns), words)
 
 
 def _nearest(bench: Bench, subject: Subject) -> Picture | None:

@@ -26,11 +26,11 @@ def sweep_points(axes: Sequence[str]) -> list[dict[str, str]]:
       raise UserError(f"--sweep={axis}: write section.field=value,value, e.g. sampler.steps=10,50")
     if name.partition(".")[0] not in SWEPT:
       raise UserError(
-        f"--sweep={axis}: a sweep goes over how the run is sampled: {' or '.join(SWEPT)}, e.g. "
+        f"--sweep={axis}: a sweep varies the sampling: {' or '.join(SWEPT)}, e.g. "
         "--sweep=sampler.steps=10,50"
       )
     if name in rows or len(set(values)) < len(values):
-      what = f"{name} is swept twice" if name in rows else "a value is there twice"
+      what = f"{name} is swept twice" if name in rows else "a value is repeated"
       raise UserError(f"--sweep={axis}: {what}; write each field once, with different values")
     rows[name] = [(name, value) for value in values]
   return [dict(point) for point in itertools.product(*rows.values())]

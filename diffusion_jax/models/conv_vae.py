@@ -80,7 +80,7 @@ class ConvVAE:
     if self.latent_channels is not None and self.latent_channels < 1:
       raise ValueError(f"latent_channels={self.latent_channels} must be at least 1, or none")
     if not self.multipliers:
-      raise ValueError("multipliers is empty; it needs one number a level")
+      raise ValueError("multipliers is empty; it needs one number per level")
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
     check_norm_groups(self.norm_groups, self.channels)

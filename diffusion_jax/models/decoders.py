@@ -92,7 +92,7 @@ class DiscretizedLogistic:
 
   def num_levels(self, num_levels: int | None) -> int | None:
     if num_levels is None:
-      raise ValueError("the discretized_logistic decoder needs data with grey levels; use gaussian")
+      raise ValueError("the discretized_logistic decoder needs data with levels; use gaussian")
     return num_levels
 
   def log_prob(self, raw: Raw, x: Images, num_levels: int) -> Float[Array, "B"]:

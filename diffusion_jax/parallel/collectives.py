@@ -158,8 +158,8 @@ def check_shared(folder: Path) -> None:
   blind = [number for number, there in enumerate(seen) if not there]
   if blind:
     raise UserError(
-      f"--workdir={folder}: process {', '.join(map(str, blind))} does not see what process 0 "
-      "writes there; put it on storage that all hosts share"
+      f"--workdir={folder}: process {', '.join(map(str, blind))} does not see the files "
+      "of process 0 there; use a folder that all hosts share"
     )
 
 

@@ -30,7 +30,7 @@ def replace_damaged_entries() -> None:
         raise
       name, reason = cache_key.rpartition("-")[0], str(error).strip().partition("\n")[0][:200]
       print(f"the compiled program {name} in the cache is damaged ({reason}): it is compiled and "
-            "stored anew", file=sys.stderr)  # fmt: skip
+            "stored again", file=sys.stderr)  # fmt: skip
       return None, None
 
   compilation_cache.get_executable_and_time = get

@@ -47,7 +47,7 @@ def join_processes(config: Distributed, world: World, identity: str) -> None:
     )
   except (RuntimeError, ValueError) as error:
     if world.coordinator is None and config.mode == "auto":
-      return print(f"{world.source}: no job of several hosts was found: one process ({error})")
+      return print(f"{world.source}: found no job of several hosts; running alone ({error})")
     reason = str(error).strip().partition("\n")[0]
     raise UserError(f"{world.source}: the processes cannot start together: {reason}") from error
   _check_count(config)

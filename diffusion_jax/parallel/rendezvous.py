@@ -224,7 +224,7 @@ def _admit(connection: socket.socket, hello: Hello, own: Hello, present: dict) -
   if number in present or number == 0:
     other = own.host if number == 0 else present[number][1]
     connection.close()
-    return f"two processes say that they are number {number}, on {other} and on {host}"
+    return f"two processes have the number {number}, on {other} and on {host}"
   present[number] = (connection, host)
   with contextlib.suppress(OSError):
     _send(connection, WELCOME)
@@ -259,7 +259,7 @@ def _answer_the_roll(config: Distributed, world: World, own: Hello) -> None:
   me = f"process {own.process} of {own.count} ({own.host})"
   while (waited := time.monotonic() - begun) < config.connect_timeout_sec:
     if waited >= told[0]:
-      _tell(f"{me} looks for process 0 at {world.coordinator} for {waited:.0f} s ({reason})")
+      _tell(f"{me} found no process 0 at {world.coordinator} in {waited:.0f} s ({reason})")
       told = told[1:] or [2 * told[0]]
     try:
       with socket.create_connection(address, timeout=GREETING_SEC) as connection:
@@ -273,7 +273,7 @@ def _answer_the_roll(config: Distributed, world: World, own: Hello) -> None:
       raise UserError(str(answer["error"]))
     return
   raise UserError(
-    f"process {world.process_id} cannot reach process 0 at {world.coordinator} for "
+    f"process {world.process_id} cannot reach process 0 at {world.coordinator} within "
     f"{config.connect_timeout_sec:g} s ({reason}); check that it runs, the address (from "
     f"{world.source}) and the firewall; --config.distributed.connect_timeout_sec=600 waits longer"
   )
@@ -296,8 +296,8 @@ def _await_word(
     raise _Stranger
 
   def tell(waited: float) -> None:
-    _tell(f"{me} has found process 0 at {world.coordinator}, which waits for others for "
-          f"{waited:.0f} s and says for whom")  # fmt: skip
+    _tell(f"{me} has found process 0 at {world.coordinator}, which has waited {waited:.0f} s "
+          "for other processes; its output names them")  # fmt: skip
 
   answer = _read_object(lines.next(time.monotonic() + most_sec, tell))
   if answer is None or not {"go", "error"} & set(answer):

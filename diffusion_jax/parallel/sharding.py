@@ -69,7 +69,7 @@ class MeshShape:
     sizes = dataclasses.asdict(self)
     for name, size in sizes.items():
       if size != -1 and size < 1:
-        raise ValueError(f"{name}={size} must be -1 (all that is left) or at least 1")
+        raise ValueError(f"{name}={size} must be -1 (all remaining devices) or at least 1")
     if list(sizes.values()).count(-1) > 1:
       raise ValueError("only one of data, fsdp and tensor may be -1")
 
@@ -218,7 +218,7 @@ def describe_layout(mesh: Mesh, state: Any) -> list[str]:
   here = sum(row.bytes_per_device for row in rows)
   arrays = sum(row.arrays for row in rows)
   ratio = f"1/{total / max(here, 1):.2f} of the whole" if here < total else "the whole"
-  lines = [f"{'state':<11}{'layout':<22}{'arrays':>7}{'MB':>10}{'MB a device':>13}"]
+  lines = [f"{'state':<11}{'layout':<22}{'arrays':>7}{'MB':>10}{'MB/device':>13}"]
   for row in rows:
     lines.append(_layout_line(row.part, row.how, row.arrays, row.num_bytes, row.bytes_per_device))
   return [*lines, f"{_layout_line('total', '', arrays, total, here)}  {ratio}"]

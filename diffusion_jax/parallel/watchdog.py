@@ -45,9 +45,9 @@ class _Alarm:
   def fire(self, limit: float) -> None:
     """Print the reason and the stack of every thread, and end the process."""
     text = (
-      f"\nwatchdog: {self.name}: nothing was finished for {limit:g} s "
-      "(distributed.watchdog_sec): a collective hangs, or a device does. Stacks follow; exit code "
-      f"{EXIT_CODE}, so that the job is started again and continues.\n"
+      f"\nwatchdog: {self.name}: nothing finished for {limit:g} s "
+      "(distributed.watchdog_sec): a collective or a device hangs. Stacks follow; exit code "
+      f"{EXIT_CODE}, so that the job is restarted and continues.\n"
     )
     os.write(2, text.encode())
     faulthandler.dump_traceback(file=2, all_threads=True)

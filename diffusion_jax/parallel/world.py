@@ -111,7 +111,7 @@ def first_host(nodes: str) -> str:
 
 def _required(env: Mapping[str, str], name: str) -> str:
   if not env.get(name):
-    raise UserError(f"{name} is not set; a job of several processes needs it, or unset all JAX_*")
+    raise UserError(f"{name} is not set; set it for a job of several processes, or unset all JAX_*")
   return env[name]
 
 
@@ -148,12 +148,12 @@ def choose(config: Distributed, env: Mapping[str, str]) -> World | None:
   if num is not None and config.num_processes not in (None, num):
     raise UserError(
       f"{flag}.num_processes={config.num_processes}, but "
-      f"{world.source if world else 'the environment'} says {num}; start as many, or set "
+      f"{world.source if world else 'the environment'} has {num}; start that many, or set "
       f"{flag}.num_processes={num}"
     )
   if world is not None and num is not None and not 0 <= (world.process_id or 0) < num:
     raise UserError(
-      f"process {world.process_id} is not one of {num}; JAX_PROCESS_ID must lie between 0 and "
+      f"process {world.process_id} is not one of {num}; JAX_PROCESS_ID must be between 0 and "
       f"{num - 1}"
     )
   return None if num == 1 and config.mode != "on" else world

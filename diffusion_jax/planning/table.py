@@ -98,7 +98,7 @@ def _head(plan: Plan) -> str:
 def each(program: Program) -> str:
   """Return the unit of the images "per device"."""
   group = program.mesh.shape["tensor"]
-  return "a device" if group == 1 else f"a group of {group} devices"
+  return "per device" if group == 1 else f"per group of {group} devices"
 
 
 def _step(plan: Plan) -> str:
@@ -109,7 +109,7 @@ def _step(plan: Plan) -> str:
     "memory traffic": f"{_bytes(done.memory_bytes)} of them outside on-chip memory",
   }
   if done.unknown_loops:
-    rows["loops"] = f"{done.unknown_loops} of unknown length, counted once: all this is too small"
+    rows["loops"] = f"{done.unknown_loops} of unknown length, counted once: totals are too small"
   text = [_rows("one step, for each device", rows)]
   if not sent:
     return "\n".join([*text, "  collectives    none"])
@@ -145,9 +145,9 @@ def _bounds(plan: Plan) -> str:
     for name, roof in roofs.items()
   }
   per_chip, total = found.images_per_sec_per_chip, found.images_per_sec
-  rows["images/s"] = f"{per_chip:,.0f} a chip, {total:,.0f} in all, at most"
+  rows["images/s"] = f"{per_chip:,.0f} per chip, {total:,.0f} in total, at most"
   rows["MFU"] = f"{found.mfu:.1%}, at most"
-  return _rows("bound on a step, every resource at its peak and all at once", rows)
+  return _rows("bound on a step, every resource at its peak, all at the same time", rows)
 
 
 def _largest(plan: Plan) -> str:

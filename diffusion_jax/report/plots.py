@@ -131,7 +131,7 @@ def bits(metrics: Metrics) -> Plot | None:
   ]
   alt = "Terms in bits/dim: " + "; ".join(_bar_words(k, e) for k, e in bars.items()) + "."
   drawing = svg.draw_axes("plot-bits", paint, 0.85 + 0.5 * len(bars))
-  return Plot("What the bits are spent on", drawing, alt, keys)
+  return Plot("Terms of the bits/dim", drawing, alt, keys)
 
 
 def _stackable(estimate: Mapping[str, Any]) -> bool:
@@ -221,7 +221,7 @@ def _spectrum(x: Sequence[Any], splits: Mapping[str, Mapping[str, Any]]) -> Plot
     for i, (split, points) in enumerate(curves.items()):
       _band(axes, i, x, splits[split])
       axes.plot(*zip(*points, strict=True), color=svg.color(i), ls=svg.dash(i), marker="o", ms=3)
-    axes.set(xlabel="log-SNR, ln(α²/σ²) (left: noise, right: data)", ylabel="MSE of ε, a dimension")
+    axes.set(xlabel="log-SNR, ln(α²/σ²) (left: noise, right: data)", ylabel="MSE of ε per dim.")
     svg.plain_axis(axes.xaxis)
     svg.plain_axis(axes.yaxis)
     if svg.spans(values, 20):

@@ -17,7 +17,7 @@ from diffusion_jax.report.views import Metrics
 MAX_PLOTS = 4
 """Maximum number of figures of a sweep that are plotted; the table has all of them."""
 
-EVALUATIONS = "network evaluations an image"
+EVALUATIONS = "network evaluations per image"
 
 
 def quality(metrics: Metrics) -> list[Plot]:

@@ -219,7 +219,7 @@ def counted(estimate: Mapping[str, Any]) -> Iterator[str]:
   if estimate.get("conditional"):
     yield "given the class"
   if (repeats := estimate.get("repeats")) is not None:
-    yield f"{repeats} noise draw{'' if repeats == 1 else 's'} an image"
+    yield f"{repeats} noise draw{'' if repeats == 1 else 's'} per image"
 
 
 def terms(estimate: Mapping[str, Any]) -> list[Term]:
@@ -283,7 +283,7 @@ def memorization_rows(metrics: Metrics) -> list[tuple[str, Number, str]]:
     (
       "samples closer than the median held-out image",
       check.get("closer_than_test"),
-      "share; about 0.5 where samples are as fresh as held-out images",
+      "fraction; about 0.5 if samples are no closer than held-out images",
     ),
     ("C_T", check.get("c_t"), "z-score; far below 0: copying"),
   ]
@@ -329,7 +329,7 @@ def strip(metrics: Metrics) -> list[Fact]:
     ("samples", count(samples["num"]).text if "num" in samples else ""),
     ("seeds", listed(samples.get("seeds") or [])),
     ("sampler", f"{name}, {steps} steps" if steps is not None else text(name)),
-    ("network evaluations an image", text(samples.get("num_evaluations"))),
+    ("network evaluations per image", text(samples.get("num_evaluations"))),
     ("guidance", text((samples.get("guidance") or {}).get("weight"))),
     ("reference", ", ".join(_reference(r) for r in (metrics.get("references") or {}).values())),
   ]

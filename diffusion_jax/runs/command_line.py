@@ -105,10 +105,10 @@ def users_part(error: Exception) -> str | None:
     return line
   if "RESOURCE_EXHAUSTED" in first:
     return (
-      f"the device's memory is too small ({first[:200]}); in this order: a smaller "
+      f"the device's memory is too small ({first[:200]}); try in this order: a smaller "
       "--config.training.batch_size, --config.training.accumulation_steps=2 or more, "
       "--config.model.remat=block, --config.mesh.fsdp=N on several devices; python -m "
-      "diffusion_jax.plan says what fits"
+      "diffusion_jax.plan shows what fits"
     )
   frames = traceback.extract_tb(error.__traceback__)
   if frames and frames[-1].filename.endswith("xla_bridge.py"):  # where JAX looks for devices

@@ -300,7 +300,7 @@ def of_another_run(config: Mapping[str, Any], meta: Mapping[str, Any]) -> str | 
   except (UserError, KeyError):  # a version with other fields: its leaves are compared
     return None
   fatal, _ = differences(ours, theirs)
-  return f"it is of another run ({'; '.join(fatal)})" if fatal else None
+  return f"it belongs to another run ({'; '.join(fatal)})" if fatal else None
 
 
 def _plain(value: Any) -> Any:

@@ -19,4 +19,4 @@ def parse_step(text: str, flag: str = "step") -> int | None:
 def check_seed(seed: int) -> None:
   """Raise an error for a --seed from which no key can be made."""
   if not 0 <= seed < 2**31:
-    raise UserError(f"--seed={seed}: must lie between 0 and 2^31 - 1")
+    raise UserError(f"--seed={seed}: must be between 0 and 2^31 - 1")

@@ -101,7 +101,7 @@ class Chunks:
     path = self.folder / f"{number:06d}.npz"
     found = self._read(path, rows)
     if found is None:
-      raise UserError(f"{path} cannot be read; the same command makes it anew")
+      raise UserError(f"{path} cannot be read; the same command makes it again")
     return found
 
   def _read(self, path: Path, rows: int) -> dict[str, np.ndarray] | None:
@@ -111,7 +111,7 @@ class Chunks:
     try:
       arrays = npz.read_npz(path, str(path))
     except UserError:
-      print(f"{path} is damaged: computed anew")
+      print(f"{path} is damaged: computed again")
       return None
     if min((len(value) for value in arrays.values()), default=0) < rows:
       return None

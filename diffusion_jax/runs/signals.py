@@ -25,7 +25,7 @@ SAME_SEC = 0.3
 
 LAUNCHER = "DIFFUSION_JAX_LAUNCHER"
 
-INTERRUPTED = "interrupted; nothing was saved that was not saved before"
+INTERRUPTED = "interrupted; nothing new was saved"
 
 
 class StoppedEarly(Exception):
@@ -51,7 +51,7 @@ def stop_requests(words: str = "saving, then stopping") -> Iterator[Callable[[],
     asked.append(signal.Signals(number).name)
 
   def tell(number: int) -> None:
-    _say(f"{signal.Signals(number).name}: {words} (again to end at once, unsaved)")
+    _say(f"{signal.Signals(number).name}: {words} (again to end at once without saving)")
 
   ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
   chosen = [n for n in ASKING if not (ignored and n == signal.SIGHUP)]

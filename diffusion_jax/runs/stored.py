@@ -48,8 +48,8 @@ def trained_experiment(workdir: Path, overrides: Sequence[Override]) -> Experime
     own = [n for n in wanted if n in changeable and n not in experiments.COMMON]
     usable = ", ".join(["eval", *own])
     raise UserError(
-      f"{workdir} was trained otherwise ({'; '.join(fatal)}), and its weights mean nothing else; "
-      f"leave that override out. What may change: {usable}"
+      f"{workdir} was trained with other settings ({'; '.join(fatal)}), which its weights depend "
+      f"on; omit that override. These may change: {usable}"
     )
   return stored_experiment(workdir, overrides)
 
@@ -95,7 +95,7 @@ def check_continues(workdir: Path, experiment: Experiment) -> list[str]:
   fatal, harmless = experiments.differences(stored, experiment.identity())
   if fatal:
     flags = " ".join(experiments.flags_to_keep(stored, experiment.identity()))
-    goes_on = f"go on with what it began with ({flags}), " if flags else ""
+    goes_on = f"continue with its own settings ({flags}), " if flags else ""
     raise UserError(
       f"{workdir} holds a run that this config cannot continue ({'; '.join(fatal)}); {goes_on}use "
       "another --workdir, or --fresh to move the old run aside"
@@ -115,10 +115,14 @@ def check_same_data(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, A
   """
   if saved["fingerprint"] != now["fingerprint"]:
     raise UserError(
-      f"{workdir} was trained on {saved['name']} ({saved['num']:,} images) with other content than "
-      f"{now['name']} ({now['num']:,} images) has now; bring the data back, use another "
-      "--workdir, or --fresh to move the old run aside"
+      f"{workdir}: the data set changed: the run was trained on {_data_words(saved)}, found "
+      f"{_data_words(now)}; restore the data, use another --workdir, or --fresh to move the old "
+      "run aside"
     )
+
+
+def _data_words(data: Mapping[str, Any]) -> str:
+  return f"{data['name']} ({data['num']:,} images, fingerprint {data['fingerprint']})"
 
 
 def write_config(workdir: Path, config: Mapping[str, Any]) -> None:

@@ -46,7 +46,7 @@ def compile_step(job: Job, state: TrainState, batch: Any) -> Compiled:
   seconds, kind = time.perf_counter() - begun, jax.devices()[0].device_kind
   flops, chip = _flops(compiled), find_chip(kind)
   peak = f"at most {chip.flops / 1e12:,.0f} TFLOP/s" if chip else "unknown chip, so no MFU"
-  work = "" if flops is None else f": {flops / 1e9:,.4g} GFLOP a step and device ({kind}, {peak})"
+  work = "" if flops is None else f": {flops / 1e9:,.4g} GFLOP per step and device ({kind}, {peak})"
   print(f"compiled in {seconds:.1f} s{work}", flush=True)
   run = lambda state, batch, *votes: compiled(state, batch, numbers, *votes)  # noqa: E731
   return Compiled(run, flops, chip.flops if chip else None)

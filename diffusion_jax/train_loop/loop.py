@@ -105,7 +105,7 @@ def agreed_signal(meter: Meter, signal: str | None) -> str | None:
   """Return the signal to stop on now; with several processes only when all have received it."""
   if jax.process_count() == 1:
     return signal
-  return (signal or "asked by another process") if meter.stop_votes else None
+  return (signal or "requested by another process") if meter.stop_votes else None
 
 
 def make_feed(job: Job):

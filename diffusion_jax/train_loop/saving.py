@@ -62,7 +62,7 @@ def explain_non_finite(error: NonFinite, saved: Sequence[int]) -> UserError:
   """Return the error for a run that stops for non-finite updates."""
   kept = f"the last good checkpoint is step {saved[-1]:,}" if saved else "no checkpoint was saved"
   return UserError(
-    f"{error}, training.max_skipped_in_a_row in a row; {kept}; the same command continues there: "
-    "lower --config.optimizer.learning_rate, clip with --config.optimizer.clip_norm, or look at "
+    f"{error}, training.max_skipped_in_a_row in a row; {kept}; the same command resumes there: "
+    "lower --config.optimizer.learning_rate, clip with --config.optimizer.clip_norm, or check "
     "the data"
   )

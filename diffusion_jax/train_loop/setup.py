@@ -96,7 +96,7 @@ def print_plan(job: Job, beginning: str) -> None:
   """Print the block that describes the run and the layout of its state."""
   mesh, batch_size = job.mesh, job.experiment.training.batch_size
   shards, state = sharding.num_batch_shards(mesh), state_shapes(job)
-  groups = "a device" if shards == mesh.size else f"each for {mesh.shape['tensor']} devices"
+  groups = "per device" if shards == mesh.size else f"each for {mesh.shape['tensor']} devices"
   rows = [
     ("devices", f"{mesh.size} x {jax.devices()[0].device_kind}, {parallel.describe_hosts()}"),
     ("mesh", ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())),
@@ -126,7 +126,7 @@ def describe_splits(job: Job) -> list[tuple[str, str]]:
   rows += [("note", printable(note)) for note in test.about.notes if note not in train.about.notes]
   if strange := sorted(set(trained_classes(test)) - set(sampled_classes(job))):
     names = [printable(train.about.classes[i]) if train.about.classes else str(i) for i in strange]
-    rows.append(("note", f"held out without any training image: class {', '.join(names[:10])}"))
+    rows.append(("note", f"held-out classes without a training image: {', '.join(names[:10])}"))
   return rows
 
 
@@ -153,7 +153,7 @@ def check_same_everywhere(source: Source) -> None:
   other = [str(number) for number, found in enumerate(prints) if found != prints[0]]
   if other:
     raise UserError(
-      f"{source.name}: process {', '.join(other)} reads other data than process 0 does; bring the "
+      f"{source.name}: process {', '.join(other)} reads other data than process 0; copy the "
       "same data to all hosts"
     )
 

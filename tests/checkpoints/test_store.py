@@ -185,7 +185,7 @@ def test_a_damaged_step_that_was_asked_for_is_refused(folder, damage):
 
 def test_a_damaged_step_that_was_asked_for_names_those_that_are_whole(folder):
   (folder / "20/meta/metadata").write_text("{")
-  others = r"give another --step: the description of --step=10 or --step=30 can be read$"
+  others = r"give another --step: the metadata of --step=10 or --step=30 can be read$"
   for read in (lambda: store.restore_checkpoint(folder, target(), 20),
                lambda: store.read_meta(folder, 20)):  # fmt: skip
     with pytest.raises(UserError, match=others):
@@ -336,7 +336,7 @@ def test_a_file_larger_than_the_limit_is_found_in_what_orbax_raises(tmp_path):
       saver.wait()
   line = store.explain_failed_save(caught.value)
   assert line.startswith(f"saving 262.1 kB failed: File too large: {tmp_path}/c (")
-  assert line.endswith("; step 1 is whole there")
+  assert line.endswith("; step 1 is intact there")
   saver.begin_anew()  # what was written is deleted, and it can be tried again
   saver.save(2, {"w": jnp.asarray(normal(0, 256, 256))}, {})
   saver.close()

@@ -68,7 +68,7 @@ def test_an_address_is_refused_before_any_folder_is_made(text, call, monkeypatch
   flags = [f"--config={root}/configs/smoke.py", f"--workdir={text}"]
   code, out, err = call(train.main, *flags)
   assert (code, out) == (2, "")
-  assert err.startswith(f"error: {text}: addresses are not supported, only folders and files")
+  assert err.startswith(f"error: {text}: addresses are not supported; give a path on this machine")
   assert err.count("\n") == 1
   assert not list(tmp_path.iterdir())
 

@@ -49,7 +49,7 @@ KINDS = {
   "npy": r"is a single array \(\.npy\), not an \.npz; ",
   "object npy": r"is a single array \(\.npy\), not an \.npz; ",
   "pickle": "is a Python pickle, which is not read; ",
-  "objects": "holds Python objects, which are not read; ",
+  "objects": "has Python objects, which are refused; ",
   "text": r"is no \.npz; ",
   "empty": "is empty; ",
   "zip": "is damaged or cut short; ",

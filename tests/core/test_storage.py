@@ -127,7 +127,7 @@ def test_a_save_that_failed_is_one_line_and_says_what_is_whole(number, tmp_path,
   code, out, err = call(main)
   assert (code, out) == (2, "")
   assert err.startswith(f"error: saving 7.9 MB failed: {os.strerror(number)}: {tmp_path} (")
-  assert err.endswith("start the same command again; step 20 is whole there\n")
+  assert err.endswith("start the same command again; step 20 is intact there\n")
   assert err.count("\n") == 1
 
 

@@ -80,7 +80,7 @@ def test_the_same_settings_lose_nothing_and_ask_for_nothing_more():
     ({"references": {}}, "references: synthetic -> none"),
     (
       {"references": {"synthetic": {**STAMP, "extractor_sha256": "cd"}}},
-      "another reference of synthetic (extractor_sha256)",
+      "another reference for synthetic (extractor_sha256)",
     ),
   ],
 )

@@ -141,7 +141,7 @@ def test_what_is_damaged_or_of_no_use_stops_nothing(tmp_path, capsys):
     draw(out, 10, Drawer(stop=2))
   (outputs.parts_folder(out) / "000000.npz").write_bytes(b"half")
   assert draw(out, 10, Drawer()).calls == [0, 8]
-  assert "is damaged: computed anew" in capsys.readouterr().out
+  assert "is damaged: computed again" in capsys.readouterr().out
   with pytest.raises(KeyboardInterrupt):
     draw(tmp_path / "b.npz", 10, Drawer(stop=0))
   assert outputs.left_over(tmp_path / "b.npz", {"seed": 1}) is None  # nothing would be lost

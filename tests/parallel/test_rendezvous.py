@@ -79,15 +79,15 @@ def test_other_jobs_are_refused_on_both_sides(calls, words):
 def test_two_processes_of_one_number_are_refused():
   config = Distributed(connect_timeout_sec=2.0, start_timeout_sec=5.0)
   said = call([(0, 3), (1, 3), (1, 3)], config)
-  assert "two processes say that they are number 1" in said[0]
-  assert any("two processes say" in text for text in said[1:])
+  assert "two processes have the number 1" in said[0]
+  assert any("two processes have" in text for text in said[1:])
 
 
 def test_nobody_there_is_named_with_the_address():
   port = free_port()
   config = Distributed(connect_timeout_sec=1.0)
   (said,) = call([(1, 2)], config, port)
-  assert f"process 1 cannot reach process 0 at 127.0.0.1:{port} for 1 s (" in said
+  assert f"process 1 cannot reach process 0 at 127.0.0.1:{port} within 1 s (" in said
   assert "refused" in said
   assert "connect_timeout_sec" in said
 
@@ -186,10 +186,10 @@ def test_a_stranger_on_the_port_of_process_0_is_named(answer, monkeypatch, capsy
     assert time.monotonic() - begun < 4
     server.shutdown(socket.SHUT_RDWR)
   words = "a program answers there, but not as process 0 of this job"
-  assert f"process 1 cannot reach process 0 at 127.0.0.1:{port} for 1 s ({words})" in said
+  assert f"process 1 cannot reach process 0 at 127.0.0.1:{port} within 1 s ({words})" in said
   told = capsys.readouterr().err
   assert told.startswith(
-    f"process 1 of 2 ({socket.gethostname()}) looks for process 0 at 127.0.0.1"
+    f"process 1 of 2 ({socket.gethostname()}) found no process 0 at 127.0.0.1"
   )
   assert told.endswith(f"({words})\n")
 

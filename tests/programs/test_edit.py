@@ -142,7 +142,7 @@ WRONG = {
   "part": (["--inpaint=middle"], "--inpaint=middle: must be left, right, top, bottom, center"),
   "places": (["--interpolate=0"], "--interpolate=0: must be at least 1"),
   "num": (["--inpaint=left", "--num=0"], "--num=0: must be at least 1"),
-  "seed": (["--inpaint=left", "--seed=-1"], "--seed=-1: must lie between"),
+  "seed": (["--inpaint=left", "--seed=-1"], "--seed=-1: must be between"),
   "step": (["--inpaint=left", "--step=x"], "--step=x: must be latest or a number"),
   "out": (["--inpaint=left", "--out=a.npz"], "--out=a.npz: must be a name ending in .png"),
   "noise": (

@@ -232,7 +232,7 @@ def test_what_was_drawn_is_not_drawn_again(run, measure, monkeypatch):
   first, _ = measure(run)
   (run / "eval/4/metrics.json").unlink()
   again, out = measure(run)
-  assert "40 of 40 samples, all there already" in out
+  assert "40 of 40 samples, all drawn before" in out
   assert {k: v for k, v in again.items() if k != "run"} == {
     k: v for k, v in first.items() if k != "run"
   }
@@ -405,10 +405,10 @@ WRONG = {
   "no step": (["--step=3"], "--step=3: no such checkpoint"),
   "step word": (["--step=newest"], "--step=newest: must be latest, all or a number"),
   "watched step": (["--step=4", "--watch"], "--watch takes every checkpoint"),
-  "seed": (["--seed=-1"], "--seed=-1: must lie between 0"),
+  "seed": (["--seed=-1"], "--seed=-1: must be between 0"),
   "nothing to sweep with": (
     ["--sweep=sampler.steps=2,3", "--features=none", "--inception=none"],
-    "--sweep=sampler.steps=2,3: nothing would measure the samples (--features=none and "
+    "--sweep=sampler.steps=2,3: no feature network for the samples (--features=none and "
     "--inception=none); give --features=FILE",
   ),
   "sweep": (["--sweep=steps"], "--sweep=steps: write section.field=value,value"),
@@ -416,7 +416,7 @@ WRONG = {
   "sweep value": (["--sweep=sampler.steps=3,1000"], "sampler.steps=1000 must lie between"),
   "swept weights": (
     ["--sweep=model.hidden=16"],
-    "a sweep goes over how the run is sampled: sampler",
+    "a sweep varies the sampling: sampler",
   ),
   "swept seed": (["--sweep=training.seed=1,2"], "sampler or guidance, e.g. --sweep=sampler.steps"),
   "swept twice": (
@@ -425,15 +425,15 @@ WRONG = {
   ),
   "swept value twice": (
     ["--sweep=sampler.steps=3,1,3"],
-    "a value is there twice; write each field",
+    "a value is repeated; write each field",
   ),
   "another process": (
     ["--config.process.name=cosine_vp"],
-    "was trained otherwise (process.beta_end: 0.999 -> None; process.beta_start",
+    "was trained with other settings (process.beta_end: 0.999 -> None; process.beta_start",
   ),
   "another prediction": (
     ["--config.generative.prediction=x0"],
-    "(generative.prediction: eps -> x0), and its weights mean nothing else; leave that override",
+    "(generative.prediction: eps -> x0), which its weights depend on; omit that override",
   ),
   "compare": (["--compare=/no/where"], "--compare=/no/where: no metrics.json there"),
   "samples": (["--config.eval.num_samples=1"], "num_samples=1 must be at least 2"),
@@ -554,7 +554,7 @@ def test_samples_that_cannot_be_measured(folder, call, tmp_path, monkeypatch):
   assert "must end in .json" in message(folder, *own, "--out=x.txt")
   (tmp_path / "mine.json").write_text('{"name": 1}')
   flags = [*own, f"--out={tmp_path}/mine.json"]
-  assert "is there already and is no metrics.json" in message(folder, *flags)
+  assert "exists and is no metrics.json" in message(folder, *flags)
   assert "cannot be written" in message(folder, *own, "--out=/proc/none/m.json")
   flags = [*own[:2], f"--reference={big}"]
   assert "take (8, 8, 1)" in message(folder, *flags)

@@ -8,7 +8,7 @@ from diffusion_jax import features
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--seed=-1"], "--seed=-1: must lie between 0 and 2^31 - 1"),
+    (["--seed=-1"], "--seed=-1: must be between 0 and 2^31 - 1"),
     (["--num_steps=0"], "--num_steps=0: must be at least 1"),
     (["--out=features"], "--out=features: must end in .npz"),
     (["--out=/proc/none/f.npz"], "--out=/proc/none/f.npz cannot be written"),

@@ -334,7 +334,7 @@ def test_when_one_hangs_the_watchdog_ends_the_other_with_its_stacks(tmp_path):
   finally:
     job.kill()
     job.finish()
-  assert "nothing was finished for 60 s" in job.output(0)
+  assert "nothing finished for 60 s" in job.output(0)
   assert re.search(r"Thread 0x.*train\.py", job.output(0), re.DOTALL)
 
 
@@ -426,7 +426,7 @@ def test_a_folder_that_is_not_shared_is_refused_by_every_process(tmp_path):
   for process in processes:
     said = process.communicate(timeout=90)[1]
     assert process.returncode == 2
-    assert "--workdir=run: process 1 does not see what process 0 writes" in said
+    assert "--workdir=run: process 1 does not see the files of process 0" in said
 
 
 def test_another_command_is_refused_by_every_process(tmp_path):

@@ -95,9 +95,9 @@ def test_the_table_says_it_to_a_person(call, tmp_path):
   kept = sum(row["bytes_per_device"] for row in figures["state"])
   assert kept < sum(row["num_bytes"] for row in figures["state"]) / 2
   for text in (
-    "compiling for 8 x cpu, 2 images a device ...", "configs/smoke.py on local, jax ",
+    "compiling for 8 x cpu, 2 images per device ...", "configs/smoke.py on local, jax ",
     "devices        8 x cpu (unknown chip)", "mesh           data 1, fsdp 8, tensor 1",
-    "batch          16 images, 2 a device", f"parameters     {figures['num_parameters']:,}",
+    "batch          16 images, 2 per device", f"parameters     {figures['num_parameters']:,}",
     "fsdp 8", "FLOPs", "all-gather", "temporaries", "roofline       none: unknown chip (cpu)",
     "largest batch    unknown: the memory of cpu is not known",
   ):  # fmt: skip
@@ -212,7 +212,7 @@ def test_which_batches_are_compiled(monkeypatch, call, tmp_path, how, limit, com
   found = json.loads((tmp_path / "a.json").read_text())["fit"]
   assert (found and tuple(found.values())) == fit
   if fit:
-    assert f"largest batch    {fit[0]} images a device, {fit[1]}" in out
+    assert f"largest batch    {fit[0]} images per device, {fit[1]}" in out
 
 
 @pytest.mark.slow
@@ -240,4 +240,4 @@ def test_a_tpu_slice(tmp_path):
   assert bound["images_per_sec_per_chip"] == pytest.approx(bound["images_per_sec"] / 4)
   assert figures["fit"]["how"] == "by a line through 16 and 32"
   assert figures["fit"]["batch_size_per_device"] > 1000
-  assert re.search(r"largest batch +[\d,]+ images a device", done.stdout)
+  assert re.search(r"largest batch +[\d,]+ images per device", done.stdout)

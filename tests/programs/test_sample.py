@@ -171,21 +171,24 @@ WRONG = {
   "label words": (["--labels=cat"], "--labels=cat: must be numbers from 0 to 9"),
   "no labels": (["--labels="], "must be numbers from 0 to 9"),
   "num": (["--num=0"], "--num=0: must be at least 1"),
-  "seed": (["--seed=-1"], "--seed=-1: must lie between"),
+  "seed": (["--seed=-1"], "--seed=-1: must be between"),
   "step": (["--step=13"], "--step=13: no such checkpoint"),
   "step word": (["--step=newest"], "--step=newest: must be latest or a number"),
   "out": (["--out=a.jpg"], "--out=a.jpg: use a name ending in .png or .npz"),
   "out nowhere": (["--out=/proc/none/a.png"], "--out=/proc/none/a.png cannot be written"),
   "another process": (
     ["--config.process.name=cosine_vp"],
-    "was trained otherwise (process.beta_end: 0.02 -> None; process.beta_start",
+    "was trained with other settings (process.beta_end: 0.02 -> None; process.beta_start",
   ),
   "another prediction": (
     ["--config.generative.prediction=x0"],
-    "(generative.prediction: eps -> x0), and its weights mean nothing else; leave that override "
-    "out. What may change: eval, sampler, guidance, spectrum, vlb, continuous_vlb, probability_",
+    "(generative.prediction: eps -> x0), which its weights depend on; omit that override"
+    ". These may change: eval, sampler, guidance, spectrum, vlb, continuous_vlb, probability_",
   ),
-  "another width": (["--config.model.hidden=16"], "was trained otherwise (model.hidden: 32 -> 16)"),
+  "another width": (
+    ["--config.model.hidden=16"],
+    "was trained with other settings (model.hidden: 32 -> 16)",
+  ),
   "override": (["--config.sampler.stesp=3"], "no field 'stesp'. Did you mean 'steps'"),
   "steps": (["--config.sampler.steps=1000"], "steps=1000"),
   "guide": (["--guide_workdir=/no/where"], "--guide_workdir=/no/where: no run there"),
@@ -248,7 +251,7 @@ def test_another_model_than_the_checkpoints_is_refused(call, run, tmp_path):
   (copy / "config.json").write_text(json.dumps(config))
   code, _, err = call(sample.main, f"--workdir={copy}", f"--out={tmp_path}/x.npz")
   assert code == 2
-  assert "60: it is of another run (model.hidden: 16 -> 32); 30: it is of another run (" in err
+  assert "60: it belongs to another run (model.hidden: 16 -> 32); 30: it belongs to" in err
   assert err.count("\n") == 1
 
 

@@ -116,7 +116,7 @@ def test_the_block_at_the_start_says_what_will_run(finished, call, tmp_path):
   assert code == 0
   for text in (
     "devices    8 x cpu, 1 process\n", "mesh       data 8, fsdp 1, tensor 1",
-    "batch      16 images, 2 a device", "parameters ", "synthetic train, 256 images of 8x8x1",
+    "batch      16 images, 2 per device", "parameters ", "synthetic train, 256 images of 8x8x1",
     "held out   64 images", f"workdir    {tmp_path}", "start      a new run",
     "Compiling...\ncompiled in ", "step       2/2  loss", "images/s  data wait ", "ETA 0s",
     "held-out loss", "finished: 2 steps",
@@ -213,7 +213,7 @@ def test_a_checkpoint_whose_description_is_cut_off_is_passed_over(copy, call, fi
     file.write_bytes(file.read_bytes()[:100])
   code, out, _ = call(train.main, *SMOKE, f"--workdir={copy}")
   assert code == 0
-  assert "checkpoint 20 is damaged (its description is cut off or is no JSON): moved to" in out
+  assert "checkpoint 20 is damaged (its metadata is truncated or not JSON): moved to" in out
   assert "resuming at step 15 of 20" in out
 
 
@@ -246,7 +246,7 @@ def test_a_checkpoint_of_another_seed_at_its_own_step_is_passed_over(copy, call,
   shutil.copytree(other / "checkpoints" / "20", copy / "checkpoints" / "20")
   code, out, err = call(train.main, *SMOKE, f"--workdir={copy}")
   assert (code, err) == (0, "")
-  assert "checkpoint 20 is damaged (it is of another run (training.seed: 0 -> 9)): moved" in out
+  assert "20 is damaged (it belongs to another run (training.seed: 0 -> 9)): moved" in out
   assert "resuming at step 15 of 20" in out
 
 
@@ -404,7 +404,7 @@ def test_data_of_the_same_name_with_other_content_are_refused(call, tmp_path):
   np.savez(tmp_path / "a.npz", images=images + 1, labels=np.arange(32) % 3)
   code, _, err = call(train.main, *flags, "--config.training.num_steps=3")
   assert code == 2
-  assert "was trained on a train (32 images) with other content" in one_line(err)
+  assert "the run was trained on a train (32 images, fingerprint " in one_line(err)
 
 
 def test_splits_that_do_not_fit_are_refused(call, tmp_path):

@@ -103,7 +103,7 @@ def test_the_start_block_names_them(file):
   assert ("classes", "3 (15), 8 (15); 7 of 9 have no image, and are neither sampled nor "
           "measured") in rows  # fmt: skip
   assert ("held out", f"10 images, test_images of {file}") in rows
-  assert ("note", "held out without any training image: class 5") in rows
+  assert ("note", "held-out classes without a training image: 5") in rows
 
 
 def test_latents_know_the_labels_of_images_that_are_not_in_memory(file):

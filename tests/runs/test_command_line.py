@@ -23,7 +23,7 @@ def fail_with(error):
   [
     (UserError("do this"), 2, "", "error: do this\n"),
     (signals.StoppedEarly("saved"), 75, "saved\n", ""),
-    (KeyboardInterrupt(), 130, "", "interrupted; nothing was saved that was not saved before\n"),
+    (KeyboardInterrupt(), 130, "", "interrupted; nothing new was saved\n"),
     (MemoryError("too much"), 2, "", "error: too much\n"),
     (
       OSError(28, "No space left on device"),
@@ -65,7 +65,7 @@ def test_a_device_whose_memory_is_too_small_is_one_line_with_what_to_try(call):
 
   code, _, err = call(main)
   assert (code, err.count("\n")) == (2, 1)
-  assert "in this order: a smaller --config.training.batch_size" in err
+  assert "try in this order: a smaller --config.training.batch_size" in err
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])

@@ -50,7 +50,7 @@ def test_a_damaged_piece_is_computed_anew(tmp_path, counted, capsys, damage):
   path.write_bytes({"truncated": data[:-30], "flipped": data, "empty": b""}[damage])
   np.testing.assert_array_equal(Chunks(tmp_path, {}).get(0, 8, compute)["x"], np.arange(8.0))
   assert len(calls) == 2
-  assert "000000.npz is damaged: computed anew" in capsys.readouterr().out
+  assert "000000.npz is damaged: computed again" in capsys.readouterr().out
 
 
 def test_what_a_kill_left_half_written_is_swept_away(tmp_path):

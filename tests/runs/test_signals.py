@@ -27,7 +27,7 @@ def test_each_of_them_asks_to_stop_and_is_as_before_afterwards(name, capfd):
     assert asked() == name
     send(name)  # at once: it is the same one, sent twice
   assert {n: signal.getsignal(getattr(signal, n)) for n in NAMES} == before
-  words = f"{name}: saving, then stopping (again to end at once, unsaved)"
+  words = f"{name}: saving, then stopping (again to end at once without saving)"
   assert capfd.readouterr().err.strip() == words
 
 
@@ -148,7 +148,7 @@ def test_ctrl_c_is_answered_and_its_second_obeyed_while_python_does_not_run():
   assert busy.stdout.readline() == "ready\n"
   busy.send_signal(signal.SIGINT)
   assert busy.stderr.readline() == "\n"
-  assert "(again to end at once, unsaved)" in busy.stderr.readline()
+  assert "(again to end at once without saving)" in busy.stderr.readline()
   time.sleep(2 * signals.SAME_SEC)
   busy.send_signal(signal.SIGINT)
   _, rest = busy.communicate(timeout=20)

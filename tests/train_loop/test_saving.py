@@ -61,7 +61,7 @@ def test_a_failed_save_is_tried_once_more_for_the_state_of_now(call, tmp_path, l
   saved = store.saved_steps(tmp_path / "run" / "checkpoints")
   assert (code, err.count("\n")) == (2, 1), err
   assert f"failed: File too large: {tmp_path}/run/checkpoints (" in err
-  assert err.endswith(f"; step {saved[-1]} is whole there\n")
+  assert err.endswith(f"; step {saved[-1]} is intact there\n")
   assert saved[-1] >= 10
   monkeypatch.undo()
   monkeypatch.chdir(Path(__file__).parents[2])
@@ -76,7 +76,7 @@ def test_a_disk_that_stays_full_leaves_the_checkpoint_before(call, tmp_path, lim
   code, _, err = call(train.main, *FLAGS, f"--workdir={tmp_path}/run")
   assert (code, err.count("\n")) == (2, 1), err
   assert err.startswith("error: saving ")
-  assert err.endswith("; step 5 is whole there\n")
+  assert err.endswith("; step 5 is intact there\n")
   assert store.saved_steps(tmp_path / "run" / "checkpoints") == [5]
 
 
@@ -120,4 +120,4 @@ def test_a_limit_on_the_size_of_files_ends_a_real_run_with_one_line(tmp_path, ro
   assert ran.returncode == 2, ran.stderr
   assert ran.stderr.count("\n") == 1, ran.stderr
   assert f"failed: File too large: {tmp_path}/run/checkpoints (" in ran.stderr
-  assert ran.stderr.endswith("; none is whole there yet\n")
+  assert ran.stderr.endswith("; no checkpoint is intact there yet\n")

@@ -105,7 +105,7 @@ def read_state_dict(data: bytes, where: str) -> dict[str, np.ndarray]:
     return _read_zip(data) if data.startswith(b"PK") else _read_stream(data)
   except Exception as error:  # an unpickler may raise anything on damaged bytes
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    raise UserError(f"{where} is no readable PyTorch state dict: {reason}; get it again") from error
+    raise UserError(f"{where} is no readable PyTorch state dict: {reason}; get a copy") from error
 
 
 def _read_zip(data: bytes) -> dict[str, np.ndarray]:

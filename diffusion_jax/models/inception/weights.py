@@ -106,7 +106,7 @@ def check_sum(sha256: str, where: str, expected: str | None) -> None:
   wanted = SHA256 if expected == PUBLISHED else expected
   if wanted is not None and sha256 != wanted:
     raise UserError(
-      f"Inception weights {where}: SHA-256 {sha256}, expected {wanted}; {_cure()}, or say "
+      f"Inception weights {where}: SHA-256 {sha256}, expected {wanted}; {_cure()}, or give "
       "--inception_sha256=any for a network of your own, whose figures get another name"
     )
 
@@ -147,7 +147,7 @@ def _unpack(data: bytes, path: Path) -> tuple[dict[str, np.ndarray], str]:
   try:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
       if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
-        raise ValueError("it would take more memory than any such weights")
+        raise ValueError("it would need more memory than these weights")
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
       arrays = {name: file[name] for name in file.files}
     source, digest = str(arrays.pop(SOURCE)), str(arrays.pop(DIGEST))
