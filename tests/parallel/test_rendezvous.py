@@ -188,9 +188,7 @@ def test_a_stranger_on_the_port_of_process_0_is_named(answer, monkeypatch, capsy
   words = "a program answers there, but not as process 0 of this job"
   assert f"process 1 cannot reach process 0 at 127.0.0.1:{port} within 1 s ({words})" in said
   told = capsys.readouterr().err
-  assert told.startswith(
-    f"process 1 of 2 ({socket.gethostname()}) found no process 0 at 127.0.0.1"
-  )
+  assert told.startswith(f"process 1 of 2 ({socket.gethostname()}) found no process 0 at 127.0.0.1")
   assert told.endswith(f"({words})\n")
 
 

@@ -393,7 +393,7 @@ def refused(*words, timeout_sec=60, **extra):
   [
     ("--config.training.batch_size=6", "training.batch_size=6 is not divisible by 4 device"),
     ("--config.mesh.fsdp=8", "mesh data=-1, fsdp=8, tensor=1 does not fit 4 device"),
-    ("--config.distributed.num_processes=3", "num_processes=3, but JAX_* variables says 2"),
+    ("--config.distributed.num_processes=3", "num_processes=3, but JAX_* variables has 2"),
   ],
 )
 def test_what_does_not_fit_is_said_by_every_process(tmp_path, flag, words):
