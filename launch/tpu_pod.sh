@@ -2,7 +2,7 @@
 # Trains on a Cloud TPU slice of one host or many; see launch/tpu_pod.sh --help.
 #
 # Cloud TPU's commands and states: https://docs.cloud.google.com/tpu/docs/queued-resources, /spot,
-# /runtimes and /jax-pods there. That API serves TPU v2 to v6e; for later ones use
+# /runtimes and /jax-pods there. That API serves TPU v2 to v6e; for later TPUs use
 # launch/gke_jobset.yaml.
 set -euo pipefail
 
@@ -10,32 +10,32 @@ usage() {
   cat <<'HELP'
 usage: launch/tpu_pod.sh SUBCOMMAND --name=NAME --zone=ZONE [flags] [-- flags of training]
 
-  create   asks for the slice (a queued resource of the same name)
+  create   requests the slice (a queued resource of the same name)
   setup    copies the last commit of this checkout to all workers and installs it
-  run      starts training on all workers, in the background, with a log on each
-  logs     follows the log of worker 0 (--worker=N: of another)
-  status   the state of the slice, and of training on each worker
-  stop     training saves and stops on all workers; run continues it
-  delete   gives the slice back
-  watch    all of it: creates, sets up and runs, and does so again after a preemption, a lost
+  run      starts training on all workers, in the background, with one log per worker
+  logs     follows the log of worker 0 (--worker=N for another worker)
+  status   prints the state of the slice and of the training on each worker
+  stop     saves and stops training on all workers; run continues it
+  delete   deletes the slice
+  watch    does all of this: creates, sets up and runs, and again after a preemption, a lost
            host or an error, until training is finished
 
-  --name=NAME        of the slice                                     $TPU_NAME
+  --name=NAME        name of the slice                                $TPU_NAME
   --zone=ZONE        e.g. us-west4-a                                  $ZONE
   --project=ID       gcloud's own by default                          $PROJECT_ID
   --type=TYPE        e.g. v5litepod-16 (create, watch)                $ACCELERATOR_TYPE
-  --version=VERSION  of the runtime; follows from --type by default   $RUNTIME_VERSION
-  --spot             cheaper, and may be preempted (create, watch)
+  --version=VERSION  runtime version; by default that of --type       $RUNTIME_VERSION
+  --spot             use a cheaper slice that may be preempted (create, watch)
   --config=FILE      config file, a path in this checkout (run, watch)
-  --workdir=PATH     the run's folder on storage that all workers share (run, watch)
-  --mount=SOURCE     mounted at /mnt/shared on every worker (run, watch): HOST:/SHARE (NFS, such
-                     as Filestore) or gs://BUCKET (by gcsfuse; the bucket needs a hierarchical
-                     namespace, since checkpoints are folders that get renamed)
-  --worker=N         whose log to follow (logs)
-  --interval=SEC     between two looks (watch; 60)
-  --dry-run          prints the commands, one a line, and runs none of them
+  --workdir=PATH     run's folder on storage shared by all workers (run, watch)
+  --mount=SOURCE     storage mounted at /mnt/shared on every worker (run, watch): HOST:/SHARE
+                     (NFS, such as Filestore) or gs://BUCKET (by gcsfuse; the bucket needs a
+                     hierarchical namespace, because checkpoint folders are renamed)
+  --worker=N         worker whose log is followed (logs)
+  --interval=SEC     seconds between two checks (watch; 60)
+  --dry-run          print the commands, one per line, without running them
 
-$MAX_RESTARTS (20): after so many errors in training, watch gives up. Preemptions do not count.
+$MAX_RESTARTS (20): number of training errors after which watch gives up; preemptions do not count.
 The workers take ssh keys from the agent: ssh-add ~/.ssh/google_compute_engine, once.
 
   launch/tpu_pod.sh watch --name=ddpm --zone=us-west4-a --type=v5litepod-16 --spot \
@@ -49,7 +49,7 @@ say() { printf '%s %s\n' "$(date '+%F %T')" "$*" >&2; }
 
 # ---- words and commands
 
-# quote WORD...: the words as one types them in a shell, in quotes where they need them.
+# quote WORD...: print the words as typed in a shell, with quotes if needed.
 quote() {
   local word line=
   for word in "$@"; do
@@ -73,9 +73,9 @@ tpus() { do_ gcloud compute tpus "$@" "${where[@]}"; }
 # on WORKER COMMAND: runs a shell command on a worker, or on all.
 on() { tpus tpu-vm ssh "$name" --worker="$1" --command="$2"; }
 
-# ---- what is done on the workers; ~/diffusion_jax is the checkout there
+# ---- commands run on the workers; ~/diffusion_jax is their checkout
 
-# The images have an older Python than we need; uv brings one. It is installed once.
+# The images have too old a Python; uv, installed once, provides a newer one.
 install_command() {
   printf '%s' 'set -e; git init -q diffusion_jax; cd diffusion_jax;' \
     ' git fetch -q ../diffusion_jax.bundle HEAD; git checkout -q --force --detach FETCH_HEAD;' \
@@ -102,11 +102,11 @@ mount_command() {
   fi
 }
 
-# Whether training runs on the worker: a number alone may be another process's after a reboot.
+# Tests whether training runs on the worker; after a reboot another process may have its number.
 # shellcheck disable=SC2016  # expanded on the worker
 running='grep -qs diffusion_jax.train "/proc/$(cat ~/train.pid 2>/dev/null)/cmdline"'
 
-# Leaves train.log, train.pid and, when it has ended, train.exit; survives the connection.
+# Writes train.log, train.pid and, at the end, train.exit; outlives the connection.
 run_command() {
   local train
   train=$(quote .venv/bin/python -u -m diffusion_jax.train --config="$config" \
@@ -118,7 +118,7 @@ run_command() {
     " $train </dev/null >>~/train.log 2>&1 & until [ -s ~/train.pid ]; do sleep 0.1; done"
 }
 
-# What a worker says: new (nothing is installed), ready, running, stopped (by stop), exit N.
+# State of a worker: new (nothing is installed), ready, running, stopped (by stop), exit N.
 # shellcheck disable=SC2016  # expanded on the worker
 state_command='if [ ! -x diffusion_jax/.venv/bin/python ]; then echo new;'" elif $running;"' then
  echo running; elif [ -e train.stop ]; then echo stopped; elif [ -e train.exit ]; then
@@ -135,7 +135,7 @@ create() {
     --runtime-version="$version" ${spot:+--spot}
 }
 
-# The steps are joined by &&: in watch, which outlives failures, `set -e` does not hold.
+# The steps are joined by &&, because `set -e` has no effect in watch, which survives failures.
 setup() {
   [[ $dry_run ]] || git diff --quiet HEAD || say "uncommitted changes are not copied"
   do_ mkdir -p build \
@@ -152,7 +152,7 @@ logs() { on "$worker" 'tail -n 100 -F train.log'; }
 stop() { on all "$stop_command"; }
 delete() { tpus queued-resources delete "$name" --force --quiet; }
 
-# The slice's state, none if there is no such slice; once it is ACTIVE, the state of its machines.
+# State of the slice ("none" if it does not exist); once it is ACTIVE, state of its machines.
 ask_slice() { tpus queued-resources list --filter="name~/$name\$" --format='value(state.state)'; }
 ask_machines() { tpus tpu-vm describe "$name" --format='value(state)'; }
 ask_training() { on all "$state_command"; }
@@ -179,14 +179,14 @@ slice_state() {
   echo "${found:-none}"
 }
 
-# next_of STATES: what to do now, from what the workers say, one a line: wait, setup, run, again
-# (run after an end that was not the last), or the code with which watch ends.
+# next_of STATES: next action for the workers' states, one per line: wait, setup, run, again (run
+# after an error or an early stop), or the exit code of watch.
 next_of() {
   case "$1" in
     "") echo wait ;;
     *stopped*) echo 75 ;;
     *new*) echo setup ;;
-    *running*) echo wait ;; # the watchdog ends those whose partner is gone
+    *running*) echo wait ;; # the watchdog ends workers that have lost a partner
     *"exit 2"$'\n'*) echo 2 ;;
     *exit\ [1-9]*) echo again ;;
     *ready*) echo run ;;
@@ -194,7 +194,7 @@ next_of() {
   esac
 }
 
-# Counts an error; a stop with a checkpoint (75) is none.
+# Counts an error; a stop with a checkpoint (75) does not count.
 count_error() {
   [[ $1 != *"exit 75"* ]] || return 0
   errors=$((errors + 1))

@@ -33,7 +33,7 @@ HOW_IT_RUNS = {
   },
   "model": {"remat"},
 }
-"""Fields without effect on figures, and fields that `compare_metrics` compares by the results."""
+"""Fields without effect on figures, or compared by their results in `compare_metrics`."""
 
 
 class Difference(NamedTuple):

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from diffusion_jax.types import UserError
 
 SWEPT = ("sampler", "guidance")
-"""Sections that a sweep may go over: how weights are sampled, not what they mean."""
+"""Sections that a sweep may vary: they affect the sampling, not the meaning of weights."""
 
 
 def sweep_points(axes: Sequence[str]) -> list[dict[str, str]]:
-  """The grid of a sweep: every combination of the axes' values.
+  """Return the grid of a sweep: every combination of the axes' values.
 
   Raises:
     UserError: an axis that is not section.field=value,value,... of the sampler or the guidance, or

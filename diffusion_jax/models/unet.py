@@ -160,7 +160,7 @@ class UNet(NetworkBase):
     """Build the pure functions for images of `spec`.
 
     Named arrays of the images' height and width join the input as further channels; vectors are
-    added, by a linear map, to what the blocks get.
+    added, by a linear map, to the blocks' embedding.
 
     Args:
       spec: shape of the images, with the named arrays that it is given.
@@ -210,10 +210,10 @@ class UNet(NetworkBase):
 
 
 def check_fields(spec: ImageSpec) -> None:
-  """Refuse named arrays that are neither vectors nor of the images' height and width.
+  """Raise an error for named arrays that are neither vectors nor as large as the images.
 
   Raises:
-    ValueError: which, and its shape.
+    ValueError: an array has another shape; the message has its name and shape.
   """
   for name, field in spec.fields.items():
     if len(field.shape) != 1 and not is_image(field.shape, spec.shape):
