@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 import tiny
+from plug_ins import Stripes
 
 from diffusion_jax import evaluate, plan, sample, train
+from diffusion_jax.inference.restore import stored_spec
+from diffusion_jax.types import FieldSpec
 
 OWN = [
   *tiny.TINY, "--config.data.name=plug_ins:Stripes", "--config.training.num_steps=2",
@@ -39,6 +42,43 @@ def test_a_data_set_an_optimizer_and_a_metric_run_through_the_programs(call, tmp
   assert code == 0, err
   figures = json.loads((workdir / "eval/2/metrics.json").read_text())["figures"]
   assert list(figures) == ["mean_gap_stripes_16"]
+
+
+@pytest.mark.costly
+def test_named_arrays_of_a_file_travel_through_training_and_evaluation(call, tmp_path):
+  """In two parts a batch, in held-out passes with padding, and in a stored spec."""
+  images, labels = Stripes(num_images=40).load("train").gather(np.arange(40))
+  embedding = np.linspace(0, 1, 40 * 3).reshape(40, 3)
+  arrays = {"images": images, "labels": labels, "train_embedding": embedding}
+  held_out = {"test_images": images[:21], "test_labels": labels[:21],
+              "test_embedding": embedding[:21]}  # fmt: skip
+  np.savez(tmp_path / "a.npz", **arrays, **held_out)
+  own = [flag for flag in OWN if not flag.startswith(("--config.data", "--config.eval"))]
+  data = ["--config.data.name=arrays", f"--config.data.path={tmp_path}/a.npz"]
+  flags = [*own, *data, "--config.data.fields=embedding", f"--workdir={tmp_path}/run",
+           "--config.training.accumulation_steps=2", "--config.eval.batch_size=16"]  # fmt: skip
+  code, out, err = call(train.main, *flags)
+  assert code == 0, err
+  assert "4 classes, embedding float32[3]" in out
+  spec = stored_spec(tmp_path / "run/checkpoints", None)
+  assert spec.fields == {"embedding": FieldSpec((3,), "float32")}
+  held = json.loads((tmp_path / "run/held_out.json").read_text())
+  assert held["step"] == 2
+  code, _, err = call(
+    sample.main, f"--workdir={tmp_path}/run", "--num=2", f"--out={tmp_path}/b.npz"
+  )
+  assert code == 0, err
+  quick = ["--features=none", "--inception=none", "--config.spectrum.num_points=3",
+           "--config.eval.spectrum_images=18"]  # fmt: skip
+  code, _, err = call(evaluate.main, f"--workdir={tmp_path}/run", *quick)
+  assert code == 0, err
+  figures = json.loads((tmp_path / "run/eval/2/metrics.json").read_text())
+  assert figures["likelihoods"]["vlb"]["num_images"] == 21
+  code, _, err = call(train.main, *flags, "--config.data.fields=", "--config.training.num_steps=3")
+  assert code == 2
+  assert "data.fields" in err
+  code, out, err = call(plan.main, *flags[:-3])
+  assert code == 0, err
 
 
 @pytest.mark.parametrize(
