@@ -166,7 +166,7 @@ def _call_fault(given: Any, wanted: Any, is_static: bool) -> str | None:
     return "is not a method"
   try:
     signature = inspect.signature(given)
-  except (TypeError, ValueError):  # a built-in callable has none
+  except (TypeError, ValueError):  # a built-in callable has no signature
     return None
   positional: list[None] = []
   named: dict[str, None] = {}
