@@ -77,7 +77,7 @@ COMMON: Mapping[str, Section] = {
   "distributed": Distributed,
 }
 
-# Fields that a resumed run may change: they set how it runs, not what it learns. The path of the
+# Fields that a resumed run may change: they set how it runs, not what it is. The path of the
 # data may change too; a fingerprint checks that the data are the same.
 CHANGEABLE = {
   "model": {"dtype", "remat"},
