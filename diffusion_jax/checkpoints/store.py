@@ -35,7 +35,7 @@ MIN_SLICE_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Checkpointing:
-  """Config of the checkpoints.
+  """The checkpoints that are saved and kept.
 
   Attributes:
     every_steps: steps between two checkpoints; the last step is always saved.

@@ -46,7 +46,7 @@ class Arrays(DataSetBase):
   well; further unnamed arrays are refused. Labels and the test split may be missing.
 
   Attributes:
-    path: of the file.
+    path: file, a .npz.
     num_levels: L; pixels are the integers 0..L-1, at most 256 of them.
     fields: named arrays that accompany the images, one row an image, e.g. embedding: it is
       train_embedding (or embedding) of the training split, test_embedding of the test split.

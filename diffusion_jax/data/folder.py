@@ -33,15 +33,16 @@ class Folder(DataSetBase):
   a dot, __MACOSX and Thumbs.db are neither classes nor pictures.
 
   Attributes:
-    path: of the folder.
-    image_size: resize the shorter side to it and crop the centre; none: all have one size.
+    path: folder of the pictures; its sub-folders are the classes.
+    image_size: pixels per side: the shorter side is resized to it, the centre cropped; none: no
+      resizing.
     channels: 1 for grey, 3 for colour; pictures are converted.
     test_path: folder of the test split, with the same classes; in place of one below `path`.
-    test_fraction: without a test_path, the share of pictures held out, chosen by a fixed order.
+    test_fraction: fraction of the pictures that is held out without a test_path, in a fixed order.
     unreadable: refuse pictures that cannot be read, all of them named; or skip them, which decodes
       every picture at the first start with these files.
-    max_ram_gib: a split that is smaller once decoded is kept in memory.
-    flip: mirror half of the training images.
+    max_ram_gib: largest decoded size of a split, in GiB, that is kept in memory.
+    flip: mirror half of the training images, chosen at random.
   """
 
   path: str = ""

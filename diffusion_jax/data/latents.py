@@ -54,8 +54,8 @@ class Latents(DataSetBase):
   images have other latents, so there is no `flip`.
 
   Attributes:
-    path: the folder that encode has made.
-    data_dir: where the images' own files lie now, if they have moved: instead of the path or
+    path: folder that `python -m diffusion_jax.encode` has made.
+    data_dir: present place of the images' own files, if they have moved: instead of the path or
       data_dir of the config that the folder was made with.
   """
 

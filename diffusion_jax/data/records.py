@@ -43,17 +43,19 @@ class Records(DataSetBase):
   `python -m diffusion_jax.prepare records` makes them of a folder; TFDS's own files are read too.
 
   Attributes:
-    path: of the training shards: a folder, or a pattern such as imagenet64/train-*.array_record.
-    test_path: of the test shards; none: those called test in the folder `path`, if there are any.
-    image_size: resize the shorter side to it and crop the centre; none: all have one size.
-    channels: 1 for grey, 3 for colour; pictures are converted. None: as described beside the
-      shards, or 3.
-    image_key, label_key: features of an example; a label_key of none: unlabelled.
-    num_classes: none: as described beside the shards.
+    path: training shards: a folder, or a pattern such as imagenet64/train-*.array_record.
+    test_path: test shards; none: those called test in the folder `path`, if it has any.
+    image_size: pixels per side: the shorter side is resized to it, the centre cropped; none: no
+      resizing.
+    channels: 1 for grey, 3 for colour; pictures are converted. None: the number beside the shards,
+      or 3.
+    image_key: feature of an example that holds the encoded picture.
+    label_key: feature of an example that holds the class; none: unlabelled.
+    num_classes: number of classes; none: the number beside the shards.
     unreadable: refuse pictures that cannot be decoded, all of them named; or skip them, which
       decodes every picture at the first start with these shards.
-    max_ram_gib: a split that is smaller once decoded is kept in memory.
-    flip: mirror half of the training images.
+    max_ram_gib: largest decoded size of a split, in GiB, that is kept in memory.
+    flip: mirror half of the training images, chosen at random.
   """
 
   path: str = ""

@@ -11,14 +11,14 @@ from diffusion_jax.types import ImageSpec
 
 @dataclasses.dataclass(frozen=True)
 class Synthetic(DataSetBase):
-  """A bright square on a dark noisy ground; its place tells the class.
+  """A bright square on a dark noisy ground; its position is the class.
 
   Attributes:
-    num_images: of the training split; the test split has a quarter as many.
-    image_size: pixels a side, at least 4.
+    num_images: number of training images; the test split has a quarter as many.
+    image_size: pixels per side, at least 4.
     channels: 1 or 3.
-    num_classes: places of the square, 0 for unlabelled images.
-    flip: mirror half of the training images.
+    num_classes: number of positions of the square; 0: unlabelled images.
+    flip: mirror half of the training images, chosen at random.
   """
 
   num_images: int = 1024

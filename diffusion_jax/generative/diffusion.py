@@ -26,13 +26,13 @@ from diffusion_jax.types import ImageSpec
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
-  """Config of a diffusion model.
+  """A diffusion or flow model: a network trained to denoise.
 
   Attributes:
-    prediction: what the network's output means, see `processes.denoiser`.
+    prediction: quantity that the network predicts, see `processes.denoiser`.
     sigma_data: standard deviation of the data, for prediction=edm.
     conditional: give the network the class; needs a labelled data set.
-    label_dropout: share of training examples whose class is hidden (the null class), so that
+    label_dropout: fraction of training examples whose class is hidden (the null class), so that
       guidance has an unconditional model to push away from.
     augmentation: probability of each of EDM's augmentations, 0.12 there; 0: none. The network must
       take their labels, model.augmentation_labels=9.

@@ -55,11 +55,14 @@ STREAM = 2**29
 
 @dataclasses.dataclass(frozen=True)
 class LatentDiffusion:
-  """Config of the model; the sections "autoencoder" and "decoder" are those it was trained with.
+  """A diffusion model of the latents of a trained autoencoder.
 
   Attributes:
-    prediction, sigma_data, conditional, label_dropout: of the diffusion model of the latents, see
-      `Diffusion`. The latents' standard deviation is 1.
+    prediction: quantity that the network predicts, see `processes.parameterization`.
+    sigma_data: standard deviation of the latents, which are scaled to 1; for prediction=edm.
+    conditional: give the network the class; needs a labelled data set.
+    label_dropout: fraction of training examples whose class is hidden (the null class), so that
+      guidance has an unconditional model to push away from.
   """
 
   prediction: PredictionName = "eps"

@@ -33,7 +33,7 @@ from diffusion_jax.types import (
 
 @dataclasses.dataclass(frozen=True)
 class VAE:
-  """Config of a variational autoencoder; everything it needs stands in its sections."""
+  """A variational autoencoder; its sections hold all that can be chosen."""
 
   sections: ClassVar[Mapping[str, Any]] = {
     "model": VAES,

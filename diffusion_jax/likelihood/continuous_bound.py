@@ -32,12 +32,13 @@ class ContinuousBound(LikelihoodBase):
   """The bound, its middle term from a few times an image; of the network itself, without guidance.
 
   Attributes:
-    times: M network evaluations an image: one at a random place of each M-th of the log-SNR, which
-      leaves far less to chance than places in time; with T steps, of each M-th of the steps.
-    num_timesteps: T; none: continuous time, the limit of many steps.
-    max_log_snr: where z_0 lies, if the process begins with less noise: a bound for every choice.
+    times: number of network evaluations per image: one at a random place of each equal part of the
+      log-SNR, which has far less variance than places in time; with T steps, of each part of the
+      steps.
+    num_timesteps: T, number of steps; none: continuous time, the limit of many steps.
+    max_log_snr: log-SNR of z_0, if the process begins with less noise: a bound for every choice.
       Noise far below a grey level has nothing left to tell, and there the errors of a network that
-      was not trained for the bound cost the most bits. None: where the process begins.
+      was not trained for the bound cost the most bits. None: the beginning of the process.
   """
 
   times: int = 128

@@ -23,8 +23,9 @@ class ImportanceWeighted:
   """IWAE_K, any K in bounded memory.
 
   Attributes:
-    num_draws: K.
-    chunk: draws that are decoded together. It changes the memory and the speed, not the draws.
+    num_draws: K, number of draws per image.
+    chunk: number of draws that are decoded together. It changes the memory and the speed, not the
+      draws.
   """
 
   num_draws: int = 50

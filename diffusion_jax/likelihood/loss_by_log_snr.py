@@ -28,8 +28,9 @@ class Spectrum:
   """Mean squared error of the predicted noise a dimension, as a function of log-SNR.
 
   Attributes:
-    num_points: M, evenly spaced in log-SNR over the process, within +-MAX_LOG_SNR. Of a process
-      with steps each is moved to the nearest one, and points that meet there count once.
+    num_points: number of points, evenly spaced in log-SNR over the process, within +-MAX_LOG_SNR.
+      On a process with steps each is moved to the nearest one, and points that meet there count
+      once.
   """
 
   num_points: int = 24

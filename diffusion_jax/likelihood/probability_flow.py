@@ -33,14 +33,15 @@ class ProbabilityFlow(LikelihoodBase):
   `dequantization`: how far it lies above them depends on the noise.
 
   Attributes:
-    rtol, atol: tolerance of the adaptive solver (Dormand and Prince's, order 5) for each image.
-    trace: of the Jacobian: `exact` costs one evaluation a dimension and is for small images;
-      `hutchinson` estimates it, without bias, from `probes` random directions (Grathwohl et al.
-      2019, arXiv 1810.01367), the same ones along the whole way.
-    probes: random directions, of Rademacher numbers.
-    dequantization: `uniform` over a level's width, or `truncated_normal`: noise of the process's
-      own scale at its first time, which is tighter for models that know their levels.
-    max_steps: a solution that needs more fails.
+    rtol: relative tolerance of the adaptive solver (Dormand and Prince's, order 5) per image.
+    atol: absolute tolerance of the adaptive solver (Dormand and Prince's, order 5) per image.
+    trace: trace of the Jacobian: `exact` costs one evaluation per dimension and is for small
+      images; `hutchinson` estimates it, without bias, from `probes` random directions (Grathwohl et
+      al. 2019, arXiv 1810.01367), the same ones along the whole way.
+    probes: number of random directions, of Rademacher numbers.
+    dequantization: noise that fills a level's width: `uniform`, or `truncated_normal`, of the
+      process's own scale at its first time, which is tighter for models that know their levels.
+    max_steps: largest number of steps; a solution that needs more fails.
   """
 
   rtol: float = 1e-5

@@ -55,13 +55,13 @@ class VariationalBound(LikelihoodBase):
   2102.09672, their code).
 
   Attributes:
-    variance: of p(x_{t-1} | x_t): beta_t (fixed_large); the smaller one of q(x_{t-1} | x_t, x0)
-      (fixed_small); between the two as the network says, in each dimension (learned); auto:
-      learned where the network gives variances, else fixed_large.
+    variance: variance of p(x_{t-1} | x_t): beta_t (fixed_large); the smaller one of q(x_{t-1} |
+      x_t, x0) (fixed_small); between the two by the network's output, per dimension (learned);
+      auto: learned where the network gives variances, else fixed_large.
     clip: clip each x0 estimate to [-1, 1], as the published figures do.
-    cdf: how the decoder at t = 1 integrates a Gaussian over a grey level: exactly, or by the tanh
-      approximation with a floor of 1e-12 behind the published figures. The floor makes the
-      figure smaller than the bound where a pixel is predicted very badly.
+    cdf: integral of a Gaussian over a grey level in the decoder at t = 1: exact, or the tanh
+      approximation with a floor of 1e-12 behind the published figures. The floor makes the figure
+      smaller than the bound where a pixel is predicted very badly.
   """
 
   variance: Literal["auto", "fixed_large", "fixed_small", "learned"] = "auto"

@@ -98,7 +98,7 @@ class Hybrid(LossBase):
   equation 16, in the scale of their code's RESCALED_MSE, which multiplies a term by T / 1000.
 
   Attributes:
-    weight: of the bound.
+    weight: weight of the bound.
   """
 
   weight: float = 0.001
@@ -143,7 +143,8 @@ class FullBound(LossBase):
   2102.09672), section 3.3, whose code leaves out the prior's constant.
 
   Attributes:
-    sampling: `importance`: p_t by the size of earlier L_t, in `loss_aware_times`; `uniform`: 1/T.
+    sampling: distribution of times: `importance`, p_t by the size of earlier L_t, see
+      `time_history`; `uniform`, 1 / T.
   """
 
   sampling: Literal["importance", "uniform"] = "importance"

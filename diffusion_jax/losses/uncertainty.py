@@ -23,8 +23,10 @@ class Uncertainty(EDMLoss):
   the norm of w at 1. Source: Karras et al. 2024 (arXiv 2312.02696), section 2.2 and equation 20.
 
   Attributes:
-    log_sigma_mean, log_sigma_std, sigma_data: as of EDMLoss; the paper has -0.4, 1.0 and 0.5.
-    num_features: of u.
+    log_sigma_mean: mean of log(sigma / alpha) over the training examples; the paper has -0.4.
+    log_sigma_std: standard deviation of log(sigma / alpha); the paper has 1.0.
+    sigma_data: standard deviation of the data; the paper has 0.5.
+    num_features: number of Fourier features of the noise level that u is linear in.
   """
 
   log_sigma_mean: float = -0.4

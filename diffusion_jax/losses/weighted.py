@@ -18,7 +18,7 @@ class MinSNR(WeightedLoss):
   Source: Hang et al. 2023 (arXiv 2303.09556), section 3.4.
 
   Attributes:
-    gamma: largest weight.
+    gamma: largest weight of the x0 error.
   """
 
   gamma: float = 5.0
@@ -39,7 +39,8 @@ class P2(WeightedLoss):
   Source: Choi et al. 2022 (arXiv 2204.00227), equation 6.
 
   Attributes:
-    gamma, k: of the formula; gamma 0 is the eps error itself.
+    gamma: exponent of the weight; 0 is the eps error itself.
+    k: k of the weight, positive.
   """
 
   gamma: float = 1.0
@@ -62,7 +63,8 @@ class EDMLoss(WeightedLoss):
   Source: Karras et al. 2022 (arXiv 2206.00364), table 1; the mean over dimensions, not their sum.
 
   Attributes:
-    log_sigma_mean, log_sigma_std: of log(s).
+    log_sigma_mean: mean of log(s) over the training examples.
+    log_sigma_std: standard deviation of log(s) over the training examples.
     sigma_data: d, standard deviation of the data.
   """
 
@@ -118,8 +120,9 @@ class FlowMatching(WeightedLoss):
   2403.03206), section 3.1.
 
   Attributes:
-    times: `uniform`, or `logit_normal`: more often in the middle.
-    logit_mean, logit_std: of log(t / (1 - t)).
+    times: distribution of times: `uniform`, or `logit_normal`, more often in the middle.
+    logit_mean: mean of log(t / (1 - t)), for times=logit_normal.
+    logit_std: standard deviation of log(t / (1 - t)), for times=logit_normal.
   """
 
   times: Literal["uniform", "logit_normal"] = "uniform"

@@ -47,7 +47,7 @@ class VAENetworks(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ConvVAE:
-  """Config of the networks.
+  """A convolutional encoder and decoder.
 
   Attributes:
     latent_dim: D, size of z if it is a vector.
@@ -57,8 +57,8 @@ class ConvVAE:
     multipliers: width of each level over `channels`; every level halves the resolution.
     num_blocks: residual blocks per level.
     dropout: dropout rate in the residual blocks.
-    norm_groups: number of groups of the group normalisation, a divisor of `channels`; none:
-      width / 4, at most 32.
+    norm_groups: number of groups of the group normalisation, a divisor of `channels`; none: width /
+      4, at most 32.
     dtype: compute type; parameters and statistics stay float32.
     remat: values that the backward pass recomputes to save memory: `none`; `block`, all of a block
       except its input; `products`, all except outputs of convolutions and matrix products.

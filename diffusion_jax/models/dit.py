@@ -27,7 +27,7 @@ zeros = nn.initializers.zeros
 
 @dataclasses.dataclass(frozen=True)
 class DiT(NetworkBase):
-  """Config of the transformer; the defaults are DiT-S/2.
+  """A diffusion transformer; the defaults are DiT-S/2.
 
   | | depth | hidden | heads |
   |---|---|---|---|

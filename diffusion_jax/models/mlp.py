@@ -19,7 +19,7 @@ from diffusion_jax.types import Condition, ImageSpec
 
 @dataclasses.dataclass(frozen=True)
 class MLP(NetworkBase):
-  """Config of the network.
+  """A residual multilayer perceptron over the whole example, for points and small vectors.
 
   Attributes:
     hidden: width of every hidden layer, even and at least 4.

@@ -17,13 +17,7 @@ from diffusion_jax.types import Key, Params
 
 @dataclasses.dataclass(frozen=True)
 class LearnedLinear(LearnedSchedule):
-  """gamma(t) = b + |w| t.
-
-  Attributes:
-    gamma_min: b at the start, minus the log-SNR of t = 0.
-    gamma_max: b + |w| at the start.
-    image_scale: see `LearnedSchedule`.
-  """
+  """A learned schedule of two numbers: minus the log-SNR is b + |w| t."""
 
   def init(self, key: Key) -> Params:
     """Return b and w."""
@@ -45,10 +39,7 @@ class LearnedMonotone(LearnedSchedule):
   gradients of the layers are large beside the network's: train without optimizer.clip_norm.
 
   Attributes:
-    gamma_min: b at the start, minus the log-SNR of t = 0.
-    gamma_max: b + |w| at the start, that of t = 1.
-    image_scale: see `LearnedSchedule`.
-    width: outputs of l2.
+    width: number of hidden units of the schedule's network.
   """
 
   width: int = 1024

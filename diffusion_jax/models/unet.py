@@ -22,7 +22,7 @@ PADDINGS = ((0, 1), (1, 1))
 
 @dataclasses.dataclass(frozen=True)
 class UNet(NetworkBase):
-  """Config of the U-Net, with DDPM's defaults except for `norm_groups`.
+  """A U-Net; the defaults are DDPM's but for `norm_groups`, equal from 128 channels on.
 
   From 128 channels on, the default of `norm_groups` equals DDPM's too.
 
@@ -60,8 +60,8 @@ class UNet(NetworkBase):
     channels_per_head: width of a head, which replaces `num_heads`; none: use `num_heads`.
     decoder_attention: attention on the way up: after `every` block of such a resolution, or only
       after its `last`.
-    adaptive_scale: if true, the embedding scales and shifts the output of a block's second norm;
-      if false, it is added to that norm's input.
+    adaptive_scale: if true, the embedding scales and shifts the output of a block's second norm; if
+      false, it is added to that norm's input.
     skip_scale: factor of the sum of a block's input and output.
     resampling: layer between levels: a `convolution` (of stride 2; or after nearest neighbour), or
       a residual `block` with a filter.

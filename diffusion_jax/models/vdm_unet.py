@@ -31,18 +31,18 @@ from diffusion_jax.types import Condition, ImageSpec
 
 @dataclasses.dataclass(frozen=True)
 class VDMUNet(NetworkBase):
-  """Config of the network.
+  """VDM's network: one resolution throughout, with Fourier features of the input.
 
   Attributes:
     channels: width of all layers.
     num_blocks: residual blocks on the way down; one more on the way up, two in the middle.
     fourier_exponents: values of n for the input features sin and cos of 2 pi 2^n x.
     time_scale: factor of the time before its embedding: 1 for the processes here, whose times end
-      at 1000 (for a learned schedule gamma, from gamma_min to gamma_max); 1000 for a noise level
-      in [0, 1].
+      at 1000 (for a learned schedule gamma, from gamma_min to gamma_max); 1000 for a noise level in
+      [0, 1].
     dropout: dropout rate in the residual blocks.
-    norm_groups: number of groups of the group normalisation, a divisor of `channels`; none:
-      width / 4, at most 32.
+    norm_groups: number of groups of the group normalisation, a divisor of `channels`; none: width /
+      4, at most 32.
     dtype: compute type; parameters, statistics and softmax stay float32.
     remat: values that the backward pass recomputes to save memory: `none`; `block`, all of a block
       except its input; `products`, all except outputs of convolutions and matrix products.

@@ -14,7 +14,7 @@ GOOGLE_PCI_VENDOR = "0x1ae0"
 
 @dataclasses.dataclass(frozen=True)
 class Distributed:
-  """Config of a job of several processes; it is the same on all of them.
+  """A job of several processes; the same values on all of them.
 
   Attributes:
     mode: `auto` joins the job that the environment describes, if it describes one; `on` requires

@@ -23,7 +23,7 @@ class DiscreteVP(ProcessBase):
   """A process on the grid t = n / T, given by `betas`.
 
   Attributes:
-    num_timesteps: T.
+    num_timesteps: T, number of steps, at least 1.
   """
 
   num_timesteps: int = 1000  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -89,16 +89,15 @@ class DiscreteVP(ProcessBase):
 
 @dataclasses.dataclass(frozen=True)
 class LinearVP(DiscreteVP):
-  """Betas rising linearly from `beta_start` to `beta_end` over T steps.
+  """Betas rising linearly from `beta_start` to `beta_end` over T steps (DDPM).
 
   Source: Ho et al. 2020 (arXiv 2006.11239), section 4, with 1e-4 and 0.02 for T = 1000; for another
   T both are multiplied by 1000 / T, as the program of Nichol and Dhariwal 2021 does, so that x_1 is
   noise at every T. There they must stay below 1, so T above 20; here they are capped at MAX_BETA.
 
   Attributes:
-    num_timesteps: T.
-    beta_start, beta_end: the first and the last beta, as given; None: the above, which becomes the
-      number.
+    beta_start: first beta, in (0, 1); none: 1e-4 scaled by 1000 / T.
+    beta_end: last beta, in (0, 1); none: 0.02 scaled by 1000 / T.
   """
 
   beta_start: float | None = None
@@ -138,10 +137,9 @@ class CosineVP(DiscreteVP):
   shows the network every T as 1000 steps: network_steps.
 
   Attributes:
-    num_timesteps: T.
-    offset: s.
-    max_beta: the cap.
-    network_steps: the network sees n - 1 as if T were this number; None: T.
+    offset: s, not negative; keeps the first betas from being tiny.
+    max_beta: largest beta, in (0, 1).
+    network_steps: number of steps that the network's time counts, whatever T is; none: T.
   """
 
   offset: float = 0.008

@@ -28,10 +28,10 @@ class LearnedSchedule(ProcessBase):
   """A config of a learned schedule, given by `init` and `gamma`; `bind` makes it a process.
 
   Attributes:
-    gamma_min: gamma of t = 0 at the start of training.
-    gamma_max: that of t = 1.
-    image_scale: factor of the images before noise is added: (L - 1) / L puts level k of L at
-      2 (k + 1/2) / L - 1 there, as the original does.
+    gamma_min: minus the log-SNR of t = 0 at the start of training.
+    gamma_max: minus the log-SNR of t = 1 at the start of training.
+    image_scale: factor of the images before noise is added: (L - 1) / L puts level k of L at 2 (k +
+      1/2) / L - 1 there, as the original does.
   """
 
   gamma_min: float = -13.3

@@ -15,7 +15,8 @@ class VarianceExploding(ContinuousProcess):
   the same family with 0.002 and 80.
 
   Attributes:
-    sigma_min, sigma_max: noise at t = 0 and 1.
+    sigma_min: standard deviation of the noise at t = 0.
+    sigma_max: standard deviation of the noise at t = 1.
   """
 
   sigma_min: float = 0.01
@@ -58,7 +59,7 @@ class VarianceExploding(ContinuousProcess):
 
 @dataclasses.dataclass(frozen=True)
 class EDMProcess(VarianceExploding):
-  """VarianceExploding with the noise levels of Karras et al. 2022 (arXiv 2206.00364), table 1."""
+  """EDM's noise levels, 0.002 to 80 (Karras et al. 2022, arXiv 2206.00364, table 1)."""
 
   sigma_min: float = 0.002
   sigma_max: float = 80.0

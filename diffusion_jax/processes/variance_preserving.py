@@ -22,15 +22,16 @@ from diffusion_jax.processes.base import (
 
 @dataclasses.dataclass(frozen=True)
 class ContinuousLinearVP(VariancePreserving):
-  """The SDE dx = -beta x / 2 dt + sqrt(beta) dw with beta(t) = beta_min + t (beta_max - beta_min).
+  """The VP SDE, dx = -beta x / 2 dt + sqrt(beta) dw, beta linear in t.
 
   lambda_t = -log(e^B - 1) with B the integral of beta from 0 to t. Source: Song et al. 2021 (arXiv
   2011.13456), equations 32 and 33; with 0.1 and 20 it is the limit of DDPM's linear betas.
 
   Attributes:
-    beta_min, beta_max: at t = 0 and 1.
-    min_time: times below it are not trained or sampled.
-    shift: added to the log-SNR.
+    beta_min: beta at t = 0.
+    beta_max: beta at t = 1.
+    min_time: least time that is trained or sampled.
+    shift: number added to the log-SNR; negative means more noise, for larger images.
   """
 
   beta_min: float = 0.1
@@ -69,7 +70,8 @@ class LinearLogSNR(VariancePreserving):
   there they, and the slope, are learned.
 
   Attributes:
-    log_snr_max, log_snr_min: at t = 0 and 1.
+    log_snr_max: log-SNR at t = 0.
+    log_snr_min: log-SNR at t = 1.
   """
 
   log_snr_max: float = 13.3
@@ -98,8 +100,9 @@ class ContinuousCosineVP(VariancePreserving):
   2 and appendix: alpha = cos(pi u / 2), sigma = sin(pi u / 2).
 
   Attributes:
-    log_snr_max, log_snr_min: at t = 0 and 1, before the shift.
-    shift: added to the log-SNR.
+    log_snr_max: log-SNR at t = 0, before the shift.
+    log_snr_min: log-SNR at t = 1, before the shift.
+    shift: number added to the log-SNR; negative means more noise, for larger images.
   """
 
   log_snr_max: float = 15.0
@@ -137,9 +140,11 @@ class ContinuousSigmoidVP(VariancePreserving):
   Source: Jabri et al. 2023 (arXiv 2212.11972), algorithm 3.
 
   Attributes:
-    start, end, temperature: of the sigmoid; tau is the temperature.
-    min_time: times below it, and above 1 - min_time, are cut off, where the log-SNR is infinite.
-    shift: added to the log-SNR.
+    start: start of the part of the sigmoid.
+    end: end of the part of the sigmoid.
+    temperature: tau, temperature of the sigmoid, positive.
+    min_time: least time that is used, and 1 minus the largest: the log-SNR is infinite beyond.
+    shift: number added to the log-SNR; negative means more noise, for larger images.
   """
 
   start: float = -3.0
@@ -180,12 +185,14 @@ class ContinuousSigmoidVP(VariancePreserving):
 
 @dataclasses.dataclass(frozen=True)
 class SubVP(ContinuousProcess):
-  """As ContinuousLinearVP, with the smaller sigma_t = 1 - alpha_t^2.
+  """The sub-VP SDE: the VP SDE with the smaller sigma_t = 1 - alpha_t^2.
 
   Source: Song et al. 2021 (arXiv 2011.13456), equation 29 (the sub-VP SDE).
 
   Attributes:
-    beta_min, beta_max, min_time: as of ContinuousLinearVP.
+    beta_min: beta at t = 0.
+    beta_max: beta at t = 1.
+    min_time: least time that is trained or sampled.
   """
 
   beta_min: float = 0.1

@@ -65,7 +65,8 @@ class ProbabilityFlow:
   2011.13456), section 4.3; Tsitouras 2011 (doi 10.1016/j.camwa.2011.06.002), by diffrax.
 
   Attributes:
-    rtol, atol: relative and absolute tolerance of a step's error, root mean square over an image.
+    rtol: relative tolerance of the adaptive solver's error per step and image.
+    atol: absolute tolerance of the adaptive solver's error per step and image.
     final: "data": one more evaluation at min_time gives the image; "min_time": end there.
     clip: clip each x0 estimate to [-1, 1].
     max_steps: the most steps an image may take.

@@ -22,12 +22,14 @@ class Ancestral:
   2107.00630), appendix A.
 
   Attributes:
-    steps: S, network evaluations an image (twice that under guidance).
-    variance: which of them; auto: learned where the network gives variances, else fixed_large.
-    spacing, rho: where they lie, see `grids.make_grid`. auto is trailing on a process with steps,
-      as of DDIM, whose eta 1 it is; the respacing of Improved DDPM is linspace.
+    steps: number of steps, each one network evaluation per image (two under guidance).
+    variance: variance of the noise that is added; auto: learned where the network gives variances,
+      else fixed_large.
+    spacing: placement of the steps in time, see `grids.make_grid`. auto is trailing on a process
+      with steps, as for DDIM, whose eta 1 it is; the respacing of Improved DDPM is linspace.
     clip: clip each x0 estimate to [-1, 1].
-    final: end at the data or at the process's min_time.
+    final: end of the path: the data (t = 0), or the process's min_time.
+    rho: exponent of spacing=karras; larger puts more steps at little noise.
   """
 
   steps: int = 1000

@@ -17,13 +17,14 @@ class DDIM:
   16, there for alpha^2 + sigma^2 = 1.
 
   Attributes:
-    steps: S, network evaluations an image (twice that under guidance).
-    eta: 0 deterministic, 1 ancestral with the small variance.
-    spacing, rho: where they lie, see `grids.make_grid`. auto is trailing on a process with steps:
-      floor(c i) with the last at T, appendix D.2. The authors' program begins lower, at T - T / S,
-      where few steps leave the start short of noise: leading.
+    steps: number of steps, each one network evaluation per image (two under guidance).
+    eta: amount of noise: 0 is deterministic, 1 ancestral sampling with the small variance.
+    spacing: placement of the steps in time, see `grids.make_grid`. auto is trailing on a process
+      with steps: floor(c i) with the last at T, appendix D.2. The authors' program begins lower, at
+      T - T / S, where few steps leave the start short of noise: leading.
     clip: clip each x0 estimate to [-1, 1].
-    final: end at the data or at the process's min_time.
+    final: end of the path: the data (t = 0), or the process's min_time.
+    rho: exponent of spacing=karras; larger puts more steps at little noise.
   """
 
   steps: int = 50

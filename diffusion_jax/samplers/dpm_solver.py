@@ -54,9 +54,10 @@ class DPMSolverPP2M:
   """DPM-Solver++(2M): two estimates, order 2, one evaluation a step (algorithm 2, midpoint form).
 
   Attributes:
-    steps: S, network evaluations an image (twice that under guidance).
-    spacing, rho: where they lie, see `grids.make_grid`.
-    final: end at the data or at the process's min_time.
+    steps: number of steps, each one network evaluation per image (two under guidance).
+    spacing: placement of the steps in time, see `grids.make_grid`; auto: the sampler's own.
+    final: end of the path: the data (t = 0), or the process's min_time.
+    rho: exponent of spacing=karras; larger puts more steps at little noise.
     clip: clip each x0 estimate to [-1, 1].
   """
 
@@ -100,9 +101,13 @@ class DPMSolverPP3M:
   """DPM-Solver++(3M): three estimates, order 3, one evaluation a step.
 
   Attributes:
-    steps, spacing, final, rho, clip: as of DPMSolverPP2M.
-    published_weights: those of the authors' program, whose quadratic term has half its weight in
-      the exact integral and whose order is therefore 2.
+    steps: number of steps, each one network evaluation per image (two under guidance).
+    spacing: placement of the steps in time, see `grids.make_grid`; auto: the sampler's own.
+    final: end of the path: the data (t = 0), or the process's min_time.
+    rho: exponent of spacing=karras; larger puts more steps at little noise.
+    clip: clip each x0 estimate to [-1, 1].
+    published_weights: use the weights of the authors' program, whose quadratic term has half its
+      weight in the exact integral and whose order is therefore 2.
   """
 
   steps: int = 20
@@ -150,10 +155,14 @@ class DPMSolverPP3M:
 
 @dataclasses.dataclass(frozen=True)
 class DPMSolverPP2MSDE:
-  """SDE-DPM-Solver++(2M): as the ancestral sampler in its noise, with two estimates.
+  """SDE-DPM-Solver++(2M): two estimates, with the noise of the ancestral sampler.
 
   Attributes:
-    steps, spacing, final, rho, clip: as of DPMSolverPP2M.
+    steps: number of steps, each one network evaluation per image (two under guidance).
+    spacing: placement of the steps in time, see `grids.make_grid`; auto: the sampler's own.
+    final: end of the path: the data (t = 0), or the process's min_time.
+    rho: exponent of spacing=karras; larger puts more steps at little noise.
+    clip: clip each x0 estimate to [-1, 1].
   """
 
   steps: int = 20

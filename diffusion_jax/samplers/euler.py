@@ -78,11 +78,15 @@ class Euler:
   without its correction.
 
   Attributes:
-    steps: S, network evaluations an image (twice that under guidance).
-    s_churn, s_min, s_max, s_noise: see `lifted`; the noise added is s_noise times what the lift
-      needs. s_churn 0 is deterministic.
-    spacing, rho: where they lie, see `grids.make_grid`.
-    final: end at the data or at the process's min_time.
+    steps: number of steps, each one network evaluation per image (two under guidance).
+    s_churn: noise added back, EDM's S_churn: each step's level rises by s_churn / steps of itself,
+      at most 41%; 0 is deterministic.
+    s_min: noise level sigma / alpha below which no noise is added back.
+    s_max: noise level sigma / alpha above which no noise is added back; none: no upper end.
+    s_noise: factor of the standard deviation of the noise that is added back.
+    spacing: placement of the steps in time, see `grids.make_grid`; auto: the sampler's own.
+    final: end of the path: the data (t = 0), or the process's min_time.
+    rho: exponent of spacing=karras; larger puts more steps at little noise.
     clip: clip each x0 estimate to [-1, 1].
   """
 

@@ -28,14 +28,15 @@ class Guidance:
   model its estimate takes D_null's place: autoguidance, Karras et al. 2024 (arXiv 2406.02507).
 
   Attributes:
-    weight: 1 is off: one network evaluation a step instead of two.
-    interval_low, interval_high: noise levels sigma / alpha between which guidance acts, both
-      included; None: no upper end. Source: Kynkaanniemi et al. 2024 (arXiv 2404.07724).
-    rescale: share in which the guided estimate takes the standard deviation that D_label has over
-      an image: 0 off, 0.7 in the paper, which rescales the network's output. Source: Lin et al.
-      2024 (arXiv 2305.08891), equations 14 to 16.
-    against: the null class, or an inferior model, which the sampling program's --guide_workdir
-      names.
+    weight: weight w; 1 is off: one network evaluation per step instead of two.
+    interval_low: least noise level sigma / alpha at which guidance acts, included.
+    interval_high: largest noise level sigma / alpha at which guidance acts, included; none: no
+      upper end. Source: Kynkaanniemi et al. 2024 (arXiv 2404.07724).
+    rescale: fraction in which the guided estimate takes the standard deviation that D_label has
+      over an image: 0 off, 0.7 in the paper, which rescales the network's output. Source: Lin et
+      al. 2024 (arXiv 2305.08891), equations 14 to 16.
+    against: model to move away from: the null class, or an inferior model, which the sampling
+      program's --guide_workdir names.
   """
 
   weight: float = 1.0

@@ -21,11 +21,18 @@ class Heun:
   Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 2.
 
   Attributes:
-    steps: S; 2 S - 1 network evaluations an image if it ends at the data, else 2 S.
-    coordinate: "noise" k = 0, "flow" k = 1, "auto": flow where alpha is 0 at t = 1.
-    s_churn, s_min, s_max, s_noise: as of Euler.
-    spacing, rho: where the steps lie, see `grids.make_grid`.
-    final: end at the data or at the process's min_time.
+    steps: S, number of steps; 2 S - 1 network evaluations per image if it ends at the data, else 2
+      S.
+    coordinate: coordinate of the path: "noise" k = 0, "flow" k = 1, "auto": flow where alpha is 0
+      at t = 1.
+    s_churn: noise added back, EDM's S_churn: each step's level rises by s_churn / steps of itself,
+      at most 41%; 0 is deterministic.
+    s_min: noise level sigma / alpha below which no noise is added back.
+    s_max: noise level sigma / alpha above which no noise is added back; none: no upper end.
+    s_noise: factor of the standard deviation of the noise that is added back.
+    spacing: placement of the steps in time, see `grids.make_grid`; auto: the sampler's own.
+    final: end of the path: the data (t = 0), or the process's min_time.
+    rho: exponent of spacing=karras; larger puts more steps at little noise.
     clip: clip each x0 estimate to [-1, 1].
   """
 

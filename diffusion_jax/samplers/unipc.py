@@ -12,7 +12,7 @@ from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, own_grid
 
 @dataclasses.dataclass(frozen=True)
 class UniPC:
-  """UniPC-p for the x0 estimate. A step from l to l + h, l = log(alpha / sigma), is
+  """UniPC-p: a predictor of order p and a corrector that costs no evaluation.
 
     x' = sigma' / sigma x - alpha' (e^(-h) - 1) D_0 - alpha' B sum_m rho_m (D_m - D_0) / r_m
 
@@ -23,12 +23,14 @@ class UniPC:
   (section 3.5: predictor of order 2, corrector of order 1).
 
   Attributes:
-    steps: S, network evaluations an image (twice that under guidance).
-    solver_order: p, 1 to 3.
-    variant: B.
-    corrector: off, it is the predictor alone (UniP).
-    spacing, rho: where they lie, see `grids.make_grid`.
-    final: end at the data or at the process's min_time; the last state is never corrected.
+    steps: number of steps, each one network evaluation per image (two under guidance).
+    solver_order: p, order of the predictor, 1 to 3.
+    variant: function B of the paper: bh1 is -h, bh2 is e^(-h) - 1.
+    corrector: repeat each step with the estimate at its end; false: the predictor alone (UniP).
+    spacing: placement of the steps in time, see `grids.make_grid`; auto: the sampler's own.
+    final: end of the path: the data (t = 0), or the process's min_time; the last state is never
+      corrected.
+    rho: exponent of spacing=karras; larger puts more steps at little noise.
     clip: clip each x0 estimate to [-1, 1].
   """
 

@@ -20,19 +20,21 @@ class EMA:
 
   Attributes:
     decay: weight of the past in the average that is sampled and evaluated.
-    warmup: start shorter: min(decay, (1 + n) / (10 + n)) at the n-th update, from n = 1 on, as in
-      Song et al. 2021's code (score_sde), so that a short run's average forgets the initial
-      parameters. It holds for all decays.
-    half_life_steps: in place of `decay`: updates after which a parameter's weight has halved, that
-      is half-life in images / batch size. Karras et al. 2022 (arXiv 2206.00364), appendix F.2.
-    half_life_ramp: with it, the half-life is at most this share of the updates so far, as there:
-      0.05; none: no ramp.
-    more_decays: of further averages that are tracked beside it.
-    profiles: relative widths sigma_rel of power-function averages that are tracked, such as
-      0.05, 0.1: averages over about the last sigma_rel of the run so far (Karras et al. 2024, arXiv
+    warmup: shorter average at the start: min(decay, (1 + n) / (10 + n)) at the n-th update, from n
+      = 1 on, as in Song et al. 2021's code (score_sde), so that a short run's average forgets the
+      initial parameters. It holds for all decays.
+    half_life_steps: number of updates after which a parameter's weight has halved, in place of
+      `decay`: half-life in images / batch size. Karras et al. 2022 (arXiv 2206.00364), appendix
+      F.2.
+    half_life_ramp: largest half-life as a fraction of the updates so far, 0.05 in the same paper;
+      none: no ramp.
+    more_decays: decays of further averages that are tracked.
+    profiles: relative widths sigma_rel of power-function averages that are tracked, such as 0.05,
+      0.1: averages over about the last sigma_rel of the run so far (Karras et al. 2024, arXiv
       2312.02696). Two of them and snapshots give averages of any width when the run is done.
-    snapshot_every_steps: between two snapshots of the power-function averages, which are kept for
-      good beside the checkpoints; the last step always has one. None: no snapshots.
+    snapshot_every_steps: number of steps between two snapshots of the power-function averages,
+      which are kept for good beside the checkpoints; the last step always has one. None: no
+      snapshots.
   """
 
   decay: float = 0.9999

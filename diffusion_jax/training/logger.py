@@ -24,14 +24,14 @@ from diffusion_jax.types import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Logging:
-  """Config of what is written while training.
+  """The lines, grids and trackers of a training run.
 
   Attributes:
-    every_steps: between two progress lines and rows of metrics.jsonl.
-    sample_every_steps: between two sample grids; none: only at the end.
-    num_samples: images of a grid.
+    every_steps: steps between two progress lines and rows of metrics.jsonl.
+    sample_every_steps: steps between two sample grids; none: only at the end.
+    num_samples: number of images of a grid.
     tensorboard: also write scalars and grids to tensorboard/.
-    wandb_project: also send scalars and grids to this Weights & Biases project.
+    wandb_project: Weights & Biases project that scalars and grids are also sent to; none: not sent.
   """
 
   every_steps: int = 100

@@ -56,14 +56,14 @@ class ScheduledOptimizer:
   """Learning rate with a linear warm-up and a schedule, and the clip of the gradient.
 
   Attributes:
-    learning_rate: after the warm-up.
-    warmup_steps: the rate rises linearly from 0 over this number of updates.
-    schedule: after the warm-up: constant, or down to 0 along a line or half a cosine.
-    decay_steps: the update at which a falling schedule reaches 0; none: the run's last.
+    learning_rate: rate after the warm-up.
+    warmup_steps: number of updates over which the rate rises linearly from 0.
+    schedule: rate after the warm-up: constant, or down to 0 along a line or half a cosine.
+    decay_steps: update at which a falling schedule reaches 0; none: the run's last.
     clip_norm: largest global norm of a gradient; none: no clipping.
     clip_scope: `global` clips the batch's gradient; `microbatch` clips each of
-      training.accumulation_steps parts before they are averaged, as the original DDPM did on
-      each of its 8 replicas.
+      training.accumulation_steps parts before they are averaged, as the original DDPM did on each
+      of its 8 replicas.
   """
 
   learning_rate: float = 2e-4
@@ -125,11 +125,13 @@ class Adam(ScheduledOptimizer):
   """Adam with linear warm-up, a schedule and a gradient clip, see `ScheduledOptimizer`.
 
   Attributes:
-    b1, b2, eps: of Kingma and Ba 2015 (arXiv 1412.6980).
-    weight_decay: decoupled (Loshchilov and Hutter 2019).
-    decay: parameters that weight_decay acts on: `kernels`, arrays of two or more axes; `non_bias`,
-      all that are not named bias, so also scales of norms and a schedule's numbers, as in VDM's
-      program. Never those that no gradient trains (FIXED).
+    b1: decay of the mean of the gradient, in [0, 1) (Kingma and Ba 2015, arXiv 1412.6980).
+    b2: decay of the mean of the squared gradient, in [0, 1).
+    eps: number added to the root of that mean, so that nothing is divided by 0.
+    weight_decay: decoupled weight decay (Loshchilov and Hutter 2019).
+    decay: parameters with weight decay: `kernels`, arrays of two or more axes; `non_bias`, all that
+      are not named bias, so also scales of norms and a schedule's numbers, as in VDM's program.
+      Never those that no gradient trains (FIXED).
   """
 
   b1: float = 0.9

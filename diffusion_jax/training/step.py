@@ -25,15 +25,15 @@ Scalars = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """Config of the training loop.
+  """The length, batch and seed of a training run.
 
   Attributes:
-    num_steps: length of the run.
-    batch_size: images of the global batch.
-    seed: of the parameters, the data order and every draw.
+    num_steps: number of steps of the run.
+    batch_size: number of images of the global batch.
+    seed: seed of the parameters, the data order and every draw.
     accumulation_steps: microbatches that one batch is cut into to save memory. Times and noise of
       each image stay the same.
-    max_skipped_in_a_row: the run stops after so many successive non-finite updates.
+    max_skipped_in_a_row: number of successive non-finite updates after which the run stops.
   """
 
   num_steps: int = 100_000
