@@ -4,7 +4,7 @@
 replicas before averaging; here the global gradient is clipped. optimizer.clip_scope=microbatch with
 training.accumulation_steps=8 repeats the original.
 
-Command:  python -m diffusion_jax.train --config=configs/ddpm_cifar.py
+Command:  python -m diffusion_jax.train --config=ddpm_cifar
 Data:     cifar10 of tensorflow-datasets, downloaded (170 MB) and prepared at first use.
 Hardware: a GPU or TPU. On a CPU it only shows that it runs: seconds per step
           (benchmarks/README.md).

@@ -1,6 +1,6 @@
 """Class-conditional diffusion on MNIST, 28x28.
 
-Command:  python -m diffusion_jax.train --config=configs/ddpm_mnist.py
+Command:  python -m diffusion_jax.train --config=ddpm_mnist
 Data:     mnist of tensorflow-datasets, downloaded (11 MB) and prepared at first use.
 Hardware: a GPU or TPU; slow on a CPU.
 Time:     not yet measured on an accelerator.

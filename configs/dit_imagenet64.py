@@ -12,7 +12,7 @@ applies to these pixels.
 DiT-B/4 is --config.model.depth=12 --config.model.hidden=768 --config.model.heads=12; L/4 24, 1024
 and 16.
 
-Command:  python -m diffusion_jax.train --config=configs/dit_imagenet64.py
+Command:  python -m diffusion_jax.train --config=dit_imagenet64
 Data:     imagenet_resized/64x64 of tensorflow-datasets, prepared as array_record by tensorflow-
           datasets itself (its builder needs TensorFlow); or folders of pictures by `prepare
           records` with --config.data.name=records --config.data.path=DIR.

@@ -17,7 +17,7 @@ Differences from the original: the augmentation pads each image by its whole mir
 as far as an image of the batch reaches; the sampler's state is float32, not float64; and a gradient
 that is not finite skips the update, while the original replaces its entries.
 
-Command:  python -m diffusion_jax.train --config=configs/edm_cifar.py
+Command:  python -m diffusion_jax.train --config=edm_cifar
 Data:     cifar10 of tensorflow-datasets, downloaded (170 MB) and prepared at first use.
 Hardware: GPUs or TPUs. On a CPU it only shows that it runs.
 Time:     about 2 days on 8 V100 for the authors; not yet measured with this code.

@@ -6,7 +6,7 @@ No label is dropped, so there is no guidance. NCSN++ is the same with
 --config.model.resample_filter=1,3,3,1 --config.model.input_residual=true: 56,400,643 parameters
 (56.4M).
 
-Command:  python -m diffusion_jax.train --config=configs/edm_cifar_cond.py
+Command:  python -m diffusion_jax.train --config=edm_cifar_cond
 Data:     cifar10 of tensorflow-datasets, downloaded (170 MB) and prepared at first use.
 Hardware: GPUs or TPUs. On a CPU it only shows that it runs.
 Time:     about 2 days on 8 V100 for the authors; not yet measured with this code.
@@ -21,6 +21,6 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-  config = runpy.run_path(str(Path(__file__).with_name("edm_cifar.py")))["get_config"]()
+  config = runpy.run_path(str(Path(__file__).resolve().with_name("edm_cifar.py")))["get_config"]()
   config.generative.update({"conditional": True, "label_dropout": 0.0})
   return config

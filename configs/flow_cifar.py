@@ -11,7 +11,7 @@ method of order 5(4) at tolerances of 1e-5.
 Differences from the original: diffrax' adaptive method and its error norm, per image; the first and
 last time, and the factor of the time before its embedding, are those of diffusion_jax/processes.
 
-Command:  python -m diffusion_jax.train --config=configs/flow_cifar.py
+Command:  python -m diffusion_jax.train --config=flow_cifar
 Data:     cifar10 of tensorflow-datasets, downloaded (170 MB) and prepared at first use.
 Hardware: GPUs or TPUs. On a CPU it only shows that it runs.
 Time:     not yet measured.

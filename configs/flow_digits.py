@@ -2,7 +2,7 @@
 
 Network, batches and steps are those of ddpm_digits.
 
-Command:  python -m diffusion_jax.train --config=configs/flow_digits.py
+Command:  python -m diffusion_jax.train --config=flow_digits
 Hardware: any. Time: 145 s on two CPU cores shared with other programs.
 Score:    the bound from a log-SNR of 8 is 2.722 ± 0.007 bits/dim on the held-out digits, and a
           classifier reads 100% of 500 samples as their label (three seeds,

@@ -11,7 +11,7 @@ L_vlb, the full bound with importance-sampled times:
 Fewer sampling steps by its respacing; the variances are between those of the longer steps:
   --config.sampler.steps=100
 
-Command:  python -m diffusion_jax.train --config=configs/iddpm_cifar.py
+Command:  python -m diffusion_jax.train --config=iddpm_cifar
 Data:     cifar10 of tensorflow-datasets, downloaded (170 MB) and prepared at first use.
 Hardware: a GPU or TPU. Time: not yet measured with this code; the authors trained 500,000 steps.
 Score:    the paper has FID 3.19 and 3.17 bits/dim for L_hybrid, 11.47 and 2.94 for L_vlb (50,000

@@ -1,8 +1,8 @@
 """Class-conditional latent diffusion on scikit-learn's 8x8 digits: 4x4x2 latents.
 
-Command:  python -m diffusion_jax.train --config=configs/autoencoder_digits.py
+Command:  python -m diffusion_jax.train --config=autoencoder_digits
           python -m diffusion_jax.encode --workdir=runs/autoencoder_digits --out=data/latents_digits
-          python -m diffusion_jax.train --config=configs/latent_digits.py
+          python -m diffusion_jax.train --config=latent_digits
 Hardware: any.
 Score:    held-out bound 1.898 ± 0.020 bits/dim at the 17 levels, given the label. With N(0, I)
           instead of the diffusion model, i.e. the autoencoder's own ELBO, it is 2.099. A classifier

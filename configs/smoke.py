@@ -1,6 +1,6 @@
 """A tiny class-conditional diffusion model that trains in seconds, to try the commands.
 
-Command:  python -m diffusion_jax.train --config=configs/smoke.py
+Command:  python -m diffusion_jax.train --config=smoke
 Hardware: any. Time: about 20 s on two CPU cores, most of it compilation. Score: none; it is
           too small to learn much.
 """

@@ -1,6 +1,6 @@
 """A convolutional VAE on CIFAR-10, measured in bits/dim at 256 pixel levels.
 
-Command:  python -m diffusion_jax.train --config=configs/vae_cifar.py
+Command:  python -m diffusion_jax.train --config=vae_cifar
 Data:     cifar10 of tensorflow-datasets, downloaded (170 MB) and prepared at first use.
 Hardware: a GPU or TPU. On a CPU it only shows that it runs.
 Time:     not yet measured on an accelerator.

@@ -7,7 +7,7 @@ steps of time from 1 to 0, without clipping, and are rounded from the final stat
 level. Differences: the bound starts at t = 1e-5 instead of 0, which is 0.0002 of gamma, and its
 even times are in another order.
 
-Command:  python -m diffusion_jax.train --config=configs/vdm_cifar.py
+Command:  python -m diffusion_jax.train --config=vdm_cifar
 Data:     cifar10 of tensorflow-datasets, downloaded (170 MB) and prepared at first use.
 Hardware: a TPU slice or several GPUs: the network never lowers the resolution, and the run is long.
 Time:     10,000,000 steps on a TPU v3-8 in the paper; not yet measured with this code.

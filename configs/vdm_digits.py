@@ -4,7 +4,7 @@ Network, batches and steps are those of ddpm_digits. The loss is the bound of Ki
 its gradient also trains the two ends of the schedule, which start at noise of a seventh of a
 pixel level's width and at a log-SNR of -5.
 
-Command:  python -m diffusion_jax.train --config=configs/vdm_digits.py
+Command:  python -m diffusion_jax.train --config=vdm_digits
 Hardware: any. Time: 256 s on two CPU cores shared with other programs.
 Score:    the bound is 1.914 ± 0.003 bits/dim on the held-out digits, and a classifier reads
           97.7 ± 0.6% of 500 samples as their label (three seeds, benchmarks/digits_families.py).

@@ -1,14 +1,15 @@
-"""Checks what is registered against closed forms: python -m diffusion_jax.audit
+"""Check every process, loss, likelihood and sampler against closed forms.
 
-Each process, loss, estimator and sampler is audited by what it declares of itself, so an entry of
-your own is audited as soon as it is registered; one without a declaration fails. Exit code 1 if a
-row fails.
+  python -m diffusion_jax.audit
+
+Each is audited by its own declaration, so an entry of your own is audited as soon as it is
+registered; one without a declaration fails. Exit code 1 if a row fails.
 """
 
 import time
 
 from diffusion_jax.auditing import AUDITS, as_table
-from diffusion_jax.core.wording import spelling_hint
+from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.runs import command_line
 from diffusion_jax.types import UserError
 
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
 
 def parser() -> command_line.Parser:
   flags = command_line.Parser("audit", description=__doc__)
-  flags.add_argument("--only", help=f"some of {','.join(AUDITS)}")
+  flags.add_argument("--only", help=f"comma-separated, some of {','.join(AUDITS)}")
   return flags
 
 

@@ -1,8 +1,10 @@
-"""Encodes a data set once: python -m diffusion_jax.encode --workdir=runs/autoencoder_digits --out=D
+"""Encode a data set once, for latent diffusion.
 
-Takes a run of a VAE with spatial latents (model.latent_channels) and writes what its encoder, with
-its EMA weights, makes of every image of every split, into the folder D, which latent diffusion
-trains on: --config.data.name=latents --config.data.path=D. See configs/latent_digits.py.
+  python -m diffusion_jax.encode --workdir=runs/autoencoder_digits --out=D
+
+Takes a run of a VAE with spatial latents (model.latent_channels) and writes the latents of every
+image of every split, by the encoder's EMA weights, into the folder D, which latent diffusion trains
+on: --config.data.name=latents --config.data.path=D. See `diffusion-jax configs latent_digits`.
 """
 
 from collections.abc import Callable, Iterator
@@ -74,7 +76,7 @@ def parser() -> command_line.Parser:
   own.add_argument("--out", type=user_path, required=True, help="the folder to make")
   own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
   own.add_argument("--ema", help=restore.EMA_HELP)
-  own.add_argument("--batch_size", type=int, default=256, help="images encoded at once (256)")
+  own.add_argument("--batch_size", type=int, default=256, help="images encoded at once")
   return own
 
 
@@ -95,7 +97,7 @@ def autoencoder(workdir: Path, experiment: Experiment, spec: ImageSpec) -> VAENe
   if "decoder" not in parts or not parts["model"].has_spatial_latents:
     raise UserError(
       f"--workdir={workdir} is no autoencoder with spatial latents; train one, e.g. "
-      "--config=configs/autoencoder_digits.py, or with --config.model.latent_channels=4"
+      "--config=autoencoder_digits, or with --config.model.latent_channels=4"
     )
   return parts["model"].create(spec, parts["decoder"].num_outputs(spec.channels))
 

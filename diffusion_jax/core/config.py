@@ -7,6 +7,7 @@ dataclass. There is no central schema: a section may have the fields that its cl
 
 import dataclasses
 import math
+import os
 import runpy
 import sys
 import types
@@ -17,9 +18,11 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from ml_collections import ConfigDict
 
+from diffusion_jax.core import shipped
 from diffusion_jax.core.files import user_path
 from diffusion_jax.core.registry import Registry, Section
-from diffusion_jax.core.wording import spelling_hint, with_flags
+from diffusion_jax.core.spelling import spelling_hint
+from diffusion_jax.core.wording import with_flags
 from diffusion_jax.types import UserError
 
 
@@ -46,17 +49,40 @@ def split_argument(path: str) -> tuple[Path, str]:
   return user_path(name), argument
 
 
+def find_file(text: str) -> tuple[Path, str]:
+  """Return the file and the argument of --config=TEXT.
+
+  A text that ends in .py or has a separator is a file. Any other is a file of the current folder,
+  or the name of a shipped config.
+
+  Raises:
+    UserError: there is no such file or shipped config; the nearest is named.
+  """
+  path, argument = split_argument(text)
+  if path.is_file():
+    return path, argument
+  name = text.removesuffix(f":{argument}")
+  is_name = "/" not in name and os.sep not in name and path.suffix != ".py"
+  configs = shipped.configs()
+  if is_name and name in configs:
+    return configs[name], argument
+  if is_name and Path(f"{name}.py").is_file():
+    raise UserError(f"--config={text}: no such file. Did you mean '{name}.py'?")
+  own = Path("configs")
+  there = [] if own.resolve() == shipped.folder().resolve() else sorted(map(str, own.glob("*.py")))
+  listed = f" Configs here: {', '.join(there)}." if there else ""
+  hint = spelling_hint(path.stem, configs).replace("Allowed:", "Shipped, found by name:")
+  what = "no such file and no shipped config" if is_name else f"no such file: {path}"
+  raise UserError(f"--config={text}: {what}.{listed}{hint}")
+
+
 def load_file(path: str) -> ConfigDict:
-  """Run `get_config()` of a config file; `file.py:text` calls `get_config("text")`.
+  """Run `get_config()` of a config file or a shipped config; `file.py:text` calls it with "text".
 
   Raises:
     UserError: the file is missing, does not run, or has no get_config that returns a ConfigDict.
   """
-  name, argument = split_argument(path)
-  if not name.is_file():
-    there = sorted(str(p) for p in Path("configs").glob("*.py"))
-    listed = f" Configs here: {', '.join(there)}." if there else ""
-    raise UserError(f"--config={path}: no such file: {name}.{listed}")
+  name, argument = find_file(path)
   try:
     get_config = runpy.run_path(str(name)).get("get_config", lambda *_: None)
     config = get_config(argument) if argument else get_config()
@@ -133,7 +159,7 @@ def _build_section(section: Section, value: dict, overrides: list[Override], whe
     cls = section
   else:
     cls, value, overrides = _select(section, value, overrides, where)
-  hints = _field_types(cls)
+  hints = field_types(cls)
   for name in (*value, *(o.field for o in overrides)):
     if name not in hints:
       raise UserError(f"config.{where} has no field '{name}'.{spelling_hint(name, hints)}")
@@ -156,7 +182,8 @@ def _select(registry: Registry, value: dict, overrides: list[Override], where: s
   return cls, fields, [o for o in overrides if o.field != "name"]
 
 
-def _field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: type) -> dict[str, Any]:
+  """Return field -> type of a config class, in the order of the fields."""
   hints = typing.get_type_hints(cls)
   return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
 

@@ -16,7 +16,7 @@ from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Protocol, cast
 
-from diffusion_jax.core.wording import spelling_hint
+from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.types import UserError
 
 MISSING = object()

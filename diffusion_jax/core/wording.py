@@ -1,12 +1,11 @@
-"""Texts for people: data sets, durations, spelling help, and progress bars."""
+"""Texts for people: data sets, durations, and progress bars."""
 
 import contextlib
-import difflib
 import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from diffusion_jax.types import ImageSpec, UserError
@@ -58,14 +57,6 @@ def _columns(terminal: Any) -> int:
     return os.get_terminal_size(terminal.fileno()).columns
   except (OSError, ValueError):
     return 0
-
-
-def spelling_hint(word: str, allowed: Iterable[str]) -> str:
-  """Return " Did you mean 'x'?" for the closest allowed word, then the allowed words."""
-  allowed = sorted(allowed)
-  close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
-  hint = f" Did you mean '{close[0]}'?" if close else ""
-  return f"{hint} Allowed: {', '.join(allowed)}."
 
 
 def describe_data(name: str, num: int, spec: ImageSpec) -> str:

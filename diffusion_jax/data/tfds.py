@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_jax.core.files import home, user_path
-from diffusion_jax.core.wording import spelling_hint
+from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.data import standard
 from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.source import About, DecodedSource, Source, fit_image, in_memory_if_small
@@ -22,7 +22,7 @@ STANDARD = {
   "mnist": ImageSpec(28, 28, 1, 256, 10),
   "fashion_mnist": ImageSpec(28, 28, 1, 256, 10),
 }
-NO_DOWNLOAD = "--config=configs/ddpm_digits.py needs no download"
+NO_DOWNLOAD = "--config=ddpm_digits needs no download"
 
 
 def default_data_dir() -> Path:
@@ -37,14 +37,16 @@ class Tfds(DataSetBase):
   cifar10, cifar100, mnist and fashion_mnist are downloaded and prepared at first use.
 
   Attributes:
-    dataset: "name", "name/config" or "name:version".
-    train_split, test_split: in TFDS's notation, e.g. "train[:90%]" or "train+test"; a test_split
-      of none: nothing is held out.
-    data_dir: where data sets lie; none: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
-    image_size: resize the shorter side to it and crop the centre; none: all have one size.
-    image_key, label_key: features of the set; a label_key of none: unlabelled.
-    max_ram_gib: a split that is smaller once decoded is kept in memory.
-    flip: mirror half of the training images.
+    dataset: data set as "name", "name/config" or "name:version".
+    train_split: training split in the notation of TFDS, e.g. "train[:90%]" or "train+test".
+    test_split: held-out split in the same notation; none: nothing is held out.
+    data_dir: folder of the prepared data sets; none: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+    image_size: pixels per side: the shorter side is resized to it, the centre cropped; none: no
+      resizing.
+    image_key: feature of the data set that holds the image.
+    label_key: feature of the data set that holds the class; none: unlabelled.
+    max_ram_gib: largest decoded size of a split, in GiB, that is kept in memory.
+    flip: mirror half of the training images, chosen at random.
   """
 
   dataset: str = "cifar10"

@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 from diffusion_jax.checkpoints.store import Checkpointing
 from diffusion_jax.core.config import Override, as_text, resolve, to_dict
 from diffusion_jax.core.registry import Registry, Section, broken_contract
-from diffusion_jax.core.wording import spelling_hint, with_flags
+from diffusion_jax.core.spelling import spelling_hint
+from diffusion_jax.core.wording import with_flags
 from diffusion_jax.data import SOURCES
 from diffusion_jax.generative import GENERATIVES
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
@@ -22,7 +23,7 @@ from diffusion_jax.types import GenerativeModel, ImageSpec, UserError
 
 @dataclasses.dataclass(frozen=True)
 class Evaluating:
-  """Config of the measurements during training and in the evaluation program.
+  """The measurements while training and by the evaluation program.
 
   Attributes:
     every_steps: steps between two passes over the test split in training; none: only at the end.

@@ -135,7 +135,10 @@ def test_pictures_of_many_sizes_need_a_size(tmp_path):
     ({"image_key": "picture"}, "image_key=picture: pets has the features age, image, label"),
     ({"image_key": "age"}, "must be a picture of 8 bits"),
     ({"label_key": "age"}, "label_key=age is not a class label"),
-    ({"dataset": "pet"}, "no such set. Did you mean 'pets'.*ddpm_digits.py needs no download"),
+    (
+      {"dataset": "pet"},
+      "no such set. Did you mean 'pets'.*=ddpm_digits needs no download",
+    ),
     ({"dataset": "cifar_10"}, "no such set. Did you mean 'cifar10'"),
     ({"dataset": "imagenet_v2"}, r"prepare it with: pip install .*tfds-prepare.* imagenet_v2 --"),
     ({"dataset": "pets:9.9.9"}, r"pets:9\.9\.9: .*pets has the version 1\.2\.0"),
@@ -348,7 +351,7 @@ def test_without_a_network_it_fails_within_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(standard.urllib.request, "urlopen", urlopen)
     begun = time.monotonic()
     with pytest.raises(
-      UserError, match=r"put that file at .*cifar-10-binary\.tar\.gz .*configs/ddpm_digits\.py"
+      UserError, match=r"put that file at .*cifar-10-binary\.tar\.gz .*--config=ddpm_digits"
     ):
       Tfds(dataset="cifar10", data_dir=str(tmp_path)).load("train")
     assert time.monotonic() - begun < 10

@@ -229,7 +229,7 @@ def test_a_place_that_is_taken_is_one_line(folder, call):
 def test_a_run_of_another_kind_is_one_line(folder, call, tmp_path):
   code, _, err = call(encode.main, f"--workdir={folder / 'run'}", f"--out={tmp_path / 'out'}")
   assert code == 2
-  one_line(err, "no autoencoder with spatial latents", "configs/autoencoder_digits.py")
+  one_line(err, "no autoencoder with spatial latents", "--config=autoencoder_digits")
 
 
 def test_the_two_configs_describe_one_autoencoder():
