@@ -1,9 +1,9 @@
-"""Changes given images with a run: python -m diffusion_jax.edit --workdir=... --out=grid.png
+"""Change given images with a run: fill in a part of them, or go from one to another.
 
-  --inpaint=left     hides a part of each image and fills it in; rows of the grid: the images, what
-                     the model was shown, what it made of them
-  --interpolate=8    so many images on the way between the two of each pair; a row a pair, which
-                     begins and ends with the given images
+  python -m diffusion_jax.edit --workdir=runs/ddpm_digits --out=grid.png
+  --inpaint=left     hide a part of each image and fill it in; rows of the grid: the images, the
+                     input of the model, its output
+  --interpolate=8    this many images between the two of each pair; a row per pair, its ends given
 
 The images are held-out ones of the run's data, or those of --images. Weights, sampler and steps are
 chosen as in `sample`; interpolation takes a sampler that draws no noise.
@@ -74,13 +74,13 @@ def parser() -> command_line.Parser:
   own = command_line.Parser("edit", description=__doc__)
   own.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
   own.add_argument("--out", type=user_path, required=True, help="a .png")
-  own.add_argument("--inpaint", help=f"what to hide: {', '.join(SIDES)}, or a .png "
+  own.add_argument("--inpaint", help=f"part to hide: {', '.join(SIDES)}, or a .png "
                      "of the images' size, white where a pixel is to be filled in")  # fmt: skip
-  own.add_argument("--interpolate", type=int, help="images between the two of a pair")
+  own.add_argument("--interpolate", type=int, help="number of images between the two of a pair")
   own.add_argument("--images", type=user_path, help="a folder of images or an .npz (array images)")
-  own.add_argument("--num", type=int, default=8, help="images, or pairs (8)")
-  own.add_argument("--batch_size", type=int, default=64, help="images made at once (64)")
-  own.add_argument("--seed", type=int, default=0, help="of what is filled in")
+  own.add_argument("--num", type=int, default=8, help="number of images or of pairs")
+  own.add_argument("--batch_size", type=int, default=64, help="images made at once")
+  own.add_argument("--seed", type=int, default=0, help="seed of the noise")
   own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
   own.add_argument("--ema", help=restore.EMA_HELP)
   return own

@@ -1,4 +1,6 @@
-"""Measures checkpoints: python -m diffusion_jax.evaluate --workdir=runs/ddpm_digits
+"""Measure checkpoints, or images of any other program.
+
+  python -m diffusion_jax.evaluate --workdir=runs/ddpm_digits
 
 Writes eval/N/metrics.json, report.html and the samples into the run's folder, or N/ into that of
 --out. Started again after any interruption, it goes on where it was. Images of any other program
@@ -42,30 +44,31 @@ def main(argv: list[str]) -> None:
 
 def parser() -> command_line.Parser:
   flags = command_line.Parser("evaluate", description=__doc__)
-  flags.add_argument("--workdir", type=run_folder, help="the run's folder")
-  flags.add_argument("--step", default="latest", help="latest, all, or the step of a checkpoint")
-  flags.add_argument("--watch", action="store_true", help="follow a training run: evaluate each "
-                     "new checkpoint until the last")  # fmt: skip
-  flags.add_argument("--ema", help=restore.EMA_HELP)
-  flags.add_argument("--seed", type=int, default=0, help="of samples and draws (0)")
-  flags.add_argument("--sweep", action="append", default=[], metavar="SECTION.FIELD=V1,V2",
-                     help="also measure these settings; several axes make a grid")  # fmt: skip
-  flags.add_argument("--compare", action="append", default=[], type=user_path, metavar="DIR",
-                     help="another evaluated run, for the report")  # fmt: skip
+  run = flags.add_argument_group("a run's checkpoints")
+  run.add_argument("--workdir", type=run_folder, help="the run's folder")
+  run.add_argument("--step", default="latest", help="latest, all, or the step of a checkpoint")
+  run.add_argument("--watch", action="store_true", help="follow a training run: evaluate each "
+                   "new checkpoint until the last")  # fmt: skip
+  run.add_argument("--ema", help=restore.EMA_HELP)
+  run.add_argument("--seed", type=int, default=0, help="seed of samples and draws")
+  run.add_argument("--sweep", action="append", default=[], metavar="SECTION.FIELD=V1,V2",
+                   help="also measure these settings; several axes make a grid")  # fmt: skip
+  run.add_argument("--compare", action="append", default=[], type=user_path, metavar="DIR",
+                   help="another evaluated run, for the report")  # fmt: skip
+  run.add_argument("--fresh", action="store_true", help="move an evaluation with other settings "
+                   "aside, which is refused otherwise")  # fmt: skip
+  other = flags.add_argument_group("images of another program")
+  other.add_argument("--samples", type=user_path, help="images to measure: a folder or an .npz")
+  other.add_argument("--reference", type=user_path,
+                     help="a folder, an .npz of images, or statistics")  # fmt: skip
+  other.add_argument("--config", help="config whose data set is the reference instead")
+  other.add_argument("--split", choices=["train", "test"], default="train", help="split of it")
   flags.add_argument("--features", help="file of the data set's own features, or none")
   flags.add_argument("--inception", help="file of Inception weights, or none")
   flags.add_argument("--inception_sha256", choices=["published", "any"], default="published",
                      help="any: also take other weights; never named fid")  # fmt: skip
-  flags.add_argument("--samples", type=user_path, help="images to measure: a folder or an .npz")
-  flags.add_argument(
-    "--reference", type=user_path, help="a folder, an .npz of images, or statistics"
-  )
-  flags.add_argument("--config", help="config file whose data set is the reference of --samples")
-  flags.add_argument("--split", choices=["train", "test"], default="train", help="of that data set")
   flags.add_argument("--out", type=user_path, help="a folder instead of the run's eval/; with "
                      "--samples the metrics.json to write")  # fmt: skip
-  flags.add_argument("--fresh", action="store_true", help="move an evaluation with other settings "
-                     "aside, which is refused otherwise")  # fmt: skip
   return flags
 
 

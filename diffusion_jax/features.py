@@ -1,7 +1,9 @@
-"""A data set's own features: python -m diffusion_jax.features --config=configs/ddpm_digits.py
+"""Train a small classifier whose features measure samples of a data set.
 
-Trains a small classifier on the training split; its last hidden layer is what samples are measured
-on, as in fd_digits. Evaluation does it by itself where it has not been done.
+  python -m diffusion_jax.features --config=ddpm_digits
+
+Trains on the training split; samples are measured on its last hidden layer, as in fd_digits.
+Evaluation does it by itself if it has not been done.
 """
 
 from diffusion_jax.core.files import check_file, user_path
@@ -37,10 +39,12 @@ def main(argv: list[str]) -> None:
 def parser() -> command_line.Parser:
   own = command_line.Parser("features", description=__doc__)
   defaults = Recipe()
-  own.add_argument("--config", required=True, help="config file whose data set is learned")
-  own.add_argument("--num_steps", type=int, default=defaults.num_steps, help="updates")
-  own.add_argument("--batch_size", type=int, default=defaults.batch_size, help="images of one")
-  own.add_argument("--seed", type=int, default=defaults.seed, help="of weights and order")
+  own.add_argument(
+    "--config", required=True, help="config whose data set is learned: a shipped name or a file"
+  )
+  own.add_argument("--num_steps", type=int, default=defaults.num_steps, help="number of updates")
+  own.add_argument("--batch_size", type=int, default=defaults.batch_size, help="images per update")
+  own.add_argument("--seed", type=int, default=defaults.seed, help="seed of weights and order")
   own.add_argument("--out", type=user_path, help="the .npz to write; the user's cache by default")
   return own
 

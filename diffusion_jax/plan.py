@@ -1,5 +1,6 @@
-"""What a training step needs, before the devices are there: python -m diffusion_jax.plan
---config=configs/ddpm_cifar.py --topology=v5e:4x4
+"""Predict memory, time and traffic of a training step, on absent devices too.
+
+  python -m diffusion_jax.plan --config=ddpm_cifar --topology=v5e:4x4
 
 Compiles the real step ahead of time and prints its memory, its time at best and its traffic.
 Overrides are --config.section.field=value.
@@ -39,12 +40,14 @@ def main(argv: list[str]) -> None:
 
 def parser() -> command_line.Parser:
   flags = command_line.Parser("plan", description=__doc__)
-  flags.add_argument("--config", required=True, help="config file, e.g. configs/ddpm_cifar.py")
+  flags.add_argument(
+    "--config", required=True, help="a shipped config's name, e.g. ddpm_cifar, or a config file"
+  )
   flags.add_argument("--topology", default="local",
-                     help="a TPU slice, e.g. v5e:4x4; by default the devices at hand")  # fmt: skip
+                     help="a TPU slice, e.g. v5e:4x4, or local: the devices at hand")  # fmt: skip
   flags.add_argument("--batch_size_per_device", type=int,
-                     help="images of a device; by default of training.batch_size")  # fmt: skip
-  flags.add_argument("--image", help="HEIGHTxWIDTHxCHANNELS, for data that are not there")
+                     help="images per device; default: from training.batch_size")  # fmt: skip
+  flags.add_argument("--image", metavar="HxWxC", help="image shape, for absent data")
   flags.add_argument("--classes", type=int, help="number of labels, 0 for unlabelled images")
   flags.add_argument("--fit", choices=["off", "line", "verify"], default="line",
                      help="how to find the largest batch: a second compilation and a line through "

@@ -1,13 +1,14 @@
-"""Prepares what is downloaded once: python -m diffusion_jax.prepare mnist --data_dir=DIR
+"""Prepare data sets, records of pictures, and the Inception weights.
+
+  python -m diffusion_jax.prepare mnist --data_dir=DIR
+  python -m diffusion_jax.prepare inception [FILE.pth]
+  python -m diffusion_jax.prepare records PICTURES --out=DIR --image_size=64
 
 A data set of tensorflow-datasets: cifar10, cifar100, mnist and fashion_mnist need nothing more;
-others are built by TensorFlow, once: pip install 'diffusion_jax[tfds-prepare]'.
-
-Or `inception`, the weights that FID needs: downloaded, or read from the file that is given
-(prepare inception FILE.pth), checked and stored in the user's cache.
-
-Or `records`, shards for --config.data.name=records, made of a folder whose sub-folders are the
-classes: prepare records PICTURES --out=DIR --image_size=64. Start it again to go on.
+others are built by TensorFlow, once: pip install 'diffusion_jax[tfds-prepare]'. The weights for FID
+are downloaded, or read from the given file, checked and stored in the user's cache. Records are
+shards for --config.data.name=records, made of a folder whose sub-folders are the classes; the same
+command goes on after an interruption.
 """
 
 import argparse
@@ -54,7 +55,9 @@ def parser() -> command_line.Parser:
     "source", nargs="?", type=user_path,
     help="inception: the .pth, if it is here; records: the folder of pictures",
   )  # fmt: skip
-  flags.add_argument("--data_dir", type=user_path, help="$TFDS_DATA_DIR or ~/tensorflow_datasets")
+  flags.add_argument(
+    "--data_dir", type=user_path, help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
+  )
   only = flags.add_argument_group("records")
   only.add_argument("--out", type=user_path, help="folder of the shards")
   only.add_argument("--split", help="train (the default) or test; both may go into one folder")
@@ -63,7 +66,9 @@ def parser() -> command_line.Parser:
   only.add_argument("--unreadable", choices=("refuse", "skip"), help="pictures that cannot be "
                     "read: name all and end (refuse, the default), or leave them out")  # fmt: skip
   only.add_argument(
-    "--shards", type=int, help="at most one a picture and 10,000; default: of about 256 MiB"
+    "--shards",
+    type=int,
+    help="number of shards, at most one per picture and 10,000; default: of about 256 MiB",
   )
   return flags
 

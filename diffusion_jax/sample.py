@@ -1,7 +1,9 @@
-"""Draws images from a run: python -m diffusion_jax.sample --workdir=runs/ddpm_digits --out=grid.png
+"""Draw images from a run.
 
-Restores the newest good checkpoint's EMA weights, or those that --ema names, on whatever devices
-are there. The run's sampler, steps and guidance are its config's; --config.sampler.*,
+  python -m diffusion_jax.sample --workdir=runs/ddpm_digits --out=grid.png
+
+Restores the newest good checkpoint's EMA weights, or those that --ema names, on the devices at
+hand. Sampler, steps and guidance are those of the run's config; --config.sampler.* and
 --config.guidance.* change them. Batches are written as they come: after a kill the same command
 goes on.
 """
@@ -95,13 +97,13 @@ def draw_images(args, experiment: Experiment) -> None:
 def parser() -> command_line.Parser:
   own = command_line.Parser("sample", description=__doc__)
   own.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
-  own.add_argument("--num", type=int, default=64, help="images (64)")
+  own.add_argument("--num", type=int, default=64, help="number of images")
   own.add_argument(
     "--out", type=user_path, required=True,
-    help="a .png (one grid), an .npz (arrays images, labels) or a folder (one PNG an image)",
+    help="a .png (one grid), an .npz (arrays images, labels) or a folder (one PNG per image)",
   )  # fmt: skip
   own.add_argument("--labels", help="classes in turn, e.g. 0,1,2; by default all trained ones")
-  own.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone")
+  own.add_argument("--seed", type=int, default=0, help="seed; image i depends on it and i alone")
   own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
   own.add_argument("--ema", help=restore.EMA_HELP)
   own.add_argument(
@@ -110,7 +112,7 @@ def parser() -> command_line.Parser:
     "from, by --config.guidance.weight",
   )  # fmt: skip
   own.add_argument("--guide_step", default="latest", help="latest, or a step of that run")
-  own.add_argument("--batch_size", type=int, default=64, help="images drawn at once (64)")
+  own.add_argument("--batch_size", type=int, default=64, help="images drawn at once")
   own.add_argument("--reconstruct", action="store_true", help="held-out images above their "
                      "reconstructions, for models that encode")  # fmt: skip
   return own

@@ -1,7 +1,9 @@
-"""Reference statistics: python -m diffusion_jax.stats --config=configs/ddpm_mnist.py --out=a.npz
+"""Compute reference statistics of a data set for FID and its kin.
 
-Every image of a split once, uint8, without augmentation, under one feature network. The file says
-what it is; the evaluation program refuses it for samples that it does not fit.
+  python -m diffusion_jax.stats --config=ddpm_mnist --out=a.npz
+
+Every image of a split once, uint8, without augmentation, under one feature network. The file holds
+its own description; the evaluation program refuses it for samples that it does not fit.
 """
 
 import json
@@ -50,8 +52,8 @@ def main(argv: list[str]) -> None:
 
 def parser() -> command_line.Parser:
   flags = command_line.Parser("stats", description=__doc__)
-  flags.add_argument("--config", help="config file whose data set is measured")
-  flags.add_argument("--split", choices=["train", "test"], default="train", help="of the data set")
+  flags.add_argument("--config", help="config whose data set is measured: a shipped name or a file")
+  flags.add_argument("--split", choices=["train", "test"], default="train", help="split of it")
   flags.add_argument("--images", type=user_path, help="a folder of images or an .npz instead")
   flags.add_argument("--features", help="file of the data set's own features, instead of Inception")
   flags.add_argument("--inception", help="file of Inception weights; the user's cache by default")

@@ -1,6 +1,8 @@
-"""Trains a model: python -m diffusion_jax.train --config=configs/ddpm_digits.py
+"""Train a model, or continue a run that stopped.
 
-The same command continues a run that stopped. Overrides are --config.section.field=value.
+  python -m diffusion_jax.train --config=ddpm_digits
+
+The same command continues. Overrides are --config.section.field=value.
 """
 
 import sys
@@ -40,12 +42,16 @@ def main(argv: list[str]) -> None:
 
 def parser() -> command_line.Parser:
   flags = command_line.Parser("train", description=__doc__)
-  flags.add_argument("--config", required=True, help="config file, e.g. configs/ddpm_digits.py")
-  flags.add_argument("--workdir", type=run_folder, help="the run's folder (runs/<config>)")
+  flags.add_argument(
+    "--config", required=True, help="a shipped config's name, e.g. ddpm_digits, or a config file"
+  )
+  flags.add_argument("--workdir", type=run_folder, help="the run's folder; default: runs/<config>")
   flags.add_argument("--dry_run", action="store_true", help="check everything, print what would "
                      "run and how it would be sharded, and end")  # fmt: skip
-  flags.add_argument("--profile", metavar="START:STEPS", help="trace these steps by xprof, as 10:5")
-  flags.add_argument("--fresh", action="store_true", help="start over; moves the old run aside")
+  flags.add_argument(
+    "--profile", metavar="START:STEPS", help="trace these steps by xprof, e.g. 10:5"
+  )
+  flags.add_argument("--fresh", action="store_true", help="start over; move the old run aside")
   return flags
 
 

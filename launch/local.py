@@ -2,7 +2,7 @@
 
   python launch/local.py --processes=2 --devices=2 train --config=configs/smoke.py
 
-starts `python -m diffusion_jax.train --config=...` twice. The processes find each other through
+starts `python -m diffusion_jax train --config=...` twice. The processes find each other through
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Ctrl-C and signals that request a
 stop are sent to each of them once, as SIGTERM; if this launcher itself is killed, they save and
 stop too. Without --devices each process gets one of the machine's own (JAX_LOCAL_DEVICE_IDS).
@@ -111,7 +111,7 @@ def start(args: argparse.Namespace, number: int, port: int, alive: int) -> subpr
     virtual = f"--xla_force_host_platform_device_count={args.devices}"
     env["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {virtual}".strip()
     env["JAX_PLATFORMS"] = "cpu"
-  command = [sys.executable, "-m", f"diffusion_jax.{args.program}", *args.flags]
+  command = [sys.executable, "-m", "diffusion_jax", args.program, *args.flags]
   return subprocess.Popen(command, env=env, start_new_session=True, pass_fds=(alive,))
 
 

@@ -65,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
     allow_abbrev=False,
   )
   flags.error = refuse
-  flags.add_argument("--config", required=True, help="config file, e.g. configs/ddpm_digits.py")
+  flags.add_argument(
+    "--config", required=True, help="a shipped config's name, e.g. ddpm_digits, or a config file"
+  )
   flags.add_argument("--grid", action="append", required=True, metavar="SECTION.FIELD=VALUE,VALUE",
                      help="values of one field; one --grid per field")  # fmt: skip
   flags.add_argument("--workdir", type=run_folder, help="folder of the runs' folders; "

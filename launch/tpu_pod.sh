@@ -26,7 +26,7 @@ usage: launch/tpu_pod.sh SUBCOMMAND --name=NAME --zone=ZONE [flags] [-- flags of
   --type=TYPE        e.g. v5litepod-16 (create, watch)                $ACCELERATOR_TYPE
   --version=VERSION  runtime version; by default that of --type       $RUNTIME_VERSION
   --spot             use a cheaper slice that may be preempted (create, watch)
-  --config=FILE      config file, a path in this checkout (run, watch)
+  --config=CONFIG    name of a shipped config, or a file in this checkout (run, watch)
   --workdir=PATH     run's folder on storage shared by all workers (run, watch)
   --mount=SOURCE     storage mounted at /mnt/shared on every worker (run, watch): HOST:/SHARE
                      (NFS, such as Filestore) or gs://BUCKET (by gcsfuse; the bucket needs a

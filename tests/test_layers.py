@@ -7,21 +7,10 @@ from pathlib import Path
 import pytest
 
 import diffusion_jax
+from diffusion_jax.__main__ import PROGRAMS
 
 PACKAGE = Path(diffusion_jax.__file__).parent
 
-PROGRAMS = {
-  "train",
-  "sample",
-  "edit",
-  "encode",
-  "evaluate",
-  "prepare",
-  "stats",
-  "features",
-  "plan",
-  "audit",
-}
 LAYERS = [
   {"types"},
   {"core", "kernels"},
@@ -33,7 +22,7 @@ LAYERS = [
   {"inference"},
   {"evaluation", "planning", "auditing"},
   {"train_loop"},
-  PROGRAMS,
+  {*PROGRAMS},
   {"__main__"},
 ]
 # Said alone, they do not say of what: at most one public function may have each of these names.
@@ -53,7 +42,7 @@ SAY_NOTHING = {
   "explain",
   "build",
 }
-LOOSE = {"__init__", "__main__", "types"} | PROGRAMS
+LOOSE = {"__init__", "__main__", "types", *PROGRAMS}
 LAYER_OF = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

@@ -17,10 +17,11 @@ import jax
 
 from diffusion_jax import __version__, parallel
 from diffusion_jax.checkpoints import store
-from diffusion_jax.core import files, storage
+from diffusion_jax.core import files, shipped, storage
 from diffusion_jax.core.config import Override, parse_override
 from diffusion_jax.parallel import compilation_cache
-from diffusion_jax.runs import signals, streams
+from diffusion_jax.runs import flag_help, signals, streams
+from diffusion_jax.runs.config_help import help_on
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.types import UserError
 
@@ -28,20 +29,63 @@ DONE, FAILED, USER_ERROR, STOPPED_EARLY, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 class Parser(argparse.ArgumentParser):
-  """An argparse parser that raises UserErrors and leaves --config.* to this package's parser."""
+  """An argparse parser that raises UserErrors and leaves --config.* to this package's parser.
 
-  def __init__(self, prog: str, description: str | None):
-    super().__init__(prog, description=description, allow_abbrev=False)
+  Every program also has --help and --version, and one that reads a config --help_config.
+  """
+
+  def __init__(self, program: str, description: str | None):
+    super().__init__(
+      f"python -m diffusion_jax.{program}", description=description, allow_abbrev=False,
+      add_help=False, formatter_class=flag_help.Formatter,
+    )  # fmt: skip
+    self._positionals.title, self._optionals.title = "arguments", "flags"
 
   def error(self, message: str) -> NoReturn:
-    raise UserError(f"{message}; try python -m diffusion_jax.{self.prog} --help")
+    if "required: --config" in message:
+      message += f"; shipped configs: {', '.join(shipped.configs())}"
+    end = "" if message.endswith("?") else ";"
+    raise UserError(f"{message}{end} try {self.prog} --help")
 
   def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[Override]]:
-    """Separate --config.section.field=value from the program's own flags."""
+    """Split --config.section.field=value from the program's own flags.
+
+    Raises:
+      UserError: a flag that is not there, is missing or has a wrong value.
+    """
+    takes_config = any(action.dest in ("config", "workdir") for action in self._actions)
+    self.usage = flag_help.usage(self.prog, self._actions)
+    self._add_help(takes_config)
+    required = [action for action in self._actions if action.required]
     for action in self._actions:  # including those of groups
+      flag_help.complete(action)
       action.type = _naming_its_flag(action)
+      action.required = False  # an unknown flag is told before a missing one, which it may be
     overrides = [parse_override(a) for a in argv if a.startswith("--config.")]
-    return self.parse_args([a for a in argv if not a.startswith("--config.")]), overrides
+    own = [a for a in argv if not a.startswith("--config.")]
+    args, unknown = self.parse_known_args(own)
+    if unknown:
+      self.error(flag_help.explain_unknown(unknown, self._option_string_actions, takes_config))
+    if takes_config and args.help_config is not None:
+      workdir = getattr(args, "workdir", None)
+      print(help_on(args.help_config, getattr(args, "config", None), workdir, overrides))
+      self.exit()
+    for action in required:
+      action.required = True
+    return self.parse_args(own), overrides
+
+  def _add_help(self, takes_config: bool) -> None:
+    group = self.add_argument_group("help")
+    group.add_argument("-h", "--help", action="help", help="print this")
+    group.add_argument(
+      "--version", action="version", version=shipped.versions(), help="print the versions"
+    )
+    if takes_config:
+      group.add_argument(
+        "--help_config", nargs="?", const="", metavar="SECTION",
+        help="list the fields of the config, which --config.SECTION.FIELD=VALUE sets; with "
+        "--config or --workdir, their values",
+      )  # fmt: skip
 
 
 def _naming_its_flag(action: argparse.Action) -> Any:

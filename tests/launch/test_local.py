@@ -27,7 +27,7 @@ seen = []
 signal.signal(signal.SIGTERM, lambda number, frame: (seen.append(number), tell("SIGTERM")))
 threading.Thread(target=watch, daemon=True).start()
 tell("ready")
-while len(seen) < int(sys.argv[1]):
+while len(seen) < int(sys.argv[2]):
   time.sleep(0.02)
 time.sleep(0.2)  # a signal too many would be seen
 sys.exit(75)
@@ -39,7 +39,7 @@ def launch(tmp_path):
   """Starts two processes that end after so many signals; returns once both are there."""
   (tmp_path / "diffusion_jax").mkdir()
   (tmp_path / "diffusion_jax" / "__init__.py").touch()
-  (tmp_path / "diffusion_jax" / "program.py").write_text(PROGRAM)
+  (tmp_path / "diffusion_jax" / "__main__.py").write_text(PROGRAM)
   started = []
 
   def launch(num_signals):
@@ -81,3 +81,11 @@ def test_processes_learn_that_the_launcher_was_killed(launch):
   launcher.kill()
   said, _ = launcher.communicate(timeout=20)  # until the processes have ended
   assert sorted(said.splitlines()) == ["0 alone ", "1 alone "]
+
+
+def test_a_program_that_is_not_there_ends_with_2_and_names_the_nearest(root):
+  command = [sys.executable, str(LAUNCHER), "--devices=1", "trian"]
+  env = {**os.environ, "PYTHONPATH": str(root)}
+  ran = subprocess.run(command, env=env, capture_output=True, text=True)
+  assert (ran.returncode, ran.stdout) == (2, "")
+  assert ran.stderr.count("error: trian: no such command. Did you mean 'train'?") == 2

@@ -29,6 +29,14 @@ def commands(out: str) -> list[list[str]]:
   return [shlex.split(line) for line in out.splitlines()]
 
 
+def test_a_shipped_config_is_found_by_its_name(call, main, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  code, out, err = call(main, "--config=smoke", "--grid=training.seed=0")
+  assert (code, err) == (0, "")
+  [words] = commands(out)
+  assert words[3:5] == ["--config=smoke", "--workdir=runs/smoke_sweep/training.seed=0"]
+
+
 def test_every_point_of_the_grid_becomes_one_command(sweep):
   code, out, _ = sweep("--grid=optimizer.learning_rate=1e-4,2e-4", SEEDS)
   assert code == 0

@@ -303,9 +303,10 @@ def test_sampling_takes_the_devices_that_are_there(copy, call):
 
 
 ERRORS = {
-  "no config": ([], r"required: --config; try python -m diffusion_jax.train --help"),
+  "no config": ([], r"required: --config; shipped configs: .*smoke.*; try python -m"),
   "missing config file": (
-    ["--config=configs/ddpm_cifer.py"], r"no such file: configs/ddpm_cifer.py. Configs here: .*py"
+    ["--config=configs/ddpm_cifer.py"],
+    r"no such file: configs/ddpm_cifer.py. Did you mean 'ddpm_cifar'\? Shipped, .* vae_cifar",
   ),
   "misspelt section": (
     ["--config.optimzer.lr=1"], r"no section 'optimzer'. Did you mean 'optimizer'\? Allowed: .*data"
@@ -321,7 +322,7 @@ ERRORS = {
   "every 0": (["--config.eval.every_steps=0"], r"config.eval: every_steps=0 must be at least 1"),
   "no workdir": (["--workdir="], r"--workdir= is empty"),
   "no value": (["--config.training.seed"], r"write --config.section.field=value"),
-  "unknown flag": (["--wrkdir=x"], r"unrecognized arguments: --wrkdir=x; try .* --help"),
+  "unknown flag": (["--wrkdir=x"], r"arguments: --wrkdir=x; did you mean --workdir\? try"),
   "batch size": (
     ["--config.training.batch_size=12"],
     r"batch_size=12 is not divisible by 8 device\(s\); use .*batch_size=8 or .*batch_size=16",

@@ -1,0 +1,81 @@
+"""Help of a program's flags: their types and defaults, and the flag that a mistyped one meant."""
+
+import argparse
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from diffusion_jax.core import shipped
+from diffusion_jax.core.files import run_folder
+from diffusion_jax.core.spelling import closest
+
+MAX_WIDTH = 100
+NAMES = {"config": "CONFIG", "step": "STEP", "guide_step": "STEP"}
+"""Flag -> name of its value in the help, for those whose type does not say it."""
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+  """argparse's help with the description's own lines and --flag=TYPE."""
+
+  def __init__(self, prog: str):
+    width = min(shutil.get_terminal_size((MAX_WIDTH, 24)).columns - 2, MAX_WIDTH)
+    super().__init__(prog, max_help_position=30, width=width)
+
+  def _format_action_invocation(self, action: argparse.Action) -> str:
+    if not action.option_strings or action.nargs == 0:
+      return super()._format_action_invocation(action)
+    value = f"={self._format_args(action, 'TEXT')}"
+    if action.nargs == "?":
+      value = f"[={action.metavar}]"
+    return ", ".join(f"{flag}{value}" for flag in action.option_strings)
+
+
+def complete(action: argparse.Action) -> None:
+  """Add to a flag's help what the parser knows: the name of its value, its default, required."""
+  action.metavar = metavar(action)
+  if not action.option_strings:
+    return
+  if action.required:
+    action.help = f"{action.help} [required]"
+  elif action.nargs != 0 and action.default not in (None, argparse.SUPPRESS, []):
+    action.help = f"{action.help} [default: %(default)s]"
+
+
+def metavar(action: argparse.Action) -> Any:
+  """Return what a flag's value is called in the help."""
+  if action.dest in NAMES:
+    return NAMES[action.dest]
+  if action.metavar or action.choices or not action.option_strings or action.nargs == 0:
+    return action.metavar
+  words: dict[Any, str] = {int: "INTEGER", float: "NUMBER", None: "TEXT", run_folder: "FOLDER"}
+  return words.get(action.type, "PATH")
+
+
+def usage(program: str, actions: Iterable[argparse.Action]) -> str:
+  """Return the usage line: what must be given, the rest as FLAGS."""
+  words = [program]
+  for action in actions:
+    if not action.option_strings:
+      words.append(f"[{action.dest}]" if action.nargs == "?" else action.dest)
+    elif action.required:
+      words.append(f"{action.option_strings[0]}={metavar(action)}")
+  return " ".join([*words, "[FLAGS]"])
+
+
+def explain_unknown(unknown: Sequence[str], flags: Iterable[str], takes_config: bool) -> str:
+  """Return the line on arguments that a program does not have, with what was probably meant.
+
+  Args:
+    unknown: the arguments, at least one.
+    flags: those that the program has.
+    takes_config: whether it takes --config and overrides.
+  """
+  first = unknown[0].partition("=")[0]
+  meant = closest(first, flags) if first.startswith("-") else None
+  if takes_config and re.fullmatch(r"-{0,2}[a-z_]+\.\w+", first):
+    meant = f"--config.{unknown[0].lstrip('-')}"
+  elif takes_config and (name := closest(first, shipped.configs(), 0.8)):
+    meant = f"--config={name}"
+  hint = f"; did you mean {meant}?" if meant else ""
+  return f"unrecognized arguments: {' '.join(unknown)}{hint}"
