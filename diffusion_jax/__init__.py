@@ -3,8 +3,8 @@
   import diffusion_jax as dj
 
 `dj.train` and `dj.load_run` give a `Run`; the rooms `dj.processes`, `dj.models`, `dj.losses`,
-`dj.samplers`, `dj.likelihood`, `dj.metrics` and `dj.data` have the parts. Names that are not in
-`__all__` are not public.
+`dj.samplers`, `dj.likelihood`, `dj.metrics` and `dj.data` have the parts; `dj.Denoiser` binds a
+network to a process. Names that are not in `__all__` are not public.
 """
 
 import importlib
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
   from diffusion_jax import samplers as samplers
   from diffusion_jax.inference.run import Run as Run
   from diffusion_jax.inference.run import load_run as load_run
+  from diffusion_jax.processes import Denoiser as Denoiser
   from diffusion_jax.train_loop.library import train as train
   from diffusion_jax.types import Batch as Batch
   from diffusion_jax.types import Condition as Condition
+  from diffusion_jax.types import Examples as Examples
   from diffusion_jax.types import ImageSpec as ImageSpec
   from diffusion_jax.types import UserError as UserError
 
@@ -40,6 +42,8 @@ _PLACES = {
   "Run": "inference.run",
   "load_run": "inference.run",
   "Batch": "types",
+  "Denoiser": "processes",
+  "Examples": "types",
   "Condition": "types",
   "ImageSpec": "types",
   "UserError": "types",
@@ -48,6 +52,8 @@ _PLACES = {
 __all__ = [
   "Batch",
   "Condition",
+  "Denoiser",
+  "Examples",
   "ImageSpec",
   "Run",
   "UserError",
