@@ -227,6 +227,22 @@ Likelihood = Callable[[Params, Keys, Batch], Estimate]
 if the model takes one."""
 
 
+class Objective(NamedTuple):
+  """A loss with the parameters that it trains.
+
+  Attributes:
+    name: of its figures in the log and of its part of a checkpoint.
+    loss: called as `GenerativeModel.loss`.
+    group: names of the parameters that it trains, at the top of their tree; (): all.
+    optimizer: section of the config with its optimizer.
+  """
+
+  name: str
+  loss: Callable[..., LossOutput]
+  group: tuple[str, ...] = ()
+  optimizer: str = "optimizer"
+
+
 @runtime_checkable
 class GenerativeModel(Protocol):
   """A generative model for one data set: all that training and the programs use of it.
@@ -258,6 +274,19 @@ class GenerativeModel(Protocol):
   @property
   def likelihoods(self) -> Mapping[str, Likelihood]:
     """Likelihood estimators by name."""
+    ...
+
+  @property
+  def objectives(self) -> tuple[Objective, ...]:
+    """What a training step minimises; by default `loss`, over all parameters.
+
+    With several, `init` returns a dict of loss states by their names.
+    """
+    ...
+
+  @property
+  def needs_average(self) -> bool:
+    """True if the loss takes the averaged parameters."""
     ...
 
   @property

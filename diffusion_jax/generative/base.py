@@ -18,6 +18,7 @@ from diffusion_jax.types import (
   Keys,
   Likelihood,
   LossOutput,
+  Objective,
   Params,
   Samples,
   SpectrumEstimate,
@@ -98,6 +99,14 @@ class ModelBase:
   @property
   def likelihoods(self) -> Mapping[str, Likelihood]:
     return {}
+
+  @property
+  def objectives(self) -> tuple[Objective, ...]:
+    return (Objective("loss", self.loss),)
+
+  @property
+  def needs_average(self) -> bool:
+    return False
 
   @property
   def needs_batch_mean(self) -> bool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,15 @@ from jaxtyping import Array, Bool, Float, Int
 from diffusion_jax.core import rng
 from diffusion_jax.parallel import platforms, sharding
 from diffusion_jax.training.ema import EMA
-from diffusion_jax.training.optimizers import Optimizer, Rates
+from diffusion_jax.training.objectives import (
+  Optimizers,
+  Trained,
+  named_scalars,
+  pack,
+  trained_objectives,
+  unpack,
+)
+from diffusion_jax.training.optimizers import Rates
 from diffusion_jax.training.throughput import VOTES
 from diffusion_jax.training.train_state import TrainState, create_state
 from diffusion_jax.types import Aux, Batch, GenerativeModel, Key, Params, UserError
@@ -55,85 +63,125 @@ class Hyperparameters(NamedTuple):
 
   Attributes:
     seed: of every draw, uint32.
-    optimizer: see `Optimizer.rates`.
+    optimizer: see `Optimizer.rates`; of several objectives, by their names.
     ema: see `EMA.rates`.
   """
 
   seed: Any
-  optimizer: Rates
+  optimizer: Rates | Mapping[str, Rates]
   ema: Rates
 
 
-def hyperparameters(optimizer: Optimizer, ema: EMA, training: Training) -> Hyperparameters:
+def hyperparameters(
+  model: GenerativeModel, optimizers: Optimizers, ema: EMA, training: Training
+) -> Hyperparameters:
   """Return the numbers of a config, as NumPy scalars."""
-  seed = np.asarray(training.seed, np.uint32)
-  return Hyperparameters(seed, optimizer.rates(training.num_steps), ema.rates())
+  trained = trained_objectives(model, optimizers)
+  rates = [t.optimizer.rates(training.num_steps) for t in trained]
+  return Hyperparameters(np.asarray(training.seed, np.uint32), pack(trained, rates), ema.rates())
 
 
 def make_init(
-  generative: GenerativeModel,
-  optimizer: Optimizer,
+  model: GenerativeModel,
+  optimizers: Optimizers,
   training: Training,
   averages: Sequence[str] = (),
 ) -> Callable[[Any], TrainState]:
   """Return seed -> state of step 0; `averages` are the names of those beside the first."""
+  trained = trained_objectives(model, optimizers)
 
   def init(seed: Any) -> TrainState:
-    params, aux = generative.init(jax.random.fold_in(jax.random.key(seed), 2**31))
-    transform = optimizer.create(training.num_steps)
-    return create_state(params, aux, transform, averages)
+    params, aux = model.init(jax.random.fold_in(jax.random.key(seed), 2**31))
+    states = [t.optimizer.create(training.num_steps).init(t.own(params)) for t in trained]
+    return create_state(params, aux, pack(trained, states), averages)
 
   return init
 
 
 def make_train_step(
-  generative: GenerativeModel, optimizer: Optimizer, ema: EMA, training: Training, mesh: Mesh
+  model: GenerativeModel, optimizers: Optimizers, ema: EMA, training: Training, mesh: Mesh
 ) -> Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, Scalars]]:
   """One update: gradient of the mean loss, clip, optimizer, EMA; skipped where not finite.
 
   The loss and the gradient's norm say whether it is: a finite norm has finite squares, of which
   every optimizer here makes finite moments. Asking each new parameter too would say no more, and
   XLA would copy the question, with as many terms as there are parameters, into every fusion that
-  writes a part of the state: 90% of DDPM's program on a CPU.
+  writes a part of the state: 90% of DDPM's program on a CPU. With several objectives, none of them
+  is updated where one is not finite.
 
   Returns:
     A pure function (state, batch, hyperparameters) -> (state, scalars), to be jitted with
     `jit_train_step`. The scalars are loss and its metrics, grad_norm before the clip (the mean over
-    the microbatches where each is clipped), learning_rate, num_skipped and num_skipped_in_a_row.
+    the microbatches where each is clipped), learning_rate, num_skipped and num_skipped_in_a_row;
+    those of further objectives have their names before them.
   """
-  clip_parts = optimizer.clip_scope == "microbatch"
+  trained = trained_objectives(model, optimizers)
 
   def train_step(
     state: TrainState, batch: Batch, numbers: Hyperparameters
   ) -> tuple[TrainState, Scalars]:
     key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
-    rates = training.num_steps, numbers.optimizer
-    transform, rate = optimizer.create(*rates), optimizer.rate(*rates)
-    clip_norm = numbers.optimizer.get("clip_norm")
     gathered = sharding.compute_shardings(mesh, state.params)
     params = jax.lax.with_sharding_constraint(state.params, gathered)
-    grads, scalars, aux = _gradient(
-      generative, params, state.aux, key, batch, training.accumulation_steps,
-      clip_norm if clip_parts else None,
-    )  # fmt: skip
-    kept = sharding.state_shardings(mesh, grads)
-    grads = jax.lax.with_sharding_constraint(grads, kept)  # summed where they are used
-    norm = optax.tree.norm(grads)
-    if not clip_parts:
-      grads, scalars["grad_norm"] = clip_by_norm(grads, norm, clip_norm), norm
-    updates = state.step - state.num_skipped
-    new_params, opt_state = _apply(transform, grads, state)
-    finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(scalars["grad_norm"])
+    at = _Point(model, params, key, batch, training, _averaged(model, state, gathered))
+    updates, new_params = state.step - state.num_skipped, state.params
+    opt_states, auxes, scalars = [], [], []
+    rows = (unpack(trained, x) for x in (numbers.optimizer, state.opt_state, state.aux))
+    for t, rates, opt_state, aux in zip(trained, *rows, strict=True):
+      grads, found, aux = _clipped_gradient(at, t, aux, rates, mesh)
+      change, opt_state = t.optimizer.create(training.num_steps, rates).update(
+        grads, opt_state, t.own(state.params)
+      )
+      new_params = t.merged(new_params, optax.apply_updates(t.own(new_params), change))
+      found["learning_rate"] = t.optimizer.rate(training.num_steps, rates)(updates)
+      opt_states, auxes, scalars = [*opt_states, opt_state], [*auxes, aux], [*scalars, found]
+    finite = functools.reduce(
+      jnp.logical_and, [jnp.isfinite(s[name]) for s in scalars for name in ("loss", "grad_norm")]
+    )
     offsets = ema.update(state.offsets, state.params, new_params, updates, numbers.ema)
-    candidate = state._replace(params=new_params, opt_state=opt_state, aux=aux, offsets=offsets)
-    scalars["learning_rate"] = rate(updates)
+    candidate = state._replace(
+      params=new_params,
+      opt_state=pack(trained, opt_states),
+      aux=pack(trained, auxes),
+      offsets=offsets,
+    )
     state = _advance(finite, candidate, state)
-    return state, scalars | {
+    return state, named_scalars(trained, scalars) | {
       "num_skipped": state.num_skipped,
       "num_skipped_in_a_row": state.num_skipped_in_a_row,
     }
 
   return train_step
+
+
+class _Point(NamedTuple):
+  """Where the gradients of a step are taken."""
+
+  model: GenerativeModel
+  params: Params
+  key: Key
+  batch: Batch
+  training: Training
+  average: Params | None = None
+
+
+def _averaged(model: GenerativeModel, state: TrainState, shardings: Any) -> Params | None:
+  if not model.needs_average:
+    return None
+  return jax.lax.with_sharding_constraint(state.ema, shardings)
+
+
+def _clipped_gradient(at: _Point, t: Trained, aux: Aux, rates: Rates, mesh: Mesh):
+  """Gradient of one objective with respect to its own parameters, its scalars and state."""
+  clip_norm = rates.get("clip_norm")
+  clip_parts = t.optimizer.clip_scope == "microbatch"
+  grads, scalars, aux = _gradient(at, t, aux, clip_norm if clip_parts else None)
+  kept = sharding.state_shardings(mesh, grads)
+  grads = jax.lax.with_sharding_constraint(grads, kept)  # summed where they are used
+  norm = optax.tree.norm(grads)
+  if not clip_parts:
+    grads, scalars["grad_norm"] = clip_by_norm(grads, norm, clip_norm), norm
+  return grads, scalars, aux
 
 
 def jit_train_step(train_step: Callable, state: Any, mesh: Mesh, voting: bool = False) -> Any:
@@ -172,11 +220,6 @@ def clip_by_norm(
   return jax.tree.map(lambda g: g * factor, grads)
 
 
-def _apply(transform: optax.GradientTransformation, grads: Params, state: TrainState):
-  updates, opt_state = transform.update(grads, state.opt_state, state.params)
-  return optax.apply_updates(state.params, updates), opt_state
-
-
 def _advance(finite: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
   """The new state if the update was finite, else the old one with the skip counted."""
   kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -188,28 +231,29 @@ def _advance(finite: Bool[Array, ""], new: TrainState, old: TrainState) -> Train
   )
 
 
-def _gradient(generative, params, aux, key, batch: Batch, parts: int, clip_norm: Any):
-  """Gradient and scalars of the mean loss, over `parts` microbatches one after the other."""
+def _gradient(at: _Point, t: Trained, aux: Aux, clip_norm: Any):
+  """Gradient and scalars of the mean loss, over the microbatches one after the other."""
+  parts = at.training.accumulation_steps
+  batches = None if parts == 1 else split_batch(at.batch, parts)
+  options: dict[str, Any] = {"train": True, "average": at.average}
+  if batches is not None and at.model.needs_batch_mean:
+    statistics = functools.partial(at.model.batch_statistics, at.params, at.key, train=True)
+    options["batch_mean"] = _batch_mean(statistics, batches)
 
-  batches = None if parts == 1 else split_batch(batch, parts)
-  mean = None
-  if batches is not None and generative.needs_batch_mean:
-    statistics = functools.partial(generative.batch_statistics, params, key, train=True)
-    mean = _batch_mean(statistics, batches)
-
-  def objective(params, aux, part):
-    losses, metrics, aux = generative.loss(params, aux, key, part, train=True, batch_mean=mean)
+  def objective(own, aux, part):
+    params = t.merged(at.params, own)
+    losses, metrics, aux = t.objective.loss(params, aux, at.key, part, **options)
     scalars = {"loss": losses, **metrics}
     means = {n: masked_mean(v, part.mask) for n, v in scalars.items()}
     return means["loss"], (means, aux)
 
   def one(aux, part):
-    grads, (scalars, aux) = jax.grad(objective, has_aux=True)(params, aux, part)
+    grads, (scalars, aux) = jax.grad(objective, has_aux=True)(t.own(at.params), aux, part)
     norm = optax.tree.norm(grads)
     return aux, (clip_by_norm(grads, norm, clip_norm), scalars | {"grad_norm": norm})
 
   if batches is None:
-    aux, (grads, scalars) = one(aux, batch)
+    aux, (grads, scalars) = one(aux, at.batch)
     return grads, scalars, aux
   return _accumulate(one, aux, batches, parts)
 

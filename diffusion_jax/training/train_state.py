@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Int
 
 from diffusion_jax.types import Aux, Params
@@ -20,8 +19,8 @@ class TrainState(NamedTuple):
   Attributes:
     step: batches consumed so far, the skipped ones included.
     params: trained parameters.
-    opt_state: of the optimizer.
-    aux: state that the loss carries.
+    opt_state: of the optimizer; of several objectives, by their names.
+    aux: state that the loss carries, likewise.
     num_skipped: updates skipped for a non-finite loss or gradient.
     num_skipped_in_a_row: the same since the last good update.
     offsets: each average minus the parameters, by its name: "ema", which is sampled and evaluated,
@@ -46,20 +45,20 @@ class TrainState(NamedTuple):
 def create_state(
   params: Params,
   aux: Aux,
-  optimizer: optax.GradientTransformation,
+  opt_state: Any,
   averages: Sequence[str] = (),
 ) -> TrainState:
   """The state before the first step; all averages start at the initial parameters.
 
   Args:
     params, aux: the model's.
-    optimizer: the update rule.
+    opt_state: of the optimizer, see `training.objectives` for several.
     averages: names of those beside the first.
   """
   return TrainState(
     step=jnp.int32(0),
     params=params,
-    opt_state=optimizer.init(params),
+    opt_state=opt_state,
     aux=aux,
     num_skipped=jnp.int32(0),
     num_skipped_in_a_row=jnp.int32(0),

@@ -1,0 +1,82 @@
+"""The objectives of a training step: each a loss, the parameters that it trains, an optimizer.
+
+With one objective over all parameters, which is the rule, everything that is kept for each (the
+optimizer's state, the loss's state, the rates) stands by itself; with several it is a dict by the
+objectives' names. All of them take their gradient at the same parameters and with the same key, so
+that a discriminator judges the images that its generator is trained on.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from diffusion_jax.training.optimizers import Optimizer
+from diffusion_jax.types import GenerativeModel, Objective, Params
+
+Optimizers = Optimizer | Mapping[str, Optimizer]
+"""One optimizer for everything, or those of a config's sections by name."""
+
+
+class Trained(NamedTuple):
+  """An objective with its optimizer."""
+
+  objective: Objective
+  optimizer: Optimizer
+
+  @property
+  def name(self) -> str:
+    return self.objective.name
+
+  def own(self, params: Params) -> Params:
+    """Return the part of the parameters that it trains."""
+    group = self.objective.group
+    return {name: params[name] for name in group} if group else params
+
+  def merged(self, params: Params, own: Params) -> Params:
+    """Return the parameters with its own replaced."""
+    return {**params, **own} if self.objective.group else own
+
+
+def trained_objectives(model: GenerativeModel, optimizers: Optimizers) -> list[Trained]:
+  """Return the model's objectives with their optimizers.
+
+  Raises:
+    ValueError: two objectives train the same parameters, or an optimizer is missing.
+  """
+  objectives = model.objectives
+  _check_groups(objectives)
+  by_name = optimizers if isinstance(optimizers, Mapping) else {"optimizer": optimizers}
+  missing = [o.optimizer for o in objectives if o.optimizer not in by_name]
+  if missing:
+    raise ValueError(f"optimizers={list(by_name)} lacks {', '.join(missing)}")
+  return [Trained(objective, by_name[objective.optimizer]) for objective in objectives]
+
+
+def _check_groups(objectives: Sequence[Objective]) -> None:
+  if len({o.name for o in objectives}) < len(objectives) or not objectives:
+    raise ValueError(f"objectives={[o.name for o in objectives]} need different names")
+  if len(objectives) == 1:
+    return
+  names = [name for objective in objectives for name in objective.group]
+  if len(set(names)) < len(names) or not all(o.group for o in objectives):
+    groups = {o.name: o.group for o in objectives}
+    raise ValueError(f"groups={groups}: each of several objectives trains parameters of its own")
+
+
+def pack(trained: Sequence[Trained], values: Sequence[Any]) -> Any:
+  """Return what is kept of each objective: a dict by name, or the only one's by itself."""
+  if len(trained) == 1:
+    return values[0]
+  return {t.name: value for t, value in zip(trained, values, strict=True)}
+
+
+def unpack(trained: Sequence[Trained], packed: Any) -> list[Any]:
+  """Return the values that `pack` has packed, in order."""
+  return [packed] if len(trained) == 1 else [packed[t.name] for t in trained]
+
+
+def named_scalars(trained: Sequence[Trained], scalars: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Return the scalars of all objectives: the first's as they are, others' as "name/scalar"."""
+  named = dict(scalars[0])
+  for t, own in zip(trained[1:], scalars[1:], strict=True):
+    named |= {f"{t.name}/{name}": value for name, value in own.items()}
+  return named
