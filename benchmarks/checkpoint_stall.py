@@ -67,7 +67,7 @@ def make_state(experiment: Any) -> Any:
   """The state of step 0 for CIFAR-10's images."""
   program = compiled.build_program(experiment, ImageSpec(32, 32, 3, 256, 0), jax.devices()[:1])
   parts = program.experiment
-  init = make_init(program.generative, parts.optimizer, parts.training, parts.ema.names())
+  init = make_init(program.generative, parts.optimizers, parts.training, parts.ema.names())
   return jax.block_until_ready(jax.jit(init)(np.uint32(0)))
 
 

@@ -104,7 +104,7 @@ class Step:
     init = make_init(program.generative, optimizer, training, ema.names())
     self.state = jax.jit(init)(np.uint32(0))
     self.batch = sharding.put_batch(ours.images(args.batch_size, spec), program.mesh)
-    self.numbers = hyperparameters(optimizer, ema, training)
+    self.numbers = hyperparameters(program.generative, optimizer, ema, training)
     step = make_train_step(program.generative, optimizer, ema, training, program.mesh)
     lowered = jit_train_step(step, self.state, program.mesh).lower
     self.run = lowered(self.state, self.batch, self.numbers).compile()

@@ -18,5 +18,5 @@ def begin(generative, optimizer, training, *, ema=None, mesh=None):
   state = jax.jit(init, out_shardings=layout)(np.uint32(training.seed))
   function = step.make_train_step(generative, optimizer, ema, training, mesh)
   jitted = step.jit_train_step(function, state, mesh)
-  numbers = step.hyperparameters(optimizer, ema, training)
+  numbers = step.hyperparameters(generative, optimizer, ema, training)
   return state, lambda state, batch: jitted(state, sharding.put_batch(batch, mesh), numbers)

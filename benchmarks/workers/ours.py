@@ -32,14 +32,14 @@ def main(_: list[str]) -> None:
 
 def train(program: compiled.Program, options: dict[str, Any]) -> None:
   parts, size = program.experiment, options["batch_size"]
-  init = make_init(program.generative, parts.optimizer, parts.training, parts.ema.names())
+  init = make_init(program.generative, parts.optimizers, parts.training, parts.ema.names())
   state = jax.jit(init)(np.uint32(0))
   batch = sharding.put_batch(images(size, program.spec), program.mesh)
   step = make_train_step(
-    program.generative, parts.optimizer, parts.ema, parts.training, program.mesh
+    program.generative, parts.optimizers, parts.ema, parts.training, program.mesh
   )
   jitted = jit_train_step(step, state, program.mesh)
-  numbers = hyperparameters(parts.optimizer, parts.ema, parts.training)
+  numbers = hyperparameters(program.generative, parts.optimizers, parts.ema, parts.training)
   run, seconds = compile_timed(jitted, state, batch, numbers)
   temporaries = compiled.memory_of(run).temporaries
   platforms.keep_freed_memory(jax.default_backend(), temporaries)  # as the trainer does

@@ -76,7 +76,7 @@ class Run:
   def state(self) -> TrainState:
     """The whole training state of the newest checkpoint: parameters, averages, optimizer."""
     parts = self.experiment
-    init = make_init(self.model, parts.optimizer, parts.training, parts.ema.names())
+    init = make_init(self.model, parts.optimizers, parts.training, parts.ema.names())
     shapes = jax.eval_shape(init, np.uint32(0))
     layout = sharding.state_shardings(self.mesh, shapes)
 

@@ -107,7 +107,7 @@ def build_program(experiment: Experiment, spec: ImageSpec, devices: Sequence[Any
   """
   mesh = sharding.create_mesh(experiment.mesh, devices)
   generative = experiment.create(spec)
-  init = make_init(generative, experiment.optimizer, experiment.training, experiment.ema.names())
+  init = make_init(generative, experiment.optimizers, experiment.training, experiment.ema.names())
   state = jax.eval_shape(init, np.uint32(0))
   return Program(experiment, generative, spec, mesh, state)
 
@@ -129,13 +129,13 @@ def measure_program(program: Program, per_device: Sequence[int]) -> list[Measure
 def _lower(program: Program, per_device: int) -> jax.stages.Lowered:
   parts, size = program.experiment, per_device * sharding.num_batch_shards(program.mesh)
   step = make_train_step(
-    program.generative, parts.optimizer, parts.ema, parts.training, program.mesh
+    program.generative, parts.optimizers, parts.ema, parts.training, program.mesh
   )
   shapes: Any = [jax.ShapeDtypeStruct((size, *x), kind) for x, kind in _columns(program)]
   named = {n: (f.shape, np.dtype(f.dtype)) for n, f in program.spec.fields.items()}
   fields: Any = {n: jax.ShapeDtypeStruct((size, *x), kind) for n, (x, kind) in named.items()}
   jitted = jit_train_step(step, program.state, program.mesh)
-  numbers = hyperparameters(parts.optimizer, parts.ema, parts.training)
+  numbers = hyperparameters(program.generative, parts.optimizers, parts.ema, parts.training)
   return jitted.lower(program.state, Batch(*shapes, fields=fields), numbers)
 
 

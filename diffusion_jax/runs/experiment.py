@@ -126,6 +126,11 @@ class Experiment:
     return self.sections["optimizer"]
 
   @property
+  def optimizers(self) -> Mapping[str, Optimizer]:
+    """The optimizer of each section that has one: "optimizer", and "..._optimizer" of a model."""
+    return {n: self.sections[n] for n, section in self.layout.items() if section is OPTIMIZERS}
+
+  @property
   def ema(self) -> EMA:
     return self.sections["ema"]
 
@@ -287,6 +292,7 @@ def _changes(
 
 
 def _may_change(section: str, field: str) -> bool:
+  section = "optimizer" if section.endswith("_optimizer") else section
   return bool({"*", field} & CHANGEABLE.get(section, set()))
 
 

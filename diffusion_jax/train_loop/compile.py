@@ -32,12 +32,12 @@ class Compiled(NamedTuple):
 def compile_step(job: Job, state: TrainState, batch: Any) -> Compiled:
   """Compile before the first step, so that no step's time includes the compilation."""
   parts = job.experiment
-  step = make_train_step(job.generative, parts.optimizer, parts.ema, parts.training, job.mesh)
+  step = make_train_step(job.generative, parts.optimizers, parts.ema, parts.training, job.mesh)
   print("Compiling...", flush=True)
   begun = time.perf_counter()
   jitted = jit_train_step(step, state, job.mesh, voting=jax.process_count() > 1)
   numbers = sharding.put_everywhere(
-    hyperparameters(parts.optimizer, parts.ema, parts.training), job.mesh
+    hyperparameters(job.generative, parts.optimizers, parts.ema, parts.training), job.mesh
   )
   with watchdog.allow(watchdog.COMPILE_SEC):
     compiled = jitted.lower(state, batch, numbers, *cast_vote(job, None)).compile()

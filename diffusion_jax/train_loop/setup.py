@@ -168,7 +168,7 @@ def first_state(job: Job) -> tuple[TrainState, bool]:
   """
   experiment = job.experiment
   names = experiment.ema.names()
-  init = make_init(job.generative, experiment.optimizer, experiment.training, names)
+  init = make_init(job.generative, experiment.optimizers, experiment.training, names)
   shapes = state_shapes(job)
   layout = sharding.state_shardings(job.mesh, shapes)
   if not parallel.broadcast_object(bool(store.saved_steps(job.checkpoints))):
@@ -214,7 +214,7 @@ def state_shapes(job: Job) -> TrainState:
   """Return the run's state as ShapeDtypeStructs."""
   parts = job.experiment
   names = parts.ema.names()
-  init = make_init(job.generative, parts.optimizer, parts.training, names)
+  init = make_init(job.generative, parts.optimizers, parts.training, names)
   return jax.eval_shape(init, np.uint32(0))
 
 

@@ -33,7 +33,7 @@ from diffusion_jax.types import UserError
 @functools.cache
 def make_state(seed=0):
   params = {"kernel": jnp.asarray(normal(seed, 64, 256)), "bias": jnp.arange(7.0)}
-  return create_state(params, {"history": jnp.arange(3)}, Adam().create(10))
+  return create_state(params, {"history": jnp.arange(3)}, Adam().create(10).init(params))
 
 
 def on(mesh, tree):

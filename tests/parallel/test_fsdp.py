@@ -33,7 +33,7 @@ def test_in_the_compiled_step_eight_devices_hold_at_most_a_seventh_each(parts):
   step = make_train_step(
     generative, experiment.optimizer, experiment.ema, experiment.training, mesh
   )
-  numbers = hyperparameters(experiment.optimizer, experiment.ema, experiment.training)
+  numbers = hyperparameters(generative, experiment.optimizer, experiment.ema, experiment.training)
   jitted = jit_train_step(step, state, mesh)
   compiled = jitted.lower(state, abstract_batch(8), numbers).compile()
   whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -238,7 +238,7 @@ def test_the_decay_of_an_average_that_has_a_half_life_names_nothing(toy, tmp_pat
 def test_a_checkpoint_that_holds_averages_themselves_still_restores(tmp_path, names):
   """The layouts of before, without further averages too: to go on from, and to sample."""
   params, averages = {"w": jnp.full(4, 3.0)}, {n: {"w": jnp.full(4, 2.0)} for n in ("ema", *names)}
-  new = create_state(params, {}, Adam().create(4), names)
+  new = create_state(params, {}, Adam().create(4).init(params), names)
   stored = {**with_averages(new), "step": jnp.int32(4), "ema": averages["ema"]}
   stored["averages"] = {name: averages[name] for name in names}
   if not names:

@@ -44,7 +44,7 @@ def state_bytes():
   state = jax.eval_shape(
     make_init(generative, experiment.optimizer, experiment.training), np.uint32(0)
   )
-  numbers = hyperparameters(experiment.optimizer, experiment.ema, experiment.training)
+  numbers = hyperparameters(generative, experiment.optimizer, experiment.ema, experiment.training)
   return (
     count_parameters(state.params),
     sum(leaf.size * leaf.dtype.itemsize for leaf in named_leaves(state).values()),

@@ -210,7 +210,7 @@ def test_the_large_transformer_is_split_over_fsdp_and_tensor():
     "mlp_out": ("tensor", "fsdp"),
     "modulation": (None, "fsdp"),
   }
-  state = jax.eval_shape(lambda p: create_state(p, {}, config.optimizer.create(10)), params)
+  state = jax.eval_shape(lambda p: create_state(p, {}, config.optimizer.create(10).init(p)), params)
   rows = sharding.layout_rows(mesh, state)
   whole, here = (sum(getattr(r, n) for r in rows) for n in ("num_bytes", "bytes_per_device"))
   third = 1 / 3  # of the parameters are modulations, which tensor does not split

@@ -71,11 +71,11 @@ def test_the_weight_of_the_newest_keeps_its_digits(step):
 
 def test_a_new_state_averages_the_initial_parameters():
   params = {"w": jnp.ones(3)}
-  state = create_state(params, {}, Adam().create(10))
+  state = create_state(params, {}, Adam().create(10).init(params))
   assert state.step == 0
   assert (state.ema["w"] == 1).all()
   assert list(state.offsets) == ["ema"]
-  more = create_state(params, {}, Adam().create(10), EMA(profiles=(0.05,)).names())
+  more = create_state(params, {}, Adam().create(10).init(params), EMA(profiles=(0.05,)).names())
   assert (more.offsets["profile:0.05"]["w"] == 0).all()
 
 
