@@ -26,6 +26,10 @@ from diffusion_jax.types import Key, Keys
 
 FIRST = 2**30
 
+DRAWS = 2
+"""Version of the streams, stored with each checkpoint: training continues with the same draws only.
+Checkpoints before version 2 do not have it."""
+
 
 class Stream(enum.IntEnum):
   """Names of all random streams, grouped by the key that they derive from."""
@@ -73,6 +77,11 @@ def numbered(key: Key | Keys, number: int | Integer[Array, ""]) -> Key | Keys:
   if key.ndim == 0:
     return jax.random.fold_in(key, number)
   return jax.vmap(lambda k: jax.random.fold_in(k, number))(key)
+
+
+def sample_keys(seed: int | Integer[Array, ""], index: Integer[Array | np.ndarray, "N"]) -> Keys:
+  """Return the keys of samples: image i depends on the seed and its number alone."""
+  return example_keys(stream(jax.random.key(seed), Stream.SAMPLES), index)
 
 
 def example_keys(key: Key, index: Integer[Array | np.ndarray, "B"]) -> Keys:

@@ -10,13 +10,11 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.rng import Stream
 from diffusion_jax.data import Source, full_pass
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.resumable import Chunks
 from diffusion_jax.types import GenerativeModel, Params
-
-STREAM = 2**31 + 2
-"""Number folded into the seed's key: an estimate shares no draw with training or samples."""
 
 
 def make_estimate(generative: GenerativeModel, name: str) -> Callable:
@@ -25,7 +23,7 @@ def make_estimate(generative: GenerativeModel, name: str) -> Callable:
 
   @jax.jit
   def estimate(params, seed, repeat, batch):
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), STREAM), repeat)
+    key = rng.numbered(rng.stream(jax.random.key(seed), Stream.LIKELIHOOD), repeat)
     found = likelihood(params, rng.example_keys(key, batch.index), batch)
     return {"bits_per_dim": found.bits_per_dim, **found.terms}
 

@@ -223,7 +223,7 @@ def check_traces(generative: GenerativeModel, names: Sequence[str], train: Sourc
   one = make_batch(train, np.arange(1), np.arange(1))
 
   def trace(batch: Any) -> Any:
-    params, keys = generative.init(jax.random.key(0))[0], jax.random.split(jax.random.key(0), 1)
+    params, keys = generative.init(jax.random.key(0))[0], rng.sample_keys(0, one.index)
     condition = Condition(batch.label if generative.num_classes else None)
     drawn = generative.sample(params, keys, condition)
     estimates = [generative.likelihoods[name](params, keys, batch) for name in names]
@@ -357,7 +357,7 @@ def num_evaluations(
   counted = []
 
   def draw(params):
-    keys = rng.example_keys(jax.random.key(seed), jax.numpy.arange(PROBES))
+    keys = rng.sample_keys(seed, jax.numpy.arange(PROBES))
     labels = jax.numpy.resize(jax.numpy.asarray(classes), (PROBES,)) if len(classes) else None
     found = generative.sample(params, keys, Condition(labels)).num_evaluations
     counted.append(found)

@@ -9,12 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.rng import Stream
 from diffusion_jax.data import Source, make_batch
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.resumable import Chunks, pieces
 from diffusion_jax.types import GenerativeModel, Params
-
-STREAM = 2**31 + 3
 
 
 def make_spectrum(generative: GenerativeModel) -> Callable | None:
@@ -27,7 +26,7 @@ def make_spectrum(generative: GenerativeModel) -> Callable | None:
 
   @jax.jit
   def errors(params, seed, batch):
-    key = jax.random.fold_in(jax.random.key(seed), STREAM)
+    key = rng.stream(jax.random.key(seed), Stream.LOSS_BY_LOG_SNR)
     return generative.loss_by_log_snr(params, rng.example_keys(key, batch.index), batch)
 
   return errors

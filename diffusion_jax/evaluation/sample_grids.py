@@ -79,7 +79,7 @@ def _progression(bench: Bench, subject: Subject) -> Picture:
 
   @jax.jit
   def follow(params, index, labels):
-    keys = rng.example_keys(jax.random.key(bench.seed), index)
+    keys = rng.sample_keys(bench.seed, index)
     return bench.generative.trajectory(params, keys, Condition(labels))
 
   path = sharding.fetch(follow(subject.params, np.arange(ROWS, dtype=np.uint32), labels))

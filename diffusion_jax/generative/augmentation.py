@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.rng import Stream
 from diffusion_jax.types import Key, Keys
 
 NUM_LABELS = 9
@@ -39,8 +40,6 @@ CENTRE = 5
 """The tap of a pixel that falls on the pixel itself."""
 MIN_SIZE = 4
 """Pixels a side, so that the filter, which reaches 3 pixels far, stays within the mirror images."""
-STREAM = 3
-"""Folded into an example's keys: its time, noise and hidden label have 0 to 2."""
 
 
 class Draws(NamedTuple):
@@ -116,7 +115,9 @@ class Augmentation:
     self, keys: Keys, x0: Float[Array, "B H W C"], train: bool
   ) -> tuple[Float[Array, "B H W C"], Float[Array, "B 9"] | None]:
     """Return augmented images and their labels, or the images and None."""
-    return self(rng.fold_in(keys, STREAM), x0) if train and self.probability else (x0, None)
+    if not train or not self.probability:
+      return x0, None
+    return self(rng.stream(keys, Stream.AUGMENTATION), x0)
 
   def __call__(
     self, keys: Keys, x: Float[Array, "B H W C"]

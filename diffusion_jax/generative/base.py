@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.rng import Stream
 from diffusion_jax.types import (
   UNCONDITIONAL,
   Aux,
@@ -71,9 +72,10 @@ class LossKeys(NamedTuple):
 
 def loss_keys(key: Key, batch: Batch, train: bool) -> LossKeys:
   """Return the keys of a step's loss on a batch or one of its microbatches."""
-  example_key, dropout_key = jax.random.split(key)
-  dropout_key = jax.random.fold_in(dropout_key, batch.index[0])  # another for each microbatch
-  return LossKeys(key, rng.example_keys(example_key, batch.index), dropout_key if train else None)
+  examples = rng.example_keys(rng.stream(key, Stream.EXAMPLES), batch.index)
+  # Each microbatch has its own dropout, by its first example.
+  dropout = rng.numbered(rng.stream(key, Stream.DROPOUT), jnp.asarray(batch.index)[0])
+  return LossKeys(key, examples, dropout if train else None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

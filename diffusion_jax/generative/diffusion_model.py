@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.core import rng
 from diffusion_jax.core.pixels import from_levels
+from diffusion_jax.core.rng import Stream
 from diffusion_jax.generative.augmentation import Augmentation
 from diffusion_jax.generative.base import ModelBase, loss_keys
 from diffusion_jax.likelihood import Spectrum
@@ -130,11 +131,11 @@ class DiffusionModel(ModelBase):
   def init(self, key: Key) -> tuple[Params, Aux]:
     """The network's parameters; under "network" where the process or the loss has some too."""
     others = {
-      "process": self.process.init(jax.random.fold_in(key, 1)),
-      "loss": self.objective.init(jax.random.fold_in(key, 2)),
+      "process": self.process.init(rng.stream(key, Stream.SCHEDULE)),
+      "loss": self.objective.init(rng.stream(key, Stream.LOSS)),
     }
     others = {name: params for name, params in others.items() if params}
-    network = self.backbone.init(key)
+    network = self.backbone.init(rng.stream(key, Stream.NETWORK))
     params = {"network": network, **others} if others else network
     process = self.process.bind(others.get("process", {}))
     return params, self.objective.initial_state(process)
@@ -192,7 +193,7 @@ class DiffusionModel(ModelBase):
       return None
     if dropout_key is None:
       return labels
-    hidden = rng.uniform(rng.fold_in(keys, 2)) < self.label_dropout
+    hidden = rng.uniform(rng.stream(keys, Stream.CONDITION_DROPOUT)) < self.label_dropout
     return jnp.where(hidden, self.null_label, labels)
 
   def _likelihood(self, estimator: Any, params: Params, keys: Keys, batch: Batch) -> Estimate:

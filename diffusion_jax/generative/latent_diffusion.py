@@ -27,7 +27,8 @@ from jaxtyping import Array, Float
 from diffusion_jax.core import rng
 from diffusion_jax.core.distributions import gaussian_log_prob, nats_to_bits_per_dim
 from diffusion_jax.core.pixels import from_levels
-from diffusion_jax.generative.base import ModelBase
+from diffusion_jax.core.rng import Stream
+from diffusion_jax.generative.base import ModelBase, loss_keys
 from diffusion_jax.generative.diffusion import Diffusion
 from diffusion_jax.generative.diffusion_model import DiffusionModel
 from diffusion_jax.models import DECODERS, VAES, VAENetworks
@@ -48,9 +49,6 @@ from diffusion_jax.types import (
   SpectrumEstimate,
   UserError,
 )
-
-STREAM = 2**29
-"""Folded into an example's key for the z that is drawn of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +208,7 @@ class LatentDiffusionModel(ModelBase):
     batch_mean: Array | None = None,
   ) -> LossOutput:
     """The diffusion model's loss; z is drawn anew each time."""
-    latents = self._draw(params, rng.example_keys(key, batch.index), batch)
+    latents = self._draw(params, loss_keys(key, batch, train).examples, batch)
     batch, own = batch._replace(image=latents), average and average["diffusion"]
     return self.inner.loss(
       params["diffusion"], loss_state, key, batch, train=train, average=own, batch_mean=batch_mean
@@ -257,7 +255,7 @@ class LatentDiffusionModel(ModelBase):
   def _draw(self, params: Params, keys: Keys, batch: Batch) -> Float[Array, "B h w c"]:
     """One s = scale z, z ~ q(z | x), of each example."""
     mean, log_var = self._posterior(params, batch)
-    noise = rng.normal(rng.fold_in(keys, STREAM), mean.shape[1:])
+    noise = rng.normal(rng.stream(keys, Stream.POSTERIOR), mean.shape[1:])
     return self._scale(params) * (mean + jnp.exp(0.5 * log_var) * noise)
 
   def _raw(self, params: Params, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W P"]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.core import rng
 from diffusion_jax.core.distributions import gaussian_log_prob, nats_to_bits_per_dim
 from diffusion_jax.core.pixels import from_levels
+from diffusion_jax.core.rng import Stream
 from diffusion_jax.generative.base import ModelBase, loss_keys
 from diffusion_jax.likelihood import VAE_LIKELIHOODS, VAELikelihood
 from diffusion_jax.losses import VAE_LOSSES, ElboTerms, elbo_terms
@@ -99,7 +100,7 @@ class VAEModel(ModelBase):
     return self.elbo_loss.needs_mean_kl
 
   def init(self, key: Key) -> tuple[Params, Aux]:
-    return self.networks.init(key), {}
+    return self.networks.init(rng.stream(key, Stream.NETWORK)), {}
 
   def loss(
     self,
@@ -134,7 +135,8 @@ class VAEModel(ModelBase):
   def sample(self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL) -> Samples:
     """Images of the prior: the mean of p(x | z) for z ~ N(0, I)."""
     del condition
-    return Samples(self.decode(params, rng.normal(keys, self.networks.latent_shape)), 1)
+    z = rng.normal(rng.stream(keys, Stream.START), self.networks.latent_shape)
+    return Samples(self.decode(params, z), 1)
 
   def encode(self, params: Params, key: Key, batch: Batch) -> Float[Array, "B ..."]:
     x = from_levels(batch.image, self.spec.num_levels)
@@ -184,4 +186,5 @@ def _flat(z: Float[Array, "B ..."]) -> Float[Array, "B D"]:
 
 
 def _posterior_sample(keys: Keys, mean: Array, log_var: Array) -> Float[Array, "B ..."]:
-  return mean + jnp.exp(0.5 * log_var) * rng.normal(keys, mean.shape[1:])
+  noise = rng.normal(rng.stream(keys, Stream.POSTERIOR), mean.shape[1:])
+  return mean + jnp.exp(0.5 * log_var) * noise

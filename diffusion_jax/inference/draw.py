@@ -45,7 +45,7 @@ def make_draw(generative: GenerativeModel, mesh: Mesh, batch_size: int) -> Draw:
 
   Returns:
     (params, labels [N] or None, num N, seed, first) -> images first..first+N-1 of the seed, in
-    about [-1, 1]. Image i has the key fold_in(key(seed), i), whatever the batch size, the number of
+    about [-1, 1]. Image i has key i of `rng.sample_keys`, whatever the batch size, the number of
     devices and the images that are drawn with it.
   """
   batch_size = sharding.round_up(batch_size, mesh)
@@ -53,7 +53,7 @@ def make_draw(generative: GenerativeModel, mesh: Mesh, batch_size: int) -> Draw:
 
   @jax.jit
   def sample(params, seed, index, labels):
-    keys = rng.example_keys(jax.random.key(seed), index)
+    keys = rng.sample_keys(seed, index)
     images = generative.sample(params, keys, Condition(labels)).images
     return jax.lax.with_sharding_constraint(images, rows)
 
@@ -72,7 +72,7 @@ def make_draw(generative: GenerativeModel, mesh: Mesh, batch_size: int) -> Draw:
 def make_inpaint(generative: GenerativeModel, mesh: Mesh) -> Callable[..., np.ndarray]:
   """(params, labels [N] or None, seed, x0 [N H W C], is_known [N H W C], first) -> images.
 
-  Image i of the N draws from fold_in(key(seed), first + i), as `make_draw`'s.
+  Image i of the N draws from the key of image first + i, as `make_draw`'s.
 
   Raises:
     UserError: the model cannot edit images.
@@ -81,7 +81,7 @@ def make_inpaint(generative: GenerativeModel, mesh: Mesh) -> Callable[..., np.nd
 
   @jax.jit
   def inpaint(params, seed, index, labels, x0, is_known):
-    keys = rng.example_keys(jax.random.key(seed), index)
+    keys = rng.sample_keys(seed, index)
     return generative.inpaint(params, keys, Condition(labels), x0, is_known).images
 
   def call(params, labels, seed, x0, is_known, first=0):

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax import __version__, parallel
 from diffusion_jax.checkpoints import step_folders, store
-from diffusion_jax.core import wording
+from diffusion_jax.core import rng, wording
 from diffusion_jax.core.files import printable
 from diffusion_jax.data import (
   About,
@@ -24,6 +24,7 @@ from diffusion_jax.data import (
 from diffusion_jax.parallel import sharding, watchdog
 from diffusion_jax.runs.experiment import Experiment, of_another_run
 from diffusion_jax.runs.stored import check_continues, check_same_data, write_config
+from diffusion_jax.runs.workdir import is_finished
 from diffusion_jax.training.step import make_init
 from diffusion_jax.training.train_state import (
   TrainState,
@@ -180,6 +181,7 @@ def first_state(job: Job) -> tuple[TrainState, bool]:
   foreign = functools.partial(of_another_run, experiment.to_dict())
   target = stored_target(shapes, layout)
   restored = store.restore_checkpoint(job.checkpoints, target, foreign=foreign)
+  _check_draws(job, restored)
   _check_same_data(job, restored.meta)
   if harmless:
     print(f"changed since the run began: {'; '.join(harmless)}")
@@ -187,6 +189,22 @@ def first_state(job: Job) -> tuple[TrainState, bool]:
   write_config(job.workdir, experiment.to_dict())
   state = restored.state
   return state if isinstance(state, TrainState) else from_averages(state), True
+
+
+def _check_draws(job: Job, restored: store.Restored) -> None:
+  """Refuse to train on from a checkpoint of a version with other random streams.
+
+  Raises:
+    UserError: it is one, and has steps left.
+  """
+  draws = restored.meta.get("draws", 1)
+  if draws != rng.DRAWS and not is_finished(job.workdir, restored.step, job.num_steps):
+    raise UserError(
+      f"{job.workdir} was trained with the random streams of "
+      f"{'an older' if draws < rng.DRAWS else 'a newer'} version (draws {draws}, now {rng.DRAWS}) "
+      "and cannot be trained on; sample and evaluate it as it is, or start a new run with "
+      "another --workdir, or --fresh to move this one aside"
+    )
 
 
 def stored_target(shapes: TrainState, layout: TrainState) -> Callable[[Mapping[str, Any]], Any]:
@@ -234,7 +252,7 @@ def describe_run_data(job: Job) -> dict[str, Any]:
       "num": len(job.feed),
       "fingerprint": fingerprint(job.feed),
     }
-  return {"config": job.experiment.to_dict(), "data": data}
+  return {"config": job.experiment.to_dict(), "data": data, "draws": rng.DRAWS}
 
 
 def _counted(job: Job) -> About:

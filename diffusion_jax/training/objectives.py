@@ -62,15 +62,15 @@ def _check_groups(objectives: Sequence[Objective]) -> None:
     raise ValueError(f"groups={groups}: each of several objectives trains parameters of its own")
 
 
-def pack(trained: Sequence[Trained], values: Sequence[Any]) -> Any:
+def pack_objectives(trained: Sequence[Trained], values: Sequence[Any]) -> Any:
   """Return what is kept of each objective: a dict by name, or the only one's by itself."""
   if len(trained) == 1:
     return values[0]
   return {t.name: value for t, value in zip(trained, values, strict=True)}
 
 
-def unpack(trained: Sequence[Trained], packed: Any) -> list[Any]:
-  """Return the values that `pack` has packed, in order."""
+def unpack_objectives(trained: Sequence[Trained], packed: Any) -> list[Any]:
+  """Return the values that `pack_objectives` has packed, in order."""
   return [packed] if len(trained) == 1 else [packed[t.name] for t in trained]
 
 

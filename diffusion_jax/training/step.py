@@ -13,15 +13,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.rng import Stream
 from diffusion_jax.parallel import platforms, sharding
 from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.objectives import (
   Optimizers,
   Trained,
   named_scalars,
-  pack,
+  pack_objectives,
   trained_objectives,
-  unpack,
+  unpack_objectives,
 )
 from diffusion_jax.training.optimizers import Rates
 from diffusion_jax.training.throughput import VOTES
@@ -78,7 +79,9 @@ def hyperparameters(
   """Return the numbers of a config, as NumPy scalars."""
   trained = trained_objectives(model, optimizers)
   rates = [t.optimizer.rates(training.num_steps) for t in trained]
-  return Hyperparameters(np.asarray(training.seed, np.uint32), pack(trained, rates), ema.rates())
+  return Hyperparameters(
+    np.asarray(training.seed, np.uint32), pack_objectives(trained, rates), ema.rates()
+  )
 
 
 def make_init(
@@ -91,9 +94,9 @@ def make_init(
   trained = trained_objectives(model, optimizers)
 
   def init(seed: Any) -> TrainState:
-    params, aux = model.init(jax.random.fold_in(jax.random.key(seed), 2**31))
+    params, aux = model.init(rng.stream(jax.random.key(seed), Stream.INIT))
     states = [t.optimizer.create(training.num_steps).init(t.own(params)) for t in trained]
-    return create_state(params, aux, pack(trained, states), averages)
+    return create_state(params, aux, pack_objectives(trained, states), averages)
 
   return init
 
@@ -120,13 +123,13 @@ def make_train_step(
   def train_step(
     state: TrainState, batch: Batch, numbers: Hyperparameters
   ) -> tuple[TrainState, Scalars]:
-    key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
+    key = rng.numbered(rng.stream(jax.random.key(numbers.seed), Stream.TRAINING), state.step)
     gathered = sharding.compute_shardings(mesh, state.params)
     params = jax.lax.with_sharding_constraint(state.params, gathered)
     at = _Point(model, params, key, batch, training, _averaged(model, state, gathered))
     updates, new_params = state.step - state.num_skipped, state.params
     opt_states, auxes, scalars = [], [], []
-    rows = (unpack(trained, x) for x in (numbers.optimizer, state.opt_state, state.aux))
+    rows = (unpack_objectives(trained, x) for x in (numbers.optimizer, state.opt_state, state.aux))
     for t, rates, opt_state, aux in zip(trained, *rows, strict=True):
       grads, found, aux = _clipped_gradient(at, t, aux, rates, mesh)
       change, opt_state = t.optimizer.create(training.num_steps, rates).update(
@@ -141,8 +144,8 @@ def make_train_step(
     offsets = ema.update(state.offsets, state.params, new_params, updates, numbers.ema)
     candidate = state._replace(
       params=new_params,
-      opt_state=pack(trained, opt_states),
-      aux=pack(trained, auxes),
+      opt_state=pack_objectives(trained, opt_states),
+      aux=pack_objectives(trained, auxes),
       offsets=offsets,
     )
     state = _advance(finite, candidate, state)
@@ -329,10 +332,10 @@ def make_eval_step(
   """
 
   def eval_step(params: Params, aux: Aux, batch: Batch, seed: Any) -> Scalars:
-    key: Key = jax.random.fold_in(jax.random.key(seed), 2**31 + 1)
+    key: Key = rng.stream(jax.random.key(seed), Stream.HELD_OUT)
     losses, metrics, _ = generative.loss(params, aux, key, batch, train=False)
     values = {"loss": losses, **metrics}
-    keys = rng.example_keys(jax.random.fold_in(key, 1), batch.index)
+    keys = rng.example_keys(rng.stream(key, Stream.LIKELIHOOD), batch.index)
     for name in likelihoods:
       estimate = generative.likelihoods[name](params, keys, batch)
       values[f"{name}/bits_per_dim"] = estimate.bits_per_dim

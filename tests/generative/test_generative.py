@@ -23,6 +23,7 @@ from diffusion_jax.generative import (
   VAEModel,
   require,
 )
+from diffusion_jax.generative.base import loss_keys
 from diffusion_jax.likelihood import (
   DIFFUSION_LIKELIHOODS,
   VAE_LIKELIHOODS,
@@ -163,9 +164,9 @@ def test_a_vaes_likelihood_is_its_loss_in_bits():
   np.testing.assert_allclose(
     estimate.bits_per_dim, estimate.terms["reconstruction"] + estimate.terms["kl"], rtol=1e-5
   )
-  # The loss draws its z from the first half of its key, split over the examples.
+  # The loss draws its z from its examples' keys.
   loss_key = jax.random.key(7)
-  keys = rng.example_keys(jax.random.split(loss_key)[0], np.arange(6, dtype=np.uint32))
+  keys = loss_keys(loss_key, batch(), train=False).examples
   estimate = elbo(params, keys, batch())
   loss, metrics, _ = jax.device_get(
     jax.jit(generative.loss, static_argnames="train")(params, {}, loss_key, batch(), train=False)

@@ -110,7 +110,7 @@ def test_the_loss_is_the_original_programs():
   values, terms, _ = jax.jit(lambda p, b: generative.loss(p, {}, key, b, train=False))(
     params, batch
   )
-  keys = rng.example_keys(jax.random.split(key)[0], index)
+  keys = rng.example_keys(rng.stream(key, Stream.EXAMPLES), index)
   t = 1e-5 + (1 - 1e-5) * np.float64(jax.jit(even_quantiles)(BatchPosition(key, index)))
   f = LEVELS[levels]
   over = (1, 2, 3)

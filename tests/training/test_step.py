@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from steps import begin
 
+from diffusion_jax.core import rng
+from diffusion_jax.core.rng import Stream
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.generative import Diffusion, ModelBase
+from diffusion_jax.generative.base import loss_keys
 from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum, VariationalBound
 from diffusion_jax.losses import Simple
 from diffusion_jax.models import MLP, UNet
@@ -226,16 +229,15 @@ def test_another_seed_draws_other_noise_and_times():
 
 
 def test_draws_are_bitwise_the_same_on_any_mesh():
-  from diffusion_jax.core import rng
   from diffusion_jax.losses import Simple
   from diffusion_jax.processes import Denoiser
 
   model = Denoiser(lambda x, *_: x, LinearVP())
 
   def draws(index):
-    keys = rng.example_keys(jax.random.fold_in(jax.random.key(0), 7), index)
+    keys = rng.example_keys(rng.numbered(jax.random.key(0), 7), index)
     noised = Simple().noised(model, jnp.zeros((len(index), 8, 8, 1)), keys)
-    hidden = rng.uniform(rng.stream(keys, rng.Stream.CONDITION_DROPOUT))
+    hidden = rng.uniform(rng.stream(keys, Stream.CONDITION_DROPOUT))
     return noised.t, noised.eps, hidden
 
   index = np.arange(100, 116, dtype=np.uint32)
@@ -325,8 +327,15 @@ def test_impossible_training_is_refused(fields):
     Training(**fields)
 
 
-def test_keys_of_init_and_evaluation_lie_beyond_every_step():
-  """fold_in takes 32 bits: numbers from 2^31 on are never a step's, whose limit is int32."""
-  numbers = [0, 1, 2**31 - 1, 2**31, 2**31 + 1]
-  keys = [jax.random.fold_in(jax.random.key(0), n) for n in numbers]
-  assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == len(numbers)
+def test_no_two_draws_of_a_run_have_one_key():
+  """Of the loss, its dropout, the measured likelihoods, the samples and the parameters."""
+  key, one = jax.random.key(0), images(4)
+  training = [rng.numbered(rng.stream(key, Stream.TRAINING), n) for n in (0, 1, 2**31 - 1)]
+  held_out = rng.stream(key, Stream.HELD_OUT)
+  keys = [rng.stream(key, Stream.INIT), *training, held_out, *rng.sample_keys(0, one.index)]
+  for step_key in (*training, held_out):
+    found = loss_keys(step_key, one, train=True)
+    keys += [*found.examples, found.dropout]
+  keys += list(rng.example_keys(rng.stream(held_out, Stream.LIKELIHOOD), one.index))
+  keys += list(rng.example_keys(rng.stream(key, Stream.LIKELIHOOD), one.index))
+  assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == len(keys)
