@@ -114,6 +114,10 @@ class DiffusionModel(ModelBase):
     return frozenset({"denoise", "guide", "trajectory", "loss_by_log_snr"} | edits)
 
   @property
+  def needs_average(self) -> bool:
+    return self.objective.needs_average
+
+  @property
   def num_levels(self) -> int | None:
     return self.spec.num_levels
 

@@ -160,6 +160,10 @@ class LatentDiffusionModel(ModelBase):
     return frozenset({"trajectory", "loss_by_log_snr", "encode"})
 
   @property
+  def needs_average(self) -> bool:
+    return self.inner.needs_average
+
+  @property
   def num_levels(self) -> int | None:
     return self.observation.num_levels(self.spec.num_levels)
 

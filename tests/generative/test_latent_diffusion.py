@@ -16,6 +16,7 @@ from scipy import stats
 from steps import begin
 
 from diffusion_jax.core import rng
+from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.latents import Autoencoder
 from diffusion_jax.generative import LatentDiffusion
 from diffusion_jax.generative.latent_diffusion import flatten
@@ -104,6 +105,8 @@ class Zeros(NetworkBase):
 
 class Folder:
   """A data section whose autoencoder is given."""
+
+  has_latents = True
 
   def __init__(self, vector, scale):
     self.stored = Autoencoder(np.float32(vector), scale)
@@ -291,7 +294,7 @@ def test_the_vector_of_weights_is_the_autoencoder(networks, own):
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
-    ({"data": object()}, "--config.data.name=latents"),
+    ({"data": Digits()}, "--config.data.name=latents"),
     ({"autoencoder": ConvVAE(latent_dim=3)}, "latent_channels=4"),
     ({"autoencoder": ConvVAE(multipliers=(1,), latent_channels=1)}, "as large as the images"),
     ({"sampler": DDIM(steps=3)}, "--config.sampler.clip=false"),
