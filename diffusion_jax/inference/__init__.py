@@ -1,1 +1,1 @@
-"""A trained run's weights restored, and images drawn from them."""
+"""Restore a trained run's weights and draw images from them."""

@@ -1,4 +1,4 @@
-"""Drawing images over the mesh: any split of the work gives the same images."""
+"""Draw images over the mesh; the result does not depend on how the work is split."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from diffusion_jax.types import (
 
 @runtime_checkable
 class Draw(Protocol):
-  """Draws images; see `make_draw`."""
+  """Draw images; see `make_draw`."""
 
   def __call__(
     self, params: Params, labels: Int[np.ndarray, "N"] | None, num: int, seed: int, first: int = 0
@@ -36,17 +36,17 @@ class Draw(Protocol):
 
 
 def make_draw(generative: GenerativeModel, mesh: Mesh, batch_size: int) -> Draw:
-  """A function that draws images in batches over all devices.
+  """Return a function that draws images in batches over all devices.
 
   Args:
     generative: the model.
     mesh: the devices.
-    batch_size: images of one batch, rounded up to a multiple of the devices.
+    batch_size: images per batch, rounded up to a multiple of the number of devices.
 
   Returns:
-    (params, labels [N] or None, num N, seed, first) -> images first..first+N-1 of the seed, in
-    about [-1, 1]. Image i has key i of `rng.sample_keys`, whatever the batch size, the number of
-    devices and the images that are drawn with it.
+    The function (params, labels [N] or None, num N, seed, first) -> images first..first+N-1 of the
+    seed, in about [-1, 1]. Image i has key i of `rng.sample_keys`, whatever the batch size, the
+    number of devices and the other images drawn with it.
   """
   batch_size = sharding.round_up(batch_size, mesh)
   rows = sharding.batch_sharding(mesh)
@@ -70,9 +70,11 @@ def make_draw(generative: GenerativeModel, mesh: Mesh, batch_size: int) -> Draw:
 
 
 def make_inpaint(generative: GenerativeModel, mesh: Mesh) -> Callable[..., np.ndarray]:
-  """(params, labels [N] or None, seed, x0 [N H W C], is_known [N H W C], first) -> images.
+  """Return a function that fills in the unknown pixels of images.
 
-  Image i of the N draws from the key of image first + i, as `make_draw`'s.
+  Returns:
+    The function (params, labels [N] or None, seed, x0 [N H W C], is_known [N H W C], first) ->
+    images [N H W C]. Image i uses the key of image first + i, as in `make_draw`.
 
   Raises:
     UserError: the model cannot edit images.
@@ -92,9 +94,12 @@ def make_inpaint(generative: GenerativeModel, mesh: Mesh) -> Callable[..., np.nd
 
 
 def make_interpolate(generative: GenerativeModel, mesh: Mesh) -> Callable[..., np.ndarray]:
-  """(params, first [N H W C], second, share [K]) -> images [N K H W C] on the way between pairs.
+  """Return a function that interpolates between pairs of images.
 
   Both images of a pair are encoded, their noise is interpolated on the sphere and decoded.
+
+  Returns:
+    The function (params, first [N H W C], second, share [K]) -> images [N K H W C].
 
   Raises:
     UserError: the model cannot edit images, or its sampler draws noise.
@@ -118,14 +123,14 @@ def make_interpolate(generative: GenerativeModel, mesh: Mesh) -> Callable[..., n
 
 
 def _send(rows: Any, mesh: Mesh) -> Any:
-  """Arrays of N rows on the mesh, the last row repeated until the devices divide them."""
+  """Place arrays of N rows on the mesh, repeating the last row until the devices divide N."""
   unit = sharding.num_batch_shards(mesh)
   return jax.tree.map(lambda x: sharding.put_rows(_pad(x, unit), mesh), rows)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Autoguided(ModelBase):
-  """A model guided away from an inferior one, to sample; params are {"good": ..., "guide": ...}."""
+  """A model guided away from an inferior one; its params are {"good": ..., "guide": ...}."""
 
   good: GenerativeModel
   guide: GenerativeModel
@@ -148,7 +153,10 @@ def autoguided(good: GenerativeModel, guide: GenerativeModel) -> Autoguided:
 def make_reconstruct(
   generative: GenerativeModel, mesh: Mesh
 ) -> Callable[[Params, Batch], np.ndarray]:
-  """(params, batch) -> images decoded from one posterior sample each, for models that encode.
+  """Return a function that decodes one posterior sample of each image of a batch.
+
+  Returns:
+    The function (params, batch) -> images [N H W C].
 
   Raises:
     UserError: the model has no encoder or no decoder.
@@ -166,22 +174,22 @@ def make_reconstruct(
 
 
 def _pad(x: np.ndarray, unit: int) -> np.ndarray:
-  """Repeats the last row until `unit` divides their number."""
+  """Repeat the last row until `unit` divides the number of rows."""
   return np.pad(x, [(0, -len(x) % unit)] + [(0, 0)] * (x.ndim - 1), mode="edge")
 
 
 def cycle_labels(classes: Sequence[int], num: int) -> Int[np.ndarray, "N"]:
-  """The classes in turn, `num` in all."""
+  """Return `num` labels that repeat the classes in order."""
   return np.resize(np.asarray(classes, np.int32), num)
 
 
 def choose_labels(text: str | None, num: int, trained: Sequence[int]) -> np.ndarray | None:
-  """The class of each image: those asked for in turn, by default all that had training images.
+  """Return the class of each image, by default the trained classes in turn.
 
   Args:
-    text: of --labels.
-    num: images.
-    trained: labels that training images had; empty for an unconditional model, which has None.
+    text: value of --labels, e.g. "0,3", repeated in order; None: the trained classes.
+    num: number of images.
+    trained: labels with training images; empty for an unconditional model, which gets None.
   """
   if not trained:
     if text is not None:
@@ -200,12 +208,12 @@ def choose_labels(text: str | None, num: int, trained: Sequence[int]) -> np.ndar
 
 
 def with_trained_labels(given: Batch, trained: Sequence[int], null_label: int) -> Batch:
-  """Given images whose labels had no training image get the null class, and it is said.
+  """Replace labels without a training image by the null class, and print a note.
 
   Args:
     given: held-out images.
-    trained: labels that training images had.
-    null_label: the class-conditional model's number for a hidden class.
+    trained: labels with training images.
+    null_label: the class-conditional model's number for a dropped label.
   """
   is_known = np.isin(given.label, trained)
   if is_known.all():
@@ -218,7 +226,7 @@ def with_trained_labels(given: Batch, trained: Sequence[int], null_label: int) -
 
 
 def _listed(labels: Sequence[int]) -> str:
-  """Labels with runs as one, "0-2, 5"."""
+  """Write labels with ranges shortened, e.g. "0-2, 5"."""
   parts: list[list[int]] = []
   for label in labels:
     if parts and parts[-1][-1] == label - 1:
@@ -229,7 +237,7 @@ def _listed(labels: Sequence[int]) -> str:
 
 
 def first_examples(source: Source, num: int) -> Batch:
-  """The first images of a source as a batch."""
+  """Return the first images of a source as a batch."""
   index = np.arange(min(num, len(source)))
   return make_batch(source, index, index)
 
@@ -237,9 +245,9 @@ def first_examples(source: Source, num: int) -> Batch:
 def rows_in_turn(
   parts: Sequence[UInt8[np.ndarray, "N H W C"]], columns: int
 ) -> UInt8[np.ndarray, "M H W C"]:
-  """Rows of each part in turn: of originals, say, and of what became of them.
+  """Interleave rows of images, e.g. a row of originals, then a row of their reconstructions.
 
-  The last rows are filled with white.
+  The last rows are filled up with white images.
   """
   rows = []
   for first in range(0, len(parts[0]), columns):

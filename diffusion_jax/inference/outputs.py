@@ -1,7 +1,7 @@
-"""Images that a program makes, kept batch by batch until one file or folder holds them all.
+"""Store a command's images batch by batch until one file or folder holds them all.
 
-The finished batches are in `.NAME.parts` beside the file, or `.parts` in the folder, with the
-settings that they were made with: after a kill the same command goes on, another one is refused.
+Finished batches are kept in `.NAME.parts` beside the file, or in `.parts` inside the folder, with
+the settings they were made with. After a kill, the same command continues; another is refused.
 """
 
 import contextlib
@@ -42,10 +42,10 @@ def parts_folder(out: Path) -> Path:
 
 
 def check_out(out: Path) -> None:
-  """Refuse a place that cannot be written, or a folder with something in it.
+  """Raise a UserError if the output cannot be written or is a folder that is not empty.
 
   Raises:
-    UserError: what is wrong with it.
+    UserError: the path is not usable, with the reason.
   """
   if out.suffix not in (".png", ".npz", ""):
     raise UserError(f"--out={out}: use a name ending in .png or .npz, or a folder without a dot")
@@ -61,7 +61,7 @@ def check_out(out: Path) -> None:
 
 
 def lock_file(out: Path) -> Path:
-  """Return the file that is locked while an output is written: beside a file, inside a folder."""
+  """Return the lock file of an output: beside a file, inside a folder."""
   return out.with_name(f".{out.name}.lock") if out.suffix else out / LOCK
 
 
@@ -69,17 +69,17 @@ def lock_file(out: Path) -> Path:
 def writing(
   out: Path, check: Callable[[Path], None] = check_out, file: Path | None = None
 ) -> Iterator[None]:
-  """Keep other commands from writing the same output meanwhile, and stop between batches.
+  """Lock the output while it is written, and stop between batches on a signal.
 
   All processes of a job must call it.
 
   Args:
-    out: of the command.
-    check: refuses a place that cannot be written, and makes the lock's folder.
-    file: to lock; by default `lock_file`.
+    out: the output path of the command.
+    check: raises a UserError if the path cannot be written, and creates the lock's folder.
+    file: the lock file; by default `lock_file(out)`.
 
   Raises:
-    UserError: from `check`, or another command is writing there.
+    UserError: `check` failed, or another command is writing there.
   """
   with contextlib.ExitStack() as stack:
 
@@ -94,7 +94,7 @@ def writing(
 
 
 def _lock(stack: contextlib.ExitStack, out: Path, file: Path) -> None:
-  # A job that was started again may find its predecessor's process 0 still dying on another host.
+  # When a job restarts, process 0 of the previous attempt may still be exiting on another host.
   patience = LOCK_PATIENCE_SEC if jax.process_count() > 1 else 0.0
   try:
     outcome = stack.enter_context(files.locked(file, patience))
@@ -110,12 +110,12 @@ def _lock(stack: contextlib.ExitStack, out: Path, file: Path) -> None:
 def asked_for(
   args: Any, names: Sequence[str], experiment: Experiment, also: Sequence[str] = ()
 ) -> dict[str, Any]:
-  """Return the settings beside the weights that images depend on: flags and sampling.
+  """Return the settings other than the weights that determine the images.
 
   Args:
-    args, names: flags, and which of them count.
-    experiment: whose model and sampler count.
-    also: further sections of its config that do.
+    args, names: the flags, and the names of those that matter.
+    experiment: the experiment whose model and sampler matter.
+    also: further sections of its config that matter.
   """
   flags = {name: getattr(args, name) for name in names}
   fields = {
@@ -128,14 +128,14 @@ def asked_for(
 
 
 def left_over(out: Path, asked: Facts) -> dict[str, Any] | None:
-  """Return the facts of an unfinished output that the same command has left; a collective.
+  """Return the facts of an unfinished output of the same command, or None; a collective.
 
   Args:
-    out: of the command.
-    asked: what its images depend on, but for the weights; JSON values.
+    out: the output path of the command.
+    asked: everything but the weights that determines the images; JSON values.
 
   Raises:
-    UserError: another command has left it.
+    UserError: the unfinished output was made by a different command.
   """
 
   def read() -> dict[str, Any] | None:
@@ -155,7 +155,7 @@ def restore_for_output(
   workdir: Path, step: int | None, left: Facts | None, mesh: Mesh, generative: GenerativeModel,
   average: restoring.Average,
 ) -> restoring.Weights:  # fmt: skip
-  """Restore as `restore_weights`; for the latest step, that of `left_over` while it is there."""
+  """Restore weights; for the latest step, use that of an unfinished output if there is one."""
   if left is not None and step is None:
     directory = restoring.folder_of(workdir, left["step"], average)
     try:
@@ -169,16 +169,16 @@ def restore_for_output(
 def make(
   out: Path, facts: Facts, num: int, size: int, compute: Callable[[int], Arrays], words: str
 ) -> Chunks:
-  """Compute all batches that are not there yet, each written as it comes.
+  """Compute all missing batches and write each one when it is done.
 
   Args:
-    out: the output to be.
-    facts: "asked", see `left_over`, and what else the batches depend on; batches of other facts
-      are deleted.
-    num: images in all.
-    size: images of a batch.
-    compute: number of the first image -> arrays of at least the batch's images.
-    words: what is counted, for the bar.
+    out: the output path.
+    facts: "asked" (see `left_over`) and everything else that determines the batches; batches with
+      different facts are deleted.
+    num: total number of images.
+    size: images per batch.
+    compute: (index of the first image) -> arrays with at least one batch of images.
+    words: name of the counted items, for the progress bar.
 
   Returns:
     The batches, on process 0's disk.
@@ -201,7 +201,7 @@ def make(
 
 
 def _sweep(folder: Path, facts: Facts) -> None:
-  """Delete batches of other facts."""
+  """Delete batches that were made with different facts."""
   try:
     same = json.loads((folder / "facts.json").read_text()) == json.loads(json.dumps(facts))
   except (OSError, ValueError):
@@ -218,12 +218,12 @@ def write_grid(
   out: Path, facts: Facts, num: int, size: int, compute: Callable[[int], Arrays],
   rows_of: Callable[[np.ndarray], Sequence[np.ndarray]], columns: int,
 ) -> None:  # fmt: skip
-  """Write one picture of images that are computed as by `make`.
+  """Write one PNG grid of images that are computed as in `make`.
 
   Args:
-    out, facts, num, size, compute: as there; the images' array is "images".
-    rows_of: all of these images -> the images of each kind of rows, which take turns.
-    columns: of the grid.
+    out, facts, num, size, compute: as in `make`; the array of images is named "images".
+    rows_of: (all of these images) -> the images of each kind of row; the rows alternate.
+    columns: number of columns of the grid.
   """
   chunks = make(out, facts, num, size, compute, "images")
 
@@ -237,15 +237,15 @@ def write_grid(
 
 
 def hash_of(*arrays: Any) -> str:
-  """Return a short hash of arrays that are given, which may change under one name."""
+  """Return a short hash of input arrays, whose content may change under the same file name."""
   contents = (b"" if a is None else np.ascontiguousarray(a).tobytes() for a in arrays)
   return hashlib.sha256(b"".join(contents)).hexdigest()[:12]
 
 
 def _remove(folder: Path) -> None:
-  """Delete a folder of batches: it is whole or gone, whenever this is cut off."""
+  """Delete a folder of batches; renamed first, so that it is never left incomplete."""
   gone = folder.with_name(f"{folder.name}.gone")
-  shutil.rmtree(gone, ignore_errors=True)  # by a process that was killed
+  shutil.rmtree(gone, ignore_errors=True)  # left by a process that was killed
   with contextlib.suppress(OSError):
     folder.rename(gone)
   for left in (gone, folder):
@@ -253,13 +253,13 @@ def _remove(folder: Path) -> None:
 
 
 def finish(out: Path, chunks: Chunks, num: int, size: int, columns: int) -> None:
-  """Put batches of images and labels together as the output, and delete them; for process 0.
+  """Combine batches of images and labels into the output and delete them; for process 0.
 
   Args:
-    out: a .png (one grid), an .npz (arrays images, labels) or a folder (one PNG an image).
-    chunks: from `make`.
-    num, size: as there.
-    columns: of a grid.
+    out: a .png (one grid), an .npz (arrays images, labels) or a folder (one PNG per image).
+    chunks: batches from `make`.
+    num, size: as in `make`.
+    columns: number of columns of a grid.
   """
   batches = (chunks.read(number, count) for number, _, count in pieces(num, size))
   if out.suffix == ".png":
@@ -277,7 +277,7 @@ def finish(out: Path, chunks: Chunks, num: int, size: int, columns: int) -> None
 def write_npz(out: Path, batches: Iterator[Arrays], num: int) -> None:
   """Write an .npz with the arrays images and labels, holding one batch at a time."""
   part, labels = parts_folder(out) / "whole.npz", []
-  part.unlink(missing_ok=True)  # by a process that was killed, or a link
+  part.unlink(missing_ok=True)  # left by a process that was killed, or a link
   with files.naming(out), part.open("xb") as whole, zipfile.ZipFile(whole, "w") as archive:
     with archive.open(_member("images.npy"), "w", force_zip64=True) as file:
       for batch in batches:
@@ -291,7 +291,7 @@ def write_npz(out: Path, batches: Iterator[Arrays], num: int) -> None:
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-  """A compressed file of an archive, without the time: the same images are the same bytes."""
+  """Return a compressed archive member without a timestamp: same images, same bytes."""
   member = zipfile.ZipInfo(name)
   member.compress_type = zipfile.ZIP_DEFLATED
   return member

@@ -1,7 +1,7 @@
-"""Which averaged weights to sample or measure: a tracked average, or one put together from stored.
+"""Restore averaged weights: a tracked average, or one reconstructed from stored averages.
 
-`--ema` names them: decay:0.999 one of the tracked decays, 0.1 a relative width sigma_rel, and
-half_life_images:500000 the power function of which the last so many images have one half.
+`--ema` names the average: `decay:0.999` is a tracked decay, `0.1` a relative width sigma_rel, and
+`half_life_images:500000` the power function that gives the last 500,000 images half the weight.
 """
 
 import functools
@@ -35,10 +35,10 @@ Leaves = Mapping[str, Any]
 Tree = Callable[[Leaves], dict[str, Any]]
 
 MAX_ERROR = 0.1
-"""Averages whose profile is farther from the one that was asked for are refused."""
+"""Largest relative error of a reconstructed profile; larger ones are refused."""
 
 NEGLIGIBLE = 1e-9
-"""Stored averages with a smaller weight are not read."""
+"""Smallest weight of a stored average that is read."""
 
 EMA_HELP = (
   "averaged weights: a relative width such as 0.1, decay:D of a tracked decay, or "
@@ -47,11 +47,11 @@ EMA_HELP = (
 
 
 class Average(NamedTuple):
-  """An average that is asked for.
+  """The average to restore.
 
   Attributes:
-    kind: ema (the run's first), decay, profile or half_life_images.
-    value: the decay, the relative width, or the images.
+    kind: ema (the run's first average), decay, profile or half_life_images.
+    value: the decay, the relative width, or the number of images.
   """
 
   kind: str = "ema"
@@ -59,17 +59,17 @@ class Average(NamedTuple):
 
   @property
   def name(self) -> str:
-    """As the states' averages are named: "decay:0.999", "profile:0.1"."""
+    """Return the name of the average in the state, e.g. "decay:0.999" or "profile:0.1"."""
     return "ema" if self.kind == "ema" else f"{self.kind}:{self.value}"
 
   @property
   def label(self) -> str:
-    """As figures name their weights: "ema", "ema profile:0.1"."""
+    """Return the name of the weights in metrics, e.g. "ema" or "ema profile:0.1"."""
     return "ema" if self.kind == "ema" else f"ema {self.name}"
 
   @property
   def suffix(self) -> str:
-    """What tells its folder from that of the run's first average: "-ema-profile-0.1"."""
+    """Return the suffix of its folder, e.g. "-ema-profile-0.1"; empty for the first average."""
     return "" if self.kind == "ema" else f"-ema-{self.name.replace(':', '-')}"
 
 
@@ -77,11 +77,11 @@ class Weights(NamedTuple):
   """Restored weights.
 
   Attributes:
-    params: on the mesh, in full on each device.
-    step: of the checkpoint or snapshot.
-    meta: what was saved beside it.
-    facts: JSON values that are the same for the same weights, and for no others.
-    made: of an average that was put together: how, for the record.
+    params: parameters on the mesh, replicated on every device.
+    step: training step of the checkpoint or snapshot.
+    meta: metadata saved with it.
+    facts: JSON values that identify the weights: equal exactly if the weights are.
+    made: record of how a reconstructed average was made; None for a stored one.
   """
 
   params: Params
@@ -92,12 +92,12 @@ class Weights(NamedTuple):
 
 
 class Stored(NamedTuple):
-  """A unit that holds averages of one moment.
+  """A checkpoint or snapshot that holds averages of one step.
 
   Attributes:
-    directory, step: where it is.
-    updates: made until then.
-    as_offsets: whether the run tracked them as differences, see `EMA.update`.
+    directory, step: location of the checkpoint or snapshot.
+    updates: number of parameter updates so far.
+    as_offsets: True if the run stored them as differences, see `EMA.update`.
   """
 
   directory: Path
@@ -107,10 +107,10 @@ class Stored(NamedTuple):
 
 
 def parse_average(text: str | None) -> Average:
-  """Reads --ema; None is the run's first average.
+  """Parse --ema; None is the run's first average.
 
   Raises:
-    UserError: it names no average.
+    UserError: the text names no average.
   """
   if text is None:
     return Average()
@@ -133,7 +133,7 @@ def parse_average(text: str | None) -> Average:
 
 
 def folder_of(workdir: Path, step: int | None, average: Average) -> Path:
-  """Where a step is stored: among the checkpoints, or else among the snapshots of averages."""
+  """Return the folder that holds a step: the checkpoints, or else the snapshots of averages."""
   checkpoints, snapshots = workdir / "checkpoints", workdir / "ema_snapshots"
   steps = parallel.broadcast_object([store.saved_steps(d) for d in (checkpoints, snapshots)])
   only_there = step not in steps[0] and step in steps[1]
@@ -143,17 +143,17 @@ def folder_of(workdir: Path, step: int | None, average: Average) -> Path:
 def restore_weights(
   workdir: Path, step: int | None, mesh: Mesh, generative: GenerativeModel, average: Average
 ) -> Weights:
-  """The averaged weights of a step on a mesh's devices.
+  """Restore the averaged weights of a step onto a mesh's devices.
 
   Args:
     workdir: the run's folder.
-    step: None: the newest checkpoint that can be read.
+    step: step to restore; None: the newest readable checkpoint.
     mesh: the devices.
     generative: the model.
-    average: from `parse_average`.
+    average: the average, from `parse_average`.
 
   Raises:
-    UserError: as `Checkpoints.restore`; the average is not tracked, or cannot be put together.
+    UserError: as `Checkpoints.restore`; or the average is neither tracked nor reconstructible.
   """
   directory = folder_of(workdir, step, average)
   meta = store.read_meta(directory, step)
@@ -177,7 +177,7 @@ def restore_weights(
 
 
 def tracked(meta: Mapping[str, Any]) -> list[str]:
-  """Names of the averages in a checkpoint beside the first."""
+  """Return the names of the averages in a checkpoint other than the first."""
   leaves = (name.split("/") for name in meta["leaves"])
   names = dict.fromkeys(parts[1] for parts in leaves if parts[0] in ("averages", "offsets"))
   return [name for name in names if name != "ema"]
@@ -205,7 +205,7 @@ def _put_together(
   tree, count = _tree(profiles, generative), jax.ShapeDtypeStruct((), jnp.int32)
   counts = {"step": count, "num_skipped": count}
   newest = _read(directory, step, mesh, lambda leaves: {**tree(leaves), **counts})
-  meta = newest.meta  # read with the state: a run that goes on may have deleted both by now
+  meta = newest.meta  # read together with the state: a running job may have deleted both by now
   updates = int(newest.state["step"]) - int(newest.state["num_skipped"])
   gamma = _exponent(average, updates, meta["config"]["training"]["batch_size"])
   target = Stored(directory, newest.step, updates, _tracked_as_offsets(meta))
@@ -234,7 +234,7 @@ def _put_together(
 
 
 def snapshots_before(directory: Path, target: Stored) -> list[Stored]:
-  """The snapshots of earlier moments, in order; unreadable ones are told of and left out."""
+  """Return the earlier snapshots in order; print and skip those that cannot be read."""
   found = []
   for step in store.saved_steps(directory):
     try:
@@ -262,10 +262,10 @@ def _exponent(average: Average, updates: int, batch_size: int) -> float:
 def _mix(
   average: Average, stored: Sequence[Stored], profiles: Sequence[str], gamma: float
 ) -> Combination:
-  """Weights of [stored, profiles], flat.
+  """Return the weights of [stored, profiles], flattened, that best fit the profile.
 
   Raises:
-    UserError: the profile that they give is not that of `gamma`.
+    UserError: the fitted profile differs too much from that of `gamma`.
   """
   gammas = [exponent_of(float(name.partition(":")[2])) for name in profiles]
   times = np.repeat([float(unit.updates) for unit in stored], len(profiles))
@@ -287,10 +287,10 @@ def _sum(
   stored: Sequence[Stored], mixture: Combination, newest: Mapping[str, Params],
   profiles: Sequence[str], mesh: Mesh, tree: Tree,
 ) -> tuple[Params, Stored | None]:  # fmt: skip
-  """The weighted sum over what is stored, or the first unit that turns out to be damaged."""
+  """Return the weighted sum of the stored averages, or the first damaged unit."""
   rows = mixture.weights.reshape(len(stored), len(profiles))
   total = None
-  for unit, row in zip(stored[::-1], rows[::-1], strict=True):  # the newest is at hand
+  for unit, row in zip(stored[::-1], rows[::-1], strict=True):  # the newest is already in memory
     if total is not None and np.abs(row).max() < NEGLIGIBLE:
       continue
     try:
@@ -325,7 +325,7 @@ def _describe(
 
 
 def _tree(names: Sequence[str], generative: GenerativeModel) -> Tree:
-  """Return the function from stored leaves to the part of the state that holds these averages."""
+  """Return a function from stored leaves to the part of the state with these averages."""
   params = jax.eval_shape(lambda: generative.init(jax.random.key(0))[0])
 
   def tree(leaves: Leaves) -> dict[str, Any]:
@@ -338,7 +338,7 @@ def _tree(names: Sequence[str], generative: GenerativeModel) -> Tree:
 
 
 def _averages(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Params]:
-  """Return the averages, by name, from what was read with `_tree`."""
+  """Return the averages by name from a state read with `_tree`."""
   if "offsets" in tree:
     return {name: train_state.average(tree["params"], tree["offsets"][name]) for name in names}
   return {name: tree["ema"] if name == "ema" else tree["averages"][name] for name in names}
@@ -364,7 +364,7 @@ def _read(directory: Path, step: int | None, mesh: Mesh, tree: Tree) -> store.Re
 
 
 def _foreign(workdir: Path) -> store.Foreign:
-  """Return the test of whether a checkpoint is of this run, by its config.json if that is there."""
+  """Return a function that raises if a checkpoint belongs to another run (by config.json)."""
   try:
     config = json.loads((workdir / "config.json").read_text())
     return functools.partial(of_another_run, config) if isinstance(config, dict) else _no_check
@@ -377,7 +377,7 @@ def _no_check(meta: Mapping[str, Any]) -> None:
 
 
 def _leaves(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-  """Return the stored leaves that these averages are made of."""
+  """Return the stored leaves that these averages consist of."""
   places = [place for name in names for place in (f"averages/{name}/", f"offsets/{name}/")]
   places += ["ema/"] if "ema" in names else []
   places += ["params/"] if _has_offsets(meta["leaves"]) else []
@@ -385,11 +385,11 @@ def _leaves(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def stored_classes(checkpoints: Path, step: int | None) -> list[int]:
-  """Return the labels that a run's training images have; all if it is of an older version."""
+  """Return the labels with training images; all labels for a run of an older version."""
   data = store.read_meta(checkpoints, step)["data"]
   return data.get("trained_classes", list(range(data["spec"]["num_classes"])))
 
 
 def stored_spec(checkpoints: Path, step: int | None) -> ImageSpec:
-  """What a run's images are, from its checkpoints: to sample, the data need not be there."""
+  """Return the image spec stored with the checkpoints; the data set itself is not needed."""
   return ImageSpec.from_json(store.read_meta(checkpoints, step)["data"]["spec"])

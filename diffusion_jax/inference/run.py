@@ -1,4 +1,4 @@
-"""A trained run as a Python object: its model and weights, to draw from, ask and measure."""
+"""A trained run as a Python object: its model and weights, to sample, denoise and measure."""
 
 import dataclasses
 import functools
@@ -41,14 +41,14 @@ from diffusion_jax.types import (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-  """A run's folder, with its model and the averaged weights of one step.
+  """A run's folder, its model and the averaged weights of one step.
 
   Attributes:
     workdir: the run's folder.
-    experiment: the config of the run, built.
+    experiment: the run's experiment, built from its config.
     model: pure functions of the parameters.
     params: averaged (EMA) weights, on all devices.
-    step: training steps of these weights.
+    step: number of training steps of these weights.
     mesh: the devices.
   """
 
@@ -61,12 +61,12 @@ class Run:
 
   @property
   def config(self) -> dict[str, dict[str, Any]]:
-    """All sections with all fields, as config.json holds them."""
+    """Return all sections of the config with all fields, as stored in config.json."""
     return self.experiment.to_dict()
 
   @functools.cached_property
   def metrics(self) -> dict[str, float]:
-    """The newest values in metrics.jsonl: "train/loss", "held_out/loss", ..."""
+    """Return the newest values in metrics.jsonl: "train/loss", "held_out/loss", ..."""
     path, found = self.workdir / "metrics.jsonl", {}
     for line in path.read_text().splitlines() if path.is_file() else ():
       found |= {n: v for n, v in json.loads(line).items() if n not in ("step", "time")}
@@ -74,7 +74,7 @@ class Run:
 
   @functools.cached_property
   def state(self) -> TrainState:
-    """The whole training state of the newest checkpoint: parameters, averages, optimizer."""
+    """Return the training state of the newest checkpoint: parameters, averages, optimizer."""
     parts = self.experiment
     init = make_init(self.model, parts.optimizers, parts.training, parts.ema.names())
     shapes = jax.eval_shape(init, np.uint32(0))
@@ -98,14 +98,14 @@ class Run:
     seed: int = 0,
     batch_size: int = 64,
   ) -> UInt8[np.ndarray, "N H W C"]:
-    """Draw images; image i depends on the seed and i alone.
+    """Draw images; image i depends only on the seed and i.
 
     Args:
-      num: N.
-      labels: classes, repeated in turn over the images; None: the classes of the training images.
-      sampler: a sampler in place of the run's own, e.g. `samplers.Heun(steps=18)`.
+      num: number of images N.
+      labels: classes, repeated in order over the images; None: the classes of the training images.
+      sampler: sampler in place of the run's own, e.g. `samplers.Heun(steps=18)`.
       guidance: a `samplers.Guidance` in place of the run's own.
-      seed: of the noise, at least 0.
+      seed: seed of the noise, at least 0.
       batch_size: images drawn at once.
 
     Raises:
@@ -123,7 +123,7 @@ class Run:
     t: Float[Array | np.ndarray, "B"],
     condition: Condition = UNCONDITIONAL,
   ) -> Float[Array, "B H W C"]:
-    """Return the estimate of the data x0 in [-1, 1], given x_t at times t in [0, 1].
+    """Return the estimate of the data x0 in [-1, 1] from x_t at times t in [0, 1].
 
     Raises:
       UserError: the model does not denoise.
@@ -136,7 +136,7 @@ class Run:
     return jax.jit(self.model.denoise)
 
   def _draw(self, sampler: Any, guidance: Any, batch_size: int) -> Draw:
-    """Keep the compiled function of each sampler, guidance and batch size."""
+    """Return the compiled function, cached by sampler, guidance and batch size."""
     key = (sampler, guidance, batch_size)
     if key not in self._drawn:
       changes = {n: v for n, v in (("sampler", sampler), ("guidance", guidance)) if v is not None}
@@ -174,8 +174,8 @@ def load_run(
 
   Args:
     workdir: the run's folder.
-    step: of a checkpoint, or the newest one that can be read.
-    ema: which average, see `inference.restore.parse_average`; None: that of `ema.decay`.
+    step: step of a checkpoint, or "latest" for the newest readable one.
+    ema: average to restore, see `inference.restore.parse_average`; None: that of `ema.decay`.
 
   Raises:
     UserError: there is no run, no such step or no such average.
