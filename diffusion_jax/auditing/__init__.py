@@ -1,4 +1,4 @@
-"""Every registered process, loss, estimator and sampler on cases whose answers are known."""
+"""Checks of every registered process, loss, estimator and sampler against known answers."""
 
 from diffusion_jax.auditing.estimator_rows import audit_likelihoods
 from diffusion_jax.auditing.linear_vae import audit_linear_vae

@@ -1,7 +1,7 @@
-"""Each estimator of a diffusion model's bits/dim, on Gaussian data with the exact denoiser.
+"""Check each bits/dim estimator of a diffusion model on Gaussian data, denoised exactly.
 
-The exact figure is the data's entropy. An estimator that declares `exact` must hit it, one that
-declares `upper_bound` must not fall below it; the bound of DDPM has a closed form of its own.
+The exact value is the entropy of the data. An estimator that declares `exact` must match it; one
+that declares `upper_bound` must not fall below it. DDPM's bound has its own closed form.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ from diffusion_jax.types import Examples
 NUM = 200
 PLACES = ("linear_vp", "cosine_vp", "vp", "sub_vp", "cosine", "linear_log_snr", "edm", "flow")
 END_TOLERANCE = 2e-3
-"""Bits/dim: processes stop a little short of pure data and of pure noise."""
+"""Tolerance in bits/dim: processes end slightly before pure data and pure noise."""
 
 ROUNDING = 1e-4
-"""Bits/dim: the mean of a hundred float32 terms that each keep six digits."""
+"""Tolerance in bits/dim for the mean of a hundred float32 terms with six digits each."""
 
 
 def audit_likelihoods(registry: Mapping[str, Any] = DIFFUSION_LIKELIHOODS) -> Iterator[Row]:
-  """Yield the rows of every registered estimator, on each process that it serves."""
+  """Yield the rows of every registered estimator on each process that it supports."""
   for name, config in registry.items():
     broken = broken_contract(config, Likelihood)
     if broken:
@@ -59,7 +59,7 @@ def audit_likelihoods(registry: Mapping[str, Any] = DIFFUSION_LIKELIHOODS) -> It
 def _measure(estimator: Likelihood, process: Process) -> tuple[float, float]:
   """Return the mean bits/dim over the data and its standard error.
 
-  Each image's exact figure is known, so what the images themselves vary by is taken out.
+  The exact value of each image is subtracted, so the variation between images does not count.
   """
   model, images = oracles.gaussian_denoiser(process), oracles.gaussian_images(NUM)
   run = jax.jit(lambda keys, x0: estimator.estimate(model, Examples(x0), keys).bits_per_dim)
@@ -71,7 +71,7 @@ def _measure(estimator: Likelihood, process: Process) -> tuple[float, float]:
 
 def _row(entry: str, estimator: Any, process: Process) -> Row:
   fields = {f.name for f in dataclasses.fields(estimator)}
-  if "clip" in fields:  # Gaussian data leave [-1, 1]
+  if "clip" in fields:  # Gaussian data exceed [-1, 1]
     estimator = dataclasses.replace(estimator, clip=False)
   measured, error = _measure(estimator, process)
   relation = "equal" if estimator.estimates == "exact" else "at_least"
@@ -80,7 +80,7 @@ def _row(entry: str, estimator: Any, process: Process) -> Row:
 
 
 def _learned(name: str, estimator: Any, kind: str) -> Row:
-  """The same draws between the same ends: only the way there differs, which does not count."""
+  """Compare two schedules with the same endpoints and draws; only the path between differs."""
   fixed = LinearLogSNR()
   config = NOISE_SCHEDULES[kind](-fixed.log_snr_max, -fixed.log_snr_min)
   process = config.bind(config.init(jax.random.key(0)))
@@ -90,7 +90,7 @@ def _learned(name: str, estimator: Any, kind: str) -> Row:
 
 
 def _ddpm(variance: Any) -> Row:
-  """DDPM's bound of T = 1000 linear betas: sum of its KLs, in closed form."""
+  """Compare DDPM's bound for T = 1000 linear betas with the sum of its KLs in closed form."""
   process = PROCESSES["linear_vp"]()
   measured, error = _measure(VariationalBound(variance, clip=False), process)
   if variance == "learned":
@@ -104,7 +104,7 @@ def _ddpm(variance: Any) -> Row:
 
 
 def ddpm_bound_bits(process: DiscreteVP, std: float, large: bool) -> float:
-  """The bound for N(0, std^2) data and the exact denoiser, in bits/dim.
+  """Return the bound for N(0, std^2) data and the exact denoiser, in bits/dim.
 
   KL_t = [ln(s / p) + (p + c^2 m) / s - 1] / 2 with the model's variance s, the posterior's p, its
   mean's coefficient c of x0, and m = Var(x0 | x_t); both variances at t = 1 are those of t = 2.
@@ -123,7 +123,7 @@ def ddpm_bound_bits(process: DiscreteVP, std: float, large: bool) -> float:
 
 
 def learned_bound_bits(process: DiscreteVP) -> float:
-  """The least bound of the data for a mean and a variance a dimension, in bits/dim.
+  """Return the lowest bound in bits/dim for a mean and a variance per dimension.
 
   With the variances s of `oracles.best_variances` KL_t = ln(s / p) / 2 in each dimension, and the
   reconstruction is (ln(2 pi s) + 1) / 2 at t = 1.

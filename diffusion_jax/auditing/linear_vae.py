@@ -1,4 +1,4 @@
-"""ELBO and importance-weighted bounds of a linear VAE, whose evidence is a Gaussian's density.
+"""Check the ELBO and IWAE bounds of a linear VAE, whose evidence is a Gaussian density.
 
 p(z) = N(0, I), p(x | z) = N(W z + b, s I), so p(x) = N(b, W W' + s I) (Tipping and Bishop 1999).
 """
@@ -22,13 +22,13 @@ BIAS = np.asarray([0.1, -0.2, 0.0, 0.3])
 VARIANCE = 0.25
 IMAGE = np.asarray([0.5, -1.0, 0.3, 0.8])
 MEAN, VAR = np.asarray([0.3, -0.2]), np.asarray([0.2, 0.3])
-"""A posterior q that is wrong on purpose."""
+"""Parameters of a deliberately wrong posterior q."""
 
 NUM = 4000
 
 
 def evidence() -> float:
-  """log p(x) in nats."""
+  """Return log p(x) in nats."""
   covariance = WEIGHT @ WEIGHT.T + VARIANCE * np.eye(4)
   away = IMAGE - BIAS
   return float(-0.5 * (away @ np.linalg.solve(covariance, away)
@@ -36,13 +36,13 @@ def evidence() -> float:
 
 
 def posterior() -> tuple[np.ndarray, np.ndarray]:
-  """Mean and covariance of p(z | x)."""
+  """Return the mean and covariance of p(z | x)."""
   m = WEIGHT.T @ WEIGHT + VARIANCE * np.eye(2)
   return np.linalg.solve(m, WEIGHT.T @ (IMAGE - BIAS)), VARIANCE * np.linalg.inv(m)
 
 
 def gap() -> float:
-  """KL(q || p(z | x)) in nats: what the ELBO misses."""
+  """Return KL(q || p(z | x)) in nats, the gap between evidence and ELBO."""
   mean, covariance = posterior()
   away = MEAN - mean
   inside = np.trace(np.linalg.solve(covariance, np.diag(VAR)))
@@ -51,7 +51,7 @@ def gap() -> float:
 
 
 def audit_linear_vae() -> Iterator[Row]:
-  """ELBO = evidence - gap; ELBO <= IWAE_2 <= IWAE_50 <= evidence, each within its errors."""
+  """Check ELBO = evidence - gap and ELBO <= IWAE_2 <= IWAE_50 <= evidence, within errors."""
   exact, elbo = evidence(), evidence() - gap()
   measured, error = _elbo()
   yield Row("elbo", "nats of the linear VAE", elbo, measured, error)
@@ -71,7 +71,7 @@ def audit_linear_vae() -> Iterator[Row]:
 
 
 def _draw(keys, exact_posterior: bool = False):
-  """log p(x | z), z and log q(z) of one z ~ q an example."""
+  """Return log p(x | z), z and log q(z) for one z ~ q per example."""
   mean, root = MEAN, np.diag(np.sqrt(VAR))
   if exact_posterior:
     mean, covariance = posterior()
@@ -93,7 +93,7 @@ def _elbo() -> tuple[float, float]:
 
 
 def _importance(num: int, exact_posterior: bool = False) -> tuple[float, float]:
-  """The bound in nats, over NUM repetitions of its draws."""
+  """Return the bound in nats and its standard error over NUM repetitions."""
 
   def log_weight(keys):
     log_prob, z, log_q = _draw(keys, exact_posterior)

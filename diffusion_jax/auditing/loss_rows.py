@@ -1,4 +1,4 @@
-"""Each denoising loss on Gaussian data: the exact denoiser is where it is least."""
+"""Check on Gaussian data that the exact denoiser minimises each denoising loss."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +20,7 @@ STEP = 0.5
 
 
 def audit_losses(registry: Mapping[str, Any] = DENOISING_LOSSES) -> Iterator[Row]:
-  """Yield the rows of every registered loss with its defaults, on each process that it serves."""
+  """Yield the rows of every registered loss with its defaults, on each process it supports."""
   for name, config in registry.items():
     broken = broken_contract(config, Loss)
     if broken:
@@ -39,10 +39,10 @@ def audit_losses(registry: Mapping[str, Any] = DENOISING_LOSSES) -> Iterator[Row
 
 
 def _row(entry: str, loss: Loss, process: Process) -> Row:
-  """Compare the scale of the denoiser at which the mean loss is least with 1.
+  """Check that the mean loss is least when the denoiser is scaled by 1.
 
-  It is found by one step of the secant method from 1, which is exact where the loss is a parabola
-  in the scale. Of a loss with another minimum, only that its values and slopes are numbers.
+  The best scale is found by one secant step from 1, which is exact if the loss is quadratic in the
+  scale. For a loss with another minimum, check only that values and slopes are finite.
   """
   loss_params = loss.init(jax.random.key(0))
   average = oracles.gaussian_denoiser(process) if loss.needs_average else None
@@ -71,9 +71,9 @@ def _row(entry: str, loss: Loss, process: Process) -> Row:
 
 
 def _continuous(loss: VDM) -> Row:
-  """Compare the bound in continuous time, a time per example, with its closed form.
+  """Compare the continuous-time bound, with one time per example, with its closed form.
 
-  The variation over the data is taken out.
+  The variation between the data is subtracted.
   """
   process, num = LinearLogSNR(), 200_000
   model = oracles.gaussian_denoiser(process)
@@ -86,7 +86,7 @@ def _continuous(loss: VDM) -> Row:
 
 
 def _unbiased(loss: FullBound) -> Row:
-  """Compare the bound from one t per example with its closed form, after filling its history."""
+  """Compare the bound from one t per example with its closed form, once its history is full."""
   process = LinearVP(100, 1e-3, 0.2)
   model, num = oracles.gaussian_denoiser(process), 20_000
 

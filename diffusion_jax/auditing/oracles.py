@@ -1,7 +1,7 @@
-"""Models whose every answer is known: exact denoisers of correlated Gaussian data.
+"""Models with known answers: exact denoisers of correlated Gaussian data.
 
-Independent pixels would not do: on them an estimate of a trace by random signs is exact by itself,
-right or wrong (Hutchinson's with Rademacher probes sees the diagonal alone).
+The pixels must be correlated: for independent pixels a trace estimate by random signs is exact
+whether or not the code is right (Hutchinson's with Rademacher probes sees only the diagonal).
 """
 
 import dataclasses
@@ -20,16 +20,16 @@ SHAPE = (4, 4, 1)
 NUM_DIMS = 16
 VARIANCES = np.geomspace(0.02, 1.0, NUM_DIMS)
 AXES = np.linalg.qr(np.random.default_rng(0).normal(size=(NUM_DIMS, NUM_DIMS)))[0]
-"""The data are N(0, AXES diag(VARIANCES) AXES')."""
+"""Axes and variances of the data, N(0, AXES diag(VARIANCES) AXES')."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExactDenoiser(Denoiser):
-  """A denoiser of which the x0 estimate is known, and with it every prediction.
+  """A denoiser with a known x0 estimate, which determines every prediction.
 
   Attributes:
-    estimate: (noised data with t, alpha and sigma, condition) -> x0 estimate, or that and variance
-      logits with learned_variance.
+    estimate: (noised data with t, alpha and sigma, condition) -> x0 estimate, or that estimate and
+      variance logits with learned_variance.
   """
 
   network: Any = None
@@ -37,7 +37,7 @@ class ExactDenoiser(Denoiser):
   estimate: Any = None
 
   def predict(self, at: Any, condition: Condition = UNCONDITIONAL, dropout_key: Any = None):
-    """Return the estimate, as the output that stands for it."""
+    """Return the output that encodes the estimate."""
     x0, logits = self.estimate(at, condition), None
     if self.learned_variance:
       x0, logits = x0
@@ -48,7 +48,7 @@ class ExactDenoiser(Denoiser):
 def gaussian_denoiser(process: Any, scale: Any = 1.0) -> Denoiser:
   """Return the posterior mean E[x0 | xt] times `scale`, as a prediction of the noise.
 
-  On a process with steps it gives their best variances too.
+  On a discrete process it also returns the best variances.
   """
   variances, axes = (jnp.asarray(v, jnp.float32) for v in (VARIANCES, AXES))
 
@@ -70,16 +70,17 @@ def gaussian_denoiser(process: Any, scale: Any = 1.0) -> Denoiser:
 
 
 def left_open(process: DiscreteVP) -> np.ndarray:
-  """Var(x0 | x_t) of each dimension for t = 1..T [T, *SHAPE], float64."""
+  """Return Var(x0 | x_t) of each dimension for t = 1..T, [T, *SHAPE], float64."""
   alpha_bar = process.alphas_cumprod[1:, None]
   along = VARIANCES * (1 - alpha_bar) / (alpha_bar * VARIANCES + 1 - alpha_bar)
   return (along @ (AXES**2).T).reshape(-1, *SHAPE)
 
 
 def best_variances(process: DiscreteVP) -> np.ndarray:
-  """Of p(x_{t-1} | x_t), each dimension by itself: the posterior's and what the mean leaves open.
+  """Return the best variance of p(x_{t-1} | x_t) per dimension, [T, *SHAPE], float64.
 
-  For t = 1..T [T, *SHAPE], float64: each makes its step's KL (at t = 1 the reconstruction) least.
+  It is the posterior's variance plus the part due to Var(x0 | x_t), for t = 1..T. Each minimises
+  the KL of its step (the reconstruction term at t = 1).
   """
   now, before = (a[:, None, None, None] for a in (process.alphas_cumprod[1:],
                                                   process.alphas_cumprod[:-1]))  # fmt: skip
@@ -89,8 +90,10 @@ def best_variances(process: DiscreteVP) -> np.ndarray:
 
 
 def best_logits(process: DiscreteVP) -> np.ndarray:
-  """The variance logits that stand for `best_variances`: -1 is the posterior's variance, 1 beta's;
-  at t = 1 the posterior's of t = 2 takes its place."""
+  """Return the variance logits that encode `best_variances`.
+
+  -1 is the posterior's variance and 1 is beta. At t = 1 the posterior's variance of t = 2 is used.
+  """
   now, before = process.alphas_cumprod[1:], process.alphas_cumprod[:-1]
   beta = 1 - now / before
   small = beta * (1 - before) / (1 - now)
@@ -100,13 +103,13 @@ def best_logits(process: DiscreteVP) -> np.ndarray:
 
 
 def gaussian_images(num: int, seed: int = 0) -> jax.Array:
-  """Samples of the data [num, 4, 4, 1]."""
+  """Return samples of the data [num, 4, 4, 1]."""
   noise = jax.random.normal(jax.random.key(seed), (num, NUM_DIMS))
   return ((noise * jnp.sqrt(jnp.asarray(VARIANCES))) @ jnp.asarray(AXES.T)).reshape(num, *SHAPE)
 
 
 def exact_bits(images: Any) -> np.ndarray:
-  """-log2 p(x) over the number of dimensions of each image, float64."""
+  """Return -log2 p(x) divided by the number of dimensions of each image, float64."""
   along = np.float64(images).reshape(len(images), NUM_DIMS) @ AXES
   return 0.5 * np.mean(
     np.log2(2 * math.pi * VARIANCES) + along**2 / VARIANCES / math.log(2), axis=1
@@ -114,15 +117,15 @@ def exact_bits(images: Any) -> np.ndarray:
 
 
 def entropy_bits() -> float:
-  """The mean of `exact_bits` over the data."""
+  """Return the mean of `exact_bits` over the data."""
   return float(np.mean(0.5 * np.log2(2 * math.pi * math.e * VARIANCES)))
 
 
 def bound_bits(first: float, last: float) -> float:
-  """The variational bound in continuous time, of the data and the exact denoiser, in bits/dim.
+  """Return the continuous-time bound for the data and the exact denoiser, in bits/dim.
 
   The log-SNR runs from `first` to `last`. Prior: KL of Gaussians; middle term: half the difference
-  of ln(1 + v SNR) at the ends, v the variances; reconstruction: the entropy of N(0, 1 / SNR).
+  of ln(1 + v SNR) at the endpoints, v the variances; reconstruction: the entropy of N(0, 1 / SNR).
   """
   alpha2, sigma2 = 1 / (1 + math.exp(-last)), 1 / (1 + math.exp(last))
   prior = 0.5 * (alpha2 * VARIANCES + sigma2 - 1 - math.log(sigma2))
@@ -132,11 +135,11 @@ def bound_bits(first: float, last: float) -> float:
 
 
 def keys(num: int, seed: int = 1) -> Keys:
-  """One key an example."""
+  """Return one key per example."""
   return rng.example_keys(jax.random.key(seed), jnp.arange(num))
 
 
 def mean_and_error(values: Any) -> tuple[float, float]:
-  """Mean of independent values and its standard error, in float64."""
+  """Return the mean of independent values and its standard error, in float64."""
   values = np.float64(values)
   return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))

@@ -1,4 +1,4 @@
-"""Each process: its log-SNR falls, its inverse inverts it, host and device agree."""
+"""Check each process: its log-SNR falls, its inverse is right, host and device agree."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ AUDITED = Registry("process", Process, PROCESSES, NOISE_SCHEDULES)
 
 
 def audit_processes(registry: Mapping[str, Any] = AUDITED) -> Iterator[Row]:
-  """Rows of every registered process with its defaults; learned schedules as they start."""
+  """Yield rows of every registered process with defaults; learned schedules as initialised."""
   for name, config in registry.items():
     broken = broken_contract(config, Process)
     if broken:
@@ -30,7 +30,7 @@ def _rows(name: str, process: Process) -> Iterator[Row]:
   t = _times(process)
   alpha, sigma = (np.asarray(c) for c in process.alpha_sigma(t))
   log_snr = np.asarray(process.log_snr(t))
-  # a learned schedule answers in float32, whatever it is given
+  # a learned schedule computes in float32, whatever its input
   rounding = 1.0 if log_snr.dtype == np.float64 else 1e4
   away = np.abs(log_snr - 2 * np.log(alpha / sigma)).max()
   yield Row(name, "log-SNR = 2 log(alpha / sigma)", 0.0, away, tolerance=1e-8 * rounding)

@@ -1,24 +1,24 @@
-"""One line of an audit: what was asked, what should come out, what did, and the verdict."""
+"""One row of an audit: what is checked, the expected and measured values, and the verdict."""
 
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 SIGMAS = 4.0
-"""Standard errors that a right figure may be off: one in 16,000 is off by more."""
+"""Allowed standard errors of difference; a correct value exceeds it once in 16,000 checks."""
 
 
 class Row(NamedTuple):
   """One comparison.
 
   Attributes:
-    entry: what is audited, "vlb on linear_vp".
-    quantity: what of it.
-    expected: the closed form.
-    measured: by the entry.
-    error: standard error of the measurement; None: it has none, and `tolerance` decides.
-    tolerance: allowed difference besides SIGMAS errors.
-    relation: `equal`, or `at_least` where the entry is an upper bound of what is expected.
+    entry: the audited part, e.g. "vlb on linear_vp".
+    quantity: the measured quantity.
+    expected: value of the closed form.
+    measured: value from the audited part.
+    error: standard error of the measurement; None if it has none and `tolerance` decides.
+    tolerance: allowed difference in addition to SIGMAS standard errors.
+    relation: `equal`, or `at_least` if the entry is an upper bound of the expected value.
   """
 
   entry: str
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
   @property
   def passed(self) -> bool:
-    """Whether the measurement is what it should be; not-a-number never is."""
+    """Return True if the measurement agrees with the expectation; False for NaN."""
     allowed = SIGMAS * (self.error or 0.0) + self.tolerance
     difference = self.measured - self.expected
     if self.relation == "at_least":
@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
   @property
   def distance(self) -> str:
-    """The difference in the unit that decides."""
+    """Return the difference in standard errors, or relative to the tolerance."""
     difference = self.measured - self.expected
     if self.error:
       return f"{difference / self.error:+.1f} s.e."
@@ -48,12 +48,12 @@ class Row(NamedTuple):
 
 
 def failure(entry: str, reason: str) -> Row:
-  """A row for what cannot be audited, which fails."""
+  """Return a failed row for something that cannot be audited."""
   return Row(entry, reason, math.nan, math.nan)
 
 
 def as_table(rows: Sequence[Row]) -> str:
-  """The rows for a person."""
+  """Return the rows as a text table."""
   cells = [("entry", "quantity", "closed form", "measured", "difference", "")]
   for row in rows:
     sign = ">= " if row.relation == "at_least" else ""

@@ -1,8 +1,8 @@
-"""Each sampler: the order that it declares, its noise, and the evaluations that it counts.
+"""Check each sampler: its declared order, its noise and its count of network evaluations.
 
-Deterministic ones solve the probability-flow ODE of a mixture of three Gaussians in one dimension.
-There it keeps the order of points, so that its exact solution maps quantiles to quantiles. All are
-held to the spread of Gaussian data.
+Deterministic samplers solve the probability-flow ODE of a mixture of three Gaussians in one
+dimension. This ODE keeps the order of points, so its exact solution maps quantiles to quantiles.
+All samplers must reproduce the spread of Gaussian data.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ STD = 0.5
 
 
 def audit_samplers(registry: Mapping[str, Any] = SAMPLERS) -> Iterator[Row]:
-  """Rows of every registered sampler, on EDM's process and, where it serves it, on DDPM's."""
+  """Yield rows of every registered sampler on EDM's process and, if supported, DDPM's."""
   with jax.enable_x64(True):
     for name, config in registry.items():
       missing = [d for d in DECLARED if not hasattr(config(), d)]
@@ -52,7 +52,7 @@ def _rows(name: str, config: Any) -> Iterator[Row]:
 
 
 def _mixture(process: Process):
-  """E[x0 | x_t], each pixel for itself."""
+  """Return the denoiser E[x0 | x_t] of the mixture, applied to each pixel separately."""
 
   def denoise(xt, t):
     alpha, sigma = (expand(c, xt[..., None]) for c in process.alpha_sigma(t))
@@ -66,7 +66,7 @@ def _mixture(process: Process):
 
 
 def _exact(starts: np.ndarray, first: float, last: float) -> np.ndarray:
-  """x / alpha at noise `first` -> the same quantile at `last`, by bisection."""
+  """Map x / alpha at noise `first` to the same quantile at `last`, by bisection."""
 
   def cdf(x: np.ndarray, ratio: float) -> np.ndarray:
     return (WEIGHTS * ndtr((x[:, None] - MEANS) / np.sqrt(STDS**2 + ratio**2))).sum(-1)
@@ -80,7 +80,7 @@ def _exact(starts: np.ndarray, first: float, last: float) -> np.ndarray:
 
 
 def _error(config: Any, process: Process, steps: int) -> float:
-  """Root mean square error at min_time, from the process's own first noise level."""
+  """Return the RMS error at min_time, starting from the process's first noise level."""
   sampler = config(steps=steps, final="min_time", clip=False)
   grid = sampler.grid(process)
   ratio = [float(grid.sigma[i] / grid.alpha[i]) for i in (0, -1)]
@@ -107,7 +107,7 @@ def _gaussian(process: Process):
 
 
 def _evaluations(entry: str, sampler: Any, process: Process) -> Row:
-  """How often it asks the network, counted."""
+  """Compare the declared number of network evaluations with the counted one."""
   asked = []
 
   def denoise(xt, t):
@@ -121,18 +121,18 @@ def _evaluations(entry: str, sampler: Any, process: Process) -> Row:
 
 
 def _spread(entry: str, config: Any, process: Process) -> Row:
-  """Standard deviation of samples of N(0, 1/4) data, over 200 steps and 4,096 pixels."""
+  """Check the standard deviation of samples of N(0, 1/4) data, 200 steps and 4,096 pixels."""
   sampler = config(steps=200, clip=False)
   keys = jax.random.split(jax.random.key(1), 4096)
   images = np.asarray(jax.jit(
     lambda keys: sampler(_gaussian(process), process, keys, (1, 1, 1)).images)(keys))  # fmt: skip
   error = STD / np.sqrt(2 * len(images))
-  # After 200 steps a sampler of order 1 is off by a few thousandths: its order, not a fault.
+  # With 200 steps a first-order sampler is off by a few thousandths; this is not a fault.
   return Row(entry, "standard deviation of Gaussian data", STD, float(images.std()), error, 0.01)
 
 
 def _adaptive(name: str, sampler: Any, process: Process) -> Row:
-  """An adaptive solver against the quantile map."""
+  """Compare an adaptive solver with the quantile map."""
   solver = type(sampler)(rtol=1e-7, atol=1e-7, final="min_time", clip=False)
   ratio = [float(process.alpha_sigma(np.asarray([t]))[1][0]) for t in (1.0, process.min_time)]
   starts = ratio[0] * ndtri(QUANTILES)
