@@ -1,8 +1,8 @@
-"""Sample metrics on features: NumPy and SciPy, float64, on the host, no jax.
+"""Compute sample metrics from features: NumPy and SciPy, float64, on the host, without jax.
 
-Features are one row an image. Where a metric takes samples and reference separately its docstring
-says which comes first; those that are symmetric take them in either order. Every function raises
-ValueError, one sentence, for features that are not finite or too few.
+Features have one row per image. If a metric treats samples and reference differently, its docstring
+gives their order; symmetric metrics accept either order. Every function raises a one-sentence
+ValueError if features are not finite or too few.
 """
 
 from collections.abc import Sequence
@@ -66,13 +66,13 @@ PACKAGED = tuple(METRICS)
 
 
 def create_metrics(asked: Literal["all"] | Sequence[str] = "all") -> list[Metric]:
-  """Return metrics by their names in `METRICS` or "module:Class".
+  """Return metrics by their names in `METRICS` or as "module:Class".
 
   Args:
-    asked: names; all: every one of the registry, those of installed packages included.
+    asked: names; "all" for the whole registry, including those of installed packages.
 
   Raises:
-    UserError: a metric is not there, does not keep the contract, or has the name of another.
+    UserError: a metric does not exist, breaks the contract, or has the name of another metric.
   """
   names = [*METRICS, *METRICS.names()] if asked == "all" else asked
   chosen: list[Metric] = []
@@ -89,7 +89,7 @@ def create_metrics(asked: Literal["all"] | Sequence[str] = "all") -> list[Metric
 
 
 def _create(entry: str) -> Metric:
-  """Return one metric, its members checked."""
+  """Create one metric and check its members."""
   cls = METRICS.find(entry, "config.eval.metrics")
   try:
     metric = cls()

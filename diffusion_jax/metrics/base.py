@@ -1,7 +1,7 @@
-"""The contract of a sample metric: its computation, names, words, direction and report card.
+"""Contract of a sample metric: computation, name, description, direction and report card.
 
-A metric is one frozen dataclass and one entry of `metrics.METRICS`. Everything else that names
-metrics (the evaluation, the terminal, the report) reads these members.
+A metric is one frozen dataclass and one entry of `metrics.METRICS`. All code that names metrics
+(the evaluation, the terminal, the report) reads these members.
 """
 
 import dataclasses
@@ -15,20 +15,20 @@ from jaxtyping import Float
 from diffusion_jax.metrics.moments import Moments
 
 PUBLISHED_NUM_SAMPLES = 50_000
-"""Samples of the published protocols."""
+"""Number of samples in the published protocols."""
 
 FEATURES = frozenset({"logits", "spatial"})
-"""Features that an extractor may lack; see `Metric.needs`."""
+"""Features that an extractor may not provide; see `Metric.needs`."""
 
 
 class FeatureSet(NamedTuple):
   """Features of one set of images.
 
   Attributes:
-    pool: features of single images, in order; at most 50,000 of a reference, evenly spaced.
-    moments: sums of the pooled features of all images.
-    logits: class scores of the extractor; None for a reference.
-    spatial: sums of the spatial features; None for an extractor without them.
+    pool: features of individual images, in order; for a reference at most 50,000, evenly spaced.
+    moments: sums of the pooled features over all images.
+    logits: class logits of the extractor; None for a reference.
+    spatial: sums of the spatial features; None if the extractor has none.
   """
 
   pool: Float[np.ndarray, "N D"]
@@ -41,10 +41,10 @@ class Measurement(NamedTuple):
   """The value of a metric on one set of samples.
 
   Attributes:
-    value: of the metric.
-    standard_error: of the value over fresh samples; None if the metric has no estimate of it.
-    protocol: settings that another program needs for the same figure, in words.
-    details: further entries of the figure in metrics.json; JSON values.
+    value: value of the metric.
+    standard_error: standard error of the value over fresh samples; None if it is not estimated.
+    protocol: settings that another program needs to reproduce the value, in words.
+    details: further entries for this metric in metrics.json; JSON values.
   """
 
   value: float
@@ -62,22 +62,22 @@ class Metric(Protocol):
 
   @property
   def name(self) -> str:
-    """Name of its figures: lower-case letters, digits and _, e.g. "fid"."""
+    """Name of the metric: lower-case letters, digits and _, e.g. "fid"."""
     ...
 
   @property
   def domain_name(self) -> str:
-    """Name on other features than the published Inception's, e.g. "fd"; empty: the same name."""
+    """Name on features other than the published Inception's, e.g. "fd"; empty: the same name."""
     ...
 
   @property
   def description(self) -> str:
-    """Words for the report, e.g. "share of samples inside the manifold of the data"."""
+    """Description for the report, e.g. "share of samples inside the manifold of the data"."""
     ...
 
   @property
   def domain_description(self) -> str:
-    """Words for it on other features than the published Inception's; empty: the same words."""
+    """Description on features other than the published Inception's; empty: the same."""
     ...
 
   @property
@@ -87,30 +87,30 @@ class Metric(Protocol):
 
   @property
   def card(self) -> float:
-    """Place among the cards at the top of the report, lower first; 0: no card.
+    """Position among the cards at the top of the report, lower first; 0: no card.
 
-    Likelihoods have place 2 and the first four cards are shown.
+    Likelihoods have position 2. The first four cards are shown.
     """
     ...
 
   @property
   def needs(self) -> frozenset[str]:
-    """Features beside the pooled ones: "logits", "spatial"; left out if an extractor has none."""
+    """Features needed besides the pooled ones: "logits", "spatial"; skipped if there are none."""
     ...
 
   @property
   def full_num_samples(self) -> int:
-    """Number of samples of its protocol; figures of other numbers are stamped, as fid_5k is."""
+    """Number of samples in its protocol; other numbers are added to the name, e.g. fid_5k."""
     ...
 
   @property
   def min_num_reference(self) -> int:
-    """Smallest number of reference images."""
+    """Minimum number of reference images."""
     ...
 
   @property
   def first_seed_only(self) -> bool:
-    """True if only the first of several sets of samples is measured, since it takes long."""
+    """True if only the first of several sets of samples is measured, to save time."""
     ...
 
   @property
@@ -119,17 +119,17 @@ class Metric(Protocol):
     ...
 
   def min_num_samples(self, num_features: int) -> int:
-    """Smallest number of samples, with `num_features` features an image."""
+    """Return the minimum number of samples for `num_features` features per image."""
     ...
 
   def compute(self, samples: FeatureSet, reference: FeatureSet) -> Measurement | float:
-    """Return the value with its error; ValueError, one sentence, if it cannot be computed."""
+    """Return the value with its error; raise a one-sentence ValueError if that is impossible."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricBase:
-  """Defaults of a metric: one name on all features, no card, 50,000 samples, at least 2 images."""
+  """Defaults of a metric: one name, no card, 50,000 samples, at least 2 reference images."""
 
   domain_name: ClassVar[str] = ""
   domain_description: ClassVar[str] = ""
@@ -141,13 +141,13 @@ class MetricBase:
   in_sweeps: ClassVar[bool] = True
 
   def min_num_samples(self, num_features: int) -> int:
-    """Return the smallest number of reference images."""
+    """Return the minimum number of reference images."""
     del num_features
     return self.min_num_reference
 
 
 def metric_fault(metric: Metric) -> str | None:
-  """Return what is wrong with the values of a metric's members, or None."""
+  """Return a description of an invalid member of a metric, or None."""
   for field in ("name", "domain_name"):
     name = getattr(metric, field)
     if (name or field == "name") and not re.fullmatch("[a-z][a-z0-9_]*", str(name)):
@@ -160,10 +160,10 @@ def metric_fault(metric: Metric) -> str | None:
 
 
 def describe_metric(metric: Metric, is_published: bool) -> str:
-  """Return the words for a metric.
+  """Return the description of a metric.
 
   Args:
-    metric: any.
-    is_published: on the published Inception features.
+    metric: the metric.
+    is_published: True on the published Inception features.
   """
   return metric.description if is_published else metric.domain_description or metric.description

@@ -1,23 +1,23 @@
-"""What every sample metric asks of its features: a table, enough rows, finite numbers.
+"""Checks of features that all metrics share: a 2-D table, enough rows, finite numbers.
 
-Where a public function's annotations number the widths (D1, D2), they must agree all the same: the
-body refuses others with a sentence that a user understands.
+Annotations of public functions number the widths (D1, D2) so that unequal widths reach the body,
+which raises a clear error.
 """
 
 import numpy as np
 from jaxtyping import Float
 
 ROWS_AT_ONCE = 4096
-"""Rows that are held in float64 beside the features as they came: 64 MiB at D = 2048."""
+"""Rows converted to float64 at a time, besides the input: 64 MiB at D = 2048."""
 
 
 def check_features(features: np.ndarray, name: str, min_num: int = 2) -> None:
-  """Raises ValueError, one sentence, unless `features` is a finite [N, D] with N >= min_num.
+  """Raise a ValueError unless `features` is a finite [N, D] with N >= min_num.
 
   Args:
-    features: one row an image.
-    name: what the sentence calls them, in the plural: "samples", "reference features".
-    min_num: rows that the metric needs.
+    features: one row per image.
+    name: plural name of the features in the error, e.g. "samples" or "reference features".
+    min_num: minimum number of rows.
   """
   if features.ndim != 2 or features.shape[1] == 0:
     raise ValueError(f"{name} must be a table [images, features], not of shape {features.shape}")
@@ -29,7 +29,7 @@ def check_features(features: np.ndarray, name: str, min_num: int = 2) -> None:
 
 
 def check_same_width(features1: np.ndarray, features2: np.ndarray) -> None:
-  """Raises ValueError unless both tables have the same number of features."""
+  """Raise a ValueError unless both tables have the same number of features."""
   if features1.shape[1] != features2.shape[1]:
     raise ValueError(
       f"{features1.shape[1]} features an image against {features2.shape[1]}: "
@@ -38,10 +38,10 @@ def check_same_width(features1: np.ndarray, features2: np.ndarray) -> None:
 
 
 def row_blocks(num: int, rows: int = ROWS_AT_ONCE) -> list[slice]:
-  """Consecutive slices of at most `rows` that cover 0..num-1."""
+  """Return consecutive slices of at most `rows` elements that cover 0..num-1."""
   return [slice(start, min(start + rows, num)) for start in range(0, num, rows)]
 
 
 def as_float64(features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-  """The same numbers in float64; no copy where they are already."""
+  """Return the array in float64, without a copy if it is float64 already."""
   return np.asarray(features, np.float64)

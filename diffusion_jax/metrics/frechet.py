@@ -1,4 +1,4 @@
-"""The Frechet distance of two Gaussians, and its extrapolation to infinitely many samples."""
+"""Frechet distance of two Gaussians, and its extrapolation to infinitely many samples."""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -67,10 +67,10 @@ class FrechetInfinity(MetricBase):
   in_sweeps: ClassVar[bool] = False
 
   def min_num_samples(self, num_features: int) -> int:
-    """Return the larger of 100 and 20 samples a feature.
+    """Return the larger of 100 and 20 samples per feature.
 
-    The smallest subset is a tenth of them, and near the number of features the distance is no
-    straight line in 1/N.
+    The smallest subset is a tenth of the samples. If it is close to the number of features, the
+    distance is not linear in 1/N.
     """
     return max(100, 20 * num_features)
 
@@ -86,13 +86,13 @@ class FrechetInfinity(MetricBase):
 def frechet_distance(
   features1: Float[np.ndarray, "N D1"], features2: Float[np.ndarray, "M D2"]
 ) -> float:
-  """Return the Frechet distance of the Gaussians fitted to two tables of features.
+  """Return the Frechet distance between Gaussians fitted to two tables of features.
 
   Args:
-    features1, features2: one row an image, at least two; FID if they are Inception's.
+    features1, features2: one row per image, at least two; Inception features give FID.
 
   Raises:
-    ValueError: too few rows, other widths, or features that are not finite.
+    ValueError: too few rows, different widths, or features that are not finite.
   """
   sums = []
   for features in (features1, features2):
@@ -113,18 +113,18 @@ def gaussian_distance(
   mean2: Float[np.ndarray, "D3"],
   cov2: Float[np.ndarray, "D4 D4"],
 ) -> float:
-  """Squared 2-Wasserstein distance of two Gaussians (FID on Inception features).
+  """Return the squared 2-Wasserstein distance of two Gaussians (FID on Inception features).
 
   |mean1 - mean2|^2 + tr(cov1) + tr(cov2) - 2 tr((cov1 cov2)^(1/2)); Heusel et al. 2017
   (arXiv 1706.08500), eq. 6. The last trace is the sum of the singular values of R1^T R2 with
-  cov = R R^T, so no small singular value is ever squared: rank-deficient covariances cost no
-  accuracy (square roots of a product lose half of the digits there).
+  cov = R R^T. This never squares a small singular value, so rank-deficient covariances lose no
+  accuracy (square roots of the product lose half of the digits).
 
   Returns:
     The distance; equal Gaussians give 0 up to rounding of either sign.
 
   Raises:
-    ValueError: shapes that do not fit, or numbers that are not finite.
+    ValueError: shapes that do not match, or numbers that are not finite.
   """
   _check_gaussian(mean1, cov1, "first")
   _check_gaussian(mean2, cov2, "second")
@@ -134,13 +134,13 @@ def gaussian_distance(
 
 
 class Extrapolation(NamedTuple):
-  """A straight line in 1/N through distances of subsets.
+  """A straight line in 1/N fitted to the distances of subsets.
 
   Attributes:
-    value: its intercept, the distance at N = infinity.
-    standard_error: of the value over fresh samples, the reference taken as fixed.
+    value: intercept of the line, the distance at N = infinity.
+    standard_error: standard error of the value over fresh samples, with the reference fixed.
     nums: subset sizes, increasing.
-    values: the distance of each subset.
+    values: distance of each subset.
   """
 
   value: float
@@ -157,28 +157,30 @@ def frechet_infinity(
   min_num: int = 5000,
   seed: int = 0,
 ) -> Extrapolation:
-  """The distance freed of its bias in the number of samples (Chong & Forsyth 2020, 1911.07023).
+  """Return the distance without its bias in the number of samples (1911.07023).
 
-  Distances of `num_points` random subsets, sizes evenly spaced from `min_num` to N, are fitted by
-  a straight line in 1/N (section 4 there, with plain random subsets). Where N < 10 min_num, the
-  smallest subset has N // 10 samples. What bends the line stays as a bias, about (D / smallest
-  size)^2: 64 Gaussian features, 1,500 samples, true distance 4.27 gave 4.19 on average (the plain
-  distance 5.33). The standard error does not cover it.
+  Following Chong & Forsyth 2020, section 4, with plain random subsets: a straight line in 1/N is
+  fitted to the distances of `num_points` random subsets with sizes evenly spaced from `min_num` to
+  N. If N < 10 min_num, the smallest subset has N // 10 samples. Deviations from the line remain as
+  a bias of about (D / smallest size)^2: with 64 Gaussian features, 1,500 samples and a true
+  distance of 4.27, the average result was 4.19 (5.33 for the plain distance). The standard error
+  does not include this bias.
 
   The standard error has two parts: the variance of the distance's influence function times the
   squared weights that the line and the subsets give each sample (so overlapping subsets are not
-  taken for independent ones), and the line's residual variance after that part is removed. It was
-  within 5% of the spread over repetitions away from 0, and up to 20% below it at distance 0.
+  treated as independent), and the line's residual variance after that part is removed. It was
+  within 5% of the spread over repetitions for distances away from 0, and up to 20% below it at
+  distance 0.
 
   Args:
-    features: samples, N >= 20.
-    mean_ref, cov_ref: the reference's.
-    num_points: subsets, at least 3.
-    min_num: smallest subset.
-    seed: of the subsets.
+    features: features of the samples, N >= 20.
+    mean_ref, cov_ref: mean and covariance of the reference.
+    num_points: number of subsets, at least 3.
+    min_num: size of the smallest subset.
+    seed: seed of the random subsets.
 
   Raises:
-    ValueError: too few samples or points, features that are not finite.
+    ValueError: too few samples or points, or features that are not finite.
   """
   check_features(features, "samples", MIN_NUM_EXTRAPOLATED)
   _check_gaussian(mean_ref, cov_ref, "reference")
@@ -194,7 +196,7 @@ def frechet_infinity(
 
 
 def subset_sizes(num: int, num_points: int, min_num: int) -> Int[np.ndarray, "P"]:
-  """Sizes from min(min_num, num // 10) to num, evenly spaced."""
+  """Return `num_points` sizes from min(min_num, num // 10) to num, evenly spaced."""
   return np.linspace(max(2, min(min_num, num // 10)), num, num_points).astype(np.int64)
 
 
@@ -203,10 +205,10 @@ def frechet_standard_error(
   mean_ref: Float[np.ndarray, "D2"],
   cov_ref: Float[np.ndarray, "D3 D3"],
 ) -> float:
-  """Standard error of the samples' Frechet distance over fresh samples, to first order.
+  """Return the first-order standard error of the Frechet distance over fresh samples.
 
-  It holds the reference fixed and says nothing of the bias in N. It vanishes with the distance:
-  where samples and reference agree within their noise, it is too small.
+  The reference is fixed and the bias in N is not included. The error goes to 0 with the distance:
+  it is too small if samples and reference differ by no more than their noise.
   """
   check_features(features, "samples")
   _check_gaussian(mean_ref, cov_ref, "reference")
@@ -216,7 +218,7 @@ def frechet_standard_error(
 
 
 def _root(cov: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
-  """R with R R^T = cov; eigenvalues that rounding made negative count as 0."""
+  """Return R with R R^T = cov; eigenvalues made negative by rounding count as 0."""
   eigenvalues, vectors = np.linalg.eigh(as_float64(cov))
   return vectors * np.sqrt(np.clip(eigenvalues, 0.0, None))
 
@@ -237,7 +239,7 @@ def _moments_about(
   rows: Int[np.ndarray, "M"],
   origin: Float[np.ndarray, "D"],
 ) -> Moments:
-  """Moments of some rows minus the origin: no cancellation where both have the same large mean."""
+  """Return moments of some rows minus the origin, which avoids cancellation for large means."""
   moments = zeros(features.shape[1])
   for block in row_blocks(len(rows)):
     moments = add(moments, as_float64(features[rows[block]]) - origin)
@@ -259,7 +261,7 @@ def _influence(
   mean_ref: Float[np.ndarray, "D"],
   root_ref: Float[np.ndarray, "D D"],
 ) -> Float[np.ndarray, "N"]:
-  """First-order effect of each sample on the distance, centred: d(P_N) - d(P) is its mean.
+  """Return the centred first-order effect of each sample; its mean is d(P_N) - d(P).
 
   With c = x - mean it is 2 (mean - mean_ref)^T c + c^T (I - T) c less its mean, T the optimal map
   from the samples' Gaussian to the reference's. With cov = R R^T, R^T R_ref = U S V^T and

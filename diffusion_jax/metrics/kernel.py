@@ -1,4 +1,4 @@
-"""The kernel distance (KID on Inception features) with an honest standard error."""
+"""The kernel distance (KID on Inception features) and its standard error."""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -37,10 +37,10 @@ class KernelDistance(NamedTuple):
   """Squared maximum mean discrepancy under the kernel (x.y / D + 1)^3.
 
   Attributes:
-    value: unbiased, so it may be below 0.
-    standard_deviation: between the subsets (divided by their number), as torch-fidelity reports.
-      It is neither the error of the value nor free of the subset size.
-    standard_error: of the value over fresh samples and fresh reference images.
+    value: unbiased estimate, which may be below 0.
+    standard_deviation: standard deviation between the subsets (divided by their number), as
+      torch-fidelity reports it. It depends on the subset size and is not the error of the value.
+    standard_error: standard error of the value over fresh samples and fresh reference images.
   """
 
   value: float
@@ -49,7 +49,7 @@ class KernelDistance(NamedTuple):
 
 
 class Components(NamedTuple):
-  """What the variance of the unbiased estimate is made of; f is the witness mu_P - mu_Q.
+  """Variance components of the unbiased estimate; f is the witness mu_P - mu_Q.
 
   Attributes:
     witness_x: variance of f over P.
@@ -73,31 +73,31 @@ def kernel_distance(
   subset_size: int = 1000,
   seed: int = 2020,
 ) -> KernelDistance:
-  """Mean over random subsets of the unbiased squared MMD (Binkowski et al. 2018, 1801.01401).
+  """Return the mean over random subsets of the unbiased squared MMD (1801.01401).
 
-  The subsets are those of torch-fidelity: RandomState(seed), for each subset `subset_size` rows of
-  the first table without replacement, then of the second.
+  KID of Binkowski et al. 2018. The subsets are those of torch-fidelity: RandomState(seed) draws,
+  for each subset, `subset_size` rows of the first table without replacement, then of the second.
 
   The standard error follows Hoeffding's decomposition of the two-sample U-statistic (as in
-  Sutherland et al. 2017, 1611.04488, with the terms that rule where P = Q): with n, m images the
+  Sutherland et al. 2017, 1611.04488, with the terms that dominate if P = Q). With n, m images the
   complete statistic has variance
 
     V(n, m) = 4 Var_P f / n + 4 Var_Q f / m + 2 |C_P|^2 / (n (n - 1)) + 2 |C_Q|^2 / (m (m - 1))
               + 4 <C_P, C_Q> / (n m),
 
-  C the covariance operators. Each term is estimated without bias on every subset, and the mean is
-  kept from below 0 (where P = Q that makes the error some 10% too large). Given the data a
-  subset of size s is unbiased for the complete statistic, so the mean over B subsets has variance
-  V(N, M) + (V(s, s) - V(N, M)) / B. Subsets of one sample overlap: their standard deviation over
+  with C the covariance operators. Each term is estimated without bias on every subset, and negative
+  means are set to 0 (if P = Q this makes the error about 10% too large). Given the data, a subset
+  of size s is unbiased for the complete statistic, so the mean over B subsets has variance
+  V(N, M) + (V(s, s) - V(N, M)) / B. Subsets of one sample overlap, so their standard deviation over
   the root of their number would be too small. The value is skewed to the right for small samples:
-  two standard errors held the exact distance in 92% of repetitions of 100 samples, 96% of 400.
+  two standard errors covered the exact distance in 92% of repetitions of 100 samples, 96% of 400.
 
   Args:
-    features1: of the samples.
-    features2: of the reference.
-    num_subsets: B.
-    subset_size: s, at least 4 and at most min(N, M): the caller reduces it for small samples.
-    seed: of the subsets.
+    features1: features of the samples.
+    features2: features of the reference.
+    num_subsets: number of subsets B.
+    subset_size: images per subset s, from 4 to min(N, M); the caller reduces it for small samples.
+    seed: seed of the random subsets.
 
   Raises:
     ValueError: sizes that do not fit, or features that are not finite.
@@ -122,7 +122,7 @@ def kernel_distance(
 
 
 def cubic_kernel(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "M D"]) -> np.ndarray:
-  """(x.y / D + 1)^3 of every pair, [N, M]."""
+  """Return (x.y / D + 1)^3 for every pair, [N, M]."""
   base = x @ y.T / x.shape[1] + 1.0
   return base * base * base
 
@@ -130,14 +130,14 @@ def cubic_kernel(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "M D"]) -> np
 def unbiased_mmd(
   xx: Float[np.ndarray, "N N"], yy: Float[np.ndarray, "M M"], xy: Float[np.ndarray, "N M"]
 ) -> float:
-  """Unbiased squared MMD from the kernel's values (Gretton et al. 2012, eq. 3)."""
+  """Return the unbiased squared MMD from kernel values (Gretton et al. 2012, eq. 3)."""
   return float(_off_diagonal_mean(xx) + _off_diagonal_mean(yy) - 2.0 * xy.mean())
 
 
 def variance_components(
   xx: Float[np.ndarray, "N N"], yy: Float[np.ndarray, "M M"], xy: Float[np.ndarray, "N M"]
 ) -> Components:
-  """Unbiased estimates from one sample of each side; single ones may be below 0."""
+  """Return unbiased estimates from one sample of each side; individual ones may be below 0."""
   kernel_xx, kernel_yy = _centred_square(xx), _centred_square(yy)
   rows, columns = xy.mean(axis=1), xy.mean(axis=0)
   centred = xy - rows[:, None] - columns + xy.mean()
@@ -152,7 +152,7 @@ def variance_components(
 
 
 def complete_variance(parts: Components, n: int, m: int) -> float:
-  """V(n, m): variance of the unbiased statistic of n and m images."""
+  """Return V(n, m), the variance of the unbiased statistic of n and m images."""
   witness = 4.0 * parts.witness_x / n + 4.0 * parts.witness_y / m
   own = 2.0 * parts.kernel_xx / (n * (n - 1)) + 2.0 * parts.kernel_yy / (m * (m - 1))
   return witness + own + 4.0 * parts.kernel_xy / (n * m)
@@ -164,7 +164,7 @@ def _off_diagonal_mean(kernel: Float[np.ndarray, "N N"]) -> float:
 
 
 def _centred_square(kernel: Float[np.ndarray, "N N"]) -> float:
-  """Unbiased E[k~(x, x')^2]: the U-centred matrix of Szekely & Rizzo 2014 (eq. 2.1, 2.3)."""
+  """Return unbiased E[k~(x, x')^2]; U-centred matrix of Szekely & Rizzo 2014, eq. 2.1, 2.3."""
   n = len(kernel)
   sums = kernel.sum(axis=1) - np.diagonal(kernel)
   centred = kernel - (sums / (n - 2))[:, None] - sums / (n - 2)
@@ -179,10 +179,12 @@ def _witness_variance(
   kernel_own: float,
   noise_across: float,
 ) -> float:
-  """Unbiased Var f over the N images, `across` their mean kernel with the other side.
+  """Return unbiased Var f over the N images.
 
-  The own mean is over N - 1 others but divided by N - 2: the kernel of two images cancels in their
-  difference, which leaves N - 2 terms. Its noise adds kernel_own / (N - 2) to the variance.
+  `across` is their mean kernel with the other side.
+  The mean over one's own side has N - 1 terms but is divided by N - 2: the kernel of two images
+  cancels in their difference, which leaves N - 2 terms. Its noise adds kernel_own / (N - 2) to the
+  variance.
   """
   n = len(kernel)
   witness = (kernel.sum(axis=1) - np.diagonal(kernel)) / (n - 2) - across

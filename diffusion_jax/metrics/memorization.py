@@ -1,4 +1,4 @@
-"""Whether samples stand closer to the training images than held-out images do."""
+"""Test if samples are closer to the training images than held-out images are."""
 
 from typing import NamedTuple
 
@@ -18,15 +18,15 @@ class Distances(NamedTuple):
 
 
 class Copying(NamedTuple):
-  """How samples stand to the training images, beside held-out images.
+  """Distances of samples and held-out images to the training images.
 
   Attributes:
-    samples_to_train: of the samples.
-    test_to_train: of the held-out images.
-    closer_than_test: share of samples that are closer than the median held-out image; 0.5 where
-      they are spread as the data are.
-    c_t: standardised Mann-Whitney U; about N(0, 1) where samples are as good as fresh data, below
-      -3 copying, above 3 samples that keep off the data.
+    samples_to_train: distances of the samples.
+    test_to_train: distances of the held-out images.
+    closer_than_test: share of samples closer than the median held-out image; 0.5 if samples are
+      distributed as the data.
+    c_t: standardised Mann-Whitney U: about N(0, 1) if samples are as good as fresh data, below -3
+      for copying, above 3 for samples too far from the data.
   """
 
   samples_to_train: Distances
@@ -40,15 +40,15 @@ def copying(
   train: Float[np.ndarray, "T D2"],
   test: Float[np.ndarray, "M D3"],
 ) -> Copying:
-  """Distances to the nearest training image, and the data-copying test of Meehan et al. 2020.
+  """Compute distances to the nearest training image and a copying test (arXiv 2004.05675).
 
-  arXiv 2004.05675, section 4, with the whole space as the only cell. `train` must be all that the
-  model was trained on, and none of `test`; features of images that its extractor was itself trained
-  on may set train and test apart.
+  The data-copying test of Meehan et al. 2020, section 4, with the whole space as the only cell.
+  `train` must contain all training images of the model, and none of `test`. If the extractor itself
+  was trained on these images, its features may separate train from test.
 
   Raises:
-    ValueError: fewer than 2 samples or held-out images, no training image, features of other widths
-      or not finite.
+    ValueError: fewer than 2 samples or held-out images, no training image, or features of different
+      widths or not finite.
   """
   check_features(samples, "samples")
   check_features(test, "held-out features")
@@ -64,10 +64,10 @@ def copying(
 
 
 def mann_whitney_z(a: Float[np.ndarray, "N"], b: Float[np.ndarray, "M"]) -> float:
-  """(U - N M / 2) / sigma with U the pairs where a > b, ties half; below 0 where a is smaller.
+  """Return (U - N M / 2) / sigma; U counts pairs with a > b, ties as half; negative if a < b.
 
   sigma^2 = N M / 12 (S + 1 - sum(t^3 - t) / (S (S - 1))) over the tied groups t, S = N + M
-  (Lehmann 1975, section 1.4). Where all values are equal the answer is 0.
+  (Lehmann 1975, section 1.4). If all values are equal, the result is 0.
   """
   n, m = len(a), len(b)
   both = np.concatenate([a, b])

@@ -9,13 +9,13 @@ from diffusion_jax.metrics.feature_arrays import as_float64, check_features, row
 
 
 class Moments(NamedTuple):
-  """Un-normalised sums over images, float64. Sums of parts add up to the sums of the whole.
+  """Unnormalised sums over images, float64; sums over parts add up to the sums over all.
 
-  The covariance is a difference of sums: its error is about 1e-16 times the squared mean. Where
-  features stand at 10 with variances down to 2e-6, that moves a Frechet distance by 2e-6.
+  The covariance is a difference of sums with an error of about 1e-16 times the squared mean. For
+  features around 10 with variances down to 2e-6 this changes a Frechet distance by 2e-6.
 
   Attributes:
-    num: images.
+    num: number of images.
     total: sum of x, [D].
     outer: sum of x x^T, [D, D].
   """
@@ -26,24 +26,24 @@ class Moments(NamedTuple):
 
   @property
   def mean(self) -> Float[np.ndarray, "D"]:
-    """[D]. ValueError where there is no image."""
+    """Return the mean [D]; raise a ValueError if there are no images."""
     _check_num(self.num, 1)
     return self.total / self.num
 
   @property
   def covariance(self) -> Float[np.ndarray, "D D"]:
-    """[D, D], divided by num - 1. ValueError where there are fewer than two images."""
+    """Return the covariance [D, D] (divided by num - 1); ValueError below two images."""
     _check_num(self.num, 2)
     return (self.outer - np.outer(self.total, self.total / self.num)) / (self.num - 1)
 
 
 def zeros(dim: int) -> Moments:
-  """The moments of no image with `dim` features."""
+  """Return the moments of an empty set of images with `dim` features."""
   return Moments(0, np.zeros(dim), np.zeros((dim, dim)))
 
 
 def add(moments: Moments, features: Float[np.ndarray, "N D"]) -> Moments:
-  """The moments with N more images; float32 features are cast a block at a time.
+  """Add N images to the moments; float32 features are converted block by block.
 
   Raises:
     ValueError: features that are not finite, or of another width.
@@ -60,7 +60,7 @@ def add(moments: Moments, features: Float[np.ndarray, "N D"]) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-  """The moments of both sets of images together."""
+  """Return the moments of the union of two sets of images."""
   if a.total.shape != b.total.shape:
     raise ValueError(f"moments of {len(a.total)} and of {len(b.total)} features do not merge")
   return Moments(a.num + b.num, a.total + b.total, a.outer + b.outer)

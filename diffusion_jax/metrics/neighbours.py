@@ -1,4 +1,4 @@
-"""Nearest neighbours, and the metrics that count them: precision, recall, density, coverage."""
+"""Nearest neighbours, and the metrics that use them: precision, recall, density, coverage."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,8 +16,10 @@ from diffusion_jax.metrics.feature_arrays import (
 )
 
 BLOCK_BYTES = 64 * 2**20
-"""One block of distances, float64; three or four arrays of this size exist at a time, beside one
-centred float64 copy of each table."""
+"""Bytes of one block of distances, float64.
+
+Three or four such arrays exist at a time, besides one centred float64 copy of each table.
+"""
 
 CLOSED_NEIGHBOURS, OPEN_NEIGHBOURS = 3, 5
 CLOSED = f"distance at most the k-th neighbour's, k = {CLOSED_NEIGHBOURS}"
@@ -90,8 +92,8 @@ class Nearest(NamedTuple):
   """The nearest rows of a database, nearest first; ties go to the lower index.
 
   Attributes:
-    index: of the rows, [Q, num].
-    distance: Euclidean, [Q, num].
+    index: indices of the rows, [Q, num].
+    distance: Euclidean distances, [Q, num].
   """
 
   index: Int[np.ndarray, "Q K"]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -104,18 +106,18 @@ def nearest(
   num: int = 1,
   exclude_self: bool = False,
 ) -> Nearest:
-  """The `num` rows of the database that are nearest to each query.
+  """Return the `num` rows of the database that are nearest to each query.
 
-  Exact to the rounding of sum((x - y)^2) in float64: equal rows are at distance 0, and d(x, y) is
-  bit for bit d(y, x) wherever the rows stand.
+  Distances are exact up to the rounding of sum((x - y)^2) in float64: equal rows are at distance 0,
+  and d(x, y) equals d(y, x) bit for bit, wherever the rows are stored.
 
   Args:
-    queries, database: features.
-    num: neighbours, at most N.
-    exclude_self: the queries are the database, and row i is no neighbour of query i.
+    queries, database: features, one row per image.
+    num: number of neighbours, at most N.
+    exclude_self: True if the queries are the database and row i is not a neighbour of query i.
 
   Raises:
-    ValueError: too few rows, other widths, or features that are not finite.
+    ValueError: too few rows, different widths, or features that are not finite.
   """
   check_features(queries, "queries", 1)
   check_features(database, "database rows", max(1, num + exclude_self))
@@ -131,16 +133,17 @@ def nearest(
 def precision_recall(
   reference: Float[np.ndarray, "N D1"], samples: Float[np.ndarray, "M D2"], k: int = 3
 ) -> tuple[float, float]:
-  """Improved precision and recall (Kynkaanniemi et al. 2019, 1904.06991, eq. 1 and 2).
+  """Return improved precision and recall (Kynkaanniemi et al. 2019, 1904.06991, eq. 1 and 2).
 
-  Precision is the share of samples within the distance from any reference image to its k-th nearest
-  other one; recall the same with the two sides exchanged. The ball is closed (`<=`).
+  Precision is the share of samples that are, for at least one reference image, within the distance
+  to its k-th nearest other reference image; recall exchanges the two sides. The ball is closed:
+  `<=`.
 
   Returns:
     (precision, recall), each in [0, 1].
 
   Raises:
-    ValueError: k rows or fewer on a side, other widths, or features that are not finite.
+    ValueError: at most k rows on a side, different widths, or features that are not finite.
   """
   _check_sides(reference, samples, k)
   precise = _num_balls(samples, reference, _squared_radii(reference, k), closed=True) > 0
@@ -151,18 +154,18 @@ def precision_recall(
 def density_coverage(
   reference: Float[np.ndarray, "N D1"], samples: Float[np.ndarray, "M D2"], k: int = 5
 ) -> tuple[float, float]:
-  """Density and coverage (Naeem et al. 2020, 2002.09797, eq. 6 and 7).
+  """Return density and coverage (Naeem et al. 2020, 2002.09797, eq. 6 and 7).
 
-  Density is the mean number of reference balls around a sample, over k; coverage the share of
-  reference balls that hold a sample. The radius is that of `precision_recall`, the ball is open
-  (`<`, as in the authors' code): samples equal to the reference have density 1.
+  Density is the mean number of reference balls around a sample, divided by k; coverage is the share
+  of reference balls that contain a sample. The radius is that of `precision_recall`, the ball is
+  open (`<`, as in the authors' code): samples equal to the reference have density 1.
 
   Returns:
-    (density, coverage): density is at least 0, coverage in
-    [0, 1] with expectation 1 - prod_{i=1..k} (N - i) / (N + M - i) for equal distributions.
+    (density, coverage): density is at least 0; coverage is in [0, 1], with expectation
+    1 - prod_{i=1..k} (N - i) / (N + M - i) for equal distributions.
 
   Raises:
-    ValueError: k rows or fewer on a side, other widths, or features that are not finite.
+    ValueError: at most k rows on a side, different widths, or features that are not finite.
   """
   _check_sides(reference, samples, k)
   squared_radii = _squared_radii(reference, k)
@@ -173,16 +176,16 @@ def density_coverage(
 
 
 class _Pairs(NamedTuple):
-  """Two tables between which distances are asked.
+  """Two tables of features whose pairwise distances are needed.
 
-  Distances come fast from |x|^2 + |y|^2 - 2 x.y with a bound of its rounding error; whoever
-  compares them settles what lies within the bound by `exact`. Without that a duplicate is not at
-  distance 0, and `<` and `<=` mean nothing.
+  Distances are computed quickly as |x|^2 + |y|^2 - 2 x.y with a bound on the rounding error;
+  callers decide comparisons within the bound by `exact`. Otherwise a duplicate would not be at
+  distance 0, and `<` and `<=` would not differ reliably.
 
   Attributes:
-    x, y: as they came.
-    cx, cy: float64, about the mean of y.
-    xx, yy: squared norms of those.
+    x, y: the tables as given.
+    cx, cy: the tables in float64, minus the mean of y.
+    xx, yy: squared norms of cx and cy.
   """
 
   x: Float[np.ndarray, "Q D"]
@@ -203,7 +206,7 @@ class _Pairs(NamedTuple):
     return row_blocks(len(self.x), max(1, BLOCK_BYTES // (8 * len(self.y))))
 
   def rough(self, rows: slice) -> tuple[Float[np.ndarray, "B N"], Float[np.ndarray, "B 1"]]:
-    """Squared distances of some rows of x, and what bounds their error in each row.
+    """Return squared distances of some rows of x, and an error bound for each row.
 
     The bound is twice D + 4 roundings (Higham 2002, section 3.1) of (|x| + |y|)^2.
     """
@@ -215,7 +218,7 @@ class _Pairs(NamedTuple):
     return squares, (self.x.shape[1] + 4) * np.finfo(np.float64).eps * size
 
   def exact(self, i: Int[np.ndarray, "P"], j: Int[np.ndarray, "P"]) -> Float[np.ndarray, "P"]:
-    """Squared distances of pairs, from differences: the same bits in either order."""
+    """Return squared distances of pairs from differences: the same bits in either order."""
     squares = np.empty(len(i))
     for part in row_blocks(len(i), max(1, BLOCK_BYTES // (8 * self.x.shape[1]))):
       gap = as_float64(self.x[i[part]]) - self.y[j[part]]
@@ -226,7 +229,7 @@ class _Pairs(NamedTuple):
 def _block_nearest(
   pairs: _Pairs, rows: slice, num: int, exclude_self: bool
 ) -> tuple[Int[np.ndarray, "B K"], Float[np.ndarray, "B K"]]:
-  """Indices and squared distances: all that might be among the nearest are measured exactly."""
+  """Return indices and squared distances; all possible nearest rows are measured exactly."""
   squares, bound = pairs.rough(rows)
   if exclude_self:
     squares[np.arange(len(squares)), np.arange(rows.start, rows.stop)] = np.inf
@@ -240,7 +243,7 @@ def _block_nearest(
 
 
 def _squared_radii(features: Float[np.ndarray, "N D"], k: int) -> Float[np.ndarray, "N"]:
-  """From each row to its k-th nearest other row."""
+  """Return the squared distance from each row to its k-th nearest other row."""
   pairs = _Pairs.of(features, features)
   return np.concatenate([_block_nearest(pairs, rows, k, True)[1][:, -1] for rows in pairs.blocks()])
 
@@ -251,7 +254,7 @@ def _num_balls(
   squared_radii: Float[np.ndarray, "N"],
   closed: bool,
 ) -> Int[np.ndarray, "Q"]:
-  """How many balls hold each point."""
+  """Return the number of balls that contain each point."""
   inside = _inside(_Pairs.of(points, centres), squared_radii, closed)
   return np.concatenate([block.sum(axis=1) for block in inside])
 

@@ -1,4 +1,4 @@
-"""The inception score of a classifier's logits."""
+"""Inception score of a classifier's logits."""
 
 import dataclasses
 from itertools import pairwise
@@ -34,7 +34,7 @@ class InceptionScore(MetricBase):
 
 
 class Score(NamedTuple):
-  """Mean and standard deviation (divided by their number) over the splits."""
+  """Mean and standard deviation over the splits (divided by their number)."""
 
   mean: float
   standard_deviation: float
@@ -43,19 +43,19 @@ class Score(NamedTuple):
 def inception_score(
   logits: Float[np.ndarray, "N C"], num_splits: int = 10, seed: int | None = 2020
 ) -> Score:
-  """exp of the mean KL(p(y|x) || p(y)), over splits (Salimans et al. 2016, 1606.03498).
+  """Return exp of the mean KL(p(y|x) || p(y)) over splits (Salimans et al. 2016, 1606.03498).
 
   Small splits bias it downwards: 5,000 images of 8 classes, balanced and certain, score 8 in one
   split but 7.936986 in ten shuffled ones.
 
   Args:
-    logits: of the samples; any constant may be added to a row.
-    num_splits: consecutive parts, sizes equal to within one.
-    seed: of the shuffle before it, RandomState(seed).permutation as torch-fidelity; None keeps the
-      order, as ADM's evaluator.
+    logits: logits of the samples; adding a constant to a row changes nothing.
+    num_splits: number of consecutive splits, equal in size to within one.
+    seed: seed of the shuffle before splitting, RandomState(seed).permutation as in torch-fidelity;
+      None keeps the order, as in ADM's evaluator.
 
   Raises:
-    ValueError: fewer than two images or than splits, or logits that are not finite.
+    ValueError: fewer than two images, fewer images than splits, or logits that are not finite.
   """
   check_features(logits, "samples", max(2, num_splits))
   if num_splits < 1:
@@ -69,7 +69,7 @@ def inception_score(
 
 
 def _score(log_p: Float[np.ndarray, "N C"]) -> float:
-  # From the logarithms: a class whose every probability underflows would give 0 * infinity.
+  # In log space, since 0 * infinity would result if a class's probability underflows everywhere.
   log_q = logsumexp(log_p, axis=0) - np.log(len(log_p))
   return float(np.exp((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))
 
