@@ -189,8 +189,9 @@ def measure_images(
   for extractor, samples, other in comparisons:
     extract = make_extract(extractor, mesh, EXTRACT_BATCH)
     found = find_reference(other, against, extractor, extract)
+    features = [sample_metrics.gather(_features(samples, extract))]
     own, lines = sample_metrics.measure_samples(
-      [sample_metrics.gather(_features(samples, extract))], found, extractor, metrics
+      features, found, extractor, metrics, against.metrics != "all"
     )
     rows |= own
     missing = missing + lines

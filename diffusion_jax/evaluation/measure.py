@@ -203,10 +203,11 @@ def _sample_figures(
   bench: Bench, sets: list[list[FeatureSet]], chosen: Sequence[Metric], missing: list[str]
 ) -> Summary:
   found: Summary = {}
+  are_named = bench.experiment.eval.metrics != "all"
   for place, instrument in enumerate(bench.instruments):
     own = [features[place] for features in sets]
     rows, lines = sample_metrics.measure_samples(
-      own, instrument.reference, instrument.extractor, chosen
+      own, instrument.reference, instrument.extractor, chosen, are_named
     )
     found |= rows
     missing += lines

@@ -1,5 +1,6 @@
 """Sample metrics against a reference, with names that identify the protocol."""
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -70,6 +71,7 @@ def measure_samples(
   reference: Reference,
   extractor: Extractor,
   metrics: Sequence[Metric],
+  are_named: bool = False,
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
   """Compute all figures of sample sets that differ in their seed only.
 
@@ -78,6 +80,8 @@ def measure_samples(
     reference: reference statistics.
     extractor: feature network of both.
     metrics: metrics to measure.
+    are_named: the config names them one by one, so that a line says if the extractor lacks what
+      one of them needs.
 
   Returns:
     name -> figure as in metrics.json, and one line for each unavailable figure.
@@ -87,9 +91,11 @@ def measure_samples(
   protocol = Protocol(extractor, reference.stamp["split"], num, reference.pool.num)
   figures, missing = {}, []
   for metric in metrics:
-    if any(_lacks(sets[0], other, features) for features in metric.needs):
-      continue
     name, chosen = protocol.name(metric), sets[:1] if metric.first_seed_only else sets
+    if lacking := [n for n in sorted(metric.needs) if _lacks(sets[0], other, n)]:
+      needs = f"needs {' and '.join(lacking)} features, which {extractor.name} does not have"
+      missing += [f"{name} {needs}"] * are_named
+      continue
     if lack := _too_few(metric, sets[0], other):
       missing.append(f"{name} {lack}")
       continue
@@ -143,8 +149,12 @@ def _figure(metric: Metric, found: Sequence[Measurement], protocol: Protocol) ->
     "description": describe_metric(metric, protocol.extractor.name == PUBLISHED),
     "card": metric.card,
     "protocol": first.protocol,
-    **first.details,
   }
+  figure |= {name: value for name, value in first.details.items() if name not in figure}
+  try:
+    json.dumps(figure)
+  except TypeError as error:
+    raise ValueError(f"its details are no JSON values ({error})") from error
   if first.standard_error is not None:
     figure["standard_error"] = _finite(first.standard_error)
   return figure

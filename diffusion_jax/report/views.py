@@ -266,7 +266,8 @@ def _likelihood_card(row: Likelihood) -> Card:
   notes = ["lower is better", *row.counted.split("; ")[:1]]
   if error:
     notes.append("±\N{NO-BREAK SPACE}s.e.")
-  return Card(row.key, f"bits/dim, {row.description}", row.value, error, ", ".join(notes))
+  words = ", ".join(w for w in ("bits/dim", row.description) if w)
+  return Card(row.key, words, row.value, error, ", ".join(notes))
 
 
 def memorization_rows(metrics: Metrics) -> list[tuple[str, Number, str]]:

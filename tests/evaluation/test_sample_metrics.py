@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from plug_ins import MeanGap
 
+from diffusion_jax.core import registry
 from diffusion_jax.evaluation import sample_metrics
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.evaluation.sample_metrics import Protocol
@@ -196,3 +197,34 @@ def test_a_figure_of_an_older_version_has_its_words_by_its_name():
     "",
   ]
   assert [card.key for card in views.cards(rows, [])] == ["fid_test_5k"]
+
+
+def test_a_metric_that_was_named_says_what_its_features_lack():
+  sets, reference = [sample_set(normal(1, 30))], reference_of(normal(0, 30))
+  chosen = create_metrics(("sfid", "fid"))
+  line = "sfd_digits needs spatial features, which digits does not have"
+  assert sample_metrics.measure_samples(sets, reference, DIGITS, chosen, True)[1] == [line]
+  assert sample_metrics.measure_samples(sets, reference, DIGITS, chosen)[1] == []
+
+
+def test_details_add_to_a_figure_and_replace_nothing(monkeypatch):
+  sets, reference = [sample_set(normal(1, 300))], reference_of(normal(0, 300))
+  chosen = create_metrics((HERE,))
+  details = {"value": 7.0, "radius": [1.0, 2.0]}
+  monkeypatch.setattr(MeanGap, "compute", lambda *_: Measurement(1.0, details=details))
+  found, _ = sample_metrics.measure_samples(sets, reference, DIGITS, chosen)
+  assert (found["mean_gap_digits"]["value"], found["mean_gap_digits"]["radius"]) == (
+    1.0,
+    [1.0, 2.0],
+  )
+  details["radius"] = np.ones(2)
+  found, missing = sample_metrics.measure_samples(sets, reference, DIGITS, chosen)
+  assert not found
+  assert "mean_gap_digits cannot be computed: its details are no JSON values" in missing[0]
+
+
+def test_a_metric_of_an_installed_package_is_one_of_all(monkeypatch):
+  points = {"metric": {"gap": "plug_ins:MeanGap"}}
+  monkeypatch.setattr(registry, "_entry_points", lambda kind: points.get(kind, {}))
+  assert [metric.name for metric in create_metrics()] == [*METRICS, "mean_gap"]
+  assert create_metrics(("gap",)) == [MeanGap()]
