@@ -2,8 +2,8 @@
 
   python -m diffusion_jax.audit
 
-Each is audited by its own declaration, so an entry of your own is audited as soon as it is
-registered; one without a declaration fails. Exit code 1 if a row fails.
+Each part is audited by what it declares, so your own part is audited once it is registered; one
+without a declaration fails. Exit code 1 if any row fails.
 """
 
 import time

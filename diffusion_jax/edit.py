@@ -1,12 +1,13 @@
-"""Change given images with a run: fill in a part of them, or go from one to another.
+"""Edit images with a run: fill in a part of them, or interpolate between pairs.
 
   python -m diffusion_jax.edit --workdir=runs/ddpm_digits --out=grid.png
   --inpaint=left     hide a part of each image and fill it in; rows of the grid: the images, the
-                     input of the model, its output
-  --interpolate=8    this many images between the two of each pair; a row per pair, its ends given
+                     model's input, its output
+  --interpolate=8    number of images between the two of each pair; one row per pair, which starts
+                     and ends with the given images
 
-The images are held-out ones of the run's data, or those of --images. Weights, sampler and steps are
-chosen as in `sample`; interpolation takes a sampler that draws no noise.
+Edits held-out images of the run's data, or those of --images. Weights, sampler and steps are chosen
+as in `sample`; interpolation needs a deterministic sampler.
 """
 
 import warnings
@@ -31,12 +32,12 @@ from diffusion_jax.types import Batch, GenerativeModel, ImageSpec, UserError
 
 SIDES = ("left", "right", "top", "bottom", "center")
 GREY = 128
-"""Of hidden pixels in the grid."""
+"""Pixel level of hidden pixels in the grid."""
 
 MAX_COLUMNS = 16
 
 ASKED = ("workdir", "inpaint", "interpolate", "images", "num", "seed", "step", "ema", "batch_size")
-"""Flags that the images depend on."""
+"""Flags that determine the images."""
 
 
 def main(argv: list[str]) -> None:
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
 
 
 def edit(args, experiment: Experiment) -> None:
-  """Makes the picture, or what a command that was cut off has left of it."""
+  """Make the picture, continuing an interrupted command."""
   asked = outputs.asked_for(args, ASKED, experiment)
   left = outputs.left_over(args.out, asked)
   average = restore.parse_average(args.ema)
@@ -81,13 +82,13 @@ def parser() -> command_line.Parser:
   own.add_argument("--num", type=int, default=8, help="number of images or of pairs")
   own.add_argument("--batch_size", type=int, default=64, help="images made at once")
   own.add_argument("--seed", type=int, default=0, help="seed of the noise")
-  own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
+  own.add_argument("--step", default="latest", help="latest, or a checkpoint's step")
   own.add_argument("--ema", help=restore.EMA_HELP)
   return own
 
 
 def check_flags(args) -> None:
-  """Refuses bad flags before anything is loaded."""
+  """Check the flags before anything is loaded; raise a UserError for a bad one."""
   if (args.inpaint is None) == (args.interpolate is None):
     raise UserError("give one of --inpaint=left and --interpolate=8")
   for name in ("num", "interpolate", "batch_size"):
@@ -100,7 +101,7 @@ def check_flags(args) -> None:
 
 
 def load_given(args, experiment: Experiment, spec: ImageSpec) -> Batch:
-  """The given images with levels 0..L-1: as many as the work needs."""
+  """Return the images to edit, with pixel levels 0..L-1, as many as needed."""
   if args.images is None:
     source = load_held_out(experiment.data)
   else:
@@ -115,10 +116,10 @@ def load_given(args, experiment: Experiment, spec: ImageSpec) -> Batch:
 
 
 def fill_in(args, model: GenerativeModel, mesh, params, given: Batch, facts: dict, known: Any):
-  """Writes rows of images, of what is shown of them, and of them filled in.
+  """Write rows of images, of their visible pixels and of the filled-in images.
 
-  A class-conditional model is told the label of a held-out image if it was trained on that class,
-  and the null class of others.
+  A class-conditional model gets the label of a held-out image if it was trained on that class, and
+  the null class otherwise.
   """
   is_known = np.broadcast_to(known, given.image.shape)
   is_told = model.num_classes and args.images is None
@@ -139,7 +140,7 @@ def fill_in(args, model: GenerativeModel, mesh, params, given: Batch, facts: dic
 
 
 def known_pixels(text: str, spec: ImageSpec) -> Bool[np.ndarray, "H W 1"]:
-  """Where a pixel is given: the other half, all around the middle, or a picture's black."""
+  """Return the mask of known pixels: the other half, outside the centre, or black in a .png."""
   known = np.ones((spec.height, spec.width), bool)
   middle = (slice(spec.height // 4, -(-3 * spec.height // 4)),
             slice(spec.width // 4, -(-3 * spec.width // 4)))  # fmt: skip
@@ -166,7 +167,7 @@ def _mask(text: str, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
   try:
     with warnings.catch_warnings(action="ignore"), opened(path) as image:
       size = image.size
-      if size == (width, height):  # its size is checked before anything of it is decoded
+      if size == (width, height):  # the size is checked before the pixels are decoded
         return fit_image(image, None, 1)[..., 0] < GREY
   except Broken as error:
     raise UserError(f"--inpaint={text}: {allowed} ({error})") from error
@@ -174,7 +175,7 @@ def _mask(text: str, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
 
 
 def blend_pairs(args, model: GenerativeModel, mesh, params, given: Batch, facts: dict, known: Any):
-  """Writes a row a pair: the first image, those between, the second."""
+  """Write one row per pair: the first image, the images in between, the second."""
   del known
   firsts, seconds = given.image[0::2], given.image[1::2]
   share = np.arange(1, args.interpolate + 1) / (args.interpolate + 1)

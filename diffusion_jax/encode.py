@@ -2,9 +2,9 @@
 
   python -m diffusion_jax.encode --workdir=runs/autoencoder_digits --out=D
 
-Takes a run of a VAE with spatial latents (model.latent_channels) and writes the latents of every
-image of every split, by the encoder's EMA weights, into the folder D, which latent diffusion trains
-on: --config.data.name=latents --config.data.path=D. See `diffusion-jax configs latent_digits`.
+Takes a run of a VAE with spatial latents (model.latent_channels). The encoder's EMA weights encode
+every image of every split, and the latents are written to the folder D. Latent diffusion trains on
+it by --config.data.name=latents --config.data.path=D; see `diffusion-jax configs latent_digits`.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ from diffusion_jax.runs.stored import trained_experiment
 from diffusion_jax.types import ImageSpec, Params, UserError
 
 ASKED = ("workdir", "step", "ema", "batch_size")
-"""Flags that the latents depend on."""
+"""Flags that determine the latents."""
 
 
 def main(argv: list[str]) -> None:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
 
 
 def encode_all(args, experiment: Experiment) -> None:
-  """Encodes every split, or what a command that was cut off has left of them."""
+  """Encode every split, continuing an interrupted command."""
   average = restore.parse_average(args.ema)
   spec = stored_spec(restore.folder_of(args.workdir, args.step, average), args.step)
   networks = autoencoder(args.workdir, experiment, spec)
@@ -74,24 +74,24 @@ def parser() -> command_line.Parser:
   own = command_line.Parser("encode", description=__doc__)
   own.add_argument("--workdir", type=run_folder, required=True, help="the autoencoder's run")
   own.add_argument("--out", type=user_path, required=True, help="the folder to make")
-  own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
+  own.add_argument("--step", default="latest", help="latest, or a checkpoint's step")
   own.add_argument("--ema", help=restore.EMA_HELP)
   own.add_argument("--batch_size", type=int, default=256, help="images encoded at once")
   return own
 
 
 def check_flags(args) -> None:
-  """Refuses bad flags before anything is loaded."""
+  """Check the flags before anything is loaded; raise a UserError for a bad one."""
   if args.batch_size < 1:
     raise UserError(f"--batch_size={args.batch_size}: must be at least 1")
   args.step = flags.parse_step(args.step)
 
 
 def autoencoder(workdir: Path, experiment: Experiment, spec: ImageSpec) -> VAENetworks:
-  """The networks of a run whose latents are small images.
+  """Return the networks of a VAE run with spatial latents.
 
   Raises:
-    UserError: the run is of another kind.
+    UserError: the run is not such a VAE.
   """
   parts = experiment.sections
   if "decoder" not in parts or not parts["model"].has_spatial_latents:
@@ -103,7 +103,7 @@ def autoencoder(workdir: Path, experiment: Experiment, spec: ImageSpec) -> VAENe
 
 
 def check_images(source: Source, spec: ImageSpec) -> None:
-  """Refuses images that the autoencoder was not trained for."""
+  """Raise a UserError if the images differ in shape from the autoencoder's training images."""
   if source.spec.shape != spec.shape or source.spec.num_levels != spec.num_levels:
     raise UserError(
       f"{source.name} has images of {source.spec}, the autoencoder takes {spec}; leave "
@@ -114,7 +114,7 @@ def check_images(source: Source, spec: ImageSpec) -> None:
 def encoder(
   networks: VAENetworks, params: Params, spec: ImageSpec, mesh: Mesh, batch_size: int
 ) -> Callable[..., Iterator[tuple[np.ndarray, np.ndarray]]]:
-  """(source, first image) -> means and log-variances [B h w 2c] and labels [B], in order."""
+  """Return a function (source, first) -> means and log-variances [B h w 2c] and labels [B]."""
 
   @jax.jit
   def encode(params, image):
@@ -139,7 +139,7 @@ def describe_latents(
   experiment: Experiment, networks: VAENetworks, params: Params, call: Callable, made_from: dict,
   batch_size: int,
 ) -> latents.Encoded:  # fmt: skip
-  """All that is written."""
+  """Collect everything to be written."""
   data, sections = experiment.data, experiment.to_dict()
   splits = ["train"] + ["test"] * data.has_split("test")
   height, width, channels = networks.latent_shape

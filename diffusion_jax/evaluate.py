@@ -1,10 +1,10 @@
-"""Measure checkpoints, or images of any other program.
+"""Measure checkpoints, or images of another program.
 
   python -m diffusion_jax.evaluate --workdir=runs/ddpm_digits
 
-Writes eval/N/metrics.json, report.html and the samples into the run's folder, or N/ into that of
---out. Started again after any interruption, it goes on where it was. Images of any other program
-are measured by --samples=DIR|file.npz against --reference=DIR|file.npz|stats.npz or the data of a
+Writes eval/N/metrics.json, report.html and the samples into the run's folder, or into N/ in the
+folder given by --out. After an interruption the same command continues. Images of another program
+are measured by --samples=DIR|file.npz against --reference=DIR|file.npz|stats.npz or the data of
 --config.
 """
 
@@ -46,9 +46,9 @@ def parser() -> command_line.Parser:
   flags = command_line.Parser("evaluate", description=__doc__)
   run = flags.add_argument_group("a run's checkpoints")
   run.add_argument("--workdir", type=run_folder, help="the run's folder")
-  run.add_argument("--step", default="latest", help="latest, all, or the step of a checkpoint")
+  run.add_argument("--step", default="latest", help="latest, all, or a checkpoint's step")
   run.add_argument("--watch", action="store_true", help="follow a training run: evaluate each "
-                   "new checkpoint until the last")  # fmt: skip
+                   "new checkpoint, up to the last")  # fmt: skip
   run.add_argument("--ema", help=restore.EMA_HELP)
   run.add_argument("--seed", type=int, default=0, help="seed of samples and draws")
   run.add_argument("--sweep", action="append", default=[], metavar="SECTION.FIELD=V1,V2",
@@ -56,24 +56,24 @@ def parser() -> command_line.Parser:
   run.add_argument("--compare", action="append", default=[], type=user_path, metavar="DIR",
                    help="another evaluated run, for the report")  # fmt: skip
   run.add_argument("--fresh", action="store_true", help="move an evaluation with other settings "
-                   "aside, which is refused otherwise")  # fmt: skip
+                   "aside instead of refusing to start")  # fmt: skip
   other = flags.add_argument_group("images of another program")
   other.add_argument("--samples", type=user_path, help="images to measure: a folder or an .npz")
   other.add_argument("--reference", type=user_path,
                      help="a folder, an .npz of images, or statistics")  # fmt: skip
   other.add_argument("--config", help="config whose data set is the reference instead")
-  other.add_argument("--split", choices=["train", "test"], default="train", help="split of it")
+  other.add_argument("--split", choices=["train", "test"], default="train", help="its split")
   flags.add_argument("--features", help="file of the data set's own features, or none")
   flags.add_argument("--inception", help="file of Inception weights, or none")
   flags.add_argument("--inception_sha256", choices=["published", "any"], default="published",
-                     help="any: also take other weights; never named fid")  # fmt: skip
-  flags.add_argument("--out", type=user_path, help="a folder instead of the run's eval/; with "
-                     "--samples the metrics.json to write")  # fmt: skip
+                     help="any: accept other weights; their metric is never named fid")  # fmt: skip
+  flags.add_argument("--out", type=user_path, help="output folder in place of the run's eval/; "
+                     "with --samples, the metrics.json to write")  # fmt: skip
   return flags
 
 
 def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
-  """Evaluates the checkpoints that were asked for."""
+  """Evaluate the selected checkpoints."""
   average = restore.parse_average(args.ema)
   compared = results.find_compared(args.compare)
   if args.watch:
@@ -103,12 +103,12 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
         measure.say(left_out[-1])
   if left_out and not measured:
     raise UserError(f"{args.workdir}: no checkpoint could be measured ({'; '.join(left_out)})")
-  if left_out:  # once more, where it is seen
+  if left_out:  # repeated at the end, where it is noticed
     measure.say(f"measured {measured} of {measured + len(left_out)}; " + "; ".join(left_out))
 
 
 def wait_for_checkpoint(workdir: Path) -> None:
-  """Returns once a training run has saved its first checkpoint."""
+  """Wait until a training run has saved its first checkpoint."""
   told = False
   while not store.saved_steps(workdir / "checkpoints"):
     if not told:
@@ -118,13 +118,13 @@ def wait_for_checkpoint(workdir: Path) -> None:
 
 
 def pause() -> None:
-  """Wait for a training run to save, or for a signal."""
+  """Wait a moment for a training run to save, or for a signal."""
   time.sleep(POLL_SEC)
   signals.stop_here()
 
 
 def steps(bench: Bench, args) -> Iterator[int | None]:
-  """The steps to evaluate, in order; None is the newest good one."""
+  """Yield the steps to evaluate, in order; None is the newest readable checkpoint."""
   if args.watch:
     yield from watched_steps(bench)
   elif args.step == "all":
@@ -134,7 +134,7 @@ def steps(bench: Bench, args) -> Iterator[int | None]:
 
 
 def watched_steps(bench: Bench) -> Iterator[int]:
-  """Each checkpoint once, as it comes; ends after that of the run's last step."""
+  """Yield each new checkpoint once; end after the run's last step."""
   seen: set[int] = set()
   last = bench.experiment.training.num_steps
   while True:
@@ -142,7 +142,7 @@ def watched_steps(bench: Bench) -> Iterator[int]:
     new = [s for s in saved if s not in seen]
     if new:
       seen.add(new[0])
-      yield new[0]  # one at a time: the list is old once a step has been measured
+      yield new[0]  # one at a time, since the list is out of date after a measurement
     elif seen and max(seen) >= last:
       return
     else:
@@ -152,7 +152,7 @@ def watched_steps(bench: Bench) -> Iterator[int]:
 def evaluate(
   bench: Bench, subject: Subject, compared: list, argv: list[str], fresh: bool = False
 ) -> None:
-  """Measures one checkpoint, unless its folder already holds the outcome."""
+  """Measure one checkpoint, unless its folder already holds the result."""
   place = subject.folder / "metrics.json"
   done = parallel.broadcast_object(results.is_done(bench, subject))
   if done and not compared:
@@ -180,7 +180,7 @@ def evaluate(
 
 
 def measure_files(args, overrides: Sequence[Override], argv: list[str]) -> None:
-  """Measures images of any program."""
+  """Measure images of another program."""
   against = external_images.Against(args.reference)
   if args.config is not None:
     experiment = load_experiment(args.config, overrides)

@@ -1,9 +1,9 @@
-"""Train a small classifier whose features measure samples of a data set.
+"""Train a small classifier; its features measure samples of a data set.
 
   python -m diffusion_jax.features --config=ddpm_digits
 
-Trains on the training split; samples are measured on its last hidden layer, as in fd_digits.
-Evaluation does it by itself if it has not been done.
+Trains on the training split. Metrics such as fd_digits use its last hidden layer. `evaluate` trains
+it automatically if needed.
 """
 
 from diffusion_jax.core.files import check_file, user_path

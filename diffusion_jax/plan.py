@@ -1,9 +1,9 @@
-"""Predict memory, time and traffic of a training step, on absent devices too.
+"""Predict memory, time and communication of a training step, also for absent devices.
 
   python -m diffusion_jax.plan --config=ddpm_cifar --topology=v5e:4x4
 
-Compiles the real step ahead of time and prints its memory, its time at best and its traffic.
-Overrides are --config.section.field=value.
+Compiles the real step ahead of time and prints its memory, its shortest possible time and its
+communication. Override any field by --config.section.field=value.
 """
 
 import time
@@ -44,20 +44,20 @@ def parser() -> command_line.Parser:
     "--config", required=True, help="a shipped config's name, e.g. ddpm_cifar, or a config file"
   )
   flags.add_argument("--topology", default="local",
-                     help="a TPU slice, e.g. v5e:4x4, or local: the devices at hand")  # fmt: skip
+                     help="a TPU slice, e.g. v5e:4x4, or local: the local devices")  # fmt: skip
   flags.add_argument("--batch_size_per_device", type=int,
                      help="images per device; default: from training.batch_size")  # fmt: skip
-  flags.add_argument("--image", metavar="HxWxC", help="image shape, for absent data")
+  flags.add_argument("--image", metavar="HxWxC", help="image shape, if the data are absent")
   flags.add_argument("--classes", type=int, help="number of labels, 0 for unlabelled images")
   flags.add_argument("--fit", choices=["off", "line", "verify"], default="line",
-                     help="how to find the largest batch: a second compilation and a line through "
-                          "both, or also compile what it says")  # fmt: skip
-  flags.add_argument("--json", type=user_path, help="also write the figures to this file")
+                     help="find the largest batch by a line through two compilations, or also "
+                          "compile the batch found")  # fmt: skip
+  flags.add_argument("--json", type=user_path, help="also write the plan to this JSON file")
   return flags
 
 
 def check_flags(args: Any) -> None:
-  """Refuses what would only fail after minutes of compilation."""
+  """Raise a UserError for flags that would only fail after minutes of compilation."""
   if args.batch_size_per_device is not None and args.batch_size_per_device < 1:
     raise UserError(f"--batch_size_per_device={args.batch_size_per_device} must be at least 1")
   if args.classes is not None and args.classes < 0:
@@ -67,7 +67,7 @@ def check_flags(args: Any) -> None:
 
 
 def batch_size(program: Program, asked: int | None) -> int:
-  """Images of each device, or what the config's batch leaves for it."""
+  """Return the images per device, by default from the config's batch size."""
   parts = program.experiment.training.accumulation_steps
   shards = sharding.num_batch_shards(program.mesh)
   if asked is None:
@@ -86,10 +86,10 @@ def batch_size(program: Program, asked: int | None) -> int:
 def compile_steps(
   program: Program, size: int, available: int | None, how: str
 ) -> tuple[Measured, Fit | None]:
-  """The step for the asked batch, and the largest batch that fits if that can be told.
+  """Return the step for the chosen batch size, and the largest batch that fits if known.
 
   Raises:
-    UserError: the asked batch does not fit.
+    UserError: the chosen batch does not fit.
   """
   wanted = how != "off" and available is not None
   asked, *more = compile_all(program, [size, 2 * size] if wanted else [size])
@@ -99,7 +99,7 @@ def compile_steps(
     return asked, None
   parts = program.experiment.training.accumulation_steps
   other = more[0]
-  if isinstance(other, DoesNotFit):  # the line goes through half the batch instead
+  if isinstance(other, DoesNotFit):  # use half the batch for the line instead
     half = size // 2 // parts * parts
     other = compile_all(program, [half])[0] if half else other
   if isinstance(other, DoesNotFit):
@@ -113,7 +113,7 @@ def compile_steps(
 
 
 def compile_all(program: Program, sizes: Sequence[int]) -> list[Measured | DoesNotFit]:
-  """Compiles for these batches at once, and says so."""
+  """Compile for several batch sizes at once and print progress."""
   kind, whose = program.mesh.devices.flat[0].device_kind, planning.each(program)
   images = " and ".join(f"{n:,}" for n in sizes)
   print(f"compiling for {program.mesh.size} x {kind}, {images} images {whose} ...", flush=True)

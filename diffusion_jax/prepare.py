@@ -1,14 +1,14 @@
-"""Prepare data sets, records of pictures, and the Inception weights.
+"""Prepare data sets, record shards of images, and the Inception weights.
 
   python -m diffusion_jax.prepare mnist --data_dir=DIR
   python -m diffusion_jax.prepare inception [FILE.pth]
   python -m diffusion_jax.prepare records PICTURES --out=DIR --image_size=64
 
-A data set of tensorflow-datasets: cifar10, cifar100, mnist and fashion_mnist need nothing more;
-others are built by TensorFlow, once: pip install 'diffusion_jax[tfds-prepare]'. The weights for FID
-are downloaded, or read from the given file, checked and stored in the user's cache. Records are
-shards for --config.data.name=records, made of a folder whose sub-folders are the classes; the same
-command goes on after an interruption.
+cifar10, cifar100, mnist and fashion_mnist of tensorflow-datasets need nothing else. Other data sets
+are built by TensorFlow, once: pip install 'diffusion_jax[tfds-prepare]'. The weights for FID are
+downloaded (or read from the given file), checked and stored in the user's cache. Records are shards
+for --config.data.name=records, made from a folder whose sub-folders are the classes; the same
+command continues after an interruption.
 """
 
 import argparse
@@ -53,18 +53,18 @@ def parser() -> command_line.Parser:
   )
   flags.add_argument(
     "source", nargs="?", type=user_path,
-    help="inception: the .pth, if it is here; records: the folder of pictures",
+    help="inception: the .pth file, if already downloaded; records: the folder of images",
   )  # fmt: skip
   flags.add_argument(
     "--data_dir", type=user_path, help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
   )
   only = flags.add_argument_group("records")
   only.add_argument("--out", type=user_path, help="folder of the shards")
-  only.add_argument("--split", help="train (the default) or test; both may go into one folder")
-  only.add_argument("--image_size", type=int, help="resize once, store PNG; default: as it is")
+  only.add_argument("--split", help="train (the default) or test; both can share one folder")
+  only.add_argument("--image_size", type=int, help="resize and store as PNG; default: unchanged")
   only.add_argument("--channels", type=int, choices=(1, 3), help="1: grey; 3, the default: colour")
-  only.add_argument("--unreadable", choices=("refuse", "skip"), help="pictures that cannot be "
-                    "read: name all and end (refuse, the default), or leave them out")  # fmt: skip
+  only.add_argument("--unreadable", choices=("refuse", "skip"), help="images that cannot be "
+                    "read: list all and stop (refuse, the default), or skip them")  # fmt: skip
   only.add_argument(
     "--shards",
     type=int,
@@ -74,7 +74,7 @@ def parser() -> command_line.Parser:
 
 
 def _record_options(args: argparse.Namespace) -> dict[str, Any]:
-  """What only `prepare records` takes, by the names of shards.Task."""
+  """Return the options that only `prepare records` takes, named as in shards.Task."""
   return {
     "out": args.out,
     "split": args.split,
@@ -86,7 +86,7 @@ def _record_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check(args: argparse.Namespace) -> None:
-  """Refuses flags that would do nothing, and a missing folder."""
+  """Raise a UserError for flags without effect or a missing folder."""
   if args.name == "records":
     if args.source is None or args.out is None:
       raise UserError("prepare records needs a folder of pictures and --out=DIR for the shards")
@@ -105,7 +105,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def prepare_with_tensorflow(name: str, data_dir: Path) -> str:
-  """Runs the set's official builder, writing array_record files; returns their folder."""
+  """Run the data set's official builder, write array_record files and return their folder."""
   import tensorflow_datasets as tfds
 
   if name.partition("/")[0].partition(":")[0] not in tfds.list_builders(
@@ -120,13 +120,13 @@ def prepare_with_tensorflow(name: str, data_dir: Path) -> str:
 
 
 def prepare_inception(source: Path | None) -> Path:
-  """Checks and stores the Inception weights, downloaded unless their file is given.
+  """Check and store the Inception weights, downloading them if no file is given.
 
   Returns:
-    Where they are stored; a file that is stored already and whole is kept.
+    Path of the stored weights; a valid stored file is kept.
 
   Raises:
-    UserError: no network, another file, or a cache that cannot be written.
+    UserError: no network, the wrong file, or a cache that cannot be written.
   """
   target = inception_weights.default_weights_path()
   if source is None and _is_stored(target):
@@ -139,31 +139,31 @@ def prepare_inception(source: Path | None) -> Path:
 def _is_stored(target: Path) -> bool:
   try:
     return inception_weights.load_weights(target).is_published
-  except UserError:  # missing or damaged: it is made anew
+  except UserError:  # missing or damaged: store it again
     return False
 
 
 def _read(source: Path) -> bytes:
   try:
     with source.open("rb") as file:
-      return file.read(inception_weights.MAX_BYTES)  # enough to say that it is another file
+      return file.read(inception_weights.MAX_BYTES)  # enough to detect a wrong file
   except OSError as error:
     raise UserError(f"{source} cannot be read ({error.strerror}); give the .pth file") from error
 
 
 def _download() -> tuple[bytes, str]:
-  """The published file and its address."""
+  """Return the published file and its URL."""
   answer, url = _connect()
   print(f"downloading {url}", flush=True)
   try:
     with answer:
-      return answer.read(inception_weights.SIZE + 1), url  # never more, whatever is sent
+      return answer.read(inception_weights.SIZE + 1), url  # at most this, whatever the server sends
   except (OSError, http.client.HTTPException) as error:
     raise _cannot_download(f"{url}: {error}") from error
 
 
 def _connect() -> tuple[Any, str]:
-  """The first address to answer, within CONNECT_SEC whatever the resolver and the network do."""
+  """Return the first URL to respond, within CONNECT_SEC despite a slow resolver or network."""
   answers: queue.Queue[tuple[Any, str]] = queue.Queue()
 
   def connect(url: str) -> None:

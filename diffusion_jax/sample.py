@@ -2,10 +2,10 @@
 
   python -m diffusion_jax.sample --workdir=runs/ddpm_digits --out=grid.png
 
-Restores the newest good checkpoint's EMA weights, or those that --ema names, on the devices at
-hand. Sampler, steps and guidance are those of the run's config; --config.sampler.* and
---config.guidance.* change them. Batches are written as they come: after a kill the same command
-goes on.
+Restores the EMA weights of the newest readable checkpoint (or those given by --ema) on the
+available devices. The run's config sets the sampler, its steps and the guidance; --config.sampler.*
+and --config.guidance.* override them. Batches are saved as they are finished, so after a kill the
+same command continues.
 """
 
 import time
@@ -39,7 +39,7 @@ from diffusion_jax.types import GenerativeModel, Params, UserError
 ASKED = (
   "workdir", "num", "labels", "seed", "step", "ema", "guide_workdir", "guide_step", "batch_size",
 )  # fmt: skip
-"""Flags that the images depend on."""
+"""Flags that determine the images."""
 
 
 def main(argv: list[str]) -> None:
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
 
 
 def draw_images(args, experiment: Experiment) -> None:
-  """Draws the images, or what a command that was cut off has left of them, and writes them."""
+  """Draw the images, or the remaining ones of an interrupted command, and write them."""
   average = restore.parse_average(args.ema)
   size = min(args.batch_size, args.num)
   asked = outputs.asked_for(args, ASKED, experiment)
@@ -102,24 +102,24 @@ def parser() -> command_line.Parser:
     "--out", type=user_path, required=True,
     help="a .png (one grid), an .npz (arrays images, labels) or a folder (one PNG per image)",
   )  # fmt: skip
-  own.add_argument("--labels", help="classes in turn, e.g. 0,1,2; by default all trained ones")
-  own.add_argument("--seed", type=int, default=0, help="seed; image i depends on it and i alone")
-  own.add_argument("--step", default="latest", help="latest, or the step of a checkpoint")
+  own.add_argument("--labels", help="classes, repeated in order, e.g. 0,1,2; default: all trained")
+  own.add_argument("--seed", type=int, default=0, help="seed; image i depends only on it and i")
+  own.add_argument("--step", default="latest", help="latest, or a checkpoint's step")
   own.add_argument("--ema", help=restore.EMA_HELP)
   own.add_argument(
     "--guide_workdir", type=run_folder,
-    help="autoguidance: the run of an inferior model (smaller, or trained for less) to move away "
-    "from, by --config.guidance.weight",
+    help="autoguidance: run of an inferior model (smaller, or trained for fewer steps); "
+    "--config.guidance.weight moves the images away from it",
   )  # fmt: skip
   own.add_argument("--guide_step", default="latest", help="latest, or a step of that run")
   own.add_argument("--batch_size", type=int, default=64, help="images drawn at once")
-  own.add_argument("--reconstruct", action="store_true", help="held-out images above their "
-                     "reconstructions, for models that encode")  # fmt: skip
+  own.add_argument("--reconstruct", action="store_true", help="write held-out images above their "
+                     "reconstructions (models with an encoder)")  # fmt: skip
   return own
 
 
 def check_flags(args) -> None:
-  """Refuses bad flags before anything is loaded."""
+  """Check the flags before anything is loaded; raise a UserError for a bad one."""
   for name in ("num", "batch_size"):
     if getattr(args, name) < 1:
       raise UserError(f"--{name}={getattr(args, name)}: must be at least 1")
@@ -133,7 +133,7 @@ def check_flags(args) -> None:
 
 
 def against(args, experiment: Experiment, good: GenerativeModel, params: Params, mesh: Mesh):
-  """The model and its weights with those of the inferior run that guides it, and their digest."""
+  """Return the model guided by the inferior run, the weights of both, and their hash."""
   where = f"--guide_workdir={args.guide_workdir}"
   if not (args.guide_workdir / "checkpoints").is_dir():
     raise UserError(f"{where}: no run there; give the folder of a training run")
@@ -164,7 +164,7 @@ def against(args, experiment: Experiment, good: GenerativeModel, params: Params,
 def reconstruct(
   args, experiment: Experiment, generative: GenerativeModel, mesh: Mesh, params: Params
 ):
-  """Writes held-out images above their reconstructions; their number and the grid's columns."""
+  """Write held-out images above their reconstructions; return the count and grid columns."""
   call = make_reconstruct(generative, mesh)
   source = load_held_out(experiment.data)
   batch = first_examples(source, args.num)
@@ -179,7 +179,7 @@ def reconstruct(
 
 
 def describe_sampling(experiment: Experiment) -> str:
-  """The model, its sampler with every option, and the guidance, as far as the model has them."""
+  """Describe the model, its sampler with every option, and its guidance if it has any."""
   parts = experiment.to_dict()
   words = [parts["generative"]["name"]]
   if "sampler" in parts:

@@ -1,9 +1,9 @@
-"""Compute reference statistics of a data set for FID and its kin.
+"""Compute reference statistics of a data set for FID and related metrics.
 
   python -m diffusion_jax.stats --config=ddpm_mnist --out=a.npz
 
-Every image of a split once, uint8, without augmentation, under one feature network. The file holds
-its own description; the evaluation program refuses it for samples that it does not fit.
+Reads every image of a split once (uint8, without augmentation) through one feature network. The
+file contains its own description; `evaluate` refuses it for samples of another kind.
 """
 
 import json
@@ -53,12 +53,12 @@ def main(argv: list[str]) -> None:
 def parser() -> command_line.Parser:
   flags = command_line.Parser("stats", description=__doc__)
   flags.add_argument("--config", help="config whose data set is measured: a shipped name or a file")
-  flags.add_argument("--split", choices=["train", "test"], default="train", help="split of it")
+  flags.add_argument("--split", choices=["train", "test"], default="train", help="its split")
   flags.add_argument("--images", type=user_path, help="a folder of images or an .npz instead")
   flags.add_argument("--features", help="file of the data set's own features, instead of Inception")
   flags.add_argument("--inception", help="file of Inception weights; the user's cache by default")
   flags.add_argument("--inception_sha256", choices=["published", "any"], default="published",
-                     help="any: also take other weights; never named fid")  # fmt: skip
+                     help="any: accept other weights; their metric is never named fid")  # fmt: skip
   flags.add_argument("--out", type=user_path, required=True, help="the .npz to write")
   return flags
 

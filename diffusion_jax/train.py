@@ -1,8 +1,8 @@
-"""Train a model, or continue a run that stopped.
+"""Train a model, or continue an interrupted run.
 
   python -m diffusion_jax.train --config=ddpm_digits
 
-The same command continues. Overrides are --config.section.field=value.
+The same command continues the run. Override any field by --config.section.field=value.
 """
 
 import sys
@@ -51,12 +51,12 @@ def parser() -> command_line.Parser:
   flags.add_argument(
     "--profile", metavar="START:STEPS", help="trace these steps by xprof, e.g. 10:5"
   )
-  flags.add_argument("--fresh", action="store_true", help="start over; move the old run aside")
+  flags.add_argument("--fresh", action="store_true", help="start again; move the old run aside")
   return flags
 
 
 class _Callable(types.ModuleType):
-  """This module, which `diffusion_jax.train(...)` calls as the function of the same name."""
+  """This module, made callable: `diffusion_jax.train(...)` trains."""
 
   def __call__(self, *args: Any, **options: Any) -> Any:
     return library.train(*args, **options)

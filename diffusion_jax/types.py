@@ -1,4 +1,4 @@
-"""What passes between the rooms: batches, samples, estimates and the interface of a model."""
+"""Types shared by all packages: batches, conditions, samples, estimates and models."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ Key = jax.Array
 """A typed key, `jax.random.key(seed)`."""
 
 Keys = jax.Array
-"""One typed key an example, shape [N]."""
+"""One typed key per example, shape [N]."""
 
 Params = Any
 """A tree of float32 arrays with stable string names."""
@@ -26,19 +26,19 @@ EMPTY: Mapping[str, Any] = {}
 """No parameters, no state, no metrics; never changed."""
 
 Metrics = Mapping[str, Float[Array, "B"]]
-"""Per-example scalars that are logged beside the loss."""
+"""Per-example scalars that are logged with the loss."""
 
 
 class UserError(Exception):
-  """Something that only the user can mend: printed as one line, exit code 2."""
+  """An error that only the user can fix; printed as one line, exit code 2."""
 
 
 class FieldSpec(NamedTuple):
   """Shape and type of one named array of an example, such as a text embedding or a mask.
 
   Attributes:
-    shape: of one example, without the batch.
-    dtype: NumPy's name of its type, e.g. "float32".
+    shape: shape for one example, without the batch axis.
+    dtype: NumPy name of the type, e.g. "float32".
   """
 
   shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class ImageSpec(NamedTuple):
 
   Attributes:
     height, width, channels: shape of an image in pixels.
-    num_levels: L, the number of pixel levels; pixels are the integers 0..L-1. None for float data.
+    num_levels: number L of pixel levels; pixels are the integers 0..L-1. None for float data.
     num_classes: number of labels, 0 for an unlabelled set.
     fields: named arrays that accompany each image, see `Condition.fields`.
   """
@@ -63,7 +63,7 @@ class ImageSpec(NamedTuple):
   fields: Mapping[str, FieldSpec] = {}
 
   def __hash__(self) -> int:
-    """Return a hash, although `fields` is a dict: specs are static arguments and cache keys."""
+    """Return a hash although `fields` is a dict; specs are static arguments and cache keys."""
     return hash((*self[:5], *sorted(self.fields.items())))
 
   @property
@@ -75,14 +75,14 @@ class ImageSpec(NamedTuple):
     return self.height * self.width * self.channels
 
   def to_json(self) -> dict[str, Any]:
-    """Return the spec as JSON values; without named arrays as versions before them wrote it."""
+    """Return the spec as JSON values; without named arrays in the format of older versions."""
     found = self._asdict()
     fields = {name: [list(shape), dtype] for name, (shape, dtype) in found.pop("fields").items()}
     return found | ({"fields": fields} if fields else {})
 
   @classmethod
   def from_json(cls, stored: Mapping[str, Any]) -> "ImageSpec":
-    """Return the spec that `to_json` wrote, in any version."""
+    """Return the spec from `to_json` of any version."""
     fields = {n: FieldSpec(tuple(f[0]), f[1]) for n, f in stored.get("fields", {}).items()}
     return cls(**{**stored, "fields": fields})
 
@@ -91,12 +91,12 @@ class Batch(NamedTuple):
   """Examples as they travel from the host to the devices.
 
   Attributes:
-    image: levels 0..L-1 as uint8, or float32 latents.
-    label: class numbers, 0 for an unlabelled set.
+    image: pixel levels 0..L-1 as uint8, or float32 latents.
+    label: class numbers; 0 for an unlabelled set.
     mask: 1 for an example, 0 for padding.
-    index: the example's global number: step * batch_size + position while training, its place
-      in the split during a full pass. Randomness of an example derives from it alone.
-    fields: named arrays of each example [B ...], as the source's `spec.fields` declares them.
+    index: global number of the example: step * batch_size + position in training, position in the
+      split during a full pass. It alone determines the example's random draws.
+    fields: named arrays per example [B ...], as declared by the source's `spec.fields`.
   """
 
   image: Num[Array | np.ndarray, "B H W C"]
@@ -107,13 +107,13 @@ class Batch(NamedTuple):
 
 
 class Condition(NamedTuple):
-  """Everything that a network is given besides the noised data and its time.
+  """All inputs of a network other than the noised data and its time.
 
   Attributes:
-    label: class numbers, the null class included; None: unconditional.
+    label: class numbers including the null class; None: unconditional.
     end_time: a second time in [0, 1], for networks that map one time to another (mean flows,
       shortcuts, consistency models).
-    augmentation: labels of how each example was augmented; None: not augmented.
+    augmentation: augmentation labels of each example; None: not augmented.
     fields: named arrays of the batch, e.g. embeddings [B N D], a low-resolution image
       [B H W C] or masks.
   """
@@ -125,7 +125,7 @@ class Condition(NamedTuple):
 
 
 UNCONDITIONAL = Condition()
-"""The condition of a network that is given nothing besides the noised data and its time."""
+"""The empty condition: the network gets only the noised data and its time."""
 
 
 @functools.partial(
@@ -135,17 +135,17 @@ UNCONDITIONAL = Condition()
 )
 @dataclasses.dataclass(frozen=True, init=False)
 class Examples:
-  """Examples as losses and likelihoods take them: on the scale of the model, with conditions.
+  """Input of losses and likelihoods: data on the scale of the model, with conditions.
 
   Attributes:
-    x0: data, from NumPy or JAX arrays; quantised data have level k of L as 2 k / (L - 1) - 1.
-    condition: what the network is given besides.
-    index: the global number of each example in the run: step * batch_size + position. None: losses
+    x0: data as NumPy or JAX arrays; level k of L of quantised data is 2 k / (L - 1) - 1.
+    condition: the other inputs of the network.
+    index: global number of each example in the run, step * batch_size + position. None: losses
       count the examples from 0.
-    mask: 1 for an example, 0 for padding. None: there is no padding.
+    mask: 1 for an example, 0 for padding. None: no padding.
     step_key: key of the step, the same for all its microbatches and on all devices. None: losses
-      that need a key for all examples take that of the first.
-    num_levels: L. None: x0 is not quantised, and likelihoods are densities.
+      that need one key for all examples use the first example's.
+    num_levels: number L of pixel levels. None: x0 is not quantised, likelihoods are densities.
   """
 
   x0: Float[Array, "B ..."]
@@ -173,10 +173,10 @@ class Samples(NamedTuple):
   """Generated images.
 
   Attributes:
-    images: in [-1, 1] up to the model's error; not clipped, not quantised.
-    num_evaluations: network evaluations spent on one image, conditional and unconditional
-      counted separately; of an adaptive sampler the mean over the images, an array.
-    estimates: the x0 estimate of every sampler step in order, if it was asked to keep them.
+    images: images in about [-1, 1], neither clipped nor quantised.
+    num_evaluations: network evaluations per image, conditional and unconditional counted
+      separately; for an adaptive sampler the mean over the images, as an array.
+    estimates: x0 estimates of all sampler steps in order, if they were kept.
   """
 
   images: Float[Array, "N H W C"]
@@ -185,11 +185,11 @@ class Samples(NamedTuple):
 
 
 class Estimate(NamedTuple):
-  """A likelihood estimate of each example.
+  """A likelihood estimate per example.
 
   Attributes:
-    bits_per_dim: minus log2-likelihood (or a bound of it) over the number of dimensions.
-    terms: its parts, in the same unit, by name.
+    bits_per_dim: negative log2-likelihood, or a bound on it, divided by the number of dimensions.
+    terms: parts of it by name, in the same unit.
   """
 
   bits_per_dim: Float[Array, "B"]
@@ -197,11 +197,11 @@ class Estimate(NamedTuple):
 
 
 class SpectrumEstimate(NamedTuple):
-  """How well each example's noise is predicted at each noise level.
+  """Error of the noise prediction per example and noise level.
 
   Attributes:
-    log_snr: log(alpha^2 / sigma^2), rising.
-    eps_mse: |eps - eps_hat|^2 over the number of dimensions.
+    log_snr: log(alpha^2 / sigma^2), increasing.
+    eps_mse: |eps - eps_hat|^2 divided by the number of dimensions.
   """
 
   log_snr: Float[Array, "M"]
@@ -209,12 +209,12 @@ class SpectrumEstimate(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-  """Values of a loss.
+  """Output of a loss.
 
   Attributes:
     values: loss per example, not averaged.
-    metrics: per-example scalars that are logged beside it.
-    state: what the loss carries to the next step; {} for most.
+    metrics: per-example scalars that are logged with it.
+    state: state of the loss for the next step; {} for most losses.
   """
 
   values: Float[Array, "B"]
@@ -223,18 +223,20 @@ class LossOutput(NamedTuple):
 
 
 Likelihood = Callable[[Params, Keys, Batch], Estimate]
-"""(params, keys [B], batch) -> bits/dim at the model's `num_levels`, given each example's condition
-if the model takes one."""
+"""A function (params, keys [B], batch) -> bits/dim at the model's `num_levels`.
+
+A conditional model uses the condition of each example.
+"""
 
 
 class Objective(NamedTuple):
-  """A loss with the parameters that it trains.
+  """A loss and the parameters that it trains.
 
   Attributes:
-    name: of its figures in the log and of its part of a checkpoint.
-    loss: called as `GenerativeModel.loss`.
-    group: names of the parameters that it trains, at the top of their tree; (): all.
-    optimizer: section of the config with its optimizer.
+    name: prefix of its metrics in the log, and name of its part of a checkpoint.
+    loss: function with the signature of `GenerativeModel.loss`.
+    group: top-level names of the parameters that it trains; (): all.
+    optimizer: config section of its optimizer.
   """
 
   name: str
@@ -245,30 +247,30 @@ class Objective(NamedTuple):
 
 @runtime_checkable
 class GenerativeModel(Protocol):
-  """A generative model for one data set: all that training and the programs use of it.
+  """Interface of a generative model for one data set, as training and the commands use it.
 
   A frozen dataclass whose methods are pure functions of the parameters. `generative.base.ModelBase`
-  has defaults for all members; its methods for what a model cannot do raise a UserError.
+  has defaults for all members; its defaults for optional capabilities raise a UserError.
   """
 
   @property
   def capabilities(self) -> frozenset[str]:
-    """Names of `generative.base.CAPABILITIES` that it has beyond training and sampling."""
+    """Capabilities beyond training and sampling, from `generative.base.CAPABILITIES`."""
     ...
 
   @property
   def num_levels(self) -> int | None:
-    """Number of pixel levels that its likelihoods count; None: they are densities."""
+    """Number of pixel levels of its likelihoods; None: they are densities."""
     ...
 
   @property
   def num_classes(self) -> int:
-    """Number of classes that `sample` takes as labels, 0 for an unconditional model."""
+    """Number of classes that `sample` accepts as labels; 0 for an unconditional model."""
     ...
 
   @property
   def trains_on(self) -> tuple[tuple[int, ...], Any] | None:
-    """Shape and type of `Batch.image` in training where it is not the image's levels, or None."""
+    """Shape and type of `Batch.image` in training if it differs from pixel levels, else None."""
     ...
 
   @property
@@ -278,9 +280,9 @@ class GenerativeModel(Protocol):
 
   @property
   def objectives(self) -> tuple[Objective, ...]:
-    """What a training step minimises; by default `loss`, over all parameters.
+    """Losses that a training step minimises; by default `loss` over all parameters.
 
-    With several, `init` returns a dict of loss states by their names.
+    If there are several, `init` returns a dict of loss states by their names.
     """
     ...
 
@@ -295,7 +297,7 @@ class GenerativeModel(Protocol):
     ...
 
   def init(self, key: Key) -> tuple[Params, Aux]:
-    """Return initial parameters, and the loss's state before the first step."""
+    """Return the initial parameters and the initial state of the loss."""
     ...
 
   def loss(
@@ -312,22 +314,22 @@ class GenerativeModel(Protocol):
     """Return the loss of each example.
 
     Args:
-      params, loss_state: see `init`.
-      key: of the step; each example's draws derive from it and the example's index.
+      params, loss_state: parameters and state of the loss, see `init`.
+      key: key of the step; each example's draws derive from it and the example's index.
       batch: examples.
-      train: True: with dropout, augmentation and hidden conditions; False: a measurement.
+      train: True in training, with dropout, augmentation and dropped conditions; False to measure.
       average: averaged parameters, for a loss with a teacher or target network.
-      batch_mean: mean of `batch_statistics` over the whole batch of which `batch` is a part; None:
-        it is the whole.
+      batch_mean: mean of `batch_statistics` over the whole batch; None if `batch` is the whole
+        batch and not a part of it.
     """
     ...
 
   def batch_statistics(self, params: Params, key: Key, batch: Batch, *, train: bool) -> Array:
-    """Return the values [B ...] whose mean over the whole batch the loss depends on."""
+    """Return values [B ...] whose mean over the whole batch enters the loss."""
     ...
 
   def sample(self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL) -> Samples:
-    """Return generated images; image i depends on keys[i] and its condition alone."""
+    """Return generated images; image i depends only on keys[i] and its condition."""
     ...
 
   def sample_guided(
@@ -344,7 +346,7 @@ class GenerativeModel(Protocol):
   def trajectory(self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL) -> Array:
     """Return the guided x0 estimate of every sampler step [S N ...] (capability "trajectory").
 
-    For the same keys, the last one is `sample`'s images.
+    The last one equals the images of `sample` for the same keys.
     """
     ...
 
@@ -365,15 +367,15 @@ class GenerativeModel(Protocol):
     ...
 
   def to_noise(self, params: Params, x0: Array) -> Array:
-    """Return the noise that `from_noise` turns into x0, without guidance (capability "edit")."""
+    """Return the noise that `from_noise` maps to x0, without guidance (capability "edit")."""
     ...
 
   def from_noise(self, params: Params, noise: Array) -> Array:
-    """Return the images that the sampler makes of noise, without guidance (capability "edit")."""
+    """Return the sampler's images for given noise, without guidance (capability "edit")."""
     ...
 
   def encode(self, params: Params, key: Key, batch: Batch) -> Array:
-    """Return one latent of each example, drawn from its posterior (capability "encode")."""
+    """Return one latent per example, drawn from its posterior (capability "encode")."""
     ...
 
   def decode(self, params: Params, latents: Array) -> Array:
