@@ -1,4 +1,4 @@
-"""Contracts of networks, autoencoders and observation models, and the defaults of a network."""
+"""Contracts of networks, autoencoders and observation models, and defaults of a network."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,9 +17,9 @@ class Network(NamedTuple):
 
   Attributes:
     init: key -> params.
-    apply: (params, x [B ...], time [B], condition, dropout_key=None) -> output [B ...]; of a
-      network with learned variance the last axis is twice as long, and its second half are variance
-      logits. Without a dropout key the network is in evaluation mode.
+    apply: (params, x [B ...], time [B], condition, dropout_key=None) -> output [B ...]. With
+      learned variance the last axis is twice as long; its second half holds the variance logits.
+      Without a dropout key the network is in evaluation mode.
   """
 
   init: Callable[[Key], Params]
@@ -37,36 +37,36 @@ class NetworkConfig(Protocol):
 
   @property
   def learned_variance(self) -> bool:
-    """True if the output has variance logits after the prediction."""
+    """True if the output contains variance logits after the prediction."""
     ...
 
   @property
   def augmentation_labels(self) -> int:
-    """Length of the augmentation labels that it uses, 0 for none."""
+    """Length of the augmentation labels, 0 for none."""
     ...
 
   def create(self, spec: ImageSpec, num_labels: int) -> Network:
-    """Return the network for data of a shape.
+    """Return the network for data of a given shape.
 
     Args:
-      spec: shape of the data, with the named arrays (`spec.fields`) that the network is given.
-      num_labels: size of the label embedding (the null class included), 0 for unconditional.
+      spec: shape of the data, including the named arrays (`spec.fields`) that the network takes.
+      num_labels: size of the label embedding including the null class; 0 for unconditional.
 
     Raises:
-      ValueError: data that it cannot take.
+      ValueError: the network does not support this data.
     """
     ...
 
   def settled(self) -> Any:
-    """Return the same network with all derived numbers written out."""
+    """Return the same config with all derived numbers filled in."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkBase:
-  """Defaults of a `NetworkConfig`: labels at most, and no variances."""
+  """Defaults of a `NetworkConfig`: at most labels as a condition, no learned variance."""
 
-  learned_variance = False  # without an annotation, so that they are no fields of each network
+  learned_variance = False  # unannotated, so that subclasses do not get them as dataclass fields
   augmentation_labels = 0
 
   @property
@@ -86,33 +86,33 @@ class Autoencoder(Protocol):
 
     Args:
       spec: shape of the images.
-      num_outputs: P, numbers per pixel that the observation model takes.
+      num_outputs: number P of values per pixel that the observation model needs.
 
     Raises:
-      ValueError: data that they cannot take.
+      ValueError: the networks do not support this data.
     """
     ...
 
   @property
   def has_spatial_latents(self) -> bool:
-    """True if latents are small images, on which a diffusion model can be trained."""
+    """True if the latents are small images, suitable for a diffusion model."""
     ...
 
   def settled(self) -> Any:
-    """Return the same networks with all derived numbers written out."""
+    """Return the same config with all derived numbers filled in."""
     ...
 
 
 @runtime_checkable
 class Observation(Protocol):
-  """Contract of an observation model p(x | z): a frozen dataclass; images x lie in [-1, 1]."""
+  """Contract of an observation model p(x | z): a frozen dataclass; images x are in [-1, 1]."""
 
   def num_outputs(self, channels: int) -> int:
-    """Return P, the raw parameters per pixel, for images of this number of channels."""
+    """Return P, the number of raw outputs per pixel for images with this many channels."""
     ...
 
   def num_levels(self, num_levels: int | None) -> int | None:
-    """Return the number of pixel levels that its probabilities count, None for a density."""
+    """Return the number of pixel levels of a discrete likelihood, or None for a density."""
     ...
 
   def log_prob(
@@ -127,14 +127,14 @@ class Observation(Protocol):
 
 
 def check_takes(config: NetworkConfig, needed: Mapping[str, str]) -> None:
-  """Refuse a network that cannot use a part of the condition.
+  """Raise a ValueError if a network cannot use a required part of the condition.
 
   Args:
-    config: of the network.
+    config: the network's config.
     needed: part of the condition -> setting that needs it, e.g. "generative.fields=text".
 
   Raises:
-    ValueError: with what to change.
+    ValueError: the setting, what the network takes, and what to change.
   """
   for part, setting in needed.items():
     if part not in config.takes:
@@ -151,7 +151,7 @@ def example_condition(
   augmentation_labels: int = 0,
   end_time: bool = False,
 ) -> Condition:
-  """Return the condition of one example of zeros."""
+  """Return the condition of one example, filled with zeros."""
   return Condition(
     label=jnp.zeros(1, jnp.int32) if num_labels else None,
     end_time=jnp.zeros(1) if end_time else None,
@@ -163,16 +163,16 @@ def example_condition(
 def as_network(
   module: nn.Module, config: NetworkConfig, spec: ImageSpec, num_labels: int
 ) -> Network:
-  """Return the pure functions of a module that is called with (x, time, condition, train).
+  """Wrap a module called as (x, time, condition, train) as pure functions.
 
   Args:
     module: the network.
-    config: of the module; it says which parts of a condition the module uses.
-    spec: shape of the data, with the named arrays that the network is given.
-    num_labels: size of the label embedding, 0 for unconditional.
+    config: the module's config, which declares the parts of a condition that it uses.
+    spec: shape of the data, including the named arrays that the network takes.
+    num_labels: size of the label embedding; 0 for unconditional.
 
   Raises:
-    ValueError: `spec.fields` for a network that takes none.
+    ValueError: `spec.fields` is not empty and the network takes none.
   """
   if spec.fields:
     check_takes(config, {"fields": f"`generative.fields={','.join(spec.fields)}`"})
@@ -198,10 +198,10 @@ def as_network(
 
 
 def check_given(condition: Condition, example: Condition) -> None:
-  """Refuse parts of a condition that a network was not made for, and named arrays it lacks.
+  """Raise a ValueError for unsupported parts of a condition or missing named arrays.
 
   Raises:
-    ValueError: which.
+    ValueError: the part that is unsupported or missing.
   """
   given, wanted = condition.fields.keys(), example.fields.keys()
   if given != wanted:
@@ -215,7 +215,7 @@ def check_given(condition: Condition, example: Condition) -> None:
 
 
 def with_fields(h: Float[Array, "B E"], fields: Mapping[str, Any]) -> Float[Array, "B E"]:
-  """Add a linear map of each named array, flattened; called inside a module."""
+  """Add a linear map of each flattened named array; to be called inside a module."""
   for name in sorted(fields):
     flat = jnp.asarray(fields[name], jnp.float32).reshape(len(h), -1)
     h = h + nn.Dense(h.shape[-1], name=f"field_{name}")(flat)
