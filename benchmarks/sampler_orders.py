@@ -98,7 +98,7 @@ def error(process, sampler, num_steps: int) -> float:
   """Root mean square error over the 64 points, in x / alpha."""
   steps = grid(process, num_steps)
   x = jnp.asarray(steps.alpha[0] * STARTS)[:, None, None, None]
-  found = linear.integrate(sampler.scheme(process, steps), denoiser(process), x).images
+  found = linear.integrate(sampler.tableau(process, steps), denoiser(process), x).images
   return float(np.sqrt(np.mean((found[:, 0, 0, 0] / steps.alpha[-1] - EXACT) ** 2)))
 
 

@@ -179,9 +179,9 @@ class Samples(NamedTuple):
     estimates: x0 estimates of all sampler steps in order, if they were kept.
   """
 
-  images: Float[Array, "N H W C"]
+  images: Float[Array, "N ..."]
   num_evaluations: int | Float[Array, ""]
-  estimates: Float[Array, "S N H W C"] | None = None
+  estimates: Float[Array, "S N ..."] | None = None
 
 
 class Estimate(NamedTuple):

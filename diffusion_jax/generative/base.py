@@ -29,7 +29,8 @@ from diffusion_jax.types import (
 CAPABILITIES = {
   "denoise": "estimate x0 from x_t: only diffusion models of the images themselves do",
   "guide": "be guided by another model: --guide_workdir needs two diffusion models: leave it out",
-  "trajectory": "show its sampler's steps: only diffusion models do",
+  "trajectory": "show its sampler's steps: only diffusion models with a sampler that keeps its "
+  "estimates do",
   "loss_by_log_snr": "be measured by noise level: only diffusion models have noise levels; set "
   "--config.eval.spectrum_images=0",
   "edit": "edit images: it takes a diffusion model of the images themselves, not of latents, and a "

@@ -1,7 +1,7 @@
 """A denoising diffusion model: process, network, loss, sampler and guidance as one model."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -78,7 +78,7 @@ class Diffusion:
     process = parts["process"].bind(parts["process"].init(jax.random.key(0)))
     estimators = [e for e in (parts[n] for n in DIFFUSION_LIKELIHOODS) if e.serves(process)]
     learns = parts["model"].learned_variance
-    sampler = _fitted(parts["sampler"], learns)
+    sampler = parts["sampler"].fit(learns)
     sampler.check(process)
     _check_loss(parts["loss"], process)
     _check_prediction(self.prediction, process)
@@ -103,8 +103,11 @@ class Diffusion:
   def _check(self, parts: Mapping[str, Any], spec: ImageSpec) -> None:
     if parts["loss"].needs_variance != parts["model"].learned_variance:
       _refuse_variance(parts["loss"].needs_variance)
-    for name in ("sampler", "vlb"):
-      _check_variance(name, getattr(parts[name], "variance", ""), parts["model"].learned_variance)
+    wanted = {
+      "sampler": parts["sampler"].needs_variance,
+      "vlb": parts["vlb"].variance == "learned",
+    }
+    _check_variances([n for n, v in wanted.items() if v], parts["model"].learned_variance)
     num_told = parts["model"].augmentation_labels
     Augmentation(self.augmentation).check(num_told, min(spec.height, spec.width))
     if self.augmentation and parts["loss"].needs_levels:
@@ -162,13 +165,8 @@ def _check_schedule(parts: Mapping[str, Any]) -> None:
     )
 
 
-def _fitted(sampler: Any, learns: bool) -> Any:
-  """A sampler that chooses between fixed and learned variances has chosen."""
-  return sampler.fit(learns) if hasattr(sampler, "fit") else sampler
-
-
-def _check_variance(section: str, variance: str, learns: bool) -> None:
-  if variance == "learned" and not learns:
+def _check_variances(sections: Sequence[str], learns: bool) -> None:
+  for section in sections if not learns else ():
     raise ValueError(
       f"{section}.variance=learned needs a network that gives variances, and "
       f"model.learned_variance is false; set --config.{section}.variance=auto, or train with "

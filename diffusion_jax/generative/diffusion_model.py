@@ -25,9 +25,8 @@ from diffusion_jax.processes import (
   Process,
   prior_bits,
 )
-from diffusion_jax.samplers import Guidance, GuidingModel, editing
-from diffusion_jax.samplers.grids import last_time
-from diffusion_jax.samplers.linear import Denoise, FixedStep
+from diffusion_jax.samplers import Guidance, GuidingModel, LinearSampler, Sampler, editing
+from diffusion_jax.samplers.base import Denoise
 from diffusion_jax.types import (
   UNCONDITIONAL,
   Aux,
@@ -100,7 +99,7 @@ class DiffusionModel(ModelBase):
   sigma_data: float
   learned_variance: bool
   objective: Loss
-  sampler: Any
+  sampler: Sampler
   guidance: Guidance
   null_label: int | None
   label_dropout: float
@@ -110,8 +109,9 @@ class DiffusionModel(ModelBase):
 
   @property
   def capabilities(self) -> frozenset[str]:
-    edits = {"edit"} if isinstance(self.sampler, FixedStep) else set()
-    return frozenset({"denoise", "guide", "trajectory", "loss_by_log_snr"} | edits)
+    own = {"edit"} if isinstance(self.sampler, LinearSampler) else set()
+    own |= {"trajectory"} if self.sampler.keeps_estimates else set()
+    return frozenset({"denoise", "guide", "loss_by_log_snr"} | own)
 
   @property
   def needs_average(self) -> bool:
@@ -237,7 +237,8 @@ class DiffusionModel(ModelBase):
     self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL
   ) -> Float[Array, "S N ..."]:
     estimates = self._sample(params, keys, condition, keep_estimates=True).estimates
-    assert estimates is not None
+    if estimates is None:
+      self._refuse("trajectory")
     return estimates
 
   def _sample(
@@ -250,7 +251,8 @@ class DiffusionModel(ModelBase):
   ) -> Samples:
     model = self.bind(params).denoiser
     denoise = self._guided(model, condition, len(keys), guide)
-    samples = self.sampler(denoise, model.process, keys, self.spec.shape, keep_estimates)
+    shape = (len(keys), *self.spec.shape)
+    samples = self.sampler.sample(denoise, model.process, keys, shape, keep_estimates)
     return samples._replace(
       images=decoded(self.sampler, model.process, samples.images),
       num_evaluations=self._evaluations(model.process, samples),
@@ -269,53 +271,52 @@ class DiffusionModel(ModelBase):
     if self.null_label is not None:
       null_condition = condition._replace(label=jnp.full(num, self.null_label))
       condition = null_condition if condition.label is None else condition
-    needs_variance = getattr(self.sampler, "needs_variance", False)
+    needs_variance = self.sampler.needs_variance
     return self.guidance.bind(model, condition, null_condition, guide, needs_variance)
 
   def _evaluations(self, process: Process, samples: Samples):
     """Count those of one image; outside of guidance's interval the network is evaluated once."""
-    if self.guidance.everywhere or self.sampler.num_evaluations(process) is None:
+    times = self.sampler.evaluation_times(process)
+    if self.guidance.everywhere or times is None:
       return samples.num_evaluations * self.guidance.num_evaluations
-    return self.guidance.count(process, self.sampler.scheme(process).t)
+    return self.guidance.count(process, times)
 
   def inpaint(
     self, params: Params, keys: Keys, condition: Condition, x0: Array, is_known: Array
   ) -> Samples:
-    self._check_edits()
-    model = self.bind(params).denoiser
+    model, sampler = self.bind(params).denoiser, self._editor()
     denoise = self._guided(model, condition, len(keys))
-    found = editing.inpaint(denoise, model.process, keys, x0, is_known, self.sampler)
+    found = editing.inpaint(denoise, model.process, keys, x0, is_known, sampler)
     return found._replace(images=decoded(self.sampler, model.process, found.images))
 
   def to_noise(self, params: Params, x0: Array) -> Array:
-    self._check_edits()
-    model = self.bind(params).denoiser
-    return editing.encode(self._unguided(model, len(x0)), model.process, x0, self.sampler)
+    model, sampler = self.bind(params).denoiser, self._editor()
+    return editing.encode(self._unguided(model, len(x0)), model.process, x0, sampler)
 
   def from_noise(self, params: Params, noise: Array) -> Array:
-    self._check_edits()
-    model = self.bind(params).denoiser
-    x = editing.decode(self._unguided(model, len(noise)), model.process, noise, self.sampler)
+    model, sampler = self.bind(params).denoiser, self._editor()
+    x = editing.decode(self._unguided(model, len(noise)), model.process, noise, sampler)
     return decoded(self.sampler, model.process, x)
 
-  def _check_edits(self) -> None:
-    if "edit" not in self.capabilities:
+  def _editor(self) -> LinearSampler:
+    """Return the sampler if it can edit; refuse otherwise."""
+    if not isinstance(self.sampler, LinearSampler):
       self._refuse("edit")
+    return self.sampler
 
   def _unguided(self, model: Denoiser, num: int) -> Denoise:
     labels = None if self.null_label is None else jnp.full(num, self.null_label)
     return functools.partial(model.denoise, condition=Condition(labels))
 
 
-def decoded(sampler: Any, process: Process, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
-  """Return images at the scale of the data from states where the sampler ends.
+def decoded(sampler: Sampler, process: Process, x: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
+  """Return examples at the scale of the data from states where the sampler ends.
 
   A state of min_time is divided by its alpha, which is the most likely x0 by q(x_t | x0): its
   nearest level is then VDM's decoder.
   """
-  if getattr(sampler, "final", "data") == "data":
+  end = sampler.end_time(process)
+  if end is None:
     return x
-  if isinstance(sampler, FixedStep):
-    return x / jnp.asarray(sampler.grid(process).alpha[-1], x.dtype)
-  alpha, _ = process.alpha_sigma(np.asarray([last_time(process)]))
+  alpha, _ = process.alpha_sigma(np.asarray([end]))
   return x / jnp.asarray(alpha[0], x.dtype)

@@ -128,7 +128,7 @@ def _check_clip(parts: Mapping[str, Any]) -> None:
   """Latents know no bounds: a clip to [-1, 1] would cut most of them."""
   serves = parts["process"].num_timesteps is not None
   for name in ("sampler", *(["vlb"] if serves else [])):
-    if getattr(parts[name], "clip", False):
+    if parts[name].clip:
       raise ValueError(
         f"{name}.clip=true cuts x0 estimates to [-1, 1], which latents exceed; set "
         f"--config.{name}.clip=false"

@@ -3,16 +3,18 @@
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.samplers.adaptive import ProbabilityFlow
 from diffusion_jax.samplers.ancestral import Ancestral
+from diffusion_jax.samplers.base import Sampler, SamplerBase, initial_states, keys_per_example
 from diffusion_jax.samplers.ddim import DDIM
 from diffusion_jax.samplers.dpm_solver import DPMSolverPP2M, DPMSolverPP2MSDE, DPMSolverPP3M
 from diffusion_jax.samplers.euler import Euler
 from diffusion_jax.samplers.guidance import Guidance, GuidingModel
 from diffusion_jax.samplers.heun import Heun
+from diffusion_jax.samplers.linear import LinearSampler, StepWeights, Tableau
 from diffusion_jax.samplers.unipc import UniPC
 
 SAMPLERS = Registry(
   "sampler",
-  object,
+  Sampler,
   {
     "ancestral": Ancestral,
     "ddim": DDIM,
@@ -37,6 +39,13 @@ __all__ = [
   "Guidance",
   "GuidingModel",
   "Heun",
+  "LinearSampler",
   "ProbabilityFlow",
+  "Sampler",
+  "SamplerBase",
+  "StepWeights",
+  "Tableau",
   "UniPC",
+  "initial_states",
+  "keys_per_example",
 ]

@@ -1,20 +1,17 @@
 """The probability-flow ODE by an adaptive solver: as accurate as it is asked to be."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Float
 
 from diffusion_jax.processes import Process
-from diffusion_jax.samplers import linear
+from diffusion_jax.samplers.base import Data, Denoise, SamplerBase, initial_states, keys_per_example
 from diffusion_jax.samplers.grids import Final, last_time
-from diffusion_jax.types import Keys, Samples
-
-Images = Float[Array, "N H W C"]
+from diffusion_jax.types import Key, Keys, Samples
 
 NUM_ESTIMATES = 16
 """How many x0 estimates `keep_estimates` returns."""
@@ -27,7 +24,7 @@ class _Path(NamedTuple):
   """(alpha + sigma) y(u) for u = sigma / (alpha + sigma), finite on every process."""
 
   process: Process
-  denoise: linear.Denoise
+  denoise: Denoise
   low: float
 
   def place(self, t) -> Any:
@@ -51,11 +48,11 @@ class _Path(NamedTuple):
     """dy/du = eps_hat - x0_hat."""
     _, alpha, sigma = self.at(u)
     x, x0 = self.estimate(u, y)
-    return (x - alpha * x0) / sigma - x0
+    return ((x - alpha * x0) / sigma - x0).astype(y.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbabilityFlow:
+class ProbabilityFlow(SamplerBase):
   """Solves the probability-flow ODE from t = 1 by an adaptive Runge-Kutta method of order 5.
 
   Each image has its own steps, so that it depends on its own key alone; the network is asked for
@@ -78,33 +75,36 @@ class ProbabilityFlow:
   clip: bool = False
   max_steps: int = 10_000
 
-  order: ClassVar[int] = 5
-  stochastic: ClassVar[bool] = False
+  order = 5
+  stochastic = False
+  keeps_estimates = True
 
   def __post_init__(self):
     if self.rtol <= 0 or self.atol <= 0 or self.max_steps < 1:
       raise ValueError(
         f"rtol={self.rtol}, atol={self.atol}, max_steps={self.max_steps}: all must be positive; "
-        "e.g. --config.sampler.rtol=1e-5"
+        "e.g. `sampler.rtol=1e-5`"
       )
 
   def num_evaluations(self, process: Process) -> None:
-    """None: known only after sampling, from Samples.num_evaluations."""
-    return
+    """Return None: known only after sampling, from Samples.num_evaluations."""
+
+  def end_time(self, process: Process) -> Any:
+    """Return min_time, or where there is hardly noise; None: it ends at the data."""
+    return None if self.final == "data" else last_time(process)
 
   def check(self, process: Process) -> None:
-    """Raises ValueError for a process that exists only at its steps."""
+    """Raise ValueError for a process that exists only at its steps."""
     if process.num_timesteps is not None:
       raise ValueError(
-        "sampler.name=probability_flow needs a process in continuous time, not one of "
-        f"{process.num_timesteps} steps; set --config.sampler.name=heun, or train with "
-        "--config.process.name=vp"
+        "probability_flow needs a process in continuous time, not one of "
+        f"{process.num_timesteps} steps; set `sampler.name=heun`, or train with `process.name=vp`"
       )
 
   def solve(
-    self, denoise: linear.Denoise, process: Process, x: Images, keep_estimates: bool = False
+    self, denoise: Denoise, process: Process, x: Data, keep_estimates: bool = False
   ) -> Samples:
-    """From states at t = 1, in their precision; `keep_estimates` keeps NUM_ESTIMATES of them."""
+    """Solve from states at t = 1, in their precision; `keep_estimates` keeps NUM_ESTIMATES."""
     low = last_time(process)
     path = _Path(process, _of_one_image(denoise, self.clip, x), low)
     first, last = (jnp.asarray(path.place(t), x.dtype) for t in (1.0, low))
@@ -132,20 +132,21 @@ class ProbabilityFlow:
     evaluations = 1.0 + 6.0 * solution.stats["num_steps"]
     return states[-1], estimates[-1], evaluations, estimates
 
-  def __call__(
+  def sample(
     self,
-    denoise: linear.Denoise,
+    denoise: Denoise,
     process: Process,
-    keys: Keys,
-    shape: tuple[int, int, int],
+    key: Key | Keys,
+    shape: tuple[int, ...],
     keep_estimates: bool = False,
   ) -> Samples:
-    """Draws one image a key."""
-    return self.solve(denoise, process, linear.start(process, keys, shape), keep_estimates)
+    """Draw examples, see `Sampler.sample`."""
+    x = initial_states(process, keys_per_example(key, shape[0]), shape[1:])
+    return self.solve(denoise, process, x, keep_estimates)
 
 
-def _of_one_image(denoise: linear.Denoise, clip: bool, like: Images):
-  """(x [H W C], t []) -> x0 estimate, which under vmap asks for all images in one call.
+def _of_one_image(denoise: Denoise, clip: bool, like: Data):
+  """Return (x [...], t []) -> x0 estimate, which under vmap evaluates all examples in one call.
 
   The denoiser holds the labels of the whole batch, so that it cannot be asked for a single image.
   What it holds besides, such as the parameters of a jitted caller, goes in as arguments: the rule
@@ -169,4 +170,4 @@ def _of_one_image(denoise: linear.Denoise, clip: bool, like: Images):
     x0 = equinox.combine(held, rest)(x, t)
     return (jnp.clip(x0, -1.0, 1.0) if clip else x0), True
 
-  return lambda x, t: one(x, jnp.asarray(t, like.dtype), held)
+  return lambda x, t: one(x.astype(like.dtype), jnp.asarray(t, like.dtype), held)

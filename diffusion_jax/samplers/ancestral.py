@@ -6,12 +6,19 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diffusion_jax.processes import Process, namespace
-from diffusion_jax.samplers import linear
-from diffusion_jax.samplers.grids import Final, Grid, Spacing, own_grid
+from diffusion_jax.samplers.grids import Grid, Spacing
+from diffusion_jax.samplers.linear import (
+  LinearSampler,
+  PerStep,
+  StepWeights,
+  Tableau,
+  added_variance,
+  step_endpoints,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ancestral:
+class Ancestral(LinearSampler):
   """x_s ~ N(posterior mean given the x0 estimate, variance); no noise at the step to the data.
 
   With v = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, the noise added from the next grid point s
@@ -22,72 +29,46 @@ class Ancestral:
   2107.00630), appendix A.
 
   Attributes:
-    steps: number of steps, each one network evaluation per image (two under guidance).
     variance: variance of the noise that is added; auto: learned where the network gives variances,
       else fixed_large.
     spacing: placement of the steps in time, see `grids.make_grid`. auto is trailing on a process
       with steps, as for DDIM, whose eta 1 it is; the respacing of Improved DDPM is linspace.
-    clip: clip each x0 estimate to [-1, 1].
-    final: end of the path: the data (t = 0), or the process's min_time.
-    rho: exponent of spacing=karras; larger puts more steps at little noise.
   """
 
   steps: int = 1000
   variance: Literal["auto", "fixed_large", "fixed_small", "learned"] = "auto"
-  spacing: Spacing = "auto"
-  clip: bool = True
-  final: Final = "data"
-  rho: float = 7.0
+  clip: bool = dataclasses.field(default=True, kw_only=True)
 
   auto_by_step: ClassVar[Spacing] = "trailing"
-  order: ClassVar[int] = 1
-  stochastic: ClassVar[bool] = True
-
-  grid = own_grid
+  order = 1
+  stochastic = True
 
   @property
-  def needs_variance(self) -> bool:
-    """Whether its denoiser must answer (x0 estimate, variance logits)."""
+  def needs_variance(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    """True if its denoiser must return (x0 estimate, variance logits)."""
     return self.variance == "learned"
 
   def fit(self, gives_variance: bool) -> "Ancestral":
-    """What `auto` means for a network that gives variances, or none."""
+    """Return the sampler with the meaning of `auto` for a network that gives variances, or none."""
     if self.variance != "auto":
       return self
     return dataclasses.replace(self, variance="learned" if gives_variance else "fixed_large")
 
-  def coefficients(self, process: Process, grid: Grid | None = None) -> linear.LinearSteps:
-    """The update's coefficients, float64; of learned variances the noise is the smallest."""
-    grid = self.grid(process) if grid is None else grid
-    (alpha, sigma), (then, sigma_then) = linear.ends(grid)
-    xp, added = namespace(alpha), linear.added_variance(grid)
+  def on_grid(self, process: Process, grid: Grid) -> Tableau:
+    """Return the update's coefficients; of learned variances the noise is the smallest."""
+    (alpha, sigma), (then, sigma_then) = step_endpoints(grid)
+    xp, added = namespace(alpha), added_variance(grid)
     small = added * sigma_then**2 / sigma**2
     large = xp.where(sigma_then > 0, added, 0.0)
-    return linear.LinearSteps(
-      t=grid.t[:-1],
-      x0=then * added / sigma**2,
-      xt=alpha / then * sigma_then**2 / sigma**2,
-      noise=xp.sqrt(large if self.variance in ("auto", "fixed_large") else small),
-    )
-
-  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
-    """The coefficients for the scan, on another grid if one is given."""
-    grid = self.grid(process) if grid is None else grid
-    scheme = self.coefficients(process, grid).scheme(self.stochastic, grid.t[-1])
-    return scheme._replace(width=_width(grid)) if self.needs_variance else scheme
-
-  def num_evaluations(self, process: Process) -> int:
-    return self.steps
-
-  def check(self, process: Process) -> None:
-    """Raises ValueError for steps that the process does not have."""
-    linear.check_finite(self.scheme(process), "ancestral")
-
-  __call__ = linear.draw
+    noise = xp.sqrt(large if self.variance in ("auto", "fixed_large") else small)
+    x0, xt = then * added / sigma**2, alpha / then * sigma_then**2 / sigma**2
+    width = _width(grid) if self.needs_variance else None
+    state = StepWeights(x0[:, None], xt, None, noise)
+    return Tableau(grid.t[:-1], state, end=grid.t[-1], width=width)
 
 
-def _width(grid: Grid) -> linear.Row:
-  """log(largest / smallest variance) of each step: log(sigma_t^2 / sigma_s^2).
+def _width(grid: Grid) -> PerStep:
+  """Return log(largest / smallest variance) of each step: log(sigma_t^2 / sigma_s^2).
 
   0 for the step to the data, which adds no noise.
   """

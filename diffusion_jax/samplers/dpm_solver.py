@@ -11,15 +11,11 @@ order 1: there D itself is the solution. Source: Lu et al. 2022 (arXiv 2211.0109
 """
 
 import dataclasses
-from typing import ClassVar
 
 from diffusion_jax.processes import Process, namespace
-from diffusion_jax.samplers import linear, multistep
-from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, own_grid
-
-
-def _spans(grid: Grid) -> Values:
-  return grid.half_log_snr[1:] - grid.half_log_snr[:-1]
+from diffusion_jax.samplers import multistep
+from diffusion_jax.samplers.grids import Grid, Values
+from diffusion_jax.samplers.linear import LinearSampler, StepWeights, Tableau, half_log_snr_growth
 
 
 def _columns(*values: Values) -> Values:
@@ -28,7 +24,7 @@ def _columns(*values: Values) -> Values:
 
 def _midpoint(grid: Grid, steps: slice, total: Values) -> Values:
   """Order 2: the line through two estimates, taken at half the step."""
-  h = _spans(grid)
+  h = half_log_snr_growth(grid)
   half = 0.5 * h[steps] / multistep.earlier(h, steps, 1)
   return _columns(total * (1.0 + half), -total * half)
 
@@ -38,7 +34,7 @@ def _parabola(grid: Grid, steps: slice, curvature: float) -> Values:
 
   With h the step, a and b the two before it, the parabola is D0 + slope tau + bend tau^2.
   """
-  xp, spans, alpha = namespace(grid.alpha), _spans(grid), grid.alpha[1:][steps]
+  xp, spans, alpha = namespace(grid.alpha), half_log_snr_growth(grid), grid.alpha[1:][steps]
   h, a, b = (multistep.earlier(spans, steps, back) for back in range(3))
   of_line = h + xp.expm1(-h)
   of_square = curvature * (h**2 - 2.0 * of_line)
@@ -50,86 +46,49 @@ def _parabola(grid: Grid, steps: slice, curvature: float) -> Values:
 
 
 @dataclasses.dataclass(frozen=True)
-class DPMSolverPP2M:
-  """DPM-Solver++(2M): two estimates, order 2, one evaluation a step (algorithm 2, midpoint form).
+class DPMSolverPP2M(LinearSampler):
+  """DPM-Solver++(2M): two estimates, order 2, one evaluation a step (algorithm 2, midpoint)."""
 
-  Attributes:
-    steps: number of steps, each one network evaluation per image (two under guidance).
-    spacing: placement of the steps in time, see `grids.make_grid`; auto: the sampler's own.
-    final: end of the path: the data (t = 0), or the process's min_time.
-    rho: exponent of spacing=karras; larger puts more steps at little noise.
-    clip: clip each x0 estimate to [-1, 1].
-  """
+  order = 2
+  stochastic = False
 
-  steps: int = 20
-  spacing: Spacing = "auto"
-  final: Final = "data"
-  rho: float = 7.0
-  clip: bool = False
-
-  auto_by_step: ClassVar[Spacing] = "log_snr"
-  order: ClassVar[int] = 2
-  stochastic: ClassVar[bool] = False
-
-  grid = own_grid
-
-  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
-    """The update's coefficients, on another grid if one is given."""
-    grid = self.grid(process) if grid is None else grid
+  def on_grid(self, process: Process, grid: Grid) -> Tableau:
+    """Return the update's coefficients on a grid."""
 
     def weights(order, steps):
       one = multistep.first_order(grid, steps)
       return _columns(one) if order == 1 else _midpoint(grid, steps, one)
 
     x0 = multistep.table(multistep.orders(grid, 2), 2, weights)
-    state = linear.Weights(x0, grid.sigma[1:] / grid.sigma[:-1])
-    return linear.Scheme(grid.t[:-1], state, end=grid.t[-1])
-
-  def num_evaluations(self, process: Process) -> int:
-    return self.steps
+    state = StepWeights(x0, grid.sigma[1:] / grid.sigma[:-1])
+    return Tableau(grid.t[:-1], state, end=grid.t[-1])
 
   def check(self, process: Process) -> None:
-    """Raises ValueError for steps or a process that it cannot serve."""
+    """Raise ValueError for steps or a process that it cannot serve."""
     multistep.check_order("dpm_solver_pp_2m", self.order, self.steps)
-    linear.check_finite(self.scheme(process), "dpm_solver_pp_2m")
-
-  __call__ = linear.draw
+    super().check(process)
 
 
 @dataclasses.dataclass(frozen=True)
-class DPMSolverPP3M:
+class DPMSolverPP3M(LinearSampler):
   """DPM-Solver++(3M): three estimates, order 3, one evaluation a step.
 
   Attributes:
-    steps: number of steps, each one network evaluation per image (two under guidance).
-    spacing: placement of the steps in time, see `grids.make_grid`; auto: the sampler's own.
-    final: end of the path: the data (t = 0), or the process's min_time.
-    rho: exponent of spacing=karras; larger puts more steps at little noise.
-    clip: clip each x0 estimate to [-1, 1].
     published_weights: use the weights of the authors' program, whose quadratic term has half its
       weight in the exact integral and whose order is therefore 2.
   """
 
-  steps: int = 20
-  spacing: Spacing = "auto"
-  final: Final = "data"
-  rho: float = 7.0
-  clip: bool = False
   published_weights: bool = False
 
-  auto_by_step: ClassVar[Spacing] = "log_snr"
-  stochastic: ClassVar[bool] = False
+  stochastic = False
 
   @property
   def order(self) -> int:
     """3, or 2 with the published weights."""
     return 2 if self.published_weights else 3
 
-  grid = own_grid
-
-  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
-    """The update's coefficients, on another grid if one is given."""
-    grid = self.grid(process) if grid is None else grid
+  def on_grid(self, process: Process, grid: Grid) -> Tableau:
+    """Return the update's coefficients on a grid."""
     curvature = 0.5 if self.published_weights else 1.0
 
     def weights(order, steps):
@@ -139,48 +98,25 @@ class DPMSolverPP3M:
       return _columns(one) if order == 1 else _midpoint(grid, steps, one)
 
     x0 = multistep.table(multistep.orders(grid, 3), 3, weights)
-    state = linear.Weights(x0, grid.sigma[1:] / grid.sigma[:-1])
-    return linear.Scheme(grid.t[:-1], state, end=grid.t[-1])
-
-  def num_evaluations(self, process: Process) -> int:
-    return self.steps
+    state = StepWeights(x0, grid.sigma[1:] / grid.sigma[:-1])
+    return Tableau(grid.t[:-1], state, end=grid.t[-1])
 
   def check(self, process: Process) -> None:
-    """Raises ValueError for steps or a process that it cannot serve."""
+    """Raise ValueError for steps or a process that it cannot serve."""
     multistep.check_order("dpm_solver_pp_3m", 3, self.steps)
-    linear.check_finite(self.scheme(process), "dpm_solver_pp_3m")
-
-  __call__ = linear.draw
+    super().check(process)
 
 
 @dataclasses.dataclass(frozen=True)
-class DPMSolverPP2MSDE:
-  """SDE-DPM-Solver++(2M): two estimates, with the noise of the ancestral sampler.
+class DPMSolverPP2MSDE(LinearSampler):
+  """SDE-DPM-Solver++(2M): two estimates, with the noise of the ancestral sampler."""
 
-  Attributes:
-    steps: number of steps, each one network evaluation per image (two under guidance).
-    spacing: placement of the steps in time, see `grids.make_grid`; auto: the sampler's own.
-    final: end of the path: the data (t = 0), or the process's min_time.
-    rho: exponent of spacing=karras; larger puts more steps at little noise.
-    clip: clip each x0 estimate to [-1, 1].
-  """
+  order = 2
+  stochastic = True
 
-  steps: int = 20
-  spacing: Spacing = "auto"
-  final: Final = "data"
-  rho: float = 7.0
-  clip: bool = False
-
-  auto_by_step: ClassVar[Spacing] = "log_snr"
-  order: ClassVar[int] = 2
-  stochastic: ClassVar[bool] = True
-
-  grid = own_grid
-
-  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
-    """The update's coefficients, on another grid if one is given."""
-    grid = self.grid(process) if grid is None else grid
-    xp, h, sigma = namespace(grid.alpha), _spans(grid), grid.sigma[1:]
+  def on_grid(self, process: Process, grid: Grid) -> Tableau:
+    """Return the update's coefficients on a grid."""
+    xp, h, sigma = namespace(grid.alpha), half_log_snr_growth(grid), grid.sigma[1:]
     fresh = -xp.expm1(-2.0 * h)
 
     def weights(order, steps):
@@ -189,15 +125,10 @@ class DPMSolverPP2MSDE:
 
     x0 = multistep.table(multistep.orders(grid, 2), 2, weights)
     xt = sigma / grid.sigma[:-1] * xp.exp(-h)
-    state = linear.Weights(x0, xt, None, sigma * xp.sqrt(fresh))
-    return linear.Scheme(grid.t[:-1], state, end=grid.t[-1])
-
-  def num_evaluations(self, process: Process) -> int:
-    return self.steps
+    state = StepWeights(x0, xt, None, sigma * xp.sqrt(fresh))
+    return Tableau(grid.t[:-1], state, end=grid.t[-1])
 
   def check(self, process: Process) -> None:
-    """Raises ValueError for steps or a process that it cannot serve."""
+    """Raise ValueError for steps or a process that it cannot serve."""
     multistep.check_order("dpm_solver_pp_2m_sde", self.order, self.steps)
-    linear.check_finite(self.scheme(process), "dpm_solver_pp_2m_sde")
-
-  __call__ = linear.draw
+    super().check(process)

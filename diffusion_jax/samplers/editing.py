@@ -1,21 +1,23 @@
 """What deterministic samplers can do with given images: encode, interpolate, fill in."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.broadcasting import dims, expand
 from diffusion_jax.processes import Process
 from diffusion_jax.samplers import linear
+from diffusion_jax.samplers.base import Data, Denoise, initial_states, keys_per_example
 from diffusion_jax.samplers.grids import backwards
-from diffusion_jax.samplers.linear import FixedStep
-from diffusion_jax.types import Keys, Samples
-
-Images = Float[Array, "N H W C"]
+from diffusion_jax.samplers.linear import LinearSampler
+from diffusion_jax.types import Key, Keys, Samples
 
 
-def encode(denoise: linear.Denoise, process: Process, x0: Images, sampler: FixedStep) -> Images:
-  """The noise x_1 that the sampler turns into these images: its own steps, run backwards.
+def encode(denoise: Denoise, process: Process, x0: Data, sampler: LinearSampler) -> Data:
+  """Return the noise x_1 that the sampler turns into these examples: its own steps, backwards.
 
   The path begins at alpha x0 where the grid's noise is least, and solves the same ODE, so that
   `decode` returns the images up to the error of the solver. With DDIM it is DDIM inversion: Song et
@@ -33,37 +35,38 @@ def encode(denoise: linear.Denoise, process: Process, x0: Images, sampler: Fixed
   _check_deterministic(sampler)
   grid = backwards(process, sampler.grid(process))
   x = jnp.asarray(grid.alpha[0], x0.dtype) * x0
-  return linear.integrate(sampler.scheme(process, grid), denoise, x).images
+  return linear.integrate(sampler.tableau(process, grid), denoise, x).images
 
 
-def decode(denoise: linear.Denoise, process: Process, x1: Images, sampler: FixedStep) -> Images:
-  """The images that the deterministic sampler makes of the noise x_1.
+def decode(denoise: Denoise, process: Process, x1: Data, sampler: LinearSampler) -> Data:
+  """Return the examples that the deterministic sampler makes of the noise x_1.
 
   Raises:
     ValueError: a sampler that draws noise.
   """
   _check_deterministic(sampler)
-  return linear.integrate(sampler.scheme(process), denoise, x1, clip=sampler.clip).images
+  return linear.integrate(sampler.tableau(process), denoise, x1, clip=sampler.clip).images
 
 
-def interpolate(first: Images, second: Images, share: Float[Array | np.ndarray, "K"]) -> Array:
-  """Spherical interpolation of noise, each pair of images along its own great circle.
+def interpolate(first: Data, second: Data, fraction: Float[Array | np.ndarray, "K"]) -> Array:
+  """Interpolate noise spherically, each pair of examples along its own great circle.
 
   sin((1 - w) angle) / sin(angle) first + sin(w angle) / sin(angle) second; a straight line where
   the two are parallel. Source: Shoemake 1985 (doi 10.1145/325334.325242); for diffusion models
   Song et al. 2021 (arXiv 2010.02502), appendix D.5.
 
   Args:
-    first, second: [N H W C], from x_1 or `encode`.
-    share: w of each of the K places on the way, 0 = first, 1 = second.
+    first, second: [N ...], from x_1 or `encode`.
+    fraction: w of each of the K points on the way, 0 = first, 1 = second.
 
   Returns:
-    [K N H W C].
+    [K N ...].
   """
-  norms = [jnp.sqrt(jnp.square(x).sum((1, 2, 3), keepdims=True)) for x in (first, second)]
-  cosine = (first * second).sum((1, 2, 3), keepdims=True) / (norms[0] * norms[1])
+  axes = dims(first)
+  norms = [jnp.sqrt(jnp.square(x).sum(axes, keepdims=True)) for x in (first, second)]
+  cosine = (first * second).sum(axes, keepdims=True) / (norms[0] * norms[1])
   angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
-  w = jnp.asarray(share, first.dtype)[:, None, None, None, None]
+  w = expand(jnp.asarray(fraction, first.dtype), first[None])
   parallel = jnp.sin(angle) < 1e-4
   sine = jnp.where(parallel, 1.0, jnp.sin(angle))
   a = jnp.where(parallel, 1.0 - w, jnp.sin((1.0 - w) * angle) / sine)
@@ -72,14 +75,14 @@ def interpolate(first: Images, second: Images, share: Float[Array | np.ndarray, 
 
 
 def inpaint(
-  denoise: linear.Denoise,
+  denoise: Denoise,
   process: Process,
-  keys: Keys,
-  known: Images,
-  is_known: Bool[Array, "N H W C"],
-  sampler: FixedStep,
+  key: Key | Keys,
+  known: Data,
+  is_known: Bool[Array, "N ..."],
+  sampler: LinearSampler,
 ) -> Samples:
-  """Draws images whose known pixels are given, by replacing them at every noise level.
+  """Draw examples whose known dimensions are given, by replacing them at every noise level.
 
   After each step the known pixels become alpha_t x_0 + sigma_t z with fresh z. It asks nothing of
   the model but is not the exact conditional distribution: what the unknown pixels learn of the
@@ -89,30 +92,30 @@ def inpaint(
   Args:
     denoise: (xt, t) -> x0 estimate.
     process: of the denoiser.
-    keys: one an image.
+    key: one key, or one per example.
     known: images in [-1, 1]; any values where not known.
     is_known: which pixels are given.
     sampler: any one of fixed steps.
   """
-  scheme = sampler.scheme(process)
-  times = jnp.append(jnp.asarray(scheme.t, known.dtype), jnp.asarray(scheme.end, known.dtype))
+  tableau, keys = sampler.tableau(process), keys_per_example(key, len(known))
+  times = jnp.append(jnp.asarray(tableau.t, known.dtype), jnp.asarray(tableau.end, known.dtype))
   alpha, sigma = process.alpha_sigma(times)
   if sampler.grid(process).to_data:
     alpha, sigma = alpha.at[-1].set(1.0), sigma.at[-1].set(0.0)
-  noise_keys = rng.fold_in(keys, scheme.num_rows + 2)  # beyond those of the sampler
+  noise_keys = rng.stream(keys, rng.Stream.INPAINTING)
 
   def replace(x, number):
-    z = rng.normal(rng.fold_in(noise_keys, number), known.shape[1:])
+    z = rng.normal(rng.numbered(noise_keys, number), known.shape[1:])
     there = alpha[number] * known + sigma[number] * z.astype(known.dtype)
     return jnp.where(is_known, there, x)
 
-  x = linear.start(process, keys, known.shape[1:]).astype(known.dtype)
-  return linear.integrate(scheme, denoise, x, keys, sampler.clip, replace=replace)
+  x = initial_states(process, keys, known.shape[1:]).astype(known.dtype)
+  return linear.integrate(tableau, denoise, x, keys, sampler.clip, replace=replace)
 
 
-def _check_deterministic(sampler: FixedStep) -> None:
+def _check_deterministic(sampler: Any) -> None:
   if sampler.stochastic:
     raise ValueError(
-      f"{sampler} draws noise, so that images have no one encoding; use --config.sampler.name=ddim "
-      "with --config.sampler.eta=0, or heun or unipc"
+      f"{sampler} draws noise, so that images have no one encoding; use `sampler.name=ddim` "
+      "with `sampler.eta=0`, or heun or unipc"
     )

@@ -2,20 +2,20 @@
 
 import dataclasses
 import math
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from diffusion_jax.processes import Process, namespace
-from diffusion_jax.samplers import linear
-from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, own_grid
+from diffusion_jax.samplers.grids import Grid, Values
+from diffusion_jax.samplers.linear import LinearSampler, StepWeights, Tableau, step_endpoints
 
 
-class Lifted(NamedTuple):
-  """Where each step asks the network: its point, lifted to more noise by churn.
+class Churned(NamedTuple):
+  """The point of each step, moved to more noise by churn: EDM's t_hat and x_hat.
 
   Attributes:
-    t, alpha, sigma: of the lifted points, [S].
-    scale, noise: lifted x = scale * x + noise * z, [S].
-    churned: whether any may be lifted.
+    t, alpha, sigma: of the churned points, [S].
+    scale, noise: x_hat = scale * x + noise * z, [S].
+    active: True if any point may have moved.
   """
 
   t: Values
@@ -23,23 +23,23 @@ class Lifted(NamedTuple):
   sigma: Values
   scale: Values
   noise: Values
-  churned: bool
+  active: bool
 
 
-def lifted(
+def churned(
   process: Process, grid: Grid, churn: float, s_min: float, s_max: float | None, s_noise: float
-) -> Lifted:
-  """The points of the steps, lifted from s = sigma / alpha to (1 + gamma) s.
+) -> Churned:
+  """Return the points of the steps, moved from s = sigma / alpha to s_hat = (1 + gamma) s.
 
   gamma = min(churn / S, sqrt(2) - 1) where s lies in [s_min, s_max] (None: no end), and 0
-  elsewhere and at alpha = 0. The lift goes to a time of the process: of one with steps the nearest,
+  elsewhere and at alpha = 0. s_hat is that of a time of the process: of one with steps the nearest,
   as EDM's own program rounds to the levels of such networks. At the start it may lie beyond t = 1.
   Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 2, lines 4 to 6.
   """
-  (alpha, sigma), _ = linear.ends(grid)
+  (alpha, sigma), _ = step_endpoints(grid)
   xp = namespace(alpha)
   if churn == 0:
-    return Lifted(grid.t[:-1], alpha, sigma, xp.ones_like(alpha), xp.zeros_like(alpha), False)
+    return Churned(grid.t[:-1], alpha, sigma, xp.ones_like(alpha), xp.zeros_like(alpha), False)
   noisy = alpha > 0
   ratio = xp.where(noisy, sigma / xp.where(noisy, alpha, 1.0), 0.0)
   gamma = min(churn / grid.num_steps, math.sqrt(2.0) - 1.0)
@@ -52,11 +52,11 @@ def lifted(
   variance = xp.where(inside, (sigma_up / xp.where(inside, alpha_up, 1.0)) ** 2 - ratio**2, 0.0)
   noise = s_noise * alpha_up * xp.sqrt(xp.maximum(variance, 0.0))
   scale = xp.where(noisy, alpha_up / xp.where(noisy, alpha, 1.0), 1.0)
-  return Lifted(t, alpha_up, sigma_up, scale, noise, True)
+  return Churned(t, alpha_up, sigma_up, scale, noise, True)
 
 
 def check_churn(s_churn: float, s_min: float, s_max: float | None, s_noise: float) -> None:
-  """Raises ValueError for churn that means nothing."""
+  """Raise ValueError for churn that means nothing."""
   if s_churn < 0 or s_noise <= 0 or not 0 <= s_min <= (s_min if s_max is None else s_max):
     raise ValueError(
       f"s_churn={s_churn}, s_min={s_min}, s_max={s_max}, s_noise={s_noise}: s_churn must be at "
@@ -64,30 +64,25 @@ def check_churn(s_churn: float, s_min: float, s_max: float | None, s_noise: floa
     )
 
 
-def ahead(values: Values, last: float) -> Values:
-  """Those of the next step at each step: what its state is lifted by at once."""
+def shift_left(values: Values, last: float) -> Values:
+  """Shift the per-step values left by one, padding with `last`: the next step's churn."""
   return namespace(values).append(values[1:], last)
 
 
 @dataclasses.dataclass(frozen=True)
-class Euler:
-  """x' = alpha' x0_hat + sigma' eps_hat, from a point lifted by churn; without churn it is DDIM.
+class Euler(LinearSampler):
+  """x' = alpha' x0_hat + sigma' eps_hat, from a point moved by churn; without churn it is DDIM.
 
   It is Euler's step in any coordinate of the form x / (alpha + k sigma), so that on straight paths
   it is also the one of flow matching. Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 2
   without its correction.
 
   Attributes:
-    steps: number of steps, each one network evaluation per image (two under guidance).
     s_churn: noise added back, EDM's S_churn: each step's level rises by s_churn / steps of itself,
       at most 41%; 0 is deterministic.
     s_min: noise level sigma / alpha below which no noise is added back.
     s_max: noise level sigma / alpha above which no noise is added back; none: no upper end.
     s_noise: factor of the standard deviation of the noise that is added back.
-    spacing: placement of the steps in time, see `grids.make_grid`; auto: the sampler's own.
-    final: end of the path: the data (t = 0), or the process's min_time.
-    rho: exponent of spacing=karras; larger puts more steps at little noise.
-    clip: clip each x0 estimate to [-1, 1].
   """
 
   steps: int = 50
@@ -95,42 +90,25 @@ class Euler:
   s_min: float = 0.0
   s_max: float | None = None
   s_noise: float = 1.0
-  spacing: Spacing = "auto"
-  final: Final = "data"
-  rho: float = 7.0
-  clip: bool = False
 
-  auto_by_step: ClassVar[Spacing] = "log_snr"
-  order: ClassVar[int] = 1
+  order = 1
 
   def __post_init__(self):
     check_churn(self.s_churn, self.s_min, self.s_max, self.s_noise)
 
   @property
   def stochastic(self) -> bool:
-    """Whether it draws noise after the start."""
+    """True with churn."""
     return self.s_churn > 0
 
-  grid = own_grid
-
-  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
-    """The update's coefficients, on another grid if one is given."""
-    grid = self.grid(process) if grid is None else grid
-    at = lifted(process, grid, self.s_churn, self.s_min, self.s_max, self.s_noise)
-    _, (alpha, sigma) = linear.ends(grid)
+  def on_grid(self, process: Process, grid: Grid) -> Tableau:
+    """Return the update's coefficients on a grid."""
+    at = churned(process, grid, self.s_churn, self.s_min, self.s_max, self.s_noise)
+    _, (alpha, sigma) = step_endpoints(grid)
     decay = sigma / at.sigma
     x0 = alpha - decay * at.alpha
-    if not at.churned:
-      return linear.Scheme(at.t, linear.Weights(x0[:, None], decay), end=grid.t[-1])
-    scale, noise = ahead(at.scale, 1.0), ahead(at.noise, 0.0)
-    state = linear.Weights((scale * x0)[:, None], scale * decay, None, noise)
-    return linear.Scheme(at.t, state, None, (at.scale[0], at.noise[0]), grid.t[-1])
-
-  def num_evaluations(self, process: Process) -> int:
-    return self.steps
-
-  def check(self, process: Process) -> None:
-    """Raises ValueError for steps or a process that it cannot serve."""
-    linear.check_finite(self.scheme(process), "euler")
-
-  __call__ = linear.draw
+    if not at.active:
+      return Tableau(at.t, StepWeights(x0[:, None], decay), end=grid.t[-1])
+    scale, noise = shift_left(at.scale, 1.0), shift_left(at.noise, 0.0)
+    state = StepWeights((scale * x0)[:, None], scale * decay, None, noise)
+    return Tableau(at.t, state, None, (at.scale[0], at.noise[0]), grid.t[-1])

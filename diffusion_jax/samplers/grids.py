@@ -4,7 +4,7 @@ On the host in NumPy float64; in jax.numpy where the process itself answers with
 with a learned schedule does.
 """
 
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -106,31 +106,6 @@ def make_grid(
   return points(process, t, to_data=adds_data or noiseless)
 
 
-@runtime_checkable
-class HasGrid(Protocol):
-  """A sampler's fields that give its steps, and its class's own spacing on a process with steps."""
-
-  auto_by_step: ClassVar[Spacing]
-
-  @property
-  def steps(self) -> int: ...
-
-  @property
-  def spacing(self) -> Spacing: ...
-
-  @property
-  def final(self) -> Final: ...
-
-  @property
-  def rho(self) -> float: ...
-
-
-def own_grid(sampler: HasGrid, process: Process) -> Grid:
-  """The grid of a sampler's own fields: the method `grid` of every sampler of fixed steps."""
-  fields = sampler.steps, sampler.spacing, sampler.final, sampler.rho, sampler.auto_by_step
-  return make_grid(process, *fields)
-
-
 def points(process: Process, t: Values, to_data: bool) -> Grid:
   """The grid of given falling times, of which the last counts as the data if it has no noise.
 
@@ -192,21 +167,20 @@ def _check(process: Process, num_steps: int, spacing: Spacing, adds_data: bool) 
   num = process.num_timesteps
   if num is not None and not 1 <= num_steps <= num:
     raise ValueError(
-      f"sampler.steps={num_steps} must lie between 1 and the process's {num}; e.g. "
-      f"--config.sampler.steps={num}"
+      f"steps={num_steps} must lie between 1 and the process's {num}; e.g. `sampler.steps={num}`"
     )
   if num_steps < 1:
-    raise ValueError(f"sampler.steps={num_steps} must be at least 1; set --config.sampler.steps=50")
+    raise ValueError(f"steps={num_steps} must be at least 1; set `sampler.steps=50`")
   if num is not None and num_steps + (not adds_data) > num:
-    fewer = f" or --config.sampler.steps={num - 1}" if num > 1 else ""
+    fewer = f" or `sampler.steps={num - 1}`" if num > 1 else ""
     raise ValueError(
-      f"sampler.steps={num_steps} with final=min_time needs {num_steps + 1} points, of which the "
-      f"process has {num}; set --config.sampler.final=data{fewer}"
+      f"steps={num_steps} with final=min_time needs {num_steps + 1} points, of which the process "
+      f"has {num}; set `sampler.final=data`{fewer}"
     )
   if num is None and spacing in BY_STEP:
     raise ValueError(
-      f"sampler.spacing={spacing} numbers the steps of a process that has none; set "
-      "--config.sampler.spacing=auto, or uniform, quadratic, karras or log_snr"
+      f"spacing={spacing} numbers the steps of a process that has none; set "
+      "`sampler.spacing=auto`, or uniform, quadratic, karras or log_snr"
     )
 
 
@@ -253,8 +227,8 @@ def _even_in_noise(process: Process, spacing: Spacing, rho: float, num_points: i
   xp = namespace(ends)
   if xp is np and not np.isfinite(ends if spacing == "log_snr" else ends[0]).all():
     raise ValueError(
-      f"sampler.spacing={spacing} needs a finite log-SNR at both ends, not {ends[0]} and {ends[1]};"
-      " set --config.sampler.spacing=uniform"
+      f"spacing={spacing} needs a finite log-SNR at both ends, not {ends[0]} and {ends[1]}; set "
+      "`sampler.spacing=uniform`"
     )
   if spacing == "log_snr":
     low = ends[0] if process.num_timesteps is None else max(ends[0], LEAST_LOG_SNR)
@@ -282,8 +256,8 @@ def visited_steps(num_timesteps: int, num_steps: int, spacing: Spacing) -> Int[n
   """
   if not 1 <= num_steps <= num_timesteps:
     raise ValueError(
-      f"sampler.steps={num_steps} must lie between 1 and the process's {num_timesteps}; e.g. "
-      f"--config.sampler.steps={num_timesteps}"
+      f"steps={num_steps} must lie between 1 and the process's {num_timesteps}; e.g. "
+      f"`sampler.steps={num_timesteps}`"
     )
   i = np.arange(num_steps)
   if spacing == "leading":

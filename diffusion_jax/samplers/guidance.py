@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.core.broadcasting import dims, expand
 from diffusion_jax.processes import Data, Denoiser, Predicted, Process, State, namespace
-from diffusion_jax.samplers.linear import Denoise
+from diffusion_jax.samplers.base import Denoise
 from diffusion_jax.types import Condition
 
 GuidingModel = Callable[[Data, Float[Array, "N"], Condition], Data]

@@ -1,18 +1,18 @@
 """Heun's method on the probability-flow ODE, with EDM's churn: two evaluations a step, order 2."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 
 from diffusion_jax.processes import Process, namespace
-from diffusion_jax.samplers import linear
-from diffusion_jax.samplers.euler import Lifted, ahead, check_churn, lifted
-from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, own_grid
+from diffusion_jax.samplers.euler import Churned, check_churn, churned, shift_left
+from diffusion_jax.samplers.grids import Grid, Values
+from diffusion_jax.samplers.linear import LinearSampler, StepWeights, Tableau, step_endpoints
 
 
 @dataclasses.dataclass(frozen=True)
-class Heun:
+class Heun(LinearSampler):
   """Euler's step, then the same step with the mean of the slopes at its two ends.
 
   The path is a curve y(u) with y = x / (alpha + k sigma), u = sigma / (alpha + k sigma) and slope
@@ -30,10 +30,6 @@ class Heun:
     s_min: noise level sigma / alpha below which no noise is added back.
     s_max: noise level sigma / alpha above which no noise is added back; none: no upper end.
     s_noise: factor of the standard deviation of the noise that is added back.
-    spacing: placement of the steps in time, see `grids.make_grid`; auto: the sampler's own.
-    final: end of the path: the data (t = 0), or the process's min_time.
-    rho: exponent of spacing=karras; larger puts more steps at little noise.
-    clip: clip each x0 estimate to [-1, 1].
   """
 
   steps: int = 18
@@ -42,41 +38,33 @@ class Heun:
   s_min: float = 0.0
   s_max: float | None = None
   s_noise: float = 1.0
-  spacing: Spacing = "auto"
-  final: Final = "data"
-  rho: float = 7.0
-  clip: bool = False
 
-  auto_by_step: ClassVar[Spacing] = "log_snr"
-  order: ClassVar[int] = 2
+  order = 2
 
   def __post_init__(self):
     check_churn(self.s_churn, self.s_min, self.s_max, self.s_noise)
 
   @property
   def stochastic(self) -> bool:
-    """Whether it draws noise after the start."""
+    """True with churn."""
     return self.s_churn > 0
 
-  grid = own_grid
+  def on_grid(self, process: Process, grid: Grid) -> Tableau:
+    """Return the update's coefficients on a grid.
 
-  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
-    """The update's coefficients, on another grid if one is given.
-
-    Rows alternate: one is asked where the step begins, which it keeps as the anchor, one at the end
-    of Euler's step.
+    Rows alternate: one evaluates where the step begins and keeps that point as the base state, one
+    at the end of Euler's step.
     """
-    grid = self.grid(process) if grid is None else grid
-    at = lifted(process, grid, self.s_churn, self.s_min, self.s_max, self.s_noise)
+    at = churned(process, grid, self.s_churn, self.s_min, self.s_max, self.s_noise)
     num = grid.num_steps - grid.to_data
     predicted, kept = _predict(grid, at)
     state = _interleave(predicted, _correct(grid, at, num, self._k(grid)))
     unused = jax.tree.map(lambda w: 0 * w[:num], kept)
-    anchor = _interleave(kept, unused)
+    base = _interleave(kept, unused)
     t = _merge(at.t, grid.t[1 : num + 1])
-    if not at.churned:
-      return linear.Scheme(t, state._replace(noise=None), anchor, end=grid.t[-1])
-    return linear.Scheme(t, state, anchor, (at.scale[0], at.noise[0]), grid.t[-1])
+    if not at.active:
+      return Tableau(t, state._replace(noise=None), base, end=grid.t[-1])
+    return Tableau(t, state, base, (at.scale[0], at.noise[0]), grid.t[-1])
 
   def _k(self, grid: Grid) -> float:
     flow = (
@@ -85,44 +73,43 @@ class Heun:
     return 1.0 if flow else 0.0
 
   def num_evaluations(self, process: Process) -> int:
+    """Return 2 S, or 2 S - 1 if it ends at the data."""
     return 2 * self.steps - self.grid(process).to_data
 
   def check(self, process: Process) -> None:
-    """Raises ValueError for steps or a process that it cannot serve."""
+    """Raise ValueError for steps or a process that it cannot serve."""
     if self.coordinate == "noise" and self.grid(process).from_noise:
       raise ValueError(
-        "sampler.coordinate=noise divides by alpha, which is 0 at t = 1 of this process; set "
-        "--config.sampler.coordinate=flow or auto"
+        "coordinate=noise divides by alpha, which is 0 at t = 1 of this process; set "
+        "`sampler.coordinate=flow` or auto"
       )
-    linear.check_finite(self.scheme(process), "heun")
-
-  __call__ = linear.draw
+    super().check(process)
 
 
-def _predict(grid: Grid, at: Lifted) -> tuple[linear.Weights, linear.Weights]:
-  """Euler's step from each lifted point, and the anchor: that point itself."""
-  _, (alpha, sigma) = linear.ends(grid)
+def _predict(grid: Grid, at: Churned) -> tuple[StepWeights, StepWeights]:
+  """Return Euler's step from each churned point, and the base state: that point itself."""
+  _, (alpha, sigma) = step_endpoints(grid)
   decay, xp = sigma / at.sigma, namespace(at.sigma)
   none = xp.zeros_like(decay)
   x0 = xp.stack([alpha - decay * at.alpha, none], axis=-1)
-  return linear.Weights(x0, decay, none, none), linear.Weights(0 * x0, none + 1.0, none, None)
+  return StepWeights(x0, decay, none, none), StepWeights(0 * x0, none + 1.0, none, None)
 
 
-def _correct(grid: Grid, at: Lifted, num: int, k: float) -> linear.Weights:
-  """The first `num` steps with the mean slope, lifted for the step after them."""
+def _correct(grid: Grid, at: Churned, num: int, k: float) -> StepWeights:
+  """Return the first `num` steps with the mean slope, churned for the step after them."""
   alpha, sigma = grid.alpha[1 : num + 1], grid.sigma[1 : num + 1]
   alpha_up, sigma_up, xp = at.alpha[:num], at.sigma[:num], namespace(at.alpha)
   y_scale, y_scale_up = alpha + k * sigma, alpha_up + k * sigma_up
   half = 0.5 * y_scale * (sigma / y_scale - sigma_up / y_scale_up)
   x0 = xp.stack([-half * (alpha / sigma + k), -half * (alpha_up / sigma_up + k)], axis=-1)
-  xt, anchor = half / sigma, y_scale / y_scale_up + half / sigma_up
-  if not at.churned:
-    return linear.Weights(x0, xt, anchor, xp.zeros_like(xt))
-  up, noise = ahead(at.scale, 1.0)[:num], ahead(at.noise, 0.0)[:num]
-  return linear.Weights(up[:, None] * x0, up * xt, up * anchor, noise)
+  xt, base = half / sigma, y_scale / y_scale_up + half / sigma_up
+  if not at.active:
+    return StepWeights(x0, xt, base, xp.zeros_like(xt))
+  up, noise = shift_left(at.scale, 1.0)[:num], shift_left(at.noise, 0.0)[:num]
+  return StepWeights(up[:, None] * x0, up * xt, up * base, noise)
 
 
-def _interleave(first: linear.Weights, second: linear.Weights) -> linear.Weights:
+def _interleave(first: StepWeights, second: StepWeights) -> StepWeights:
   return jax.tree.map(_merge, first, second)
 
 

@@ -1,13 +1,15 @@
 """One scan for every sampler whose step is linear in what it knows.
 
-It knows the state x_t, estimates of x0 (the newest and earlier ones), a state that an earlier step
-put aside (the anchor: where Heun's step began, where a corrector's step began), and fresh noise.
-The coefficients are float64 on the host (JAX arrays for a learned schedule) and take the state's
-precision in the scan.
+It knows the state x_t, estimates of x0 (the newest and earlier ones), a base state that an earlier
+evaluation kept (where Heun's step began, where a corrector's step began), and fresh noise. The
+coefficients are float64 on the host (JAX arrays for a learned schedule) and take the state's
+precision in the scan. docs/samplers.md explains it beside a plain loop.
 """
 
+import abc
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,47 +18,47 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.core import rng
 from diffusion_jax.processes import Process, log_ratio, namespace
-from diffusion_jax.samplers.grids import Grid
-from diffusion_jax.types import Keys, Samples
+from diffusion_jax.samplers.base import Data, Denoise, SamplerBase, initial_states, keys_per_example
+from diffusion_jax.samplers.grids import Final, Grid, Spacing, make_grid
+from diffusion_jax.types import Key, Keys, Samples
 
-Denoise = Callable[[Float[Array, "N H W C"], Float[Array, "N"]], Float[Array, "N H W C"]]
-Row = Float[Array | np.ndarray, "R"]
-Replace = Callable[[Float[Array, "N H W C"], Any], Float[Array, "N H W C"]]
+PerStep = Float[Array | np.ndarray, "R"]
+Replace = Callable[[Data, Any], Data]
 
 
-class Weights(NamedTuple):
-  """x0 @ estimates + xt * x_t + anchor * anchor + noise * z, one row an evaluation.
+class StepWeights(NamedTuple):
+  """Weights of x0 @ estimates + xt * x_t + base * base state + noise * z, one row per evaluation.
 
   Attributes:
     x0: [R, K] of the estimates, the newest first.
-    xt, anchor, noise: [R]; None for none at all.
+    xt, base, noise: [R]; None for none at all.
   """
 
   x0: Float[Array | np.ndarray, "R K"]
-  xt: Row
-  anchor: Row | None = None
-  noise: Row | None = None
+  xt: PerStep
+  base: PerStep | None = None
+  noise: PerStep | None = None
 
 
-class Scheme(NamedTuple):
-  """A sampler as R rows; each asks the denoiser once.
+class Tableau(NamedTuple):
+  """The coefficients of a sampler: R rows, in each of which the denoiser is evaluated once.
 
   Attributes:
-    t: time at which the denoiser is asked.
-    state: the next x.
-    anchor: the next anchor; None where no row uses one.
-    lift: (scale, noise) of the start before the first row, None for none.
+    t: time of the evaluation.
+    state: weights of the next state.
+    base: weights of the next base state; None where no row uses one.
+    start_churn: (scale, noise) of x_1 before the first row, None for none.
     end: time of the last state, 0 for the data.
     width: of noise whose variance the network gives: log of the largest over the smallest variance
-      of each row, `state.noise` being the smallest's root. The denoiser then answers (x0, logits).
+      of each row, `state.noise` being the smallest's root. The denoiser then returns (x0, logits).
   """
 
-  t: Row
-  state: Weights
-  anchor: Weights | None = None
-  lift: tuple[Any, Any] | None = None
+  t: PerStep
+  state: StepWeights
+  base: StepWeights | None = None
+  start_churn: tuple[Any, Any] | None = None
   end: Any = 0.0
-  width: Row | None = None
+  width: PerStep | None = None
 
   @property
   def num_rows(self) -> int:
@@ -64,154 +66,164 @@ class Scheme(NamedTuple):
     return len(self.t)
 
 
-class LinearSteps(NamedTuple):
-  """x_next = x0 * x0_hat + xt * x_t + noise * z, one row a step, float64 on the host.
+@dataclasses.dataclass(frozen=True)
+class LinearSampler(SamplerBase):
+  """A sampler of fixed steps given by `on_grid`, its coefficients on a time grid.
 
   Attributes:
-    t: time at which the denoiser is asked, from 1 downwards.
-    x0, xt, noise: the three coefficients.
+    steps: number of steps, each one network evaluation per image (two under guidance).
+    spacing: placement of the steps in time, see `grids.make_grid`; auto: the sampler's own.
+    final: end of the path: the data (t = 0), or the process's min_time.
+    rho: exponent of spacing=karras; larger puts more steps at little noise.
+    clip: clip each x0 estimate to [-1, 1].
   """
 
-  t: Row
-  x0: Row
-  xt: Row
-  noise: Row
+  steps: int = 20
+  _: dataclasses.KW_ONLY
+  spacing: Spacing = "auto"
+  final: Final = "data"
+  rho: float = 7.0
+  clip: bool = False
 
-  def scheme(self, stochastic: bool, end: Any = 0.0) -> Scheme:
-    """The same as a Scheme; without noise unless stochastic."""
-    weights = Weights(self.x0[:, None], self.xt, None, self.noise if stochastic else None)
-    return Scheme(self.t, weights, end=end)
+  keeps_estimates = True
+  auto_by_step: ClassVar[Spacing] = "log_snr"
+  """The spacing that `auto` stands for on a process with steps."""
+
+  @abc.abstractmethod
+  def on_grid(self, process: Process, grid: Grid) -> Tableau:
+    """Return the coefficients on a grid."""
+
+  def grid(self, process: Process) -> Grid:
+    """Return the time grid of its own fields."""
+    return make_grid(process, self.steps, self.spacing, self.final, self.rho, self.auto_by_step)
+
+  def tableau(self, process: Process, grid: Grid | None = None) -> Tableau:
+    """Return the coefficients on its own grid, or on the one given."""
+    return self.on_grid(process, self.grid(process) if grid is None else grid)
+
+  def check(self, process: Process) -> None:
+    """Raise ValueError for steps or a process that it cannot serve."""
+    check_finite(self.tableau(process), type(self).__name__)
+
+  def num_evaluations(self, process: Process) -> int:
+    """Return S."""
+    return self.steps
+
+  def evaluation_times(self, process: Process) -> PerStep:
+    """Return the time of each row."""
+    return self.tableau(process).t
+
+  def end_time(self, process: Process) -> Any:
+    """Return the last time of the grid; None: it ends at the data."""
+    return None if self.final == "data" else self.grid(process).t[-1]
+
+  def sample(
+    self,
+    denoise: Denoise,
+    process: Process,
+    key: Key | Keys,
+    shape: tuple[int, ...],
+    keep_estimates: bool = False,
+  ) -> Samples:
+    """Draw examples by one scan, see `Sampler.sample`."""
+    keys = keys_per_example(key, shape[0])
+    x = initial_states(process, keys, shape[1:])
+    return integrate(self.tableau(process), denoise, x, keys, self.clip, keep_estimates)
 
 
-def ends(grid: Grid) -> tuple[tuple[Row, Row], tuple[Row, Row]]:
-  """(alpha, sigma) where each step begins, and where it ends."""
+def step_endpoints(grid: Grid) -> tuple[tuple[PerStep, PerStep], tuple[PerStep, PerStep]]:
+  """Return (alpha, sigma) at the beginning of each step, and at its end."""
   return (grid.alpha[:-1], grid.sigma[:-1]), (grid.alpha[1:], grid.sigma[1:])
 
 
-def added_variance(grid: Grid) -> Row:
-  """sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 of each step from t to s, without cancellation."""
-  growth = grid.half_log_snr[1:] - grid.half_log_snr[:-1]
+def half_log_snr_growth(grid: Grid) -> PerStep:
+  """Return h, the growth of log(alpha / sigma) over each step."""
+  return grid.half_log_snr[1:] - grid.half_log_snr[:-1]
+
+
+def added_variance(grid: Grid) -> PerStep:
+  """Return sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 of each step t to s, not cancelling."""
+  growth = half_log_snr_growth(grid)
   return -(grid.sigma[:-1] ** 2) * namespace(growth).expm1(-2.0 * growth)
 
 
-def check_finite(scheme: Scheme, name: str) -> None:
-  """Refuses coefficients that are not numbers; those of a learned schedule are not looked at.
+def check_finite(tableau: Tableau, name: str) -> None:
+  """Refuse coefficients that are not numbers; those of a learned schedule are not looked at.
+
+  Args:
+    tableau: coefficients.
+    name: of the sampler.
 
   Raises:
     ValueError: a process that the sampler cannot serve.
   """
-  values = [v for v in jax.tree.leaves(scheme) if namespace(v) is np]
+  values = [v for v in jax.tree.leaves(tableau) if namespace(v) is np]
   if not all(np.isfinite(v).all() for v in values):
     raise ValueError(
-      f"sampler.name={name} has no finite coefficients on this process's grid; set "
-      "--config.sampler.name=ddim, which serves every process"
+      f"{name} has no finite coefficients on this process's grid; set `sampler.name=ddim`, which "
+      "serves every process"
     )
 
 
 def integrate(
-  scheme: Scheme,
+  tableau: Tableau,
   denoise: Denoise,
-  x: Float[Array, "N H W C"],
+  x: Data,
   keys: Keys | None = None,
   clip: bool = False,
   keep_estimates: bool = False,
   replace: Replace | None = None,
 ) -> Samples:
-  """Runs a scheme from a state, in that state's precision.
+  """Run a tableau from a state, in that state's precision.
 
   Args:
-    scheme: coefficients of the sampler.
-    denoise: (xt, t) -> x0 estimate; (x0 estimate, logits) for a scheme with a `width`.
-    x: the state that it starts from.
-    keys: one an image, for the noise; None for a deterministic scheme.
+    tableau: coefficients of the sampler.
+    denoise: (xt, t) -> x0 estimate; (x0 estimate, logits) for a tableau with a `width`.
+    x: the state to start from.
+    keys: one per example, for the noise; None for a deterministic tableau.
     clip: clip each x0 estimate to [-1, 1].
     keep_estimates: return the (clipped) x0 estimate of every row too: R times the memory.
     replace: (x, number) -> x, applied to the start (number 0) and to the state after each row.
   """
-  shape, num = x.shape[1:], scheme.num_rows
+  shape, num = x.shape[1:], tableau.num_rows
 
-  def noise(number, wanted):
-    if wanted is None:
-      return None
-    assert keys is not None, "a stochastic scheme needs keys"
-    return rng.normal(rng.fold_in(keys, number), shape).astype(x.dtype)
+  def noise(name: rng.Stream, number):
+    assert keys is not None, "a stochastic tableau needs keys"
+    keys_of_row = rng.stream(keys, name)
+    if number is not None:
+      keys_of_row = rng.numbered(keys_of_row, number)
+    return rng.normal(keys_of_row, shape).astype(x.dtype)
 
   def step(carry, row):
-    (x, anchor, past), (number, row) = carry, row
+    (x, base, past), (number, row) = carry, row
     x0: Any = denoise(x, jnp.full(x.shape[0], row.t))
-    z: Any = noise(number, row.state.noise)
+    z: Any = None if row.state.noise is None else noise(rng.Stream.STEPS, number)
     if row.width is not None:
       x0, logits = x0
       z = z * jnp.exp(0.5 * log_ratio(logits, row.width))
     x0 = jnp.clip(x0, -1.0, 1.0) if clip else x0
-    known = (x, anchor, (x0, *past), z)
+    known = (x, base, (x0, *past), z)
     x = _combine(row.state, *known)
-    anchor = None if row.anchor is None else _combine(row.anchor, *known)
+    base = None if row.base is None else _combine(row.base, *known)
     x = x if replace is None else replace(x, number)
-    return (x, anchor, (x0, *past)[: len(past)]), x0 if keep_estimates else None
+    return (x, base, (x0, *past)[: len(past)]), x0 if keep_estimates else None
 
-  if scheme.lift is not None:
-    scale, spread = (jnp.asarray(c, x.dtype) for c in scheme.lift)
-    x = scale * x + spread * jnp.asarray(noise(num + 1, spread))
+  if tableau.start_churn is not None:
+    scale, spread = (jnp.asarray(c, x.dtype) for c in tableau.start_churn)
+    x = scale * x + spread * noise(rng.Stream.CHURN, None)
   x = x if replace is None else replace(x, 0)
-  past = (jnp.zeros_like(x),) * (scheme.state.x0.shape[1] - 1)
-  anchor = None if scheme.anchor is None else jnp.zeros_like(x)
-  rows = scheme._replace(lift=None, end=None)
+  past = (jnp.zeros_like(x),) * (tableau.state.x0.shape[1] - 1)
+  base = None if tableau.base is None else jnp.zeros_like(x)
+  rows = tableau._replace(start_churn=None, end=None)
   rows = (jnp.arange(1, num + 1), jax.tree.map(lambda c: jnp.asarray(c, x.dtype), rows))
-  (x, _, _), estimates = jax.lax.scan(step, (x, anchor, past), rows)
+  (x, _, _), estimates = jax.lax.scan(step, (x, base, past), rows)
   return Samples(x, num, estimates)
 
 
-def start(process: Process, keys: Keys, shape: tuple[int, ...]) -> Float[Array, "N H W C"]:
-  """x_1 ~ N(0, prior_std^2), each image's from its own key."""
-  return process.prior_std * rng.normal(rng.fold_in(keys, 0), shape)
-
-
-@runtime_checkable
-class FixedStep(Protocol):
-  """A sampler that is one scan."""
-
-  @property
-  def stochastic(self) -> bool: ...
-
-  @property
-  def clip(self) -> bool: ...
-
-  def grid(self, process: Process) -> Grid: ...
-
-  def scheme(self, process: Process, grid: Grid | None = None) -> Scheme: ...
-
-
-def draw(
-  sampler: FixedStep,
-  denoise: Denoise,
-  process: Process,
-  keys: Keys,
-  shape: tuple[int, int, int],
-  keep_estimates: bool = False,
-) -> Samples:
-  """Draws one image a key: the `__call__` of every sampler of fixed steps."""
-  return run(sampler.scheme(process), denoise, process, keys, shape, sampler.clip, keep_estimates)
-
-
-def run(
-  scheme: Scheme,
-  denoise: Denoise,
-  process: Process,
-  keys: Keys,
-  shape: tuple[int, int, int],
-  clip: bool,
-  keep_estimates: bool = False,
-) -> Samples:
-  """Runs a scheme from x_1; `keys`, one an image, give its start and all its noise."""
-  x = start(process, keys, shape)
-  return integrate(scheme, denoise, x, keys, clip, keep_estimates)
-
-
-def _combine(weights: Weights, x, anchor, estimates, z):
+def _combine(weights: StepWeights, x, base, estimates, z):
   total = weights.x0[0] * estimates[0]
   for k, estimate in enumerate(estimates[1:], 1):
     total = total + weights.x0[k] * estimate
   total = total + weights.xt * x
-  total = total if weights.anchor is None else total + weights.anchor * anchor
+  total = total if weights.base is None else total + weights.base * base
   return total if weights.noise is None else total + weights.noise * z

@@ -7,6 +7,7 @@ import numpy as np
 
 from diffusion_jax.processes import namespace
 from diffusion_jax.samplers.grids import Grid, Values
+from diffusion_jax.samplers.linear import half_log_snr_growth
 
 OrderWeights = Callable[[int, slice], Values]
 
@@ -50,7 +51,7 @@ def first_order(grid: Grid, steps: slice) -> Values:
   Where alpha' is 0 that is 0 times infinity; alpha' - sigma' / sigma alpha is the same number.
   """
   xp, then, sigma_then = namespace(grid.alpha), grid.alpha[1:][steps], grid.sigma[1:][steps]
-  growth = (grid.half_log_snr[1:] - grid.half_log_snr[:-1])[steps]
+  growth = half_log_snr_growth(grid)[steps]
   plain = then - sigma_then / grid.sigma[:-1][steps] * grid.alpha[:-1][steps]
   return xp.where(then == 0, plain, -then * xp.expm1(-growth))
 
@@ -68,6 +69,6 @@ def check_order(name: str, order: int, num_steps: int) -> None:
   """
   if order > num_steps:
     raise ValueError(
-      f"sampler.steps={num_steps} is too few for {name}, whose order is {order}; set "
-      f"--config.sampler.steps={order} or more"
+      f"steps={num_steps} is too few for {name}, whose order is {order}; set "
+      f"`sampler.steps={order}` or more"
     )

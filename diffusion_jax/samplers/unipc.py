@@ -1,18 +1,21 @@
 """UniPC: a multistep predictor whose result is corrected by the estimate that it leads to."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
 from diffusion_jax.processes import Process, namespace
-from diffusion_jax.samplers import linear, multistep
-from diffusion_jax.samplers.grids import Final, Grid, Spacing, Values, own_grid
+from diffusion_jax.samplers import multistep
+from diffusion_jax.samplers.grids import Grid, Values
+from diffusion_jax.samplers.linear import LinearSampler, StepWeights, Tableau, half_log_snr_growth
 
 
 @dataclasses.dataclass(frozen=True)
-class UniPC:
+class UniPC(LinearSampler):
   """UniPC-p: a predictor of order p and a corrector that costs no evaluation.
+
+  A step from l to l + h, l = log(alpha / sigma), is
 
     x' = sigma' / sigma x - alpha' (e^(-h) - 1) D_0 - alpha' B sum_m rho_m (D_m - D_0) / r_m
 
@@ -23,33 +26,23 @@ class UniPC:
   (section 3.5: predictor of order 2, corrector of order 1).
 
   Attributes:
-    steps: number of steps, each one network evaluation per image (two under guidance).
     solver_order: p, order of the predictor, 1 to 3.
     variant: function B of the paper: bh1 is -h, bh2 is e^(-h) - 1.
     corrector: repeat each step with the estimate at its end; false: the predictor alone (UniP).
-    spacing: placement of the steps in time, see `grids.make_grid`; auto: the sampler's own.
     final: end of the path: the data (t = 0), or the process's min_time; the last state is never
       corrected.
-    rho: exponent of spacing=karras; larger puts more steps at little noise.
-    clip: clip each x0 estimate to [-1, 1].
   """
 
-  steps: int = 20
   solver_order: int = 2
   variant: Literal["bh1", "bh2"] = "bh2"
   corrector: bool = True
-  spacing: Spacing = "auto"
-  final: Final = "data"
-  rho: float = 7.0
-  clip: bool = False
 
-  auto_by_step: ClassVar[Spacing] = "log_snr"
-  stochastic: ClassVar[bool] = False
+  stochastic = False
 
   def __post_init__(self):
     if self.solver_order not in (1, 2, 3):
       raise ValueError(
-        f"solver_order={self.solver_order} must be 1, 2 or 3; e.g. --config.sampler.solver_order=2"
+        f"solver_order={self.solver_order} must be 1, 2 or 3; e.g. `sampler.solver_order=2`"
       )
 
   @property
@@ -57,23 +50,20 @@ class UniPC:
     """p, and one more with the corrector."""
     return self.solver_order + self.corrector
 
-  grid = own_grid
+  def on_grid(self, process: Process, grid: Grid) -> Tableau:
+    """Return the update's coefficients on a grid.
 
-  def scheme(self, process: Process, grid: Grid | None = None) -> linear.Scheme:
-    """The update's coefficients, on another grid if one is given.
-
-    Row i is asked at the prediction of point i. The anchor is the corrected point i - 1.
+    Row i evaluates at the prediction of point i. The base state is the corrected point i - 1.
     """
-    grid = self.grid(process) if grid is None else grid
     decay = grid.sigma[1:] / grid.sigma[:-1]
     columns = self.solver_order + 1
     predict = self._weights(grid, columns, corrected=False)
     if not self.corrector:
-      state = linear.Weights(predict[:, :-1], decay)
-      return linear.Scheme(grid.t[:-1], state, end=grid.t[-1])
-    x0, xt, anchor = _corrected(self._weights(grid, columns, corrected=True), decay, grid)
-    state = linear.Weights(predict + decay[:, None] * x0, decay * xt, decay * anchor)
-    return linear.Scheme(grid.t[:-1], state, linear.Weights(x0, xt, anchor), end=grid.t[-1])
+      state = StepWeights(predict[:, :-1], decay)
+      return Tableau(grid.t[:-1], state, end=grid.t[-1])
+    x0, xt, base = _corrected(self._weights(grid, columns, corrected=True), decay, grid)
+    state = StepWeights(predict + decay[:, None] * x0, decay * xt, decay * base)
+    return Tableau(grid.t[:-1], state, StepWeights(x0, xt, base), end=grid.t[-1])
 
   def _weights(self, grid: Grid, columns: int, corrected: bool) -> Values:
     def weights(order, steps):
@@ -81,19 +71,14 @@ class UniPC:
 
     return multistep.table(multistep.orders(grid, self.solver_order), columns, weights)
 
-  def num_evaluations(self, process: Process) -> int:
-    return self.steps
-
   def check(self, process: Process) -> None:
-    """Raises ValueError for steps or a process that it cannot serve."""
+    """Raise ValueError for steps or a process that it cannot serve."""
     multistep.check_order("unipc", self.solver_order, self.steps)
-    linear.check_finite(self.scheme(process), "unipc")
-
-  __call__ = linear.draw
+    super().check(process)
 
 
 def _corrected(weights: Values, decay: Values, grid: Grid) -> tuple[Values, Values, Values]:
-  """The corrected point of each row: its weights x0, xt and anchor.
+  """The corrected point of each row: its weights x0, xt and base.
 
   The first row has none to correct, nor has one whose step began at alpha = 0.
 
@@ -104,14 +89,14 @@ def _corrected(weights: Values, decay: Values, grid: Grid) -> tuple[Values, Valu
   """
   xp, plain = namespace(weights), 1 + grid.from_noise
   x0 = xp.concatenate([xp.zeros_like(weights[:plain]), weights[plain - 1 : -1]])
-  anchor = xp.concatenate([xp.zeros_like(decay[:plain]), decay[plain - 1 : -1]])
+  base = xp.concatenate([xp.zeros_like(decay[:plain]), decay[plain - 1 : -1]])
   keep = np.arange(len(decay)) < plain
-  return x0[: len(decay)], xp.asarray(keep, decay.dtype), anchor[: len(decay)]
+  return x0[: len(decay)], xp.asarray(keep, decay.dtype), base[: len(decay)]
 
 
 def _step_weights(grid: Grid, steps: slice, order: int, variant: str, corrected: bool) -> Values:
   """[steps, order (+ 1)]: of the estimate at the step's end if corrected, D_0 and those before."""
-  xp, spans = namespace(grid.alpha), grid.half_log_snr[1:] - grid.half_log_snr[:-1]
+  xp, spans = namespace(grid.alpha), half_log_snr_growth(grid)
   h, alpha = spans[steps], grid.alpha[1:][steps]
   flat = xp.expm1(-h)
   nodes, before = [], 0.0

@@ -86,37 +86,37 @@ def denoiser(process, prediction):
   return lambda xt, t: np.asarray(model.denoise(jnp.asarray(xt), jnp.full(NUM, t, jnp.float32)))
 
 
-def walk(scheme, denoise, x, clip, rng):
-  """A sampler's scheme as a plain loop: what `samplers.linear.integrate` scans."""
+def walk(tableau, denoise, x, clip, rng):
+  """A sampler's tableau as a plain loop: what `samplers.linear.integrate` scans."""
   draw = lambda: rng.standard_normal(x.shape, np.float32)  # noqa: E731
-  if scheme.lift is not None:
-    x = np.float32(scheme.lift[0]) * x + np.float32(scheme.lift[1]) * draw()
-  anchor, past = np.zeros_like(x), [np.zeros_like(x)] * scheme.state.x0.shape[1]
+  if tableau.start_churn is not None:
+    x = np.float32(tableau.start_churn[0]) * x + np.float32(tableau.start_churn[1]) * draw()
+  base, past = np.zeros_like(x), [np.zeros_like(x)] * tableau.state.x0.shape[1]
 
   def combine(weights, row):
     total = sum(np.float32(w) * e for w, e in zip(weights.x0[row], past, strict=True))
     total = total + np.float32(weights.xt[row]) * x
-    total = total if weights.anchor is None else total + np.float32(weights.anchor[row]) * anchor
+    total = total if weights.base is None else total + np.float32(weights.base[row]) * base
     return total if weights.noise is None else total + np.float32(weights.noise[row]) * draw()
 
-  for row, t in enumerate(scheme.t):
+  for row, t in enumerate(tableau.t):
     estimate = denoise(x, t)
     past = [np.clip(estimate, -1, 1) if clip else estimate, *past[:-1]]
-    anchor, x = (
-      anchor if scheme.anchor is None else combine(scheme.anchor, row), combine(scheme.state, row)
+    base, x = (
+      base if tableau.base is None else combine(tableau.base, row), combine(tableau.state, row)
     )  # fmt: skip
   return x
 
 
 def test_the_plain_loop_is_the_sampler():
-  """Of one sampler with an anchor and one with earlier estimates, both without noise."""
+  """Of one sampler with a base state and one with earlier estimates, both without noise."""
   process = PROCESSES["vp"]()
   denoise = denoiser(process, "v")
   ask = bounded(process, "v").denoise
   for sampler in (SAMPLERS["heun"](steps=3), SAMPLERS["dpm_solver_pp_3m"](steps=4)):
-    scheme, x = sampler.scheme(process), np.float32([[[[0.3], [-1.2]]]] * NUM)
-    exact = linear.integrate(scheme, ask, jnp.array(x))
-    found = walk(scheme, denoise, x, False, None)
+    tableau, x = sampler.tableau(process), np.float32([[[[0.3], [-1.2]]]] * NUM)
+    exact = linear.integrate(tableau, ask, jnp.array(x))
+    found = walk(tableau, denoise, x, False, None)
     np.testing.assert_allclose(found, exact.images, rtol=1e-4, atol=1e-5)
 
 
@@ -136,11 +136,11 @@ def test_samples_are_finite(name):
         assert "--config." in str(error), error  # noqa: PT017
         refused += 1
         continue
-      scheme = sampler.scheme(process)
-      assert scheme.width is None
+      tableau = sampler.tableau(process)
+      assert tableau.width is None
       for prediction, denoise in models.items():
         x = np.float32(process.prior_std) * rng.standard_normal((NUM, *SPEC.shape), np.float32)
-        found = walk(scheme, denoise, x, sampler.clip, rng)
+        found = walk(tableau, denoise, x, sampler.clip, rng)
         assert np.isfinite(found).all(), (sampler, prediction)
         made += 1
   assert made > refused

@@ -131,7 +131,7 @@ def parts(**changes):
   }
 
 
-SAMPLER = DDIM(steps=50, clip=False)
+SAMPLER = Heun(steps=18)
 
 
 def oracle(scale, shrink=1.0):

@@ -61,7 +61,8 @@ def test_every_sampler_of_fixed_steps_gives_the_images_of_the_fixed_schedule(nam
   jax.eval_shape(lambda params: sampler.check(line(params)), params_of())
 
   def images(model):
-    return sampler(model.denoise, model.process, oracles.keys(3), oracles.SHAPE).images
+    shape = (3, *oracles.SHAPE)
+    return sampler.sample(model.denoise, model.process, oracles.keys(3), shape).images
 
   found, expected = both(images)
   np.testing.assert_allclose(found, expected, atol=3e-5)
@@ -72,7 +73,8 @@ def test_the_adaptive_sampler_gives_the_images_of_the_fixed_schedule():
   jax.eval_shape(lambda params: sampler.check(line(params)), params_of())
 
   def images(model):
-    return sampler(model.denoise, model.process, oracles.keys(2), oracles.SHAPE).images
+    shape = (2, *oracles.SHAPE)
+    return sampler.sample(model.denoise, model.process, oracles.keys(2), shape).images
 
   found, expected = both(images)
   np.testing.assert_allclose(found, expected, atol=2e-4)

@@ -46,12 +46,12 @@ def test_few_steps_are_capped_and_given_betas_are_as_given():
 def end_of(config, sampler, mean, std):
   """Mean and deviation of the samples of N(mean, std^2) by its exact denoiser, which is a line."""
   process = config
-  scheme = sampler.scheme(process)
+  tableau = sampler.tableau(process)
   slope, offset = 1.0, 0.0  # of the state in x_1
-  for row, t in enumerate(scheme.t):
+  for row, t in enumerate(tableau.t):
     alpha, sigma = (float(c) for c in process.alpha_sigma(np.asarray(t)))
     gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
-    keep, new = float(scheme.state.xt[row]), float(scheme.state.x0[row, 0])
+    keep, new = float(tableau.state.xt[row]), float(tableau.state.x0[row, 0])
     fixed = mean - gain * alpha * mean
     slope, offset = (keep + new * gain) * slope, (keep + new * gain) * offset + new * fixed
   return offset, abs(slope)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_step import coefficients
 
 from diffusion_jax.processes import CosineVP, LinearVP
 from diffusion_jax.samplers import DDIM, Ancestral
@@ -32,7 +33,7 @@ def test_every_ancestral_step_is_that_of_ddpm_scheduler(process, variance):
     diffusers.DDPMScheduler, process, variance_type=variance, clip_sample=True,
     prediction_type="sample",
   )  # fmt: skip
-  steps = Ancestral(steps=1000, variance=variance).coefficients(process)
+  steps = coefficients(Ancestral(steps=1000, variance=variance), process)
   rng = np.random.default_rng(0)
   for row in range(0, 1000, 37):
     x, x0 = rng.normal(size=(2, 1, 3, 4, 4))
@@ -59,7 +60,7 @@ def test_every_ddim_step_is_that_of_ddim_scheduler(process, spacing, eta):
     timestep_spacing=spacing, set_alpha_to_one=True,
   )  # fmt: skip
   theirs.set_timesteps(50)
-  steps = DDIM(steps=50, eta=eta, spacing=spacing).coefficients(process)
+  steps = coefficients(DDIM(steps=50, eta=eta, spacing=spacing), process)
   np.testing.assert_array_equal(np.round(steps.t * 1000) - 1, theirs.timesteps.numpy())
   rng = np.random.default_rng(0)
   for row, time in enumerate(theirs.timesteps):

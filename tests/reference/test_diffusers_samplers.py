@@ -58,22 +58,22 @@ def draws(num, scale=1.0):
   return Draws(scale * rng.normal(size=SHAPE), rng.normal(size=(num, *SHAPE)), z.astype(float))
 
 
-def states(scheme, given):
-  """What follows each row of our scheme: its states, from the same start, outputs and noise."""
-  x, anchor, found = given.x, 0.0, []
-  past = [np.zeros(SHAPE)] * scheme.state.x0.shape[1]
-  if scheme.lift is not None:
-    x = scheme.lift[0] * x + scheme.lift[1] * given.z[0]
-  for row in range(scheme.num_rows):
+def states(tableau, given):
+  """What follows each row of our tableau: its states, from the same start, outputs and noise."""
+  x, base, found = given.x, 0.0, []
+  past = [np.zeros(SHAPE)] * tableau.state.x0.shape[1]
+  if tableau.start_churn is not None:
+    x = tableau.start_churn[0] * x + tableau.start_churn[1] * given.z[0]
+  for row in range(tableau.num_rows):
     past = [given.x0[row], *past[:-1]]
 
-    def total(w, x=x, anchor=anchor, past=past, row=row):
+    def total(w, x=x, base=base, past=past, row=row):
       found = sum(c * e for c, e in zip(w.x0[row], past, strict=True)) + w.xt[row] * x
-      found = found + (0.0 if w.anchor is None else w.anchor[row] * anchor)
+      found = found + (0.0 if w.base is None else w.base[row] * base)
       return found + (0.0 if w.noise is None else w.noise[row] * given.z[row + 1])
 
-    kept = 0.0 if scheme.anchor is None else total(scheme.anchor)
-    x, anchor = total(scheme.state), kept
+    kept = 0.0 if tableau.base is None else total(tableau.base)
+    x, base = total(tableau.state), kept
     found.append(x)
   return found
 
@@ -139,7 +139,7 @@ def test_dpm_solver_is_that_of_diffusers(sampler, algorithm, order, final, in_do
   np.testing.assert_allclose(ratios(grid), theirs.sigmas, rtol=1e-4)
   theirs.sigmas = ratios(grid)
   given = draws(STEPS)
-  assert_same(states(ours.scheme(DISCRETE), given), run_theirs(theirs, given))
+  assert_same(states(ours.tableau(DISCRETE), given), run_theirs(theirs, given))
 
 
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
@@ -156,7 +156,7 @@ def test_unipc_is_that_of_diffusers(order, variant, corrector, in_double):
   ours = UniPC(STEPS, order, variant, corrector, spacing="trailing", final="min_time")
   theirs.sigmas = ratios(ours.grid(DISCRETE))
   given = draws(STEPS)
-  assert_same(states(ours.scheme(DISCRETE), given), run_theirs(theirs, given))
+  assert_same(states(ours.tableau(DISCRETE), given), run_theirs(theirs, given))
 
 
 def test_heun_is_that_of_diffusers(in_double):
@@ -167,13 +167,13 @@ def test_heun_is_that_of_diffusers(in_double):
     )
   )
   ours = Heun(steps=STEPS, spacing="trailing")
-  grid, scheme = ours.grid(DISCRETE), ours.scheme(DISCRETE)
+  grid, tableau = ours.grid(DISCRETE), ours.tableau(DISCRETE)
   theirs.sigmas = twice(ratios(grid))
-  assert len(theirs.timesteps) == scheme.num_rows == 2 * STEPS - 1
-  given = draws(scheme.num_rows)
+  assert len(theirs.timesteps) == tableau.num_rows == 2 * STEPS - 1
+  given = draws(tableau.num_rows)
   found = run_theirs(theirs, given._replace(x=given.x / grid.alpha[0]))
-  alpha, _ = DISCRETE.alpha_sigma(np.append(scheme.t[1:], 0.0))
-  assert_same(states(scheme, given), [a * x for a, x in zip(alpha, found, strict=True)])
+  alpha, _ = DISCRETE.alpha_sigma(np.append(tableau.t[1:], 0.0))
+  assert_same(states(tableau, given), [a * x for a, x in zip(alpha, found, strict=True)])
 
 
 @pytest.mark.parametrize("churn", [0.0, 5.0, 40.0])
@@ -182,7 +182,7 @@ def test_euler_with_churn_is_that_of_diffusers(churn, in_double, monkeypatch):
   theirs.set_timesteps(STEPS)
   options = {"s_churn": churn, "s_noise": 1.003}
   ours = Euler(steps=STEPS, s_min=0.05, s_max=50.0, **options)
-  grid, scheme = ours.grid(EDM), ours.scheme(EDM)
+  grid, tableau = ours.grid(EDM), ours.tableau(EDM)
   np.testing.assert_allclose(ratios(grid), theirs.sigmas, rtol=1e-5)
   theirs.sigmas, theirs.is_scale_input_called = ratios(grid), True
   given, found = draws(STEPS, 80.0), []
@@ -194,13 +194,13 @@ def test_euler_with_churn_is_that_of_diffusers(churn, in_double, monkeypatch):
       torch.zeros_like(x), time, x, s_tmin=0.05, s_tmax=50.0, **options,
       pred_original_sample=torch.from_numpy(given.x0[i]),
     ).prev_sample  # fmt: skip
-    lift = 0.0 if scheme.state.noise is None else scheme.state.noise[i] * given.z[i + 1]
+    lift = 0.0 if tableau.state.noise is None else tableau.state.noise[i] * given.z[i + 1]
     found.append(x.numpy() + lift)  # ours are lifted at once
-  assert_same(states(scheme, given), found)
+  assert_same(states(tableau, given), found)
   assert ours.stochastic == (churn > 0)
   if churn:  # lifted where 0.05 <= sigma <= 50 only
     inside = (grid.sigma[1:-1] >= 0.05) & (grid.sigma[1:-1] <= 50.0)
-    np.testing.assert_array_equal(scheme.state.noise[:-1] > 0, inside)
+    np.testing.assert_array_equal(tableau.state.noise[:-1] > 0, inside)
 
 
 @pytest.mark.parametrize(("sampler", "order"), [(DPMSolverPP2M, 2), (DPMSolverPP3M, 3)])
@@ -218,7 +218,7 @@ def test_edm_dpm_solver_is_that_of_diffusers(sampler, order, in_double):
     return (x0 - 0.25 / root[i] ** 2 * x) / (sigmas[i] * 0.5 / root[i])
 
   given = draws(STEPS, 80.0)
-  assert_same(states(ours.scheme(EDM), given), run_theirs(theirs, given, output))
+  assert_same(states(ours.tableau(EDM), given), run_theirs(theirs, given, output))
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -233,18 +233,18 @@ def test_flow_euler_is_that_of_diffusers(shift, in_double):
   theirs.sigmas = torch.from_numpy(grid.sigma)
   given = draws(STEPS)
   velocity = lambda x0, x, i: (x - x0) / theirs.sigmas[i]  # noqa: E731
-  assert_same(states(ours.scheme(process), given), run_theirs(theirs, given, velocity))
+  assert_same(states(ours.tableau(process), given), run_theirs(theirs, given, velocity))
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_heun_is_that_of_diffusers(shift, in_double):
   process = Flow(shift)
   ours = Heun(steps=STEPS)
-  grid, scheme = ours.grid(process), ours.scheme(process)
+  grid, tableau = ours.grid(process), ours.tableau(process)
   theirs = in_double(diffusers.FlowMatchHeunDiscreteScheduler(shift=shift))
   theirs.set_timesteps(STEPS)
   theirs.sigmas = twice(torch.from_numpy(grid.sigma))
-  given = draws(scheme.num_rows)
-  at = process.alpha_sigma(scheme.t)[1]
+  given = draws(tableau.num_rows)
+  at = process.alpha_sigma(tableau.t)[1]
   velocity = lambda x0, x, i: (x - x0) / at[i]  # noqa: E731
-  assert_same(states(scheme, given), run_theirs(theirs, given, velocity))
+  assert_same(states(tableau, given), run_theirs(theirs, given, velocity))

@@ -69,7 +69,7 @@ def test_an_image_and_its_label_do_not_depend_on_the_batch():
 
   @functools.partial(jax.jit, static_argnums=2)
   def draw(keys, std, keep):
-    return sampler(gaussian(EDM, std), EDM, keys, (2, 2, 1), keep)
+    return sampler.sample(gaussian(EDM, std), EDM, keys, (len(keys), 2, 2, 1), keep)
 
   whole = jax.tree.map(np.asarray, draw(keys(5), std, True))
   part = draw(keys(5)[3:], std[3:], False)
@@ -80,7 +80,9 @@ def test_an_image_and_its_label_do_not_depend_on_the_batch():
 
 def test_an_image_that_needs_too_many_steps_is_nan():
   sampler = ProbabilityFlow(max_steps=2)
-  draw = jax.jit(lambda keys: sampler(gaussian(EDM, np.ones(2)), EDM, keys, (1, 1, 1)).images)
+  draw = jax.jit(
+    lambda keys: sampler.sample(gaussian(EDM, np.ones(2)), EDM, keys, (len(keys), 1, 1, 1)).images
+  )
   assert np.isnan(np.asarray(draw(keys(2)))).all()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from one_step import coefficients
 
 from diffusion_jax.processes import (
   ContinuousCosineVP,
@@ -56,29 +57,29 @@ def gaussian(process, mean=MEAN, variance=VARIANCE):
   return denoise
 
 
-def moments(process, scheme, mean=MEAN, variance=VARIANCE, start=(0.0, None)):
+def moments(process, tableau, mean=MEAN, variance=VARIANCE, start=(0.0, None)):
   """Mean and variance of the last state from x_1 ~ N(0, prior_std^2), without sampling.
 
-  The denoiser of Gaussian data is affine, so that (x, anchor, estimates, 1) is a linear Markov
+  The denoiser of Gaussian data is affine, so that (x, base, estimates, 1) is a linear Markov
   chain; its second moments follow a matrix recursion in float64.
   """
   first_mean, first_std = start[0], process.prior_std if start[1] is None else start[1]
-  weights, kept = scheme.state, scheme.anchor
+  weights, kept = tableau.state, tableau.base
   num = weights.x0.shape[1]
-  size = num + 3  # x, anchor, estimates, 1
-  if scheme.lift is not None:
+  size = num + 3  # x, base, estimates, 1
+  if tableau.start_churn is not None:
     first_mean, first_std = (
-      scheme.lift[0] * first_mean,
-      np.hypot(scheme.lift[0] * first_std, scheme.lift[1]),
+      tableau.start_churn[0] * first_mean,
+      np.hypot(tableau.start_churn[0] * first_std, tableau.start_churn[1]),
     )
   second = np.zeros((size, size))
   vector = np.zeros(size)
   vector[[0, -1]] = first_mean, 1.0
   second = np.outer(vector, vector)
   second[0, 0] += first_std**2
-  alpha, sigma = process.alpha_sigma(np.asarray(scheme.t))
+  alpha, sigma = process.alpha_sigma(np.asarray(tableau.t))
   gains = alpha * variance / (alpha**2 * variance + sigma**2)
-  for row in range(scheme.num_rows):
+  for row in range(tableau.num_rows):
     ask = np.eye(size)
     ask[2 : 2 + num] = 0.0
     ask[2, [0, -1]] = gains[row], mean - gains[row] * alpha[row] * mean
@@ -86,8 +87,8 @@ def moments(process, scheme, mean=MEAN, variance=VARIANCE, start=(0.0, None)):
       ask[2 + k, 1 + k] = 1.0
 
     def line(w, row=row):
-      anchor = 0.0 if w.anchor is None else w.anchor[row]
-      return np.concatenate([[w.xt[row], anchor], w.x0[row], [0.0]])
+      base = 0.0 if w.base is None else w.base[row]
+      return np.concatenate([[w.xt[row], base], w.x0[row], [0.0]])
 
     move = np.eye(size)
     move[0] = line(weights)
@@ -119,7 +120,7 @@ EDM_STDS = {
 @pytest.mark.parametrize(("std", "steps"), EDM_STDS)
 def test_the_final_spread_on_edms_levels(std, steps):
   samplers = Euler(steps=steps), Heun(steps=steps), DPMSolverPP2M(steps=steps)
-  found = [moments(EDM, s.scheme(EDM), 0.0, std**2)[1] ** 0.5 for s in samplers]
+  found = [moments(EDM, s.tableau(EDM), 0.0, std**2)[1] ** 0.5 for s in samplers]
   np.testing.assert_allclose(found, EDM_STDS[std, steps], atol=6e-7)
 
 
@@ -137,7 +138,7 @@ def test_moments_approach_the_datas_with_the_declared_order(name):
       sampler = dataclasses.replace(cls(), steps=steps, final="min_time", spacing=spacing)
       grid = sampler.grid(process)
       start = grid.alpha[0] * MEAN, (grid.alpha[0] ** 2 * VARIANCE + grid.sigma[0] ** 2) ** 0.5
-      mean, variance = moments(process, sampler.scheme(process), start=start)
+      mean, variance = moments(process, sampler.tableau(process), start=start)
       alpha, sigma = grid.alpha[-1], grid.sigma[-1]
       np.testing.assert_allclose(mean, alpha * MEAN, rtol=1e-9)
       errors.append(abs(variance / (alpha**2 * VARIANCE + sigma**2) - 1))
@@ -163,8 +164,8 @@ def test_moments_approach_the_datas_with_the_declared_order(name):
 @pytest.mark.parametrize("name", ["discrete", "edm", "flow"])
 def test_drawn_images_have_the_moments_of_the_coefficients(name, sampler):
   process = PROCESSES[name]
-  images = np.asarray(sampler(gaussian(process), process, keys(400), (8, 8, 1)).images)
-  mean, variance = moments(process, sampler.scheme(process))
+  images = np.asarray(sampler.sample(gaussian(process), process, keys(400), (400, 8, 8, 1)).images)
+  mean, variance = moments(process, sampler.tableau(process))
   deviation = np.sqrt(variance / images.size)
   assert abs(images.mean() - mean) < 5 * deviation + 1e-5
   assert abs(images.var() / variance - 1) < 5 * np.sqrt(2 / images.size) + 1e-4
@@ -184,11 +185,11 @@ def test_ddim_in_vp_coordinates_is_euler_in_sigma_over_alpha(name):
   inner = here._replace(**{k: getattr(here, k)[2:-2] for k in ("t", "alpha", "sigma")},
                         half_log_snr=here.half_log_snr[2:-2])  # fmt: skip
   there = at_the_ratios_of(VP, process, inner)
-  ddim, euler = DDIM().scheme(VP, inner), Euler().scheme(process, there)
+  ddim, euler = DDIM().tableau(VP, inner), Euler().tableau(process, there)
   # x / alpha moves alike: x0' / alpha' and the share of x / alpha that stays
-  for scheme, grid in ((ddim, inner), (euler, there)):
-    stays = scheme.state.xt * grid.alpha[:-1] / grid.alpha[1:]
-    moves = scheme.state.x0[:, 0] / grid.alpha[1:]
+  for tableau, grid in ((ddim, inner), (euler, there)):
+    stays = tableau.state.xt * grid.alpha[:-1] / grid.alpha[1:]
+    moves = tableau.state.x0[:, 0] / grid.alpha[1:]
     np.testing.assert_allclose(stays, np.exp(-np.diff(inner.half_log_snr)), rtol=1e-10)
     np.testing.assert_allclose(moves, -np.expm1(-np.diff(inner.half_log_snr)), rtol=1e-9)
 
@@ -196,17 +197,17 @@ def test_ddim_in_vp_coordinates_is_euler_in_sigma_over_alpha(name):
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_first_step_of_the_multistep_solvers_is_ddims(name):
   process = PROCESSES[name]
-  ddim = DDIM(steps=6).scheme(process, DPMSolverPP2M(steps=6).grid(process)).state
+  ddim = DDIM(steps=6).tableau(process, DPMSolverPP2M(steps=6).grid(process)).state
   for cls in (DPMSolverPP2M, DPMSolverPP3M, UniPC):
-    state = cls(steps=6).scheme(process).state
+    state = cls(steps=6).tableau(process).state
     np.testing.assert_allclose(state.x0[0, 0], ddim.x0[0, 0], rtol=1e-12)
     assert not state.x0[0, 1:].any()
     np.testing.assert_allclose(state.xt[0], ddim.xt[0], rtol=1e-12)
 
 
 @jax.jit
-def solved_with_a_constant(scheme, x):
-  return linear.integrate(scheme, lambda x, t: 0 * x + 0.7, x).images
+def solved_with_a_constant(tableau, x):
+  return linear.integrate(tableau, lambda x, t: 0 * x + 0.7, x).images
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -218,7 +219,7 @@ def test_a_constant_estimate_is_solved_exactly_by_every_deterministic_sampler(na
     sampler = dataclasses.replace(sampler, final="min_time", clip=False)
     grid = sampler.grid(process)
     x = np.full((1, 1, 1, 1), grid.alpha[0] * 0.7 - grid.sigma[0] * 1.3, np.float32)
-    out = solved_with_a_constant(sampler.scheme(process), x)
+    out = solved_with_a_constant(sampler.tableau(process), x)
     np.testing.assert_allclose(out, grid.alpha[-1] * 0.7 - grid.sigma[-1] * 1.3, rtol=3e-5)
 
 
@@ -226,20 +227,22 @@ def test_churn_of_zero_draws_nothing_and_churn_draws():
   for cls in (Euler, Heun):
     calm, wild = cls(steps=6), cls(steps=6, s_churn=3.0)
     assert (calm.stochastic, wild.stochastic) == (False, True)
-    assert calm.scheme(EDM).state.noise is None
+    assert calm.tableau(EDM).state.noise is None
     x = np.ones((2, 2, 2, 1), np.float32)
-    run = jax.jit(lambda scheme, x, *keys: linear.integrate(scheme, gaussian(EDM), x, *keys).images)
-    run(calm.scheme(EDM), x)  # without keys
-    assert (wild.scheme(EDM).state.noise >= 0).all()
-    outs = [np.asarray(run(wild.scheme(EDM), x, keys(2, seed))) for seed in (0, 1)]
+    run = jax.jit(
+      lambda tableau, x, *keys: linear.integrate(tableau, gaussian(EDM), x, *keys).images
+    )
+    run(calm.tableau(EDM), x)  # without keys
+    assert (wild.tableau(EDM).state.noise >= 0).all()
+    outs = [np.asarray(run(wild.tableau(EDM), x, keys(2, seed))) for seed in (0, 1)]
     assert np.abs(outs[0] - outs[1]).max() > 1e-3
 
 
 def test_churn_of_a_discrete_process_goes_to_its_own_steps():
-  scheme = Euler(steps=10, s_churn=4.0, spacing="trailing").scheme(DISCRETE)
-  np.testing.assert_allclose(scheme.t * 1000, np.round(scheme.t * 1000))
-  lifted = DISCRETE.log_snr(scheme.t[1:])
-  plain = DISCRETE.log_snr(Euler(steps=10, spacing="trailing").scheme(DISCRETE).t[1:])
+  tableau = Euler(steps=10, s_churn=4.0, spacing="trailing").tableau(DISCRETE)
+  np.testing.assert_allclose(tableau.t * 1000, np.round(tableau.t * 1000))
+  lifted = DISCRETE.log_snr(tableau.t[1:])
+  plain = DISCRETE.log_snr(Euler(steps=10, spacing="trailing").tableau(DISCRETE).t[1:])
   wanted = plain - 2 * np.log(1.4)
   assert (lifted < plain).all()
   assert np.abs(lifted - wanted).max() < 0.1
@@ -247,8 +250,8 @@ def test_churn_of_a_discrete_process_goes_to_its_own_steps():
 
 def test_ddim_at_eta_one_is_ancestral_on_every_process():
   for process in PROCESSES.values():
-    ddim = DDIM(steps=9, eta=1.0).coefficients(process)
-    small = Ancestral(steps=9, variance="fixed_small").coefficients(process)
+    ddim = coefficients(DDIM(steps=9, eta=1.0), process)
+    small = coefficients(Ancestral(steps=9, variance="fixed_small"), process)
     for a, b in zip(ddim, small, strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
 
@@ -266,12 +269,12 @@ def test_every_sampler_starts_from_the_prior_and_depends_on_its_own_key(name):
       jax.debug.callback(seen.append, xt, ordered=True)
       return gaussian(process)(xt, t)
 
-    whole = np.asarray(sampler(watch, process, keys(40), (3, 3, 1)).images)
+    whole = np.asarray(sampler.sample(watch, process, keys(40), (40, 3, 3, 1)).images)
     jax.effects_barrier()
     assert len(seen) == sampler.num_evaluations(process)
     first = np.asarray(seen[0])
     assert abs(first.std() / process.prior_std - 1) < 5 / np.sqrt(2 * first.size)
-    part = sampler(gaussian(process), process, keys(40)[30:], (3, 3, 1)).images
+    part = sampler.sample(gaussian(process), process, keys(40)[30:], (10, 3, 3, 1)).images
     # float32 rounds states of up to prior_std, and four steps magnify it
     np.testing.assert_allclose(whole[30:], part, atol=5e-5 * np.abs(whole).max())
 
@@ -282,7 +285,7 @@ def test_counts_of_evaluations():
   assert count(EDM, Heun(steps=18, final="min_time")) == 36
   assert count(FLOW, Heun(steps=18, final="min_time")) == 35  # its min_time is the data
   assert count(DISCRETE, UniPC(steps=10)) == 10
-  out = Heun(steps=3)(gaussian(EDM), EDM, keys(2), (2, 2, 1), keep_estimates=True)
+  out = Heun(steps=3).sample(gaussian(EDM), EDM, keys(2), (2, 2, 2, 1), keep_estimates=True)
   assert out.num_evaluations == 5
   assert out.estimates.shape == (5, 2, 2, 2, 1)
   np.testing.assert_allclose(out.estimates[-1], out.images, atol=1e-6)
@@ -335,7 +338,7 @@ def test_coefficients_that_are_no_numbers_are_refused():
     def time_of(self, log_snr):
       return VP.time_of(log_snr)
 
-  with pytest.raises(ValueError, match=r"sampler\.name=heun has no finite coefficients"):
+  with pytest.raises(ValueError, match=r"Heun has no finite coefficients.*sampler\.name=ddim"):
     Heun(spacing="uniform").check(Hole())
 
 
@@ -362,10 +365,12 @@ def test_a_schedule_that_is_a_parameter_gives_the_same_images(cls):
 
   sampler = dataclasses.replace(cls(), steps=6)
   host = LineInLogSnr(5.0, 10.0)
-  expected = jax.jit(lambda keys: sampler(gaussian(host), host, keys, (2, 2, 1)).images)(keys(3))
+  expected = jax.jit(
+    lambda keys: sampler.sample(gaussian(host), host, keys, (len(keys), 2, 2, 1)).images
+  )(keys(3))
 
   def learned(top, width, keys):
     traced = LineInLogSnr(top, width)
-    return sampler(gaussian(traced), traced, keys, (2, 2, 1)).images
+    return sampler.sample(gaussian(traced), traced, keys, (len(keys), 2, 2, 1)).images
 
   np.testing.assert_allclose(jax.jit(learned)(5.0, 10.0, keys(3)), expected, atol=2e-4)

@@ -36,15 +36,15 @@ def mixture(process):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def solved(process, scheme, x):
-  return linear.integrate(scheme, mixture(process), x).images
+def solved(process, tableau, x):
+  return linear.integrate(tableau, mixture(process), x).images
 
 
 def distance(name, process, **fields):
   """Kolmogorov distance of the sampler's images to the mixture's law."""
   sampler = SAMPLERS[name](**fields)
   starts = np.float32(QUANTILES)[:, None, None, None]
-  x = np.sort(np.float64(solved(process, sampler.scheme(process), starts)).ravel())
+  x = np.sort(np.float64(solved(process, sampler.tableau(process), starts)).ravel())
   law = (WEIGHTS * ndtr((x[:, None] - MEANS) / STDS)).sum(-1)
   rank = np.arange(NUM + 1) / NUM
   return max(np.abs(law - rank[:-1]).max(), np.abs(law - rank[1:]).max())

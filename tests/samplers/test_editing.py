@@ -118,15 +118,15 @@ def paired(process):
   return denoise
 
 
-def mean_of_the_unknown(process, scheme, known):
+def mean_of_the_unknown(process, tableau, known):
   """By the recursion on means in float64: the known pixel's mean is alpha_t times its value."""
   unknown = 0.0
-  alpha, sigma = process.alpha_sigma(scheme.t)
-  for row in range(scheme.num_rows):
+  alpha, sigma = process.alpha_sigma(tableau.t)
+  for row in range(tableau.num_rows):
     noisy = alpha[row] ** 2 * COVARIANCE + sigma[row] ** 2 * np.eye(2)
     state = np.array([alpha[row] * known, unknown])
     x0 = alpha[row] * COVARIANCE @ np.linalg.inv(noisy) @ state
-    unknown = (scheme.state.x0[row, 0] * x0 + scheme.state.xt[row] * state)[1]
+    unknown = (tableau.state.x0[row, 0] * x0 + tableau.state.xt[row] * state)[1]
   return unknown
 
 
@@ -144,7 +144,7 @@ def test_inpainting_keeps_the_known_and_follows_it_with_the_unknown(name):
   images = np.asarray(run(keys(3000), known, is_known))
   np.testing.assert_allclose(images[:, 0, 0, 0], 0.7, rtol=1e-6)
   right = images[:, 0, 1, 0]
-  expected = mean_of_the_unknown(process, sampler.scheme(process), 0.7)
+  expected = mean_of_the_unknown(process, sampler.tableau(process), 0.7)
   assert abs(right.mean() - expected) < 5 * right.std() / np.sqrt(len(right))
   assert 0.5 * RHO * 0.7 < expected < 1.05 * RHO * 0.7  # it leans to the conditional mean
 
@@ -154,7 +154,9 @@ def test_inpainting_nothing_is_sampling_and_everything_is_the_image():
   for sampler in (Euler(steps=5, s_churn=2.0), Heun(steps=5), UniPC(steps=5)):
     known = np.full((4, 1, 2, 1), 0.25, np.float32)
     none, everything = (np.full(known.shape, value) for value in (False, True))
-    sample = jax.jit(lambda keys, s=sampler: s(paired(process), process, keys, (1, 2, 1)).images)
+    sample = jax.jit(
+      lambda keys, s=sampler: s.sample(paired(process), process, keys, (4, 1, 2, 1)).images
+    )
     run = jax.jit(lambda *args, s=sampler: inpaint(paired(process), process, *args, s).images)
     free = run(keys(4), known, none)
     np.testing.assert_allclose(free, sample(keys(4)), rtol=1e-5, atol=1e-5)

@@ -169,14 +169,14 @@ def test_more_points_than_the_process_has_are_refused():
   with pytest.raises(ValueError, match=r"steps=1000 with final=min_time .*sampler.steps=999"):
     make_grid(DISCRETE, 1000, "trailing", "min_time")
   assert make_grid(DISCRETE, 999, "trailing", "min_time").num_steps == 999
-  with pytest.raises(ValueError, match=r"the process has 1; set --config.sampler.final=data$"):
+  with pytest.raises(ValueError, match=r"the process has 1; set `sampler.final=data`$"):
     make_grid(CosineVP(1), 1, "log_snr", "min_time")
 
 
 def test_grids_that_a_process_does_not_have_are_refused():
-  with pytest.raises(ValueError, match=r"spacing=trailing .* set --config.sampler.spacing=auto"):
+  with pytest.raises(ValueError, match=r"spacing=trailing .* set `sampler.spacing=auto`"):
     make_grid(VP, 10, "trailing", "data")
-  with pytest.raises(ValueError, match=r"sampler\.steps=0 must be at least 1"):
+  with pytest.raises(ValueError, match=r"steps=0 must be at least 1"):
     make_grid(VP, 0, "auto", "data")
   for spacing in ("karras", "log_snr"):
     with pytest.raises(ValueError, match=f"spacing={spacing} needs a finite log-SNR"):

@@ -53,14 +53,14 @@ def test_an_interval_without_an_upper_end_holds_where_alpha_is_zero():
 
 
 def test_evaluations_are_counted_inside_the_interval_only():
-  scheme = DDIM(steps=10).scheme(EDM)
-  alpha, sigma = EDM.alpha_sigma(scheme.t)
+  tableau = DDIM(steps=10).tableau(EDM)
+  alpha, sigma = EDM.alpha_sigma(tableau.t)
   inside = int(((sigma / alpha >= 0.3) & (sigma / alpha <= 5.0)).sum())
   assert 0 < inside < 10
   guidance = Guidance(3.0, interval_low=0.3, interval_high=5.0)
-  assert guidance.count(EDM, scheme.t) == 10 + inside
-  assert Guidance(3.0).count(EDM, scheme.t) == 20
-  assert Guidance(1.0, interval_low=0.3).count(EDM, scheme.t) == 10
+  assert guidance.count(EDM, tableau.t) == 10 + inside
+  assert Guidance(3.0).count(EDM, tableau.t) == 20
+  assert Guidance(1.0, interval_low=0.3).count(EDM, tableau.t) == 10
   assert (guidance.num_evaluations, Guidance(1.0).num_evaluations) == (2, 1)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy_draws import normal
+from one_step import coefficients
 
 from diffusion_jax.core.broadcasting import expand
 from diffusion_jax.processes import CosineVP, Denoiser, EDMProcess
@@ -25,7 +26,7 @@ def keys(num):
 
 def drawn(sampler, denoise, num, shape):
   """Images in NumPy; only the scan is compiled anew for each sampler, not the start."""
-  return np.asarray(sampler(denoise, PROCESS, keys(num), shape).images)
+  return np.asarray(sampler.sample(denoise, PROCESS, keys(num), (num, *shape)).images)
 
 
 def gaussian(process):
@@ -94,11 +95,11 @@ def test_each_dimension_has_its_own_variance():
   sampler = Ancestral(2, "learned", final="min_time", clip=False)
   logits = np.float32([-1.0, 0.0, 1.0, 3.0])[None, None, None, :]
   nothing = lambda xt, t: (0.0 * xt, jnp.broadcast_to(logits, xt.shape))  # noqa: E731
-  scheme = sampler.scheme(PROCESS)
+  tableau = sampler.tableau(PROCESS)
   images = drawn(sampler, nothing, 4000, (1, 1, 4))
   v = 0.5 * (logits.ravel() + 1)
-  first, second = (scheme.state.noise[i] ** 2 * np.exp(v * scheme.width[i]) for i in (0, 1))
-  carried = scheme.state.xt[1] ** 2 * (scheme.state.xt[0] ** 2 + first)
+  first, second = (tableau.state.noise[i] ** 2 * np.exp(v * tableau.width[i]) for i in (0, 1))
+  carried = tableau.state.xt[1] ** 2 * (tableau.state.xt[0] ** 2 + first)
   expected = np.sqrt(carried + second)
   np.testing.assert_allclose(images.std((0, 1, 2)), expected, rtol=5 / np.sqrt(2 * 4000))
   assert expected[3] > 1.5 * expected[0]
@@ -106,11 +107,13 @@ def test_each_dimension_has_its_own_variance():
 
 def test_the_step_to_the_data_adds_no_noise():
   sampler = Ancestral(5, "learned", clip=False)
-  scheme = sampler.scheme(PROCESS)
-  assert (scheme.state.noise[-1], scheme.width[-1]) == (0.0, 0.0)
-  assert (scheme.width[:-1] > 0).all()
+  tableau = sampler.tableau(PROCESS)
+  assert (tableau.state.noise[-1], tableau.width[-1]) == (0.0, 0.0)
+  assert (tableau.width[:-1] > 0).all()
   denoise = with_logits(gaussian(PROCESS), 5.0)
-  out = jax.jit(lambda keys: sampler(denoise, PROCESS, keys, (2, 2, 1), True))(keys(2))
+  out = jax.jit(lambda keys: sampler.sample(denoise, PROCESS, keys, (len(keys), 2, 2, 1), True))(
+    keys(2)
+  )
   np.testing.assert_allclose(out.images, np.asarray(out.estimates)[-1], atol=1e-6)
 
 
@@ -118,7 +121,9 @@ def test_it_is_one_scan():
   sampler = Ancestral(7, "learned")
   text = str(
     jax.make_jaxpr(
-      lambda k: sampler(with_logits(gaussian(PROCESS), 0.0), PROCESS, k, (2, 2, 1)).images
+      lambda k: (
+        sampler.sample(with_logits(gaussian(PROCESS), 0.0), PROCESS, k, (len(k), 2, 2, 1)).images
+      )
     )(keys(2))
   )
   assert text.count(" scan[") == 1
@@ -131,7 +136,7 @@ def test_auto_is_what_the_network_allows():
   for process in (PROCESS, EDMProcess()):
     auto, fixed = Ancestral(steps=9), Ancestral(steps=9, variance="fixed_large")
     np.testing.assert_array_equal(
-      auto.coefficients(process).noise, fixed.coefficients(process).noise
+      coefficients(auto, process).noise, coefficients(fixed, process).noise
     )
 
 

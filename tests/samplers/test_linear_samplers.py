@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_step import coefficients
 
 from diffusion_jax.core.broadcasting import expand
 from diffusion_jax.processes import Denoiser, LinearVP
-from diffusion_jax.samplers import DDIM, Ancestral, Guidance, linear
+from diffusion_jax.samplers import DDIM, Ancestral, Guidance, initial_states
 from diffusion_jax.samplers.grids import visited_steps
 from diffusion_jax.types import Condition
 
@@ -39,7 +40,7 @@ def posterior_mean(xt, t):
   return alpha * 0.25 / (alpha**2 * 0.25 + sigma**2) * xt
 
 
-def propagated_std(steps: linear.LinearSteps) -> float:
+def propagated_std(steps) -> float:
   """Standard deviation after all steps, by the recursion on the variance in float64."""
   ab = PROCESS.alphas_cumprod[np.round(steps.t * 1000).astype(int)]
   gain = np.sqrt(ab) * 0.25 / (ab * 0.25 + 1 - ab)
@@ -57,12 +58,14 @@ def keys(num, seed):
 @functools.partial(jax.jit, static_argnums=1)
 def starts(keys, shape):
   """The noise that the images of these keys start from."""
-  return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), shape))(keys)
+  return initial_states(PROCESS, keys, shape)
 
 
 def draw(sampler, denoise, keys, shape, keep_estimates=False):
   """Its samples in NumPy; only the scan is compiled anew for each sampler, not the start."""
-  return jax.tree.map(np.asarray, sampler(denoise, PROCESS, keys, shape, keep_estimates))
+  return jax.tree.map(
+    np.asarray, sampler.sample(denoise, PROCESS, keys, (len(keys), *shape), keep_estimates)
+  )
 
 
 def samplers(steps, spacing):
@@ -75,7 +78,7 @@ def samplers(steps, spacing):
 
 @pytest.mark.parametrize(("steps", "spacing"), FINAL_STD)
 def test_coefficients_carry_a_gaussian_to_the_known_spread(steps, spacing):
-  found = [propagated_std(s.coefficients(PROCESS)) for s in samplers(steps, spacing)]
+  found = [propagated_std(coefficients(s, PROCESS)) for s in samplers(steps, spacing)]
   np.testing.assert_allclose(found, FINAL_STD[steps, spacing], atol=6e-7)
 
 
@@ -99,8 +102,8 @@ def test_ancestral_draws_have_the_known_spread(variance):
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_ddim_at_eta_one_is_the_ancestral_sampler(spacing):
-  ddim = DDIM(steps=20, eta=1.0, spacing=spacing).coefficients(PROCESS)
-  small = Ancestral(steps=20, variance="fixed_small", spacing=spacing).coefficients(PROCESS)
+  ddim = coefficients(DDIM(steps=20, eta=1.0, spacing=spacing), PROCESS)
+  small = coefficients(Ancestral(steps=20, variance="fixed_small", spacing=spacing), PROCESS)
   for a, b in zip(ddim, small, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-12)
 
@@ -111,7 +114,7 @@ def test_all_steps_give_ddpms_own_posterior(variance, power):
   betas = np.linspace(1e-4, 0.02, 1000)[::-1]
   ab = np.cumprod(1 - betas[::-1])[::-1]
   prev = np.append(ab[1:], 1.0)
-  steps = Ancestral(variance=variance).coefficients(PROCESS)
+  steps = coefficients(Ancestral(variance=variance), PROCESS)
   np.testing.assert_allclose(steps.x0, np.sqrt(prev) * betas / (1 - ab), rtol=1e-9)
   np.testing.assert_allclose(
     steps.xt, np.sqrt(1 - betas) * (1 - prev) / (1 - ab), rtol=1e-9, atol=1e-15
@@ -152,7 +155,7 @@ def test_a_single_step_of_linspace_begins_at_noise():
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_steps_beyond_the_process_are_refused(steps):
   with pytest.raises(ValueError, match=f"steps={steps} must lie between 1 and the process's 1000"):
-    DDIM(steps=steps).coefficients(PROCESS)
+    coefficients(DDIM(steps=steps), PROCESS)
 
 
 def test_eta_out_of_range_is_refused():
@@ -230,7 +233,7 @@ def test_the_last_estimate_is_the_image_and_keeping_them_changes_nothing(kind, s
 def test_estimates_follow_the_known_linear_map():
   """DDIM on Gaussian data: x_t is the start times one number, its estimate the gain times x_t."""
   sampler = DDIM(steps=9, clip=False)
-  steps, shape = sampler.coefficients(PROCESS), (2, 2, 1)
+  steps, shape = coefficients(sampler, PROCESS), (2, 2, 1)
   found = draw(sampler, posterior_mean, four_keys(), shape, keep_estimates=True).estimates
   start = np.asarray(starts(four_keys(), shape))
   ab = PROCESS.alphas_cumprod[np.round(steps.t * 1000).astype(int)]

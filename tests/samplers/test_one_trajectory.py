@@ -70,7 +70,7 @@ def path(process: Process, denoise, sampler) -> np.ndarray:
   sampler = dataclasses.replace(sampler, steps=grid.num_steps)
   start = jnp.asarray(np.float32(grid.alpha[0]) * START)
   with jax.disable_jit():  # compiling a scan for each takes longer
-    found = linear.integrate(sampler.scheme(process, grid), denoise, start, keep_estimates=True)
+    found = linear.integrate(sampler.tableau(process, grid), denoise, start, keep_estimates=True)
   return np.concatenate([found.estimates, np.asarray(found.images)[None] / grid.alpha[-1]])
 
 

@@ -1,6 +1,6 @@
 """Errors and orders of the samplers on a mixture in one dimension, in float64.
 
-The problem is that of benchmarks/sampler_orders.py. Here schemes are arguments of one compiled
+The problem is that of benchmarks/sampler_orders.py. Here tableaus are arguments of one compiled
 function a process: those of one structure and of one number of rows share a program.
 """
 
@@ -62,15 +62,15 @@ def measure(bench):
   def problem(name):
     process = bench.PROCESSES[name]
     denoise = bench.denoiser(process)
-    return process, jax.jit(lambda scheme, x: linear.integrate(scheme, denoise, x).images)
+    return process, jax.jit(lambda tableau, x: linear.integrate(tableau, denoise, x).images)
 
   @functools.cache
   def run(process, sampler, num):
     process, solve = problem(process)
     grid = bench.grid(process, num)
     with jax.enable_x64(True):
-      scheme = bench.SAMPLERS[sampler](num).scheme(process, grid)
-      found = solve(scheme, (grid.alpha[0] * bench.STARTS)[:, None, None, None])
+      tableau = bench.SAMPLERS[sampler](num).tableau(process, grid)
+      found = solve(tableau, (grid.alpha[0] * bench.STARTS)[:, None, None, None])
     assert found.dtype == np.float64
     found = np.asarray(found)[:, 0, 0, 0] / grid.alpha[-1]
     return np.sqrt(np.mean((found - bench.EXACT) ** 2))
