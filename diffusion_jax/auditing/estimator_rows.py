@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion_jax.auditing import oracles
 from diffusion_jax.auditing.rows import Row, failure
-from diffusion_jax.core.registry import broken_contract
+from diffusion_jax.core.registry import broken_contract, every_entry
 from diffusion_jax.likelihood import (
   DIFFUSION_LIKELIHOODS,
   ContinuousBound,
@@ -36,7 +36,7 @@ ROUNDING = 1e-4
 
 def audit_likelihoods(registry: Mapping[str, Any] = DIFFUSION_LIKELIHOODS) -> Iterator[Row]:
   """Yield the rows of every registered estimator on each process that it supports."""
-  for name, config in registry.items():
+  for name, config in every_entry(registry):
     broken = broken_contract(config, Likelihood)
     if broken:
       yield failure(name, f"it does not declare what an estimator is: {broken}")

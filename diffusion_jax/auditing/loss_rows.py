@@ -10,7 +10,7 @@ import numpy as np
 from diffusion_jax.auditing import oracles
 from diffusion_jax.auditing.estimator_rows import learned_bound_bits
 from diffusion_jax.auditing.rows import Row, failure
-from diffusion_jax.core.registry import broken_contract
+from diffusion_jax.core.registry import broken_contract, every_entry
 from diffusion_jax.losses import DENOISING_LOSSES, VDM, FullBound, Loss
 from diffusion_jax.processes import PROCESSES, LinearLogSNR, LinearVP, Process
 from diffusion_jax.types import Examples
@@ -21,7 +21,7 @@ STEP = 0.5
 
 def audit_losses(registry: Mapping[str, Any] = DENOISING_LOSSES) -> Iterator[Row]:
   """Yield the rows of every registered loss with its defaults, on each process it supports."""
-  for name, config in registry.items():
+  for name, config in every_entry(registry):
     broken = broken_contract(config, Loss)
     if broken:
       yield failure(name, f"it does not declare what a loss is: {broken}")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.auditing.rows import Row, failure
-from diffusion_jax.core.registry import Registry, broken_contract
+from diffusion_jax.core.registry import Registry, broken_contract, every_entry
 from diffusion_jax.models import NOISE_SCHEDULES
 from diffusion_jax.processes import PROCESSES, Process
 
@@ -17,7 +17,7 @@ AUDITED = Registry("process", Process, PROCESSES, NOISE_SCHEDULES)
 
 def audit_processes(registry: Mapping[str, Any] = AUDITED) -> Iterator[Row]:
   """Yield rows of every registered process with defaults; learned schedules as initialised."""
-  for name, config in registry.items():
+  for name, config in every_entry(registry):
     broken = broken_contract(config, Process)
     if broken:
       yield failure(name, f"it does not declare what a process is: {broken}")

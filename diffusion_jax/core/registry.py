@@ -74,6 +74,22 @@ class Registry(ChainMap[str, type]):
     return next(inside, f"{cls.__module__}:{cls.__qualname__}")
 
 
+def every_entry(entries: Mapping[str, type]) -> Iterator[tuple[str, type]]:
+  """Yield the name and class of each entry, those of installed packages after the others.
+
+  Args:
+    entries: a registry, or a plain mapping. Contracts are not checked.
+
+  Raises:
+    UserError: an installed package names a class that cannot be imported.
+  """
+  yield from entries.items()
+  if isinstance(entries, Registry):
+    for name, place in _entry_points(entries.kind).items():
+      if name not in entries:
+        yield name, import_class(place, f"entry point {entries.kind}.{name}")
+
+
 @functools.cache
 def _entry_points(kind: str) -> dict[str, str]:
   """Return name -> "module:Class" of the entry points "KIND.NAME"."""

@@ -156,5 +156,7 @@ def test_entry_points_of_installed_packages_are_entries(cakes, outside, monkeypa
   try:
     assert cakes.names() == ["boxed", "sponge"]
     assert cakes.name_of(cakes.find("boxed", "config.cake.name")) == "my_cakes:Sponge"
+    assert dict(registry.every_entry(cakes)) == {"sponge": Sponge, "boxed": outside.Sponge}
+    assert dict(registry.every_entry({"flat": Flat})) == {"flat": Flat}
   finally:
     registry._entry_points.cache_clear()
