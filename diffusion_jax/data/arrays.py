@@ -15,7 +15,7 @@ from diffusion_jax.data.source import About, ArraySource, Source, check_field
 from diffusion_jax.types import ImageSpec, UserError
 
 MAX_CLASSES = 1 << 16
-"""More is taken for a mistake: every class costs a row of the label embedding."""
+"""Largest number of classes; each class needs a row of the label embedding."""
 
 
 SPLITS = {
@@ -23,15 +23,15 @@ SPLITS = {
             ("arr_0", "arr_1")),
   "test": (("test_images", "test_labels"), ("x_test", "y_test")),
 }  # fmt: skip
-"""Names of the images and labels of a split: ours, Keras', and those of np.savez(FILE, images)."""
+"""Array names of the images and labels of a split: ours, Keras', np.savez(FILE, images)'s."""
 
 
 class Named(NamedTuple):
-  """The arrays of a split.
+  """Names of the arrays of a split.
 
   Attributes:
-    images: name of its images.
-    labels: name of its labels; None for an unlabelled split.
+    images: name of the image array.
+    labels: name of the label array; None for an unlabelled split.
   """
 
   images: str
@@ -42,14 +42,14 @@ class Named(NamedTuple):
 class Arrays(DataSetBase):
   """An .npz with train_images, train_labels, test_images, test_labels, or images and labels.
 
-  Keras' x_train, y_train, x_test, y_test and the unnamed arr_0 (with arr_1 for labels) are read as
-  well; further unnamed arrays are refused. Labels and the test split may be missing.
+  Keras' x_train, y_train, x_test, y_test and the unnamed arr_0 (with arr_1 for labels) are accepted
+  too; further unnamed arrays are refused. Labels and the test split are optional.
 
   Attributes:
-    path: file, a .npz.
-    num_levels: L; pixels are the integers 0..L-1, at most 256 of them.
-    fields: named arrays that accompany the images, one row an image, e.g. embedding: it is
-      train_embedding (or embedding) of the training split, test_embedding of the test split.
+    path: the .npz file.
+    num_levels: number L of pixel levels, at most 256; pixels are the integers 0..L-1.
+    fields: named arrays with one row per image, e.g. embedding: the file's train_embedding (or
+      embedding) for the training split, test_embedding for the test split.
     flip: mirror half of the training images, and named arrays of three axes with them.
   """
 
@@ -68,10 +68,10 @@ class Arrays(DataSetBase):
       raise ValueError(f"num_levels={self.num_levels} must lie between 2 and 256")
 
   def load(self, split: str) -> Source:
-    """Reads a split.
+    """Read a split.
 
     Raises:
-      UserError: the file, its arrays, their shapes or values are not as they should be.
+      UserError: the file, its arrays, their shapes or values are invalid.
     """
     there = self._there()
     named = self._named(there)
@@ -119,7 +119,7 @@ class Arrays(DataSetBase):
     return npz.names(user_path(self.path), self._where)
 
   def _named(self, there: Sequence[str]) -> dict[str, Named]:
-    """The arrays of each split that is there."""
+    """Return the array names of each split in the file."""
     found = {}
     for split, pairs in SPLITS.items():
       mine = [(images, labels) for images, labels in pairs if images in there]
@@ -152,7 +152,7 @@ class Arrays(DataSetBase):
     return found[0]
 
   def _count_classes(self, named: Mapping[str, Named], arrays: dict[str, np.ndarray]) -> int:
-    """Classes of all splits together; 0 where nothing is labelled."""
+    """Return the number of classes over all splits; 0 if nothing is labelled."""
     labelled = [own for own in named.values() if own.labels]
     for own in labelled:
       self._check_labels(own.labels or "", arrays[own.labels or ""], len(arrays[own.images]))
@@ -199,10 +199,10 @@ class Arrays(DataSetBase):
 
 
 def _field_keys(name: str, split: str) -> list[str]:
-  """Return the names that a split's named array may have in the file."""
+  """Return the possible names in the file of a split's named array."""
   return [f"{split}_{name}", f"{name}_{split}", *([name] if split == "train" else [])]
 
 
 def _one_column(labels: np.ndarray) -> np.ndarray:
-  """Keras keeps the labels of some sets as a column [N, 1]."""
+  """Turn a column of labels [N, 1], as in some Keras sets, into [N]."""
   return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels

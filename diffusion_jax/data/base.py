@@ -1,4 +1,4 @@
-"""The contract of a data set, which a config names, and of its splits, which are read at random."""
+"""Contracts of a data set, which a config names, and of its splits, with random access."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -12,13 +12,13 @@ from diffusion_jax.types import ImageSpec, UserError
 
 
 class About(NamedTuple):
-  """Facts about a split for people, beside its images.
+  """Facts about a split for messages, besides its images.
 
   Attributes:
-    classes: names in the order of their numbers; empty where they are called by their numbers.
-    counts: images of each class; None where they are unlabelled, or only known once all are read.
-    origin: where the images come from, "from --config.data.test_path=cats"; empty if plain.
-    notes: sentences on what was left out or changed.
+    classes: class names in the order of their numbers; empty if they have only numbers.
+    counts: number of images per class; None if unlabelled, or unknown before all are read.
+    origin: origin of the images, e.g. "from --config.data.test_path=cats"; empty if plain.
+    notes: sentences on files that were skipped or changed.
   """
 
   classes: Sequence[str] = ()
@@ -31,8 +31,8 @@ class Autoencoder(NamedTuple):
   """The frozen autoencoder of encoded images.
 
   Attributes:
-    weights: its parameters as one vector, see `generative.latent_diffusion`.
-    scale: of the latents; times it, those of the training split have standard deviation 1.
+    weights: parameters of the autoencoder as one vector, see `generative.latent_diffusion`.
+    scale: factor that gives the latents of the training split standard deviation 1.
   """
 
   weights: Float32[np.ndarray, "P"]
@@ -45,7 +45,7 @@ class Source(Protocol):
 
   @property
   def name(self) -> str:
-    """Words for people, e.g. "digits train"."""
+    """Name for messages, e.g. "digits train"."""
     ...
 
   @property
@@ -58,7 +58,7 @@ class Source(Protocol):
   def gather(
     self, index: Int[np.ndarray, "B"]
   ) -> tuple[Num[np.ndarray, "B H W C"], Int32[np.ndarray, "B"]]:
-    """Return the images (uint8 levels, or float32) and labels at places 0..N-1.
+    """Return the images (uint8 levels, or float32) and labels at positions 0..N-1.
 
     Safe to call from several threads.
     """
@@ -66,16 +66,16 @@ class Source(Protocol):
 
   @property
   def about(self) -> About:
-    """Further facts for people, an About."""
+    """Further facts for messages, an About."""
     ...
 
   def gather_fields(self, index: Int[np.ndarray, "B"]) -> Mapping[str, Num[np.ndarray, "B ..."]]:
-    """Return the named arrays of `spec.fields` at these places."""
+    """Return the named arrays of `spec.fields` at these positions."""
     ...
 
 
 class SourceBase:
-  """Defaults of a source: nothing more to say of it, and no named arrays."""
+  """Defaults of a source: no further facts and no named arrays."""
 
   about: About = About()
 
@@ -90,11 +90,11 @@ class DataSet(Protocol):
   """A data set. `DataSetBase` has defaults for all but `load`."""
 
   def load(self, split: str) -> Source:
-    """Return the split "train" or "test"; UserError if it is not as it should be."""
+    """Return the split "train" or "test"; raise a UserError if it is invalid."""
     ...
 
   def has_split(self, split: str) -> bool:
-    """Return whether there is a split of this name."""
+    """Return True if a split of this name exists."""
     ...
 
   @property
@@ -103,12 +103,12 @@ class DataSet(Protocol):
     ...
 
   def known_spec(self) -> ImageSpec | None:
-    """Return the spec as far as it is known without a download or a long look; None: it is not."""
+    """Return the spec if known without a download or a scan of the data, else None."""
     ...
 
   @property
   def has_latents(self) -> bool:
-    """True if the images have been encoded, so that latent_diffusion can train on their latents."""
+    """True if the images are encoded, so that latent_diffusion can train on their latents."""
     ...
 
   def load_latents(self, split: str, autoencoder: Mapping[str, Mapping[str, Any]]) -> Source:
@@ -121,25 +121,25 @@ class DataSet(Protocol):
 
 
 class DataSetBase:
-  """Defaults of a data set: a training split alone, not mirrored and not encoded."""
+  """Defaults of a data set: only a training split, not mirrored and not encoded."""
 
   flip: bool = False
   has_latents: bool = False
 
   def has_split(self, split: str) -> bool:
-    """Return whether it is the training split."""
+    """Return True for the training split."""
     return split == "train"
 
   def known_spec(self) -> ImageSpec | None:
-    """Return None: the data have to be read."""
+    """Return None: the spec is only known after reading the data."""
     return None
 
   def load_latents(self, split: str, autoencoder: Mapping[str, Mapping[str, Any]]) -> Source:
-    """Refuse: there are no latents."""
+    """Raise a UserError: there are no latents."""
     raise UserError(NO_LATENTS)
 
   def autoencoder(self) -> Autoencoder:
-    """Refuse: there are no latents."""
+    """Raise a UserError: there are no latents."""
     raise UserError(NO_LATENTS)
 
 
@@ -150,10 +150,10 @@ NO_LATENTS = (
 
 
 def load_split(data: DataSet, split: str) -> Source:
-  """Load a split, and look at its first and last example.
+  """Load a split and check its first and last example.
 
   Raises:
-    UserError: the split cannot be loaded, or does not keep the contract of a source.
+    UserError: the split cannot be loaded, or breaks the contract of a source.
   """
   try:
     source = data.load(split)
@@ -181,7 +181,7 @@ def load_held_out(data: DataSet) -> Source:
 
 
 def source_fault(source: Any) -> str | None:
-  """Return what keeps a source from being one, or None."""
+  """Return how an object breaks the contract of a source, or None."""
   where = f"see {Source.__module__}.{Source.__qualname__}"
   needed = [*documented(Source), ("__len__", "Return the number of examples.")]
   lacking = [f"{name} ({words.rstrip('.')})" for name, words in needed if not hasattr(source, name)]
@@ -202,7 +202,7 @@ def source_fault(source: Any) -> str | None:
 
 
 def field_fault(fields: Mapping[str, np.ndarray], spec: ImageSpec, num: int) -> str | None:
-  """Return how named arrays differ from those that a spec declares, or None."""
+  """Return how named arrays differ from the declared ones of a spec, or None."""
   for name in {**spec.fields, **fields}:
     if name not in fields or name not in spec.fields:
       one, other = ("declares", "gathers") if name in spec.fields else ("gathers", "declares")
@@ -214,7 +214,7 @@ def field_fault(fields: Mapping[str, np.ndarray], spec: ImageSpec, num: int) -> 
 
 
 def _check_flip(spec: ImageSpec) -> None:
-  """Refuse named arrays that may or may not belong to the pixels of a mirrored image."""
+  """Refuse to mirror images if named arrays may or may not belong to their pixels."""
   for name, field in spec.fields.items():
     if tuple(field.shape) == (spec.height, spec.width):
       raise UserError(

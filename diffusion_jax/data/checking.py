@@ -17,13 +17,13 @@ from diffusion_jax.types import UserError
 
 
 class Checked(NamedTuple):
-  """The pictures of a listing that can be read, as far as it has been looked.
+  """The readable pictures of a listing.
 
   Attributes:
-    listing: these pictures.
-    headers: of them, in the same order.
-    skipped: sentences on those that cannot be read.
-    memory: file of the user's cache that says so, where all have been looked through.
+    listing: the readable pictures.
+    headers: headers of these pictures, in the same order.
+    skipped: sentences on unreadable pictures.
+    memory: file in the user's cache that records a complete check; None without one.
   """
 
   listing: Listing
@@ -32,31 +32,31 @@ class Checked(NamedTuple):
   memory: Path | None = None
 
   def keep(self, places: Sequence[int]) -> "Checked":
-    """The same of some of the pictures."""
+    """Return the same for a subset of the pictures."""
     headers = [self.headers[i] for i in places]
     return self._replace(listing=self.listing.keep(places), headers=headers)
 
   def notes(self) -> tuple[str, ...]:
-    """Sentences on all that was left out or is changed on the way in."""
+    """Return sentences on all pictures that are skipped or converted."""
     return (*self.listing.notes, *self.skipped, *header_notes(self.headers))
 
 
 def check_pictures(
   listing: Listing, make_reader: Callable[[Listing], Reader], where: str, unreadable: Unreadable
 ) -> Checked:
-  """Reads the header of every picture.
+  """Read the header of every picture.
 
-  If one of them is damaged, all pictures are decoded, to name every one that cannot be read. Those
-  that are to be skipped are looked for in the same way, once for the same files.
+  If one of them is damaged, all pictures are decoded to list every unreadable one. With
+  unreadable=skip all are decoded too, once for the same files.
 
   Args:
     listing: the pictures.
-    make_reader: of a listing's pictures.
-    where: the folder was named, for messages.
-    unreadable: what is done about pictures that cannot be read.
+    make_reader: (listing) -> reader of its pictures.
+    where: flag that named the folder, for messages.
+    unreadable: refuse or skip unreadable pictures.
 
   Raises:
-    UserError: unreadable pictures, all of them named, or none that can be read.
+    UserError: some pictures are unreadable (all of them are listed), or all are.
   """
   files = [listing.path(i) for i in range(len(listing.names))]
   headers = read_headers(files)
@@ -75,7 +75,7 @@ def check_pictures(
 
 
 def skipped(broken: dict[int, str], reader: Reader) -> tuple[str, ...]:
-  """A sentence on the pictures that are skipped, if there are any."""
+  """Return a sentence on the skipped pictures, if there are any."""
   if not broken:
     return ()
   files = "picture" if len(broken) == 1 else "pictures"

@@ -14,10 +14,10 @@ NUM_TRAIN = 1500
 
 @dataclasses.dataclass(frozen=True)
 class Digits(DataSetBase):
-  """Scikit-learn's bundled 8x8 digits at their 17 levels; 1,500 to train, 297 to test.
+  """Scikit-learn's bundled 8x8 digits with 17 levels; 1,500 to train, 297 to test.
 
   Source: the test part of Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits"
-  (UCI). The split is a fixed permutation of ours: the set has none of its own.
+  (UCI). The split is our own fixed permutation, since the set has none.
 
   Attributes:
     flip: mirror half of the training images (not sensible for digits).

@@ -26,21 +26,21 @@ ADVICE = "mend them, move them away, or leave them out with --config.data.unread
 
 @dataclasses.dataclass(frozen=True)
 class Folder(DataSetBase):
-  """Pictures in folders; one in `path/cat/any/depth` has the class cat.
+  """Pictures in folders; the class of `path/cat/any/depth/x.png` is cat.
 
-  A folder that holds train/ and test/ (or val/, valid/, validation/) holds the two splits, as
-  torchvision's data sets do: these names are no classes. Links are followed. Names that begin with
-  a dot, __MACOSX and Thumbs.db are neither classes nor pictures.
+  A folder with train/ and test/ (or val/, valid/, validation/) contains the two splits, as in
+  torchvision's data sets: these names are not classes. Links are followed. Names that begin with a
+  dot, __MACOSX and Thumbs.db are ignored.
 
   Attributes:
     path: folder of the pictures; its sub-folders are the classes.
     image_size: pixels per side: the shorter side is resized to it, the centre cropped; none: no
       resizing.
     channels: 1 for grey, 3 for colour; pictures are converted.
-    test_path: folder of the test split, with the same classes; in place of one below `path`.
-    test_fraction: fraction of the pictures that is held out without a test_path, in a fixed order.
-    unreadable: refuse pictures that cannot be read, all of them named; or skip them, which decodes
-      every picture at the first start with these files.
+    test_path: folder of the test split, with the same classes; in place of one inside `path`.
+    test_fraction: fraction of the pictures to hold out without a test_path, in a fixed order.
+    unreadable: refuse and list all unreadable pictures; or skip them, which decodes every picture
+      at the first start with these files.
     max_ram_gib: largest decoded size of a split, in GiB, that is kept in memory.
     flip: mirror half of the training images, chosen at random.
   """
@@ -63,10 +63,10 @@ class Folder(DataSetBase):
       raise ValueError(f"test_fraction={self.test_fraction} must be at least 0 and below 1")
 
   def load(self, split: str) -> Source:
-    """Lists, checks and (if small) decodes a split.
+    """List, check and (if small) decode a split.
 
     Raises:
-      UserError: no such folder, no pictures, unreadable pictures, or sizes that differ.
+      UserError: no such folder, no pictures, unreadable pictures, or different sizes.
     """
     if not self.path:
       raise UserError("--config.data.path is not set; give a folder of pictures")
@@ -93,7 +93,7 @@ class Folder(DataSetBase):
     return "test" in split_folders(root, f"--config.data.path={root}")
 
   def _choose(self, split: str) -> tuple[Checked, str, str]:
-    """The pictures of a split, the flag that named them, and where they come from."""
+    """Return the pictures of a split, the flag that named them, and their origin."""
     (train, where), *others = self._listings()
     if self.test_fraction:
       part = _part(self._check(train, where), split, self.test_fraction)
@@ -108,7 +108,7 @@ class Folder(DataSetBase):
     return self._check(listing, where), where, f"from {listing.root}"
 
   def _listings(self) -> list[tuple[Listing, str]]:
-    """All pictures, and the flag that named them: in one folder, or first those to train on."""
+    """Return all pictures with the flag that named them; the training folder first."""
     root = user_path(self.path)
     where = f"--config.data.path={root}"
     folders = split_folders(root, where)
@@ -133,7 +133,7 @@ class Folder(DataSetBase):
   def _reader(
     self, listing: Listing, where: str, beside: bool = True, memory: Path | None = None
   ) -> Reader[np.ndarray]:
-    """Return a reader of a split's pictures; with `beside`, it names broken ones of both."""
+    """Return a reader of a split's pictures; with `beside`, it lists broken ones of both."""
 
     def load(place: int) -> np.ndarray:
       with opened(listing.path(place)) as image:
@@ -146,7 +146,7 @@ class Folder(DataSetBase):
     return Reader(len(listing.names), load, name, where, ADVICE, others, memory)
 
   def _readers_beside(self, listing: Listing) -> list[Reader[np.ndarray]]:
-    """Return readers of the pictures that belong to the other split."""
+    """Return readers of the pictures of the other split."""
     readers = []
     for other, where in self._listings():
       own = set(listing.names) if other.root == listing.root else set()
@@ -155,7 +155,7 @@ class Folder(DataSetBase):
     return readers
 
   def _one_size(self, chosen: Checked) -> tuple[int, int]:
-    """Height and width of every picture."""
+    """Return the height and width of every picture."""
     if self.image_size is not None:
       return self.image_size, self.image_size
     names, sizes = chosen.listing.names, [header.size for header in chosen.headers]
@@ -171,7 +171,7 @@ class Folder(DataSetBase):
 
 
 def _part(whole: Checked, split: str, test_fraction: float) -> Checked:
-  """The training or the held-out part, in the files' order."""
+  """Return the training or the held-out part, in the order of the files."""
   order = fixed_order(len(whole.headers))
   num_train = len(order) - round(len(order) * test_fraction)
   chosen = np.sort(order[:num_train] if split == "train" else order[num_train:])

@@ -1,8 +1,8 @@
-"""Latents of an image set: what an autoencoder's encoder made of every image, once.
+"""Latents of an image set: the stored output of an autoencoder's encoder for every image.
 
-A folder holds, for each split, the mean and log-variance of q(z | x) of every image in the order of
-its source (`train.npy`, float32 [N h w 2c]) and their labels; the autoencoder's weights as one
-vector; and a manifest with the scale of the latents, the section of the image source, the
+For each split a folder contains the mean and log-variance of q(z | x) of every image in the order
+of its source (`train.npy`, float32 [N h w 2c]) and their labels. It also contains the autoencoder's
+weights as one vector and a manifest: the scale of the latents, the section of the image source, the
 autoencoder's config and the SHA-256 of every file. `python -m diffusion_jax.encode` makes it.
 """
 
@@ -37,25 +37,25 @@ FORMAT = 1
 MANIFEST = "latents.json"
 COMMAND = "python -m diffusion_jax.encode --workdir=RUN --out=DIR"
 PLACES = ("path", "test_path", "data_dir")
-"""Fields of image sources that say where files lie."""
+"""Fields of image sources that hold paths."""
 
 RUNNING = {"dtype", "remat", "dropout"}
-"""Fields of the autoencoder's config that leave its weights what they are."""
+"""Fields of the autoencoder's config that do not affect its weights."""
 
 LACKING = {"autoencoder": {"norm_groups": None}}
-"""Fields that folders of older versions do not have, with what they stood for."""
+"""Fields missing in folders of older versions, with their values then."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Latents(DataSetBase):
   """An image set together with its latents, see `python -m diffusion_jax.encode`.
 
-  It is the image set itself to all but latent_diffusion, which trains on the latents. Mirrored
-  images have other latents, so there is no `flip`.
+  It behaves as the image set itself, except for latent_diffusion, which trains on the latents.
+  Mirrored images have other latents, so there is no `flip`.
 
   Attributes:
     path: folder that `python -m diffusion_jax.encode` has made.
-    data_dir: present place of the images' own files, if they have moved: instead of the path or
+    data_dir: current location of the images' own files, if they have moved: in place of the path or
       data_dir of the config that the folder was made with.
   """
 
@@ -64,10 +64,10 @@ class Latents(DataSetBase):
   has_latents = True
 
   def load(self, split: str) -> Source:
-    """The images of a split.
+    """Return the images of a split.
 
     Raises:
-      UserError: the folder is missing or damaged, or the images are others than were encoded.
+      UserError: the folder is missing or damaged, or the images differ from the encoded ones.
     """
     manifest = self._manifest()
     if split not in manifest["splits"]:
@@ -84,14 +84,14 @@ class Latents(DataSetBase):
     return split in self._manifest()["splits"]
 
   def load_latents(self, split: str, autoencoder: Mapping[str, Mapping[str, Any]]) -> Source:
-    """The encoder's means and log-variances of a split, float32 [h w 2c] an image.
+    """Return the encoder's means and log-variances of a split, float32 [h w 2c] per image.
 
     Args:
       split: train or test.
       autoencoder: the sections "autoencoder" and "decoder" of the run's config.
 
     Raises:
-      UserError: the folder is missing or damaged, or another autoencoder made it.
+      UserError: the folder is missing or damaged, or was made by another autoencoder.
     """
     manifest = self._manifest()
     self._check_same(manifest["autoencoder"], autoencoder)
@@ -101,12 +101,12 @@ class Latents(DataSetBase):
     stats = np.load(folder / f"{split}.npy", mmap_mode="r")
     labels = np.load(folder / f"{split}_labels.npy")
     name, images = f"latents of {about['name']}", None
-    if about.get("has_fields"):  # they are read beside the images
+    if about.get("has_fields"):  # named arrays are read from the image source
       images = load_split(self._image_source(manifest), split)
     return LatentSource(name, stats, labels, manifest["num_classes"], images)
 
   def autoencoder(self) -> Autoencoder:
-    """Weights and scale.
+    """Return the weights and the scale.
 
     Raises:
       UserError: the folder is missing or damaged.
@@ -152,7 +152,7 @@ class Latents(DataSetBase):
           )
 
   def _image_source(self, manifest: Mapping[str, Any]) -> Any:
-    from diffusion_jax.data import SOURCES  # it lists this source too
+    from diffusion_jax.data import SOURCES  # imported here: SOURCES contains this class
 
     section = dict(manifest["image_source"])
     if self.data_dir is not None:
@@ -168,11 +168,11 @@ class LatentSource(SourceBase):
   """A split of latents.
 
   Args:
-    name: for people.
-    stats: mean and log-variance along the last axis; may be mapped from a file.
+    name: name for messages.
+    stats: mean and log-variance along the last axis; may be memory-mapped.
     labels: class numbers.
-    num_classes: of the whole data set; 0 for an unlabelled one.
-    images: the encoded images, in the same order, if named arrays accompany them.
+    num_classes: number of classes of the whole data set; 0 if unlabelled.
+    images: the encoded images in the same order, if they have named arrays.
   """
 
   def __init__(
@@ -207,15 +207,15 @@ class Encoded(NamedTuple):
 
   Attributes:
     sources: split -> its images.
-    encode: (source, number of the first image, 0 where it is left out) -> means and log-variances
-      [B h w 2c] and labels [B] of it and those after it, in order, each image once.
-    shape: (h, w, 2c).
-    weights: the autoencoder's parameters as one vector.
-    image_source: the config section of the images.
-    autoencoder: the config sections "autoencoder" and "decoder".
-    made_from: JSON values that say which run and step.
-    batch_size: images that are encoded at once; another one rounds otherwise.
-    asked: JSON values, what the command was told; see `progress.left_encoding`.
+    encode: (source, index of the first image, by default 0) -> means and log-variances [B h w 2c]
+      and labels [B] of all images from there, in order, each once.
+    shape: shape (h, w, 2c) of one image's means and log-variances.
+    weights: parameters of the autoencoder as one vector.
+    image_source: config section of the images.
+    autoencoder: config sections "autoencoder" and "decoder".
+    made_from: run and step that made it, as JSON values.
+    batch_size: images per encoding batch; another value changes the rounding.
+    asked: flags of the command as JSON values; see `progress.left_encoding`.
   """
 
   sources: Mapping[str, Source]
@@ -233,22 +233,22 @@ def write_latents(
   out: Path, encoded: Encoded, writes: bool = True, done: Mapping[str, int] | None = None,
   stopped: type[Exception] = OSError,
 ) -> float:  # fmt: skip
-  """Writes a folder of latents; it is there whole or not at all.
+  """Write a folder of latents, completely or not at all.
 
-  What has been encoded outlives a kill, a full disk and `stopped`; any other failure deletes it.
+  Finished latents survive a kill, a full disk and `stopped`; any other failure deletes them.
 
   Args:
     out: the folder.
-    encoded: what it will hold.
-    writes: of several processes, which all encode, only one does.
-    done: from `begin`, on the process that writes; None: it is called here.
-    stopped: the error by which `encode` ends early.
+    encoded: its content.
+    writes: True on the one process that writes; all processes encode.
+    done: result of `begin` on the writing process; None: it is called here.
+    stopped: error that `encode` raises to stop early.
 
   Returns:
     The scale.
 
   Raises:
-    UserError: the place cannot be written, or the latents are not finite.
+    UserError: the folder cannot be written, or the latents are not finite.
   """
   part = part_folder(out)
   counts = begin_encoding(out, encoded) if done is None and writes else dict(done or {})
@@ -276,7 +276,7 @@ def write_latents(
 
 
 def _encode_from(encoded: Encoded, source: Source, first: int) -> Iterator[Any]:
-  """The rest of a split; nothing where all of it is encoded."""
+  """Yield the rest of a split; nothing if all of it is encoded."""
   return encoded.encode(source, first) if first < len(source) else iter(())
 
 
@@ -298,7 +298,7 @@ def _write_split(
 
 
 def _scale(stats: Float32[np.ndarray, "N h w C"], chunk: int = 4096) -> float:
-  """1 / the standard deviation of z ~ q(z | x) over all images and dimensions.
+  """Return 1 / the standard deviation of z ~ q(z | x) over all images and dimensions.
 
   Var(z) = E[var] + E[mean^2] - E[mean]^2. Source: Rombach et al. 2022, appendix G.
   """
@@ -314,7 +314,7 @@ def _scale(stats: Float32[np.ndarray, "N h w C"], chunk: int = 4096) -> float:
 
 
 def _describe(part: Path, encoded: Encoded, scale: float) -> dict[str, Any]:
-  """The manifest, sealed by its own hash."""
+  """Return the manifest, which contains its own hash."""
   sources = encoded.sources
   section = dict(encoded.image_source)
   for field in PLACES:

@@ -1,4 +1,4 @@
-"""Which pictures a folder holds, and what in it is left out: one answer for every program."""
+"""List the pictures of a folder and the files that are skipped, the same for every program."""
 
 import collections
 import functools
@@ -15,15 +15,15 @@ from diffusion_jax.data.reading import Broken, opened
 from diffusion_jax.types import UserError
 
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-"""Formats that Pillow recognises and cannot turn into pixels without other programs."""
+"""Formats that Pillow recognises but cannot decode without other programs."""
 
 EXAMPLES = ".png, .jpg, .webp, .bmp, .gif, .tif"
 
 MAX_NAMED = 10
-"""Names that a message lists of each kind."""
+"""Number of names of each kind in a message."""
 
 NO_CLASSES = {"__macosx", "thumbs.db", "desktop.ini"}
-"""Left in folders by systems; neither classes nor pictures, as all names that begin with a dot."""
+"""Names that operating systems leave in folders; ignored, as all names starting with a dot."""
 
 
 class Listing(NamedTuple):
@@ -31,10 +31,10 @@ class Listing(NamedTuple):
 
   Attributes:
     root: the folder.
-    names: paths below it with "/", each folder's in sorted order.
-    labels: class of each, 0 where there are no sub-folders.
-    classes: names of the sub-folders that hold pictures, in natural order.
-    notes: sentences about what was left out, and how the tree was read.
+    names: paths relative to it with "/", sorted within each folder.
+    labels: class of each picture; 0 if there are no sub-folders.
+    classes: names of the sub-folders with pictures, in natural order.
+    notes: sentences about skipped files, and about the interpretation of the tree.
   """
 
   root: str
@@ -44,29 +44,29 @@ class Listing(NamedTuple):
   notes: tuple[str, ...]
 
   def path(self, place: int) -> str:
-    """The file of a picture."""
+    """Return the file of a picture."""
     return os.path.join(self.root, self.names[place])
 
   def keep(self, places: Iterable[int]) -> "Listing":
-    """The same of some of the pictures; the classes stay numbered as they are."""
+    """Return the same for a subset of the pictures; class numbers do not change."""
     places = list(places)
     names, labels = [self.names[i] for i in places], [self.labels[i] for i in places]
     return self._replace(names=names, labels=labels)
 
 
 def list_folder(root: Path, where: str, classes: list[str] | None = None) -> Listing:
-  """The pictures below a folder whose sub-folders are the classes.
+  """List the pictures below a folder whose sub-folders are the classes.
 
   Links are followed. A picture in `root/cat/any/depth` is of class cat.
 
   Args:
     root: the folder.
-    where: it was named, for messages.
-    classes: those of the training split, for the labels of another; None: those that are there.
+    where: flag that named it, for messages.
+    classes: classes of the training split, to label another split; None: the classes found.
 
   Raises:
-    UserError: no such folder, no pictures, links that lead nowhere, folders that cannot be read,
-      pictures beside classes, or other classes.
+    UserError: no such folder, no pictures, dangling links, unreadable folders, pictures beside
+      classes, or other classes.
   """
   walk = _walk(root, where)
   tops = [name.partition("/")[0] if "/" in name else "" for name in walk.names]
@@ -86,10 +86,10 @@ def list_folder(root: Path, where: str, classes: list[str] | None = None) -> Lis
 
 
 def find_pictures(root: Path, where: str) -> Listing:
-  """Every picture below a folder, whatever the sub-folders mean: there are no classes.
+  """List every picture below a folder; sub-folders have no meaning and there are no classes.
 
   Raises:
-    UserError: no such folder, no pictures, links that lead nowhere, or folders that cannot be read.
+    UserError: no such folder, no pictures, dangling links, or unreadable folders.
   """
   walk = _walk(root, where)
   return Listing(str(root), walk.names, [0] * len(walk.names), [], tuple(walk.notes()))
@@ -107,17 +107,17 @@ def _walk(root: Path, where: str) -> "Walk":
 
 
 class Walk:
-  """Contents of a folder tree: pictures, and the files left out.
+  """Contents of a folder tree: pictures, and the skipped files.
 
-  Links to files and folders are followed, except where a link leads back to a folder above it.
+  Links to files and folders are followed, except for links back to a folder above.
 
   Args:
     root: the folder.
 
   Attributes:
-    names: of pictures below the root.
+    names: paths of the pictures relative to the root.
     tops: the folders in the root.
-    others: suffixes of files that are no pictures, counted.
+    others: suffixes of files that are not pictures, with counts.
   """
 
   def __init__(self, root: str):
@@ -169,10 +169,10 @@ class Walk:
       self.others[suffix or "no suffix"] += 1
 
   def check(self, where: str) -> None:
-    """Refuses a folder of which a part is out of reach.
+    """Raise a UserError if a part of the folder cannot be reached.
 
     Raises:
-      UserError: how many links and folders, and the first of each.
+      UserError: the number of such links and folders, and the first of each.
     """
     faults = [_counted(self._dangling, *DANGLING)] if self._dangling else []
     if self._closed:
@@ -181,7 +181,7 @@ class Walk:
       raise UserError(f"{where}: {'; '.join(faults)}; mend them, or move them away")
 
   def notes(self) -> list[str]:
-    """Return sentences on what was left out and why."""
+    """Return sentences on the skipped files and the reasons."""
     parts = []
     if num := self.others.total():
       kinds = some([suffix for suffix, _ in self.others.most_common(MAX_NAMED)])
@@ -208,28 +208,28 @@ def _counted(found: Sequence[str], one: str, many: str) -> str:
 
 
 def left_out(parts: Sequence[tuple[int, str]]) -> str:
-  """One sentence for what was left out: "3 files left out: 2 not pictures (.txt), 1 hidden"."""
+  """Return a sentence such as "3 files left out: 2 not pictures (.txt), 1 hidden"."""
   num = sum(count for count, _ in parts)
   reasons = ", ".join(f"{count:,} {reason}" for count, reason in parts)
   return f"{num:,} {'file' if num == 1 else 'files'} left out: {reasons}"
 
 
 def some(names: Sequence[str]) -> str:
-  """The first names of many."""
+  """Return the first names of a list, and the number of others."""
   more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
   return ", ".join(map(printable, names[:MAX_NAMED])) + more
 
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-  """Return the endings, with their dot, of every format that Pillow decodes."""
+  """Return the suffixes, with their dot, of every format that Pillow decodes."""
   Image.init()
   formats = (set(Image.OPEN) | {"MPO"}) - NOT_DECODED
   return frozenset(s for s, kind in Image.registered_extensions().items() if kind in formats)
 
 
 def is_hidden(name: str) -> bool:
-  """Return whether a name is one that systems leave behind, neither class nor picture."""
+  """Return True for a name left by an operating system, neither class nor picture."""
   return name.startswith(".") or name.lower() in NO_CLASSES
 
 
@@ -240,12 +240,12 @@ def _kind(entry: os.DirEntry) -> str:
     if entry.is_file():
       return "file"
     return "dangling" if entry.is_symlink() and not os.path.exists(entry.path) else "special"
-  except OSError:  # a link to itself, or through a folder that is closed
+  except OSError:  # a link to itself, or through an unreadable folder
     return "dangling"
 
 
 def _is_picture(path: str) -> bool:
-  """Return whether a file without a suffix is a picture by its first bytes."""
+  """Return True if a file without a suffix is a picture, by its first bytes."""
   try:
     with opened(path) as image:
       return image.format not in NOT_DECODED
@@ -272,7 +272,7 @@ def _empty_notes(names: set[str]) -> list[str]:
 
 
 def in_natural_order(name: str) -> list[tuple[int, int | str]]:
-  """Return the key that sorts 2 before 10, and numbers before words."""
+  """Return a sort key that puts 2 before 10, and numbers before words."""
   parts = re.split(r"([0-9]+)", name)
   return [(0, int(p)) if p.isdecimal() else (1, p) for p in parts if p]
 
@@ -281,14 +281,14 @@ TEST_NAMES = ("test", "val", "valid", "validation")
 
 
 def split_folders(root: Path, where: str) -> dict[str, Path]:
-  """Return the folders of the splits, "train" and perhaps "test"; empty where there are none.
+  """Return the folders of the splits, "train" and perhaps "test"; empty if there are none.
 
   Args:
-    root: that may hold them.
-    where: it was named, for messages.
+    root: folder that may contain them.
+    where: flag that named it, for messages.
 
   Raises:
-    UserError: folders named as splits beside others or beside pictures, two test splits, or no
+    UserError: folders named as splits next to other folders or to pictures, two test splits, or no
       training split.
   """
   top = _top(root)
@@ -319,7 +319,7 @@ def split_folders(root: Path, where: str) -> dict[str, Path]:
 
 
 def _top(root: Path) -> dict[str, list[str]]:
-  """Kind -> names of what lies in a folder, sorted, without hidden ones."""
+  """Return kind -> sorted names of a folder's contents, without hidden ones."""
   kinds: dict[str, list[str]] = {"folder": [], "file": [], "dangling": [], "special": []}
   if not root.is_dir():
     return kinds

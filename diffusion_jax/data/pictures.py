@@ -1,4 +1,4 @@
-"""Pictures made by any program: a folder of files, or arrays, as they are."""
+"""Pictures of any program, unchanged: a folder of image files, or arrays."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,29 +23,29 @@ from diffusion_jax.data.source import (
 from diffusion_jax.types import ImageSpec, UserError
 
 UNFINISHED = ".parts"
-"""A folder in a folder of images that are still being drawn: not all of them are there."""
+"""Sub-folder that marks images still being drawn; some of them are missing."""
 
 ARRAYS = ("images", "arr_0")
-"""Names under which an .npz holds images: ours, and the one of unnamed arrays."""
+"""Names of the image array in an .npz: ours, and that of unnamed arrays."""
 
 MAX_RAM_GIB = 2.0
-"""Pictures that take less are decoded at once: unreadable ones are known before any work starts."""
+"""Size up to which pictures are decoded at once, so that unreadable ones are found early."""
 
 ADVICE = "mend them or move them away"
 
 
 def load_pictures(path: Path, flag: str, least: int = 2) -> Source:
-  """Images of a folder with its sub-folders, of an .npz, or of a folder of .npz chunks.
+  """Load images from a folder with its sub-folders, an .npz, or a folder of .npz chunks.
 
-  Nothing is resized. What is left out is printed.
+  Nothing is resized. Skipped files are printed.
 
   Args:
-    path: of the folder or file.
-    flag: that named it, for messages.
-    least: images that are needed; a metric of samples takes two.
+    path: folder or file.
+    flag: flag that named it, for messages.
+    least: minimum number of images; a sample metric needs two.
 
   Raises:
-    UserError: nothing there, too few images, mixed sizes, or unreadable files.
+    UserError: no images, too few images, mixed sizes, or unreadable files.
   """
   where = f"{flag}={path}"
   if (path / UNFINISHED).is_dir():
@@ -68,7 +68,7 @@ def load_pictures(path: Path, flag: str, least: int = 2) -> Source:
 
 
 def _chunks(path: Path) -> list[Path]:
-  """The .npz files of a folder without pictures."""
+  """Return the .npz files of a folder without pictures."""
   chunks = sorted(path.glob("*.npz"))
   return chunks if chunks and not Walk(str(path)).names else []
 
@@ -134,10 +134,10 @@ def _open(file: Path, where: str) -> np.ndarray:
 
 
 class RecolouredSource(SourceBase):
-  """A source of one channel shown in three, or the reverse.
+  """A one-channel source repeated to three channels, or the reverse.
 
   Args:
-    source: the images; of three channels, they are the same in every image.
+    source: the images; if they have three channels, these are equal in every image.
     channels: 1 or 3.
   """
 
@@ -161,10 +161,10 @@ class RecolouredSource(SourceBase):
 
 
 def with_channels(source: Source, channels: int) -> Source:
-  """The same images with so many channels, where nothing is lost by it; else the source itself.
+  """Convert images to 1 or 3 channels if this loses nothing; otherwise return the source.
 
   Grey pictures are often stored in colour. They become one channel if red, green and blue are equal
-  in every pixel of every image, which is looked up by reading them all.
+  in every pixel of every image, which is checked by reading them all.
   """
   if source.spec.channels == channels:
     return source

@@ -1,6 +1,6 @@
-"""Batches as a pure function of (seed, step), and their prefetch.
+"""Batches as a pure function of (seed, step), and their prefetching.
 
-There is no state to save: batch k of a run is the same before and after a restart, and on any
+No state has to be saved: batch k of a run is the same before and after a restart, and for any
 number of processes.
 """
 
@@ -18,12 +18,12 @@ from diffusion_jax.data.base import Source
 from diffusion_jax.types import Batch
 
 FLIPS = 1 << 32
-"""Added to the seed's key word for flips, so that they share no draws with the permutations."""
+"""Offset to the seed's key word for flips, so that they share no draws with permutations."""
 
 
 @functools.lru_cache(maxsize=3)
 def permutation(seed: int, epoch: int, num: int) -> Int[np.ndarray, "N"]:
-  """The order of the records in one epoch; read-only."""
+  """Return the order of the records in one epoch, as a read-only array."""
   words = np.random.Philox(key=[seed, epoch]).random_raw(num)
   order = np.argsort(words, kind="stable")
   order.setflags(write=False)
@@ -31,13 +31,13 @@ def permutation(seed: int, epoch: int, num: int) -> Int[np.ndarray, "N"]:
 
 
 def flips(seed: int, position: Int[np.ndarray, "B"]) -> Bool[np.ndarray, "B"]:
-  """Whether the image at each global position is flipped: a coin of (seed, position) alone.
+  """Return True for each position to flip: a coin toss of (seed, position) alone.
 
   Args:
-    seed: of the run.
+    seed: seed of the run.
     position: consecutive global positions.
   """
-  # Philox gives four words a counter value: start at the block that holds the first position.
+  # Philox gives four words per counter value: start at the block with the first position.
   first, skip = int(position[0]) // 4, int(position[0]) % 4
   words = np.random.Philox(key=[seed + FLIPS, 0], counter=first).random_raw(skip + len(position))
   return words[skip:] >> np.uint64(63) == 1
@@ -53,9 +53,9 @@ def make_batch(
 
   Args:
     source: the split.
-    places: of the examples in it.
-    index: their global numbers, see `Batch.index`.
-    mask: False for padding; None: there is none.
+    places: positions of the examples in the split.
+    index: global numbers of the examples, see `Batch.index`.
+    mask: False for padding; None: no padding.
   """
   image, label = source.gather(places)
   real = np.ones(len(places), np.float32) if mask is None else mask.astype(np.float32)
@@ -63,15 +63,15 @@ def make_batch(
 
 
 class TrainStream:
-  """An endless shuffled stream: every record once an epoch, batches running across epochs.
+  """An endless shuffled stream: every record once per epoch, with batches across epochs.
 
   Args:
     source: the split.
-    batch_size: images of the global batch.
-    seed: of the order and the flips.
-    flip: mirror half of the images left to right, and with each its named arrays of three axes,
+    batch_size: images per global batch.
+    seed: seed of the order and the flips.
+    flip: mirror half of the images left to right, together with their named arrays of three axes,
       which are images [H W C] or masks of one.
-    rows: those of each global batch that are read here; none: all of them.
+    rows: rows of each global batch to read in this process; None: all.
   """
 
   def __init__(
@@ -86,11 +86,11 @@ class TrainStream:
     self._rows = np.arange(batch_size) if rows is None else rows
 
   def batch(self, step: int) -> Batch:
-    """The rows of batch `step` (counted from 0); `index` is the global position."""
+    """Return the rows of batch `step`, counted from 0; `index` is the global position."""
     whole = np.arange(self._batch_size, dtype=np.int64) + step * self._batch_size
     position = whole[self._rows]
     batch = make_batch(self._source, self._records(position), position)
-    if self._flip:  # drawn for the whole batch: the same on any number of processes
+    if self._flip:  # drawn for the whole batch, so the number of processes does not matter
       turned = flips(self._seed, whole)[self._rows]
       for images in (batch.image, *(a for a in batch.fields.values() if a.ndim == 4)):
         images[turned] = images[turned, :, ::-1]
@@ -109,13 +109,13 @@ class TrainStream:
 def full_pass(
   source: Source, batch_size: int, rows: Int[np.ndarray, "L"] | None = None, first: int = 0
 ) -> Iterator[Batch]:
-  """Every example once, in order; the last batch is padded and the padding masked.
+  """Yield every example once, in order; the last batch is padded and the padding masked.
 
   Args:
     source: the split.
-    batch_size: images of the global batch.
-    rows: those of each global batch that are read here; none: all of them.
-    first: the example to begin at.
+    batch_size: images per global batch.
+    rows: rows of each global batch to read in this process; None: all.
+    first: index of the first example.
   """
   rows = np.arange(batch_size) if rows is None else rows
   for begin in range(first, len(source), batch_size):
@@ -125,15 +125,15 @@ def full_pass(
 
 
 class Prefetcher:
-  """Calls `function(step)` for successive steps in a background thread.
+  """A background thread that calls `function(step)` for consecutive steps.
 
   Args:
-    function: makes a batch; it may already send it to the devices.
-    start_step, stop_step: the steps, the last excluded.
-    depth: finished batches that may wait.
+    function: makes a batch, and may also send it to the devices.
+    start_step, stop_step: first step, and the step after the last.
+    depth: maximum number of finished batches in the queue.
 
   Attributes:
-    wait_sec: seconds that `get` has spent waiting so far.
+    wait_sec: total seconds that `get` has waited.
   """
 
   def __init__(
@@ -148,7 +148,7 @@ class Prefetcher:
     self._thread.start()
 
   def get(self) -> Any:
-    """The next batch; raises what the function raised, StopIteration after the last."""
+    """Return the next batch; raise the function's error, or StopIteration after the last."""
     if self._failure is not None:
       raise self._failure
     begun = time.perf_counter()
@@ -159,7 +159,7 @@ class Prefetcher:
     return batch
 
   def close(self) -> None:
-    """Stops the thread; returns when it has ended."""
+    """Stop the thread and wait until it has ended."""
     self._closed.set()
     self._thread.join()
 

@@ -1,4 +1,4 @@
-"""Progress of an encoding: the part that an interrupted program has left, and its settings."""
+"""Progress of an encoding: the finished part after an interruption, and its settings."""
 
 import hashlib
 import json
@@ -17,17 +17,17 @@ PROGRESS = "progress.json"
 
 
 def part_folder(out: Path) -> Path:
-  """Return the place of an unfinished folder of latents."""
+  """Return the folder of unfinished latents."""
   return out.absolute().with_name(f".{out.absolute().name}.part")
 
 
 def latents_lock_file(out: Path) -> Path:
-  """Return the file that is locked while a folder of latents is made."""
+  """Return the lock file of a folder of latents."""
   return out.absolute().with_name(f".{out.absolute().name}.lock")
 
 
 def check_latents_out(out: Path) -> None:
-  """Refuse a folder with something in it, or a place that cannot be written."""
+  """Raise a UserError if the output folder exists or cannot be written."""
   try:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
       raise UserError(f"--out={out} is there already; choose another or delete it")
@@ -38,14 +38,14 @@ def check_latents_out(out: Path) -> None:
 
 
 def left_encoding(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Return `made_from` of an encoding that the same command has left; None if there is none.
+  """Return `made_from` of an unfinished encoding of the same command, or None.
 
   Args:
-    out: of the command.
-    asked: what it was told, JSON values.
+    out: the output folder of the command.
+    asked: settings of the command, as JSON values.
 
   Raises:
-    UserError: another command has left it, with latents in it.
+    UserError: it was made by a different command and contains latents.
   """
   part = part_folder(out)
   progress = read_progress(part)
@@ -60,20 +60,20 @@ def check_asked(
   out: Path, part: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], is_begun: bool,
   what: str = "images",
 ) -> bool:  # fmt: skip
-  """Compare what the command that left an unfinished output was told with what this one is.
+  """Compare the settings of an unfinished output's command with those of this one.
 
   Args:
-    out: of the command.
+    out: the output path of the command.
     part: the unfinished output.
-    theirs, ours: flags and fields of the config by name.
-    is_begun: whether anything is finished in it, which would be lost.
-    what: is made.
+    theirs, ours: flags and config fields by name.
+    is_begun: True if the output contains finished work, which would be lost.
+    what: kind of output, for the message.
 
   Returns:
-    Whether they are the same.
+    True if the settings are equal.
 
   Raises:
-    UserError: they differ, and it is begun.
+    UserError: they differ and the output contains finished work.
   """
   ours = json.loads(json.dumps(ours))
   other = [n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)]
@@ -87,7 +87,7 @@ def check_asked(
 
 
 def read_progress(part: Path) -> dict[str, Any] | None:
-  """The "facts" of an unfinished folder and the images "done" of each split; None without one."""
+  """Return "facts" of an unfinished folder and images "done" per split; None without one."""
   try:
     found = json.loads((part / PROGRESS).read_text())
     is_whole = all(isinstance(found[n], dict) for n in ("facts", "done"))
@@ -97,13 +97,13 @@ def read_progress(part: Path) -> dict[str, Any] | None:
 
 
 def begin_encoding(out: Path, encoded: Any) -> dict[str, int]:
-  """Make the unfinished folder, or go on with one of the same images, weights and batches.
+  """Create the unfinished folder, or continue one of the same images, weights and batches.
 
   Returns:
-    Split -> images that are encoded already.
+    Split -> number of encoded images.
 
   Raises:
-    UserError: the place cannot be written.
+    UserError: the folder cannot be written.
   """
   part, facts = part_folder(out), json.loads(json.dumps(facts_of(encoded)))
   found = read_progress(part)
@@ -128,7 +128,7 @@ def begin_encoding(out: Path, encoded: Any) -> dict[str, int]:
 
 
 def facts_of(encoded: Any) -> dict[str, Any]:
-  """All that decides the latents of an `Encoded`; JSON values."""
+  """Return everything that determines the latents of an `Encoded`, as JSON values."""
   return {
     "splits": {split: fingerprint(source) for split, source in encoded.sources.items()},
     "shape": encoded.shape,
@@ -141,5 +141,5 @@ def facts_of(encoded: Any) -> dict[str, Any]:
 
 
 def write_progress(part: Path, facts: Mapping[str, Any], done: Mapping[str, int]) -> None:
-  """Records in one move how many images of each split are on disk."""
+  """Record atomically the number of images per split on disk."""
   write_whole(part / PROGRESS, json.dumps({"facts": facts, "done": done}))

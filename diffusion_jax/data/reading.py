@@ -1,4 +1,4 @@
-"""Pictures in files: what their headers say, and one list of all that cannot be read."""
+"""Read picture files: their headers, their pixels, and one list of all unreadable ones."""
 
 import contextlib
 import hashlib
@@ -23,26 +23,26 @@ from diffusion_jax.types import UserError
 
 T = TypeVar("T")
 Unreadable = Literal["refuse", "skip"]
-"""Treatment of pictures that cannot be read."""
+"""Treatment of unreadable pictures."""
 
 MAX_NAMED = 10
-"""Pictures that a message names; a file lists the others."""
+"""Number of pictures listed in a message; a file lists the others."""
 
 CHUNK = 1024
 TOLD_FROM = 10_000
-"""Pictures from which on it is said that all are being read, because it takes a while."""
+"""Number of pictures above which a message announces a complete read, because it is slow."""
 
 
-# Once and for every thread: what Pillow warns of is met as an error, or does not matter.
+# Set once for all threads: Pillow's warnings either come back as errors or do not matter.
 warnings.filterwarnings("ignore", module=r"PIL\..*")
 
 
 class Broken(Exception):
-  """A picture that cannot be read; its text says why.
+  """A picture that cannot be read; the message gives the reason.
 
   Args:
-    reason: in words.
-    by_system: the system refused it, which another time it may not; the file itself may be whole.
+    reason: the reason in words.
+    by_system: True if the operating system refused access; the file may be intact.
   """
 
   def __init__(self, reason: str, by_system: bool = False):
@@ -52,11 +52,11 @@ class Broken(Exception):
 
 @contextlib.contextmanager
 def opened(file: str | Path | io.BytesIO) -> Iterator[Image.Image]:
-  """Open a picture, of which only the header is read at first.
+  """Open a picture; at first only its header is read.
 
   Raises:
-    Broken: for whatever Pillow raises here or inside the block. Its formats raise errors of a dozen
-      types for damaged files.
+    Broken: for any error of Pillow, here or inside the block. For damaged files its decoders raise
+      a dozen types of error.
   """
   try:
     with Image.open(file) as image:
@@ -75,10 +75,10 @@ class Header(NamedTuple):
   """Facts in the header of a picture, before its pixels are decoded.
 
   Attributes:
-    height, width: once it is turned upright.
-    is_grey: it has one channel.
-    is_transparent: it has an alpha channel or a colour that is clear.
-    is_animated: further frames follow the first, which is the one that is read.
+    height, width: size in pixels after turning it upright.
+    is_grey: True if it has one channel.
+    is_transparent: True if it has an alpha channel or a transparent colour.
+    is_animated: True if it has several frames; only the first one is read.
   """
 
   height: int
@@ -93,10 +93,10 @@ class Header(NamedTuple):
 
 
 def read_header(file: str | Path) -> Header | Broken:
-  """Return what a file's header says, or why it cannot be read."""
+  """Return the header of a file, or the reason why it cannot be read."""
   try:
     with opened(file) as image:
-      is_turned = orientation(image) >= 5  # by a quarter
+      is_turned = orientation(image) >= 5  # by 90 degrees
       height, width = (image.width, image.height) if is_turned else (image.height, image.width)
       # the further pictures of an MPO are previews of its first
       animated = image.format != "MPO" and getattr(image, "is_animated", False)
@@ -106,12 +106,12 @@ def read_header(file: str | Path) -> Header | Broken:
 
 
 def read_headers(files: Sequence[str]) -> list[Header | Broken]:
-  """The headers of many files, in their order."""
+  """Return the headers of many files, in their order."""
   return _in_threads(read_header, files)
 
 
 def _in_threads(function: Callable[[str], T], files: Sequence[str]) -> list[T]:
-  """Return the status of each file, asked by threads: storage may be slow to answer."""
+  """Apply a function to each file in threads, because storage may respond slowly."""
   found: list[T] = []
   with ThreadPoolExecutor(num_threads()) as pool:
     for first in range(0, len(files), CHUNK):
@@ -121,7 +121,7 @@ def _in_threads(function: Callable[[str], T], files: Sequence[str]) -> list[T]:
 
 
 def header_notes(headers: Iterable[Header]) -> list[str]:
-  """Sentences on what is done to pictures on the way in."""
+  """Return sentences on conversions of pictures when they are read."""
   headers, notes = list(headers), []
   if num := sum(h.is_transparent for h in headers):
     notes.append(f"{num:,} {_pictures(num)} with transparency, laid on white")
@@ -135,18 +135,18 @@ def _pictures(num: int) -> str:
 
 
 class Reader(Generic[T]):
-  """Reads the pictures of a set by their places; one that is broken is answered with all that are.
+  """A reader of pictures by position; the error for a broken picture lists all broken ones.
 
   Args:
-    num: pictures.
-    load: place -> what is read of it; raises Broken. Called from several threads.
-    name: place -> how a message names it.
-    where: the set is, for messages: "--config.data.path=cats".
-    advice: what to do about pictures that cannot be read.
-    beside: gives readers of what the same program reads besides, such as the other split, so that
-      its unreadable pictures are named in the same list.
-    memory: file of the user's cache in which `remembered` found that all these can be read; None
-      where they were not looked through.
+    num: number of pictures.
+    load: position -> content; raises Broken. Called from several threads.
+    name: position -> name for messages.
+    where: flag that named the set, for messages, e.g. "--config.data.path=cats".
+    advice: how to treat unreadable pictures, for messages.
+    beside: returns readers of other pictures of the same program, such as the other split, whose
+      unreadable pictures are then in the same list.
+    memory: file in the user's cache in which `remembered` recorded that all can be read; None if
+      they were not checked.
   """
 
   def __init__(
@@ -172,7 +172,7 @@ class Reader(Generic[T]):
       raise (self._forget(broken) if self.memory else self.refuse(broken)) from error
 
   def _forget(self, broken: Mapping[int, str]) -> UserError:
-    """The error of a picture that was whole when all were looked through; drops what they were."""
+    """Return the error for a picture that became unreadable, and delete the recorded check."""
     assert self.memory
     cure = "start the same command again, which looks through all of them anew"
     try:
@@ -185,12 +185,12 @@ class Reader(Generic[T]):
     )
 
   def refuse(self, broken: Mapping[int, str]) -> UserError:
-    """The error that names every unreadable picture, found by reading all of them once.
+    """Return the error that lists every unreadable picture, after reading all of them once.
 
     Args:
-      broken: place -> reason of those that are known already.
+      broken: position -> reason, for the pictures already known.
     """
-    with self._lock:  # several threads may come to a broken picture at once
+    with self._lock:  # several threads may find a broken picture at once
       if not self._refusal:
         lines, num = self.lines({**self.find_broken(), **broken}), self._num
         for other in self._beside():
@@ -199,7 +199,7 @@ class Reader(Generic[T]):
     return UserError(self._refusal)
 
   def find_broken(self) -> dict[int, str]:
-    """Place -> reason of each picture that cannot be read; decodes all of them."""
+    """Decode all pictures; return position -> reason of each unreadable one."""
     if self._num >= TOLD_FROM:
       print(f"{printable(self._where)}: reading all {self._num:,} pictures to list those that are "
             "unreadable", flush=True)  # fmt: skip
@@ -230,22 +230,22 @@ class Reader(Generic[T]):
     )
 
   def lines(self, broken: Mapping[int, str]) -> list[str]:
-    """The names of pictures with the reasons why they cannot be read."""
+    """Return the names of unreadable pictures with their reasons."""
     return [
       f"{printable(self._name(place))} ({printable(broken[place])})" for place in sorted(broken)
     ]
 
   def remembered(self, root: str, names: Sequence[str]) -> dict[int, str]:
-    """Find broken pictures, from the user's cache where the same files have been read before.
+    """Find broken pictures, or take them from the user's cache if the files are unchanged.
 
-    What the system refused, as a network's file system may for a while, is not kept.
+    Refusals of the operating system (a network file system may refuse for a while) are not cached.
 
-    A picture that turns out to be damaged afterwards (a disk may do that without a trace in its
-    size and times) makes the reader forget all of it, so that the next start looks anew.
+    If a picture turns out to be damaged later (a disk may damage it without a change in size or
+    times), the reader deletes the cache, so that the next start checks again.
 
     Args:
-      root: the folder that holds the files.
-      names: of the files below it.
+      root: folder of the files.
+      names: paths of the files relative to it.
     """
     head = (pillow_version, self._num, os.path.abspath(root))
     digest = hashlib.sha256(f"{head}\n".encode(errors="surrogateescape"))
@@ -256,7 +256,7 @@ class Reader(Generic[T]):
     self.memory = file
     try:
       return {int(place): str(reason) for place, reason in json.loads(file.read_text()).items()}
-    except (OSError, ValueError, AttributeError):  # not read before, or damaged
+    except (OSError, ValueError, AttributeError):  # not yet cached, or damaged
       found = self.find_broken()
     if self._is_lasting:
       _write(file, json.dumps(found))
@@ -264,7 +264,7 @@ class Reader(Generic[T]):
 
 
 def file_states(files: Sequence[str]) -> list[tuple[int, int, int]]:
-  """Size and times of the last change, of content and of all, of each file; -1, 0, 0 without it."""
+  """Return size, mtime and ctime of each file; -1, 0, 0 if it does not exist."""
   return _in_threads(_file_state, files)
 
 
@@ -273,7 +273,7 @@ def _file_state(file: str) -> tuple[int, int, int]:
     about = os.stat(file)
   except OSError:
     return -1, 0, 0
-  return about.st_size, about.st_mtime_ns, about.st_ctime_ns  # a copy keeps the second
+  return about.st_size, about.st_mtime_ns, about.st_ctime_ns  # copying preserves the mtime
 
 
 def _all_in_a_file(lines: Sequence[str]) -> str:
@@ -284,7 +284,7 @@ def _all_in_a_file(lines: Sequence[str]) -> str:
 
 
 def _write(file: Path, text: str) -> bool:
-  """Return whether the cache took it; without, the work is done again."""
+  """Write to the cache and return True on success; without it the work is repeated."""
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(file, text.encode(errors="surrogateescape"))

@@ -1,4 +1,4 @@
-"""Shards: ArrayRecord files of serialized tf.train.Examples, and the description beside them."""
+"""Shards: ArrayRecord files of serialized tf.train.Examples, with a description file."""
 
 import bisect
 import functools
@@ -19,24 +19,27 @@ SUFFIX = ".array_record"
 COMMAND = "python -m diffusion_jax.prepare records PICTURES --out=DIR"
 
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
-"""What ArrayRecord's documentation asks for at random access: nothing is read ahead."""
+"""ArrayRecord's documented options for random access, without reading ahead."""
 
 MAX_GROUP = 64
-"""Records lie in groups, and one costs the reading of its whole group: 75 us among 64 of 5 kB,
-6.3 ms among 3,000 (two cores of an AMD EPYC), beside 24 us alone."""
+"""Largest group size; reading one record decodes its whole group.
+
+Measured cost per record on two cores of an AMD EPYC: 24 us alone, 75 us in a group of 64 records of
+5 kB, 6.3 ms in a group of 3,000.
+"""
 
 
 class Description(NamedTuple):
-  """What a split's shards hold, so that a large one need not be scanned: `<split>.shards.json`.
+  """Content of a split's shards, `<split>.shards.json`, so that they need not be scanned.
 
   Attributes:
-    num_examples: of all shards together.
-    num_shards: files.
-    classes: names in the order of their numbers; empty for an unlabelled set.
-    image_size: height and width to which all were brought; None: as they were.
+    num_examples: number of examples in all shards together.
+    num_shards: number of files.
+    classes: class names in the order of their numbers; empty for an unlabelled set.
+    image_size: height and width after resizing; None: not resized.
     channels: 1 for grey, 3 for colour.
-    pictures_sha256: of the pictures' sorted names.
-    class_counts: pictures of each class; None as older versions wrote it.
+    pictures_sha256: SHA-256 of the pictures' sorted names.
+    class_counts: number of pictures per class; None in files of older versions.
   """
 
   num_examples: int
@@ -52,10 +55,10 @@ class Description(NamedTuple):
 
 
 def read_description(file: Path) -> Description | None:
-  """The description in a file, None where there is no such file.
+  """Return the description in a file, or None if the file does not exist.
 
   Raises:
-    UserError: it is not one.
+    UserError: the file is damaged.
   """
   if not file.exists():
     return None
@@ -73,14 +76,14 @@ def shard_name(split: str, number: int, num_shards: int) -> str:
 
 
 class Place(NamedTuple):
-  """What a shard's name says: train-00003-of-00016.array_record.
+  """The parts of a shard's name, train-00003-of-00016.array_record.
 
   TFDS's own form is pets-train.array_record-00003-of-00016.
 
   Attributes:
-    group: all shards of a split share it, "train" or "pets-train".
-    number: counted from 0; None for a set in one file.
-    total: shards of the group; None where the name does not say.
+    group: common name of all shards of a split, "train" or "pets-train".
+    number: number of the shard, from 0; None for a set in one file.
+    total: number of shards in the group; None if the name does not give it.
   """
 
   group: str
@@ -97,22 +100,22 @@ def parse_name(name: str) -> Place:
 
 
 class Shards:
-  """The records of several ArrayRecord files as one sequence; safe to read from several threads.
+  """Records of several ArrayRecord files as one sequence; threads may read it at once.
 
-  Each file is opened once, here, in about 0.2 ms: its index stays in memory (8 bytes a record).
+  Each file is opened once, here, in about 0.2 ms. Its index stays in memory (8 bytes per record).
 
   Args:
-    files: in order.
+    files: the files in order.
 
   Raises:
-    UserError: one is not a whole ArrayRecord file, or not made for random access.
+    UserError: a file is not a complete ArrayRecord file, or not made for random access.
   """
 
   def __init__(self, files: Sequence[Path]):
     _allow_open_files(len(files))
-    example_type()  # who reads from threads has it from here
+    example_type()  # before other threads need it
     self._files = files
-    with ThreadPoolExecutor(16) as pool:  # a network's file system answers slowly
+    with ThreadPoolExecutor(16) as pool:  # network file systems respond slowly
       self._readers = list(pool.map(_open, files))
     self._ends = list(itertools.accumulate(r.num_records() for r in self._readers))
 
@@ -129,7 +132,7 @@ class Shards:
       ) from error
 
   def where(self, place: int) -> str:
-    """A record's shard and number in it, for messages."""
+    """Return a record's shard and its number in the shard, for messages."""
     shard, record = self._find(place)
     return f"record {record} of {self._files[shard]}"
 
@@ -139,10 +142,10 @@ class Shards:
 
 
 def _allow_open_files(num: int) -> None:
-  """Raises this process's own limit of open files: many systems start at 1,024.
+  """Raise this process's limit of open files; many systems start with 1,024.
 
   Raises:
-    UserError: the system does not allow as many. Without it a shard would only seem to be empty.
+    UserError: the system allows fewer. Otherwise a shard would just appear to be empty.
   """
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft == resource.RLIM_INFINITY:
@@ -164,7 +167,7 @@ def _open(file: Path) -> Any:
   except (OSError, RuntimeError, ValueError) as error:
     reason = getattr(error, "strerror", None) or error
     raise UserError(f"{file} cannot be opened ({reason})") from error
-  if not reader.ok():  # it does not raise, it would only seem to be empty
+  if not reader.ok():  # it raises no error, but would appear to be empty
     raise UserError(
       f"{file} is not a whole ArrayRecord file: cut short, or of another format; copy it anew or "
       f"make shards with {COMMAND}"
@@ -184,11 +187,11 @@ def _check_group(file: Path, options: str) -> None:
 
 @functools.cache
 def example_type() -> Any:
-  """The message tf.train.Example, from TFDS.
+  """Return the message type tf.train.Example from TFDS.
 
-  To be called before threads start. TFDS makes its imports lazy by replacing the interpreter's
-  __import__ for a while (etils.epy.lazy_imports), and what another thread imports meanwhile fails:
-  Pillow then reads no picture.
+  Call it before any threads start. TFDS makes its imports lazy by temporarily replacing the
+  interpreter's __import__ (etils.epy.lazy_imports), which breaks imports in other threads: Pillow
+  then reads no picture.
   """
   from tensorflow_datasets.proto import tf_example_generated_pb2 as proto
 
@@ -196,10 +199,10 @@ def example_type() -> Any:
 
 
 def parse_example(record: bytes) -> Mapping[str, Any]:
-  """Feature name -> feature of a serialized tf.train.Example; needs no TensorFlow.
+  """Parse a serialized tf.train.Example into feature name -> feature, without TensorFlow.
 
   Raises:
-    ValueError: it is not one.
+    ValueError: the record is not an Example.
   """
   from google.protobuf.message import DecodeError
 
@@ -210,7 +213,7 @@ def parse_example(record: bytes) -> Mapping[str, Any]:
 
 
 def serialize_example(image: bytes, label: int | None) -> bytes:
-  """A tf.train.Example with the features image and, of a labelled one, label."""
+  """Serialize a tf.train.Example with the features image and, if labelled, label."""
   example = example_type()()
   example.features.feature["image"].bytes_list.value.append(image)
   if label is not None:
@@ -219,15 +222,15 @@ def serialize_example(image: bytes, label: int | None) -> bytes:
 
 
 def one_value(features: Mapping[str, Any], key: str, kind: str) -> Any:
-  """The single value of a feature.
+  """Return the single value of a feature.
 
   Args:
     kind: bytes_list or int64_list.
 
   Raises:
-    ValueError: there is no such feature, or it holds something else.
+    ValueError: the feature does not exist, or is of another kind.
   """
-  if key not in features:  # looking it up would add it
+  if key not in features:  # checked first, since a lookup would add the key
     raise ValueError(f"has the features {', '.join(sorted(features)) or 'none'}, not {key}")
   found = features[key].WhichOneof("kind")
   values = getattr(features[key], kind).value

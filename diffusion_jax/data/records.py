@@ -1,4 +1,4 @@
-"""Large data sets in ArrayRecord shards: ImageNet's size, read one by one."""
+"""Large data sets in ArrayRecord shards, e.g. ImageNet, read record by record."""
 
 import dataclasses
 import glob
@@ -28,7 +28,7 @@ from diffusion_jax.data.source import About, DecodedSource, Source, fit_image, i
 from diffusion_jax.types import ImageSpec, UserError
 
 NUM_PROBES = 64
-"""Records, evenly spaced, that are looked at when a split is opened."""
+"""Number of evenly spaced records that are checked when a split is opened."""
 
 ADVICE = (
   "bring whole shards, make them anew with " + COMMAND + ", or leave these out with "
@@ -38,22 +38,22 @@ ADVICE = (
 
 @dataclasses.dataclass(frozen=True)
 class Records(DataSetBase):
-  """Shards of tf.train.Examples that hold an encoded picture (png, jpg, webp) and a class number.
+  """Shards of tf.train.Examples with an encoded picture (png, jpg, webp) and a class number.
 
-  `python -m diffusion_jax.prepare records` makes them of a folder; TFDS's own files are read too.
+  `python -m diffusion_jax.prepare records` makes them from a folder; TFDS's files work as well.
 
   Attributes:
     path: training shards: a folder, or a pattern such as imagenet64/train-*.array_record.
-    test_path: test shards; none: those called test in the folder `path`, if it has any.
+    test_path: test shards; none: the shards named test in the folder `path`, if any.
     image_size: pixels per side: the shorter side is resized to it, the centre cropped; none: no
       resizing.
-    channels: 1 for grey, 3 for colour; pictures are converted. None: the number beside the shards,
-      or 3.
+    channels: 1 for grey, 3 for colour; pictures are converted. None: the number in the shards'
+      description, or 3.
     image_key: feature of an example that holds the encoded picture.
     label_key: feature of an example that holds the class; none: unlabelled.
-    num_classes: number of classes; none: the number beside the shards.
-    unreadable: refuse pictures that cannot be decoded, all of them named; or skip them, which
-      decodes every picture at the first start with these shards.
+    num_classes: number of classes; none: the number in the shards' description.
+    unreadable: refuse and list all pictures that cannot be decoded; or skip them, which decodes
+      every picture at the first start with these shards.
     max_ram_gib: largest decoded size of a split, in GiB, that is kept in memory.
     flip: mirror half of the training images, chosen at random.
   """
@@ -78,10 +78,10 @@ class Records(DataSetBase):
         raise ValueError(f"{field}={value} must be at least 1, or none")
 
   def load(self, split: str) -> Source:
-    """Opens the shards of a split and looks at some of its records.
+    """Open the shards of a split and check some of its records.
 
     Raises:
-      UserError: no shards, shards that are missing or damaged, or records that do not fit.
+      UserError: no shards, missing or damaged shards, or records that do not fit.
     """
     found = self._find(split)
     shards = Shards(found.files)
@@ -116,11 +116,11 @@ class Records(DataSetBase):
       return []
     found = self._find(other)
     shards = Shards(found.files)
-    reader = self._reader(shards, found, 0)  # its labels are not asked for
+    reader = self._reader(shards, found, 0)  # labels are not needed here
     return [Reader(len(shards), reader.read, shards.where, found.where, ADVICE)]
 
   def _find_broken(self, pictures: Reader, found: "Found") -> dict[int, str]:
-    """Place -> reason of the records that are skipped."""
+    """Return position -> reason of the skipped records."""
     if self.unreadable == "refuse":
       return {}
     return pictures.remembered(str(found.files[0].parent), [file.name for file in found.files])
@@ -159,7 +159,7 @@ class Records(DataSetBase):
     return _Reader(shards, self.image_key, label_key, self.image_size, channels, num_classes)
 
   def _one_size(self, shards: Shards, pictures: Reader, places: np.ndarray) -> tuple[int, int]:
-    """Height and width of the pictures, of which some are looked at."""
+    """Return the height and width of the pictures, after checking some of them."""
     chosen = places[np.unique(np.linspace(0, len(places) - 1, NUM_PROBES).astype(int))]
     with ThreadPoolExecutor(16) as pool:
       images = list(pool.map(lambda place: pictures(int(place))[0], chosen))
@@ -185,10 +185,10 @@ class Found(NamedTuple):
   """The shards of a split.
 
   Attributes:
-    files: in order.
+    files: the files in order.
     group: their common name.
-    description: what lies beside them, if anything does.
-    where: the flag that named them.
+    description: content of their description file, if there is one.
+    where: flag that named them.
   """
 
   files: Sequence[Path]
@@ -198,15 +198,15 @@ class Found(NamedTuple):
 
 
 def find_shards(text: str, field: str, split: str) -> Found:
-  """The shards at a path.
+  """Find the shards at a path.
 
   Args:
     text: a folder, a pattern or a file.
-    field: of the config, for messages.
+    field: name of the config field, for messages.
     split: train or test, to choose among several groups in one folder.
 
   Raises:
-    UserError: none are there, several sets are, or some of a set are missing.
+    UserError: no shards, several sets of shards, or an incomplete set.
   """
   where = f"--config.data.{field}={text}"
   groups = _groups(_list(text))
@@ -264,7 +264,7 @@ def _groups(files: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _is_named(group: str, split: str) -> bool:
-  """TFDS puts its data set's name before the split's."""
+  """Return True if a group is of a split; TFDS puts the data set's name first."""
   return group == split or group.endswith(f"-{split}")
 
 
@@ -296,7 +296,7 @@ def _check_count(shards: Shards, found: Found) -> None:
 
 
 def _same_classes(train: Found, test: Found) -> Description | None:
-  """The description that numbers a test split's classes: it must be the training split's."""
+  """Return the description with the class numbers; both splits must have the same classes."""
   if train.description is None or test.description is None:
     return test.description or train.description
   if train.description.classes != test.description.classes:
@@ -309,7 +309,7 @@ def _same_classes(train: Found, test: Found) -> Description | None:
 
 
 class _Reader(NamedTuple):
-  """Reads and decodes single records."""
+  """Reader and decoder of single records."""
 
   shards: Shards
   image_key: str
@@ -319,18 +319,18 @@ class _Reader(NamedTuple):
   num_classes: int
 
   def read(self, place: int) -> tuple[np.ndarray, int]:
-    """A picture and its label.
+    """Return a picture and its label.
 
     Raises:
       Broken: the picture cannot be decoded.
-      UserError: the record is not as it should be.
+      UserError: the record is invalid.
     """
     data, label = self.parse(place)
     with opened(io.BytesIO(data)) as image:
       return fit_image(image, self.image_size, self.channels), label
 
   def parse(self, place: int) -> tuple[bytes, int]:
-    """An encoded picture and its label."""
+    """Return an encoded picture and its label."""
     record = self.shards[place]
     try:
       features = parse_example(record)
@@ -351,7 +351,7 @@ class _Reader(NamedTuple):
 
 
 def _check_size(image: np.ndarray, wanted: tuple[int, int], where: str) -> None:
-  """Without an image_size, all are as large as the first."""
+  """Raise a UserError unless, without an image_size, a picture is as large as the first."""
   if image.shape[:2] != wanted:
     (height, width), (first_height, first_width) = image.shape[:2], wanted
     raise UserError(

@@ -1,4 +1,4 @@
-"""Makes ArrayRecord shards of a folder of pictures, once: what the source `records` reads."""
+"""Write ArrayRecord shards of a folder of pictures, as read by the source `records`."""
 
 import contextlib
 import hashlib
@@ -29,22 +29,22 @@ from diffusion_jax.data.source import About, count_labels, describe_classes, fit
 from diffusion_jax.types import UserError
 
 OPTIONS = "group_size:1,uncompressed"
-"""One record is read without its neighbours; pictures are compressed already."""
+"""Records are stored one per group and uncompressed, since pictures are compressed already."""
 
 SHARD_BYTES = 256 << 20
-"""About the size of a shard, unless their number is given."""
+"""Approximate size of a shard, unless the number of shards is given."""
 
 MAX_SHARDS = 10_000
-"""All of them are open while they are read; few systems allow a process many more open files."""
+"""Largest number of shards; all are open during reading, and systems limit open files."""
 
 NUM_SAMPLED = 64
-"""Pictures whose records are measured to choose the number of shards."""
+"""Number of pictures whose records are measured to choose the number of shards."""
 
 CHUNK = 512
-"""Pictures that are worked on at a time: what lies in memory."""
+"""Number of pictures processed at a time, which limits the memory."""
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
-"""What is stored as it is; MPO is a JPEG with further pictures behind it."""
+"""Formats stored unchanged; an MPO is a JPEG followed by further pictures."""
 
 ADVICE = (
   "put whole ones in their place and start the same command again, or choose another --out and "
@@ -53,17 +53,17 @@ ADVICE = (
 
 
 class Task(NamedTuple):
-  """What to make.
+  """Settings of one preparation.
 
   Attributes:
-    pictures: a folder; a picture in `pictures/cat/...` is of class cat.
-    out: the folder of the shards; several splits may share it.
-    split: begins the shards' names.
+    pictures: folder of the pictures; one in `pictures/cat/...` is of class cat.
+    out: folder of the shards; several splits may share it.
+    split: prefix of the shards' names.
     image_size: the shorter side is resized to it and the centre cropped, stored as PNG. None: the
-      files' own bytes.
+      files are stored unchanged.
     channels: 1 for grey, 3 for colour.
-    num_shards: files; none: of about SHARD_BYTES each.
-    unreadable: refuse pictures that cannot be read, all of them named, or skip them.
+    num_shards: number of files; None: files of about SHARD_BYTES each.
+    unreadable: refuse and list all unreadable pictures, or skip them.
   """
 
   pictures: Path
@@ -76,12 +76,12 @@ class Task(NamedTuple):
 
 
 class Content(NamedTuple):
-  """Contents of a folder as they are stored.
+  """Content of a folder in the form to be stored.
 
   Attributes:
-    listing: its pictures, sorted by their names.
-    read: place -> a picture's encoded bytes.
-    notes: sentences on what is left out or changed.
+    listing: its pictures, sorted by name.
+    read: position -> encoded bytes of a picture.
+    notes: sentences on skipped or converted pictures.
   """
 
   listing: Listing
@@ -90,17 +90,17 @@ class Content(NamedTuple):
 
 
 def write_shards(task: Task) -> Path:
-  """Writes the shards of a split; the same call goes on where an earlier one was interrupted.
+  """Write the shards of a split; the same call continues after an interruption.
 
-  The order is shuffled once, in a fixed way. A shard is whole or absent, and the description,
-  `<split>.shards.json`, appears last.
+  The order is shuffled once, in a fixed way. A shard is complete or absent, and the description,
+  `<split>.shards.json`, is written last.
 
   Returns:
-    The description's file.
+    Path of the description.
 
   Raises:
     UserError: pictures that are missing, unreadable or sorted wrongly, or a folder that cannot be
-      written or holds shards of another command.
+      written or contains shards of another command.
   """
   _check(task)
   example_type()  # before any thread needs it
@@ -129,7 +129,7 @@ def write_shards(task: Task) -> Path:
 
 
 def _tell(content: Content) -> None:
-  """Prints what the shards will hold, and what they will not."""
+  """Print the content of the shards, and the skipped pictures."""
   listing = content.listing
   print(f"{len(listing.names):,} pictures of {printable(listing.root)}", flush=True)
   about = About(listing.classes, _count_classes(listing), notes=content.notes)
@@ -149,10 +149,10 @@ def _check(task: Task) -> None:
 
 
 def list_pictures(root: Path) -> Listing:
-  """The pictures below a folder, sorted as plain texts; a flat folder has no classes.
+  """List the pictures below a folder, sorted as plain strings; a flat folder has no classes.
 
   Raises:
-    UserError: as `list_folder`, or a folder of splits.
+    UserError: as `list_folder`, or the folder contains splits.
   """
   folders = split_folders(root, str(root))
   if folders:
@@ -166,7 +166,7 @@ def list_pictures(root: Path) -> Listing:
 
 
 def _number_classes(listing: Listing, task: Task) -> Listing:
-  """Takes over the classes of a split that lies there already, so that both count alike."""
+  """Use the class numbers of an existing split in the same folder, so that both agree."""
   for file in sorted(task.out.glob("*.shards.json*")):
     other = read_description(file)
     if other is None or file.name.startswith(f"{task.split}."):
@@ -184,7 +184,7 @@ def _number_classes(listing: Listing, task: Task) -> Listing:
 
 
 def _check_pictures(task: Task, listing: Listing) -> Content:
-  """Reads every header. What is damaged behind it is met, and then named, while it is stored."""
+  """Check every header; damage in the pixels is found and reported during writing."""
   make = lambda found: _reader(task, found)  # noqa: E731
   checked = check_pictures(listing, make, str(task.pictures), task.unreadable)
   reader = make(checked.listing)
@@ -204,7 +204,7 @@ def _count_classes(listing: Listing) -> list[int] | None:
 
 
 def _plan(task: Task, content: Content, target: Path) -> Description:
-  """The description of what is made; what lies there must agree with it."""
+  """Return the description of the new shards; existing shards must agree with it."""
   listing = content.listing
   before = read_description(target) or read_description(_part(target))
   wanted = Description(
@@ -217,7 +217,7 @@ def _plan(task: Task, content: Content, target: Path) -> Description:
     wanted = wanted._replace(num_shards=wanted.num_shards or _choose_num_shards(content))
     write_whole(_part(target), wanted.to_json())
     return wanted
-  if before.class_counts is None:  # as older versions wrote it
+  if before.class_counts is None:  # written by an older version
     wanted = wanted._replace(class_counts=None)
   odd = [name for name in wanted._fields if getattr(before, name) != getattr(wanted, name)]
   if odd:
@@ -233,7 +233,7 @@ def _part(file: Path) -> Path:
 
 
 def _choose_num_shards(content: Content) -> int:
-  """As many as make shards of about SHARD_BYTES, judged by a few evenly spaced pictures."""
+  """Return the number of shards of about SHARD_BYTES, estimated from a few pictures."""
   num = len(content.listing.names)
   sample = np.linspace(0, num - 1, min(num, NUM_SAMPLED)).astype(int)
   with ThreadPoolExecutor(_num_threads()) as pool:
@@ -260,10 +260,10 @@ def _write_shards(task: Task, content: Content, plan: Description) -> None:
 def _write_shard(
   pool: ThreadPoolExecutor, content: Content, places: np.ndarray, target: Path
 ) -> None:
-  """Writes one shard beside its place and moves it there when it is safe on the disk."""
+  """Write one shard to a temporary file and move it once it is safe on disk."""
   part = _part(target)
   try:
-    part.unlink(missing_ok=True)  # the writer would go through a link that lies there
+    part.unlink(missing_ok=True)  # the writer would follow a link of this name
     writer = ArrayRecordWriter(str(part), OPTIONS)
     try:
       for record in _records(pool, content, places):
@@ -278,7 +278,7 @@ def _write_shard(
 
 
 def _records(pool: ThreadPoolExecutor, content: Content, places: np.ndarray) -> Iterator[bytes]:
-  """Serialized examples in order, made by all threads; Pillow leaves them free to work."""
+  """Yield serialized examples in order, made by threads; Pillow releases the GIL."""
   for first in range(0, len(places), CHUNK):
     chunk = [int(place) for place in places[first : first + CHUNK]]
     yield from pool.map(lambda place: _record(content, place), chunk)
@@ -290,23 +290,23 @@ def _record(content: Content, place: int) -> bytes:
 
 
 def _encode(task: Task, file: str) -> bytes:
-  """A picture as it is stored.
+  """Return a picture in its stored form.
 
   Raises:
-    Broken: it cannot be read.
+    Broken: the picture cannot be read.
   """
   try:
     data = Path(file).read_bytes()
   except OSError as error:
     raise Broken(error.strerror or str(error), by_system=True) from error
   with opened(io.BytesIO(data)) as image:
-    pixels = fit_image(image, task.image_size, task.channels)  # decodes all of it: it is whole
+    pixels = fit_image(image, task.image_size, task.channels)  # decodes it, which proves it intact
     keep = task.image_size is None and image.format in FORMATS
   return data if keep else to_png(pixels)
 
 
 def to_png(pixels: np.ndarray) -> bytes:
-  """A picture [H, W, C] of one or three channels without loss."""
+  """Encode a picture [H, W, C] of one or three channels without loss."""
   file = io.BytesIO()
   Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
   return file.getvalue()
@@ -318,7 +318,7 @@ def _num_threads() -> int:
 
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-  """Keeps a second preparation out of a folder for as long as it lasts."""
+  """Lock a folder against a second preparation."""
   handle = os.open(folder, os.O_RDONLY)
   try:
     _lock(handle, folder)

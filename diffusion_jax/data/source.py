@@ -1,4 +1,4 @@
-"""Sources in memory or read one by one, their fingerprints, and how pictures become arrays."""
+"""Sources in memory or read one by one, their fingerprints, and pictures as arrays."""
 
 import hashlib
 import os
@@ -16,19 +16,19 @@ from diffusion_jax.types import FieldSpec, ImageSpec
 
 
 class ArraySource(SourceBase):
-  """A split that lies in memory.
+  """A split in memory.
 
   Args:
-    name: for people.
+    name: name for messages.
     images: levels 0..L-1, uint8 [N H W C].
     labels: class numbers [N]; None for an unlabelled set.
-    num_levels: L.
-    num_classes: of the whole data set; 0 for an unlabelled one. None: as the labels have.
-    about: what else is known; the images of each class are counted here.
-    fields: named arrays that accompany the images, finite and one row an image.
+    num_levels: number L of pixel levels.
+    num_classes: number of classes of the whole data set; 0: unlabelled. None: from the labels.
+    about: other facts; the number of images per class is added here.
+    fields: named arrays, finite and with one row per image.
 
   Raises:
-    ValueError: arrays that do not fit each other or their levels.
+    ValueError: arrays that do not match each other or their levels.
   """
 
   def __init__(
@@ -85,10 +85,10 @@ def _check_arrays(
 
 
 def check_field(name: str, array: np.ndarray, num: int) -> np.ndarray:
-  """Return a named array [N ...] as it travels to the devices: float32, int32 or uint8.
+  """Convert a named array [N ...] to the type for the devices: float32, int32 or uint8.
 
   Raises:
-    ValueError: it is no array of numbers, has another length than the images, or is not finite.
+    ValueError: it has no numbers, another length than the images, or values that are not finite.
   """
   if array.dtype.kind not in "biuf":
     raise ValueError(f"'{name}' is {array.dtype}; it must hold numbers")
@@ -109,22 +109,22 @@ def check_field(name: str, array: np.ndarray, num: int) -> np.ndarray:
 
 
 def count_labels(labels: Int[np.ndarray, "N"], num_classes: int) -> list[int] | None:
-  """Return the images of each class, None for an unlabelled set."""
+  """Return the number of images of each class, or None for an unlabelled set."""
   return np.bincount(labels, minlength=num_classes).tolist() if num_classes else None
 
 
 def trained_classes(source: Source) -> list[int]:
-  """Return the labels that images of a split have; all of them where that is not known."""
+  """Return the labels with images in a split; all labels if that is not known."""
   counts, num = source.about.counts, source.spec.num_classes
   return list(range(num)) if counts is None else [i for i in range(num) if counts[i]]
 
 
 MAX_NAMED = 10
-"""Classes that are named at the start of a run."""
+"""Number of classes that are listed at the start of a run."""
 
 
 def describe_classes(about: About, num_classes: int) -> str:
-  """The first classes with their images, "ape (2), cat (3)", and how many have none."""
+  """List the first classes, "ape (2), cat (3)", and the number of classes without images."""
   names = [printable(name) for name in about.classes] or [str(i) for i in range(num_classes)]
   counts = about.counts
   if counts is None:
@@ -141,18 +141,18 @@ def describe_classes(about: About, num_classes: int) -> str:
 
 
 def fixed_order(num: int, seed: int = 0) -> Int[np.ndarray, "N"]:
-  """A permutation of 0..num-1 that stays the same in every version of NumPy.
+  """Return a permutation of 0..num-1 that is the same in every version of NumPy.
 
-  It sorts the raw words of the Philox counter-based generator (Salmon et al. 2011), whose stream
-  is part of NumPy's compatibility promise; `Generator.permutation` is not.
+  It sorts the raw words of the Philox counter-based generator (Salmon et al. 2011), whose stream is
+  part of NumPy's compatibility promise; `Generator.permutation` is not.
   """
   return np.argsort(np.random.Philox(key=seed).random_raw(num), kind="stable")
 
 
 def fingerprint(source: Source) -> str:
-  """A short hash of a split's content: its length, specification, images and labels.
+  """Return a short hash of a split: its length, specification, images and labels.
 
-  Of a split above 1 GiB it takes 4,096 evenly spaced examples.
+  For a split above 1 GiB it uses 4,096 evenly spaced examples.
   """
   num = len(source) if len(source) * source.spec.num_dims <= 2**30 else 4096
   places = np.linspace(0, len(source) - 1, num).astype(np.int64)
@@ -170,24 +170,28 @@ def fingerprint(source: Source) -> str:
 
 
 MIN_THREADS = 16
-"""More than a small machine's cores, because storage may be slow: with 5 ms a read, two cores give
-2,300 images of 64x64 a second to 16 threads and 320 to two; without a delay, as many to either."""
+"""Minimum number of reading threads.
+
+It exceeds the cores of a small machine because storage may be slow: with 5 ms per read, two cores
+read 2,300 images of 64x64 per second with 16 threads and 320 with two; without a delay, both read
+the same number.
+"""
 
 
 def num_threads() -> int:
-  """Return how many threads read pictures at once."""
+  """Return the number of threads that read pictures at once."""
   return max(MIN_THREADS, os.cpu_count() or 1)
 
 
 class DecodedSource(SourceBase):
-  """A split whose examples are read one by one, by several threads.
+  """A split whose examples are read one by one, in several threads.
 
   Args:
-    name: for people.
-    spec: of the images.
-    num: examples.
-    read: place -> (image, label); raises for an unreadable one.
-    about: what else is known.
+    name: name for messages.
+    spec: shape of the images.
+    num: number of examples.
+    read: position -> (image, label); raises for an unreadable one.
+    about: other facts.
   """
 
   def __init__(
@@ -211,19 +215,19 @@ class DecodedSource(SourceBase):
   ) -> tuple[UInt8[np.ndarray, "B H W C"], Int32[np.ndarray, "B"]]:
     images = np.empty((len(index), *self.spec.shape), np.uint8)
     labels = np.empty(len(index), np.int32)
-    places = iter(range(len(index)))  # shared: each thread takes the next, so that all end together
+    places = iter(range(len(index)))  # shared: each thread takes the next, so all end together
 
     def fill(_: int) -> None:
       for place in places:
         images[place], labels[place] = self._read(int(index[place]))
 
-    # A task for each image instead would cost 24 us of the processor's time each.
+    # One task per image instead would cost 24 us of CPU time each.
     list(self._pool.map(fill, range(min(len(index), self._num_threads))))
     return images, labels
 
 
 def in_memory_if_small(source: Source, max_ram_gib: float) -> Source:
-  """Decodes a whole split once if it fits: gathering from an array is far cheaper."""
+  """Decode a whole split once if it fits in memory, which makes reading far cheaper."""
   if len(source) * source.spec.num_dims > max_ram_gib * 2**30:
     return source
   places = np.arange(len(source))
@@ -234,19 +238,19 @@ def in_memory_if_small(source: Source, max_ram_gib: float) -> Source:
 
 
 def orientation(image: Image.Image) -> int:
-  """Return EXIF's orientation of an open picture from its header, 1 to 8; 1 is upright."""
+  """Return the EXIF orientation of an open picture from its header, 1 to 8; 1 is upright."""
   if image.format == "PNG" and "exif" not in image.info:
-    return 1  # Pillow would decode all of it to look behind the pixels
+    return 1  # Pillow would decode the whole picture to read data after the pixels
   return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def is_transparent(image: Image.Image) -> bool:
-  """Return whether an open picture has an alpha channel or a colour that is clear."""
+  """Return True if an open picture has an alpha channel or a transparent colour."""
   return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
 def has_deep_channels(image: Image.Image) -> bool:
-  """Return whether an open picture has more than 8 bits a channel, by its mode or its decoder's."""
+  """Return True if an open picture has more than 8 bits per channel (mode or decoder)."""
   if image.mode.startswith(("I", "F")):
     return True
   for tile in getattr(image, "tile", ()):
@@ -259,18 +263,18 @@ def has_deep_channels(image: Image.Image) -> bool:
 
 
 def fit_image(image: Image.Image, size: int | None, channels: int) -> UInt8[np.ndarray, "H W C"]:
-  """A picture as an array: grey or colour, and on request resized and centre-cropped.
+  """Return a picture as an array: grey or colour, optionally resized and centre-cropped.
 
-  It is turned upright first, as its camera says (EXIF).
+  It is first turned upright by its EXIF orientation.
 
   Args:
-    image: transparency is laid on white, palettes are resolved.
-    size: the shorter side is resized to it (bicubic, antialiased) and the longer one cropped on
-      both ends; None leaves the picture's size.
+    image: the picture; transparent parts become white and palettes are resolved.
+    size: the shorter side is resized to it (bicubic, antialiased) and the longer one cropped at
+      both ends; None keeps the size.
     channels: 1 or 3.
 
   Raises:
-    ValueError: a picture of more than 8 bits a channel.
+    ValueError: a picture with more than 8 bits per channel.
   """
   if has_deep_channels(image):
     raise ValueError(f"{image.mode} has more than 8 bits a channel, which would be cut off")

@@ -1,6 +1,6 @@
-"""The small standard sets, downloaded and prepared in TFDS's own layout without TensorFlow.
+"""Download and prepare the small standard sets in TFDS's layout without TensorFlow.
 
-Addresses, sizes and SHA-256 sums are those that tensorflow-datasets ships with its builders.
+URLs, sizes and SHA-256 sums are those in tensorflow-datasets's own builders.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ from diffusion_jax.core.files import atomic_write, unfinished
 from diffusion_jax.types import UserError
 
 CONNECT_SEC = 8.0
-"""A server that has not answered by then counts as out of reach."""
+"""Seconds until a server that does not respond counts as unreachable."""
 
 
 class Split(NamedTuple):
-  """A split as it lies in the archives.
+  """A split as stored in the archives.
 
   Attributes:
     images: pixels.
-    labels: feature name -> class numbers.
+    labels: label feature name -> class numbers.
   """
 
   images: UInt8[np.ndarray, "N H W C"]
@@ -45,8 +45,8 @@ class Content(NamedTuple):
   """A whole data set.
 
   Attributes:
-    splits: by TFDS's names.
-    class_names: label feature -> names in order; empty where the archives have none.
+    splits: splits by their names in TFDS.
+    class_names: label feature -> names in order; empty if the archives have none.
   """
 
   splits: Mapping[str, Split]
@@ -54,21 +54,21 @@ class Content(NamedTuple):
 
 
 Files = Mapping[str, Path]
-"""Archives by file name."""
+"""Archive files by name."""
 
 
 def prepare_standard(name: str, data_dir: Path) -> Path:
-  """Downloads (unless the archives are there) and prepares a standard set.
+  """Download (unless the archives exist) and prepare a standard set.
 
   Args:
     name: a key of STANDARD.
-    data_dir: gets `<name>/<version>/`; archives are kept in `downloads/<name>/`.
+    data_dir: parent of `<name>/<version>/`; archives are kept in `downloads/<name>/`.
 
   Returns:
-    The prepared folder; it appears whole or not at all.
+    The prepared folder, created atomically.
 
   Raises:
-    UserError: no network, a wrong checksum, a folder that cannot be written.
+    UserError: no network, a wrong checksum, or a folder that cannot be written.
   """
   import tensorflow_datasets as tfds
 
@@ -89,7 +89,7 @@ def prepare_standard(name: str, data_dir: Path) -> Path:
 
 
 def _obtain(url: str, path: Path, checksum: str) -> Path:
-  """The archive at `path`, downloaded if need be; its SHA-256 is checked either way."""
+  """Return the archive at `path`, downloaded if missing; its SHA-256 is always checked."""
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
     with _connect(url, path) as answer, atomic_write(path) as file:
@@ -127,7 +127,7 @@ def _check_sum(path: Path, url: str, checksum: str) -> None:
 
 
 def _connect(url: str, path: Path) -> Any:
-  """Opens a URL, giving up after CONNECT_SEC whatever the resolver and the network do."""
+  """Open a URL, at most CONNECT_SEC long whatever the resolver and the network do."""
   answers: queue.Queue[Any] = queue.Queue()
 
   def connect() -> None:
@@ -147,7 +147,7 @@ def _connect(url: str, path: Path) -> Any:
 
 
 def _write(official: Any, content: Content, data_dir: Path) -> Path:
-  """Writes TFDS's layout into a temporary folder and moves it into place in one step."""
+  """Write TFDS's layout into a temporary folder and move it into place atomically."""
   import tensorflow_datasets as tfds
 
   target = data_dir / official.name / str(official.version)
@@ -157,16 +157,16 @@ def _write(official: Any, content: Content, data_dir: Path) -> Path:
   ):
     builder = _builder_class(official, content)(data_dir=scratch, file_format="array_record")
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # it names the temporary folder as the result
+    with contextlib.redirect_stdout(io.StringIO()):  # its output names the temporary folder
       builder.download_and_prepare()
     target.parent.mkdir(exist_ok=True)
-    if not target.exists():  # another process may have been faster
+    if not target.exists():  # another process may have finished first
       os.replace(builder.data_dir, target)
   return target
 
 
 def _builder_class(official: Any, content: Content) -> Any:
-  """A builder with the official one's name, version and features, fed from memory."""
+  """Return a builder with the official name, version and features, fed from memory."""
   import tensorflow_datasets as tfds
 
   features = official.info.features
@@ -192,7 +192,7 @@ def _builder_class(official: Any, content: Content) -> Any:
         return {name: _examples(name, split, features) for name, split in content.splits.items()}
 
       def _generate_examples(self):
-        raise NotImplementedError  # each split brings its own generator
+        raise NotImplementedError  # each split has its own generator
 
   return Builder
 
@@ -205,7 +205,7 @@ def _examples(name: str, split: Split, features: Any) -> Iterator[tuple[str, dic
 
 
 def _png(image: UInt8[np.ndarray, "H W C"]) -> io.BytesIO:
-  """PNG bytes: the one form in which TFDS takes images without TensorFlow."""
+  """Return PNG bytes, the only form in which TFDS accepts images without TensorFlow."""
   file = io.BytesIO()
   Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, format="PNG")
   file.seek(0)
@@ -233,7 +233,7 @@ def _read_cifar100(files: Files) -> Content:
 
 
 def _members(archive: Path, folder: str) -> dict[str, bytes]:
-  """The files of a tar's folder, by name."""
+  """Return the files of a folder in a tar archive, by name."""
   with tarfile.open(archive) as tar:
     found = {m.name: tar.extractfile(m) for m in tar if m.isfile()}
     return {
@@ -244,7 +244,7 @@ def _members(archive: Path, folder: str) -> dict[str, bytes]:
 
 
 def _cifar_split(data: bytes, keys: tuple[str, ...]) -> Split:
-  """Records of one byte a label, then 3 planes of 32x32."""
+  """Parse records of one byte per label, then 3 planes of 32x32."""
   rows = np.frombuffer(data, np.uint8).reshape(-1, len(keys) + 3072)
   images = rows[:, len(keys) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
   return Split(np.ascontiguousarray(images), {key: rows[:, i] for i, key in enumerate(keys)})
@@ -267,7 +267,7 @@ def _read_mnist(files: Files) -> Content:
 
 
 def _idx(path: Path) -> UInt8[np.ndarray, "..."]:
-  """An array of bytes in the idx format: magic 0 0 8 rank, sizes big-endian, data."""
+  """Read an array of bytes in the idx format: magic 0 0 8 rank, sizes big-endian, data."""
   data = gzip.decompress(path.read_bytes())
   rank = data[3]
   shape = np.frombuffer(data, ">u4", rank, 4).astype(int)

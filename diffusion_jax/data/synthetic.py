@@ -1,4 +1,4 @@
-"""Images made on the spot, for tests and for measuring speed."""
+"""Generated images, for tests and for measuring speed."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from diffusion_jax.types import ImageSpec
 
 @dataclasses.dataclass(frozen=True)
 class Synthetic(DataSetBase):
-  """A bright square on a dark noisy ground; its position is the class.
+  """A bright square on a dark noisy background; its position is the class.
 
   Attributes:
     num_images: number of training images; the test split has a quarter as many.

@@ -26,7 +26,7 @@ NO_DOWNLOAD = "--config=ddpm_digits needs no download"
 
 
 def default_data_dir() -> Path:
-  """TFDS's own choice: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+  """Return TFDS's default: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
   return user_path(os.environ.get("TFDS_DATA_DIR") or home() / "tensorflow_datasets")
 
 
@@ -64,10 +64,10 @@ class Tfds(DataSetBase):
       raise ValueError(f"image_size={self.image_size} must be at least 1, or none")
 
   def load(self, split: str) -> Source:
-    """Opens a split; prepares a standard set that is not there yet.
+    """Open a split; prepare a standard set first if it is missing.
 
     Raises:
-      UserError: the set, its split, a feature or its format is not there; no network.
+      UserError: the set, its split, a feature or its format does not exist; or no network.
     """
     import tensorflow_datasets as tfds
 
@@ -111,7 +111,7 @@ class Tfds(DataSetBase):
     return split == "train" or self.test_split is not None
 
   def _folder(self) -> Path:
-    """The prepared version to read."""
+    """Return the folder of the prepared version to read."""
     root = user_path(self.data_dir) if self.data_dir else default_data_dir()
     name, _, version = self.dataset.partition(":")
     found = _prepared(root / name, version)
@@ -207,7 +207,7 @@ class Tfds(DataSetBase):
 
 
 def _prepared(folder: Path, version: str) -> Path | None:
-  """The folder of a version (the newest without one), if it is prepared."""
+  """Return the folder of a version (by default the newest) if it is prepared."""
   versions = [p.parent for p in folder.glob("*/dataset_info.json")]
   wanted = [p for p in versions if not version or p.name == version]
   return max(wanted, key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)], default=None)
