@@ -1,1 +1,1 @@
-"""A training step and what belongs to it: its state, averages, throughput and log."""
+"""The training step and its parts: state, averages, optimizers, throughput and log."""

@@ -16,24 +16,24 @@ from diffusion_jax.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class EMA:
-  """Moving averages of the parameters, one update a step.
+  """Moving averages of the parameters, updated once per step.
 
   Attributes:
     decay: weight of the past in the average that is sampled and evaluated.
     warmup: shorter average at the start: min(decay, (1 + n) / (10 + n)) at the n-th update, from n
       = 1 on, as in Song et al. 2021's code (score_sde), so that a short run's average forgets the
-      initial parameters. It holds for all decays.
+      initial parameters. It applies to all decays.
     half_life_steps: number of updates after which a parameter's weight has halved, in place of
       `decay`: half-life in images / batch size. Karras et al. 2022 (arXiv 2206.00364), appendix
       F.2.
     half_life_ramp: largest half-life as a fraction of the updates so far, 0.05 in the same paper;
       none: no ramp.
-    more_decays: decays of further averages that are tracked.
-    profiles: relative widths sigma_rel of power-function averages that are tracked, such as 0.05,
-      0.1: averages over about the last sigma_rel of the run so far (Karras et al. 2024, arXiv
-      2312.02696). Two of them and snapshots give averages of any width when the run is done.
+    more_decays: decays of additional averages.
+    profiles: relative widths sigma_rel of power-function averages to track, such as 0.05, 0.1:
+      averages over about the last sigma_rel of the run so far (Karras et al. 2024, arXiv
+      2312.02696). Two of them with snapshots give averages of any width after the run.
     snapshot_every_steps: number of steps between two snapshots of the power-function averages,
-      which are kept for good beside the checkpoints; the last step always has one. None: no
+      which are kept permanently beside the checkpoints; the last step always has one. None: no
       snapshots.
   """
 
@@ -80,14 +80,14 @@ class EMA:
       )
 
   def names(self) -> list[str]:
-    """The averages beside the first: "decay:0.999", "profile:0.05"."""
+    """Return the names of the averages after the first, e.g. "decay:0.999", "profile:0.05"."""
     return [f"decay:{d}" for d in self.more_decays] + [f"profile:{w}" for w in self.profiles]
 
   def rates(self) -> Rates:
-    """Return the numbers that a compiled step takes as arguments, float32 scalars.
+    """Return the numbers that a compiled step takes as arguments, as float32 scalars.
 
-    Of each average: 1 - decay, or the exponent plus one of a power function. Of the first also
-    half_life_steps and half_life_ramp, where they are set.
+    For each average: 1 - decay, or the exponent plus one of a power function. For the first also
+    half_life_steps and half_life_ramp, if they are set.
     """
     numbers = {"ema": 1.0 - self.decay}
     numbers |= {f"decay:{d}": 1.0 - d for d in self.more_decays}
@@ -105,17 +105,17 @@ class EMA:
     step: Int[Array, ""],
     rates: Rates | None = None,
   ) -> dict[str, Params]:
-    """Return each average minus the parameters, after an update, in one pass.
+    """Return each average minus the parameters after an update.
 
-    An average a <- a + w (p - a) that is stored as itself no longer moves once w |p - a| is below
-    half of its last digit: in a run of a million updates that is most of its way. The difference
-    d = a - p, as d <- (1 - w) (d + old p - new p), has the digits of the difference, and its
-    error is a thousand times smaller at w = 1e-6.
+    An average a <- a + w (p - a) stored directly stops moving once w |p - a| is below half of its
+    last digit; in a run of a million updates this is most of the way. The stored difference
+    d = a - p, updated as d <- (1 - w) (d + old p - new p), has the precision of the difference,
+    and its error is a thousand times smaller at w = 1e-6.
 
     Args:
-      offsets: name -> average minus parameters, the first as "ema"; each has the structure of the
-        parameters.
-      old, new: the parameters before and after the update.
+      offsets: name -> average minus parameters, the first named "ema"; each has the structure of
+        the parameters.
+      old, new: parameters before and after the update.
       step: number of earlier updates.
       rates: `rates()` as traced arguments of a compiled step; None: as constants.
     """
@@ -133,11 +133,11 @@ class EMA:
   def weights(
     self, step: Int[Array, ""], rates: Rates | None = None
   ) -> dict[str, Float[Array, ""]]:
-    """Weight of the newest parameters in each average, at the update after `step` earlier ones.
+    """Return the weight of the new parameters in each average, after `step` earlier updates.
 
-    Of a decay d: 1 - d. Of a half-life h: 1 - 2^(-1/h); with a ramp the first is 1. Of a power
-    function at time t = step + 1: 1 - (1 - 1/t)^(gamma + 1), equation 127 of the paper; written so
-    that float32 keeps its digits for large t.
+    A decay d gives 1 - d. A half-life h gives 1 - 2^(-1/h); with a ramp the first weight is 1. A
+    power function at time t = step + 1 gives 1 - (1 - 1/t)^(gamma + 1), equation 127 of the paper,
+    in a form that keeps float32 precision for large t.
     """
     rates = self.rates() if rates is None else rates
     before = jnp.log1p(-1.0 / (step + 1).astype(jnp.float32))

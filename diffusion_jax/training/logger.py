@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress lines, metrics.jsonl, TensorBoard, image grids."""
+"""Output of a training run: progress lines, metrics.jsonl, TensorBoard, image grids."""
 
 import contextlib
 import dataclasses
@@ -24,14 +24,14 @@ from diffusion_jax.types import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Logging:
-  """The lines, grids and trackers of a training run.
+  """Progress lines, sample grids and trackers of a training run.
 
   Attributes:
     every_steps: steps between two progress lines and rows of metrics.jsonl.
     sample_every_steps: steps between two sample grids; none: only at the end.
-    num_samples: number of images of a grid.
+    num_samples: number of images in a grid.
     tensorboard: also write scalars and grids to tensorboard/.
-    wandb_project: Weights & Biases project that scalars and grids are also sent to; none: not sent.
+    wandb_project: Weights & Biases project that also gets scalars and grids; none: no project.
   """
 
   every_steps: int = 100
@@ -47,7 +47,7 @@ class Logging:
 
 
 class Sink(Protocol):
-  """A destination of a run's figures. An error that it raises never ends the run."""
+  """A destination of a run's metrics; an error that it raises never ends the run."""
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -57,7 +57,7 @@ class Sink(Protocol):
 
 
 class Rows:
-  """metrics.jsonl: one object a logging interval, flushed at once; not-a-number becomes null."""
+  """metrics.jsonl: one JSON object per logging interval, flushed at once; NaN becomes null."""
 
   def __init__(self, path: Path, start_step: int):
     self._file = _open_jsonl(path, start_step)
@@ -77,8 +77,8 @@ class Rows:
 class Events:
   """TensorBoard's event file, written and flushed in the caller's thread.
 
-  tensorboardX's own SummaryWriter hands events to a thread: if that dies of a full disk, its queue
-  fills and the caller waits for ever.
+  tensorboardX's own SummaryWriter passes events to a thread. If a full disk ends that thread, its
+  queue fills up and the caller waits forever.
   """
 
   def __init__(self, folder: Path, start_step: int):
@@ -86,10 +86,10 @@ class Events:
 
     self._folder, self._writer = folder, None
     restart = SessionLog(status=SessionLog.START)
-    self._write(step=start_step + 1, session_log=restart)  # later steps of a run that died are gone
+    self._write(step=start_step + 1, session_log=restart)  # discards later steps of a dead run
 
   def _write(self, **fields: Any) -> None:
-    """Write an event. After a failure the next one begins a new file: half a record may be left."""
+    """Write an event; after a failure the next one starts a new file, free of partial records."""
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     writer, self._writer = self._writer or self._open(), None
@@ -102,7 +102,7 @@ class Events:
     from tensorboardX.record_writer import RecordWriter
 
     self._folder.mkdir(parents=True, exist_ok=True)
-    seconds, rest = divmod(time.time_ns(), 10**9)  # TensorBoard reads files by their names' order
+    seconds, rest = divmod(time.time_ns(), 10**9)  # TensorBoard reads files in order of their names
     name = f"events.out.tfevents.{seconds:010d}.{rest:09d}.{os.getpid()}"
     writer = RecordWriter(str(self._folder / name))
     writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
@@ -125,7 +125,7 @@ class Events:
 
 
 class WeightsAndBiases:
-  """A run of Weights & Biases; the same one after a resume."""
+  """A Weights & Biases run, continued after a resume."""
 
   def __init__(self, project: str, workdir: Path):
     self._run = _open_wandb(project, workdir)
@@ -143,14 +143,14 @@ class WeightsAndBiases:
 
 
 class Logger:
-  """Writes one run's figures; on other processes than the first it writes nothing.
+  """Writer of one run's metrics; on processes other than the first it writes nothing.
 
   Args:
     workdir: the run's folder.
-    config: what to write.
-    start_step: rows, scalars and pictures of later steps, left by a run that died, are dropped.
-    num_steps: length of the run, for the bar and the time left.
-    active: whether this process writes.
+    config: the outputs to write.
+    start_step: first step; rows, scalars and pictures of later steps of a dead run are deleted.
+    num_steps: length of the run in steps, for the bar and the remaining time.
+    active: True if this process writes.
   """
 
   def __init__(
@@ -166,11 +166,11 @@ class Logger:
       self._sinks["TensorBoard"] = Events(workdir / "tensorboard", start_step)
     if config.wandb_project:
       self._sinks["Weights & Biases"] = WeightsAndBiases(config.wandb_project, workdir)
-    self._sinks["metrics.jsonl"] = rows  # the last one: what has a row there has been shown
+    self._sinks["metrics.jsonl"] = rows  # last, so that a row there means all other sinks have it
     self._start_step = start_step
 
   def _tell(self, call: Callable[[Sink], None]) -> None:
-    """Call every sink. The first error of each is printed; the run goes on."""
+    """Call every sink; print the first error of each and continue the run."""
     for name, sink in self._sinks.items():
       self._try(name, lambda sink=sink: call(sink))
 
@@ -185,14 +185,14 @@ class Logger:
       return False
 
   def start_bar(self) -> None:
-    """Shows the bar, once there is something to show; only on a terminal wide enough for it."""
+    """Show the progress bar once there is progress; only on a terminal wide enough for it."""
     if self._active and wording.can_show(sys.stderr):
       from tqdm import tqdm
 
       self._bar = tqdm(total=self._num_steps, initial=self._start_step, unit="step")
 
   def print(self, text: str) -> None:
-    """Prints a line above the progress bar."""
+    """Print a line above the progress bar."""
     if not self._active:
       return
     if self._bar is not None:
@@ -201,12 +201,12 @@ class Logger:
       print(text, flush=True)
 
   def advance(self, step: int) -> None:
-    """Moves the bar to `step` batches done."""
+    """Advance the bar to `step` finished batches."""
     if self._bar is not None:
       self._bar.update(step - self._bar.n)
 
   def progress(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
-    """One line a logging interval: step, loss, speed, where the time went, time left."""
+    """Print a line per logging interval: step, loss, speed, time shares, remaining time."""
     rate = scalars["images_per_sec"]
     text = (
       f"loss {scalars['loss']:.4f}  {rate:,.{0 if rate >= 100 else 1}f} images/s  "
@@ -230,10 +230,10 @@ class Logger:
     self._tell(lambda sink: sink.scalars(step, values))
 
   def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> Path | None:
-    """Write a grid to every sink, then to its file: what has its file has been shown.
+    """Write a grid to every sink, then to its file: if the file exists, all sinks have it.
 
     Returns:
-      The file; None where nothing was written.
+      The file; None if nothing was written.
     """
     if not self._active:
       return None
@@ -249,13 +249,13 @@ class Logger:
 
 
 def picture_path(workdir: Path, step: int, name: str) -> Path:
-  """Return the file of a run's grid: samples/<name>_<step>.png, of "samples" step_<step>.png."""
+  """Return the path of a grid: samples/<name>_<step>.png, or step_<step>.png for "samples"."""
   stem = "step" if name == "samples" else name
   return workdir / "samples" / f"{stem}_{step:08d}.png"
 
 
 def has_row(workdir: Path, step: int, prefix: str) -> bool:
-  """Return whether metrics.jsonl has a whole row of that step with a figure of that prefix."""
+  """Return True if metrics.jsonl has a complete row of a step with a metric of a prefix."""
   try:
     lines = (workdir / "metrics.jsonl").read_text(errors="replace").splitlines()
   except OSError:
@@ -265,7 +265,7 @@ def has_row(workdir: Path, step: int, prefix: str) -> bool:
 
 
 def _delete_later_pictures(workdir: Path, start_step: int) -> None:
-  """Deletes what steps have shown that will be taken again, perhaps with other outcomes."""
+  """Delete pictures of steps that will be repeated, perhaps with other results."""
   for file in (workdir / "samples").glob("*.png"):
     match = re.fullmatch(r"[a-z]+_(\d{8,})\.png", file.name)
     if match and int(match[1]) > start_step:
@@ -274,7 +274,7 @@ def _delete_later_pictures(workdir: Path, start_step: int) -> None:
 
 
 def _open_jsonl(path: Path, start_step: int):
-  """Opens for appending, without the rows that the resumed run will write again."""
+  """Open the file to append, without the rows that the resumed run will write again."""
   lines = path.read_text(errors="replace").splitlines() if path.exists() else []
   rows = [line for line in lines if _row_step(line) <= start_step]
   write_whole(path, "".join(row + "\n" for row in rows))
@@ -282,7 +282,7 @@ def _open_jsonl(path: Path, start_step: int):
 
 
 def _row_step(line: str) -> float:
-  """Step of a row; a row that a kill cut short is dropped."""
+  """Return the step of a row; a row cut short by a kill is dropped."""
   try:
     return float(json.loads(line)["step"])
   except (ValueError, KeyError, TypeError):
@@ -296,7 +296,7 @@ def _open_wandb(project: str, workdir: Path):
     raise UserError(
       f"logging.wandb_project={project} needs wandb: pip install 'diffusion_jax[wandb]'"
     ) from error
-  file = workdir / "wandb_id"  # the same run there after a resume here
+  file = workdir / "wandb_id"  # a resumed run continues the same W&B run
   if not file.exists():
     write_whole(file, uuid.uuid4().hex[:8])
   identity = file.read_text()

@@ -1,9 +1,9 @@
-"""The objectives of a training step: each a loss, the parameters that it trains, an optimizer.
+"""Objectives of a training step: losses, the parameters they train, and their optimizers.
 
-With one objective over all parameters, which is the rule, everything that is kept for each (the
-optimizer's state, the loss's state, the rates) stands by itself; with several it is a dict by the
-objectives' names. All of them take their gradient at the same parameters and with the same key, so
-that a discriminator judges the images that its generator is trained on.
+Normally there is one objective over all parameters, and its optimizer state, loss state and rates
+are stored directly; with several objectives each of these is a dict by their names. All objectives
+take their gradient at the same parameters and with the same key, so that a discriminator sees the
+images that its generator is trained on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from diffusion_jax.training.optimizers import Optimizer
 from diffusion_jax.types import GenerativeModel, Objective, Params
 
 Optimizers = Optimizer | Mapping[str, Optimizer]
-"""One optimizer for everything, or those of a config's sections by name."""
+"""One optimizer for all parameters, or a config's optimizer sections by name."""
 
 
 class Trained(NamedTuple):
@@ -27,12 +27,12 @@ class Trained(NamedTuple):
     return self.objective.name
 
   def own(self, params: Params) -> Params:
-    """Return the part of the parameters that it trains."""
+    """Return the parameters that it trains."""
     group = self.objective.group
     return {name: params[name] for name in group} if group else params
 
   def merged(self, params: Params, own: Params) -> Params:
-    """Return the parameters with its own replaced."""
+    """Return the parameters with those that it trains replaced."""
     return {**params, **own} if self.objective.group else own
 
 
@@ -63,19 +63,19 @@ def _check_groups(objectives: Sequence[Objective]) -> None:
 
 
 def pack_objectives(trained: Sequence[Trained], values: Sequence[Any]) -> Any:
-  """Return what is kept of each objective: a dict by name, or the only one's by itself."""
+  """Return the values as a dict by objective name; the value itself if there is only one."""
   if len(trained) == 1:
     return values[0]
   return {t.name: value for t, value in zip(trained, values, strict=True)}
 
 
 def unpack_objectives(trained: Sequence[Trained], packed: Any) -> list[Any]:
-  """Return the values that `pack_objectives` has packed, in order."""
+  """Return the values from `pack_objectives`, in the order of the objectives."""
   return [packed] if len(trained) == 1 else [packed[t.name] for t in trained]
 
 
 def named_scalars(trained: Sequence[Trained], scalars: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """Return the scalars of all objectives: the first's as they are, others' as "name/scalar"."""
+  """Return all objectives' scalars, with names as "name/scalar" for all but the first."""
   named = dict(scalars[0])
   for t, own in zip(trained[1:], scalars[1:], strict=True):
     named |= {f"{t.name}/{name}": value for name, value in own.items()}

@@ -16,50 +16,50 @@ Rates = Mapping[str, Any]
 """Float32 scalars by name: NumPy's, or traced arguments of a compiled step."""
 
 FIXED = ("autoencoder", "latent_scale", "frequencies")
-"""Names of parameters that are saved with a model and never trained."""
+"""Names of parameters that are saved with a model but never trained."""
 
 
 @runtime_checkable
 class Optimizer(Protocol):
-  """An update rule with its learning rate. `ScheduledOptimizer` has all but `create`."""
+  """An update rule with its learning rate; `ScheduledOptimizer` has all but `create`."""
 
   @property
   def clip_scope(self) -> Literal["global", "microbatch"]:
-    """Whose gradient is clipped: "global", the batch's, or "microbatch", each part's."""
+    """Scope of gradient clipping: "global" for the whole batch, "microbatch" for each part."""
     ...
 
   def rates(self, num_steps: int) -> Rates:
-    """Return the numbers that the compiled step takes as arguments, for a run of `num_steps`.
+    """Return the numbers that a compiled step takes as arguments in a run of `num_steps`.
 
-    Float32 scalars by name; "clip_norm", if it is one of them, is the largest norm of a gradient.
+    They are float32 scalars by name; "clip_norm", if present, is the largest norm of a gradient.
     """
     ...
 
   def rate(self, num_steps: int, rates: Rates | None = None) -> optax.Schedule:
-    """Return the learning rate as a function of the number of updates made.
+    """Return the learning rate as a function of the number of updates so far.
 
-    `rates` are those numbers as traced arguments; None: as constants.
+    `rates` are these numbers as traced arguments; None: as constants.
     """
     ...
 
   def create(self, num_steps: int, rates: Rates | None = None) -> optax.GradientTransformation:
-    """Return the optax update rule, the learning rate included and the clip left out.
+    """Return the optax update rule, with the learning rate but without clipping.
 
-    The parameters named in FIXED have no gradient, and no weight decay may move them. The structure
-    of its state must not depend on the numbers in `rates`.
+    The parameters named in FIXED have no gradient, and weight decay must not change them. The
+    structure of the optimizer state must not depend on the numbers in `rates`.
     """
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduledOptimizer:
-  """Learning rate with a linear warm-up and a schedule, and the clip of the gradient.
+  """A learning rate with linear warm-up and schedule, and gradient clipping.
 
   Attributes:
     learning_rate: rate after the warm-up.
     warmup_steps: number of updates over which the rate rises linearly from 0.
-    schedule: rate after the warm-up: constant, or down to 0 along a line or half a cosine.
-    decay_steps: update at which a falling schedule reaches 0; none: the run's last.
+    schedule: rate after the warm-up: constant, or a decay to 0, linear or as half a cosine.
+    decay_steps: update at which a decaying schedule reaches 0; none: the run's last.
     clip_norm: largest global norm of a gradient; none: no clipping.
     clip_scope: `global` clips the batch's gradient; `microbatch` clips each of
       training.accumulation_steps parts before they are averaged, as the original DDPM did on each
@@ -84,10 +84,10 @@ class ScheduledOptimizer:
       raise ValueError(f"decay_steps={self.decay_steps} must exceed the warm-up")
 
   def rates(self, num_steps: int) -> Rates:
-    """Return the numbers that a compiled step takes as arguments, for a run of `num_steps`.
+    """Return the numbers that a compiled step takes as arguments in a run of `num_steps`.
 
-    They are float32 scalars: learning_rate, warmup_steps, for a falling schedule decay_steps (the
-    length of its falling part) and, unless it is None, clip_norm.
+    They are float32 scalars: learning_rate, warmup_steps, decay_steps for a decaying schedule (the
+    length of its decaying part) and clip_norm unless it is None.
     """
     names = ("learning_rate", "warmup_steps")
     numbers = {name: getattr(self, name) for name in names}
@@ -98,7 +98,7 @@ class ScheduledOptimizer:
     return {name: np.asarray(value, np.float32) for name, value in numbers.items()}
 
   def rate(self, num_steps: int, rates: Rates | None = None) -> optax.Schedule:
-    """Return the learning rate as a function of the number of updates made.
+    """Return the learning rate as a function of the number of updates so far.
 
     Args:
       num_steps: length of the run.
@@ -122,16 +122,16 @@ class ScheduledOptimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Adam(ScheduledOptimizer):
-  """Adam with linear warm-up, a schedule and a gradient clip, see `ScheduledOptimizer`.
+  """Adam with linear warm-up, a schedule and gradient clipping, see `ScheduledOptimizer`.
 
   Attributes:
-    b1: decay of the mean of the gradient, in [0, 1) (Kingma and Ba 2015, arXiv 1412.6980).
-    b2: decay of the mean of the squared gradient, in [0, 1).
-    eps: number added to the root of that mean, so that nothing is divided by 0.
+    b1: decay rate of the mean gradient, in [0, 1) (Kingma and Ba 2015, arXiv 1412.6980).
+    b2: decay rate of the mean squared gradient, in [0, 1).
+    eps: number added to the root of the mean squared gradient to avoid division by 0.
     weight_decay: decoupled weight decay (Loshchilov and Hutter 2019).
     decay: parameters with weight decay: `kernels`, arrays of two or more axes; `non_bias`, all that
       are not named bias, so also scales of norms and a schedule's numbers, as in VDM's program.
-      Never those that no gradient trains (FIXED).
+      Parameters without a gradient (FIXED) are always excluded.
   """
 
   b1: float = 0.9
@@ -150,12 +150,12 @@ class Adam(ScheduledOptimizer):
       raise ValueError(f"weight_decay={self.weight_decay} must not be negative")
 
   def rates(self, num_steps: int) -> Rates:
-    """Return the numbers of the schedule and the clip, and weight_decay."""
+    """Return the numbers of the schedule and clipping, and weight_decay."""
     decay = np.asarray(self.weight_decay, np.float32)
     return {**super().rates(num_steps), "weight_decay": decay}
 
   def create(self, num_steps: int, rates: Rates | None = None) -> optax.GradientTransformation:
-    """Return the update rule without the clip, which the step applies since it has the norm.
+    """Return the update rule without clipping, which the step does since it has the norm.
 
     Args:
       num_steps: length of the run.
@@ -165,12 +165,12 @@ class Adam(ScheduledOptimizer):
     decay = optax.add_decayed_weights(rates["weight_decay"], mask=self.decayed)
     return optax.chain(
       optax.scale_by_adam(self.b1, self.b2, self.eps),
-      decay,  # with a weight of 0 too: its state must not depend on it, or no run could change it
+      decay,  # also for weight 0, so that the state's structure does not depend on the weight
       optax.scale_by_learning_rate(self.rate(num_steps, rates)),
     )
 
   def decayed(self, params: Params) -> Any:
-    """Return a tree of booleans: the parameters that weight decay acts on."""
+    """Return a tree of booleans: True for parameters with weight decay."""
 
     def decays(path: Any, leaf: Any) -> bool:
       name = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")[2]

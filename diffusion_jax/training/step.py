@@ -1,4 +1,4 @@
-"""The jitted train and eval steps. Losses return one value an example; averages are taken here."""
+"""The jitted train and eval steps; losses return one value per example, averaged here."""
 
 import dataclasses
 import functools
@@ -34,14 +34,14 @@ Scalars = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """The length, batch and seed of a training run.
+  """Length, batch size and seed of a training run.
 
   Attributes:
     num_steps: number of steps of the run.
-    batch_size: number of images of the global batch.
+    batch_size: number of images in the global batch.
     seed: seed of the parameters, the data order and every draw.
-    accumulation_steps: microbatches that one batch is cut into to save memory. Times and noise of
-      each image stay the same.
+    accumulation_steps: number of microbatches that one batch is split into to save memory. Times
+      and noise of each image stay the same.
     max_skipped_in_a_row: number of successive non-finite updates after which the run stops.
   """
 
@@ -60,11 +60,11 @@ class Training:
 
 
 class Hyperparameters(NamedTuple):
-  """Numbers that are arguments of the compiled step, so that new values need no compilation.
+  """Numbers passed to the compiled step as arguments, so that new values do not recompile it.
 
   Attributes:
-    seed: of every draw, uint32.
-    optimizer: see `Optimizer.rates`; of several objectives, by their names.
+    seed: seed of all draws, uint32.
+    optimizer: see `Optimizer.rates`; a dict by name for several objectives.
     ema: see `EMA.rates`.
   """
 
@@ -76,7 +76,7 @@ class Hyperparameters(NamedTuple):
 def hyperparameters(
   model: GenerativeModel, optimizers: Optimizers, ema: EMA, training: Training
 ) -> Hyperparameters:
-  """Return the numbers of a config, as NumPy scalars."""
+  """Return a config's hyperparameters as NumPy scalars."""
   trained = trained_objectives(model, optimizers)
   rates = [t.optimizer.rates(training.num_steps) for t in trained]
   return Hyperparameters(
@@ -90,7 +90,7 @@ def make_init(
   training: Training,
   averages: Sequence[str] = (),
 ) -> Callable[[Any], TrainState]:
-  """Return seed -> state of step 0; `averages` are the names of those beside the first."""
+  """Return a function seed -> state of step 0 with the first average and those in `averages`."""
   trained = trained_objectives(model, optimizers)
 
   def init(seed: Any) -> TrainState:
@@ -104,19 +104,19 @@ def make_init(
 def make_train_step(
   model: GenerativeModel, optimizers: Optimizers, ema: EMA, training: Training, mesh: Mesh
 ) -> Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, Scalars]]:
-  """One update: gradient of the mean loss, clip, optimizer, EMA; skipped where not finite.
+  """Return a function that makes one update, or skips it if it is not finite.
 
-  The loss and the gradient's norm say whether it is: a finite norm has finite squares, of which
-  every optimizer here makes finite moments. Asking each new parameter too would say no more, and
-  XLA would copy the question, with as many terms as there are parameters, into every fusion that
-  writes a part of the state: 90% of DDPM's program on a CPU. With several objectives, none of them
-  is updated where one is not finite.
+  An update is the gradient of the mean loss, clipping, optimizer and EMA.
+  Loss and gradient norm decide if an update is finite: with a finite norm every optimizer here has
+  finite moments. Checking each new parameter would find no more, and XLA would copy the check, with
+  one term per parameter, into every fusion that writes a part of the state: 90% of DDPM's program
+  on a CPU. With several objectives, none is updated if any is not finite.
 
   Returns:
     A pure function (state, batch, hyperparameters) -> (state, scalars), to be jitted with
-    `jit_train_step`. The scalars are loss and its metrics, grad_norm before the clip (the mean over
-    the microbatches where each is clipped), learning_rate, num_skipped and num_skipped_in_a_row;
-    those of further objectives have their names before them.
+    `jit_train_step`. The scalars are loss and its metrics, grad_norm before clipping (the mean over
+    the microbatches if each is clipped), learning_rate, num_skipped and num_skipped_in_a_row.
+    Scalars of further objectives are prefixed by their names.
   """
   trained = trained_objectives(model, optimizers)
 
@@ -158,7 +158,7 @@ def make_train_step(
 
 
 class _Point(NamedTuple):
-  """Where the gradients of a step are taken."""
+  """The inputs at which a step's gradients are taken."""
 
   model: GenerativeModel
   params: Params
@@ -175,12 +175,12 @@ def _averaged(model: GenerativeModel, state: TrainState, shardings: Any) -> Para
 
 
 def _clipped_gradient(at: _Point, t: Trained, aux: Aux, rates: Rates, mesh: Mesh):
-  """Gradient of one objective with respect to its own parameters, its scalars and state."""
+  """Return one objective's gradient for its own parameters, its scalars and its state."""
   clip_norm = rates.get("clip_norm")
   clip_parts = t.optimizer.clip_scope == "microbatch"
   grads, scalars, aux = _gradient(at, t, aux, clip_norm if clip_parts else None)
   kept = sharding.state_shardings(mesh, grads)
-  grads = jax.lax.with_sharding_constraint(grads, kept)  # summed where they are used
+  grads = jax.lax.with_sharding_constraint(grads, kept)  # reduced to where they are used
   norm = optax.tree.norm(grads)
   if not clip_parts:
     grads, scalars["grad_norm"] = clip_by_norm(grads, norm, clip_norm), norm
@@ -188,14 +188,14 @@ def _clipped_gradient(at: _Point, t: Trained, aux: Aux, rates: Rates, mesh: Mesh
 
 
 def jit_train_step(train_step: Callable, state: Any, mesh: Mesh, voting: bool = False) -> Any:
-  """Jits a train step over the mesh, donating the state it consumes.
+  """Jit a train step over the mesh and donate its input state.
 
   Args:
     train_step: (state, batch, hyperparameters) -> (state, scalars).
     state: a TrainState of arrays or ShapeDtypeStructs.
     mesh: the devices.
-    voting: the jitted function takes a fourth argument, votes [batch shards], whose sum it gives
-      back among the scalars: what one process wants, all learn at the same step.
+    voting: True adds a fourth argument, votes [batch shards], whose sum is returned among the
+      scalars: all processes learn of a process's request at the same step.
   """
   layout, rows = sharding.state_shardings(mesh, state), sharding.batch_sharding(mesh)
   whole = sharding.replicated(mesh)
@@ -216,7 +216,7 @@ def jit_train_step(train_step: Callable, state: Any, mesh: Mesh, voting: bool = 
 def clip_by_norm(
   grads: Params, norm: Float[Array, ""], limit: float | Float[Array, ""] | None
 ) -> Params:
-  """Scales gradients down to a global norm of `limit`; None leaves them."""
+  """Scale gradients down to a global norm of at most `limit`; None changes nothing."""
   if limit is None:
     return grads
   factor = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-30))
@@ -224,7 +224,7 @@ def clip_by_norm(
 
 
 def _advance(finite: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
-  """The new state if the update was finite, else the old one with the skip counted."""
+  """Return the new state if the update was finite, else the old one with the skip counted."""
   kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
   skipped = jnp.where(finite, 0, 1)
   return kept._replace(
@@ -235,7 +235,7 @@ def _advance(finite: Bool[Array, ""], new: TrainState, old: TrainState) -> Train
 
 
 def _gradient(at: _Point, t: Trained, aux: Aux, clip_norm: Any):
-  """Gradient and scalars of the mean loss, over the microbatches one after the other."""
+  """Return gradient and scalars of the mean loss, processing microbatches sequentially."""
   parts = at.training.accumulation_steps
   batches = None if parts == 1 else split_batch(at.batch, parts)
   options: dict[str, Any] = {"train": True, "average": at.average}
@@ -262,7 +262,7 @@ def _gradient(at: _Point, t: Trained, aux: Aux, clip_norm: Any):
 
 
 def _batch_mean(values_of: Callable[[Batch], Array], batches: Batch) -> Array:
-  """Mean over the examples of all microbatches, which are gone through one after the other."""
+  """Return the mean over the examples of all microbatches, processed sequentially."""
 
   def total(part: Batch) -> tuple[Array, Array]:
     values = values_of(part)
@@ -287,7 +287,7 @@ def _accumulate(one: Callable, aux, batches: Batch, parts: int):
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:
-  """Cuts a batch into [parts, B / parts, ...], every parts-th example together.
+  """Split a batch into [parts, B / parts, ...], with every parts-th example in one part.
 
   Strided, so that each device keeps its own examples.
   """
@@ -297,15 +297,15 @@ def split_batch(batch: Batch, parts: int) -> Batch:
 
 
 def masked_mean(values: Float[Array, "B"], mask: Float[Array, "B"]) -> Float[Array, ""]:
-  """Mean over the examples that are not padding."""
+  """Return the mean over the examples that are not padding."""
   return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
 def measured_likelihoods(generative: GenerativeModel, names: Sequence[str]) -> list[str]:
-  """Those of `names` that a model has; only the default "elbo" may be missing.
+  """Return those of `names` that a model has; only the default "elbo" may be missing.
 
   Raises:
-    UserError: another name that the model does not have.
+    UserError: the model does not have another of the names.
   """
   for name in names:
     if name not in generative.likelihoods and name != "elbo":
@@ -320,15 +320,15 @@ def measured_likelihoods(generative: GenerativeModel, names: Sequence[str]) -> l
 def make_eval_step(
   generative: GenerativeModel, likelihoods: Sequence[str]
 ) -> Callable[[Params, Aux, Batch, Any], Scalars]:
-  """Held-out figures of each example of a batch, from one fixed noise an example.
+  """Return a function for held-out metrics per example, with one fixed noise per example.
 
   Args:
     generative: the model.
-    likelihoods: names in `generative.likelihoods` to measure too.
+    likelihoods: names in `generative.likelihoods` to measure as well.
 
   Returns:
     (params, aux, batch, seed of the noise) -> name -> values [B]: "loss", the loss's metrics, and
-    "name/term" of each of those likelihoods in bits/dim.
+    "name/term" of each of these likelihoods in bits/dim.
   """
 
   def eval_step(params: Params, aux: Aux, batch: Batch, seed: Any) -> Scalars:

@@ -1,4 +1,4 @@
-"""Figures of the training loop: read late, so that the host never waits for the device."""
+"""Throughput of the training loop; values are read late, so that the host never waits."""
 
 import contextlib
 import math
@@ -12,17 +12,17 @@ from jaxtyping import Array
 from diffusion_jax.parallel import watchdog
 
 VOTES = "stop_votes"
-"""A scalar that is no figure: how many shards of the step belong to processes that must stop."""
+"""Name of a scalar that is not a metric: shards of processes that must stop."""
 
 STARTED = time.perf_counter()
-"""When the program began, a moment after its process did."""
+"""Time when the program began, slightly after the process started."""
 
 LAG = 2
-"""Steps that may be in flight before the scalars of the oldest are read."""
+"""Number of steps in flight before the scalars of the oldest are read."""
 
 
 class NonFinite(Exception):
-  """Too many updates in a row were skipped.
+  """Raised when too many updates in a row were skipped.
 
   Attributes:
     first, last: steps (counted from 1) whose loss or gradient was not finite.
@@ -34,15 +34,15 @@ class NonFinite(Exception):
 
 
 class Meter:
-  """Means over a logging interval, images/s, and where the time went.
+  """Means over a logging interval, images per second, and shares of the time.
 
   Args:
-    batch_size: images of a global batch.
-    max_skipped_in_a_row: successive skipped updates that end the run.
-    flops, peak_flops: of a step, and of each second, both of one device; None where not known.
+    batch_size: images per global batch.
+    max_skipped_in_a_row: number of successive skipped updates that ends the run.
+    flops, peak_flops: FLOPs per step and peak FLOPs per second, both per device; None if unknown.
 
   Attributes:
-    stop_votes: what the newest step that was read says of VOTES; the same on all processes.
+    stop_votes: value of VOTES in the newest step read; the same on all processes.
   """
 
   def __init__(
@@ -61,13 +61,13 @@ class Meter:
     self.restart()
 
   def restart(self, wait_sec: float = 0.0) -> None:
-    """Begins an interval now."""
+    """Begin an interval now."""
     self._rows = []
     self._started, self._paused_sec, self._waited_sec = time.perf_counter(), 0.0, wait_sec
     self._saving_sec = 0.0
 
   def push(self, step: int, scalars: Mapping[str, Array]) -> None:
-    """Takes the scalars of the step that was just dispatched.
+    """Add the scalars of the step that was just dispatched.
 
     Raises:
       NonFinite: the limit of skipped updates is reached.
@@ -77,13 +77,13 @@ class Meter:
       self._read()
 
   def drain(self) -> None:
-    """Waits for every step in flight; raises NonFinite as `push` does."""
+    """Wait for every step in flight; raise NonFinite as `push` does."""
     while self._pending:
       self._read()
 
   @contextlib.contextmanager
   def pause(self, saving: bool = False) -> Iterator[None]:
-    """Time inside (saving, sampling) does not count as training."""
+    """Exclude the time inside (saving, sampling) from the training time."""
     begun = time.perf_counter()
     yield
     seconds = time.perf_counter() - begun
@@ -91,12 +91,12 @@ class Meter:
     self._saving_sec += seconds if saving else 0.0
 
   def interval(self, wait_sec: float) -> dict[str, float]:
-    """Figures since the last call: means of the scalars, speed, data wait, saving.
+    """Return metrics since the last call: means of the scalars, speed, data wait, saving.
 
-    "checkpoint_stall_share" is the part of the interval's wall time in which saving held the loop
-    up; "goodput" the part of the wall time since the program began that went into steps that were
-    not skipped, waits for data left out; "mfu" the program's FLOPs (what rematerialisation computes
-    twice counts twice) over what the device could do in that time.
+    "checkpoint_stall_share" is the share of the interval's wall time in which saving blocked the
+    loop. "goodput" is the share of the wall time since the program began that was spent on steps
+    that were not skipped, without waits for data. "mfu" is the program's FLOPs (rematerialised work
+    counts twice) divided by the device's peak FLOPs in that time.
 
     Args:
       wait_sec: seconds spent waiting for data since the run began.
@@ -132,6 +132,6 @@ class Meter:
 
 
 def _mean(values: list[float]) -> float:
-  """Mean of the finite values: a skipped step has none to add."""
+  """Return the mean of the finite values; skipped steps contribute none."""
   finite = [v for v in values if math.isfinite(v)]
   return sum(finite) / len(finite) if finite else math.nan

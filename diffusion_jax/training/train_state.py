@@ -1,4 +1,4 @@
-"""What a training run carries from step to step: parameters, optimizer, averages and counters."""
+"""State of a training run between steps: parameters, optimizer, averages and counters."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,22 +10,22 @@ from jaxtyping import Array, Int
 from diffusion_jax.types import Aux, Params
 
 AS_OFFSETS = {"tracked_as": "offsets"}
-"""Mark of stored averages that were tracked as differences; older ones have more rounding."""
+"""Mark of averages stored as differences; older checkpoints have larger rounding errors."""
 
 
 class TrainState(NamedTuple):
-  """One atomic unit; all floats are float32.
+  """The complete training state; all floats are float32.
 
   Attributes:
-    step: batches consumed so far, the skipped ones included.
+    step: number of batches consumed so far, including skipped ones.
     params: trained parameters.
-    opt_state: of the optimizer; of several objectives, by their names.
-    aux: state that the loss carries, likewise.
-    num_skipped: updates skipped for a non-finite loss or gradient.
-    num_skipped_in_a_row: the same since the last good update.
-    offsets: each average minus the parameters, by its name: "ema", which is sampled and evaluated,
-      and those of `EMA.names`. Differences, because a float32 average that moves by less than half
-      of its last digit in an update would stand still; see `EMA.update`.
+    opt_state: state of the optimizer; for several objectives a dict by their names.
+    aux: state of the loss; for several objectives a dict by their names.
+    num_skipped: number of updates skipped for a non-finite loss or gradient.
+    num_skipped_in_a_row: number of skipped updates since the last good one.
+    offsets: each average minus the parameters, by name: "ema", which is sampled and evaluated, and
+      those of `EMA.names`. Differences are stored because a float32 average stops moving when an
+      update is less than half of its last digit; see `EMA.update`.
   """
 
   step: Int[Array, ""]
@@ -38,7 +38,7 @@ class TrainState(NamedTuple):
 
   @property
   def ema(self) -> Params:
-    """The average that is sampled and evaluated, computed anew at each access."""
+    """The average that is sampled and evaluated, computed at each access."""
     return average(self.params, self.offsets["ema"])
 
 
@@ -48,12 +48,12 @@ def create_state(
   opt_state: Any,
   averages: Sequence[str] = (),
 ) -> TrainState:
-  """The state before the first step; all averages start at the initial parameters.
+  """Return the state before the first step; all averages start at the initial parameters.
 
   Args:
-    params, aux: the model's.
-    opt_state: of the optimizer, see `training.objectives` for several.
-    averages: names of those beside the first.
+    params, aux: initial parameters and loss state of the model.
+    opt_state: initial optimizer state; see `training.objectives` for several.
+    averages: names of the averages after the first.
   """
   return TrainState(
     step=jnp.int32(0),
@@ -68,24 +68,24 @@ def create_state(
 
 @jax.jit
 def average(params: Params, offset: Params) -> Params:
-  """Return an average from its distance to the parameters, see `TrainState.offsets`."""
+  """Return an average from its difference to the parameters, see `TrainState.offsets`."""
   return jax.tree.map(jnp.add, params, offset)
 
 
 def holds_averages(leaves: Iterable[str]) -> bool:
-  """Return whether stored leaves hold averages themselves, as early versions stored them."""
+  """Return True if stored leaves contain the averages themselves, as in early versions."""
   return any(name.startswith("ema/") for name in leaves)
 
 
 def with_averages(state: TrainState) -> dict[str, Any]:
-  """Return the tree of a state, or of its shapes, as early versions stored it."""
+  """Return the tree of a state, or of its shapes, in the format of early versions."""
   offsets = dict(state.offsets)
   fields = {name: value for name, value in state._asdict().items() if name != "offsets"}
   return {**fields, "ema": offsets.pop("ema"), "averages": offsets}
 
 
 def from_averages(stored: Mapping[str, Any]) -> TrainState:
-  """Return the state that a tree of `with_averages` holds."""
+  """Return the state for a stored tree in the format of `with_averages`."""
   fields = dict(stored)
   averages = {"ema": fields.pop("ema"), **fields.pop("averages")}
   offsets = {name: _difference(tree, fields["params"]) for name, tree in averages.items()}
@@ -98,5 +98,5 @@ def _difference(tree: Params, other: Params) -> Params:
 
 
 def count_parameters(params: Params) -> int:
-  """Number of trained numbers."""
+  """Return the total number of elements of the parameters."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))
