@@ -1,6 +1,7 @@
 """A denoising diffusion model: process, network, loss, sampler and guidance as one model."""
 
 import dataclasses
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -44,15 +45,17 @@ class Diffusion:
   label_dropout: float = 0.1
   augmentation: float = 0.0
 
-  sections: ClassVar[Mapping[str, Any]] = {
-    "process": Registry("process", Process, PROCESSES, NOISE_SCHEDULES),
-    "model": NETWORKS,
-    "loss": DENOISING_LOSSES,
-    "sampler": SAMPLERS,
-    "guidance": Guidance,
-    "spectrum": Spectrum,
-    **DIFFUSION_LIKELIHOODS,
-  }
+  sections: ClassVar[ChainMap[str, Any]] = ChainMap(
+    {
+      "process": Registry("process", Process, PROCESSES, NOISE_SCHEDULES),
+      "model": NETWORKS,
+      "loss": DENOISING_LOSSES,
+      "sampler": SAMPLERS,
+      "guidance": Guidance,
+      "spectrum": Spectrum,
+    },
+    DIFFUSION_LIKELIHOODS,
+  )
 
   def __post_init__(self):
     if self.sigma_data <= 0:

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -68,11 +69,9 @@ class LatentDiffusion:
   conditional: bool = False
   label_dropout: float = 0.1
 
-  sections: ClassVar[Mapping[str, Any]] = {
-    **Diffusion.sections,
-    "autoencoder": VAES,
-    "decoder": DECODERS,
-  }
+  sections: ClassVar[ChainMap[str, Any]] = ChainMap(
+    {"autoencoder": VAES, "decoder": DECODERS}, *Diffusion.sections.maps
+  )
   trains_on_latents: ClassVar[bool] = True
 
   def __post_init__(self):

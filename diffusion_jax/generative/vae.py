@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -36,12 +37,9 @@ from diffusion_jax.types import (
 class VAE:
   """A variational autoencoder; its sections hold all that can be chosen."""
 
-  sections: ClassVar[Mapping[str, Any]] = {
-    "model": VAES,
-    "decoder": DECODERS,
-    "loss": VAE_LOSSES,
-    **VAE_LIKELIHOODS,
-  }
+  sections: ClassVar[ChainMap[str, Any]] = ChainMap(
+    {"model": VAES, "decoder": DECODERS, "loss": VAE_LOSSES}, VAE_LIKELIHOODS
+  )
 
   def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> "VAEModel":
     """Return the model that the built sections make.

@@ -226,6 +226,9 @@ def _model_sections(raw: Mapping[str, Any], overrides: Sequence[Override]) -> Ma
   for override in overrides:
     if (override.section, override.field) == ("generative", "name"):
       name = override.text
+  for registry in (DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS):
+    for likelihood in registry:
+      registry.find(likelihood, registry.kind)
   return GENERATIVES.find(str(name), "config.generative.name").sections
 
 
@@ -293,6 +296,8 @@ def _changes(
 
 def _may_change(section: str, field: str) -> bool:
   section = "optimizer" if section.endswith("_optimizer") else section
+  if section in DIFFUSION_LIKELIHOODS or section in VAE_LIKELIHOODS:
+    return True
   return bool({"*", field} & CHANGEABLE.get(section, set()))
 
 

@@ -1,0 +1,123 @@
+"""An estimator of one's own: a section of the config, measured by the model and by the audit."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.auditing import estimator_rows
+from diffusion_jax.core import rng
+from diffusion_jax.core.registry import broken_contract
+from diffusion_jax.likelihood import (
+  DIFFUSION_LIKELIHOODS,
+  VAE_LIKELIHOODS,
+  ContinuousBound,
+  Likelihood,
+  LikelihoodBase,
+  ProbabilityFlow,
+  VAELikelihood,
+)
+from diffusion_jax.processes import Denoiser, EDMProcess, Flow, LinearVP
+from diffusion_jax.runs.experiment import build_experiment
+from diffusion_jax.types import Estimate, Examples, ImageSpec, UserError
+
+POINTS = np.float32([[1.0, 0.5], [-0.3, 0.2], [0.0, -2.0]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Loose(LikelihoodBase):
+  """The bound in continuous time and some bits more, which are a bound too."""
+
+  more: float = 0.5
+
+  @property
+  def figure_name(self):
+    return "loose"
+
+  def serves(self, process):
+    return process.num_timesteps is None
+
+  def estimate(self, model, examples, keys):
+    found = ContinuousBound(8).estimate(model, examples, keys)
+    return Estimate(found.bits_per_dim + self.more, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Nameless(LikelihoodBase):
+  """Forgets the name of its figure and the way that estimators are called."""
+
+  def estimate(self, network, process, params, keys, x0, labels, num_levels):
+    return Estimate(jnp.zeros(len(x0)), {})
+
+
+CONFIG = {
+  "generative": {"name": "diffusion", "prediction": "velocity"},
+  "process": {"name": "flow"}, "model": {"name": "mlp"}, "loss": {"name": "flow_matching"},
+  "sampler": {"name": "euler"}, "data": {"name": "digits"}, "optimizer": {"name": "adam"},
+}  # fmt: skip
+
+
+def test_one_that_is_added_is_a_section_and_a_figure_of_the_model(monkeypatch):
+  monkeypatch.setitem(DIFFUSION_LIKELIHOODS, "loose", Loose)
+  experiment = build_experiment({**CONFIG, "loose": {"more": 0.25}})
+  assert experiment.sections["loose"] == Loose(0.25)
+  assert "loose" in experiment.create(ImageSpec(4, 4, 1, 17, 3)).likelihoods
+
+
+def test_what_one_lacks_is_said_when_the_config_is_read(monkeypatch):
+  monkeypatch.setitem(DIFFUSION_LIKELIHOODS, "nameless", Nameless)
+  with pytest.raises(
+    UserError, match=r"likelihood=nameless: figure_name is missing .*; estimate m"
+  ):
+    build_experiment(CONFIG)
+
+
+@pytest.mark.parametrize("cls", [*DIFFUSION_LIKELIHOODS.values(), Loose])
+def test_estimators_keep_the_contract(cls):
+  assert broken_contract(cls, Likelihood) is None
+
+
+@pytest.mark.parametrize("cls", VAE_LIKELIHOODS.values())
+def test_estimators_of_vaes_keep_theirs(cls):
+  assert broken_contract(cls, VAELikelihood) is None
+
+
+def test_the_audit_measures_it_and_fails_what_declares_nothing(monkeypatch):
+  monkeypatch.setattr(estimator_rows, "PLACES", ("linear_vp", "edm"))
+  (row,) = estimator_rows.audit_likelihoods({"loose": Loose})
+  assert row.entry == "loose on edm"
+  assert row.passed
+  too_low = dataclasses.make_dataclass("Low", [("more", float, -2.0)], bases=(Loose,), frozen=True)
+  (row,) = estimator_rows.audit_likelihoods({"low": too_low})
+  assert not row.passed
+  wrong = type("Wrong", (Loose,), {"estimates": "sometimes"})
+  for cls, words in ((Nameless, "figure_name is missing"), (wrong, "estimates='sometimes' must")):
+    (row,) = estimator_rows.audit_likelihoods({"own": cls})
+    assert words in row.quantity
+    assert not row.passed
+
+
+@pytest.mark.parametrize("estimator", [ContinuousBound(16), ProbabilityFlow(trace="exact")])
+@pytest.mark.parametrize("process", [Flow(), EDMProcess()])
+def test_points_in_the_plane_have_likelihoods(estimator, process):
+  """As images of one pixel and two channels with the same numbers have."""
+
+  @jax.jit
+  def bits(x, keys):
+    model = Denoiser(lambda x, *_: 0.5 * x, process, "edm")
+    return estimator.estimate(model, Examples(x), keys).bits_per_dim
+
+  keys = rng.example_keys(jax.random.key(0), jnp.arange(3))
+  found = np.asarray(bits(POINTS, keys))
+  assert np.isfinite(found).all()
+  np.testing.assert_allclose(bits(POINTS.reshape(3, 1, 1, 2), keys), found, rtol=1e-4)
+
+
+def test_steps_have_the_discrete_bound_of_points_too():
+  model = Denoiser(lambda x, *_: 0.5 * x, LinearVP(20), "x0")
+  keys = rng.example_keys(jax.random.key(0), jnp.arange(3))
+  bound = DIFFUSION_LIKELIHOODS["vlb"](clip=False)
+  run = jax.jit(lambda x: bound.estimate(model, Examples(x), keys).bits_per_dim)
+  np.testing.assert_allclose(run(POINTS), run(POINTS.reshape(3, 1, 1, 2)), rtol=1e-5)
