@@ -23,6 +23,8 @@ from diffusion_jax.inference import outputs, restore
 from diffusion_jax.inference.draw import (
   autoguided,
   choose_labels,
+  fields_in_turn,
+  fields_source,
   first_examples,
   make_draw,
   make_reconstruct,
@@ -75,11 +77,12 @@ def draw_images(args, experiment: Experiment) -> None:
   if args.reconstruct:
     num, columns = reconstruct(args, experiment, generative, mesh, params)
   else:
-    call = make_draw(generative, mesh, size)
+    call, source = make_draw(generative, mesh, size), fields_source(generative, experiment.data)
 
     def compute(first: int) -> dict[str, np.ndarray]:
       own = None if labels is None else labels[(first + np.arange(size)) % args.num]
-      images = to_uint8(call(params, own, size, args.seed, first))
+      fields = fields_in_turn(generative, source, first, size) if source else {}
+      images = to_uint8(call(params, own, size, args.seed, first, fields))
       return {"images": images, "labels": np.full(size, -1) if own is None else own}
 
     chunks = outputs.make(args.out, {"asked": asked, **made_of}, args.num, size, compute, "images")

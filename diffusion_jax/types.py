@@ -269,6 +269,11 @@ class GenerativeModel(Protocol):
     ...
 
   @property
+  def fields(self) -> tuple[str, ...]:
+    """Names of the arrays of a batch that its network is given."""
+    ...
+
+  @property
   def trains_on(self) -> tuple[tuple[int, ...], Any] | None:
     """Shape and type of `Batch.image` in training if it differs from pixel levels, else None."""
     ...

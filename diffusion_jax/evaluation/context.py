@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from diffusion_jax.extractors import (
   train_domain,
 )
 from diffusion_jax.extractors.domain import Recipe, default_features_path
-from diffusion_jax.inference.draw import Draw, make_draw
+from diffusion_jax.inference.draw import Draw, fields_in_turn, make_draw
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
 from diffusion_jax.metrics import Metric, create_metrics
 from diffusion_jax.parallel import sharding
@@ -214,6 +215,12 @@ def _check_splits(bench: Bench, has_features: bool) -> None:
       reference.check_num(source)
 
 
+def sampled_fields(bench: Bench, first: int, num: int) -> dict[str, np.ndarray]:
+  """Return the named arrays that samples are given: those of the reference split, in turn."""
+  source = split_of(bench, bench.experiment.eval.reference_split)
+  return fields_in_turn(bench.generative, source, first, num)
+
+
 def check_traces(generative: GenerativeModel, names: Sequence[str], train: Source) -> None:
   """Trace a model's sampler and likelihoods without running them, so that their errors show.
 
@@ -224,7 +231,8 @@ def check_traces(generative: GenerativeModel, names: Sequence[str], train: Sourc
 
   def trace(batch: Any) -> Any:
     params, keys = generative.init(jax.random.key(0))[0], rng.sample_keys(0, one.index)
-    condition = Condition(batch.label if generative.num_classes else None)
+    fields = {name: batch.fields[name] for name in generative.fields}
+    condition = Condition(batch.label if generative.num_classes else None, fields=fields)
     drawn = generative.sample(params, keys, condition)
     estimates = [generative.likelihoods[name](params, keys, batch) for name in names]
     return drawn.images, [estimate.bits_per_dim for estimate in estimates]
@@ -348,7 +356,11 @@ PROBES = 16
 
 
 def num_evaluations(
-  generative: GenerativeModel, params: Params, seed: int, classes: Sequence[int]
+  generative: GenerativeModel,
+  params: Params,
+  seed: int,
+  classes: Sequence[int],
+  fields: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> int | float:
   """Return the network evaluations per image.
 
@@ -359,7 +371,7 @@ def num_evaluations(
   def draw(params):
     keys = rng.sample_keys(seed, jax.numpy.arange(PROBES))
     labels = jax.numpy.resize(jax.numpy.asarray(classes), (PROBES,)) if len(classes) else None
-    found = generative.sample(params, keys, Condition(labels)).num_evaluations
+    found = generative.sample(params, keys, Condition(labels, fields=dict(fields))).num_evaluations
     counted.append(found)
     return jax.numpy.asarray(found, jax.numpy.float32)
 

@@ -13,7 +13,15 @@ from jaxtyping import UInt8
 from diffusion_jax import metrics
 from diffusion_jax.core.pixels import QUANTISATION, to_uint8
 from diffusion_jax.evaluation import bits_per_dim, noise_levels, sample_metrics
-from diffusion_jax.evaluation.context import Bench, Instrument, Setting, num_evaluations, split_of
+from diffusion_jax.evaluation.context import (
+  PROBES,
+  Bench,
+  Instrument,
+  Setting,
+  num_evaluations,
+  sampled_fields,
+  split_of,
+)
 from diffusion_jax.evaluation.held_out_pass import baseline_bits
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.extractors import Features
@@ -163,7 +171,8 @@ def draw_samples(
     def compute(first=first, size=size):
       nonlocal new
       labels = labels_of(bench, first, size)
-      images = to_uint8(setting.draw(subject.params, labels, size, seed, first))
+      fields = sampled_fields(bench, first, size)
+      images = to_uint8(setting.draw(subject.params, labels, size, seed, first, fields))
       new += size
       return {"images": images, "labels": np.full(size, -1) if labels is None else labels}
 
@@ -340,7 +349,11 @@ def _sweep(bench: Bench, subject: Subject) -> Summary:
       {
         "overrides": dict(setting.overrides),
         "num_evaluations": num_evaluations(
-          setting.generative, subject.params, bench.seed, bench.classes
+          setting.generative,
+          subject.params,
+          bench.seed,
+          bench.classes,
+          sampled_fields(bench, 0, PROBES),
         ),
         "num_samples": bench.num_samples,
         **found,

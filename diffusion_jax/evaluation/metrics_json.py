@@ -76,7 +76,11 @@ def _samples(bench: Bench, subject: Subject) -> Summary:
     "auto_spacing": facts["auto_spacing"],
     "guidance": facts["settings"].get("guidance"),
     "num_evaluations": benches.num_evaluations(
-      bench.generative, subject.params, bench.seed, bench.classes
+      bench.generative,
+      subject.params,
+      bench.seed,
+      bench.classes,
+      benches.sampled_fields(bench, 0, benches.PROBES),
     ),
     "labels": facts["labels"],
     "quantisation": QUANTISATION,

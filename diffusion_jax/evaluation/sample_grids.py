@@ -10,7 +10,7 @@ from diffusion_jax.core import rng
 from diffusion_jax.core.files import grid_columns, image_grid
 from diffusion_jax.core.pixels import as_pictures, to_uint8
 from diffusion_jax.evaluation import measure
-from diffusion_jax.evaluation.context import Bench
+from diffusion_jax.evaluation.context import Bench, sampled_fields
 from diffusion_jax.evaluation.measure import Subject
 from diffusion_jax.inference import draw
 from diffusion_jax.parallel import sharding
@@ -75,14 +75,15 @@ def _progression(bench: Bench, subject: Subject) -> Picture:
 
   The last one is final.
   """
-  labels = measure.labels_of(bench, 0, ROWS)
+  fields = sampled_fields(bench, 0, ROWS)
+  condition = Condition(measure.labels_of(bench, 0, ROWS), fields=fields)
 
   @jax.jit
-  def follow(params, index, labels):
+  def follow(params, index, condition):
     keys = rng.sample_keys(bench.seed, index)
-    return bench.generative.trajectory(params, keys, Condition(labels))
+    return bench.generative.trajectory(params, keys, condition)
 
-  path = sharding.fetch(follow(subject.params, np.arange(ROWS, dtype=np.uint32), labels))
+  path = sharding.fetch(follow(subject.params, np.arange(ROWS, dtype=np.uint32), condition))
   steps = np.unique(np.linspace(0, len(path) - 1, min(MOMENTS, len(path))).astype(int))
   cells = to_uint8(path[steps]).swapaxes(0, 1).reshape(-1, *path.shape[2:])
   numbers = ", ".join(str(step + 1) for step in steps)

@@ -96,6 +96,10 @@ class ModelBase:
     return 0
 
   @property
+  def fields(self) -> tuple[str, ...]:
+    return ()
+
+  @property
   def trains_on(self) -> tuple[tuple[int, ...], Any] | None:
     return None
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.generative.augmentation import Augmentation
+from diffusion_jax.generative.conditioning import Conditioning, make_conditioning
 from diffusion_jax.generative.diffusion_model import DiffusionModel, far_from_noise
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
 from diffusion_jax.losses import DENOISING_LOSSES
@@ -33,8 +34,11 @@ class Diffusion:
     prediction: quantity that the network predicts, see `processes.denoiser`.
     sigma_data: standard deviation of the data, for prediction=edm.
     conditional: give the network the class; needs a labelled data set.
-    label_dropout: fraction of training examples whose class is hidden (the null class), so that
-      guidance has an unconditional model to push away from.
+    label_dropout: fraction of training examples whose class (`dropped`) is hidden, the null class,
+      so that guidance has an unconditional model to push away from.
+    fields: named arrays of the data set that the network is given, such as embedding,mask.
+    dropped: parts of the condition that are hidden together: label and names of `fields`, which
+      become zeros.
     augmentation: probability of each of EDM's augmentations, 0.12 there; 0: none. The network must
       take their labels, model.augmentation_labels=9.
   """
@@ -44,6 +48,8 @@ class Diffusion:
   conditional: bool = False
   label_dropout: float = 0.1
   augmentation: float = 0.0
+  fields: tuple[str, ...] = ()
+  dropped: tuple[str, ...] = ("label",)
 
   sections: ClassVar[ChainMap[str, Any]] = ChainMap(
     {
@@ -77,7 +83,11 @@ class Diffusion:
     Raises:
       ValueError: parts that do not fit each other or the data.
     """
-    self._check(parts, spec)
+    conditioning = make_conditioning(
+      self.conditional, self.fields, self.dropped, self.label_dropout, spec
+    )
+    self._check(parts, spec, conditioning)
+    given = spec._replace(fields=conditioning.fields)
     process = parts["process"].bind(parts["process"].init(jax.random.key(0)))
     estimators = [e for e in (parts[n] for n in DIFFUSION_LIKELIHOODS) if e.serves(process)]
     learns = parts["model"].learned_variance
@@ -89,21 +99,20 @@ class Diffusion:
     return DiffusionModel(
       spec=spec,
       process=parts["process"],
-      backbone=parts["model"].create(spec, spec.num_classes + 1 if self.conditional else 0),
+      backbone=parts["model"].create(given, spec.num_classes + 1 if self.conditional else 0),
       prediction=self.prediction,
       sigma_data=self.sigma_data,
       learned_variance=learns,
       objective=parts["loss"],
       sampler=sampler,
       guidance=parts["guidance"],
-      null_label=spec.num_classes if self.conditional else None,
-      label_dropout=self.label_dropout,
+      conditioning=conditioning,
       augmentation=Augmentation(self.augmentation),
       estimators={e.figure_name: e for e in estimators},
       spectrum=parts["spectrum"],
     )
 
-  def _check(self, parts: Mapping[str, Any], spec: ImageSpec) -> None:
+  def _check(self, parts: Mapping[str, Any], spec: ImageSpec, given: Conditioning) -> None:
     if parts["loss"].needs_variance != parts["model"].learned_variance:
       _refuse_variance(parts["loss"].needs_variance)
     wanted = {
@@ -118,13 +127,8 @@ class Diffusion:
         "this loss counts grey levels, and augmented images lie between them; set "
         "--config.generative.augmentation=0, or --config.loss.name=simple"
       )
-    if self.conditional and not spec.num_classes:
-      raise ValueError(
-        "generative.conditional is true but the data set has no labels; "
-        "set --config.generative.conditional=false"
-      )
     guided = parts["guidance"].weight != 1.0 and parts["guidance"].against == "null_class"
-    if guided and not (self.conditional and self.label_dropout > 0):
+    if guided and not given.droppable:
       raise ValueError(
         f"guidance.weight={parts['guidance'].weight} needs a class-conditional model trained with "
         "label dropout; set --config.guidance.weight=1 (this model: conditional="

@@ -8,13 +8,14 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from diffusion_jax.core import rng
 from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.generative.augmentation import Augmentation
 from diffusion_jax.generative.base import ModelBase, loss_keys
+from diffusion_jax.generative.conditioning import Conditioning
 from diffusion_jax.likelihood import Spectrum
 from diffusion_jax.losses import Loss
 from diffusion_jax.models import Network
@@ -83,8 +84,7 @@ class DiffusionModel(ModelBase):
     learned_variance: True if it gives variance logits too.
     objective: the loss.
     sampler, guidance: how it is sampled.
-    null_label: the class that stands for none; None: an unconditional model.
-    label_dropout: probability of the null class in training.
+    conditioning: what the network is given with each example.
     augmentation: of training images.
     estimators: likelihood estimators by name.
     spectrum: the loss by log-SNR.
@@ -101,8 +101,7 @@ class DiffusionModel(ModelBase):
   objective: Loss
   sampler: Sampler
   guidance: Guidance
-  null_label: int | None
-  label_dropout: float
+  conditioning: Conditioning
   augmentation: Augmentation
   estimators: Mapping[str, Any]
   spectrum: Spectrum
@@ -123,7 +122,11 @@ class DiffusionModel(ModelBase):
 
   @property
   def num_classes(self) -> int:
-    return self.null_label or 0
+    return self.conditioning.num_classes
+
+  @property
+  def fields(self) -> tuple[str, ...]:
+    return tuple(self.conditioning.fields)
 
   @property
   def likelihoods(self) -> Mapping[str, Likelihood]:
@@ -167,8 +170,8 @@ class DiffusionModel(ModelBase):
     step, keys, dropout_key = loss_keys(key, batch, train)
     x0 = from_levels(batch.image, self.spec.num_levels)
     x0, augmentation_labels = self.augmentation.training(keys, x0, dropout_key is not None)
-    labels = self.training_labels(keys, batch.label, dropout_key)
-    condition = Condition(labels, augmentation=augmentation_labels)
+    condition = self.conditioning.in_training(keys, batch, dropout_key)
+    condition = condition._replace(augmentation=augmentation_labels)
     examples = Examples(
       x0, condition, jnp.asarray(batch.index), batch.mask, step, self.spec.num_levels
     )
@@ -189,17 +192,6 @@ class DiffusionModel(ModelBase):
       return None
     return self.bind(jax.lax.stop_gradient(params)).denoiser
 
-  def training_labels(
-    self, keys: Keys, labels: Int[Array | np.ndarray, "B"], dropout_key: Key | None
-  ) -> Int[Array | np.ndarray, "B"] | None:
-    """None for an unconditional model; some hidden behind the null class while training."""
-    if self.null_label is None:
-      return None
-    if dropout_key is None:
-      return labels
-    hidden = rng.uniform(rng.stream(keys, Stream.CONDITION_DROPOUT)) < self.label_dropout
-    return jnp.where(hidden, self.null_label, labels)
-
   def _likelihood(self, estimator: Any, params: Params, keys: Keys, batch: Batch) -> Estimate:
     """Return the figure of a class-conditional model given the label."""
     return estimator.estimate(*self._measured(params, batch), keys)
@@ -210,7 +202,7 @@ class DiffusionModel(ModelBase):
   def _measured(self, params: Params, batch: Batch) -> tuple[Denoiser, Examples]:
     """Return what an estimator takes besides keys."""
     x0 = from_levels(batch.image, self.spec.num_levels)
-    condition = Condition(None if self.null_label is None else batch.label)
+    condition = self.conditioning.given(batch)
     examples = Examples(x0, condition, num_levels=self.spec.num_levels)
     return self.bind(params).denoiser, examples
 
@@ -267,10 +259,8 @@ class DiffusionModel(ModelBase):
         "guidance.against=model needs the run of an inferior model: sample with "
         "--guide_workdir=DIR, or set --config.guidance.against=null_class"
       )
-    null_condition = None
-    if self.null_label is not None:
-      null_condition = condition._replace(label=jnp.full(num, self.null_label))
-      condition = null_condition if condition.label is None else condition
+    condition = self.conditioning.complete(condition, num)
+    null_condition = self.conditioning.null(condition) if self.conditioning.droppable else None
     needs_variance = self.sampler.needs_variance
     return self.guidance.bind(model, condition, null_condition, guide, needs_variance)
 
@@ -305,8 +295,8 @@ class DiffusionModel(ModelBase):
     return self.sampler
 
   def _unguided(self, model: Denoiser, num: int) -> Denoise:
-    labels = None if self.null_label is None else jnp.full(num, self.null_label)
-    return functools.partial(model.denoise, condition=Condition(labels))
+    condition = self.conditioning.complete(UNCONDITIONAL, num)
+    return functools.partial(model.denoise, condition=condition)
 
 
 def decoded(sampler: Sampler, process: Process, x: Float[Array, "N ..."]) -> Float[Array, "N ..."]:

@@ -62,12 +62,15 @@ class LatentDiffusion:
     conditional: give the network the class; needs a labelled data set.
     label_dropout: fraction of training examples whose class is hidden (the null class), so that
       guidance has an unconditional model to push away from.
+    fields, dropped: see `Diffusion`.
   """
 
   prediction: PredictionName = "eps"
   sigma_data: float = 1.0
   conditional: bool = False
   label_dropout: float = 0.1
+  fields: tuple[str, ...] = ()
+  dropped: tuple[str, ...] = ("label",)
 
   sections: ClassVar[ChainMap[str, Any]] = ChainMap(
     {"autoencoder": VAES, "decoder": DECODERS}, *Diffusion.sections.maps
@@ -78,7 +81,10 @@ class LatentDiffusion:
     self._inner()
 
   def _inner(self) -> Diffusion:
-    return Diffusion(self.prediction, self.sigma_data, self.conditional, self.label_dropout)
+    return Diffusion(
+      self.prediction, self.sigma_data, self.conditional, self.label_dropout,
+      fields=self.fields, dropped=self.dropped,
+    )  # fmt: skip
 
   def warning(self, parts: Mapping[str, Any]) -> str | None:
     """Return a line on parts that work but hardly as was meant, or None."""
@@ -103,7 +109,8 @@ class LatentDiffusion:
       )
     _check_clip(parts)
     height, width, channels = networks.latent_shape
-    inner = self._inner().create(parts, ImageSpec(height, width, channels, None, spec.num_classes))
+    latents = ImageSpec(height, width, channels, None, spec.num_classes, spec.fields)
+    inner = self._inner().create(parts, latents)
     return LatentDiffusionModel(spec, networks, decoder, inner, parts["data"].autoencoder)
 
 
@@ -169,6 +176,10 @@ class LatentDiffusionModel(ModelBase):
   @property
   def num_classes(self) -> int:
     return self.inner.num_classes
+
+  @property
+  def fields(self) -> tuple[str, ...]:
+    return self.inner.fields
 
   @property
   def trains_on(self) -> tuple[tuple[int, ...], Any]:

@@ -1,7 +1,8 @@
 """Draw images over the mesh; the result does not depend on how the work is split."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -31,7 +32,13 @@ class Draw(Protocol):
   """Draw images; see `make_draw`."""
 
   def __call__(
-    self, params: Params, labels: Int[np.ndarray, "N"] | None, num: int, seed: int, first: int = 0
+    self,
+    params: Params,
+    labels: Int[np.ndarray, "N"] | None,
+    num: int,
+    seed: int,
+    first: int = 0,
+    fields: Mapping[str, np.ndarray] = MappingProxyType({}),
   ) -> Float[np.ndarray, "N H W C"]: ...
 
 
@@ -44,24 +51,25 @@ def make_draw(generative: GenerativeModel, mesh: Mesh, batch_size: int) -> Draw:
     batch_size: images per batch, rounded up to a multiple of the number of devices.
 
   Returns:
-    The function (params, labels [N] or None, num N, seed, first) -> images first..first+N-1 of the
-    seed, in about [-1, 1]. Image i has key i of `rng.sample_keys`, whatever the batch size, the
-    number of devices and the other images drawn with it.
+    The function (params, labels [N] or None, num N, seed, first, fields [N ...] by name) -> images
+    first..first+N-1 of the seed, in about [-1, 1]. Image i has key i of `rng.sample_keys`, whatever
+    the batch size, the number of devices and the other images drawn with it.
   """
   batch_size = sharding.round_up(batch_size, mesh)
   rows = sharding.batch_sharding(mesh)
 
   @jax.jit
-  def sample(params, seed, index, labels):
+  def sample(params, seed, index, condition):
     keys = rng.sample_keys(seed, index)
-    images = generative.sample(params, keys, Condition(labels)).images
+    images = generative.sample(params, keys, condition).images
     return jax.lax.with_sharding_constraint(images, rows)
 
-  def draw(params, labels, num, seed, first=0):
+  def draw(params, labels, num, seed, first=0, fields: Mapping[str, Any] = MappingProxyType({})):
     images = []
     for begin in range(0, num, batch_size):
       place = np.arange(begin, begin + batch_size, dtype=np.uint32)
-      own = None if labels is None else sharding.put_rows(labels[place % num], mesh)
+      rows_of = lambda given, place=place: sharding.put_rows(given[place % num], mesh)  # noqa: E731
+      own = jax.tree.map(rows_of, Condition(labels, fields=dict(fields)))
       index = sharding.put_rows(place + np.uint32(first), mesh)
       images.append(sharding.fetch(sample(params, seed, index, own)))
     return np.concatenate(images)[:num]
@@ -234,6 +242,23 @@ def _listed(labels: Sequence[int]) -> str:
     else:
       parts.append([label])
   return ", ".join(f"{p[0]}" if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
+
+
+def fields_source(generative: GenerativeModel, data: Any) -> Source | None:
+  """Return the split whose named arrays samples are given; None for a model that takes none."""
+  if not generative.fields:
+    return None
+  return data.load("test" if data.has_split("test") else "train")
+
+
+def fields_in_turn(
+  generative: GenerativeModel, source: Source, first: int, num: int
+) -> dict[str, np.ndarray]:
+  """Return the named arrays that samples first..first+num-1 are given: the source's, in turn."""
+  if not generative.fields:
+    return {}
+  gathered = source.gather_fields((first + np.arange(num)) % len(source))
+  return {name: np.asarray(gathered[name]) for name in generative.fields}
 
 
 def first_examples(source: Source, num: int) -> Batch:

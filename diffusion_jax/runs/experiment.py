@@ -164,7 +164,6 @@ class Experiment:
     Raises:
       UserError: parts do not fit each other or the data.
     """
-    spec = spec._replace(fields={})  # no config names the arrays that a network is given, so far
     try:
       return self.sections["generative"].create(self.sections, spec)
     except ValueError as error:

@@ -13,6 +13,7 @@ from diffusion_jax.core.pixels import NonFiniteImages, as_pictures, to_uint8
 from diffusion_jax.inference.draw import (
   Draw,
   cycle_labels,
+  fields_in_turn,
   first_examples,
   make_draw,
   make_reconstruct,
@@ -129,7 +130,8 @@ def show_samples(job: Job, logger: Logger, step: int, params: Params, draw: Draw
   if job.generative.num_classes:
     classes = sampled_classes(job)
     labels = cycle_labels(classes, num)
-  images = to_uint8(draw(params, labels, num, job.experiment.training.seed))
+  fields = fields_in_turn(job.generative, job.test or job.train, 0, num)
+  images = to_uint8(draw(params, labels, num, job.experiment.training.seed, fields=fields))
   grid = image_grid(images, grid_columns(num, len(classes)))
   path = logger.image(step, "samples", grid)
   if path is not None:

@@ -48,7 +48,7 @@ from diffusion_jax.models import (
 from diffusion_jax.processes import LinearLogSNR, LinearVP
 from diffusion_jax.runs.experiment import build_experiment, differences
 from diffusion_jax.samplers import DDIM, Guidance
-from diffusion_jax.types import Batch, Condition, GenerativeModel, ImageSpec, UserError
+from diffusion_jax.types import Batch, Condition, FieldSpec, GenerativeModel, ImageSpec, UserError
 
 SPEC = ImageSpec(4, 4, 1, 17, 3)
 UNLABELLED = SPEC._replace(num_classes=0)
@@ -110,15 +110,70 @@ def test_parts_that_do_not_fit_are_refused(config, spec, changes, words):
 
 
 def test_labels_are_hidden_as_often_as_asked_and_only_in_training():
-  model = Diffusion(conditional=True, label_dropout=0.25).create(parts(), SPEC)
-  keys = rng.example_keys(jax.random.key(0), np.arange(8000, dtype=np.uint32))
-  labels = np.arange(8000, dtype=np.int32) % 3
-  dropout_key = jax.random.key(1)
-  hidden = np.asarray(jax.jit(lambda k, v: model.training_labels(k, v, dropout_key))(keys, labels))
+  model = Diffusion(conditional=True, label_dropout=0.25).create(parts(), SPEC).conditioning
+  index = np.arange(8000, dtype=np.uint32)
+  keys, labels = rng.example_keys(jax.random.key(0), index), index.astype(np.int32) % 3
+  given = Batch(np.zeros((8000, 1, 1, 1), np.uint8), labels, np.ones(8000, np.float32), index)
+  hidden = np.asarray(jax.jit(model.in_training)(keys, given, jax.random.key(1)).label)
   share = np.mean(hidden == 3)
   assert abs(share - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 8000)
   assert (hidden[hidden != 3] == labels[hidden != 3]).all()
-  assert (model.training_labels(keys, labels, None) == labels).all()
+  assert (model.in_training(keys, given, None).label == labels).all()
+
+
+FIELDS = {"code": FieldSpec((3,), "float32"), "other": FieldSpec((2,), "float32")}
+NAMED = SPEC._replace(fields=FIELDS)
+
+
+def test_named_arrays_are_hidden_together_with_the_label_if_they_are_named():
+  config = Diffusion(
+    conditional=True, label_dropout=0.5, fields=("code", "other"), dropped=("label", "code")
+  )
+  model = config.create(parts(), NAMED).conditioning
+  given = batch(200)._replace(fields={"code": np.ones((200, 3)), "other": np.ones((200, 2))})
+  keys = rng.example_keys(jax.random.key(0), given.index)
+  found = model.in_training(keys, given, jax.random.key(1))
+  gone = np.asarray(found.label) == 3
+  assert 60 < gone.sum() < 140
+  np.testing.assert_array_equal(found.fields["code"], np.tile(~gone[:, None], (1, 3)))
+  np.testing.assert_array_equal(found.fields["other"], 1)
+
+
+def test_a_model_is_trained_measured_and_sampled_with_a_named_array():
+  """Each figure depends on the array, and guidance moves away from the array of zeros."""
+  config = Diffusion(fields=("code",), dropped=("code",), label_dropout=0.1)
+  model = config.create(parts(guidance=Guidance(2.0)), NAMED)
+  assert model.fields == ("code",)
+  params = moved(jax.jit(model.init)(jax.random.key(0))[0])
+  code = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+  own = batch()._replace(fields={"code": code, "other": np.zeros((6, 2), np.float32)})
+  other = own._replace(fields={**own.fields, "code": code + 1})
+  key, keys = jax.random.key(1), example_keys(6)
+  loss = jax.jit(lambda b, train: model.loss(params, {}, key, b, train=train).values,
+                 static_argnums=1)  # fmt: skip
+  bound = jax.jit(lambda b: model.likelihoods["vlb"](params, keys, b).bits_per_dim)
+  spectrum = jax.jit(lambda b: model.loss_by_log_snr(params, keys, b).eps_mse)
+  sample = jax.jit(
+    lambda b: model.sample(params, keys, Condition(fields={"code": b.fields["code"]})).images
+  )
+  for function in (lambda b: loss(b, True), lambda b: loss(b, False), bound, spectrum, sample):
+    assert np.abs(np.asarray(function(own)) - function(other)).max() > 1e-4
+  zeros = own._replace(fields={"code": 0 * code})
+  np.testing.assert_allclose(jax.jit(model.sample)(params, keys).images, sample(zeros), atol=1e-5)
+
+
+def test_named_arrays_that_are_not_there_are_refused():
+  with pytest.raises(
+    ValueError, match="fields=text: the data set has the named arrays: code, other"
+  ):
+    Diffusion(fields=("text",)).create(parts(), NAMED)
+  with pytest.raises(ValueError, match="dropped=code is not given to the network; allowed: label"):
+    Diffusion(dropped=("code",)).create(parts(), NAMED)
+  always = Diffusion(fields=("code",)).create(parts(), NAMED)
+  with pytest.raises(UserError, match=r"lacks 'code', which this model was never trained without"):
+    always.sample({}, example_keys(2))
+  with pytest.raises(ValueError, match=r"guidance\.weight=2\.0 needs"):
+    Diffusion(fields=("code",)).create(parts(guidance=Guidance(2.0)), NAMED)
 
 
 def test_a_diffusion_model_has_what_it_claims():

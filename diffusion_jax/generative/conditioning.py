@@ -1,0 +1,111 @@
+"""Conditions of a model: what its network is given with each example, and what training hides."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.core import rng
+from diffusion_jax.core.broadcasting import expand
+from diffusion_jax.core.rng import Stream
+from diffusion_jax.types import Batch, Condition, FieldSpec, ImageSpec, Key, Keys, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+  """Parts of the condition that a model's network is given.
+
+  Attributes:
+    num_classes: number of classes, whose null class has the next number; 0: no labels are given.
+    fields: shapes of the named arrays that are given.
+    dropped: parts that are hidden from some examples in training, all together: "label" (it becomes
+      the null class) and names of fields (they become zeros).
+    dropout: probability with which they are hidden from an example.
+  """
+
+  num_classes: int
+  fields: Mapping[str, FieldSpec]
+  dropped: tuple[str, ...]
+  dropout: float
+
+  @property
+  def droppable(self) -> bool:
+    """True if training hides something, so that there is a null condition to guide away from."""
+    return self.dropout > 0 and bool(self._hides_label or self._hidden_fields)
+
+  @property
+  def _hides_label(self) -> bool:
+    return bool(self.num_classes) and "label" in self.dropped
+
+  @property
+  def _hidden_fields(self) -> list[str]:
+    return [name for name in self.fields if name in self.dropped]
+
+  def given(self, batch: Batch) -> Condition:
+    """Return the whole condition of a batch."""
+    fields = {name: batch.fields[name] for name in self.fields}
+    return Condition(batch.label if self.num_classes else None, fields=fields)
+
+  def in_training(self, keys: Keys, batch: Batch, dropout_key: Key | None) -> Condition:
+    """Return the condition of a batch, hidden from some examples unless it is a measurement."""
+    condition = self.given(batch)
+    if dropout_key is None or not self.droppable:
+      return condition
+    hidden = rng.uniform(rng.stream(keys, Stream.CONDITION_DROPOUT)) < self.dropout
+    choose = lambda null, own: jnp.where(expand(hidden, null), null, own)  # noqa: E731
+    return jax.tree.map(choose, self.null(condition), condition)
+
+  def null(self, condition: Condition) -> Condition:
+    """Return a condition with everything hidden that training hides."""
+    label: Any = condition.label
+    if self._hides_label:
+      label = jnp.full_like(label, self.num_classes)
+    zeros = {name: jnp.zeros_like(condition.fields[name]) for name in self._hidden_fields}
+    return condition._replace(label=label, fields={**condition.fields, **zeros})
+
+  def complete(self, condition: Condition, num: int) -> Condition:
+    """Return a condition of `num` examples with what is missing hidden.
+
+    Raises:
+      UserError: a named array is missing that the model was never trained without, or is unknown.
+    """
+    label: Any = condition.label
+    if self.num_classes and label is None:
+      label = jnp.full(num, self.num_classes)
+    fields = dict(condition.fields)
+    for name, field in self.fields.items():
+      if name not in fields and name not in self._hidden_fields:
+        raise UserError(
+          f"condition.fields lacks '{name}', which this model was never trained without: give it "
+          f"as Condition(fields={{'{name}': array of shape (N, *{tuple(field.shape)})}})"
+        )
+      fields.setdefault(name, jnp.zeros((num, *field.shape), field.dtype))
+    return condition._replace(label=label, fields=fields)
+
+
+def make_conditioning(
+  conditional: bool, fields: tuple[str, ...], dropped: tuple[str, ...], dropout: float,
+  spec: ImageSpec,
+) -> Conditioning:  # fmt: skip
+  """Return the conditioning of a config for a data set.
+
+  Raises:
+    ValueError: a part that the data set lacks, or that is hidden without being given.
+  """
+  if conditional and not spec.num_classes:
+    raise ValueError(
+      "generative.conditional is true but the data set has no labels; "
+      "set `generative.conditional=false`"
+    )
+  has = ", ".join(spec.fields) or "none"
+  for name in fields:
+    if name not in spec.fields:
+      raise ValueError(f"generative.fields={name}: the data set has the named arrays: {has}")
+  for name in dropped:
+    if name != "label" and name not in fields:
+      allowed = ", ".join(("label", *fields))
+      raise ValueError(f"generative.dropped={name} is not given to the network; allowed: {allowed}")
+  given = {name: spec.fields[name] for name in fields}
+  return Conditioning(spec.num_classes if conditional else 0, given, dropped, dropout)
