@@ -1,4 +1,4 @@
-"""The forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) and what a network may predict."""
+"""Forward processes q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) and network predictions."""
 
 from diffusion_jax.core.broadcasting import expand
 from diffusion_jax.core.registry import Registry

@@ -1,8 +1,8 @@
-"""The contract of a forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I), and its defaults.
+"""Contract of a forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I), and defaults.
 
-Time t lies in [0, 1], 0 = data. Given NumPy float64 times, as the samplers' coefficients are, a
-process answers in NumPy float64; given JAX arrays, in JAX. A config class is the process itself: a
-frozen dataclass that inherits one of these bases and gives what it has no default for.
+Time t is in [0, 1], where 0 is the data. For NumPy float64 times, as in the samplers' coefficients,
+a process returns NumPy float64; for JAX arrays it returns JAX arrays. A config class is the process
+itself: a frozen dataclass that inherits one of these bases and defines what has no default.
 
   ContinuousProcess    alpha_sigma(t), time_of(log_snr)
   VariancePreserving   log_snr(t), time_of(log_snr)
@@ -26,44 +26,44 @@ Data = Float[Array, "B ..."]
 """Examples of any shape: images, points, sequences."""
 
 Times = Any
-"""A time or an array of them, or one value per time: NumPy on the host, JAX on a device."""
+"""A time, an array of times, or one value per time: NumPy on the host, JAX on a device."""
 
 EMBED_SCALE = 999.0
-"""Networks see times as numbers from 0 to 999, like those that were trained with 1000 steps."""
+"""Scale of the network's time input, 0 to 999, as in networks trained with 1000 steps."""
 
 
 @runtime_checkable
 class Process(Protocol):
-  """A forward process, or a config of one whose noise schedule is trained with the network."""
+  """A forward process, or a config of one with a learned noise schedule."""
 
   @property
   def num_timesteps(self) -> int | None:
-    """T of a process that exists only at t = n / T; None: every t."""
+    """T of a process that exists only at t = n / T; None: continuous time."""
     ...
 
   @property
   def prior_std(self) -> float:
-    """Standard deviation of the noise that x_1 is drawn from."""
+    """Standard deviation of the distribution of x_1."""
     ...
 
   @property
   def min_time(self) -> float:
-    """The smallest time at which a network is evaluated."""
+    """Smallest time at which a network is evaluated."""
     ...
 
   @property
   def learned(self) -> bool:
-    """True if `init` gives parameters, without which only `bind` can be called."""
+    """True if the process has parameters from `init`; without them only `bind` can be called."""
     ...
 
   @property
   def interior(self) -> Callable[[Times], Times] | None:
-    """Map t to -log_snr with gradients to the interior of a learned schedule; None: no interior."""
+    """Map of t to -log_snr with gradients to a learned schedule's interior; None: no interior."""
     ...
 
   @property
   def noisier(self) -> tuple[str, str]:
-    """The field that makes x_1 noisier and "higher" or "lower"; ("", "") if none does."""
+    """Name of the field that makes x_1 noisier, and "higher" or "lower"; ("", "") if none does."""
     ...
 
   def init(self, key: Key) -> Params:
@@ -71,7 +71,7 @@ class Process(Protocol):
     ...
 
   def bind(self, params: Params) -> "Process":
-    """Return the process for these parameters; itself if it has none."""
+    """Return the process for given parameters; itself if it has none."""
     ...
 
   def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
@@ -79,11 +79,11 @@ class Process(Protocol):
     ...
 
   def log_snr(self, t: Times) -> Times:
-    """Return log(alpha_t^2 / sigma_t^2), which falls in t."""
+    """Return log(alpha_t^2 / sigma_t^2), which decreases in t."""
     ...
 
   def time_of(self, log_snr: Times) -> Times:
-    """Return the time of a log-SNR; of a process with steps, the nearest one's."""
+    """Return the time of a log-SNR; on a process with steps, the nearest step's."""
     ...
 
   def network_time(self, t: Times) -> Times:
@@ -97,10 +97,10 @@ class Process(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ProcessBase(abc.ABC):
-  """Defaults: a fixed schedule at every t in [min_time, 1].
+  """Defaults of a process: a fixed schedule at every t in [min_time, 1].
 
-  What it leaves out an entry must give; see the bases below. `prior_std` and `min_time` may be
-  overridden by a field or a property.
+  An entry must define the abstract methods, or use one of the bases below. A field or a property
+  may override `prior_std` and `min_time`.
   """
 
   num_timesteps = None
@@ -120,7 +120,7 @@ class ProcessBase(abc.ABC):
 
   @abc.abstractmethod
   def log_snr(self, t: Times) -> Times:
-    """Return log(alpha_t^2 / sigma_t^2), which falls in t."""
+    """Return log(alpha_t^2 / sigma_t^2), which decreases in t."""
 
   @abc.abstractmethod
   def time_of(self, log_snr: Times) -> Times:
@@ -169,11 +169,11 @@ class VariancePreserving(ProcessBase):
 
 
 def softplus(x: Times) -> Times:
-  """Return log(1 + e^x)."""
+  """Return log(1 + e^x), elementwise."""
   return namespace(x).logaddexp(x, 0.0)
 
 
 def namespace(*values: Any) -> ModuleType:
-  """Return numpy for host values, jax.numpy if any of them is a JAX array."""
+  """Return numpy for host values, jax.numpy if any value is a JAX array."""
   host = all(isinstance(v, np.ndarray | np.generic | float | int) for v in values)
   return np if host else jnp

@@ -1,4 +1,4 @@
-"""What the variational bound in continuous time pays at the two ends of a process.
+"""Terms of the continuous-time variational bound at the two endpoints of a process.
 
 Source: Kingma et al. 2021 (arXiv 2107.00630), equations 11 to 13 and appendix C.
 """
@@ -16,30 +16,32 @@ from diffusion_jax.processes.base import Data, Process, Times
 from diffusion_jax.types import Keys
 
 MIN_TIME = 1e-5
-"""The first time of a process that names none."""
+"""First time of the bound for a process whose min_time is 0."""
 
 MAX_PRIOR_BITS = 0.01
-"""A prior term, in bits/dim, above which x_1 is too far from noise for samples to start there. The
-published processes have at most 0.005 (VDM's, before training moves its end); DDPM's betas at T =
-100 without their scaling have 0.32."""
+"""Prior term in bits/dim above which x_1 is too far from noise to start sampling there.
+
+The published processes have at most 0.005 (VDM's, before training moves its endpoint); DDPM's betas
+for T = 100 without their scaling have 0.32.
+"""
 
 
 def first_time(process: Process) -> float:
-  """Where the bound takes the data for z_0: with sigma > 0."""
+  """Return the time of z_0 in the bound, where sigma > 0."""
   return process.min_time or MIN_TIME
 
 
 def prior_bits(process: Process) -> float:
-  """Return the prior term of a pixel at -1 or 1, in bits: KL(q(x_1 | x) || N(0, prior_std^2)).
+  """Return the prior term KL(q(x_1 | x) || N(0, prior_std^2)) of a pixel at -1 or 1, in bits.
 
-  It is also the mean over data whose second moment is 1, as scaled latents have.
+  It is also the mean over data with second moment 1, such as scaled latents.
   """
   alpha, sigma = (float(c[0]) / process.prior_std for c in process.alpha_sigma(np.ones(1)))
   return (0.5 * (alpha**2 + sigma**2 - 1.0) - math.log(sigma)) / math.log(2.0)
 
 
 def end_kl(process: Process, x0: Data) -> Float[Array, "B"]:
-  """KL(q(z_1 | x) || N(0, prior_std^2)) in nats an example."""
+  """Return KL(q(z_1 | x) || N(0, prior_std^2)) in nats per example."""
   alpha, sigma = process.alpha_sigma(jnp.ones(()))
   std = process.prior_std
   mean, log_var = alpha / std * x0, 2.0 * jnp.log(sigma / std)
@@ -49,16 +51,17 @@ def end_kl(process: Process, x0: Data) -> Float[Array, "B"]:
 def reconstruction(
   process: Process, keys: Keys, x0: Data, num_levels: int | None, first: Times = None
 ) -> Float[Array, "B"]:
-  """-log p(x | z_0) in nats an example, from one z_0 drawn of each key.
+  """Return -log p(x | z_0) in nats per example, from one z_0 drawn per key.
 
-  p(x | z_0) is proportional to q(z_0 | x) over the grey levels.
+  p(x | z_0) is proportional to q(z_0 | x) over the pixel levels.
 
   Args:
-    process: q(z_0 | x) is its marginal at the time `first`.
-    keys: one an example.
-    x0: levels k as 2 k / (L - 1) - 1.
-    num_levels: L. None: a density, p(x | z_0) = N(z_0 / alpha, (sigma / alpha)^2).
-    first: None: `first_time`.
+    process: the process; q(z_0 | x) is its marginal at the time `first`.
+    keys: one per example.
+    x0: data; level k of L is 2 k / (L - 1) - 1.
+    num_levels: number L of pixel levels. None: a density, p(x | z_0) = N(z_0 / alpha,
+      (sigma / alpha)^2).
+    first: time of z_0; None: `first_time`.
   """
   alpha, sigma = process.alpha_sigma(jnp.asarray(first_time(process) if first is None else first))
   ratio = sigma / alpha

@@ -1,6 +1,6 @@
-"""A network bound to a process: noised examples, and the x0 that its output stands for.
+"""A network bound to a process: noised examples, and x0 estimates from its outputs.
 
-Conversions between the predictions, all through x0. With x_t = alpha x0 + sigma eps, s = sigma /
+All conversions between predictions go through x0. With x_t = alpha x0 + sigma eps, s = sigma /
 alpha:
   eps                  x0 = (x_t - sigma eps) / alpha
   v = alpha eps - sigma x0                        x0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)
@@ -9,8 +9,8 @@ alpha:
   edm = (x0 - c_skip x_t / alpha) / c_out         x0 = c_skip x_t / alpha + c_out edm
 Sources: v: Salimans and Ho 2022 (arXiv 2202.00512); edm, with c_skip = d^2 / (s^2 + d^2) and
 c_out = s d / sqrt(s^2 + d^2), d the standard deviation of the data: Karras et al. 2022 (arXiv
-2206.00364), table 1. Its network sees c_in x_t / alpha with c_in = 1 / sqrt(s^2 + d^2); the others
-see x_t. In edm alpha and sigma are multiplied out, so that it keeps its limit where alpha is 0;
+2206.00364), table 1. Its network gets c_in x_t / alpha with c_in = 1 / sqrt(s^2 + d^2); the others
+get x_t. In edm alpha and sigma are multiplied out, so that it has a finite limit where alpha is 0;
 eps and score do not determine x0 there.
 """
 
@@ -26,15 +26,15 @@ from diffusion_jax.processes.base import Data, Process
 from diffusion_jax.types import UNCONDITIONAL, Condition, Key
 
 Coefficient = Any
-"""One number per example, [B 1 ...] with the axes of the data."""
+"""One number per example, [B 1 ...], with the rank of the data."""
 
 
 class Prediction(NamedTuple):
   """One meaning of a network's output.
 
   Attributes:
-    target: (x0, eps, alpha, sigma) -> value that the network should output.
-    to_x0: (output, xt, alpha, sigma) -> x0 that the output stands for.
+    target: (x0, eps, alpha, sigma) -> training target of the network's output.
+    to_x0: (output, xt, alpha, sigma) -> x0 estimate.
     input: (xt, alpha, sigma) -> input of the network.
   """
 
@@ -68,7 +68,7 @@ VELOCITY = Prediction(
 
 
 def edm(sigma_data: float) -> Prediction:
-  """Return EDM's preconditioning for data of this standard deviation."""
+  """Return EDM's preconditioning for data with standard deviation `sigma_data`."""
 
   def scale(alpha, sigma):
     """Return alpha sqrt(s^2 + d^2), the standard deviation of x_t."""
@@ -93,12 +93,12 @@ UNDEFINED_AT_PURE_NOISE = ("eps", "score")
 
 
 class State(NamedTuple):
-  """Noised data whose x0 is not known, as of a sampler.
+  """Noised data with unknown x0, e.g. in a sampler.
 
   Attributes:
     t: times in [0, 1].
     alpha, sigma: coefficients at these times, [B 1 ...].
-    xt: alpha x0 + sigma eps.
+    xt: noised data, alpha x0 + sigma eps.
   """
 
   t: Float[Array, "B"]
@@ -115,7 +115,7 @@ class Noised(NamedTuple):
     alpha, sigma: coefficients at these times, [B 1 ...].
     x0: the examples.
     eps: standard normal noise.
-    xt: alpha x0 + sigma eps.
+    xt: noised data, alpha x0 + sigma eps.
   """
 
   t: Float[Array, "B"]
@@ -127,12 +127,12 @@ class Noised(NamedTuple):
 
 
 class Predicted(NamedTuple):
-  """One evaluation of a network.
+  """Result of one network evaluation.
 
   Attributes:
     output: raw output in float32, to compare with `Denoiser.target`.
-    x0: the x0 that it stands for, not clipped.
-    variance_logits: of a network with learned variances, else None.
+    x0: x0 estimate, not clipped.
+    variance_logits: variance logits of a network with learned variances, else None.
   """
 
   output: Data
@@ -142,16 +142,16 @@ class Predicted(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-  """A network with its parameters bound, on a process: what losses and samplers need of a model.
+  """A network with its parameters on a process, as losses and samplers use it.
 
   Attributes:
     network: (x [B ...], network_time [B], condition, dropout_key or None) -> output [B ...]. A
       dropout key of None means evaluation mode.
-    process: q(x_t | x0), which maps t to alpha, sigma and the network's own time.
+    process: process q(x_t | x0), which maps t to alpha, sigma and the network's time.
     prediction: meaning of the output, a key of PREDICTIONS.
     sigma_data: standard deviation of the data, for "edm".
-    learned_variance: the output has twice the data's channels (the last axis), and the second half
-      are variance logits.
+    learned_variance: True if the output has twice the data's channels (the last axis), with
+      variance logits in the second half.
 
   Raises:
     ValueError: an unknown prediction.
@@ -184,7 +184,7 @@ class Denoiser:
     return Noised(t, alpha, sigma, x0, eps, alpha * x0 + sigma * eps)
 
   def target(self, noised: Noised) -> Data:
-    """Return the value that the network should output."""
+    """Return the training target of the network's output."""
     return self.formulas.target(noised.x0, noised.eps, noised.alpha, noised.sigma)
 
   def predict(
@@ -197,8 +197,8 @@ class Denoiser:
 
     Args:
       at: noised data, from `noised` or `state`.
-      condition: of the examples.
-      dropout_key: of the whole batch; None: evaluation mode.
+      condition: condition of the examples.
+      dropout_key: key for the whole batch; None: evaluation mode.
     """
     shown = self.formulas.input(at.xt, at.alpha, at.sigma)
     raw = self.network(shown, self.process.network_time(at.t), condition, dropout_key)
@@ -208,5 +208,5 @@ class Denoiser:
     return Predicted(output, self.formulas.to_x0(output, at.xt, at.alpha, at.sigma), logits)
 
   def denoise(self, xt: Data, t: Float[Array, "B"], condition: Condition = UNCONDITIONAL) -> Data:
-    """Return the x0 estimate, not clipped: the callable that samplers take."""
+    """Return the x0 estimate, not clipped; samplers take this method as their denoiser."""
     return self.predict(self.state(xt, t), condition).x0

@@ -1,7 +1,7 @@
 """Variance-preserving processes with T discrete steps: alpha_t^2 + sigma_t^2 = 1.
 
-Time t lies in [0, 1] with 0 = data. Step n of 1..T of the literature is t = n / T; the network
-sees the number n - 1 of 0..T-1, as in the original code of DDPM.
+Time t is in [0, 1], where 0 is the data. Step n of 1..T in the literature is t = n / T; the network
+gets the number n - 1 of 0..T-1, as in DDPM's original code.
 """
 
 import abc
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from diffusion_jax.processes.base import ProcessBase, Times, namespace
 
 MAX_BETA = 0.999
-"""The largest beta of schedules that are made for any T, as Nichol and Dhariwal's cosine has it."""
+"""Largest beta of schedules for any T, as in Nichol and Dhariwal's cosine schedule."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +40,12 @@ class DiscreteVP(ProcessBase):
 
   @functools.cached_property
   def alphas_cumprod(self) -> Float[np.ndarray, "T1"]:
-    """alpha_bar_n = alpha_n^2 for n = 0..T in float64; alpha_bar_0 = 1."""
+    """Table of alpha_bar_n = alpha_n^2 for n = 0..T in float64; alpha_bar_0 = 1."""
     return np.concatenate([[1.0], np.cumprod(1.0 - self.betas())])
 
   @property
   def min_time(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-    """1 / T: the network was never evaluated at 0."""
+    """1 / T, since the network is never evaluated at 0."""
     return 1.0 / self.num_timesteps
 
   def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
@@ -92,8 +92,9 @@ class LinearVP(DiscreteVP):
   """Betas rising linearly from `beta_start` to `beta_end` over T steps (DDPM).
 
   Source: Ho et al. 2020 (arXiv 2006.11239), section 4, with 1e-4 and 0.02 for T = 1000; for another
-  T both are multiplied by 1000 / T, as the program of Nichol and Dhariwal 2021 does, so that x_1 is
-  noise at every T. There they must stay below 1, so T above 20; here they are capped at MAX_BETA.
+  T both are multiplied by 1000 / T, as in the code of Nichol and Dhariwal 2021, so that x_1 is
+  noise for every T. Their code needs betas below 1, so T above 20; here they are capped at
+  MAX_BETA.
 
   Attributes:
     beta_start: first beta, in (0, 1); none: 1e-4 scaled by 1000 / T.
@@ -108,7 +109,7 @@ class LinearVP(DiscreteVP):
   def __post_init__(self):
     super().__post_init__()
     for name, of_1000 in (("beta_start", 1e-4), ("beta_end", 0.02)):
-      if getattr(self, name) is None:  # so that a stored config holds the number
+      if getattr(self, name) is None:  # so that a stored config contains the number
         scaled = min(of_1000 * (1000 / self.num_timesteps), MAX_BETA)
         object.__setattr__(self, name, scaled)
     first, last = self._ends()
@@ -124,7 +125,7 @@ class LinearVP(DiscreteVP):
     return self.beta_start, self.beta_end
 
   def betas(self) -> Float[np.ndarray, "T"]:
-    """Return T evenly spaced betas; the only one of T = 1 is the last, which ends in noise."""
+    """Return T evenly spaced betas; for T = 1 the last one, which ends in noise."""
     (first, last), num = self._ends(), self.num_timesteps
     return np.linspace(first, last, num) if num > 1 else np.asarray([last])
 
@@ -134,12 +135,12 @@ class CosineVP(DiscreteVP):
   """alpha_bar(t) = cos^2((t + s) / (1 + s) pi / 2), normalised at 0, with betas capped.
 
   Source: Nichol and Dhariwal 2021 (arXiv 2102.09672), equation 17; s = 0.008, cap 0.999. Their code
-  shows the network every T as 1000 steps: network_steps.
+  gives the network times of 1000 steps for every T: network_steps.
 
   Attributes:
-    offset: s, not negative; keeps the first betas from being tiny.
+    offset: offset s, not negative; keeps the first betas from being tiny.
     max_beta: largest beta, in (0, 1).
-    network_steps: number of steps that the network's time counts, whatever T is; none: T.
+    network_steps: number of steps on the network's time scale, for any T; none: T.
   """
 
   offset: float = 0.008
@@ -163,7 +164,7 @@ class CosineVP(DiscreteVP):
     return np.minimum(1 - f[1:] / f[:-1], self.max_beta)
 
   def network_time(self, t: Times) -> Times:
-    """Return n - 1 of 0..T-1, times network_steps / T if that is given."""
+    """Return n - 1 of 0..T-1, times network_steps / T if that is set."""
     number = super().network_time(t)
     if self.network_steps is None:
       return number

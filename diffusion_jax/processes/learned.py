@@ -1,8 +1,8 @@
 """A variance-preserving process whose noise schedule is trained with the network.
 
-gamma_t, a rising function of trained parameters, is minus the log-SNR: alpha_t^2 = sigmoid(-gamma),
-sigma_t^2 = sigmoid(gamma). It answers in JAX whatever it is asked in. Source: Kingma et al. 2021
-(arXiv 2107.00630), section 3.1. Images may enter at another scale, which is a factor of alpha.
+gamma_t, an increasing function with trained parameters, is minus the log-SNR: alpha_t^2 =
+sigmoid(-gamma), sigma_t^2 = sigmoid(gamma). It always returns JAX arrays. Source: Kingma et al.
+2021 (arXiv 2107.00630), section 3.1. A scale of the images is a factor of alpha.
 """
 
 import abc
@@ -20,7 +20,7 @@ from diffusion_jax.types import Key, Params
 
 NETWORK_SCALE = 1000.0
 BISECTIONS = 32
-"""Halvings of [0, 1] that find the time of a log-SNR: to float32's last digit."""
+"""Bisections of [0, 1] to find the time of a log-SNR, to float32 precision."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +28,10 @@ class LearnedSchedule(ProcessBase):
   """A config of a learned schedule, given by `init` and `gamma`; `bind` makes it a process.
 
   Attributes:
-    gamma_min: minus the log-SNR of t = 0 at the start of training.
-    gamma_max: minus the log-SNR of t = 1 at the start of training.
+    gamma_min: minus the log-SNR at t = 0 at the start of training.
+    gamma_max: minus the log-SNR at t = 1 at the start of training.
     image_scale: factor of the images before noise is added: (L - 1) / L puts level k of L at 2 (k +
-      1/2) / L - 1 there, as the original does.
+      1/2) / L - 1, as in the original.
   """
 
   gamma_min: float = -13.3
@@ -55,7 +55,7 @@ class LearnedSchedule(ProcessBase):
 
   @abc.abstractmethod
   def gamma(self, params: Params, t: Times) -> Times:
-    """Return gamma, which rises with t, for t of any shape in [0, 1].
+    """Return gamma, which increases with t, for t of any shape in [0, 1].
 
     Its gradient goes to the parameters that the variational bound depends on.
     """
@@ -88,10 +88,10 @@ class Learned(ProcessBase):
   """A process at every t in [0, 1], for fixed parameters of its schedule.
 
   Attributes:
-    gamma: t of any shape -> gamma of that shape, differentiable.
-    first, last: gamma that the network sees as the times 0 and 1000.
-    interior: gamma once more, to take the gradient of what lies between its ends; None: there is
-      nothing to train.
+    gamma: function from t of any shape to gamma of that shape, differentiable.
+    first, last: values of gamma that the network sees as the times 0 and 1000.
+    interior: gamma again, with gradients to the parts between its endpoints; None: nothing to
+      train.
     image_scale: factor of the images in x_t, and so of alpha.
   """
 
@@ -109,7 +109,7 @@ class Learned(ProcessBase):
     return 2.0 * math.log(self.image_scale) - self._gamma(t)
 
   def time_of(self, log_snr: Times) -> Times:
-    """Return the time of a log-SNR, by bisection; that of the nearest end if it lies beyond it."""
+    """Return the time of a log-SNR by bisection; beyond the range, the nearest endpoint's."""
     wanted = 2.0 * math.log(self.image_scale) - jnp.asarray(log_snr, jnp.float32)
 
     def halve(_, bracket):

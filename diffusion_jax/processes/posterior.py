@@ -1,4 +1,4 @@
-"""The Gaussian steps p(x_{t-1} | x_t) of a process with steps, and what they cost the bound.
+"""Gaussian steps p(x_{t-1} | x_t) of a process with steps, and their terms of the bound.
 
 -log p(x0) <= KL(q(x_T | x0) || N(0, I)) + sum_{t=2..T} KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t))
               - log p(x0 | x_1)
@@ -19,20 +19,19 @@ from diffusion_jax.processes.base import Data
 from diffusion_jax.processes.discrete_vp import DiscreteVP
 
 Row = Any
-"""One number a step: NumPy [T] on the host, or what belongs to the images of a batch."""
+"""One number per step: NumPy [T] on the host, or values for the images of a batch."""
 
 
 class ReverseSteps(NamedTuple):
-  """What the bound needs of the steps t = 1..T, float64 on the host.
+  """Coefficients of the bound for the steps t = 1..T, float64 on the host.
 
   A model's variance is small e^r with r from 0 to `width`, or beyond. Both Gaussians of a KL have
-  the same x_t coefficient, so that their means differ by gain (x0 - x0_hat).
+  the same x_t coefficient, so their means differ by gain (x0 - x0_hat).
 
   Attributes:
-    alpha, sigma: of q(x_t | x0).
-    log_small: log variance of q(x_{t-1} | x_t, x0). At t = 1, where that is 0, the one of t = 2
-      takes its place (as in the code of Nichol and Dhariwal 2021); a process of one step has no
-      t = 2: beta_1.
+    alpha, sigma: coefficients of q(x_t | x0).
+    log_small: log variance of q(x_{t-1} | x_t, x0). At t = 1 this variance is 0 and that of t = 2
+      is used (as in the code of Nichol and Dhariwal 2021); a process with one step uses beta_1.
     width: log beta_t - log_small.
     weight: gain^2 / (2 small).
   """
@@ -45,7 +44,7 @@ class ReverseSteps(NamedTuple):
 
 
 def reverse_steps(process: DiscreteVP) -> ReverseSteps:
-  """The coefficients of every step of a process."""
+  """Return the coefficients of every step of a process."""
   now, before = process.alphas_cumprod[1:], process.alphas_cumprod[:-1]
   betas = 1.0 - now / before
   small = betas * (1.0 - before) / (1.0 - now)
@@ -67,27 +66,27 @@ def at_steps(steps: ReverseSteps, number: Int[Array, "B"], like: Data) -> Revers
 
 
 def log_ratio(logits: Any, width: Row) -> Any:
-  """log(variance / small) that a network's logits stand for.
+  """Return log(variance / small) for a network's variance logits.
 
-  log variance = v log beta + (1 - v) log small, v = (logits + 1) / 2, a dimension at a time.
+  log variance = v log beta + (1 - v) log small, v = (logits + 1) / 2, per dimension.
 
   Args:
-    logits: the network's second half; -1 is the small variance, 1 the large.
+    logits: second half of the network's output; -1 is the small variance, 1 the large.
     width: log beta - log small of the step.
   """
   return 0.5 * (logits + 1.0) * width
 
 
 def divergence(step: ReverseSteps, ratio: Any, x0: Data, estimate: Data) -> Data:
-  """KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) of each dimension, in nats.
+  """Return KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)) of each dimension, in nats.
 
-  (e^-r - 1 + r) / 2 + weight e^-r (x0 - x0_hat)^2 for the variance small e^r: no difference of two
-  logarithms, and so no digit lost where the Gaussians are nearly equal.
+  (e^-r - 1 + r) / 2 + weight e^-r (x0 - x0_hat)^2 for the variance small e^r. It subtracts no
+  logarithms, so it keeps its precision where the Gaussians are nearly equal.
 
   Args:
-    step: a step's numbers, or one for each image.
-    ratio: r, one number or one a dimension.
-    x0: the image.
+    step: coefficients of one step, or one per image.
+    ratio: r, one number or one per dimension.
+    x0: images.
     estimate: x0_hat.
   """
   offset = 0.5 * (jnp.expm1(-ratio) + ratio)
@@ -101,14 +100,14 @@ def decoder_log_prob(
   num_levels: int | None,
   cdf: Literal["exact", "tanh"] = "exact",
 ) -> Data:
-  """log p(x0 | x_1) of each dimension, in nats.
+  """Return log p(x0 | x_1) of each dimension, in nats.
 
   Args:
-    x0: levels k as 2 k / (L - 1) - 1.
+    x0: images; level k of L is 2 k / (L - 1) - 1.
     estimate: x0_hat at t = 1, the mean.
-    log_var: of the Gaussian, that of the step t = 1.
-    num_levels: L. None: x0 is not quantised, and the answer is a log-density.
-    cdf: how the Gaussian is integrated over a level, see `distributions`.
+    log_var: log variance of the Gaussian at step t = 1.
+    num_levels: number L of pixel levels. None: x0 is not quantised, the result is a log-density.
+    cdf: integral of the Gaussian over a level, see `distributions`.
   """
   scale = 0.5 * jnp.broadcast_to(log_var, x0.shape)
   if num_levels is None:
@@ -126,14 +125,14 @@ def bound_term(
   logits: Data,
   num_levels: int | None,
 ) -> Float[Array, "B"]:
-  """The term of the bound at one step an image, in nats: the KL, or at t = 1 the reconstruction.
+  """Return the bound's term at one step per image, in nats: KL, or reconstruction at t = 1.
 
   Args:
-    steps: of the process.
-    number: t of 1..T.
+    steps: coefficients of the process.
+    number: step t of 1..T.
     x0: images.
-    estimate, logits: of the network at x_t.
-    num_levels: L or None, as of `decoder_log_prob`.
+    estimate, logits: outputs of the network at x_t.
+    num_levels: L or None, as in `decoder_log_prob`.
   """
   step = at_steps(steps, number, x0)
   ratio = log_ratio(logits, step.width)
@@ -146,7 +145,7 @@ def bound_term(
 
 
 def prior_kl(process: DiscreteVP, x0: Data) -> Float[Array, "B"]:
-  """KL(q(x_T | x0) || N(0, I)) in nats an example: what the noisiest x_T still tells of x0."""
+  """Return KL(q(x_T | x0) || N(0, I)) in nats per example: information on x0 left in x_T."""
   alpha_bar = float(process.alphas_cumprod[-1])
   constant = math.prod(x0.shape[1:]) * (alpha_bar + math.log1p(-alpha_bar))
   return 0.5 * (alpha_bar * sum_dims(jnp.square(x0)) - constant)

@@ -1,4 +1,4 @@
-"""Processes that add noise to data of unchanged size, and the straight line from data to noise."""
+"""Processes that add noise to unscaled data, and the straight line from data to noise."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from diffusion_jax.processes.base import EMBED_SCALE, ContinuousProcess, Times, 
 
 @dataclasses.dataclass(frozen=True)
 class VarianceExploding(ContinuousProcess):
-  """alpha = 1 and log sigma_t rising linearly in t from sigma_min to sigma_max.
+  """alpha = 1 and log sigma_t linear in t from sigma_min to sigma_max.
 
   The network sees log(sigma) / 4. Source: Song et al. 2021 (arXiv 2011.13456), equation 30 (the VE
   SDE), with 0.01 and 50 for CIFAR-10; Karras et al. 2022 (arXiv 2206.00364), table 1, whose EDM is
@@ -33,7 +33,7 @@ class VarianceExploding(ContinuousProcess):
 
   @property
   def prior_std(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-    """sigma_max."""
+    """Standard deviation of the noise at t = 1, sigma_max."""
     return self.sigma_max
 
   def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
@@ -73,8 +73,8 @@ class Flow(ContinuousProcess):
   running from data to noise; the shift of Esser et al. 2024 (arXiv 2403.03206), equation 23.
 
   Attributes:
-    shift: s of u = s t / (1 + (s - 1) t), the place on the path at time t; above 1 more noise, for
-      larger images. It adds -2 log(s) to the log-SNR.
+    shift: s of u = s t / (1 + (s - 1) t), the position on the path at time t; above 1 means more
+      noise, for larger images. It adds -2 log(s) to the log-SNR.
   """
 
   shift: float = 1.0

@@ -1,8 +1,8 @@
 """Variance-preserving processes in continuous time: alpha_t^2 + sigma_t^2 = 1, and sub-VP.
 
 alpha_t^2 = sigmoid(lambda_t), sigma_t^2 = sigmoid(-lambda_t); a schedule is its log-SNR lambda_t
-and the inverse of that. For larger images the same schedule destroys less, since neighbouring
-pixels repeat each other: `shift` adds to lambda, e.g. 2 log(64 / pixels a side) (Hoogeboom et al.
+and the inverse. On larger images the same schedule destroys less information, since neighbouring
+pixels are redundant: `shift` adds to lambda, e.g. 2 log(64 / pixels per side) (Hoogeboom et al.
 2023, arXiv 2301.11093, equation 4).
 """
 
@@ -30,7 +30,7 @@ class ContinuousLinearVP(VariancePreserving):
   Attributes:
     beta_min: beta at t = 0.
     beta_max: beta at t = 1.
-    min_time: least time that is trained or sampled.
+    min_time: smallest time in training and sampling.
     shift: number added to the log-SNR; negative means more noise, for larger images.
   """
 
@@ -64,10 +64,10 @@ class ContinuousLinearVP(VariancePreserving):
 
 @dataclasses.dataclass(frozen=True)
 class LinearLogSNR(VariancePreserving):
-  """lambda_t falling linearly from log_snr_max to log_snr_min.
+  """lambda_t decreasing linearly from log_snr_max to log_snr_min.
 
-  Source: Kingma et al. 2021 (arXiv 2107.00630), with the ends that its CIFAR-10 model starts from;
-  there they, and the slope, are learned.
+  Source: Kingma et al. 2021 (arXiv 2107.00630), with the initial endpoints of its CIFAR-10 model,
+  where they and the schedule between are learned.
 
   Attributes:
     log_snr_max: log-SNR at t = 0.
@@ -84,17 +84,17 @@ class LinearLogSNR(VariancePreserving):
       raise ValueError(f"log_snr_max={self.log_snr_max} must exceed log_snr_min={self.log_snr_min}")
 
   def log_snr(self, t: Times) -> Times:
-    """Return the line between the two ends."""
+    """Return the linear function between the two endpoints."""
     return self.log_snr_max - (self.log_snr_max - self.log_snr_min) * t
 
   def time_of(self, log_snr: Times) -> Times:
-    """Return the inverse of that line."""
+    """Return the inverse of the linear function."""
     return (self.log_snr_max - log_snr) / (self.log_snr_max - self.log_snr_min)
 
 
 @dataclasses.dataclass(frozen=True)
 class ContinuousCosineVP(VariancePreserving):
-  """lambda_t = -2 log tan(pi u / 2), u linear in t: lambda falls from its maximum to its minimum.
+  """lambda_t = -2 log tan(pi u / 2), u linear in t: lambda decreases from maximum to minimum.
 
   Source: Nichol and Dhariwal 2021 with the cut of Hoogeboom et al. 2023 (arXiv 2301.11093), section
   2 and appendix: alpha = cos(pi u / 2), sigma = sin(pi u / 2).
@@ -134,16 +134,16 @@ class ContinuousCosineVP(VariancePreserving):
 
 @dataclasses.dataclass(frozen=True)
 class ContinuousSigmoidVP(VariancePreserving):
-  """alpha_t^2 falls along a part of a sigmoid, stretched to run from 1 to 0.
+  """alpha_t^2 decreasing along an interval of a sigmoid, rescaled to run from 1 to 0.
 
   alpha_t^2 = (s(end) - s(start + t (end - start))) / (s(end) - s(start)), s(x) = sigmoid(x / tau).
   Source: Jabri et al. 2023 (arXiv 2212.11972), algorithm 3.
 
   Attributes:
-    start: start of the part of the sigmoid.
-    end: end of the part of the sigmoid.
-    temperature: tau, temperature of the sigmoid, positive.
-    min_time: least time that is used, and 1 minus the largest: the log-SNR is infinite beyond.
+    start: start of the interval of the sigmoid.
+    end: end of the interval of the sigmoid.
+    temperature: temperature tau of the sigmoid, positive.
+    min_time: smallest time in use, and 1 minus the largest: beyond, the log-SNR is infinite.
     shift: number added to the log-SNR; negative means more noise, for larger images.
   """
 
@@ -192,7 +192,7 @@ class SubVP(ContinuousProcess):
   Attributes:
     beta_min: beta at t = 0.
     beta_max: beta at t = 1.
-    min_time: least time that is trained or sampled.
+    min_time: smallest time in training and sampling.
   """
 
   beta_min: float = 0.1
