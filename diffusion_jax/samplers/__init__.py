@@ -1,4 +1,4 @@
-"""Samplers: from noise to images by a denoiser; those of fixed steps are one `lax.scan` each."""
+"""Samplers: from noise to data by a denoiser; fixed-step samplers are one `lax.scan` each."""
 
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.samplers.adaptive import ProbabilityFlow

@@ -1,4 +1,4 @@
-"""The probability-flow ODE by an adaptive solver: as accurate as it is asked to be."""
+"""The probability-flow ODE by an adaptive solver with a given error tolerance."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -14,38 +14,38 @@ from diffusion_jax.samplers.grids import Final, last_time
 from diffusion_jax.types import Key, Keys, Samples
 
 NUM_ESTIMATES = 16
-"""How many x0 estimates `keep_estimates` returns."""
+"""Number of x0 estimates that `keep_estimates` returns."""
 
 FIRST_STEP = 0.01
-"""Of the whole way; the solver chooses the later ones."""
+"""First step as a fraction of the whole path; the solver chooses the later ones."""
 
 
 class _Path(NamedTuple):
-  """(alpha + sigma) y(u) for u = sigma / (alpha + sigma), finite on every process."""
+  """The path (alpha + sigma) y(u) for u = sigma / (alpha + sigma), finite on every process."""
 
   process: Process
   denoise: Denoise
   low: float
 
   def place(self, t) -> Any:
-    """u of a time, on the host."""
+    """Return u for a time, on the host."""
     alpha, sigma = self.process.alpha_sigma(np.asarray([t]))
     return (sigma / (alpha + sigma))[0]
 
   def at(self, u):
-    """(t, alpha, sigma) at u."""
+    """Return (t, alpha, sigma) at u."""
     t = self.process.time_of(-2.0 * (jnp.log(u) - jnp.log1p(-u)))
     t = jnp.clip(t, self.low, 1.0)
     return (t, *self.process.alpha_sigma(t))
 
   def estimate(self, u, y):
-    """(x_t, x0 estimate) of one image."""
+    """Return (x_t, x0 estimate) of one image."""
     t, alpha, sigma = self.at(u)
     x = (alpha + sigma) * y
     return x, self.denoise(x, t)
 
   def slope(self, u, y, args):
-    """dy/du = eps_hat - x0_hat."""
+    """Return dy/du = eps_hat - x0_hat."""
     _, alpha, sigma = self.at(u)
     x, x0 = self.estimate(u, y)
     return ((x - alpha * x0) / sigma - x0).astype(y.dtype)
@@ -53,11 +53,11 @@ class _Path(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ProbabilityFlow(SamplerBase):
-  """Solves the probability-flow ODE from t = 1 by an adaptive Runge-Kutta method of order 5.
+  """Adaptive Runge-Kutta solver of order 5 for the probability-flow ODE from t = 1.
 
-  Each image has its own steps, so that it depends on its own key alone; the network is asked for
-  all of them at once, until the last is done. Samples.num_evaluations is the mean over the images.
-  An image that needs more than `max_steps` steps is NaN. The solver moves in
+  Each image has its own steps, so that it depends only on its own key. The network evaluates all
+  images together until the last one is done; Samples.num_evaluations is the mean over the images.
+  An image that needs more than `max_steps` steps is NaN. The solver integrates over
   u = sigma / (alpha + sigma), which is finite on every process. Sources: Song et al. 2021 (arXiv
   2011.13456), section 4.3; Tsitouras 2011 (doi 10.1016/j.camwa.2011.06.002), by diffrax.
 
@@ -66,7 +66,7 @@ class ProbabilityFlow(SamplerBase):
     atol: absolute tolerance of the adaptive solver's error per step and image.
     final: "data": one more evaluation at min_time gives the image; "min_time": end there.
     clip: clip each x0 estimate to [-1, 1].
-    max_steps: the most steps an image may take.
+    max_steps: maximum number of steps per image.
   """
 
   rtol: float = 1e-5
@@ -87,14 +87,14 @@ class ProbabilityFlow(SamplerBase):
       )
 
   def num_evaluations(self, process: Process) -> None:
-    """Return None: known only after sampling, from Samples.num_evaluations."""
+    """Return None: the number is only known after sampling, see Samples.num_evaluations."""
 
   def end_time(self, process: Process) -> Any:
-    """Return min_time, or where there is hardly noise; None: it ends at the data."""
+    """Return min_time, or the first time with noise; None: the path ends at the data."""
     return None if self.final == "data" else last_time(process)
 
   def check(self, process: Process) -> None:
-    """Raise ValueError for a process that exists only at its steps."""
+    """Raise a ValueError for a process that exists only at discrete steps."""
     if process.num_timesteps is not None:
       raise ValueError(
         "probability_flow needs a process in continuous time, not one of "
@@ -104,7 +104,7 @@ class ProbabilityFlow(SamplerBase):
   def solve(
     self, denoise: Denoise, process: Process, x: Data, keep_estimates: bool = False
   ) -> Samples:
-    """Solve from states at t = 1, in their precision; `keep_estimates` keeps NUM_ESTIMATES."""
+    """Integrate from states at t = 1, in their precision; may return NUM_ESTIMATES estimates."""
     low = last_time(process)
     path = _Path(process, _of_one_image(denoise, self.clip, x), low)
     first, last = (jnp.asarray(path.place(t), x.dtype) for t in (1.0, low))
@@ -116,7 +116,7 @@ class ProbabilityFlow(SamplerBase):
     return Samples(images, evaluations.mean() + (self.final == "data"), kept)
 
   def _one_image(self, path: _Path, first, times, x):
-    import diffrax  # half a second that other samplers and estimators do without
+    import diffrax  # imported here: it takes half a second that other samplers do not need
 
     _, alpha, sigma = path.at(first)
     solution = diffrax.diffeqsolve(
@@ -128,7 +128,7 @@ class ProbabilityFlow(SamplerBase):
     done = solution.result == diffrax.RESULTS.successful
     ys = jnp.where(done, jnp.asarray(solution.ys), jnp.nan)
     states, estimates = jax.lax.map(lambda pair: path.estimate(*pair), (times, ys))
-    # one for the first slope, six for each step, taken or not
+    # one evaluation for the first slope, six for each step, accepted or rejected
     evaluations = 1.0 + 6.0 * solution.stats["num_steps"]
     return states[-1], estimates[-1], evaluations, estimates
 
@@ -146,13 +146,13 @@ class ProbabilityFlow(SamplerBase):
 
 
 def _of_one_image(denoise: Denoise, clip: bool, like: Data):
-  """Return (x [...], t []) -> x0 estimate, which under vmap evaluates all examples in one call.
+  """Return (x [...], t []) -> x0 estimate; under vmap one call evaluates all examples.
 
-  The denoiser holds the labels of the whole batch, so that it cannot be asked for a single image.
-  What it holds besides, such as the parameters of a jitted caller, goes in as arguments: the rule
-  of a custom vmap must not close over traced values.
+  The denoiser holds the labels of the whole batch, so it cannot evaluate a single image. Other
+  values that it holds, such as parameters of a jitted caller, become arguments, since the rule of a
+  custom vmap must not close over traced values.
   """
-  import equinox  # with diffrax: half a second that only this sampler needs
+  import equinox  # imported here, as diffrax: half a second that only this sampler needs
 
   times = jnp.zeros(len(like), like.dtype)
   converted = equinox.filter_closure_convert(denoise, like, times)
@@ -161,7 +161,7 @@ def _of_one_image(denoise: Denoise, clip: bool, like: Data):
   @custom_vmap
   def one(x, t, held):
     del held
-    return jnp.zeros_like(x) + 0 * t  # only its shape is ever used
+    return jnp.zeros_like(x) + 0 * t  # only its shape is used
 
   @one.def_vmap
   def all_of_them(axis_size, in_batched, x, t, held):

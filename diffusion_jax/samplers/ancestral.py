@@ -19,20 +19,21 @@ from diffusion_jax.samplers.linear import (
 
 @dataclasses.dataclass(frozen=True)
 class Ancestral(LinearSampler):
-  """x_s ~ N(posterior mean given the x0 estimate, variance); no noise at the step to the data.
+  """x_s ~ N(posterior mean given the x0 estimate, variance); no noise on the last step.
 
-  With v = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, the noise added from the next grid point s
-  to t: fixed_large: variance v; fixed_small: v sigma_s^2 / sigma_t^2, the posterior's own; learned:
-  between the two in the logarithm, as the network says of each dimension, on a respaced grid too.
+  The last step goes to the data. With v = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, the variance
+  added from the next grid point s to t: fixed_large is v; fixed_small is the posterior's
+  v sigma_s^2 / sigma_t^2; learned interpolates between their logarithms by the network's output,
+  per dimension, also on a respaced grid.
   Source: Ho et al. 2020 (arXiv 2006.11239), algorithm 2 and section 3.2; respacing after Nichol
   and Dhariwal 2021 (arXiv 2102.09672), section 4; in alpha and sigma: Kingma et al. 2021 (arXiv
   2107.00630), appendix A.
 
   Attributes:
-    variance: variance of the noise that is added; auto: learned where the network gives variances,
-      else fixed_large.
+    variance: variance of the added noise; auto: learned if the network gives variances, else
+      fixed_large.
     spacing: placement of the steps in time, see `grids.make_grid`. auto is trailing on a process
-      with steps, as for DDIM, whose eta 1 it is; the respacing of Improved DDPM is linspace.
+      with steps, as for DDIM with eta = 1, which this is; Improved DDPM's respacing is linspace.
   """
 
   steps: int = 1000
@@ -49,13 +50,13 @@ class Ancestral(LinearSampler):
     return self.variance == "learned"
 
   def fit(self, gives_variance: bool) -> "Ancestral":
-    """Return the sampler with the meaning of `auto` for a network that gives variances, or none."""
+    """Return the sampler with `auto` resolved for a network with or without variances."""
     if self.variance != "auto":
       return self
     return dataclasses.replace(self, variance="learned" if gives_variance else "fixed_large")
 
   def on_grid(self, process: Process, grid: Grid) -> Tableau:
-    """Return the update's coefficients; of learned variances the noise is the smallest."""
+    """Return the coefficients on a grid; with learned variances the noise is the smallest."""
     (alpha, sigma), (then, sigma_then) = step_endpoints(grid)
     xp, added = namespace(alpha), added_variance(grid)
     small = added * sigma_then**2 / sigma**2
@@ -68,9 +69,9 @@ class Ancestral(LinearSampler):
 
 
 def _width(grid: Grid) -> PerStep:
-  """Return log(largest / smallest variance) of each step: log(sigma_t^2 / sigma_s^2).
+  """Return log(largest / smallest variance) per step, log(sigma_t^2 / sigma_s^2).
 
-  0 for the step to the data, which adds no noise.
+  It is 0 for the step to the data, which adds no noise.
   """
   xp = namespace(grid.sigma)
   with np.errstate(divide="ignore"):

@@ -1,13 +1,14 @@
-"""The contract of a sampler, and its defaults.
+"""Contract of a sampler, and its defaults.
 
 A config class is the sampler itself: a frozen dataclass of one of three kinds.
 
-  LinearSampler   each state is linear in what is known; give `on_grid(process, grid)`: `linear`;
-                  only this kind runs backwards and inpaints: `editing`
-  SamplerBase     a loop of its own; give `sample` and `num_evaluations`
-  SamplerBase     adaptive; `num_evaluations` returns None, as of `adaptive`
+  LinearSampler   steps are linear in states, estimates and noise; define
+                  `on_grid(process, grid)`, see `linear`; only this kind can run backwards and
+                  inpaint, see `editing`
+  SamplerBase     own loop; define `sample` and `num_evaluations`
+  SamplerBase     adaptive; `num_evaluations` returns None, as in `adaptive`
 
-Each kind states its `order` and whether it is `stochastic`, which the audit measures.
+Each declares its `order` and if it is `stochastic`; the audit measures both.
 """
 
 import abc
@@ -25,21 +26,24 @@ from diffusion_jax.types import Key, Keys, Samples
 
 Data = Float[Array, "N ..."]
 Denoise = Callable[[Data, Float[Array, "N"]], Any]
-"""(xt, t [N]) -> x0 estimate; (x0 estimate, variance logits) for a sampler with needs_variance."""
+"""A function (xt, t [N]) -> x0 estimate.
+
+For a sampler with needs_variance it returns (x0 estimate, variance logits).
+"""
 
 
 @runtime_checkable
 class Sampler(Protocol):
-  """Draws examples by a denoiser from the noise at t = 1."""
+  """Draws examples from noise at t = 1 with a denoiser."""
 
   @property
   def order(self) -> int:
-    """p: the error falls as steps^-p; in distribution if it draws noise."""
+    """Order p: the error decreases as steps^-p (in distribution, for a stochastic sampler)."""
     ...
 
   @property
   def stochastic(self) -> bool:
-    """True if it draws noise after the start."""
+    """True if it draws noise after the initial state."""
     ...
 
   @property
@@ -54,27 +58,27 @@ class Sampler(Protocol):
 
   @property
   def keeps_estimates(self) -> bool:
-    """True if `sample` returns its x0 estimates when asked."""
+    """True if `sample` can return its x0 estimates."""
     ...
 
   def fit(self, gives_variance: bool) -> "Sampler":
-    """Return the sampler for a network that gives variances, or none."""
+    """Return the sampler for a network with or without variances."""
     ...
 
   def check(self, process: Process) -> None:
-    """Raise ValueError for a process or steps that it cannot serve."""
+    """Raise a ValueError for a process or number of steps that it does not support."""
     ...
 
   def num_evaluations(self, process: Process) -> int | None:
-    """Return the denoiser's evaluations per example; None: known only after sampling."""
+    """Return the denoiser evaluations per example; None: known only after sampling."""
     ...
 
   def evaluation_times(self, process: Process) -> Float[Array | np.ndarray, "R"] | None:
-    """Return the time of each evaluation, where all examples share them; None: they do not."""
+    """Return the time of each evaluation; None if the examples do not share these times."""
     ...
 
   def end_time(self, process: Process) -> Any:
-    """Return the time of the returned states; None: they are the data."""
+    """Return the time of the final states; None: they are data."""
     ...
 
   def sample(
@@ -90,18 +94,18 @@ class Sampler(Protocol):
     Args:
       denoise: (xt, t [N]) -> x0 estimate.
       process: the process of the denoiser.
-      key: one key, of which example i gets the i-th, or one key per example [N].
-      shape: (N, ...): number and shape of the examples.
-      keep_estimates: return the x0 estimate of every evaluation too, if it `keeps_estimates`.
+      key: one key, from which example i uses the i-th, or one key per example [N].
+      shape: (N, ...), the number and shape of the examples.
+      keep_estimates: also return the x0 estimate of every evaluation, if it `keeps_estimates`.
     """
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerBase(abc.ABC):
-  """Defaults of a sampler with a loop of its own, which needs `order`, `stochastic` and the rest.
+  """Defaults of a sampler with its own loop, which must define `order` and `stochastic`.
 
-  `initial_states` gives its x_1, and the keys of its noise.
+  `initial_states` gives x_1, and `keys_per_example` the keys of its noise.
   """
 
   needs_variance = False
@@ -109,7 +113,7 @@ class SamplerBase(abc.ABC):
   keeps_estimates = False
 
   def fit(self, gives_variance: bool) -> Sampler:
-    """Return itself: it takes no variances."""
+    """Return itself: it uses no variances."""
     del gives_variance
     return self  # pyright: ignore[reportReturnType]  # order and stochastic are the entry's
 
@@ -119,15 +123,15 @@ class SamplerBase(abc.ABC):
 
   @abc.abstractmethod
   def num_evaluations(self, process: Process) -> int | None:
-    """Return the denoiser's evaluations per example; None: known only after sampling."""
+    """Return the denoiser evaluations per example; None: known only after sampling."""
 
   def evaluation_times(self, process: Process) -> Float[Array | np.ndarray, "R"] | None:
-    """Return None: unknown, so that guidance with an interval counts as if it acted everywhere."""
+    """Return None: unknown, so guidance with an interval counts as if it acted everywhere."""
     del process
     return None
 
   def end_time(self, process: Process) -> Any:
-    """Return None: it ends at the data."""
+    """Return None: the final states are data."""
     del process
     return None
 
@@ -147,11 +151,11 @@ def keys_per_example(key: Key | Keys, num: int) -> Keys:
   """Return one key per example.
 
   Args:
-    key: one key, of which example i gets the i-th, or [num] keys.
+    key: one key, from which example i uses the i-th, or [num] keys.
     num: number of examples.
 
   Raises:
-    ValueError: another number of keys.
+    ValueError: the number of keys is neither 1 nor `num`.
   """
   if key.ndim == 0:
     return rng.example_keys(key, jnp.arange(num))
@@ -166,8 +170,8 @@ def initial_states(process: Process, keys: Keys, shape: tuple[int, ...]) -> Data
   """Return x_1 ~ N(0, prior_std^2) of each example.
 
   Args:
-    process: gives the standard deviation.
+    process: the process, which gives the standard deviation.
     keys: one per example, see `keys_per_example`.
-    shape: of one example.
+    shape: shape of one example.
   """
   return process.prior_std * rng.normal(rng.stream(keys, rng.Stream.START), shape)

@@ -1,4 +1,4 @@
-"""DDIM: deterministic at eta 0, as noisy as the ancestral sampler at eta 1."""
+"""DDIM: deterministic for eta 0, as noisy as the ancestral sampler for eta 1."""
 
 import dataclasses
 from typing import ClassVar
@@ -18,15 +18,15 @@ from diffusion_jax.samplers.linear import (
 class DDIM(LinearSampler):
   """x_s = alpha_s x0_hat + sqrt(sigma_s^2 - std^2) eps_hat + std z.
 
-  std = eta sigma_s / sigma_t sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2), and eps_hat is what
-  x_t and the (clipped) x0_hat leave. Source: Song et al. 2021 (arXiv 2010.02502), equations 12 and
+  std = eta sigma_s / sigma_t sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2), and eps_hat follows
+  from x_t and the (clipped) x0_hat. Source: Song et al. 2021 (arXiv 2010.02502), equations 12 and
   16, there for alpha^2 + sigma^2 = 1.
 
   Attributes:
     eta: amount of noise: 0 is deterministic, 1 ancestral sampling with the small variance.
     spacing: placement of the steps in time, see `grids.make_grid`. auto is trailing on a process
-      with steps: floor(c i) with the last at T, appendix D.2. The authors' program begins lower, at
-      T - T / S, where few steps leave the start short of noise: leading.
+      with steps: floor(c i) with the last at T, appendix D.2. The authors' code starts lower, at
+      T - T / S (leading), where few steps leave the start short of noise.
   """
 
   steps: int = 50

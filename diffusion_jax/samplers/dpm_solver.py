@@ -6,8 +6,8 @@ the ODE's exact solution is
 and the SDE's (Lu et al. 2022, equations 13 and 16)
   x' = sigma' / sigma e^(-h) x + 2 alpha' times that of e^(2 (tau - h)) D
     + sigma' sqrt(1 - e^(-2h)) z.
-A solver puts a polynomial through the last x0 estimates in D's place. The step to the data has
-order 1: there D itself is the solution. Source: Lu et al. 2022 (arXiv 2211.01095).
+A solver replaces D by the polynomial through the last x0 estimates. The step to the data has order
+1: there D itself is the solution. Source: Lu et al. 2022 (arXiv 2211.01095).
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ def _columns(*values: Values) -> Values:
 
 
 def _midpoint(grid: Grid, steps: slice, total: Values) -> Values:
-  """Order 2: the line through two estimates, taken at half the step."""
+  """Return weights of order 2: the line through two estimates, at the middle of the step."""
   h = half_log_snr_growth(grid)
   half = 0.5 * h[steps] / multistep.earlier(h, steps, 1)
   return _columns(total * (1.0 + half), -total * half)
 
 
 def _parabola(grid: Grid, steps: slice, curvature: float) -> Values:
-  """Order 3: exact integrals of the parabola through three estimates.
+  """Return weights of order 3: exact integrals of the parabola through three estimates.
 
   With h the step, a and b the two before it, the parabola is D0 + slope tau + bend tau^2.
   """
@@ -47,7 +47,7 @@ def _parabola(grid: Grid, steps: slice, curvature: float) -> Values:
 
 @dataclasses.dataclass(frozen=True)
 class DPMSolverPP2M(LinearSampler):
-  """DPM-Solver++(2M): two estimates, order 2, one evaluation a step (algorithm 2, midpoint)."""
+  """DPM-Solver++(2M): two estimates, order 2, one evaluation per step; algorithm 2, midpoint."""
 
   order = 2
   stochastic = False
@@ -64,18 +64,18 @@ class DPMSolverPP2M(LinearSampler):
     return Tableau(grid.t[:-1], state, end=grid.t[-1])
 
   def check(self, process: Process) -> None:
-    """Raise ValueError for steps or a process that it cannot serve."""
+    """Raise a ValueError for a process or number of steps that it does not support."""
     multistep.check_order("dpm_solver_pp_2m", self.order, self.steps)
     super().check(process)
 
 
 @dataclasses.dataclass(frozen=True)
 class DPMSolverPP3M(LinearSampler):
-  """DPM-Solver++(3M): three estimates, order 3, one evaluation a step.
+  """DPM-Solver++(3M): three estimates, order 3, one evaluation per step.
 
   Attributes:
-    published_weights: use the weights of the authors' program, whose quadratic term has half its
-      weight in the exact integral and whose order is therefore 2.
+    published_weights: use the weights of the authors' code, whose quadratic term has half the
+      weight of the exact integral and whose order is therefore 2.
   """
 
   published_weights: bool = False
@@ -84,7 +84,7 @@ class DPMSolverPP3M(LinearSampler):
 
   @property
   def order(self) -> int:
-    """3, or 2 with the published weights."""
+    """Order 3, or 2 with the published weights."""
     return 2 if self.published_weights else 3
 
   def on_grid(self, process: Process, grid: Grid) -> Tableau:
@@ -102,7 +102,7 @@ class DPMSolverPP3M(LinearSampler):
     return Tableau(grid.t[:-1], state, end=grid.t[-1])
 
   def check(self, process: Process) -> None:
-    """Raise ValueError for steps or a process that it cannot serve."""
+    """Raise a ValueError for a process or number of steps that it does not support."""
     multistep.check_order("dpm_solver_pp_3m", 3, self.steps)
     super().check(process)
 
@@ -129,6 +129,6 @@ class DPMSolverPP2MSDE(LinearSampler):
     return Tableau(grid.t[:-1], state, end=grid.t[-1])
 
   def check(self, process: Process) -> None:
-    """Raise ValueError for steps or a process that it cannot serve."""
+    """Raise a ValueError for a process or number of steps that it does not support."""
     multistep.check_order("dpm_solver_pp_2m_sde", self.order, self.steps)
     super().check(process)

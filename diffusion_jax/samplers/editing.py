@@ -1,4 +1,4 @@
-"""What deterministic samplers can do with given images: encode, interpolate, fill in."""
+"""Edit given images with deterministic samplers: encode, interpolate, inpaint."""
 
 from typing import Any
 
@@ -17,20 +17,20 @@ from diffusion_jax.types import Key, Keys, Samples
 
 
 def encode(denoise: Denoise, process: Process, x0: Data, sampler: LinearSampler) -> Data:
-  """Return the noise x_1 that the sampler turns into these examples: its own steps, backwards.
+  """Return the noise x_1 that the sampler maps to these examples, by its own steps backwards.
 
-  The path begins at alpha x0 where the grid's noise is least, and solves the same ODE, so that
-  `decode` returns the images up to the error of the solver. With DDIM it is DDIM inversion: Song et
-  al. 2021 (arXiv 2010.02502), section 4.3. Estimates are not clipped.
+  The path starts at alpha x0, where the grid's noise is least, and solves the same ODE, so that
+  `decode` returns the images up to the error of the solver. With DDIM this is DDIM inversion: Song
+  et al. 2021 (arXiv 2010.02502), section 4.3. Estimates are not clipped.
 
   Args:
     denoise: (xt, t) -> x0 estimate.
-    process: of the denoiser.
+    process: process of the denoiser.
     x0: images in [-1, 1].
-    sampler: a deterministic one of fixed steps.
+    sampler: a deterministic fixed-step sampler.
 
   Raises:
-    ValueError: a sampler that draws noise.
+    ValueError: the sampler draws noise.
   """
   _check_deterministic(sampler)
   grid = backwards(process, sampler.grid(process))
@@ -39,10 +39,10 @@ def encode(denoise: Denoise, process: Process, x0: Data, sampler: LinearSampler)
 
 
 def decode(denoise: Denoise, process: Process, x1: Data, sampler: LinearSampler) -> Data:
-  """Return the examples that the deterministic sampler makes of the noise x_1.
+  """Return the examples that the deterministic sampler generates from the noise x_1.
 
   Raises:
-    ValueError: a sampler that draws noise.
+    ValueError: the sampler draws noise.
   """
   _check_deterministic(sampler)
   return linear.integrate(sampler.tableau(process), denoise, x1, clip=sampler.clip).images
@@ -51,16 +51,16 @@ def decode(denoise: Denoise, process: Process, x1: Data, sampler: LinearSampler)
 def interpolate(first: Data, second: Data, fraction: Float[Array | np.ndarray, "K"]) -> Array:
   """Interpolate noise spherically, each pair of examples along its own great circle.
 
-  sin((1 - w) angle) / sin(angle) first + sin(w angle) / sin(angle) second; a straight line where
-  the two are parallel. Source: Shoemake 1985 (doi 10.1145/325334.325242); for diffusion models
-  Song et al. 2021 (arXiv 2010.02502), appendix D.5.
+  sin((1 - w) angle) / sin(angle) first + sin(w angle) / sin(angle) second; a straight line if the
+  two are parallel. Source: Shoemake 1985 (doi 10.1145/325334.325242); for diffusion models Song et
+  al. 2021 (arXiv 2010.02502), appendix D.5.
 
   Args:
-    first, second: [N ...], from x_1 or `encode`.
-    fraction: w of each of the K points on the way, 0 = first, 1 = second.
+    first, second: noise [N ...], drawn as x_1 or from `encode`.
+    fraction: weight w of each of the K points, 0 = first, 1 = second.
 
   Returns:
-    [K N ...].
+    Noise [K N ...].
   """
   axes = dims(first)
   norms = [jnp.sqrt(jnp.square(x).sum(axes, keepdims=True)) for x in (first, second)]
@@ -82,20 +82,20 @@ def inpaint(
   is_known: Bool[Array, "N ..."],
   sampler: LinearSampler,
 ) -> Samples:
-  """Draw examples whose known dimensions are given, by replacing them at every noise level.
+  """Draw examples with given known dimensions, by replacing these at every noise level.
 
-  After each step the known pixels become alpha_t x_0 + sigma_t z with fresh z. It asks nothing of
-  the model but is not the exact conditional distribution: what the unknown pixels learn of the
-  known ones comes from the denoiser alone. Source: Song et al. 2021 (arXiv 2011.13456), appendix
-  I.2; it is RePaint (Lugmayr et al. 2022, arXiv 2201.09865) without its resampling.
+  After each step the known pixels become alpha_t x_0 + sigma_t z with fresh z. This works with any
+  model, but it does not sample the exact conditional distribution: the unknown pixels depend on the
+  known ones only through the denoiser. Source: Song et al. 2021 (arXiv 2011.13456), appendix I.2;
+  it is RePaint (Lugmayr et al. 2022, arXiv 2201.09865) without resampling.
 
   Args:
     denoise: (xt, t) -> x0 estimate.
-    process: of the denoiser.
+    process: process of the denoiser.
     key: one key, or one per example.
-    known: images in [-1, 1]; any values where not known.
-    is_known: which pixels are given.
-    sampler: any one of fixed steps.
+    known: images in [-1, 1]; unknown pixels may have any value.
+    is_known: True for known pixels.
+    sampler: any fixed-step sampler.
   """
   tableau, keys = sampler.tableau(process), keys_per_example(key, len(known))
   times = jnp.append(jnp.asarray(tableau.t, known.dtype), jnp.asarray(tableau.end, known.dtype))

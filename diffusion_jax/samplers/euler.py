@@ -10,10 +10,10 @@ from diffusion_jax.samplers.linear import LinearSampler, StepWeights, Tableau, s
 
 
 class Churned(NamedTuple):
-  """The point of each step, moved to more noise by churn: EDM's t_hat and x_hat.
+  """The start of each step after churn has added noise, EDM's t_hat and x_hat.
 
   Attributes:
-    t, alpha, sigma: of the churned points, [S].
+    t, alpha, sigma: time and coefficients of the churned points, [S].
     scale, noise: x_hat = scale * x + noise * z, [S].
     active: True if any point may have moved.
   """
@@ -29,11 +29,11 @@ class Churned(NamedTuple):
 def churned(
   process: Process, grid: Grid, churn: float, s_min: float, s_max: float | None, s_noise: float
 ) -> Churned:
-  """Return the points of the steps, moved from s = sigma / alpha to s_hat = (1 + gamma) s.
+  """Return the steps' start points, moved from s = sigma / alpha to s_hat = (1 + gamma) s.
 
-  gamma = min(churn / S, sqrt(2) - 1) where s lies in [s_min, s_max] (None: no end), and 0
-  elsewhere and at alpha = 0. s_hat is that of a time of the process: of one with steps the nearest,
-  as EDM's own program rounds to the levels of such networks. At the start it may lie beyond t = 1.
+  gamma = min(churn / S, sqrt(2) - 1) if s is in [s_min, s_max] (None: no upper end), and 0 else or
+  at alpha = 0. s_hat is the noise level at a time of the process: on a process with steps the
+  nearest, since EDM's code also rounds to such levels. At the start it may be beyond t = 1.
   Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 2, lines 4 to 6.
   """
   (alpha, sigma), _ = step_endpoints(grid)
@@ -56,7 +56,7 @@ def churned(
 
 
 def check_churn(s_churn: float, s_min: float, s_max: float | None, s_noise: float) -> None:
-  """Raise ValueError for churn that means nothing."""
+  """Raise a ValueError for invalid churn settings."""
   if s_churn < 0 or s_noise <= 0 or not 0 <= s_min <= (s_min if s_max is None else s_max):
     raise ValueError(
       f"s_churn={s_churn}, s_min={s_min}, s_max={s_max}, s_noise={s_noise}: s_churn must be at "
@@ -71,18 +71,18 @@ def shift_left(values: Values, last: float) -> Values:
 
 @dataclasses.dataclass(frozen=True)
 class Euler(LinearSampler):
-  """x' = alpha' x0_hat + sigma' eps_hat, from a point moved by churn; without churn it is DDIM.
+  """x' = alpha' x0_hat + sigma' eps_hat, from a churned point; without churn it is DDIM.
 
-  It is Euler's step in any coordinate of the form x / (alpha + k sigma), so that on straight paths
-  it is also the one of flow matching. Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 2
-  without its correction.
+  It is Euler's step in any coordinate of the form x / (alpha + k sigma), so on straight paths it is
+  also that of flow matching. Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 2 without its
+  correction.
 
   Attributes:
-    s_churn: noise added back, EDM's S_churn: each step's level rises by s_churn / steps of itself,
+    s_churn: added noise, EDM's S_churn: each step's level increases by s_churn / steps of itself,
       at most 41%; 0 is deterministic.
-    s_min: noise level sigma / alpha below which no noise is added back.
-    s_max: noise level sigma / alpha above which no noise is added back; none: no upper end.
-    s_noise: factor of the standard deviation of the noise that is added back.
+    s_min: noise level sigma / alpha below which no noise is added.
+    s_max: noise level sigma / alpha above which no noise is added; none: no upper end.
+    s_noise: factor of the standard deviation of the added noise.
   """
 
   steps: int = 50

@@ -1,7 +1,7 @@
-"""Time grids: at which times a sampler of S steps asks the network, and where it ends.
+"""Time grids: the times at which a sampler evaluates the network, and the endpoint.
 
-On the host in NumPy float64; in jax.numpy where the process itself answers with JAX arrays, as one
-with a learned schedule does.
+Computed on the host in NumPy float64; in jax.numpy if the process returns JAX arrays, as one with a
+learned schedule does.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -19,24 +19,29 @@ Final = Literal["data", "min_time"]
 
 BY_STEP = ("leading", "trailing", "linspace")
 LEAST_LOG_SNR = -10.0
-"""Log-SNR at which even steps begin on a process with steps that ends below it. Less is noise
-alone, and the first step crosses it: the authors of DPM-Solver begin at -9.6 on cosine betas."""
+"""Log-SNR where even steps begin on a process with steps that ends below it.
+
+Below it x_t is nearly pure noise, and the first step crosses that range. The authors of DPM-Solver
+begin at -9.6 for cosine betas.
+"""
 SMALLEST_RATIO = 1e-3
-"""sigma / alpha at which a path ends or begins where the process itself reaches 0: an eighth of a
-grey level of 256."""
+"""sigma / alpha at which a path starts or ends if the process itself reaches 0.
+
+It is an eighth of a grey level of 256.
+"""
 
 AUTO = "on T steps: trailing for ancestral and ddim, log_snr for the others"
-"""Meaning of auto, as stored with evaluations that depend on it; once it was trailing for all."""
+"""Meaning of auto, stored with evaluations that depend on it; once it was always trailing."""
 
 
 class Grid(NamedTuple):
-  """S steps between S + 1 points, from the noisiest.
+  """S steps between S + 1 points, from the noisiest on.
 
   Attributes:
-    t: times; the last is not asked for, and 0 stands for the data.
-    alpha, sigma: of each point; 1 and 0 for the data.
+    t: times; the network is not evaluated at the last one, and 0 is the data.
+    alpha, sigma: coefficients of each point; 1 and 0 for the data.
     half_log_snr: log(alpha / sigma), infinite at the data.
-    to_data: whether the last point is the data.
+    to_data: True if the last point is the data.
   """
 
   t: Values
@@ -47,17 +52,17 @@ class Grid(NamedTuple):
 
   @property
   def num_steps(self) -> int:
-    """S."""
+    """Number of steps S."""
     return len(self.t) - 1
 
   @property
   def from_noise(self) -> bool:
-    """Whether alpha is 0 at the first point, as far as the host knows."""
+    """True if alpha is 0 at the first point, as far as the host knows."""
     return namespace(self.alpha) is np and float(self.alpha[0]) == 0.0
 
   @property
   def to_noise(self) -> bool:
-    """The same of the last point, where a path backwards may end."""
+    """True if alpha is 0 at the last point, where a path backwards may end."""
     return namespace(self.alpha) is np and float(self.alpha[-1]) == 0.0
 
 
@@ -71,30 +76,30 @@ def make_grid(
 ) -> Grid:
   """Return the grid of a sampler.
 
-  On a process with T steps, leading, trailing and linspace are those of `visited_steps`. The
-  others, on any process, have these even steps from t = 1 to the process's min_time:
+  On a process with T steps, leading, trailing and linspace are those of `visited_steps`. The other
+  spacings, on any process, have even steps from t = 1 to the process's min_time:
     uniform: in t. quadratic: in the square root of t.
     karras: in (sigma / alpha)^(1 / rho), Karras et al. 2022 (arXiv 2206.00364), equation 5.
     log_snr: in log(alpha^2 / sigma^2), Lu et al. 2022 (arXiv 2206.00927), section 3.3; on a process
       with steps from LEAST_LOG_SNR on.
-  A process with steps is asked at the nearest of them. Times that would meet on one step move to
-  the free ones beside it, so that S evaluations stay S, for every S up to T.
-  auto is `auto_by_step` on a process with steps; karras where alpha is always 1; uniform where
-  alpha ends at 0, as on flow's straight paths; and log_snr for all other continuous ones: even
-  times leave them a last step so long in the log-SNR that multistep samplers extrapolate into
-  nonsense (benchmarks/sampler_orders.py), though they serve ddim and euler somewhat better.
+  A process with steps uses the nearest of its steps. If several times have the same nearest step,
+  they move to free neighbours, so that S evaluations stay S, for every S up to T.
+  auto is `auto_by_step` on a process with steps; karras if alpha is always 1; uniform if alpha ends
+  at 0, as on flow's straight paths; and log_snr for all other continuous ones. There, even times
+  would make the last step so long in the log-SNR that multistep samplers extrapolate into nonsense
+  (benchmarks/sampler_orders.py), although they suit ddim and euler slightly better.
 
   Args:
-    process: of any kind.
-    num_steps: S, at least 1.
+    process: any process.
+    num_steps: number of steps S, at least 1.
     spacing: see above.
-    final: "data": the last step goes from min_time to alpha 1, sigma 0; where min_time itself has
-      no noise it is that end. "min_time": the last of the S steps ends there.
+    final: "data": the last step goes from min_time to alpha 1, sigma 0; if min_time itself has no
+      noise, it is this endpoint. "min_time": the last of the S steps ends there.
     rho: exponent of karras.
-    auto_by_step: what auto stands for on a process with steps; each sampler has its own.
+    auto_by_step: meaning of auto on a process with steps; each sampler has its own.
 
   Raises:
-    ValueError: a grid that the process does not have.
+    ValueError: the process does not have such a grid.
   """
   if spacing == "auto":
     spacing = suitable_spacing(process, auto_by_step)
@@ -107,12 +112,12 @@ def make_grid(
 
 
 def points(process: Process, t: Values, to_data: bool) -> Grid:
-  """The grid of given falling times, of which the last counts as the data if it has no noise.
+  """Build a grid from decreasing times; a last time with sigma = 0 is the data point.
 
   Args:
-    process: of any kind.
-    t: times from the noisiest; S of them if the data is still to be added, else S + 1.
-    to_data: whether the path ends at the data.
+    process: any process.
+    t: times from the noisiest on; S of them if the data is still to be added, else S + 1.
+    to_data: True if the path ends at the data.
   """
   alpha, sigma = process.alpha_sigma(t)
   xp = namespace(alpha, sigma)
@@ -130,11 +135,11 @@ def _with(values: Values, end: float) -> Values:
 
 
 def suitable_spacing(process: Process, auto_by_step: Spacing = "log_snr") -> Spacing:
-  """Return what "auto" stands for; a learned schedule counts as variance-preserving.
+  """Return the meaning of "auto"; a learned schedule counts as variance-preserving.
 
   Args:
-    process: of any kind.
-    auto_by_step: the answer for a process with steps.
+    process: any process.
+    auto_by_step: the result for a process with steps.
   """
   if process.num_timesteps is not None:
     return auto_by_step
@@ -147,7 +152,7 @@ def suitable_spacing(process: Process, auto_by_step: Spacing = "log_snr") -> Spa
 
 
 def backwards(process: Process, grid: Grid) -> Grid:
-  """The same points from the least noisy up; in the data's place `last_time`, if none is there."""
+  """Return the same points in reverse order; `last_time` replaces the data point."""
   t = grid.t[:-1] if grid.to_data else grid.t
   low = last_time(process)
   if grid.to_data and namespace(t) is np and low < t[-1]:
@@ -156,7 +161,7 @@ def backwards(process: Process, grid: Grid) -> Grid:
 
 
 def last_time(process: Process) -> Any:
-  """min_time, or the time at which sigma / alpha is SMALLEST_RATIO where that has no noise."""
+  """Return min_time, or the time with sigma / alpha = SMALLEST_RATIO if that has no noise."""
   _, sigma = process.alpha_sigma(np.asarray([process.min_time]))
   if namespace(sigma) is np and sigma[0] == 0:
     return process.time_of(np.asarray([-2.0 * np.log(SMALLEST_RATIO)]))[0]
@@ -187,7 +192,7 @@ def _check(process: Process, num_steps: int, spacing: Spacing, adds_data: bool) 
 def _times(
   process: Process, spacing: Spacing, adds_data: bool, rho: float, num_steps: int
 ) -> Values:
-  """Falling times of the points that the process itself has; a single one is 1."""
+  """Return decreasing times of the process's own points; a single one is 1."""
   num, num_points = process.num_timesteps, num_steps + (not adds_data)
   if num is None:
     return _even(process, spacing, rho, num_points)
@@ -201,11 +206,11 @@ def _times(
 
 
 def _apart(steps: Int[np.ndarray, "P"], num_timesteps: int) -> Int[np.ndarray, "P"]:
-  """Move steps that meet to the free ones above them, or below where T is reached.
+  """Move equal steps to the next free ones above, or below if T is reached.
 
   Args:
-    steps: numbers of 1..T that do not rise, at most T of them.
-    num_timesteps: T.
+    steps: step numbers of 1..T in non-increasing order, at most T of them.
+    num_timesteps: number of steps T.
   """
   i = np.arange(len(steps))
   above_next = np.maximum.accumulate((steps + i)[::-1])[::-1] - i
@@ -222,7 +227,7 @@ def _even(process: Process, spacing: Spacing, rho: float, num_points: int) -> Va
 
 
 def _even_in_noise(process: Process, spacing: Spacing, rho: float, num_points: int) -> Values:
-  """Even in a function of the log-SNR; the ends are exactly 1 and min_time."""
+  """Return even times in a function of the log-SNR; the endpoints are exactly 1 and min_time."""
   ends = process.log_snr(np.asarray([1.0, process.min_time]))
   xp = namespace(ends)
   if xp is np and not np.isfinite(ends if spacing == "log_snr" else ends[0]).all():
@@ -242,7 +247,7 @@ def _even_in_noise(process: Process, spacing: Spacing, rho: float, num_points: i
 
 
 def visited_steps(num_timesteps: int, num_steps: int, spacing: Spacing) -> Int[np.ndarray, "S"]:
-  """Steps n of 1..T from the noisiest down.
+  """Return steps n of 1..T from the noisiest down.
 
   With i = 0..S-1, in the literature's numbering from 0 (n - 1):
     leading: i floor(T / S); it starts at 0 and may stop short of T - 1.
@@ -266,6 +271,6 @@ def visited_steps(num_timesteps: int, num_steps: int, spacing: Spacing) -> Int[n
     zero_based = np.round(num_timesteps - i * (num_timesteps / num_steps)).astype(np.int64) - 1
   else:
     strides = [(num_timesteps - 1) / max(num_steps - 1, 1)] * (num_steps - 1)
-    rising = np.round(np.cumsum([0.0, *strides])).astype(np.int64)  # added up as the original does
+    rising = np.round(np.cumsum([0.0, *strides])).astype(np.int64)  # summed as in the original
     zero_based = rising[::-1] if num_steps > 1 else np.asarray([num_timesteps - 1])
   return zero_based + 1

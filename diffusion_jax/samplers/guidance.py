@@ -1,4 +1,4 @@
-"""Guidance of a denoiser away from its estimate without the condition, or from another model's."""
+"""Guidance of a denoiser away from an unconditional estimate or from another model's."""
 
 import dataclasses
 import math
@@ -25,18 +25,18 @@ class Guidance:
 
   Source: Ho and Salimans 2022 (arXiv 2207.12598); their w is weight - 1. It is the same
   combination for eps, x0 and v, since each is affine in the others at a fixed x_t. With a guiding
-  model its estimate takes D_null's place: autoguidance, Karras et al. 2024 (arXiv 2406.02507).
+  model, its estimate replaces D_null: autoguidance, Karras et al. 2024 (arXiv 2406.02507).
 
   Attributes:
     weight: weight w; 1 is off: one network evaluation per step instead of two.
-    interval_low: least noise level sigma / alpha at which guidance acts, included.
-    interval_high: largest noise level sigma / alpha at which guidance acts, included; none: no
+    interval_low: smallest noise level sigma / alpha at which guidance acts, inclusive.
+    interval_high: largest noise level sigma / alpha at which guidance acts, inclusive; none: no
       upper end. Source: Kynkaanniemi et al. 2024 (arXiv 2404.07724).
-    rescale: fraction in which the guided estimate takes the standard deviation that D_label has
-      over an image: 0 off, 0.7 in the paper, which rescales the network's output. Source: Lin et
-      al. 2024 (arXiv 2305.08891), equations 14 to 16.
-    against: model to move away from: the null class, or an inferior model, which the sampling
-      program's --guide_workdir names.
+    rescale: fraction by which the guided estimate takes the standard deviation of D_label over an
+      image: 0 off, 0.7 in the paper, which rescales the network's output. Source: Lin et al. 2024
+      (arXiv 2305.08891), equations 14 to 16.
+    against: estimate to move away from: the null class, or an inferior model, given by `sample
+      --guide_workdir`.
   """
 
   weight: float = 1.0
@@ -57,7 +57,7 @@ class Guidance:
 
   @property
   def num_evaluations(self) -> int:
-    """Return the largest number of network evaluations per example in a call of the denoiser."""
+    """Return the maximum number of network evaluations per example in a call of the denoiser."""
     return 1 if self.weight == 1.0 else 2
 
   @property
@@ -68,7 +68,7 @@ class Guidance:
   def count(self, process: Process, t: Float[Array | np.ndarray, "R"]) -> int | Array:
     """Return the network evaluations per example over these times.
 
-    Two inside the interval, one outside; of a learned schedule, as an array.
+    It is two inside the interval and one outside; an array for a learned schedule.
     """
     if self.weight == 1.0:
       return len(t)
@@ -85,17 +85,17 @@ class Guidance:
   ) -> Denoise:
     """Return the denoiser (xt, t) -> x0 for fixed conditions.
 
-    Without a guiding model both halves go through the network as one batch of 2 N, if the two
-    conditions have the same members; else one after the other.
+    Without a guiding model, both halves go through the network as one batch of 2 N if the two
+    conditions have the same members; otherwise one after the other.
 
     Args:
       denoiser: the model.
-      condition: of the samples.
+      condition: condition of the samples.
       null_condition: the condition to move away from; None: an unconditional model, which only a
-        guiding model guides.
+        guiding model can guide.
       guiding_model: move away from this model's estimate for `condition` instead.
-      with_variance: the result returns (x0, variance logits); the logits are those of the model's
-        own estimate, as guidance moves means alone.
+      with_variance: True returns (x0, variance logits); the logits are those of the model's own
+        estimate, since guidance only changes means.
     """
 
     def own(state: State) -> Predicted:
@@ -133,7 +133,7 @@ class Guidance:
     return denoise
 
   def _acts(self, process: Process, t):
-    """Return where the noise level is in the interval, written so that alpha may be 0."""
+    """Return True where the noise level is in the interval, in a form that allows alpha = 0."""
     alpha, sigma = process.alpha_sigma(t)
     inside = sigma >= self.interval_low * alpha
     return inside if self.interval_high is None else inside & (sigma <= self.interval_high * alpha)

@@ -1,4 +1,4 @@
-"""Heun's method on the probability-flow ODE, with EDM's churn: two evaluations a step, order 2."""
+"""Heun's method on the probability-flow ODE, with EDM's churn: two evaluations per step."""
 
 import dataclasses
 from typing import Literal
@@ -13,23 +13,23 @@ from diffusion_jax.samplers.linear import LinearSampler, StepWeights, Tableau, s
 
 @dataclasses.dataclass(frozen=True)
 class Heun(LinearSampler):
-  """Euler's step, then the same step with the mean of the slopes at its two ends.
+  """Euler's step, repeated with the mean of the slopes at its two endpoints; order 2.
 
   The path is a curve y(u) with y = x / (alpha + k sigma), u = sigma / (alpha + k sigma) and slope
   eps_hat - k x0_hat. k = 0 is EDM's coordinate, x / alpha against sigma / alpha; k = 1 is that of
-  straight paths, which reaches alpha = 0. The step to the data is Euler's, since sigma divides.
+  straight paths, which reaches alpha = 0. The step to the data is Euler's, since sigma = 0 there.
   Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 2.
 
   Attributes:
-    steps: S, number of steps; 2 S - 1 network evaluations per image if it ends at the data, else 2
+    steps: number of steps S; 2 S - 1 network evaluations per image if it ends at the data, else 2
       S.
-    coordinate: coordinate of the path: "noise" k = 0, "flow" k = 1, "auto": flow where alpha is 0
-      at t = 1.
-    s_churn: noise added back, EDM's S_churn: each step's level rises by s_churn / steps of itself,
+    coordinate: coordinate of the path: "noise" k = 0, "flow" k = 1, "auto": flow if alpha is 0 at
+      t = 1, else noise.
+    s_churn: added noise, EDM's S_churn: each step's level increases by s_churn / steps of itself,
       at most 41%; 0 is deterministic.
-    s_min: noise level sigma / alpha below which no noise is added back.
-    s_max: noise level sigma / alpha above which no noise is added back; none: no upper end.
-    s_noise: factor of the standard deviation of the noise that is added back.
+    s_min: noise level sigma / alpha below which no noise is added.
+    s_max: noise level sigma / alpha above which no noise is added; none: no upper end.
+    s_noise: factor of the standard deviation of the added noise.
   """
 
   steps: int = 18
@@ -52,8 +52,8 @@ class Heun(LinearSampler):
   def on_grid(self, process: Process, grid: Grid) -> Tableau:
     """Return the update's coefficients on a grid.
 
-    Rows alternate: one evaluates where the step begins and keeps that point as the base state, one
-    at the end of Euler's step.
+    Rows alternate: one evaluates at the start of the step and stores that point as the base state,
+    the next evaluates at the end of Euler's step.
     """
     at = churned(process, grid, self.s_churn, self.s_min, self.s_max, self.s_noise)
     num = grid.num_steps - grid.to_data
@@ -77,7 +77,7 @@ class Heun(LinearSampler):
     return 2 * self.steps - self.grid(process).to_data
 
   def check(self, process: Process) -> None:
-    """Raise ValueError for steps or a process that it cannot serve."""
+    """Raise a ValueError for a process or number of steps that it does not support."""
     if self.coordinate == "noise" and self.grid(process).from_noise:
       raise ValueError(
         "coordinate=noise divides by alpha, which is 0 at t = 1 of this process; set "
@@ -87,7 +87,7 @@ class Heun(LinearSampler):
 
 
 def _predict(grid: Grid, at: Churned) -> tuple[StepWeights, StepWeights]:
-  """Return Euler's step from each churned point, and the base state: that point itself."""
+  """Return Euler's step from each churned point, and that point itself as the base state."""
   _, (alpha, sigma) = step_endpoints(grid)
   decay, xp = sigma / at.sigma, namespace(at.sigma)
   none = xp.zeros_like(decay)
@@ -96,7 +96,7 @@ def _predict(grid: Grid, at: Churned) -> tuple[StepWeights, StepWeights]:
 
 
 def _correct(grid: Grid, at: Churned, num: int, k: float) -> StepWeights:
-  """Return the first `num` steps with the mean slope, churned for the step after them."""
+  """Return the first `num` steps with the mean slope, churned for the following step."""
   alpha, sigma = grid.alpha[1 : num + 1], grid.sigma[1 : num + 1]
   alpha_up, sigma_up, xp = at.alpha[:num], at.sigma[:num], namespace(at.alpha)
   y_scale, y_scale_up = alpha + k * sigma, alpha_up + k * sigma_up
@@ -114,7 +114,7 @@ def _interleave(first: StepWeights, second: StepWeights) -> StepWeights:
 
 
 def _merge(first: Values, second: Values) -> Values:
-  """first 0, second 0, first 1, second 1 ...; the rows that `first` has more of end it."""
+  """Interleave rows: first 0, second 0, first 1, second 1 ...; then the rest of `first`."""
   xp, num = namespace(first, second), len(second)
   pairs = xp.stack([first[:num], second], axis=1).reshape(2 * num, *first.shape[1:])
   return xp.concatenate([pairs, first[num:]])

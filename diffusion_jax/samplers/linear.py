@@ -1,9 +1,9 @@
-"""One scan for every sampler whose step is linear in what it knows.
+"""One scan for every sampler with linear steps.
 
-It knows the state x_t, estimates of x0 (the newest and earlier ones), a base state that an earlier
-evaluation kept (where Heun's step began, where a corrector's step began), and fresh noise. The
+A step is linear in the state x_t, estimates of x0 (the newest and earlier ones), a base state that
+an earlier evaluation stored (the start of Heun's or a corrector's step), and fresh noise. The
 coefficients are float64 on the host (JAX arrays for a learned schedule) and take the state's
-precision in the scan. docs/samplers.md explains it beside a plain loop.
+precision in the scan. docs/samplers.md compares it with a plain loop.
 """
 
 import abc
@@ -27,11 +27,11 @@ Replace = Callable[[Data, Any], Data]
 
 
 class StepWeights(NamedTuple):
-  """Weights of x0 @ estimates + xt * x_t + base * base state + noise * z, one row per evaluation.
+  """Weights of x0 @ estimates + xt * x_t + base * base state + noise * z, per evaluation.
 
   Attributes:
-    x0: [R, K] of the estimates, the newest first.
-    xt, base, noise: [R]; None for none at all.
+    x0: weights [R, K] of the estimates, the newest first.
+    xt, base, noise: weights [R]; None for zero.
   """
 
   x0: Float[Array | np.ndarray, "R K"]
@@ -41,16 +41,17 @@ class StepWeights(NamedTuple):
 
 
 class Tableau(NamedTuple):
-  """The coefficients of a sampler: R rows, in each of which the denoiser is evaluated once.
+  """Coefficients of a sampler: R rows with one denoiser evaluation each.
 
   Attributes:
     t: time of the evaluation.
     state: weights of the next state.
-    base: weights of the next base state; None where no row uses one.
-    start_churn: (scale, noise) of x_1 before the first row, None for none.
+    base: weights of the next base state; None if no row uses one.
+    start_churn: (scale, noise) of x_1 before the first row; None for no churn.
     end: time of the last state, 0 for the data.
-    width: of noise whose variance the network gives: log of the largest over the smallest variance
-      of each row, `state.noise` being the smallest's root. The denoiser then returns (x0, logits).
+    width: log of the largest over the smallest variance per row, if the network gives the noise
+      variance; `state.noise` is then the root of the smallest, and the denoiser returns
+      (x0, logits).
   """
 
   t: PerStep
@@ -62,19 +63,19 @@ class Tableau(NamedTuple):
 
   @property
   def num_rows(self) -> int:
-    """R."""
+    """Number of rows R."""
     return len(self.t)
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearSampler(SamplerBase):
-  """A sampler of fixed steps given by `on_grid`, its coefficients on a time grid.
+  """A fixed-step sampler given by `on_grid`, its coefficients on a time grid.
 
   Attributes:
     steps: number of steps, each one network evaluation per image (two under guidance).
     spacing: placement of the steps in time, see `grids.make_grid`; auto: the sampler's own.
     final: end of the path: the data (t = 0), or the process's min_time.
-    rho: exponent of spacing=karras; larger puts more steps at little noise.
+    rho: exponent of spacing=karras; larger values put more steps at low noise.
     clip: clip each x0 estimate to [-1, 1].
   """
 
@@ -87,26 +88,26 @@ class LinearSampler(SamplerBase):
 
   keeps_estimates = True
   auto_by_step: ClassVar[Spacing] = "log_snr"
-  """The spacing that `auto` stands for on a process with steps."""
+  """Meaning of spacing `auto` on a process with steps."""
 
   @abc.abstractmethod
   def on_grid(self, process: Process, grid: Grid) -> Tableau:
     """Return the coefficients on a grid."""
 
   def grid(self, process: Process) -> Grid:
-    """Return the time grid of its own fields."""
+    """Return the time grid of its fields."""
     return make_grid(process, self.steps, self.spacing, self.final, self.rho, self.auto_by_step)
 
   def tableau(self, process: Process, grid: Grid | None = None) -> Tableau:
-    """Return the coefficients on its own grid, or on the one given."""
+    """Return the coefficients on its own grid, or on a given one."""
     return self.on_grid(process, self.grid(process) if grid is None else grid)
 
   def check(self, process: Process) -> None:
-    """Raise ValueError for steps or a process that it cannot serve."""
+    """Raise a ValueError for a process or number of steps that it does not support."""
     check_finite(self.tableau(process), type(self).__name__)
 
   def num_evaluations(self, process: Process) -> int:
-    """Return S."""
+    """Return the number of steps S."""
     return self.steps
 
   def evaluation_times(self, process: Process) -> PerStep:
@@ -114,7 +115,7 @@ class LinearSampler(SamplerBase):
     return self.tableau(process).t
 
   def end_time(self, process: Process) -> Any:
-    """Return the last time of the grid; None: it ends at the data."""
+    """Return the last time of the grid; None: the final states are data."""
     return None if self.final == "data" else self.grid(process).t[-1]
 
   def sample(
@@ -132,7 +133,7 @@ class LinearSampler(SamplerBase):
 
 
 def step_endpoints(grid: Grid) -> tuple[tuple[PerStep, PerStep], tuple[PerStep, PerStep]]:
-  """Return (alpha, sigma) at the beginning of each step, and at its end."""
+  """Return (alpha, sigma) at the start and at the end of each step."""
   return (grid.alpha[:-1], grid.sigma[:-1]), (grid.alpha[1:], grid.sigma[1:])
 
 
@@ -142,20 +143,20 @@ def half_log_snr_growth(grid: Grid) -> PerStep:
 
 
 def added_variance(grid: Grid) -> PerStep:
-  """Return sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 of each step t to s, not cancelling."""
+  """Return sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 per step t to s, without cancellation."""
   growth = half_log_snr_growth(grid)
   return -(grid.sigma[:-1] ** 2) * namespace(growth).expm1(-2.0 * growth)
 
 
 def check_finite(tableau: Tableau, name: str) -> None:
-  """Refuse coefficients that are not numbers; those of a learned schedule are not looked at.
+  """Raise a ValueError if coefficients are not finite; learned schedules are not checked.
 
   Args:
     tableau: coefficients.
-    name: of the sampler.
+    name: name of the sampler.
 
   Raises:
-    ValueError: a process that the sampler cannot serve.
+    ValueError: the sampler does not support the process.
   """
   values = [v for v in jax.tree.leaves(tableau) if namespace(v) is np]
   if not all(np.isfinite(v).all() for v in values):
@@ -174,16 +175,16 @@ def integrate(
   keep_estimates: bool = False,
   replace: Replace | None = None,
 ) -> Samples:
-  """Run a tableau from a state, in that state's precision.
+  """Run a tableau from a given state, in that state's precision.
 
   Args:
     tableau: coefficients of the sampler.
     denoise: (xt, t) -> x0 estimate; (x0 estimate, logits) for a tableau with a `width`.
-    x: the state to start from.
+    x: initial state.
     keys: one per example, for the noise; None for a deterministic tableau.
     clip: clip each x0 estimate to [-1, 1].
-    keep_estimates: return the (clipped) x0 estimate of every row too: R times the memory.
-    replace: (x, number) -> x, applied to the start (number 0) and to the state after each row.
+    keep_estimates: also return the (clipped) x0 estimate of every row, with R times the memory.
+    replace: (x, number) -> x, applied to the initial state (number 0) and after each row.
   """
   shape, num = x.shape[1:], tableau.num_rows
 

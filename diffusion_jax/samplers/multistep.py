@@ -1,4 +1,4 @@
-"""What the multistep samplers share: which order each step can have, and tables of its weights."""
+"""Shared parts of the multistep samplers: the order of each step, and tables of weights."""
 
 import itertools
 from collections.abc import Callable
@@ -13,16 +13,17 @@ OrderWeights = Callable[[int, slice], Values]
 
 
 def orders(grid: Grid, order: int) -> list[int]:
-  """The order of each step: rising from 1 at the start, 1 for a step to the data or to alpha = 0.
+  """Return each step's order: rising from 1, and 1 for a step to the data or to alpha = 0.
 
-  An estimate at alpha = 0 is no base for extrapolation in the log-SNR, so the rise begins after it.
+  An estimate at alpha = 0 cannot be used to extrapolate in the log-SNR, so the rise starts after
+  it.
   """
   rising = [min(order, max(1, i + 1 - grid.from_noise)) for i in range(grid.num_steps)]
   return [*rising[:-1], 1] if grid.to_data or grid.to_noise else rising
 
 
 def runs(orders_of_steps: list[int]) -> list[tuple[int, slice]]:
-  """(order, the steps that have it in a row)."""
+  """Return pairs (order, consecutive steps of this order)."""
   found, begin = [], 0
   for order, group in itertools.groupby(orders_of_steps):
     end = begin + len(list(group))
@@ -32,11 +33,11 @@ def runs(orders_of_steps: list[int]) -> list[tuple[int, slice]]:
 
 
 def table(orders_of_steps: list[int], num_columns: int, weights: OrderWeights) -> Values:
-  """[S, K]: the weights of each step on the estimates, the newest first, 0 where it has none.
+  """Return the weights [S, K] of each step's estimates, newest first, 0 for unused ones.
 
   Args:
-    orders_of_steps: from `orders`.
-    num_columns: K.
+    orders_of_steps: orders, from `orders`.
+    num_columns: number of columns K.
     weights: (order, steps) -> their weights [steps, at most K].
   """
   with np.errstate(invalid="ignore", over="ignore"):  # at infinite log-SNR; see first_order
@@ -46,9 +47,9 @@ def table(orders_of_steps: list[int], num_columns: int, weights: OrderWeights) -
 
 
 def first_order(grid: Grid, steps: slice) -> Values:
-  """Weight of an estimate that stays the same over the step: alpha' (1 - e^(-h)).
+  """Return the weight of an estimate that is constant over the step: alpha' (1 - e^(-h)).
 
-  Where alpha' is 0 that is 0 times infinity; alpha' - sigma' / sigma alpha is the same number.
+  If alpha' is 0 this is 0 times infinity; alpha' - sigma' / sigma alpha is the same number.
   """
   xp, then, sigma_then = namespace(grid.alpha), grid.alpha[1:][steps], grid.sigma[1:][steps]
   growth = half_log_snr_growth(grid)[steps]
@@ -57,12 +58,12 @@ def first_order(grid: Grid, steps: slice) -> Values:
 
 
 def earlier(values: Values, steps: slice, back: int) -> Values:
-  """The values `back` steps before each of these."""
+  """Return the values `back` steps before each of these."""
   return values[steps.start - back : steps.stop - back]
 
 
 def check_order(name: str, order: int, num_steps: int) -> None:
-  """Refuses an order that so few steps never reach.
+  """Raise a ValueError if the number of steps is too small to reach the order.
 
   Raises:
     ValueError: order > steps.

@@ -1,4 +1,4 @@
-"""UniPC: a multistep predictor whose result is corrected by the estimate that it leads to."""
+"""UniPC: a multistep predictor, corrected by the estimate at its result."""
 
 import dataclasses
 from typing import Literal
@@ -13,22 +13,22 @@ from diffusion_jax.samplers.linear import LinearSampler, StepWeights, Tableau, h
 
 @dataclasses.dataclass(frozen=True)
 class UniPC(LinearSampler):
-  """UniPC-p: a predictor of order p and a corrector that costs no evaluation.
+  """UniPC-p: a predictor of order p and a corrector without further evaluations.
 
   A step from l to l + h, l = log(alpha / sigma), is
 
     x' = sigma' / sigma x - alpha' (e^(-h) - 1) D_0 - alpha' B sum_m rho_m (D_m - D_0) / r_m
 
-  with D_m the estimate at l + r_m h. The predictor takes the p - 1 estimates before D_0 (r_m < 0);
-  the corrector repeats the step with the one at its end too (r = 1), which the next step's
-  evaluation gives, so that it costs none. B is -h (bh1) or e^(-h) - 1 (bh2). rho solves equation 12
-  of Zhao et al. 2023 (arXiv 2302.04867); for two unknowns or fewer the paper's shortcut 1/2 holds
-  (section 3.5: predictor of order 2, corrector of order 1).
+  with D_m the estimate at l + r_m h. The predictor uses the p - 1 estimates before D_0 (r_m < 0).
+  The corrector repeats the step with the estimate at its end too (r = 1), which the next step
+  evaluates anyway. B is -h (bh1) or e^(-h) - 1 (bh2). rho solves equation 12 of Zhao et al. 2023
+  (arXiv 2302.04867); for two unknowns or fewer the paper's shortcut 1/2 holds (section 3.5:
+  predictor of order 2, corrector of order 1).
 
   Attributes:
-    solver_order: p, order of the predictor, 1 to 3.
+    solver_order: order p of the predictor, 1 to 3.
     variant: function B of the paper: bh1 is -h, bh2 is e^(-h) - 1.
-    corrector: repeat each step with the estimate at its end; false: the predictor alone (UniP).
+    corrector: repeat each step with the estimate at its end; false: only the predictor (UniP).
     final: end of the path: the data (t = 0), or the process's min_time; the last state is never
       corrected.
   """
@@ -47,7 +47,7 @@ class UniPC(LinearSampler):
 
   @property
   def order(self) -> int:
-    """p, and one more with the corrector."""
+    """Order p, or p + 1 with the corrector."""
     return self.solver_order + self.corrector
 
   def on_grid(self, process: Process, grid: Grid) -> Tableau:
@@ -72,20 +72,20 @@ class UniPC(LinearSampler):
     return multistep.table(multistep.orders(grid, self.solver_order), columns, weights)
 
   def check(self, process: Process) -> None:
-    """Raise ValueError for steps or a process that it cannot serve."""
+    """Raise a ValueError for a process or number of steps that it does not support."""
     multistep.check_order("unipc", self.solver_order, self.steps)
     super().check(process)
 
 
 def _corrected(weights: Values, decay: Values, grid: Grid) -> tuple[Values, Values, Values]:
-  """The corrected point of each row: its weights x0, xt and base.
+  """Return the weights x0, xt and base of each row's corrected point.
 
-  The first row has none to correct, nor has one whose step began at alpha = 0.
+  The first row has no point to correct, nor has a row whose step began at alpha = 0.
 
   Args:
-    weights: [S, K], of the step that each row begins.
+    weights: weights [S, K] of the step that each row begins.
     decay: sigma' / sigma of that step.
-    grid: of both.
+    grid: grid of both.
   """
   xp, plain = namespace(weights), 1 + grid.from_noise
   x0 = xp.concatenate([xp.zeros_like(weights[:plain]), weights[plain - 1 : -1]])
@@ -95,7 +95,7 @@ def _corrected(weights: Values, decay: Values, grid: Grid) -> tuple[Values, Valu
 
 
 def _step_weights(grid: Grid, steps: slice, order: int, variant: str, corrected: bool) -> Values:
-  """[steps, order (+ 1)]: of the estimate at the step's end if corrected, D_0 and those before."""
+  """Return weights [steps, order (+ 1)]: of the end's estimate if corrected, D_0 and earlier."""
   xp, spans = namespace(grid.alpha), half_log_snr_growth(grid)
   h, alpha = spans[steps], grid.alpha[1:][steps]
   flat = xp.expm1(-h)
@@ -116,7 +116,7 @@ def _step_weights(grid: Grid, steps: slice, order: int, variant: str, corrected:
 
 
 def _rhos(h: Values, nodes: list[Values], variant: str, corrected: bool) -> list[Values]:
-  """The solution of sum_m rho_m r_m^(k - 1) = k! phi_(k + 1)(-h) (-h) / B, k = 1 to their number.
+  """Solve sum_m rho_m r_m^(k - 1) = k! phi_(k + 1)(-h) (-h) / B for k = 1, 2, ...
 
   phi_(k + 1)(z) = (phi_k(z) - 1 / k!) / z, phi_1(z) = (e^z - 1) / z.
   """
