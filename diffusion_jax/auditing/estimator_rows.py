@@ -13,8 +13,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.auditing import oracles
-from diffusion_jax.auditing.rows import Row, failure
-from diffusion_jax.core.registry import broken_contract, every_entry
+from diffusion_jax.auditing.rows import Row, audit_entries, failure
 from diffusion_jax.likelihood import (
   DIFFUSION_LIKELIHOODS,
   ContinuousBound,
@@ -36,24 +35,23 @@ ROUNDING = 1e-4
 
 def audit_likelihoods(registry: Mapping[str, Any] = DIFFUSION_LIKELIHOODS) -> Iterator[Row]:
   """Yield the rows of every registered estimator on each process that it supports."""
-  for name, config in every_entry(registry):
-    broken = broken_contract(config, Likelihood)
-    if broken:
-      yield failure(name, f"it does not declare what an estimator is: {broken}")
-      continue
-    estimator = config()
-    if estimator.estimates not in ("exact", "upper_bound"):
-      reason = f"estimates={estimator.estimates!r} must be 'exact' or 'upper_bound'"
-      yield failure(name, f"it does not declare what it is: {reason}")
-      continue
-    served = {n: PROCESSES[n]() for n in PLACES}
-    for place, process in served.items():
-      if estimator.serves(process):
-        yield _row(f"{name} on {place}", estimator, process)
-    if config is ContinuousBound:
-      yield from (_learned(name, estimator, kind) for kind in NOISE_SCHEDULES)
-    if config is VariationalBound:
-      yield from (_ddpm(variance) for variance in ("fixed_small", "fixed_large", "learned"))
+  yield from audit_entries(registry, Likelihood, "an estimator", _rows)
+
+
+def _rows(name: str, config: Any) -> Iterator[Row]:
+  estimator = config()
+  if estimator.estimates not in ("exact", "upper_bound"):
+    reason = f"estimates={estimator.estimates!r} must be 'exact' or 'upper_bound'"
+    yield failure(name, f"it does not declare what it is: {reason}")
+    return
+  served = {n: PROCESSES[n]() for n in PLACES}
+  for place, process in served.items():
+    if estimator.serves(process):
+      yield _row(f"{name} on {place}", estimator, process)
+  if config is ContinuousBound:
+    yield from (_learned(name, estimator, kind) for kind in NOISE_SCHEDULES)
+  if config is VariationalBound:
+    yield from (_ddpm(variance) for variance in ("fixed_small", "fixed_large", "learned"))
 
 
 def _measure(estimator: Likelihood, process: Process) -> tuple[float, float]:

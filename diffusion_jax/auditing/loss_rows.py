@@ -9,8 +9,7 @@ import numpy as np
 
 from diffusion_jax.auditing import oracles
 from diffusion_jax.auditing.estimator_rows import learned_bound_bits
-from diffusion_jax.auditing.rows import Row, failure
-from diffusion_jax.core.registry import broken_contract, every_entry
+from diffusion_jax.auditing.rows import Row, audit_entries
 from diffusion_jax.losses import DENOISING_LOSSES, VDM, FullBound, Loss
 from diffusion_jax.processes import PROCESSES, LinearLogSNR, LinearVP, Process
 from diffusion_jax.types import Examples
@@ -21,21 +20,20 @@ STEP = 0.5
 
 def audit_losses(registry: Mapping[str, Any] = DENOISING_LOSSES) -> Iterator[Row]:
   """Yield the rows of every registered loss with its defaults, on each process it supports."""
-  for name, config in every_entry(registry):
-    broken = broken_contract(config, Loss)
-    if broken:
-      yield failure(name, f"it does not declare what a loss is: {broken}")
-      continue
-    loss = config()
-    for place in ("linear_vp", "vp", "edm", "flow"):
-      process = PROCESSES[place]()
-      has_steps = process.num_timesteps is not None
-      if not (loss.needs_derivative if has_steps else loss.needs_variance):
-        yield _row(f"{name} on {place}", loss, process)
-    if config is VDM:
-      yield _continuous(loss)
-    if config is FullBound:
-      yield from (_unbiased(FullBound(sampling)) for sampling in ("uniform", "importance"))
+  yield from audit_entries(registry, Loss, "a loss", _rows)
+
+
+def _rows(name: str, config: Any) -> Iterator[Row]:
+  loss = config()
+  for place in ("linear_vp", "vp", "edm", "flow"):
+    process = PROCESSES[place]()
+    has_steps = process.num_timesteps is not None
+    if not (loss.needs_derivative if has_steps else loss.needs_variance):
+      yield _row(f"{name} on {place}", loss, process)
+  if config is VDM:
+    yield _continuous(loss)
+  if config is FullBound:
+    yield from (_unbiased(FullBound(sampling)) for sampling in ("uniform", "importance"))
 
 
 def _row(entry: str, loss: Loss, process: Process) -> Row:

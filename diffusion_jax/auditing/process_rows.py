@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.auditing.rows import Row, failure
-from diffusion_jax.core.registry import Registry, broken_contract, every_entry
+from diffusion_jax.auditing.rows import Row, audit_entries
+from diffusion_jax.core.registry import Registry
 from diffusion_jax.models import NOISE_SCHEDULES
 from diffusion_jax.processes import PROCESSES, Process
 
@@ -17,13 +17,12 @@ AUDITED = Registry("process", Process, PROCESSES, NOISE_SCHEDULES)
 
 def audit_processes(registry: Mapping[str, Any] = AUDITED) -> Iterator[Row]:
   """Yield rows of every registered process with defaults; learned schedules as initialised."""
-  for name, config in every_entry(registry):
-    broken = broken_contract(config, Process)
-    if broken:
-      yield failure(name, f"it does not declare what a process is: {broken}")
-    else:
-      process = config()
-      yield from _rows(name, process.bind(process.init(jax.random.key(0))))
+  yield from audit_entries(registry, Process, "a process", _bound_rows)
+
+
+def _bound_rows(name: str, config: Any) -> Iterator[Row]:
+  process = config()
+  yield from _rows(name, process.bind(process.init(jax.random.key(0))))
 
 
 def _rows(name: str, process: Process) -> Iterator[Row]:

@@ -1,8 +1,10 @@
 """One row of an audit: what is checked, the expected and measured values, and the verdict."""
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from diffusion_jax.core.registry import broken_contract, every_entry
 
 SIGMAS = 4.0
 """Allowed standard errors of difference; a correct value exceeds it once in 16,000 checks."""
@@ -50,6 +52,32 @@ class Row(NamedTuple):
 def failure(entry: str, reason: str) -> Row:
   """Return a failed row for something that cannot be audited."""
   return Row(entry, reason, math.nan, math.nan)
+
+
+def audit_entries(
+  registry: Mapping[str, type],
+  contract: type,
+  noun: str,
+  rows_of: Callable[[str, Any], Iterable[Row]],
+) -> Iterator[Row]:
+  """Yield the rows of every entry; a failed row for one that breaks its contract or raises.
+
+  Args:
+    registry: entries by name; those of installed packages are included.
+    contract: Protocol that an entry must keep.
+    noun: words for an entry, e.g. "a sampler".
+    rows_of: (name, class) -> rows.
+  """
+  for name, config in every_entry(registry):
+    broken = broken_contract(config, contract)
+    if broken:
+      yield failure(name, f"it does not declare what {noun} is: {broken}")
+      continue
+    try:
+      yield from rows_of(name, config)
+    except Exception as error:
+      first_line = str(error).partition("\n")[0]
+      yield failure(name, f"it raised {type(error).__name__}: {first_line}")
 
 
 def as_table(rows: Sequence[Row]) -> str:

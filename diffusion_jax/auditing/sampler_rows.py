@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtr
 
-from diffusion_jax.auditing.rows import Row, failure
+from diffusion_jax.auditing.rows import Row, audit_entries, failure
 from diffusion_jax.core.broadcasting import expand
-from diffusion_jax.core.registry import broken_contract, every_entry
 from diffusion_jax.processes import PROCESSES, EDMProcess, Process
 from diffusion_jax.samplers import SAMPLERS, Sampler
 
@@ -43,12 +42,7 @@ class _Doubles(EDMProcess):
 def audit_samplers(registry: Mapping[str, Any] = SAMPLERS) -> Iterator[Row]:
   """Yield rows of every registered sampler on EDM's process and, if supported, DDPM's."""
   with jax.enable_x64(True):
-    for name, config in every_entry(registry):
-      broken = broken_contract(config, Sampler)
-      if broken:
-        yield failure(name, f"it does not declare what a sampler is: {broken}")
-      else:
-        yield from _rows(name, config)
+    yield from audit_entries(registry, Sampler, "a sampler", _rows)
 
 
 def _rows(name: str, config: Any) -> Iterator[Row]:
