@@ -1,7 +1,7 @@
-"""Bits/dim estimators, the loss spectrum and the baselines that they must beat.
+"""Bits/dim estimators, the loss by log-SNR, and baselines to compare with.
 
-An estimator is a config dataclass under its section's name, see `base.Likelihood`; a VAE's "elbo"
-needs no options and is wired by itself.
+An estimator is a config dataclass in the section of its name, see `base.Likelihood`; a VAE's "elbo"
+needs no options and is always present.
 """
 
 from diffusion_jax.core.registry import Registry

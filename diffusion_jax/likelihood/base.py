@@ -1,4 +1,4 @@
-"""The contracts of likelihood estimators, and a base class that holds the defaults."""
+"""Contracts of likelihood estimators, and a base class with their defaults."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,20 +12,20 @@ from diffusion_jax.types import Estimate, Examples, Keys
 
 @runtime_checkable
 class Likelihood(Protocol):
-  """An estimator of a diffusion model's bits/dim. `LikelihoodBase` has defaults."""
+  """An estimator of a diffusion model's bits/dim; `LikelihoodBase` has defaults."""
 
   @property
   def figure_name(self) -> str:
-    """The name of its figure in metrics.json, a string."""
+    """Name of its value in metrics.json, a string."""
     ...
 
   @property
   def estimates(self) -> str:
-    """ "exact" or "upper_bound": the relation of its mean to -log p(x)."""
+    """ "exact" or "upper_bound": relation of its mean to -log p(x)."""
     ...
 
   def serves(self, process: Process) -> bool:
-    """A method: process -> True if the figure exists on this process."""
+    """A method: process -> True if it supports this process."""
     ...
 
   def estimate(self, model: Denoiser, examples: Examples, keys: Keys) -> Estimate:
@@ -33,7 +33,7 @@ class Likelihood(Protocol):
 
     Args:
       model: the network itself, without guidance, in evaluation mode.
-      examples: with the condition given which the figure is; `num_levels` None makes it that of a
+      examples: data, with the condition that the likelihood is given; `num_levels` None makes it a
         density.
       keys: one per example; all its draws derive from it.
     """
@@ -58,7 +58,7 @@ class VAELikelihood(Protocol):
 
   @property
   def figure_name(self) -> str:
-    """The name of its figure in metrics.json, a string."""
+    """Name of its value in metrics.json, a string."""
     ...
 
   def estimate(
@@ -70,6 +70,6 @@ class VAELikelihood(Protocol):
       log_weight: log p(x, z) - log q(z | x) in nats of each example, for one z ~ q(z | x) drawn
         from its key. `jax.vmap` over keys works.
       keys: one per example.
-      num_dims: of an example.
+      num_dims: number of dimensions of an example.
     """
     ...

@@ -1,4 +1,4 @@
-"""The weakest model worth beating: every pixel on its own, by counting."""
+"""The simplest baseline: independent pixels, estimated by counting."""
 
 from collections.abc import Iterable
 
@@ -7,11 +7,11 @@ from jaxtyping import Float
 
 
 def pixel_histogram(images: Iterable[np.ndarray], num_levels: int) -> Float[np.ndarray, "H W C L"]:
-  """P(level) of each pixel, with one added to every count (Laplace), float64.
+  """Return P(level) of each pixel, with one added to every count (Laplace), float64.
 
   Args:
     images: chunks [N, H, W, C] with levels 0..num_levels-1.
-    num_levels: L.
+    num_levels: number L of pixel levels.
   """
   counts = None
   for chunk in images:
@@ -29,11 +29,11 @@ def independent_pixel_bits(
   test: Iterable[np.ndarray],
   num_levels: int,
 ) -> float:
-  """Bits/dim of the test images under independent pixels counted on the training images.
+  """Return bits/dim of test images under independent pixels counted on the training images.
 
   Args:
     train, test: chunks [N, H, W, C] with levels 0..num_levels-1.
-    num_levels: L.
+    num_levels: number L of pixel levels.
 
   Returns:
     Mean of -log2 P(pixel) over all pixels of all test images.
@@ -51,9 +51,9 @@ def independent_binary_bits(
   test: Iterable[np.ndarray],
   num_levels: int,
 ) -> float:
-  """The same for images that were binarised at random, on with probability k / (L - 1).
+  """Return the same for randomly binarised images, on with probability k / (L - 1).
 
-  It is what a Bernoulli decoder is measured against: both expect over the binarisations.
+  It is the baseline for a Bernoulli decoder: both take the expectation over the binarisations.
   """
   levels = np.arange(num_levels) / (num_levels - 1)
   p_on = pixel_histogram(train, num_levels) @ levels

@@ -3,7 +3,7 @@
 -log p(x) <= KL(q(z_1 | x) || prior)                                    prior
              + 1/2 int SNR |x - x_hat(z, lambda)|^2 dlambda             diffusion
              - E[log p(x | z_0)]                                        reconstruction
-over the process's log-SNR lambda: between the same ends every process has the same bound. With T
+over the process's log-SNR lambda: for the same endpoints every process has the same bound. With T
 steps the middle term is T/2 E_i[(SNR((i - 1) / T) - SNR(i / T)) |x - x_hat(z_{i/T})|^2].
 Source: Kingma et al. 2021 (arXiv 2107.00630), equations 11 to 18.
 """
@@ -24,21 +24,24 @@ from diffusion_jax.processes import Denoiser, Process, end_kl, first_time, recon
 from diffusion_jax.types import Estimate, Examples, Keys
 
 MAX_LOG_SNR = 20.0
-"""Where a process ends in pure noise, the integral ends here: what is left is below e^-20."""
+"""Minus the log-SNR where the integral ends on a process that ends in pure noise.
+
+The rest of the integral is below e^-20.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class ContinuousBound(LikelihoodBase):
-  """The bound, its middle term from a few times an image; of the network itself, without guidance.
+  """The bound, with its middle term from a few times per image, without guidance.
 
   Attributes:
-    times: number of network evaluations per image: one at a random place of each equal part of the
-      log-SNR, which has far less variance than places in time; with T steps, of each part of the
-      steps.
-    num_timesteps: T, number of steps; none: continuous time, the limit of many steps.
-    max_log_snr: log-SNR of z_0, if the process begins with less noise: a bound for every choice.
-      Noise far below a grey level has nothing left to tell, and there the errors of a network that
-      was not trained for the bound cost the most bits. None: the beginning of the process.
+    times: number of network evaluations per image: one at a random position in each equal part of
+      the log-SNR, which has far less variance than positions in time; with T steps, in each part of
+      the steps.
+    num_timesteps: number of steps T; none: continuous time, the limit of many steps.
+    max_log_snr: log-SNR of z_0, if the process starts with less noise; the result is a bound for
+      every choice. Noise far below a pixel level carries no information, but there the errors of a
+      network that was not trained on the bound cost the most bits. None: the start of the process.
   """
 
   times: int = 128
@@ -57,11 +60,11 @@ class ContinuousBound(LikelihoodBase):
     return "continuous_vlb"
 
   def serves(self, process: Process) -> bool:
-    """Return True in continuous time; processes with steps have the bound `vlb`."""
+    """Return True in continuous time; processes with steps use the bound `vlb`."""
     return process.num_timesteps is None
 
   def estimate(self, model: Denoiser, examples: Examples, keys: Keys) -> Estimate:
-    """Return the bound of each example in bits/dim; arguments as of `Likelihood`.
+    """Return the bound of each example in bits/dim; arguments as in `Likelihood`.
 
     Returns:
       bits_per_dim [B] and its terms "prior", "diffusion" and "reconstruction" [B]; and "curve"
@@ -107,7 +110,7 @@ class ContinuousBound(LikelihoodBase):
   def _weight(
     self, process: Process, place: Float[Array, "B"], first: Any
   ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-    """Return the time at a place in [0, 1) between data and noise, and the weight of its error."""
+    """Return the time at a position in [0, 1) from data to noise, and its error's weight."""
     num = self.num_timesteps
     if num is None:
       high, low = process.log_snr(jnp.stack([jnp.asarray(first), jnp.ones(())]))
@@ -115,8 +118,8 @@ class ContinuousBound(LikelihoodBase):
       log_snr = high - place * (high - low)
       return process.time_of(log_snr), 0.5 * (high - low) * jnp.exp(log_snr)
     step = jnp.floor(place * num) + 1.0
-    # float32 may round the last time to just above 1, where a process has no alpha
+    # float32 may round the last time to slightly above 1, where a process has no alpha
     t, before = (jnp.minimum(first + (1.0 - first) * n / num, 1.0) for n in (step, step - 1.0))
-    # SNR(before) - SNR(t), finite also where the SNR at t is 0
+    # SNR(before) - SNR(t), finite also if the SNR at t is 0
     log_snr = process.log_snr(before)
     return t, -0.5 * num * jnp.exp(log_snr) * jnp.expm1(process.log_snr(t) - log_snr)

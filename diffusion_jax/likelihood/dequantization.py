@@ -1,8 +1,8 @@
-"""Noise that makes densities of grey levels: log P(k) >= E_q[log p(x + u) - log q(u | k)].
+"""Noise that turns pixel levels into continuous values with a density.
 
-P(k) is the integral of p over the level's bin, which x + u never leaves. The bound is tight where
-q(u | k) is p within the bin (Theis et al. 2016, arXiv 1511.01844; Ho et al. 2019, arXiv
-1902.00275).
+log P(k) >= E_q[log p(x + u) - log q(u | k)], where P(k) is the integral of p over the level's bin,
+which x + u never leaves. The bound is tight if q(u | k) equals p within the bin (Theis et al. 2016,
+arXiv 1511.01844; Ho et al. 2019, arXiv 1902.00275).
 """
 
 import math
@@ -23,11 +23,11 @@ Dequantization = Literal["uniform", "truncated_normal"]
 
 
 class Dequantized(NamedTuple):
-  """Data with the noise of their levels.
+  """Dequantised data.
 
   Attributes:
     x: images at the process's first time.
-    log_q: log density of the noise, in nats an example.
+    log_q: log density of the noise, in nats per example.
   """
 
   x: Data
@@ -40,16 +40,16 @@ def dequantize(
   """Draw the noise of each example.
 
   uniform: over the bin, one level wide. truncated_normal: x = alpha x0 + sigma z with z a standard
-  normal number cut off at the ends of the bin, alpha and sigma those of the process's first time;
-  this is how a model that knows its levels spreads them there (Zheng et al. 2023, arXiv
-  2305.03935, section 4.2).
+  normal number truncated at the ends of the bin, alpha and sigma those of the process's first time;
+  a model that knows its levels spreads them in this way there (Zheng et al. 2023, arXiv 2305.03935,
+  section 4.2).
 
   Args:
-    kind: of the noise.
-    process: of the model.
+    kind: kind of the noise.
+    process: process of the model.
     keys: one per example.
-    x0: levels k as 2 k / (L - 1) - 1.
-    num_levels: L. None: float data, which stay as they are.
+    x0: data; level k of L is 2 k / (L - 1) - 1.
+    num_levels: number L of pixel levels. None: float data, which are returned unchanged.
   """
   keys = rng.stream(keys, Stream.DEQUANTIZATION)
   if num_levels is None:

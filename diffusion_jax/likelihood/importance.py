@@ -1,7 +1,7 @@
-"""The importance-weighted bound: K draws of a posterior bound the evidence closer than one.
+"""The importance-weighted bound: K posterior samples give a tighter bound than one.
 
--log p(x) <= -E[log (1/K) sum_k p(x, z_k) / q(z_k | x)], z_k ~ q(z | x); it falls with K, and at
-K = 1 it is the ELBO. Source: Burda et al. 2016 (arXiv 1509.00519), equation 8 and theorem 1.
+-log p(x) <= -E[log (1/K) sum_k p(x, z_k) / q(z_k | x)], z_k ~ q(z | x); it decreases with K, and
+for K = 1 it is the ELBO. Source: Burda et al. 2016 (arXiv 1509.00519), equation 8 and theorem 1.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from diffusion_jax.types import Estimate, Keys
 
 @dataclasses.dataclass(frozen=True)
 class ImportanceWeighted:
-  """IWAE_K, any K in bounded memory.
+  """IWAE_K for any K in bounded memory.
 
   Attributes:
-    num_draws: K, number of draws per image.
-    chunk: number of draws that are decoded together. It changes the memory and the speed, not the
+    num_draws: number K of draws per image.
+    chunk: number of draws that are decoded together. It changes memory and speed, but not the
       draws.
   """
 
@@ -48,9 +48,9 @@ class ImportanceWeighted:
 
     Args:
       log_weight: log p(x, z) - log q(z | x) in nats of each example, for one z ~ q(z | x) drawn
-        from its key. It must bear `jax.vmap` over keys.
-      keys: one per example; draw k = 0..K-1 has the k-th key of its stream IMPORTANCE.
-      num_dims: of an example.
+        from its key. It must work under `jax.vmap` over keys.
+      keys: one per example; draw k = 0..K-1 uses the k-th key of its stream IMPORTANCE.
+      num_dims: number of dimensions of an example.
 
     Returns:
       bits_per_dim [B]; there are no terms.

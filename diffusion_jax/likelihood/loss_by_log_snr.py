@@ -1,8 +1,8 @@
-"""The loss spectrum: how well the noise is predicted at each noise level.
+"""The loss by log-SNR: the error of the noise prediction at each noise level.
 
-The variational bound in continuous time is half the integral of this curve over the log-SNR, up to
-its end points (Kingma et al. 2021, arXiv 2107.00630, equation 18), so the curve shows where the
-bits are spent; the gap between training and held-out images shows where a model has memorised.
+The continuous-time variational bound is half the integral of this curve over the log-SNR, up to its
+endpoints (Kingma et al. 2021, arXiv 2107.00630, equation 18). The curve therefore shows where the
+bits are spent; a gap between training and held-out images shows where a model has memorised.
 """
 
 import dataclasses
@@ -20,17 +20,17 @@ from diffusion_jax.types import Examples, Keys, SpectrumEstimate
 
 Points = Float[Array | np.ndarray, "M"]
 MAX_LOG_SNR = 20.0
-"""Beyond it a process has drowned the image, or hides nothing of it, to float32."""
+"""Largest |log-SNR|: beyond it, to float32, nothing or everything of the image is visible."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
-  """Mean squared error of the predicted noise a dimension, as a function of log-SNR.
+  """Mean squared error of the predicted noise per dimension, as a function of log-SNR.
 
   Attributes:
     num_points: number of points, evenly spaced in log-SNR over the process, within +-MAX_LOG_SNR.
-      On a process with steps each is moved to the nearest one, and points that meet there count
-      once.
+      On a process with steps each point moves to the nearest step, and points on the same step
+      count once.
   """
 
   num_points: int = 24
@@ -40,7 +40,7 @@ class Spectrum:
       raise ValueError(f"num_points={self.num_points} must be at least 2")
 
   def points(self, process: Process) -> tuple[Points, Points]:
-    """Return times, noisiest first, and their log-SNR: float64, or JAX's of a learned schedule."""
+    """Return times, noisiest first, and their log-SNR: float64, or JAX for a learned schedule."""
     ends = process.log_snr(np.asarray([1.0, max(process.min_time, 1e-9)]))
     xp = namespace(ends)
     low, high = xp.clip(ends, -MAX_LOG_SNR, MAX_LOG_SNR)
@@ -52,10 +52,10 @@ class Spectrum:
     """Return the error of each example at each point, without clipping and guidance.
 
     Args:
-      model: gives the x0 estimate; whatever it predicts, the error is that of the noise,
+      model: model with any prediction; the error is always that of the noise,
         |eps - eps_hat|^2 = SNR |x0 - x0_hat|^2.
-      examples: with their condition.
-      keys: one per example; the noise at point m has the m-th key of its stream TERMS. The same
+      examples: data with their condition.
+      keys: one per example; the noise at point m uses the m-th key of its stream TERMS. The same
         keys for two sets of examples compare them under the same noise.
     """
     times, log_snr = self.points(model.process)

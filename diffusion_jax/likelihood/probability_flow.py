@@ -1,4 +1,4 @@
-"""The exact likelihood of a diffusion model in continuous time, by its probability-flow ODE.
+"""Exact likelihood of a continuous-time diffusion model, by its probability-flow ODE.
 
 dx/dt = alpha' D(x, t) + sigma' (x - alpha D(x, t)) / sigma carries the data at t0 = min_time to the
 prior at t = 1, and log p(x_t0) = log p_1(x_1) + integral of the divergence of dx/dt over t.
@@ -27,20 +27,20 @@ Example = Float[Array, "..."]
 
 @dataclasses.dataclass(frozen=True)
 class ProbabilityFlow(LikelihoodBase):
-  """The ODE's likelihood, of the network itself, without guidance.
+  """The likelihood by the probability-flow ODE of the network, without guidance.
 
-  Grey levels are dequantised, which makes the figure an upper bound of the bits of the levels, see
-  `dequantization`: how far it lies above them depends on the noise.
+  Pixel levels are dequantised, which makes the result an upper bound of the bits of the levels, see
+  `dequantization`; the gap depends on the noise.
 
   Attributes:
     rtol: relative tolerance of the adaptive solver (Dormand and Prince's, order 5) per image.
     atol: absolute tolerance of the adaptive solver (Dormand and Prince's, order 5) per image.
-    trace: trace of the Jacobian: `exact` costs one evaluation per dimension and is for small
-      images; `hutchinson` estimates it, without bias, from `probes` random directions (Grathwohl et
-      al. 2019, arXiv 1810.01367), the same ones along the whole way.
+    trace: trace of the Jacobian: `exact` costs one evaluation per dimension and suits small images;
+      `hutchinson` is an unbiased estimate from `probes` random directions (Grathwohl et al. 2019,
+      arXiv 1810.01367), constant along the path.
     probes: number of random directions, of Rademacher numbers.
-    dequantization: noise that fills a level's width: `uniform`, or `truncated_normal`, of the
-      process's own scale at its first time, which is tighter for models that know their levels.
+    dequantization: noise over a level's width: `uniform`, or `truncated_normal` with the process's
+      own scale at its first time, which is tighter for models that know their levels.
     max_steps: largest number of steps; a solution that needs more fails.
   """
 
@@ -65,11 +65,11 @@ class ProbabilityFlow(LikelihoodBase):
     return "probability_flow"
 
   def serves(self, process: Process) -> bool:
-    """Return True in continuous time, where there is an ODE."""
+    """Return True in continuous time, where the ODE exists."""
     return process.num_timesteps is None
 
   def estimate(self, model: Denoiser, examples: Examples, keys: Keys) -> Estimate:
-    """Return bits/dim of each example; arguments as of `Likelihood`.
+    """Return bits/dim of each example; arguments as in `Likelihood`.
 
     Returns:
       bits_per_dim [B] and its terms "prior", "divergence" and "dequantization" (log2 of the noise's
@@ -99,7 +99,7 @@ class ProbabilityFlow(LikelihoodBase):
     self, velocity: Callable[[Array, Example], Example], process: Process, x: Example, probes: Any
   ) -> tuple[Example, Float[Array, ""]]:
     """Return x at t = 1 and the integral of the divergence."""
-    import diffrax  # half a second that other samplers and estimators do without
+    import diffrax  # imported here: it takes half a second that other estimators do not need
 
     def field(t, state, _):
       return divergence_of(lambda x: velocity(t, x), state[0], probes)
@@ -124,10 +124,10 @@ def divergence_of(
   """Return the function's value and the trace of its Jacobian.
 
   Args:
-    function: from examples to examples.
-    x: where.
-    probes: directions of Hutchinson's estimate, E[e^T J e] with E[e e^T] = I; None: exactly, by one
-      directional derivative a dimension.
+    function: maps examples to examples.
+    x: point of evaluation.
+    probes: directions of Hutchinson's estimate, E[e^T J e] with E[e e^T] = I; None: exact, by one
+      directional derivative per dimension.
   """
   if probes is None:
     probes = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)

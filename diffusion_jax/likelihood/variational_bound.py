@@ -1,4 +1,4 @@
-"""The variational bound of a discrete diffusion model, every one of its T terms.
+"""The variational bound of a discrete diffusion model, with all of its T terms.
 
 -log p(x0) <= KL(q(x_T | x0) || N(0, I))                                           prior
               + sum_{t=2..T} KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t))          denoising
@@ -39,7 +39,7 @@ Variance = Literal["fixed_large", "fixed_small", "learned"]
 
 
 class _Scanned(NamedTuple):
-  """The result of the scan over the steps: the last estimate and log variance, and the KLs."""
+  """Result of the scan over the steps: the last estimate and log variance, and the KLs."""
 
   estimate: Data
   log_var: Data
@@ -48,20 +48,20 @@ class _Scanned(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class VariationalBound(LikelihoodBase):
-  """The bound with one noise draw a term; of the network itself, without guidance.
+  """The bound with one noise draw per term, for the network without guidance.
 
-  The last step has no posterior to copy its variance from: t = 1 takes the posterior variance of
-  t = 2 for the fixed ones, and as the small one of `learned` (Nichol and Dhariwal 2021, arXiv
-  2102.09672, their code).
+  The last step has no posterior variance to copy. For t = 1, the fixed variances and the small one
+  of `learned` use the posterior variance of t = 2 (Nichol and Dhariwal 2021, arXiv 2102.09672,
+  their code).
 
   Attributes:
     variance: variance of p(x_{t-1} | x_t): beta_t (fixed_large); the smaller one of q(x_{t-1} |
       x_t, x0) (fixed_small); between the two by the network's output, per dimension (learned);
-      auto: learned where the network gives variances, else fixed_large.
-    clip: clip each x0 estimate to [-1, 1], as the published figures do.
-    cdf: integral of a Gaussian over a grey level in the decoder at t = 1: exact, or the tanh
-      approximation with a floor of 1e-12 behind the published figures. The floor makes the figure
-      smaller than the bound where a pixel is predicted very badly.
+      auto: learned if the network gives variances, else fixed_large.
+    clip: clip each x0 estimate to [-1, 1], as for the published values.
+    cdf: integral of a Gaussian over a pixel level in the decoder at t = 1: exact, or the tanh
+      approximation with a floor of 1e-12, as for the published values. With the floor the value is
+      below the bound if a pixel is predicted very badly.
   """
 
   variance: Literal["auto", "fixed_large", "fixed_small", "learned"] = "auto"
@@ -78,10 +78,10 @@ class VariationalBound(LikelihoodBase):
     return process.num_timesteps is not None
 
   def variance_of(self, model: Denoiser) -> Variance:
-    """Return the kind of variance for a model: `auto` depends on what its network gives.
+    """Return the kind of variance for a model, with `auto` resolved by its network.
 
     Raises:
-      ValueError: learned variances of a network that gives none.
+      ValueError: learned variances, but the network gives none.
     """
     if self.variance == "auto":
       return "learned" if model.learned_variance else "fixed_large"
@@ -105,15 +105,15 @@ class VariationalBound(LikelihoodBase):
     """Return the bound of each example in bits/dim, from T network evaluations.
 
     Args:
-      model, examples: as of `Likelihood`; of a process with steps.
-      keys: one per example; the noise of term t has the t-th key of its stream TERMS.
+      model, examples: as in `Likelihood`, on a process with steps.
+      keys: one per example; the noise of term t uses the t-th key of its stream TERMS.
 
     Returns:
       bits_per_dim [B] and its terms "prior", "denoising" and "reconstruction" [B]; and "curve"
       [B T], whose entry t - 1 is the term of step t: the reconstruction, then the KLs.
 
     Raises:
-      ValueError: learned variances of a network that gives none.
+      ValueError: learned variances, but the network gives none.
     """
     x0, num_dims = examples.x0, math.prod(examples.x0.shape[1:])
     last = self._scan(model, examples, keys)
@@ -131,11 +131,11 @@ class VariationalBound(LikelihoodBase):
     return Estimate(distributions.nats_to_bits_per_dim(total, num_dims), bits)
 
   def _scan(self, model: Denoiser, examples: Examples, keys: Keys) -> _Scanned:
-    """Run one scan from T down, so that the last carry is that of t = 1."""
+    """Run one scan from T down to 1, whose last carry is that of t = 1."""
     process, x0 = cast(DiscreteVP, model.process), examples.x0
     steps, num = self.steps(process), process.num_timesteps
     learned = self.variance_of(model) == "learned"
-    # log(variance / small) of each step, where it is fixed
+    # log(variance / small) of each step, if it is fixed
     ratios = np.zeros(num) if learned else np.log(self.variances(process)) - steps.log_small
     terms = rng.stream(keys, Stream.TERMS)
 
