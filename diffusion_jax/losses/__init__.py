@@ -1,4 +1,4 @@
-"""Pure loss functions. Each returns one value an example; only step.py averages."""
+"""Pure loss functions; each returns one value per example, and only step.py averages."""
 
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.losses.base import (

@@ -1,14 +1,14 @@
-"""The contract of denoising losses, and base classes that hold its defaults.
+"""Contract of denoising losses, and base classes with its defaults.
 
-A loss is called as in an own training loop:
+Call a loss in your own training loop as follows:
 
   loss = FlowMatching()
   model = Denoiser(functools.partial(apply, params), Flow(), "velocity")
   loss(model, Examples(x0), keys).values.mean()
 
-The shortest loss of one's own is a subclass of `DenoisingLoss` with the method `error`, or of
-`WeightedLoss` with the method `weight`. One that needs more (the averaged parameters, a state,
-parameters of its own, several evaluations) is a subclass of `LossBase` with `__call__`.
+The shortest custom loss is a subclass of `DenoisingLoss` with the method `error`, or of
+`WeightedLoss` with the method `weight`. A loss that needs more (averaged parameters, a state, own
+parameters, several evaluations) is a subclass of `LossBase` with `__call__`.
 """
 
 import abc
@@ -27,29 +27,29 @@ from diffusion_jax.types import EMPTY, Examples, Key, Keys, LossOutput, Params
 Values = Float[Array, "B"]
 
 LossState = Any
-"""Arrays that a loss carries from step to step; {} for most."""
+"""Arrays that a loss carries from step to step; {} for most losses."""
 
 SMALLEST = 2.0**-24
-"""Quantiles keep this distance from 0 and 1, where a normal distribution's are infinite."""
+"""Distance of quantiles from 0 and 1, where those of a normal distribution are infinite."""
 
 
 @runtime_checkable
 class Loss(Protocol):
-  """A denoising loss. `LossBase` has defaults for all members but `__call__`."""
+  """A denoising loss; `LossBase` has defaults for all members but `__call__`."""
 
   @property
   def needs_derivative(self) -> bool:
-    """True if it differentiates the log-SNR in time: only continuous processes serve it."""
+    """True if it differentiates the log-SNR in time, and so needs a continuous process."""
     ...
 
   @property
   def needs_variance(self) -> bool:
-    """True if it trains variances of the steps: process with steps, model.learned_variance."""
+    """True if it trains step variances; needs a process with steps, model.learned_variance."""
     ...
 
   @property
   def needs_levels(self) -> bool:
-    """True if it counts pixel levels, so that images must not lie between them."""
+    """True if it counts pixel levels, so that images must not be between levels."""
     ...
 
   @property
@@ -89,22 +89,22 @@ class Loss(Protocol):
     """A method: the loss of each example.
 
     Args:
-      model: with the parameters that are trained.
-      examples: what it is trained on.
-      keys: one per example; its time, its noise and all its other draws derive from it alone.
-      average: the same model with averaged parameters, as a teacher or target network: no gradient
-        passes through it. None unless `needs_average`.
-      state: of `initial_state`, or of the step before.
-      loss_params: of `init`, trained with the network's.
-      dropout_key: of the whole batch. None: the loss is measured, not trained: no dropout, and the
-        state stays as it is.
+      model: denoiser with the parameters to train.
+      examples: data with conditions.
+      keys: one per example; its time, its noise and all its other draws derive only from it.
+      average: the same model with averaged parameters, as a teacher or target network without
+        gradients. None unless `needs_average`.
+      state: state from `initial_state` or the previous step.
+      loss_params: parameters from `init`, trained with the network's.
+      dropout_key: key for the whole batch. None: the loss is measured, not trained, so there is no
+        dropout and the state does not change.
     """
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class LossBase:
-  """Defaults of a loss: nothing is needed, there is neither a state nor parameters."""
+  """Defaults of a loss: it needs nothing, and has neither a state nor parameters."""
 
   needs_derivative = False
   needs_variance = False
@@ -124,7 +124,7 @@ class LossBase:
     return {}
 
   def training_times(self, process: Process, quantile: Values) -> Values:
-    """Return the training times at quantiles in (0, 1): those of the process."""
+    """Return the training times at quantiles in (0, 1), those of the process."""
     return process.time_at(quantile)
 
   def noised(self, model: Denoiser, x0: Float[Array, "B ..."], keys: Keys) -> Noised:
@@ -136,7 +136,7 @@ class LossBase:
 
 @dataclasses.dataclass(frozen=True)
 class DenoisingLoss(LossBase, abc.ABC):
-  """The error of one evaluation of the network per example; a subclass gives `error`."""
+  """The error of one network evaluation per example; a subclass defines `error`."""
 
   @abc.abstractmethod
   def error(self, model: Denoiser, noised: Noised, predicted: Predicted) -> Values:
@@ -153,7 +153,7 @@ class DenoisingLoss(LossBase, abc.ABC):
     loss_params: Params = EMPTY,
     dropout_key: Key | None = None,
   ) -> LossOutput:
-    """Return the error of each example; arguments as of `Loss`."""
+    """Return the error of each example; arguments as in `Loss`."""
     del average, loss_params
     noised = self.noised(model, examples.x0, keys)
     predicted = model.predict(noised, examples.condition, dropout_key)
@@ -162,7 +162,7 @@ class DenoisingLoss(LossBase, abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class WeightedLoss(DenoisingLoss):
-  """The squared error of the x0 estimate with a weight per noise level; a subclass gives `weight`.
+  """The squared x0 error with a weight per noise level; a subclass defines `weight`.
 
   weight(t) |x0 - x0_hat|^2 / num_dims: the same for every prediction and, with a weight in terms of
   the log-SNR lambda (SNR = e^lambda), for every process, since
@@ -192,9 +192,8 @@ def require_continuous(process: Process) -> None:
 class BatchPosition(NamedTuple):
   """The position of a batch, or of a microbatch of it, in the run.
 
-  Attributes:
-    key: of the step; the same for all its microbatches, and no other step's.
-    index: the global number of each example: step * batch_size + position.
+  key: key of the step; the same for all its microbatches, different for every step.
+  index: global number of each example: step * batch_size + position.
   """
 
   key: Key
@@ -202,6 +201,6 @@ class BatchPosition(NamedTuple):
 
 
 def batch_position(examples: Examples, keys: Keys) -> BatchPosition:
-  """Return the position that the examples state; else a batch of its own, counted from 0."""
+  """Return the position in the examples, or else a new batch counted from 0."""
   index = jnp.arange(len(keys)) if examples.index is None else jnp.asarray(examples.index)
   return BatchPosition(keys[0] if examples.step_key is None else examples.step_key, index)

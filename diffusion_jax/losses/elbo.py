@@ -1,5 +1,6 @@
-"""The evidence lower bound of a VAE: ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z)), p(z) = N(0, I).
+"""The evidence lower bound of a VAE, ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z)).
 
+The prior is p(z) = N(0, I).
 Since log p(x) = ELBO + KL(q(z|x) || p(z|x)), minus the ELBO bounds the negative log-likelihood
 from above. Kingma and Welling 2014 (arXiv 1312.6114).
 """
@@ -14,7 +15,7 @@ from diffusion_jax.core import distributions
 
 
 class ElboTerms(NamedTuple):
-  """Parts of minus the ELBO, in nats an example.
+  """Parts of the negative ELBO, in nats per example.
 
   Attributes:
     reconstruction: -E_q[log p(x|z)], from one z.
@@ -38,11 +39,11 @@ def elbo_terms(
 
 @runtime_checkable
 class VAELoss(Protocol):
-  """The loss of a VAE, from the two terms of its ELBO."""
+  """The loss of a VAE, computed from the two terms of its ELBO."""
 
   @property
   def needs_mean_kl(self) -> bool:
-    """True if an example's loss depends on the KL of the others in its batch."""
+    """True if an example's loss depends on the KL of the other examples in its batch."""
     ...
 
   def __call__(
@@ -54,12 +55,12 @@ class VAELoss(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ELBO:
-  """Minus the ELBO with a weight on the KL and free bits.
+  """The negative ELBO with a weight on the KL and free bits.
 
   Attributes:
     beta: weight of the KL (Higgins et al. 2017); 1 is the bound itself.
-    free_bits: nats of each latent dimension that cost nothing: its KL, averaged over the batch,
-      counts at least this much (Kingma et al. 2016, arXiv 1606.04934, equation 15).
+    free_bits: nats per latent dimension without cost: its KL, averaged over the batch, counts as at
+      least this value (Kingma et al. 2016, arXiv 1606.04934, equation 15).
   """
 
   beta: float = 1.0
@@ -71,7 +72,7 @@ class ELBO:
 
   @property
   def needs_mean_kl(self) -> bool:
-    """Return True if free bits make an example's loss depend on the others in its batch."""
+    """True if free bits make an example's loss depend on the other examples in its batch."""
     return self.free_bits > 0
 
   def __call__(
@@ -80,10 +81,10 @@ class ELBO:
     """Return the loss of each example in nats; its mean over the masked batch is the objective.
 
     Args:
-      terms: of the examples.
+      terms: ELBO terms of the examples.
       mask: 1 for an example, 0 for padding.
-      mean_kl: of each latent dimension over the whole batch, where these examples are a part of it;
-        None: they are all of it.
+      mean_kl: mean KL of each latent dimension over the whole batch, if these examples are a part
+        of it; None: they are the whole batch.
     """
     average = mean_kl
     if average is None:

@@ -1,7 +1,7 @@
-"""Losses that learn the variances of the steps: the hybrid one and the full variational bound.
+"""Losses that learn the variances of the steps: the hybrid loss and the full bound.
 
-A step's variance lies between the smallest and the largest in the logarithm, in each dimension
-where the network says; see `processes.log_ratio`. Source: Nichol and Dhariwal 2021 (arXiv
+The logarithm of a step's variance is between those of the smallest and the largest, as the network
+gives it per dimension; see `processes.log_ratio`. Source: Nichol and Dhariwal 2021 (arXiv
 2102.09672).
 """
 
@@ -36,11 +36,11 @@ from diffusion_jax.processes import (
 from diffusion_jax.types import EMPTY, Examples, Key, Keys, LossOutput, Params
 
 Steps = Int[Array, "B"]
-"""The step t of 1..T of each example."""
+"""Step t of 1..T per example."""
 
 
 class _Evaluated(NamedTuple):
-  """Examples at their steps, with the network's answer."""
+  """Examples at their steps, with the network's output."""
 
   step: Steps
   noised: Noised
@@ -51,7 +51,7 @@ class _Evaluated(NamedTuple):
 def _evaluate(
   model: Denoiser, examples: Examples, keys: Keys, step: Steps, dropout_key: Key | None
 ) -> _Evaluated:
-  """Return the network's answer at x_t of the given steps, with the noise of `Simple`."""
+  """Evaluate the network at x_t of the given steps, with the noise of `Simple`."""
   eps = rng.normal(rng.stream(keys, Stream.NOISE), examples.x0.shape[1:])
   noised = model.noised(examples.x0, step / _num_timesteps(model.process), eps)
   predicted = model.predict(noised, examples.condition, dropout_key)
@@ -67,14 +67,14 @@ def _num_timesteps(process: Process) -> int:
 
 
 def _uniform_step(process: Process, quantile: Values) -> Steps:
-  """Return t of 1..T, each equally often."""
+  """Return t of 1..T, each with equal probability."""
   return jnp.round(process.time_at(quantile) * _num_timesteps(process)).astype(jnp.int32)
 
 
 def _bound_term(
   model: Denoiser, examples: Examples, at: _Evaluated, estimate: Float[Array, "B ..."]
 ) -> Values:
-  """Return the bound's term of each example's step, for an x0 estimate, in bits/dim."""
+  """Return the bound's term at each example's step for an x0 estimate, in bits/dim."""
   steps = reverse_steps(cast(DiscreteVP, model.process))
   args = steps, at.step, examples.x0, estimate, at.logits, examples.num_levels
   return _bits(bound_term(*args), examples)
@@ -90,11 +90,11 @@ def _bits(nats: Values, examples: Examples) -> Values:
 
 @dataclasses.dataclass(frozen=True)
 class Hybrid(LossBase):
-  """L_simple + weight * L_vlb, where L_vlb trains the variances alone.
+  """L_simple + weight * L_vlb, where L_vlb trains only the variances.
 
-  L_simple is the loss `simple`, a mean over dimensions. L_vlb is the whole bound in bits/dim,
-  estimated from T times the term of one uniform t an image; its gradient stops at the x0 estimate.
-  With the weight 0.001 that is the L_hybrid of Nichol and Dhariwal 2021 (arXiv 2102.09672),
+  L_simple is the loss `simple`, a mean over dimensions. L_vlb is the full bound in bits/dim,
+  estimated as T times the term of one uniform t per image; its gradient stops at the x0 estimate.
+  With weight 0.001 this is the L_hybrid of Nichol and Dhariwal 2021 (arXiv 2102.09672),
   equation 16, in the scale of their code's RESCALED_MSE, which multiplies a term by T / 1000.
 
   Attributes:
@@ -123,7 +123,7 @@ class Hybrid(LossBase):
     loss_params: Params = EMPTY,
     dropout_key: Key | None = None,
   ) -> LossOutput:
-    """Return the loss; its metrics are "simple" and "vlb_bits_per_dim", the whole bound."""
+    """Return the loss; its metrics are "simple" and "vlb_bits_per_dim", the full bound."""
     del average, loss_params
     step = _uniform_step(model.process, rng.uniform(rng.stream(keys, Stream.TIME)))
     at = _evaluate(model, examples, keys, step, dropout_key)
@@ -136,11 +136,11 @@ class Hybrid(LossBase):
 
 @dataclasses.dataclass(frozen=True)
 class FullBound(LossBase):
-  """The variational bound in bits/dim, an unbiased estimate from one t an image.
+  """The variational bound in bits/dim, an unbiased estimate from one t per image.
 
-  prior + L_t / p_t: L_t is the KL of step t, at t = 1 the reconstruction, and p_t the probability
-  with which t was drawn. Estimates of x0 are not clipped. Source: Nichol and Dhariwal 2021 (arXiv
-  2102.09672), section 3.3, whose code leaves out the prior's constant.
+  prior + L_t / p_t: L_t is the KL of step t (at t = 1 the reconstruction), and p_t the probability
+  of drawing t. Estimates of x0 are not clipped. Source: Nichol and Dhariwal 2021 (arXiv
+  2102.09672), section 3.3, whose code omits the constant prior term.
 
   Attributes:
     sampling: distribution of times: `importance`, p_t by the size of earlier L_t, see
@@ -153,7 +153,7 @@ class FullBound(LossBase):
   needs_levels = True
 
   def initial_state(self, process: Process) -> LossState:
-    """Return the history of the terms, empty; {} for uniform t."""
+    """Return the empty history of terms; {} for uniform t."""
     if self.sampling == "uniform":
       return {}
     return loss_aware_times.empty(_num_timesteps(process))
@@ -169,7 +169,7 @@ class FullBound(LossBase):
     loss_params: Params = EMPTY,
     dropout_key: Key | None = None,
   ) -> LossOutput:
-    """Return the bound of each example in bits/dim; the state is the history of the terms."""
+    """Return the bound of each example in bits/dim; the state is the history of terms."""
     del average, loss_params
     uniform = rng.uniform(rng.stream(keys, Stream.TIME))
     if self.sampling == "uniform":
@@ -180,7 +180,7 @@ class FullBound(LossBase):
       return LossOutput(values, state=state)
     position = batch_position(examples, keys)
     history = loss_aware_times.begin(state or self.initial_state(model.process), position)
-    if examples.index is None:  # it goes on where the history ends
+    if examples.index is None:  # continue from the end of the history
       position = position._replace(index=position.index + jnp.max(history["age"]))
     drawn = loss_aware_times.draw_times(history["probability"], uniform)
     values, terms = self._bound(model, examples, keys, *drawn, dropout_key)

@@ -1,9 +1,9 @@
-"""Which steps t cost the bound most: a history of each step's terms, and times drawn by it.
+"""Importance sampling of steps t: a history of each step's terms, and times drawn from it.
 
-p_t is proportional to sqrt(E[L_t^2]), which makes the variance of L_t / p_t least; the mean is over
-the last ten values of each t. Until every t has ten, and in a thousandth of the draws, times are
-uniform. Source: Nichol and Dhariwal 2021 (arXiv 2102.09672), section 3.3; the thousandth is their
-code's.
+p_t is proportional to sqrt(E[L_t^2]), which minimises the variance of L_t / p_t; the mean is over
+the last ten values for each t. Until every t has ten values, and in a thousandth of the draws,
+times are uniform. Source: Nichol and Dhariwal 2021 (arXiv 2102.09672), section 3.3; the thousandth
+is from their code.
 """
 
 import functools
@@ -21,16 +21,18 @@ from diffusion_jax.losses.base import BatchPosition
 LENGTH = 10
 UNIFORM_SHARE = 0.001
 UNITS = 2.0**23
-"""Probabilities are multiples of 1 / UNITS, as float32 uniform numbers are, so that a time is drawn
-exactly as often as its weight says."""
+"""Probabilities are multiples of 1 / UNITS, as are float32 uniform numbers.
+
+A time is therefore drawn with exactly the probability of its weight.
+"""
 
 
 class Drawn(NamedTuple):
-  """The time of each image.
+  """Sampled time of each image.
 
   Attributes:
-    number: t of 1..T.
-    probability: with which it was drawn.
+    number: step t of 1..T.
+    probability: probability of drawing it.
   """
 
   number: Int[Array, "B"]
@@ -41,9 +43,9 @@ def empty(num_timesteps: int) -> dict[str, np.ndarray]:
   """Return the history before the first step.
 
   Returns:
-    squares [T 10]: squared terms, each row's newest last. age [T 10]: 1 + the global number of the
-    example behind each, 0 for none. probability [T]: by which this step draws. stamp []: of this
-    step.
+    squares [T 10]: squared terms, each row with the newest last. age [T 10]: 1 + global number of
+    the example of each term, 0 for none. probability [T]: distribution of this step's draws.
+    stamp []: stamp of this step.
   """
   return {
     "squares": np.zeros((num_timesteps, LENGTH), np.float32),
@@ -56,8 +58,8 @@ def empty(num_timesteps: int) -> dict[str, np.ndarray]:
 def begin(history: Any, position: BatchPosition) -> dict[str, Array]:
   """Return the history with the probabilities of this step.
 
-  They follow from the steps before it alone: all microbatches draw by the same ones, so that the
-  times do not depend on how a batch is cut.
+  They depend only on earlier steps: all microbatches use the same ones, so that the times do not
+  depend on how a batch is split.
   """
   history = {name: jnp.asarray(value) for name, value in history.items()}
   stamp = jax.random.bits(rng.stream(position.key, Stream.HISTORY), (), jnp.uint32)
@@ -67,7 +69,7 @@ def begin(history: Any, position: BatchPosition) -> dict[str, Array]:
 
 
 def probabilities(squares: Float[Array, "T H"], age: Integer[Array, "T H"]) -> Float[Array, "T"]:
-  """Return p_t of a history; uniform until every step has its ten values."""
+  """Return p_t for a history; uniform until every step has its ten values."""
   num = len(squares)
   root = jnp.sqrt(jnp.mean(squares, axis=1))
   found = (1.0 - UNIFORM_SHARE) * root / jnp.sum(root) + UNIFORM_SHARE / num
@@ -75,7 +77,7 @@ def probabilities(squares: Float[Array, "T H"], age: Integer[Array, "T H"]) -> F
 
 
 def draw_times(probability: Float[Array, "T"], uniform: Float[Array, "B"]) -> Drawn:
-  """Return a time per uniform number, by the inverse of the distribution function."""
+  """Return one time per uniform number, by inverting the distribution function."""
   ends = jnp.round(jnp.cumsum(probability) * UNITS) / UNITS
   ends = jnp.minimum(ends, 1.0).at[-1].set(1.0)
   row = jnp.searchsorted(ends, uniform, side="right")
@@ -88,15 +90,15 @@ def remember(
   number: Int[Array, "B"],
   terms: Float[Array, "B"],
 ) -> dict[str, Array]:
-  """Return the history with these terms: per step the last ten by the example's global number.
+  """Return the history with new terms: per step, the last ten by the example's global number.
 
-  That number decides and not the order of arrival, so that the outcome is the same however the
-  batch is cut into devices and microbatches.
+  The global number and not the order of arrival decides, so that the result does not depend on how
+  the batch is split between devices and microbatches.
   """
   num, age = len(history["age"]), position.index.astype(jnp.uint32) + 1
   same = number[:, None] == number[None, :]
-  later = jnp.sum(same & (age[None, :] > age[:, None]), axis=1)  # of the same t, in this batch
-  row = jnp.where(later < LENGTH, number - 1, num)  # those beyond the last are dropped
+  later = jnp.sum(same & (age[None, :] > age[:, None]), axis=1)  # later ones of the same t
+  row = jnp.where(later < LENGTH, number - 1, num)  # terms before the last ten are dropped
   put = functools.partial(_scatter, num, row, jnp.minimum(later, LENGTH - 1))
   ages = jnp.concatenate([history["age"], put(age)], axis=1)
   squares = jnp.concatenate([history["squares"], put(jnp.square(terms))], axis=1)

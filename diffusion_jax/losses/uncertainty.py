@@ -1,4 +1,4 @@
-"""EDM's loss, weighted at each noise level by what the model has learned of its own error."""
+"""EDM's loss, weighted at each noise level by a learned estimate of the model's error."""
 
 import dataclasses
 import math
@@ -17,8 +17,8 @@ from diffusion_jax.types import EMPTY, Examples, Key, Keys, LossOutput, Params
 class Uncertainty(EDMLoss):
   """L(sigma) / exp(u(sigma)) + u(sigma), with EDM's L and a learned u of the noise level.
 
-  Where u is best, exp(u) is the mean of L at that noise level, and every level's gradient counts
-  alike. u = w . f(log(sigma) / 4) is linear in `num_features` random Fourier features, with
+  For the best u, exp(u) is the mean of L at that noise level, and the gradients of all levels have
+  equal weight. u = w . f(log(sigma) / 4) is linear in `num_features` random Fourier features, with
   sigma / alpha for sigma; w starts at 0, so that the loss starts as EDM's. The original also keeps
   the norm of w at 1. Source: Karras et al. 2024 (arXiv 2312.02696), section 2.2 and equation 20.
 
@@ -26,7 +26,7 @@ class Uncertainty(EDMLoss):
     log_sigma_mean: mean of log(sigma / alpha) over the training examples; the paper has -0.4.
     log_sigma_std: standard deviation of log(sigma / alpha); the paper has 1.0.
     sigma_data: standard deviation of the data; the paper has 0.5.
-    num_features: number of Fourier features of the noise level that u is linear in.
+    num_features: number of Fourier features of the noise level.
   """
 
   log_sigma_mean: float = -0.4
@@ -58,7 +58,7 @@ class Uncertainty(EDMLoss):
     """Return the loss with u; its metrics are "edm", EDM's own loss, and "uncertainty", u.
 
     Raises:
-      ValueError: `loss_params` are not those of `init`.
+      ValueError: `loss_params` are not from `init`.
     """
     del average
     if "weight" not in loss_params:
@@ -71,7 +71,7 @@ class Uncertainty(EDMLoss):
 
 
 def uncertainty(loss_params: Params, log_sigma: Values) -> Values:
-  """Return u at noise levels, from its parameters."""
+  """Return u at given noise levels, from its parameters."""
   weight = loss_params["weight"]
   return fourier_features(0.25 * log_sigma, len(weight)) @ weight
 

@@ -1,4 +1,4 @@
-"""The loss of variational diffusion models: their bound in continuous time, a time an example."""
+"""Loss of variational diffusion models: the continuous-time bound, one time per example."""
 
 import dataclasses
 import math
@@ -29,9 +29,9 @@ class VDM(LossBase):
   """gamma'(t) / 2 |eps - eps_hat|^2 + reconstruction + KL at t = 1, in bits/dim.
 
   gamma = -log-SNR. It is an unbiased estimate of the bound `continuous_vlb`, and its gradient
-  trains the ends of a learned schedule as it trains the network. The bound does not depend on what
-  lies between the ends, which follows another gradient: of the mean square of the middle term, so
-  that its variance is least (appendix I.2). Its times are those of `even_quantiles`.
+  trains the network and the endpoints of a learned schedule. The bound does not depend on the
+  schedule between the endpoints, which gets another gradient: that of the mean square of the middle
+  term, to minimise its variance (appendix I.2). Its times are those of `even_quantiles`.
   Source: Kingma et al. 2021 (arXiv 2107.00630), equations 11 to 17.
   """
 
@@ -59,11 +59,11 @@ class VDM(LossBase):
 
 
 def even_quantiles(position: BatchPosition) -> Values:
-  """Return (u0 + v_i) mod 1 with u0 of the step and v_i the bits of i mirrored at the point.
+  """Return (u0 + v_i) mod 1 with u0 from the step's key and v_i the mirrored bits of i.
 
-  The first B, or any aligned B, of the v_i are 0, 1 / B, ... (B - 1) / B in another order where B
-  is a power of two, so that the batch's times are the paper's (u0 + i / B) mod 1; for other B they
-  are as even to a factor of log B. No example needs to know B: the times are the same on any
+  The first B (or any aligned B) of the v_i are 0, 1 / B, ... (B - 1) / B in another order if B is a
+  power of two, so that the batch's times are the paper's (u0 + i / B) mod 1. For other B they are
+  equally even up to a factor of log B. No example needs to know B: the times are the same for any
   number of devices, hosts and microbatches. Sources: Kingma et al. 2021, appendix I.1; van der
   Corput 1935 for the sequence.
   """
@@ -85,14 +85,14 @@ def mirrored(index: Integer[Array | np.ndarray, "B"]) -> Values:
 def _terms(
   model: Denoiser, examples: Examples, keys: Keys, quantile: Values, dropout_key: Key | None
 ) -> tuple[dict[str, Values], Values]:
-  """Return the terms of the bound in bits/dim, and what trains the interior of the schedule."""
+  """Return the terms of the bound in bits/dim, and the loss of the schedule's interior."""
   process, x0 = model.process, examples.x0
   first, in_bits = first_time(process), 1.0 / (math.prod(x0.shape[1:]) * math.log(2.0))
   t, width = first + (1.0 - first) * quantile, (1.0 - first) * in_bits
   eps = rng.normal(rng.stream(keys, Stream.NOISE), x0.shape[1:])
 
   def error(t: Values) -> Values:
-    """Return SNR / 2 |x0 - x0_hat|^2: half the error of the noise."""
+    """Return SNR / 2 |x0 - x0_hat|^2, half the squared error of the noise."""
     noised = model.noised(x0, t, eps)
     estimate = model.predict(noised, examples.condition, dropout_key).x0
     return 0.5 * width * jnp.exp(process.log_snr(t)) * sum_dims(jnp.square(x0 - estimate))
@@ -114,11 +114,11 @@ def _terms(
 def _calmer(interior: Any, t: Values, diffusion: Values, errors: Values, rise: Values) -> Values:
   """Return 0, with the gradient of the square of gamma'(t) error in the schedule's interior.
 
-  The error depends on the schedule through gamma(t) alone: its derivative in gamma, times gamma',
-  is that in t.
+  The error depends on the schedule only through gamma(t): its derivative in gamma, times gamma', is
+  its derivative in t.
 
   Args:
-    interior: gamma.
+    interior: function gamma.
     t: times.
     diffusion: gamma'(t) error.
     errors, rise: the error and its derivative in t.

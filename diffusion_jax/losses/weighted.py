@@ -1,4 +1,4 @@
-"""Denoising losses by the weight that they give to each noise level, see `base.WeightedLoss`."""
+"""Denoising losses defined by their weight of each noise level, see `base.WeightedLoss`."""
 
 import dataclasses
 from typing import Literal
@@ -34,13 +34,13 @@ class MinSNR(WeightedLoss):
 
 @dataclasses.dataclass(frozen=True)
 class P2(WeightedLoss):
-  """Weight 1 / (k + SNR)^gamma of the eps error: less where noise hides nothing.
+  """Weight 1 / (k + SNR)^gamma of the eps error: less weight at low noise.
 
   Source: Choi et al. 2022 (arXiv 2204.00227), equation 6.
 
   Attributes:
     gamma: exponent of the weight; 0 is the eps error itself.
-    k: k of the weight, positive.
+    k: constant k of the weight, positive.
   """
 
   gamma: float = 1.0
@@ -65,7 +65,7 @@ class EDMLoss(WeightedLoss):
   Attributes:
     log_sigma_mean: mean of log(s) over the training examples.
     log_sigma_std: standard deviation of log(s) over the training examples.
-    sigma_data: d, standard deviation of the data.
+    sigma_data: standard deviation d of the data.
   """
 
   log_sigma_mean: float = -1.2
@@ -83,7 +83,7 @@ class EDMLoss(WeightedLoss):
     return 1.0 / self.sigma_data**2 + jnp.exp(process.log_snr(t))
 
   def training_times(self, process: Process, quantile: Values) -> Values:
-    """Return times at which log(sigma / alpha) is normal, as far as the process has them."""
+    """Return times with normal log(sigma / alpha), within the range of the process."""
     log_sigma = self.log_sigma_mean + self.log_sigma_std * ndtri(quantile)
     return jnp.clip(process.time_of(-2.0 * log_sigma), process.min_time, 1.0)
 
@@ -92,7 +92,7 @@ class EDMLoss(WeightedLoss):
 class SigmoidLoss(WeightedLoss):
   """The bound's weight -d lambda / dt / 2 of the eps error times sigmoid(bias - lambda).
 
-  Low noise, where the bound spends its bits on what nobody sees, counts less the lower the bias.
+  A lower bias gives less weight to low noise, where the bound spends bits on invisible details.
   Sources: Kingma and Gao 2023 (arXiv 2303.00848), section 4; Hoogeboom et al. 2024 (arXiv
   2410.19324), section 4.
 
