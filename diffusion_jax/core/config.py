@@ -77,7 +77,7 @@ def find_file(text: str) -> tuple[Path, str]:
 
 
 def load_file(path: str) -> ConfigDict:
-  """Run `get_config()` of a config file or a shipped config; `file.py:text` calls it with "text".
+  """Run `get_config()` of a config file or a shipped one; `file.py:text` passes "text" to it.
 
   Raises:
     UserError: the file is missing, does not run, or has no get_config that returns a ConfigDict.

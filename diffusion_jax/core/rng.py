@@ -27,8 +27,10 @@ from diffusion_jax.types import Key, Keys
 FIRST = 2**30
 
 DRAWS = 2
-"""Version of the streams, stored with each checkpoint: training continues with the same draws only.
-Checkpoints before version 2 do not have it."""
+"""Version of the streams, stored in each checkpoint; training only continues with its own.
+
+Checkpoints before version 2 do not have it.
+"""
 
 
 class Stream(enum.IntEnum):

@@ -1,4 +1,4 @@
-"""The configs that come with the package, found by name, and its version, without importing JAX."""
+"""The package's configs, found by name, and its version, without importing JAX."""
 
 import ast
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""The fields of a config in words: type, default, allowed values and a line of documentation."""
+"""Help on the fields of a config: type, default, allowed values and documentation."""
 
 import contextlib
 import dataclasses

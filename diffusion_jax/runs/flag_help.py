@@ -1,4 +1,4 @@
-"""Help of a program's flags: their types and defaults, and the flag that a mistyped one meant."""
+"""Help on a command's flags: types, defaults, and the nearest flag to a mistyped one."""
 
 import argparse
 import re
