@@ -192,8 +192,9 @@ def require_continuous(process: Process) -> None:
 class BatchPosition(NamedTuple):
   """The position of a batch, or of a microbatch of it, in the run.
 
-  key: key of the step; the same for all its microbatches, different for every step.
-  index: global number of each example: step * batch_size + position.
+  Attributes:
+    key: key of the step; the same for all its microbatches, different for every step.
+    index: global number of each example: step * batch_size + position.
   """
 
   key: Key
