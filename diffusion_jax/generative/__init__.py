@@ -1,4 +1,4 @@
-"""The models: what the sections of a config make together, each a `GenerativeModel`."""
+"""Generative models: the sections of a config combined, each a `GenerativeModel`."""
 
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.generative.base import CAPABILITIES, ModelBase, require

@@ -1,4 +1,4 @@
-"""Non-leaking augmentation: flips and warps that the network is told about.
+"""Non-leaking augmentation: flips and warps, with labels of them as network input.
 
 Each image x gets, in this order, with u of probability 1/2 and n ~ N(0, 1), all drawn from its key:
   mirrored left to right      always eligible; label u
@@ -8,10 +8,10 @@ Each image x gets, in this order, with u of probability 1/2 and n ~ N(0, 1), all
   stretched by 2^(aniso n) along an axis at angle b and by its inverse across it;
                               labels n cos b, n sin b; b ~ U(-pi, pi) or, half of the time, 0
   moved by (n, n') translation times width and height, right and down; labels n, n'
-All but the first are applied with `probability` each, and the labels of what is not applied are 0,
-so that a network that is shown zeros makes images as they are. Source: Karras et al. 2022 (arXiv
-2206.00364), appendix F.2, after Karras et al. 2020 (arXiv 2006.06676); that the angle of half of
-the stretches is 0 is in their program only.
+All but the first are applied with `probability` each. Labels of transformations that are not
+applied are 0, so that a network with zero labels generates unaugmented images. Source: Karras et
+al. 2022 (arXiv 2206.00364), appendix F.2, after Karras et al. 2020 (arXiv 2006.06676); the angle 0
+of half of the stretches is only in their code.
 """
 
 import dataclasses
@@ -34,23 +34,25 @@ SYM6 = (
   0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252,
   -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148,
 )  # fmt: skip
-"""The low-pass filter of Daubechies' least asymmetric wavelets with 6 vanishing moments
-(Daubechies 1992, Ten Lectures on Wavelets, table 6.3); its even shifts are orthonormal."""
+"""Low-pass filter of Daubechies' least asymmetric wavelets with 6 vanishing moments.
+
+Source: Daubechies 1992, Ten Lectures on Wavelets, table 6.3. Its even shifts are orthonormal.
+"""
 CENTRE = 5
-"""The tap of a pixel that falls on the pixel itself."""
+"""Index of the filter tap at the pixel itself."""
 MIN_SIZE = 4
-"""Pixels a side, so that the filter, which reaches 3 pixels far, stays within the mirror images."""
+"""Smallest image side in pixels: the filter reaches 3 pixels, within the mirror images."""
 
 
 class Draws(NamedTuple):
-  """Augmentation of one image; zeros leave the image unchanged.
+  """Random numbers for the augmentation of one image; zeros leave the image unchanged.
 
   Attributes:
     flip_x, flip_y: 1 to mirror left to right, top to bottom.
     scale: n of the factor 2^(scale_std n).
-    angle: of the rotation, radians counterclockwise.
+    angle: angle of the rotation, radians counterclockwise.
     stretch: n of the stretch; axis: its angle in radians.
-    move_x, move_y: over width and height times translation_std, right and down.
+    move_x, move_y: shift right and down, divided by translation_std times width or height.
   """
 
   flip_x: Float[Array, ""]
@@ -68,10 +70,10 @@ class Augmentation:
   """EDM's augmentation; its network needs model.augmentation_labels=9.
 
   Attributes:
-    probability: of each transformation but the left-right mirror; EDM on CIFAR-10 has 0.12. 0: no
-      augmentation at all.
+    probability: probability of each transformation except the left-right mirror; EDM on CIFAR-10
+      uses 0.12. 0: no augmentation at all.
     scale_std, stretch_std: standard deviation of the binary logarithm of the factors.
-    translation_std: of the shift over the image's sides.
+    translation_std: standard deviation of the shift divided by the image's side.
   """
 
   probability: float = 0.0
@@ -84,14 +86,14 @@ class Augmentation:
       raise ValueError("scale_std, stretch_std and translation_std must not be negative")
 
   def check(self, num_labels: int, image_size: int) -> None:
-    """Refuses a probability out of range, and a network or images that do not fit.
+    """Check the probability, the network and the image size.
 
     Args:
-      num_labels: augmentation labels that the network takes.
+      num_labels: number of augmentation labels that the network takes.
       image_size: the shorter side, in pixels.
 
     Raises:
-      ValueError: with what to type.
+      ValueError: one of them does not fit; the message has the setting to change.
     """
     if not 0 <= self.probability <= 1:
       raise ValueError(
@@ -114,7 +116,7 @@ class Augmentation:
   def training(
     self, keys: Keys, x0: Float[Array, "B H W C"], train: bool
   ) -> tuple[Float[Array, "B H W C"], Float[Array, "B 9"] | None]:
-    """Return augmented images and their labels, or the images and None."""
+    """Return augmented images and their labels in training, else the images and None."""
     if not train or not self.probability:
       return x0, None
     return self(rng.stream(keys, Stream.AUGMENTATION), x0)
@@ -122,7 +124,7 @@ class Augmentation:
   def __call__(
     self, keys: Keys, x: Float[Array, "B H W C"]
   ) -> tuple[Float[Array, "B H W C"], Float[Array, "B 9"]]:
-    """Augments a batch; image i depends on keys[i] alone.
+    """Augment a batch; image i depends only on keys[i].
 
     Returns:
       The images and their labels.
@@ -131,7 +133,7 @@ class Augmentation:
     return jax.vmap(self.transform)(draws, x), jax.vmap(as_labels)(draws)
 
   def transform(self, draws: Draws, x: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
-    """Flips exactly, then resamples once for all the rest; exactly the image if there is none."""
+    """Flip exactly, then resample once for all other parts; exact if there are none."""
     x = jnp.where(draws.flip_x > 0, x[:, ::-1], x)
     x = jnp.where(draws.flip_y > 0, x[::-1], x)
     matrix, shift = self._map(draws, x.shape[0], x.shape[1])
@@ -139,7 +141,7 @@ class Augmentation:
     return jnp.where(jnp.any(rest != 0), warp(x, matrix, shift), x)
 
   def _map(self, draws: Draws, height: int, width: int):
-    """The matrix and shift, in (x, y) pixels from the centre with y down, that move the image."""
+    """Return the matrix and shift of the image, in (x, y) pixels from the centre with y down."""
     factor = jnp.exp2(self.scale_std * draws.scale)
     stretch = jnp.exp2(self.stretch_std * draws.stretch)
     along = _rotation(draws.axis)
@@ -149,7 +151,7 @@ class Augmentation:
 
 
 def draw_augmentation(probability: float, key: Key) -> Draws:
-  """Draw the augmentation of one image: each group of numbers has its own coin."""
+  """Draw the augmentation of one image; each group of numbers is applied independently."""
   keys = iter(jax.random.split(key, 10))
   coin = lambda p: jax.random.bernoulli(next(keys), p)  # noqa: E731
   angle = lambda: jax.random.uniform(next(keys), (), minval=-math.pi, maxval=math.pi)  # noqa: E731
@@ -177,7 +179,7 @@ def as_labels(draws: Draws) -> Float[Array, "9"]:
 
 
 def _rotation(angle: Float[Array, ""]) -> Float[Array, "2 2"]:
-  """Counterclockwise as one sees it: y points down."""
+  """Return a rotation that looks counterclockwise, since y points down."""
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   return jnp.stack([jnp.stack([cos, sin]), jnp.stack([-sin, cos])])
 
@@ -185,18 +187,18 @@ def _rotation(angle: Float[Array, ""]) -> Float[Array, "2 2"]:
 def warp(
   x: Float[Array, "H W C"], matrix: Float[Array, "2 2"], shift: Float[Array, "2"]
 ) -> Float[Array, "H W C"]:
-  """Moves each point p of the image, counted from its centre, to matrix p + shift.
+  """Move each point p of the image, relative to its centre, to matrix p + shift.
 
-  As EDM's program does: the image, with its mirror images beside it (edge pixels are not repeated)
-  and zeros beyond them, is doubled by the wavelet filter, sampled linearly at twice the resolution,
-  and halved by the same filter. Its program pads only as far as some image of the batch reaches;
-  here every image has its mirror images whole, so that it depends on no other. Shifts by whole
-  pixels are exact up to there. The interpolation is a product over the two axes, and so all
-  samples come from two products of matrices, without a gather.
+  This follows EDM's code. The image, with its mirror images beside it (edge pixels are not
+  repeated) and zeros beyond them, is doubled by the wavelet filter, sampled linearly at twice the
+  resolution, and halved by it. EDM's code pads only as far as some image of the batch reaches;
+  here every image has its complete mirror images, so that it does not depend on others. Shifts by
+  whole pixels are exact within that range. The interpolation is separable over the two axes, so all
+  samples come from two matrix products, without a gather.
 
   Args:
-    x: image of at least MIN_SIZE pixels a side.
-    matrix, shift: in (x, y) pixels, y down.
+    x: image of at least MIN_SIZE pixels per side.
+    matrix, shift: map in (x, y) pixels, y down.
   """
   height, width, _ = x.shape
   inverse = jnp.linalg.inv(matrix)
@@ -213,22 +215,22 @@ def warp(
 
 
 def _sample_places(size: int) -> Float[np.ndarray, "S"]:
-  """Return the places of the two samples of each of `size` pixels, in pixels."""
+  """Return the positions of the two samples of each of `size` pixels, in pixels."""
   return (np.arange(2 * size + len(SYM6) - 2) - CENTRE) / 2
 
 
 def _halving(size: int) -> Float[np.ndarray, "N S"]:
-  """The filter at each of `size` pixels, over their samples."""
+  """Return the filter at each of `size` pixels, over their samples."""
   places = np.arange(2 * size + len(SYM6) - 2) - 2 * np.arange(size)[:, None]
   inside = (places >= 0) & (places < len(SYM6))
   return np.where(inside, np.take(SYM6, places, mode="clip"), 0.0).astype(np.float32)
 
 
 def _weights(place: Float[Array, "P"], size: int) -> Float[Array, "P N"]:
-  """Return the weight of each of `size` pixels at each place, linear between samples.
+  """Return the weight of each of `size` pixels at each position, linear between samples.
 
-  Tap i of a pixel at k falls on sample 2 k + i - CENTRE, also of its two mirror images; samples
-  go from the first pixel of the left one to one after the last pixel of the right one.
+  Tap i of a pixel at k is at sample 2 k + i - CENTRE, also for its two mirror images. Samples go
+  from the first pixel of the left mirror image to one after the last pixel of the right one.
   """
   pixel, last = np.arange(size), size - 1
   copies = ((pixel, pixel >= 0), (-pixel, pixel > 0), (2 * last - pixel, pixel < last))

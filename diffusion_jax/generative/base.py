@@ -1,4 +1,4 @@
-"""What every generative model has: defaults for its interface, and a name for all it may lack."""
+"""Defaults of the interface of generative models, and their optional capabilities by name."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -37,14 +37,14 @@ CAPABILITIES = {
   "sampler of fixed steps, e.g. --config.sampler.name=ddim",
   "encode": "reconstruct: it has no encoder; leave --reconstruct out",
 }
-"""Capability -> what a model without it cannot do, and who can."""
+"""Capability -> message for a model without it, with the models that have it."""
 
 
 def require(model: GenerativeModel, capability: str) -> None:
-  """Refuse a model that lacks a capability.
+  """Raise a UserError if a model lacks a capability.
 
   Raises:
-    UserError: it does; says what has it.
+    UserError: the capability is missing; the message names models that have it.
   """
   if capability not in model.capabilities:
     raise lacks(model, capability)
@@ -60,10 +60,10 @@ class LossKeys(NamedTuple):
   """Random keys of a loss.
 
   Attributes:
-    step: of the step; the same for all its microbatches.
-    examples: one per example.
-    dropout: of the batch; None: the loss is measured, not trained. The only sign of that below
-      `GenerativeModel.loss`.
+    step: key of the step; the same for all its microbatches.
+    examples: one key per example.
+    dropout: key of the batch; None: the loss is measured, not trained. Code below
+      `GenerativeModel.loss` learns this only from here.
   """
 
   step: Key
@@ -74,14 +74,14 @@ class LossKeys(NamedTuple):
 def loss_keys(key: Key, batch: Batch, train: bool) -> LossKeys:
   """Return the keys of a step's loss on a batch or one of its microbatches."""
   examples = rng.example_keys(rng.stream(key, Stream.EXAMPLES), batch.index)
-  # Each microbatch has its own dropout, by its first example.
+  # Each microbatch has its own dropout key, numbered by its first example.
   dropout = rng.numbered(rng.stream(key, Stream.DROPOUT), jnp.asarray(batch.index)[0])
   return LossKeys(key, examples, dropout if train else None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelBase:
-  """Defaults of a `GenerativeModel`: unconditional, without likelihoods or other capabilities."""
+  """Defaults of a `GenerativeModel`: unconditional, no likelihoods, no other capabilities."""
 
   @property
   def capabilities(self) -> frozenset[str]:

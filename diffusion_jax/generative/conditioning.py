@@ -1,4 +1,4 @@
-"""Conditions of a model: what its network is given with each example, and what training hides."""
+"""Conditional inputs of a model's network, and their dropout in training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from diffusion_jax.types import Batch, Condition, FieldSpec, ImageSpec, Key, Key
 
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-  """Parts of the condition that a model's network is given.
+  """Conditional inputs of a model's network.
 
   Attributes:
-    num_classes: number of classes, whose null class has the next number; 0: no labels are given.
-    fields: shapes of the named arrays that are given.
-    dropped: parts that are hidden from some examples in training, all together: "label" (it becomes
-      the null class) and names of fields (they become zeros).
-    dropout: probability with which they are hidden from an example.
+    num_classes: number of classes; the null class has the next number. 0: no labels.
+    fields: shapes of the named arrays.
+    dropped: parts that are dropped together for some examples in training: "label" (it becomes the
+      null class) and names of fields (they become zeros).
+    dropout: probability of dropping them for an example.
   """
 
   num_classes: int
@@ -32,7 +32,7 @@ class Conditioning:
 
   @property
   def droppable(self) -> bool:
-    """True if training hides something, so that there is a null condition to guide away from."""
+    """True if training drops something, so that guidance has a null condition."""
     return self.dropout > 0 and bool(self._hides_label or self._hidden_fields)
 
   @property
@@ -44,12 +44,12 @@ class Conditioning:
     return [name for name in self.fields if name in self.dropped]
 
   def given(self, batch: Batch) -> Condition:
-    """Return the whole condition of a batch."""
+    """Return the complete condition of a batch."""
     fields = {name: batch.fields[name] for name in self.fields}
     return Condition(batch.label if self.num_classes else None, fields=fields)
 
   def in_training(self, keys: Keys, batch: Batch, dropout_key: Key | None) -> Condition:
-    """Return the condition of a batch, hidden from some examples unless it is a measurement."""
+    """Return the condition of a batch, dropped for some examples unless it is a measurement."""
     condition = self.given(batch)
     if dropout_key is None or not self.droppable:
       return condition
@@ -58,7 +58,7 @@ class Conditioning:
     return jax.tree.map(choose, self.null(condition), condition)
 
   def null(self, condition: Condition) -> Condition:
-    """Return a condition with everything hidden that training hides."""
+    """Return the null condition: everything that training drops is dropped."""
     label: Any = condition.label
     if self._hides_label:
       label = jnp.full_like(label, self.num_classes)
@@ -66,10 +66,10 @@ class Conditioning:
     return condition._replace(label=label, fields={**condition.fields, **zeros})
 
   def complete(self, condition: Condition, num: int) -> Condition:
-    """Return a condition of `num` examples with what is missing hidden.
+    """Return a condition of `num` examples, with missing parts dropped.
 
     Raises:
-      UserError: a named array is missing that the model was never trained without, or is unknown.
+      UserError: a named array is unknown, or is missing and was never dropped in training.
     """
     label: Any = condition.label
     if self.num_classes and label is None:
@@ -92,7 +92,7 @@ def make_conditioning(
   """Return the conditioning of a config for a data set.
 
   Raises:
-    ValueError: a part that the data set lacks, or that is hidden without being given.
+    ValueError: a part is missing in the data set, or is dropped without being an input.
   """
   if conditional and not spec.num_classes:
     raise ValueError(

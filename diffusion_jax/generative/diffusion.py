@@ -34,11 +34,11 @@ class Diffusion:
     prediction: quantity that the network predicts, see `processes.denoiser`.
     sigma_data: standard deviation of the data, for prediction=edm.
     conditional: give the network the class; needs a labelled data set.
-    label_dropout: fraction of training examples whose class (`dropped`) is hidden, the null class,
-      so that guidance has an unconditional model to push away from.
-    fields: named arrays of the data set that the network is given, such as embedding,mask.
-    dropped: parts of the condition that are hidden together: label and names of `fields`, which
-      become zeros.
+    label_dropout: fraction of training examples with a dropped condition (the parts in `dropped`),
+      which trains the unconditional model for guidance.
+    fields: named arrays of the data set as network inputs, such as embedding,mask.
+    dropped: parts of the condition that are dropped together: label becomes the null class, names
+      of `fields` become zeros.
     augmentation: probability of each of EDM's augmentations, 0.12 there; 0: none. The network must
       take their labels, model.augmentation_labels=9.
   """
@@ -70,15 +70,15 @@ class Diffusion:
       raise ValueError(f"label_dropout={self.label_dropout} must be at least 0 and below 1")
 
   def warning(self, parts: Mapping[str, Any]) -> str | None:
-    """Return a line on parts that work but hardly as was meant, or None."""
+    """Return a warning about settings that work but are hardly intended, or None."""
     return far_from_noise(parts["process"])
 
   def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> DiffusionModel:
-    """Return the model that the built sections make.
+    """Return the model made of the config's sections.
 
     Args:
       parts: section name -> instance, for each of `sections`.
-      spec: of the data set.
+      spec: shape of the data.
 
     Raises:
       ValueError: parts that do not fit each other or the data.
@@ -151,9 +151,9 @@ def _check_loss(loss: Any, process: Process) -> None:
 
 
 def _check_prediction(prediction: str, process: Process) -> None:
-  """Refuse a prediction that says nothing of x0 where sampling starts, with the choices left.
+  """Raise a ValueError if the prediction does not determine x0 where sampling starts.
 
-  The alpha of a learned schedule is positive by its construction.
+  A learned schedule always has a positive alpha.
   """
   alpha, _ = process.alpha_sigma(np.asarray([1.0]))
   if prediction in UNDEFINED_AT_PURE_NOISE and namespace(alpha) is np and alpha[0] <= 0:

@@ -1,4 +1,4 @@
-"""A diffusion model: what the built parts of a config do together."""
+"""A diffusion model: the parts of a config in training, sampling and measuring."""
 
 import dataclasses
 import functools
@@ -49,10 +49,10 @@ from diffusion_jax.types import (
 
 
 def far_from_noise(process: Process) -> str | None:
-  """Return a line where a process ends too far from noise for samples to start there, or None.
+  """Return a warning if a process ends too far from noise to start sampling there, or None.
 
-  It is no error: bounds pay for it and stay right, training may move a learned end, and older runs
-  must open.
+  It is not an error: bounds include this cost and stay correct, training may move a learned
+  endpoint, and older runs must still open.
   """
   bits = prior_bits(process.bind(process.init(jax.random.key(0))))
   if bits <= MAX_PRIOR_BITS:
@@ -66,7 +66,7 @@ def far_from_noise(process: Process) -> str | None:
 
 
 class Bound(NamedTuple):
-  """A model for one set of parameters: its denoiser, and the loss's own parameters."""
+  """A model for given parameters: its denoiser, and the loss's own parameters."""
 
   denoiser: Denoiser
   loss_params: Params
@@ -74,18 +74,18 @@ class Bound(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiffusionModel(ModelBase):
-  """A network, the process that it reverses, and what it is trained, sampled and measured with.
+  """A network with its process, loss, sampler, guidance and likelihood estimators.
 
   Attributes:
-    spec: of the data.
+    spec: shape of the data.
     process: the forward process, not yet bound to parameters of a learned schedule.
     backbone: the network.
-    prediction, sigma_data: what its output means.
-    learned_variance: True if it gives variance logits too.
+    prediction, sigma_data: meaning of its output.
+    learned_variance: True if it also gives variance logits.
     objective: the loss.
-    sampler, guidance: how it is sampled.
-    conditioning: what the network is given with each example.
-    augmentation: of training images.
+    sampler, guidance: settings of sampling.
+    conditioning: the network's inputs for each example besides data and time.
+    augmentation: augmentation of the training images.
     estimators: likelihood estimators by name.
     spectrum: the loss by log-SNR.
   """
@@ -136,7 +136,7 @@ class DiffusionModel(ModelBase):
     }
 
   def init(self, key: Key) -> tuple[Params, Aux]:
-    """The network's parameters; under "network" where the process or the loss has some too."""
+    """Return the network's parameters; under "network" if process or loss also have some."""
     others = {
       "process": self.process.init(rng.stream(key, Stream.SCHEDULE)),
       "loss": self.objective.init(rng.stream(key, Stream.LOSS)),
@@ -148,7 +148,7 @@ class DiffusionModel(ModelBase):
     return params, self.objective.initial_state(process)
 
   def bind(self, params: Params) -> Bound:
-    """Return the model with these parameters, as `init` laid them out."""
+    """Return the model with given parameters, in the layout of `init`."""
     parts = params if "network" in params else {"network": params}
     network = functools.partial(self.backbone.apply, parts["network"])
     process = self.process.bind(parts.get("process", {}))
@@ -187,20 +187,20 @@ class DiffusionModel(ModelBase):
     )
 
   def _averaged(self, params: Params) -> Denoiser | None:
-    """Return the teacher or target network of a loss that takes one."""
+    """Return the teacher or target network, for a loss that uses one."""
     if not self.objective.needs_average:
       return None
     return self.bind(jax.lax.stop_gradient(params)).denoiser
 
   def _likelihood(self, estimator: Any, params: Params, keys: Keys, batch: Batch) -> Estimate:
-    """Return the figure of a class-conditional model given the label."""
+    """Return the likelihood of each example given its condition."""
     return estimator.estimate(*self._measured(params, batch), keys)
 
   def loss_by_log_snr(self, params: Params, keys: Keys, batch: Batch) -> SpectrumEstimate:
     return self.spectrum(*self._measured(params, batch), keys)
 
   def _measured(self, params: Params, batch: Batch) -> tuple[Denoiser, Examples]:
-    """Return what an estimator takes besides keys."""
+    """Return the arguments of an estimator except its keys."""
     x0 = from_levels(batch.image, self.spec.num_levels)
     condition = self.conditioning.given(batch)
     examples = Examples(x0, condition, num_levels=self.spec.num_levels)
@@ -253,7 +253,7 @@ class DiffusionModel(ModelBase):
   def _guided(
     self, model: Denoiser, condition: Condition, num: int, guide: GuidingModel | None = None
   ) -> Denoise:
-    """Return the guided denoiser of `num` images, without labels of the null class."""
+    """Return the guided denoiser of `num` images; missing conditions become null conditions."""
     if self.guidance.against == "model" and guide is None and self.guidance.weight != 1.0:
       raise UserError(
         "guidance.against=model needs the run of an inferior model: sample with "
@@ -265,7 +265,7 @@ class DiffusionModel(ModelBase):
     return self.guidance.bind(model, condition, null_condition, guide, needs_variance)
 
   def _evaluations(self, process: Process, samples: Samples):
-    """Count those of one image; outside of guidance's interval the network is evaluated once."""
+    """Return evaluations per image; outside guidance's interval each step counts once."""
     times = self.sampler.evaluation_times(process)
     if self.guidance.everywhere or times is None:
       return samples.num_evaluations * self.guidance.num_evaluations
@@ -289,7 +289,7 @@ class DiffusionModel(ModelBase):
     return decoded(self.sampler, model.process, x)
 
   def _editor(self) -> LinearSampler:
-    """Return the sampler if it can edit; refuse otherwise."""
+    """Return the sampler if it can edit; otherwise raise a UserError."""
     if not isinstance(self.sampler, LinearSampler):
       self._refuse("edit")
     return self.sampler
@@ -300,9 +300,9 @@ class DiffusionModel(ModelBase):
 
 
 def decoded(sampler: Sampler, process: Process, x: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
-  """Return examples at the scale of the data from states where the sampler ends.
+  """Return examples on the scale of the data from the sampler's final states.
 
-  A state of min_time is divided by its alpha, which is the most likely x0 by q(x_t | x0): its
+  A state at min_time is divided by its alpha. This is the most likely x0 under q(x_t | x0), and its
   nearest level is then VDM's decoder.
   """
   end = sampler.end_time(process)

@@ -1,14 +1,14 @@
-"""Diffusion on the latents of a frozen autoencoder, measured and sampled as a model of images.
+"""Diffusion on the latents of a frozen autoencoder, as a model of images.
 
-With z ~ q(z | x) of the encoder and a diffusion model p(z) of the latents,
--log p(x) <= E_q[-log p(x | z) + log q(z | x)] - log p(z): the ELBO whose prior is the diffusion
-model. The network works on s = scale z, of standard deviation 1, so log p(z) = log p(s) + d log
+With z ~ q(z | x) from the encoder and a diffusion model p(z) of the latents,
+-log p(x) <= E_q[-log p(x | z) + log q(z | x)] - log p(z): the ELBO with the diffusion model as
+prior. The network works on s = scale z, with standard deviation 1, so log p(z) = log p(s) + d log
 scale for d latent dimensions. Sources: Vahdat et al. 2021 (arXiv 2106.05931), equation 1; Rombach
 et al. 2022 (arXiv 2112.10752), section 3.
 
-The autoencoder's weights are one vector beside the diffusion model's parameters: every checkpoint
-has them, their gradient is zero, and the optimizer and averages leave them bit for bit as they are
-(weight decay spares them by their names, `optimizers.FIXED`).
+The autoencoder's weights are stored as one vector with the diffusion model's parameters. Every
+checkpoint contains them. Their gradient is zero, and the optimizer and averages leave them
+unchanged bit for bit (weight decay excludes them by name, `optimizers.FIXED`).
 """
 
 import contextlib
@@ -60,8 +60,8 @@ class LatentDiffusion:
     prediction: quantity that the network predicts, see `processes.parameterization`.
     sigma_data: standard deviation of the latents, which are scaled to 1; for prediction=edm.
     conditional: give the network the class; needs a labelled data set.
-    label_dropout: fraction of training examples whose class is hidden (the null class), so that
-      guidance has an unconditional model to push away from.
+    label_dropout: fraction of training examples with a dropped condition (the parts in `dropped`),
+      which trains the unconditional model for guidance.
     fields, dropped: see `Diffusion`.
   """
 
@@ -87,16 +87,16 @@ class LatentDiffusion:
     )  # fmt: skip
 
   def warning(self, parts: Mapping[str, Any]) -> str | None:
-    """Return a line on parts that work but hardly as was meant, or None."""
+    """Return a warning about settings that work but are hardly intended, or None."""
     return self._inner().warning(parts)
 
   def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> "LatentDiffusionModel":
-    """Return the model of images that the built sections make.
+    """Return the model of images made of the config's sections.
 
     Args:
       parts: section name -> instance, for each of `sections`; and "data", the source, whose folder
-        is read only by `init`.
-      spec: of the images.
+        only `init` reads.
+      spec: shape of the images.
 
     Raises:
       ValueError: parts that do not fit each other or the data.
@@ -122,7 +122,7 @@ def _networks(parts: Mapping[str, Any], spec: ImageSpec) -> VAENetworks:
       "--config.model.latent_channels=4, and say so here: --config.autoencoder.latent_channels=4"
     )
   height, width, channels = networks.latent_shape
-  if (height, width, 2 * channels) == spec.shape:  # a batch could not tell one from the other
+  if (height, width, 2 * channels) == spec.shape:  # a batch could be either
     raise ValueError(
       f"the autoencoder's latents are as large as the images, {spec.shape}; train one with more "
       "--config.model.multipliers or another --config.model.latent_channels"
@@ -131,7 +131,7 @@ def _networks(parts: Mapping[str, Any], spec: ImageSpec) -> VAENetworks:
 
 
 def _check_clip(parts: Mapping[str, Any]) -> None:
-  """Latents know no bounds: a clip to [-1, 1] would cut most of them."""
+  """Raise a ValueError for clipping to [-1, 1], since latents exceed this range."""
   serves = parts["process"].num_timesteps is not None
   for name in ("sampler", *(["vlb"] if serves else [])):
     if parts[name].clip:
@@ -146,11 +146,11 @@ class LatentDiffusionModel(ModelBase):
   """A diffusion model of latents between a frozen encoder and decoder.
 
   Attributes:
-    spec: of the images.
+    spec: shape of the images.
     networks: the autoencoder.
-    observation: its model p(x | z).
+    observation: the autoencoder's model p(x | z).
     inner: the diffusion model of s = scale z.
-    stored: reads the autoencoder's weights and the scale from the latents' folder.
+    stored: function that reads the autoencoder's weights and the scale from the latents' folder.
   """
 
   kind: ClassVar[str] = "latent_diffusion"
@@ -193,11 +193,10 @@ class LatentDiffusionModel(ModelBase):
     }
 
   def init(self, key: Key) -> tuple[Params, Aux]:
-    """The diffusion model's parameters, and the frozen autoencoder's from the latents' folder.
+    """Return the diffusion model's parameters, and the frozen autoencoder's from the folder.
 
-    Without the folder, or where another autoencoder's lies there now, the latter are not numbers:
-    only their shapes are of use, to restore them from a checkpoint. A run that begins has checked
-    the folder before.
+    If the latents' folder is missing or now belongs to another autoencoder, the latter are NaN:
+    only their shapes matter, to restore them from a checkpoint. A new run checks the folder first.
     """
     shapes = jax.eval_shape(self.networks.init, key)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
@@ -221,7 +220,7 @@ class LatentDiffusionModel(ModelBase):
     average: Params | None = None,
     batch_mean: Array | None = None,
   ) -> LossOutput:
-    """The diffusion model's loss; z is drawn anew each time."""
+    """Return the diffusion model's loss; z is drawn again for each call."""
     latents = self._draw(params, loss_keys(key, batch, train).examples, batch)
     batch, own = batch._replace(image=latents), average and average["diffusion"]
     return self.inner.loss(
@@ -250,7 +249,7 @@ class LatentDiffusionModel(ModelBase):
     return self.observation.mean(self._raw(params, latents))
 
   def _autoencoder(self, params: Params) -> Params:
-    """The autoencoder's parameters as its networks take them."""
+    """Return the autoencoder's parameters in the structure of its networks."""
     shapes = jax.eval_shape(self.networks.init, jax.random.key(0))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return ravel_pytree(zeros)[1](jax.lax.stop_gradient(params["autoencoder"]))
@@ -259,7 +258,7 @@ class LatentDiffusionModel(ModelBase):
     return jax.lax.stop_gradient(params["latent_scale"])
 
   def _posterior(self, params: Params, batch: Batch) -> tuple[Array, Array]:
-    """Mean and log-variance of each example, encoded unless the batch holds them already."""
+    """Return mean and log-variance per example; encode unless the batch has them already."""
     if batch.image.shape[1:] == self.spec.shape:
       x = from_levels(batch.image, self.spec.num_levels)
       return self.networks.encode(self._autoencoder(params), x)
@@ -267,7 +266,7 @@ class LatentDiffusionModel(ModelBase):
     return mean, log_var
 
   def _draw(self, params: Params, keys: Keys, batch: Batch) -> Float[Array, "B h w c"]:
-    """One s = scale z, z ~ q(z | x), of each example."""
+    """Draw one s = scale z, z ~ q(z | x), per example."""
     mean, log_var = self._posterior(params, batch)
     noise = rng.normal(rng.stream(keys, Stream.POSTERIOR), mean.shape[1:])
     return self._scale(params) * (mean + jnp.exp(0.5 * log_var) * noise)
@@ -276,7 +275,7 @@ class LatentDiffusionModel(ModelBase):
     return self.networks.decode(self._autoencoder(params), latents / self._scale(params))
 
   def _bound(self, prior: Likelihood, params: Params, keys: Keys, batch: Batch) -> Estimate:
-    """Return the bound whose log p(z) is the diffusion model's likelihood `prior`, of images."""
+    """Return the bound on the images, with the likelihood `prior` as log p(z)."""
     x = from_levels(batch.image, self.spec.num_levels)
     mean, log_var = self._posterior(params, batch)
     latents = self._draw(params, keys, batch)
@@ -294,5 +293,5 @@ class LatentDiffusionModel(ModelBase):
 
 
 def flatten(params: Params) -> Float[np.ndarray, "P"]:
-  """An autoencoder's parameters as the vector that `LatentDiffusion` keeps."""
+  """Return an autoencoder's parameters as the vector that `LatentDiffusion` stores."""
   return np.asarray(ravel_pytree(params)[0], np.float32)

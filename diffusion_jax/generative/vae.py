@@ -35,18 +35,18 @@ from diffusion_jax.types import (
 
 @dataclasses.dataclass(frozen=True)
 class VAE:
-  """A variational autoencoder; its sections hold all that can be chosen."""
+  """A variational autoencoder; all choices are in its sections."""
 
   sections: ClassVar[ChainMap[str, Any]] = ChainMap(
     {"model": VAES, "decoder": DECODERS, "loss": VAE_LOSSES}, VAE_LIKELIHOODS
   )
 
   def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> "VAEModel":
-    """Return the model that the built sections make.
+    """Return the model made of the config's sections.
 
     Args:
       parts: section name -> instance, for each of `sections`.
-      spec: of the data set.
+      spec: shape of the data.
 
     Raises:
       ValueError: parts that do not fit each other or the data.
@@ -60,13 +60,13 @@ class VAE:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VAEModel(ModelBase):
-  """An encoder, a decoder, and what they are trained and measured with.
+  """An encoder and a decoder with their loss and likelihood estimators.
 
   Attributes:
-    spec: of the data.
-    networks: q(z | x), and the raw parameters of p(x | z).
+    spec: shape of the data.
+    networks: networks of q(z | x) and of the raw parameters of p(x | z).
     decoder: the observation model p(x | z).
-    elbo_loss: the loss, from the terms of the ELBO.
+    elbo_loss: the loss, computed from the terms of the ELBO.
     estimators: estimators from importance weights, by name.
     counted_levels: see `num_levels`.
   """
@@ -125,13 +125,13 @@ class VAEModel(ModelBase):
   def batch_statistics(
     self, params: Params, key: Key, batch: Batch, *, train: bool
   ) -> Float[Array, "B D"]:
-    """KL(q(z|x) || p(z)) of each latent dimension, as `loss` finds it, without the decoder."""
+    """Return KL(q(z|x) || p(z)) of each latent dimension, as in `loss`, without the decoder."""
     x = from_levels(batch.image, self.spec.num_levels)
     mean, log_var = self.networks.encode(params, x, loss_keys(key, batch, train).dropout)
     return elbo_terms(jnp.zeros(len(x)), _flat(mean), _flat(log_var)).kl
 
   def sample(self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL) -> Samples:
-    """Images of the prior: the mean of p(x | z) for z ~ N(0, I)."""
+    """Return images of the prior: the mean of p(x | z) for z ~ N(0, I)."""
     del condition
     z = rng.normal(rng.stream(keys, Stream.START), self.networks.latent_shape)
     return Samples(self.decode(params, z), 1)
@@ -165,7 +165,7 @@ class VAEModel(ModelBase):
   def _weighted(
     self, estimator: VAELikelihood, params: Params, keys: Keys, batch: Batch
   ) -> Estimate:
-    """An estimate from importance weights p(x, z) / q(z | x); x is encoded once."""
+    """Return an estimate from importance weights p(x, z) / q(z | x); x is encoded once."""
     x = from_levels(batch.image, self.spec.num_levels)
     mean, log_var = self.networks.encode(params, x)
 
