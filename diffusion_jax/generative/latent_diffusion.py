@@ -62,7 +62,9 @@ class LatentDiffusion:
     conditional: give the network the class; needs a labelled data set.
     label_dropout: fraction of training examples with a dropped condition (the parts in `dropped`),
       which trains the unconditional model for guidance.
-    fields, dropped: see `Diffusion`.
+    fields: named arrays of the data set as network inputs, such as embedding,mask.
+    dropped: parts of the condition that are dropped together: label becomes the null class, names
+      of `fields` become zeros.
   """
 
   prediction: PredictionName = "eps"
