@@ -1,10 +1,10 @@
-"""Two moons: a flow-matching model of points in the plane, its samples and its exact density.
+"""Two moons: a flow-matching model of points in the plane, with samples and exact density.
 
 Command: python examples/two_moons.py --out=two_moons.png
-Time: under a minute on two CPU cores, compilation included.
+Time: under a minute on two CPU cores, including compilation.
 
-The points have a density in closed form (noise around two half circles), so that the model's exact
-log-likelihood has something to be compared with.
+The points have a closed-form density (noise around two half circles), with which the model's exact
+log-likelihood is compared.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SIDE = 80
 
 
 def init_network(key, sizes=((14, 192), (192, 192), (192, 192), (192, 2))):
-  """Return the weights of a perceptron that also sees sines and cosines of both its inputs."""
+  """Return the weights of a perceptron with sines and cosines of point and time as inputs."""
   keys = jax.random.split(key, len(sizes))
   return [
     {"w": jax.random.normal(k, size) / np.sqrt(size[0]), "b": jnp.zeros(size[1])}
@@ -45,7 +45,7 @@ def apply_network(params, x, time, condition, dropout_key):
 
 
 def make_denoiser(params):
-  """Return the model of these weights: its output is the velocity of straight paths."""
+  """Return the denoiser for these weights, which predicts the velocity of straight paths."""
   return dj.Denoiser(functools.partial(apply_network, params), dj.processes.Flow(), "velocity")
 
 
@@ -85,7 +85,7 @@ def log_density(params, points):
 
 
 def true_log_density(points, scale, center, num_angles=2000):
-  """Return the log-density of the moons themselves in nats, for standardised points [N 2]."""
+  """Return the true log-density of the moons in nats, for standardised points [N 2]."""
   angle = np.linspace(0, np.pi, num_angles)
   upper = np.stack([np.cos(angle), np.sin(angle)], axis=1)
   moons = np.concatenate([upper, [1.0, 0.5] - upper])
@@ -95,7 +95,7 @@ def true_log_density(points, scale, center, num_angles=2000):
 
 
 def draw(path, points, samples, params):
-  """Write a picture: the data, the samples and the density of the model."""
+  """Write a picture of the data, the samples and the model's density."""
   low, high = points.min(0) - 0.4, points.max(0) + 0.4
   x, y = (np.linspace(low[i], high[i], SIDE, dtype=np.float32) for i in range(2))
   grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)

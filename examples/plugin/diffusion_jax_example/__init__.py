@@ -1,1 +1,1 @@
-"""Parts for diffusion_jax from outside; pyproject.toml names them as entry points."""
+"""A plug-in package for diffusion_jax; pyproject.toml declares its parts as entry points."""

@@ -1,4 +1,4 @@
-"""Data from outside: soft blobs, one class per quadrant."""
+"""A data set in a plug-in: soft blobs, one class per quadrant."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ class Blobs(DataSetBase):
   """Grey images of one bright blob; its quadrant is the class.
 
   Attributes:
-    num_images: images of the training split; the test split has a quarter as many.
+    num_images: number of training images; the test split has a quarter as many.
     image_size: pixels per side, at least 4.
     flip: mirror half of the training images (not sensible here: it changes the class).
   """
@@ -29,11 +29,11 @@ class Blobs(DataSetBase):
       )
 
   def has_split(self, split):
-    """Return whether it is "train" or "test"."""
+    """Return True for "train" and "test"."""
     return split in ("train", "test")
 
   def load(self, split):
-    """Return the images of a split, the same at every call."""
+    """Return the images of a split, the same for every call."""
     num, size = self.num_images // (1 if split == "train" else 4), self.image_size
     rng = np.random.default_rng(int(split == "test"))
     labels = np.arange(num) % 4

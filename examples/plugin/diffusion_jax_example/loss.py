@@ -1,4 +1,4 @@
-"""A loss from outside: the pseudo-Huber distance between output and target."""
+"""A loss in a plug-in: the pseudo-Huber distance between output and target."""
 
 import dataclasses
 
@@ -10,12 +10,13 @@ from diffusion_jax.losses.base import DenoisingLoss
 
 @dataclasses.dataclass(frozen=True)
 class PseudoHuber(DenoisingLoss):
-  """sqrt(|output - target|^2 / num_dims + c^2) - c: quadratic for small errors, linear for large.
+  """Pseudo-Huber loss: quadratic for small errors, linear for large ones.
 
-  Source: Song and Dhariwal 2023 (arXiv 2310.14189), section 3.2.
+  sqrt(|output - target|^2 / num_dims + c^2) - c. Source: Song and Dhariwal 2023 (arXiv
+  2310.14189), section 3.2.
 
   Attributes:
-    c: error at which the loss goes over from quadratic to linear, above 0.
+    c: error at which the loss changes from quadratic to linear, above 0.
   """
 
   c: float = 0.03

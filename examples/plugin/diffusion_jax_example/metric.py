@@ -1,4 +1,4 @@
-"""A metric from outside: how far the samples' mean feature is from that of the data."""
+"""A metric in a plug-in: the distance of the samples' mean feature from the data's."""
 
 import dataclasses
 
@@ -9,9 +9,9 @@ from diffusion_jax.metrics.base import Measurement, MetricBase
 
 @dataclasses.dataclass(frozen=True)
 class MeanShift(MetricBase):
-  """|mean feature of samples - mean feature of reference|^2 over the reference's total variance.
+  """Squared distance of the mean features, divided by the reference's total variance.
 
-  The standard error is that of the samples' mean, to first order.
+  The standard error is due to the samples' mean, to first order.
   """
 
   name = "mean_shift"

@@ -1,4 +1,4 @@
-"""A network from outside: an MLP-mixer over patches."""
+"""A network in a plug-in: an MLP-mixer over patches."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ class MLPMixer(NetworkBase):
       raise ValueError(f"width={self.width} must be even and at least 4")
 
   def create(self, spec, num_labels):
-    """Return the network for images whose sides the patches divide."""
+    """Return the network for images whose sides are multiples of the patch size."""
     if spec.height % self.patch_size or spec.width % self.patch_size:
       raise ValueError(
         f"patch_size={self.patch_size} must divide the image's sides {spec.height} and "

@@ -1,7 +1,7 @@
-"""A sampler from outside: DPM-Solver-2, whose second evaluation is at a state that the first gives.
+"""A sampler in a plug-in: DPM-Solver-2, with two network evaluations per step.
 
-The package's engine runs samplers that are linear in known x0 estimates and states. This one has a
-loop of its own, one `lax.scan`.
+The engine of diffusion_jax runs samplers that are linear in x0 estimates and states. This sampler
+has its own loop, one `lax.scan`.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from diffusion_jax.types import Samples
 
 @dataclasses.dataclass(frozen=True)
 class DPMSolver2(SamplerBase):
-  """DPM-Solver-2: each step takes the slope at its middle in the log-SNR.
+  """DPM-Solver-2: each step uses the slope at its middle in the log-SNR.
 
   Source: Lu et al. 2022 (arXiv 2206.00927), algorithm 1 with r = 1/2.
 
   Attributes:
-    steps: number S of steps; 2 S + 1 network evaluations per image.
+    steps: number of steps S; 2 S + 1 network evaluations per image.
   """
 
   steps: int = 20
@@ -34,7 +34,7 @@ class DPMSolver2(SamplerBase):
       raise ValueError(f"steps={self.steps} must be at least 1; try `sampler.steps=20`")
 
   def check(self, process):
-    """Refuse a process without a finite log-SNR at every time between its ends."""
+    """Raise a ValueError for a process with steps or with an infinite log-SNR at an end."""
     ends = np.asarray([1.0, process.min_time])
     if process.num_timesteps is not None or not np.isfinite(process.log_snr(ends)).all():
       raise ValueError(
@@ -51,7 +51,7 @@ class DPMSolver2(SamplerBase):
     """Draw examples; see `samplers.base.Sampler.sample`."""
     del keep_estimates
     high, low = process.log_snr(np.asarray([1.0, process.min_time]))
-    points = np.linspace(high, low, 2 * self.steps + 1)  # ends and middles of the steps in turn
+    points = np.linspace(high, low, 2 * self.steps + 1)  # alternating ends and middles
     times = process.time_of(points)
     alpha, sigma = process.alpha_sigma(times)
 
