@@ -20,8 +20,8 @@ from diffusion_jax.core.files import run_folder, user_path
 from diffusion_jax.data import load_split
 from diffusion_jax.evaluation import context as benches
 from diffusion_jax.evaluation import external_images, measure, metrics_json, results, sample_grids
-from diffusion_jax.evaluation.context import Bench, Request
-from diffusion_jax.evaluation.measure import Subject
+from diffusion_jax.evaluation.context import EvaluationContext, Request
+from diffusion_jax.evaluation.measure import CheckpointUnderTest
 from diffusion_jax.evaluation.requests import check_measures, check_request, why_left_out
 from diffusion_jax.inference import restore
 from diffusion_jax.runs import command_line, resumable, signals
@@ -123,7 +123,7 @@ def pause() -> None:
   signals.stop_here()
 
 
-def steps(bench: Bench, args) -> Iterator[int | None]:
+def steps(bench: EvaluationContext, args) -> Iterator[int | None]:
   """Yield the steps to evaluate, in order; None is the newest readable checkpoint."""
   if args.watch:
     yield from watched_steps(bench)
@@ -133,7 +133,7 @@ def steps(bench: Bench, args) -> Iterator[int | None]:
     yield None if args.step == "latest" else int(args.step)
 
 
-def watched_steps(bench: Bench) -> Iterator[int]:
+def watched_steps(bench: EvaluationContext) -> Iterator[int]:
   """Yield each new checkpoint once; end after the run's last step."""
   seen: set[int] = set()
   last = bench.experiment.training.num_steps
@@ -150,7 +150,11 @@ def watched_steps(bench: Bench) -> Iterator[int]:
 
 
 def evaluate(
-  bench: Bench, subject: Subject, compared: list, argv: list[str], fresh: bool = False
+  bench: EvaluationContext,
+  subject: CheckpointUnderTest,
+  compared: list,
+  argv: list[str],
+  fresh: bool = False,
 ) -> None:
   """Measure one checkpoint, unless its folder already holds the result."""
   place = subject.folder / "metrics.json"

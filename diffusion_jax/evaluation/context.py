@@ -41,7 +41,7 @@ NOT_SAMPLING = {"loss", "spectrum", *DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS}
 """Sections of a model that do not affect its samples."""
 
 
-class Instrument(NamedTuple):
+class FeatureSpace(NamedTuple):
   """A feature network with the reference features that samples are compared with."""
 
   extractor: Extractor
@@ -49,7 +49,7 @@ class Instrument(NamedTuple):
   reference: Reference
 
 
-class Setting(NamedTuple):
+class SamplerSetting(NamedTuple):
   """One setting of the sampler.
 
   Attributes:
@@ -65,7 +65,7 @@ class Setting(NamedTuple):
   facts: Mapping[str, Any]
 
 
-class Bench(NamedTuple):
+class EvaluationContext(NamedTuple):
   """A run's model, data and instruments.
 
   Attributes:
@@ -95,13 +95,13 @@ class Bench(NamedTuple):
   test: Source | None
   extractors: Sequence[Extractor]
   missing: Sequence[str]
-  own: Setting
-  sweep: Sequence[Setting]
+  own: SamplerSetting
+  sweep: Sequence[SamplerSetting]
   estimates: Mapping[str, Callable]
   errors: Callable | None
   seed: int
   classes: Sequence[int]
-  instruments: Sequence[Instrument] = ()
+  instruments: Sequence[FeatureSpace] = ()
   splits: Mapping[str, Reference] = {}
   is_equipped: bool = False
   metrics: Sequence[Metric] = ()
@@ -150,7 +150,7 @@ class Request(NamedTuple):
     return self.features != "none" or self.inception != "none"
 
 
-def prepare_evaluation(request: Request) -> Bench:
+def prepare_evaluation(request: Request) -> EvaluationContext:
   """Load config, data and available extractors, and make all checks that they allow.
 
   Nothing is trained, drawn or measured here: see `equip`.
@@ -167,7 +167,7 @@ def prepare_evaluation(request: Request) -> Bench:
   estimates = _estimates(experiment, generative)
   sweep = [_setting(request, overrides, train, mesh) for overrides in points]
   extractors, missing = find_extractors(request, train)
-  bench = Bench(
+  bench = EvaluationContext(
     request.workdir, request.folder, experiment, generative, mesh, train, test, extractors, missing,
     _setting(request, {}, train, mesh), sweep, estimates,
     noise_levels.make_spectrum(generative) if experiment.eval.spectrum_images else None,
@@ -182,7 +182,7 @@ def prepare_evaluation(request: Request) -> Bench:
   return bench
 
 
-def equip(bench: Bench, request: Request) -> Bench:
+def equip(bench: EvaluationContext, request: Request) -> EvaluationContext:
   """Add the data's own features, trained once, and the references of all extractors.
 
   Raises:
@@ -204,7 +204,7 @@ def _check_data(workdir: Path, train: Source, test: Source | None) -> Mapping[st
   return saved
 
 
-def _check_splits(bench: Bench, has_features: bool) -> None:
+def _check_splits(bench: EvaluationContext, has_features: bool) -> None:
   """Raise an error if a requested split is missing or too small."""
   options = bench.experiment.eval
   if bench.estimates:
@@ -215,7 +215,7 @@ def _check_splits(bench: Bench, has_features: bool) -> None:
       reference.check_num(source)
 
 
-def sampled_fields(bench: Bench, first: int, num: int) -> dict[str, np.ndarray]:
+def sampled_fields(bench: EvaluationContext, first: int, num: int) -> dict[str, np.ndarray]:
   """Return the named arrays that samples are given: those of the reference split, in turn."""
   source = split_of(bench, bench.experiment.eval.reference_split)
   return fields_in_turn(bench.generative, source, first, num)
@@ -243,7 +243,7 @@ def check_traces(generative: GenerativeModel, names: Sequence[str], train: Sourc
     raise UserError(f"config: {error}") from error
 
 
-def split_of(bench: Bench, name: str) -> Source:
+def split_of(bench: EvaluationContext, name: str) -> Source:
   """Return the named split.
 
   Raises:
@@ -271,7 +271,9 @@ def _estimates(experiment: Experiment, generative: GenerativeModel) -> dict[str,
   return {name: bits_per_dim.make_estimate(generative, name) for name in names}
 
 
-def _setting(request: Request, point: Mapping[str, str], train: Source, mesh: Mesh) -> Setting:
+def _setting(
+  request: Request, point: Mapping[str, str], train: Source, mesh: Mesh
+) -> SamplerSetting:
   added = [parse_override(f"--config.{name}={value}") for name, value in point.items()]
   experiment = stored_experiment(request.workdir, [*request.overrides, *added])
   generative = experiment.create(train.spec)
@@ -279,7 +281,7 @@ def _setting(request: Request, point: Mapping[str, str], train: Source, mesh: Me
   facts = {n: sections[n] for n in sections if n == "generative" or n not in COMMON}
   facts = {n: section for n, section in facts.items() if n not in NOT_SAMPLING}
   size = experiment.eval.batch_size
-  return Setting(point, generative, make_draw(generative, mesh, size), facts)
+  return SamplerSetting(point, generative, make_draw(generative, mesh, size), facts)
 
 
 def find_extractors(request: Request, train: Source) -> tuple[list[Extractor], list[str]]:
@@ -336,7 +338,9 @@ def _domain(path: str | None, train: Source, test: Source | None) -> Extractor:
   return extractor
 
 
-def _with_references(bench: Bench, extractors: Sequence[Extractor]) -> Bench:
+def _with_references(
+  bench: EvaluationContext, extractors: Sequence[Extractor]
+) -> EvaluationContext:
   """Add the instruments, and for the first of them the features of both splits."""
   instruments, splits = [], {}
   for extractor in extractors:
@@ -347,7 +351,9 @@ def _with_references(bench: Bench, extractors: Sequence[Extractor]) -> Bench:
     folder = reference.statistics_folder()
     found = {n: reference.cached(split_of(bench, n), n, extractor, extract, folder) for n in names}
     splits = splits or found
-    instruments.append(Instrument(extractor, extract, found[bench.experiment.eval.reference_split]))
+    instruments.append(
+      FeatureSpace(extractor, extract, found[bench.experiment.eval.reference_split])
+    )
   return bench._replace(instruments=instruments, splits=splits)
 
 

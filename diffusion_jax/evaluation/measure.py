@@ -15,9 +15,9 @@ from diffusion_jax.core.pixels import QUANTISATION, to_uint8
 from diffusion_jax.evaluation import bits_per_dim, noise_levels, sample_metrics
 from diffusion_jax.evaluation.context import (
   PROBES,
-  Bench,
-  Instrument,
-  Setting,
+  EvaluationContext,
+  FeatureSpace,
+  SamplerSetting,
   num_evaluations,
   sampled_fields,
   split_of,
@@ -35,7 +35,7 @@ from diffusion_jax.types import Params
 Summary = dict[str, Any]
 
 
-class Subject(NamedTuple):
+class CheckpointUnderTest(NamedTuple):
   """A checkpoint to be measured.
 
   Attributes:
@@ -64,17 +64,19 @@ class Subject(NamedTuple):
     return self.folder / "work"
 
 
-def restore_subject(bench: Bench, step: int | None, average: Average) -> Subject:
+def restore_subject(
+  bench: EvaluationContext, step: int | None, average: Average
+) -> CheckpointUnderTest:
   """Read an average of a checkpoint; None: the newest good one."""
   found = restoring.restore_weights(bench.workdir, step, bench.mesh, bench.generative, average)
   folder = bench.folder / f"{found.step}{average.suffix}"
-  return Subject(
+  return CheckpointUnderTest(
     found.params, average, found.made, found.step, digest(dict(found.facts)), found.meta["data"],
     folder, {},
   )  # fmt: skip
 
 
-def identity(bench: Bench, subject: Subject) -> Summary:
+def identity(bench: EvaluationContext, subject: CheckpointUnderTest) -> Summary:
   """Return everything that the figures depend on: work of one identity is done once."""
   config = bench.experiment.to_dict()
   return {
@@ -88,11 +90,11 @@ def identity(bench: Bench, subject: Subject) -> Summary:
   }
 
 
-def _leaves_classes_out(bench: Bench) -> bool:
+def _leaves_classes_out(bench: EvaluationContext) -> bool:
   return len(bench.classes) < bench.generative.num_classes
 
 
-def evaluate_checkpoint(bench: Bench, subject: Subject) -> Summary:
+def evaluate_checkpoint(bench: EvaluationContext, subject: CheckpointUnderTest) -> Summary:
   """Return the measured parts of metrics.json: figures, likelihoods, spectrum, sweep, ..."""
   found: Summary = {"missing": list(bench.missing)}
   if bench.instruments:
@@ -111,7 +113,7 @@ def evaluate_checkpoint(bench: Bench, subject: Subject) -> Summary:
 
 
 @contextlib.contextmanager
-def _clock(subject: Subject, name: str) -> Iterator[None]:
+def _clock(subject: CheckpointUnderTest, name: str) -> Iterator[None]:
   begun = time.perf_counter()
   yield
   subject.seconds[name] = round(time.perf_counter() - begun, 2)
@@ -123,25 +125,27 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def seeds(bench: Bench) -> list[int]:
+def seeds(bench: EvaluationContext) -> list[int]:
   """Return the seed of each set of samples."""
   return list(range(bench.seed, bench.seed + bench.experiment.eval.num_seeds))
 
 
-def labels_of(bench: Bench, first: int, num: int) -> np.ndarray | None:
+def labels_of(bench: EvaluationContext, first: int, num: int) -> np.ndarray | None:
   """Return labels in turn, by the image's number; None for an unconditional model."""
   classes = np.asarray(bench.classes, np.int32)
   return classes[(first + np.arange(num)) % len(classes)] if len(classes) else None
 
 
-def named_labels(bench: Bench) -> str | None:
+def named_labels(bench: EvaluationContext) -> str | None:
   """Describe `labels_of` in words."""
   if _leaves_classes_out(bench):
     return f"classes {','.join(map(str, bench.classes))} in turn"
   return "classes in turn" if bench.generative.num_classes else None
 
 
-def sample_facts(bench: Bench, subject: Subject, setting: Setting, seed: int) -> Summary:
+def sample_facts(
+  bench: EvaluationContext, subject: CheckpointUnderTest, setting: SamplerSetting, seed: int
+) -> Summary:
   """Return everything that a set of samples depends on."""
   return {
     "weights": subject.weights,
@@ -153,13 +157,17 @@ def sample_facts(bench: Bench, subject: Subject, setting: Setting, seed: int) ->
   }
 
 
-def _auto_spacing(setting: Setting) -> str | None:
+def _auto_spacing(setting: SamplerSetting) -> str | None:
   """Return the spacing that spacing=auto selects in this version; None for other settings."""
   return AUTO if setting.facts.get("sampler", {}).get("spacing") == "auto" else None
 
 
 def draw_samples(
-  bench: Bench, subject: Subject, setting: Setting, seed: int, num: int
+  bench: EvaluationContext,
+  subject: CheckpointUnderTest,
+  setting: SamplerSetting,
+  seed: int,
+  num: int,
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "N H W C"]]]:
   """Yield (number of the chunk, images), drawn or read; image i depends on (seed, i) only."""
   facts = sample_facts(bench, subject, setting, seed)
@@ -183,11 +191,13 @@ def draw_samples(
       say(f"  {_words(setting)}seed {seed}: {first + count:,} of {num:,} samples{rate}")
 
 
-def _words(setting: Setting) -> str:
+def _words(setting: SamplerSetting) -> str:
   return "".join(f"{name}={value} " for name, value in setting.overrides.items())
 
 
-def _features(bench: Bench, subject: Subject, setting: Setting, seed: int) -> list[FeatureSet]:
+def _features(
+  bench: EvaluationContext, subject: CheckpointUnderTest, setting: SamplerSetting, seed: int
+) -> list[FeatureSet]:
   """Return the features of a seed's samples under each instrument, kept until the end."""
   parts: list[list[Features]] = [[] for _ in bench.instruments]
   facts = sample_facts(bench, subject, setting, seed)
@@ -203,13 +213,18 @@ def _features(bench: Bench, subject: Subject, setting: Setting, seed: int) -> li
   return [sample_metrics.gather(part) for part in parts]
 
 
-def _feature_store(subject: Subject, facts: Summary, instrument: Instrument) -> Chunks:
+def _feature_store(
+  subject: CheckpointUnderTest, facts: Summary, instrument: FeatureSpace
+) -> Chunks:
   facts = {"samples": facts, "extractor": dict(instrument.extractor.stamp)}
   return Chunks(subject.work / f"features-{digest(facts)}", facts)
 
 
 def _sample_figures(
-  bench: Bench, sets: list[list[FeatureSet]], chosen: Sequence[Metric], missing: list[str]
+  bench: EvaluationContext,
+  sets: list[list[FeatureSet]],
+  chosen: Sequence[Metric],
+  missing: list[str],
 ) -> Summary:
   found: Summary = {}
   are_named = bench.experiment.eval.metrics != "all"
@@ -223,7 +238,7 @@ def _sample_figures(
   return {"figures": found}
 
 
-def _memorization(bench: Bench, sets: list[list[FeatureSet]]) -> Summary:
+def _memorization(bench: EvaluationContext, sets: list[list[FeatureSet]]) -> Summary:
   """Test whether samples are nearer to the training images than held-out images are."""
   if "test" not in bench.splits:
     return {}
@@ -252,7 +267,7 @@ def _verdict(c_t: float) -> str:
 
 
 def nearest_training_images(
-  bench: Bench, subject: Subject, num: int, neighbours: int
+  bench: EvaluationContext, subject: CheckpointUnderTest, num: int, neighbours: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Return the first samples, and for each its nearest training images in feature space."""
   if not bench.instruments:
@@ -264,7 +279,7 @@ def nearest_training_images(
   return images, train.places[found.index]
 
 
-def _likelihoods(bench: Bench, subject: Subject) -> Summary:
+def _likelihoods(bench: EvaluationContext, subject: CheckpointUnderTest) -> Summary:
   options = bench.experiment.eval
   if not bench.estimates:
     return {}
@@ -287,7 +302,7 @@ def _likelihoods(bench: Bench, subject: Subject) -> Summary:
   return {"likelihoods": found} | _baseline(bench)
 
 
-def _estimate_facts(bench: Bench, subject: Subject, name: str) -> Summary:
+def _estimate_facts(bench: EvaluationContext, subject: CheckpointUnderTest, name: str) -> Summary:
   config = bench.experiment.to_dict()
   section = name if name in config else name.partition("_")[0]  # iwae_50 belongs to section iwae
   options = config.get(section, {})
@@ -315,14 +330,14 @@ def _progress(name: str):
   return report
 
 
-def _baseline(bench: Bench) -> Summary:
+def _baseline(bench: EvaluationContext) -> Summary:
   if bench.test is None or bench.experiment.eval.likelihood_split != "test":
     return {}
   bits = baseline_bits(bench.generative, bench.train, bench.test)
   return {} if bits is None else {"baseline": {"independent_pixels": bits}}
 
 
-def _spectrum(bench: Bench, subject: Subject) -> Summary:
+def _spectrum(bench: EvaluationContext, subject: CheckpointUnderTest) -> Summary:
   if bench.errors is None:
     return {}
   found: Summary = {}
@@ -339,7 +354,7 @@ def _spectrum(bench: Bench, subject: Subject) -> Summary:
   return {"spectrum": found}
 
 
-def _sweep(bench: Bench, subject: Subject) -> Summary:
+def _sweep(bench: EvaluationContext, subject: CheckpointUnderTest) -> Summary:
   """Measure the figures of each setting with the first seed."""
   rows, chosen = [], [metric for metric in bench.metrics if metric.in_sweeps]
   for setting in bench.sweep if bench.instruments else ():

@@ -15,8 +15,8 @@ from diffusion_jax.core import files
 from diffusion_jax.core.pixels import QUANTISATION
 from diffusion_jax.evaluation import context as benches
 from diffusion_jax.evaluation import measure
-from diffusion_jax.evaluation.context import Bench
-from diffusion_jax.evaluation.measure import Subject, Summary
+from diffusion_jax.evaluation.context import EvaluationContext
+from diffusion_jax.evaluation.measure import CheckpointUnderTest, Summary
 from diffusion_jax.report import Picture, write_report
 from diffusion_jax.runs import provenance
 from diffusion_jax.runs.resumable import digest
@@ -26,7 +26,9 @@ from diffusion_jax.types import UserError
 SCHEMA = 1
 
 
-def compose(bench: Bench, subject: Subject, measured: Summary, repeat: str) -> Summary:
+def compose(
+  bench: EvaluationContext, subject: CheckpointUnderTest, measured: Summary, repeat: str
+) -> Summary:
   """Return the content of metrics.json; docs/metrics_json.md describes it.
 
   Args:
@@ -49,7 +51,7 @@ def compose(bench: Bench, subject: Subject, measured: Summary, repeat: str) -> S
   }
 
 
-def _model(bench: Bench, subject: Subject) -> Summary:
+def _model(bench: EvaluationContext, subject: CheckpointUnderTest) -> Summary:
   config = bench.experiment.to_dict()
   return {
     "workdir": str(bench.workdir),
@@ -66,7 +68,7 @@ def _model(bench: Bench, subject: Subject) -> Summary:
   }
 
 
-def _samples(bench: Bench, subject: Subject) -> Summary:
+def _samples(bench: EvaluationContext, subject: CheckpointUnderTest) -> Summary:
   facts = measure.sample_facts(bench, subject, bench.own, bench.seed)
   return {
     "source": f"{bench.workdir} step {subject.step}",

@@ -8,7 +8,7 @@ from diffusion_jax import parallel
 from diffusion_jax.checkpoints import store
 from diffusion_jax.checkpoints.store import Unreadable
 from diffusion_jax.core.config import Override
-from diffusion_jax.evaluation.context import Bench, Request
+from diffusion_jax.evaluation.context import EvaluationContext, Request
 from diffusion_jax.types import UserError
 
 
@@ -41,7 +41,7 @@ def check_request(args: Any, overrides: Sequence[Override]) -> None:
     raise UserError(f"--step={args.step}: --watch takes every checkpoint; leave --step out")
 
 
-def check_measures(bench: Bench, request: Request) -> Bench:
+def check_measures(bench: EvaluationContext, request: Request) -> EvaluationContext:
   """Return the bench, with a line on requests that cannot be measured.
 
   Raises:
@@ -60,7 +60,7 @@ def check_measures(bench: Bench, request: Request) -> Bench:
   return bench._replace(missing=[*bench.missing, *said])
 
 
-def why_left_out(bench: Bench, step: int | None, error: UserError) -> str | None:
+def why_left_out(bench: EvaluationContext, step: int | None, error: UserError) -> str | None:
   """Return why one of several steps is skipped; None if the error is not the step's own.
 
   A collective.

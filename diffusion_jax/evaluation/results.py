@@ -10,8 +10,8 @@ from diffusion_jax import parallel, report
 from diffusion_jax.checkpoints import store
 from diffusion_jax.core import files
 from diffusion_jax.evaluation import metrics_json
-from diffusion_jax.evaluation.context import Bench, Request
-from diffusion_jax.evaluation.measure import Subject, Summary
+from diffusion_jax.evaluation.context import EvaluationContext, Request
+from diffusion_jax.evaluation.measure import CheckpointUnderTest, Summary
 from diffusion_jax.evaluation.metrics_json import SCHEMA
 from diffusion_jax.inference.restore import Average
 from diffusion_jax.metrics import PACKAGED
@@ -57,7 +57,9 @@ def read_metrics(path: Path) -> Summary | None:
   return found if isinstance(found, dict) and "schema" in found else None
 
 
-def compare_metrics(found: Summary, bench: Bench, subject: Subject | None = None) -> Difference:
+def compare_metrics(
+  found: Summary, bench: EvaluationContext, subject: CheckpointUnderTest | None = None
+) -> Difference:
   """Compare a metrics.json with the current request.
 
   Args:
@@ -73,7 +75,9 @@ def compare_metrics(found: Summary, bench: Bench, subject: Subject | None = None
     return Difference([f"its metrics.json lacks {error}"], True)
 
 
-def _compare(found: Summary, bench: Bench, subject: Subject | None) -> Difference:
+def _compare(
+  found: Summary, bench: EvaluationContext, subject: CheckpointUnderTest | None
+) -> Difference:
   lost = _fields(found["model"]["config"], metrics_json.json_values(bench.experiment.to_dict()))
   samples = found["samples"]
   lost += _other("seed", samples["seeds"][0], bench.seed)
@@ -143,7 +147,7 @@ def _stamps(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   return lost
 
 
-def is_done(bench: Bench, subject: Subject) -> bool:
+def is_done(bench: EvaluationContext, subject: CheckpointUnderTest) -> bool:
   """Return whether the folder has the outcome of exactly this work."""
   found = read_metrics(subject.folder / "metrics.json")
   if found is None or not (subject.folder / "report.html").is_file():
@@ -152,7 +156,10 @@ def is_done(bench: Bench, subject: Subject) -> bool:
 
 
 def keep(
-  folders: Sequence[Path], bench: Bench, fresh: bool, subject: Subject | None = None
+  folders: Sequence[Path],
+  bench: EvaluationContext,
+  fresh: bool,
+  subject: CheckpointUnderTest | None = None,
 ) -> None:
   """Raise an error before outcomes of other settings are replaced; `fresh` moves them away.
 
@@ -188,7 +195,7 @@ def _move_aside(folder: Path) -> Path:
   return aside
 
 
-def check_steps(bench: Bench, step: str, average: Average, fresh: bool) -> None:
+def check_steps(bench: EvaluationContext, step: str, average: Average, fresh: bool) -> None:
   """Raise the errors of `keep` for the requested steps, before anything is computed.
 
   Args:

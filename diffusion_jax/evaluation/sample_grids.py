@@ -10,8 +10,8 @@ from diffusion_jax.core import rng
 from diffusion_jax.core.files import grid_columns, image_grid
 from diffusion_jax.core.pixels import as_pictures, to_uint8
 from diffusion_jax.evaluation import measure
-from diffusion_jax.evaluation.context import Bench, sampled_fields
-from diffusion_jax.evaluation.measure import Subject
+from diffusion_jax.evaluation.context import EvaluationContext, sampled_fields
+from diffusion_jax.evaluation.measure import CheckpointUnderTest
 from diffusion_jax.inference import draw
 from diffusion_jax.parallel import sharding
 from diffusion_jax.report import Picture
@@ -25,7 +25,7 @@ MOMENTS = 10
 NEIGHBOURS = 5
 
 
-def make_pictures(bench: Bench, subject: Subject) -> dict[str, Picture]:
+def make_pictures(bench: EvaluationContext, subject: CheckpointUnderTest) -> dict[str, Picture]:
   """Return name -> picture for everything that the model can show; samples are measured ones."""
   images = _samples(bench, subject)
   found = {"samples": _grid_of_samples(images)}
@@ -40,7 +40,9 @@ def make_pictures(bench: Bench, subject: Subject) -> dict[str, Picture]:
   return found
 
 
-def _samples(bench: Bench, subject: Subject) -> UInt8[np.ndarray, "N H W C"]:
+def _samples(
+  bench: EvaluationContext, subject: CheckpointUnderTest
+) -> UInt8[np.ndarray, "N H W C"]:
   """Return the first samples of the first seed, enough for every grid."""
   wanted = min(max(GRID, len(bench.classes) * PER_CLASS), bench.num_samples)
   parts, have = [], 0
@@ -58,7 +60,7 @@ def _grid_of_samples(images: np.ndarray) -> Picture:
   return Picture(image_grid(images, columns), f"The first {len(images)} samples, none left out.")
 
 
-def _classes(bench: Bench, images: np.ndarray) -> Picture:
+def _classes(bench: EvaluationContext, images: np.ndarray) -> Picture:
   """Draw one row per class, by the label given to the sampler; images are ordered by class."""
   num = len(bench.classes)
   shown = [images[place::num][:PER_CLASS] for place in range(min(num, MAX_CLASSES))]
@@ -70,7 +72,7 @@ def _classes(bench: Bench, images: np.ndarray) -> Picture:
   return Picture(image_grid(cells, columns), words)
 
 
-def _progression(bench: Bench, subject: Subject) -> Picture:
+def _progression(bench: EvaluationContext, subject: CheckpointUnderTest) -> Picture:
   """Draw one row per image: the x0 estimate at evenly spaced steps of the sampler.
 
   The last one is final.
@@ -91,7 +93,7 @@ def _progression(bench: Bench, subject: Subject) -> Picture:
   return Picture(image_grid(cells, len(steps)), words)
 
 
-def _reconstructions(bench: Bench, subject: Subject) -> Picture:
+def _reconstructions(bench: EvaluationContext, subject: CheckpointUnderTest) -> Picture:
   source = bench.test or bench.train
   batch = draw.first_examples(source, 32)
   decoded = draw.make_reconstruct(bench.generative, bench.mesh)(subject.params, batch)
@@ -103,7 +105,7 @@ def _reconstructions(bench: Bench, subject: Subject) -> Picture:
   return Picture(image_grid(rows, columns), words)
 
 
-def _nearest(bench: Bench, subject: Subject) -> Picture | None:
+def _nearest(bench: EvaluationContext, subject: CheckpointUnderTest) -> Picture | None:
   """Draw rows of a sample and its nearest training images in feature space."""
   wanted = min(NEIGHBOURS, len(bench.train))
   found = measure.nearest_training_images(bench, subject, ROWS, wanted)

@@ -8,8 +8,8 @@ import pytest
 
 from diffusion_jax.core.config import parse_override
 from diffusion_jax.evaluation import results
-from diffusion_jax.evaluation.context import Bench, Setting
-from diffusion_jax.evaluation.measure import Subject
+from diffusion_jax.evaluation.context import EvaluationContext, SamplerSetting
+from diffusion_jax.evaluation.measure import CheckpointUnderTest
 from diffusion_jax.evaluation.results import Difference, compare_metrics
 from diffusion_jax.inference.restore import Average
 from diffusion_jax.metrics import create_metrics
@@ -27,8 +27,8 @@ def bench_of(*overrides, seed=0, sweep=(), likelihoods=("vlb",), references=None
     SimpleNamespace(extractor=SimpleNamespace(name=name), reference=SimpleNamespace(stamp=stamp))
     for name, stamp in stamps.items()
   ]
-  points = [Setting(point, None, None, {}) for point in sweep]
-  return Bench(
+  points = [SamplerSetting(point, None, None, {}) for point in sweep]
+  return EvaluationContext(
     None, None, load_experiment("configs/smoke.py", flags), None, None, None, None, (),
     (), None, points, dict.fromkeys(likelihoods), None, seed, (), named, {}, True,
     create_metrics(metrics),
@@ -36,7 +36,7 @@ def bench_of(*overrides, seed=0, sweep=(), likelihoods=("vlb",), references=None
 
 
 def checkpoint(weights):
-  return Subject(None, Average(), None, 4, weights, {}, Path(), {})
+  return CheckpointUnderTest(None, Average(), None, 4, weights, {}, Path(), {})
 
 
 def metrics_of(bench):

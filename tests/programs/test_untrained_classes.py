@@ -75,8 +75,8 @@ def bench(classes, number):
     num_classes = number
 
   model = Conditional()
-  blank = dict.fromkeys(benches.Bench._fields)
-  return benches.Bench(**{**blank, "generative": model, "classes": classes})
+  blank = dict.fromkeys(benches.EvaluationContext._fields)
+  return benches.EvaluationContext(**{**blank, "generative": model, "classes": classes})
 
 
 def run_on(splits, feed=None):
