@@ -254,6 +254,11 @@ class GenerativeModel(Protocol):
   """
 
   @property
+  def kind(self) -> str:
+    """Name of the kind of model in messages, e.g. "diffusion"."""
+    ...
+
+  @property
   def capabilities(self) -> frozenset[str]:
     """Capabilities beyond training and sampling, from `generative.base.CAPABILITIES`."""
     ...

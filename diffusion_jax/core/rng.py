@@ -99,8 +99,3 @@ def normal(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
 def uniform(keys: Keys) -> Float[Array, "B"]:
   """Return one number in [0, 1) per example."""
   return jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float32))(keys)
-
-
-def fold_in(keys: Keys, number: int | Integer[Array, ""]) -> Keys:
-  """Return the `number`-th key per example."""
-  return jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)

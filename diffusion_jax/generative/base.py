@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -15,6 +15,7 @@ from diffusion_jax.types import (
   Batch,
   Condition,
   GenerativeModel,
+  ImageSpec,
   Key,
   Keys,
   Likelihood,
@@ -50,10 +51,43 @@ def require(model: GenerativeModel, capability: str) -> None:
     raise lacks(model, capability)
 
 
-def lacks(model: Any, capability: str) -> UserError:
+def lacks(model: GenerativeModel, capability: str) -> UserError:
   """Return the error of a model that lacks a capability."""
-  kind = getattr(type(model), "kind", type(model).__name__)
-  return UserError(f"this model ({kind}) cannot {CAPABILITIES[capability]}")
+  return UserError(f"this model ({model.kind}) cannot {CAPABILITIES[capability]}")
+
+
+@runtime_checkable
+class GenerativeConfig(Protocol):
+  """Contract of a kind of model in the config; `GenerativeConfigBase` has defaults for the rest."""
+
+  @property
+  def sections(self) -> Mapping[str, Any]:
+    """Sections that this kind of model adds to the config: name -> registry or dataclass."""
+    ...
+
+  @property
+  def trains_on_latents(self) -> bool:
+    """True if training reads the latents of the data set instead of its images."""
+    ...
+
+  def warning(self, parts: Mapping[str, Any]) -> str | None:
+    """Return a line about settings that work but probably not as intended, or None."""
+    ...
+
+  def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> GenerativeModel:
+    """Return the model made of the built sections; ValueError if they do not fit each other."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerativeConfigBase:
+  """Defaults of a `GenerativeConfig`: it trains on images and has nothing to warn of."""
+
+  trains_on_latents = False
+
+  def warning(self, parts: Mapping[str, Any]) -> str | None:
+    """Return None."""
+    del parts
 
 
 class LossKeys(NamedTuple):
@@ -82,6 +116,8 @@ def loss_keys(key: Key, batch: Batch, train: bool) -> LossKeys:
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelBase:
   """Defaults of a `GenerativeModel`: unconditional, no likelihoods, no other capabilities."""
+
+  kind = "model"
 
   @property
   def capabilities(self) -> frozenset[str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.generative.augmentation import Augmentation
+from diffusion_jax.generative.base import GenerativeConfigBase
 from diffusion_jax.generative.conditioning import Conditioning, make_conditioning
 from diffusion_jax.generative.diffusion_model import DiffusionModel, far_from_noise
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
@@ -27,7 +28,7 @@ from diffusion_jax.types import ImageSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class Diffusion:
+class Diffusion(GenerativeConfigBase):
   """A diffusion or flow model: a network trained to denoise.
 
   Attributes:

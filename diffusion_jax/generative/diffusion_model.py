@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ class DiffusionModel(ModelBase):
     spectrum: the loss by log-SNR.
   """
 
-  kind: ClassVar[str] = "diffusion"
+  kind = "diffusion"
 
   spec: ImageSpec
   process: Process

@@ -29,7 +29,7 @@ from diffusion_jax.core import rng
 from diffusion_jax.core.distributions import gaussian_log_prob, nats_to_bits_per_dim
 from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.core.rng import Stream
-from diffusion_jax.generative.base import ModelBase, loss_keys
+from diffusion_jax.generative.base import GenerativeConfigBase, ModelBase, loss_keys
 from diffusion_jax.generative.diffusion import Diffusion
 from diffusion_jax.generative.diffusion_model import DiffusionModel
 from diffusion_jax.models import DECODERS, VAES, VAENetworks
@@ -53,7 +53,7 @@ from diffusion_jax.types import (
 
 
 @dataclasses.dataclass(frozen=True)
-class LatentDiffusion:
+class LatentDiffusion(GenerativeConfigBase):
   """A diffusion model of the latents of a trained autoencoder.
 
   Attributes:
@@ -77,7 +77,7 @@ class LatentDiffusion:
   sections: ClassVar[ChainMap[str, Any]] = ChainMap(
     {"autoencoder": VAES, "decoder": DECODERS}, *Diffusion.sections.maps
   )
-  trains_on_latents: ClassVar[bool] = True
+  trains_on_latents = True
 
   def __post_init__(self):
     self._inner()
@@ -155,7 +155,7 @@ class LatentDiffusionModel(ModelBase):
     stored: function that reads the autoencoder's weights and the scale from the latents' folder.
   """
 
-  kind: ClassVar[str] = "latent_diffusion"
+  kind = "latent_diffusion"
 
   spec: ImageSpec
   networks: VAENetworks

@@ -13,7 +13,7 @@ from diffusion_jax.core import rng
 from diffusion_jax.core.distributions import gaussian_log_prob, nats_to_bits_per_dim
 from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.core.rng import Stream
-from diffusion_jax.generative.base import ModelBase, loss_keys
+from diffusion_jax.generative.base import GenerativeConfigBase, ModelBase, loss_keys
 from diffusion_jax.likelihood import VAE_LIKELIHOODS, VAELikelihood
 from diffusion_jax.losses import VAE_LOSSES, ElboTerms, elbo_terms
 from diffusion_jax.models import DECODERS, VAES, VAENetworks
@@ -34,7 +34,7 @@ from diffusion_jax.types import (
 
 
 @dataclasses.dataclass(frozen=True)
-class VAE:
+class VAE(GenerativeConfigBase):
   """A variational autoencoder; all choices are in its sections."""
 
   sections: ClassVar[ChainMap[str, Any]] = ChainMap(
@@ -71,7 +71,7 @@ class VAEModel(ModelBase):
     counted_levels: see `num_levels`.
   """
 
-  kind: ClassVar[str] = "vae"
+  kind = "vae"
 
   spec: ImageSpec
   networks: VAENetworks

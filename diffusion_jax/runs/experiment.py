@@ -190,7 +190,7 @@ class Experiment:
 
   def warnings(self) -> dict[str, str]:
     """Return {"warning": line} for a combination that works but is unlikely to be meant, or {}."""
-    warning = getattr(self.sections["generative"], "warning", lambda parts: None)(self.sections)
+    warning = self.sections["generative"].warning(self.sections)
     return {"warning": warning} if warning else {}
 
   def identity(self) -> dict[str, dict[str, Any]]:

@@ -133,7 +133,7 @@ def describe_splits(job: Job) -> list[tuple[str, str]]:
 
 def _feed(experiment: Experiment, source: Source) -> Source:
   """Return the training split, or its latents for a model that trains on latents."""
-  if not getattr(experiment.sections["generative"], "trains_on_latents", False):
+  if not experiment.sections["generative"].trains_on_latents:
     return source
   feed = parallel.process_0_first(
     lambda: experiment.data.load_latents("train", experiment.to_dict())
