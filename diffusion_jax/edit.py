@@ -108,7 +108,7 @@ def load_given(args, experiment: Experiment, spec: ImageSpec) -> Batch:
     source = with_channels(load_pictures(args.images, "--images", least=1), spec.channels)
   found, wanted = source.spec.shape, args.num * (2 if args.interpolate else 1)
   if found != spec.shape:
-    raise UserError(f"--images={args.images} are of {found}, the model's of {spec.shape}")
+    raise UserError(f"--images={args.images} have shape {found}, the model needs {spec.shape}")
   if len(source) < wanted:
     raise UserError(f"--num={args.num} needs {wanted} images, there are {len(source)}: lower --num")
   batch = draw.first_examples(source, wanted)

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
   command_line.enable_compilation_cache()
   if args.samples is not None:
     return measure_files(args, overrides, argv)
-  with signals.stops_between_pieces("the same command goes on where it was"):
+  with signals.stops_between_pieces("the same command continues"):
     measure_run(args, overrides, argv)
 
 
@@ -164,7 +164,7 @@ def evaluate(
     return
   parallel.on_process_0(lambda: results.keep([subject.folder], bench, fresh, subject))
   if done:
-    measure.say(f"step {subject.step:,}: evaluated already; its report is written anew")
+    measure.say(f"step {subject.step:,}: evaluated already; its report is written again")
     metrics = results.read_metrics(place)
   else:
     measure.say(f"step {subject.step:,}: {bench.num_samples:,} samples, "

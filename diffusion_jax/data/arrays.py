@@ -147,7 +147,7 @@ class Arrays(DataSetBase):
     if not found:
       raise UserError(
         f"--config.data.fields={','.join(self.fields)}: {self.path} has "
-        f"{npz.listed_names(there)}; it needs {' or '.join(keys)}, one row an image"
+        f"{npz.listed_names(there)}; it needs {' or '.join(keys)}, one row per image"
       )
     return found[0]
 

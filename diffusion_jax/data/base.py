@@ -231,7 +231,7 @@ def _unlike(what: str, array: Any, shape: tuple[int, ...], dtype: str) -> str | 
   found = (np.shape(array), str(np.asarray(array).dtype))
   if found == (shape, dtype):
     return None
-  return f"gathers {what} of {found[1]}{list(found[0])}; its spec says {dtype}{list(shape)}."
+  return f"gathers {what} of {found[1]}{list(found[0])}; its spec declares {dtype}{list(shape)}."
 
 
 def _misnumbered(labels: np.ndarray, spec: ImageSpec) -> str | None:

@@ -21,7 +21,7 @@ from diffusion_jax.data.source import (
 )
 from diffusion_jax.types import ImageSpec, UserError
 
-ADVICE = "mend them, move them away, or leave them out with --config.data.unreadable=skip"
+ADVICE = "repair them, move them away, or leave them out with --config.data.unreadable=skip"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Folder(DataSetBase):
       raise UserError("--config.data.path is not set; give a folder of pictures")
     if self.test_path and self.test_fraction:
       raise UserError(
-        f"--config.data.test_path={self.test_path} and test_fraction={self.test_fraction} both say "
-        "what is held out; leave one out"
+        f"--config.data.test_path={self.test_path} and test_fraction={self.test_fraction} both "
+        "define the test split; set only one"
       )
     chosen, where, origin = self._choose(split)
     listing = chosen.listing
@@ -101,7 +101,7 @@ class Folder(DataSetBase):
       return part, where, f"{self.test_fraction:g} of {train.root}, in a fixed order{unused}"
     if split == "test" and not others:
       raise UserError(
-        f"{where} holds nothing out: no folder test below it; set --config.data.test_path or "
+        f"{where} has no held-out images: it has no folder test; set --config.data.test_path or "
         "--config.data.test_fraction=0.1"
       )
     listing, where = others[0] if split == "test" else (train, where)

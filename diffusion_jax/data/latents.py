@@ -75,8 +75,8 @@ class Latents(DataSetBase):
     source = load_split(self._image_source(manifest), split)
     if fingerprint(source) != manifest["splits"][split]["fingerprint"]:
       raise UserError(
-        f"{self._where} was made of other images than {source.name} has now; bring them back, or "
-        f"encode them anew: {COMMAND}"
+        f"{self._where} was made from other images than {source.name} has now; restore them, or "
+        f"encode again: {COMMAND}"
       )
     return source
 
@@ -138,7 +138,7 @@ class Latents(DataSetBase):
     file = user_path(self.path) / name
     if not file.is_file() or _sha256(file) != manifest["files"][name]:
       what = "is damaged" if file.exists() else "is missing"
-      raise UserError(f"{self._where}: {name} {what}; bring back a whole copy, or encode again: "
+      raise UserError(f"{self._where}: {name} {what}; restore a complete copy, or encode again: "
                       f"{COMMAND}")  # fmt: skip
 
   def _check_same(self, theirs: Mapping[str, Any], ours: Mapping[str, Mapping[str, Any]]) -> None:

@@ -76,7 +76,7 @@ def list_folder(root: Path, where: str, classes: list[str] | None = None) -> Lis
     raise UserError(f"{where} holds classes ({first}, ...) and {stray}; move it into one")
   if classes is not None and set(found) - set(classes):
     other = printable(min(set(found) - set(classes)))
-    raise UserError(f"{where} has class {other}, which path has not")
+    raise UserError(f"{where} has class {other}, which --config.data.path does not have")
   if classes and not found:
     raise UserError(f"{where} has no sub-folders, but path has the classes {some(classes)}")
   numbers = {name: i for i, name in enumerate(found if classes is None else classes)}
@@ -178,7 +178,7 @@ class Walk:
     if self._closed:
       faults.append(_counted(self._closed, "folder cannot be read", "folders cannot be read"))
     if faults:
-      raise UserError(f"{where}: {'; '.join(faults)}; mend them, or move them away")
+      raise UserError(f"{where}: {'; '.join(faults)}; repair them, or move them away")
 
   def notes(self) -> list[str]:
     """Return sentences on the skipped files and the reasons."""
@@ -194,7 +194,7 @@ class Walk:
       parts.append((num, f"linked back to a folder above ({some(self._loops)})"))
     notes = [left_out(parts)] if parts else []
     if self._num_again:
-      notes.append(f"{self._num_again:,} pictures are there a second time, through links")
+      notes.append(f"{self._num_again:,} pictures appear twice, through links")
     return notes
 
 
@@ -299,7 +299,7 @@ def split_folders(root: Path, where: str) -> dict[str, Path]:
     return {}
   if top["dangling"]:
     raise UserError(
-      f"{where}: {_counted(top['dangling'], *DANGLING)}; mend them, or move them away"
+      f"{where}: {_counted(top['dangling'], *DANGLING)}; repair them, or move them away"
     )
   others = [name for name in below if name not in tests and name not in train]
   others += [name for name in files if os.path.splitext(name)[1].lower() in suffixes()]

@@ -31,7 +31,7 @@ ARRAYS = ("images", "arr_0")
 MAX_RAM_GIB = 2.0
 """Size up to which pictures are decoded at once, so that unreadable ones are found early."""
 
-ADVICE = "mend them or move them away"
+ADVICE = "repair them or move them away"
 
 
 def load_pictures(path: Path, flag: str, least: int = 2) -> Source:

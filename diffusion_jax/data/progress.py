@@ -30,7 +30,7 @@ def check_latents_out(out: Path) -> None:
   """Raise a UserError if the output folder exists or cannot be written."""
   try:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-      raise UserError(f"--out={out} is there already; choose another or delete it")
+      raise UserError(f"--out={out} already exists; choose another or delete it")
   except OSError as error:
     raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
   make_writable(out.absolute().parent, f"--out={out}")
@@ -109,10 +109,10 @@ def begin_encoding(out: Path, encoded: Any) -> dict[str, int]:
   found = read_progress(part)
   if found is not None and found["facts"] == facts:
     done = {split: int(found["done"].get(split, 0)) for split in encoded.sources}
-    print(f"goes on after {sum(done.values()):,} images")
+    print(f"continuing after {sum(done.values()):,} images")
     return done
   if found is not None and any(found["done"].values()):
-    print(f"{part} holds a part made from other weights or images: starting over")
+    print(f"{part} has a part made from other weights or images: starting over")
   try:
     shutil.rmtree(part, ignore_errors=True)
     part.unlink(missing_ok=True)  # a file, or a link

@@ -174,7 +174,7 @@ class Reader(Generic[T]):
   def _forget(self, broken: Mapping[int, str]) -> UserError:
     """Return the error for a picture that became unreadable, and delete the recorded check."""
     assert self.memory
-    cure = "start the same command again, which looks through all of them anew"
+    cure = "start the same command again, which checks all of them again"
     try:
       self.memory.unlink(missing_ok=True)
     except OSError:

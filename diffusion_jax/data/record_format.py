@@ -128,7 +128,7 @@ class Shards:
       return self._readers[shard].read([record])[0]
     except Exception as error:
       raise UserError(
-        f"{self.where(place)} is damaged ({str(error)[:120]}); copy the file anew"
+        f"{self.where(place)} is damaged ({str(error)[:120]}); copy the file again"
       ) from error
 
   def where(self, place: int) -> str:
@@ -169,7 +169,7 @@ def _open(file: Path) -> Any:
     raise UserError(f"{file} cannot be opened ({reason})") from error
   if not reader.ok():  # it raises no error, but would appear to be empty
     raise UserError(
-      f"{file} is not a whole ArrayRecord file: cut short, or of another format; copy it anew or "
+      f"{file} is not a whole ArrayRecord file: cut short, or of another format; copy it again or "
       f"make shards with {COMMAND}"
     )
   _check_group(file, reader.writer_options_string() or "")
@@ -181,7 +181,7 @@ def _check_group(file: Path, options: str) -> None:
   if found and int(found[1]) > MAX_GROUP:
     raise UserError(
       f"{file} was written with group_size:{found[1]}, so that each read decodes {found[1]} "
-      f"records; write it anew with group_size:1, or with {COMMAND}"
+      f"records; write it again with group_size:1, or with {COMMAND}"
     )
 
 

@@ -31,7 +31,7 @@ NUM_PROBES = 64
 """Number of evenly spaced records that are checked when a split is opened."""
 
 ADVICE = (
-  "bring whole shards, make them anew with " + COMMAND + ", or leave these out with "
+  "restore complete shards, make them again with " + COMMAND + ", or leave these out with "
   "--config.data.unreadable=skip"
 )
 
@@ -243,7 +243,7 @@ def _choose(groups: list[str], split: str, where: str, field: str) -> str:
 def _check_finished(folder: Path, group: str, where: str) -> None:
   if (folder / f"{group}.shards.json.part").exists():
     raise UserError(
-      f"{where}: the preparation of {group} has not ended; if it was interrupted, start the same "
+      f"{where}: the preparation of {group} is not finished; if it was interrupted, start the same "
       "prepare command again"
     )
 

@@ -47,7 +47,7 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 """Formats stored unchanged; an MPO is a JPEG followed by further pictures."""
 
 ADVICE = (
-  "put whole ones in their place and start the same command again, or choose another --out and "
+  "replace them and start the same command again, or choose another --out and "
   "move them away or leave them out with --unreadable=skip"
 )
 
@@ -158,7 +158,7 @@ def list_pictures(root: Path) -> Listing:
   if folders:
     names = ", ".join(folder.name for folder in folders.values())
     raise UserError(
-      f"{root} holds the folders of splits ({names}), which are no classes; prepare each by "
+      f"{root} holds the folders of splits ({names}), which are not classes; prepare each by "
       f"itself: python -m diffusion_jax.prepare records {folders['train']} --split=train"
     )
   listing = list_folder(root, str(root))

@@ -94,7 +94,7 @@ def check_field(name: str, array: np.ndarray, num: int) -> np.ndarray:
     raise ValueError(f"'{name}' is {array.dtype}; it must hold numbers")
   if not array.ndim or len(array) != num:
     length = len(array) if array.ndim else "no"
-    raise ValueError(f"'{name}' has {length} rows beside {num} images; it must have one an image")
+    raise ValueError(f"'{name}' has {length} rows beside {num} images; it must have one per image")
   if array.dtype.kind == "f":
     bad = int((~np.isfinite(array).reshape(num, -1).all(axis=1)).sum())
     if bad:

@@ -75,7 +75,7 @@ class Tfds(DataSetBase):
     try:
       builder: Any = tfds.builder_from_directory(str(folder))
     except Exception as error:
-      raise UserError(f"{folder} is damaged ({error}); move it away and prepare it anew") from error
+      raise UserError(f"{folder} is damaged ({error}); move it away, prepare it again") from error
     self._check_format(builder.info)
     part = self.train_split if split == "train" else self.test_split
     spec = self._spec(builder.info)
@@ -93,7 +93,7 @@ class Tfds(DataSetBase):
 
   def _explain_split(self, split: str, part: str | None, known: Any) -> UserError:
     sizes = ", ".join(f"{name} ({info.num_examples:,})" for name, info in known.items())
-    nothing = "; none holds nothing out" * (split == "test")
+    nothing = "; none means no held-out split" * (split == "test")
     return UserError(
       f"--config.data.{split}_split={part} cannot be read: {self.dataset} has {sizes}{nothing}"
     )
@@ -148,7 +148,7 @@ class Tfds(DataSetBase):
     if info.file_format is None or info.file_format.value != "array_record":
       raise UserError(
         f"{self.dataset} in {info.data_dir} is stored as {getattr(info.file_format, 'value', '?')},"
-        f" which cannot be read at random; prepare it anew as array_record: python -m "
+        f" which cannot be read at random; prepare it again as array_record: python -m "
         f"diffusion_jax.prepare {self.dataset} --data_dir=ANOTHER_FOLDER"
       )
 
@@ -196,7 +196,7 @@ class Tfds(DataSetBase):
       record = records[place]
     except Exception as error:
       raise UserError(
-        f"{self.dataset}: example {place} cannot be read ({error}); prepare the set anew"
+        f"{self.dataset}: example {place} cannot be read ({error}); prepare the set again"
       ) from error
     image = np.asarray(record[self.image_key])
     label = 0 if self.label_key is None else int(record[self.label_key])

@@ -125,7 +125,7 @@ class Diffusion(GenerativeConfigBase):
     Augmentation(self.augmentation).check(num_told, min(spec.height, spec.width))
     if self.augmentation and parts["loss"].needs_levels:
       raise ValueError(
-        "this loss counts grey levels, and augmented images lie between them; set "
+        "this loss needs exact pixel levels, which augmented images do not have; set "
         "--config.generative.augmentation=0, or --config.loss.name=simple"
       )
     guided = parts["guidance"].weight != 1.0 and parts["guidance"].against == "null_class"
@@ -168,8 +168,8 @@ def _check_prediction(prediction: str, process: Process) -> None:
 def _check_schedule(parts: Mapping[str, Any]) -> None:
   if parts["process"].learned and not parts["loss"].trains_schedule:
     raise ValueError(
-      "this process learns its noise schedule, which this loss would drive to wherever it is "
-      "least; set --config.loss.name=vdm, or --config.process.name=linear_log_snr"
+      "this process learns its noise schedule, but a schedule that minimises this loss is useless; "
+      "set --config.loss.name=vdm, or --config.process.name=linear_log_snr"
     )
 
 

@@ -120,8 +120,8 @@ def _networks(parts: Mapping[str, Any], spec: ImageSpec) -> VAENetworks:
   networks = parts["autoencoder"].create(spec, parts["decoder"].num_outputs(spec.channels))
   if len(networks.latent_shape) != 3:
     raise ValueError(
-      "the autoencoder's latents are a vector; train one with spatial latents: "
-      "--config.model.latent_channels=4, and say so here: --config.autoencoder.latent_channels=4"
+      "the autoencoder's latents are a vector; train one with spatial latents, "
+      "--config.model.latent_channels=4, and set --config.autoencoder.latent_channels=4 here"
     )
   height, width, channels = networks.latent_shape
   if (height, width, 2 * channels) == spec.shape:  # a batch could be either

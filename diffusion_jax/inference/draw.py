@@ -229,7 +229,7 @@ def with_trained_labels(given: Batch, trained: Sequence[int], null_label: int) -
   strange = _listed(np.unique(given.label[~is_known]).tolist())
   num = int((~is_known).sum())
   print(f"note: {num:,} of {len(is_known):,} images have a class that was never trained "
-        f"({strange}); the model is not told their class")  # fmt: skip
+        f"({strange}); they get the null class")  # fmt: skip
   return given._replace(label=np.where(is_known, given.label, null_label).astype(np.int32))
 
 

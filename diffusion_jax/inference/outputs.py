@@ -89,7 +89,7 @@ def writing(
       check(out)  # another command may have finished there meanwhile
 
     parallel.on_process_0(claim)
-    stack.enter_context(signals.stops_between_pieces("the same command goes on where it was"))
+    stack.enter_context(signals.stops_between_pieces("the same command continues"))
     yield
 
 
@@ -208,9 +208,7 @@ def _sweep(folder: Path, facts: Facts) -> None:
     same = False
   if not same and folder.exists():
     if any(folder.glob("[0-9]*.npz")):
-      print(
-        f"{folder} holds a part made from other weights or images, which are gone: starting over"
-      )
+      print(f"{folder} has a part made from other weights or images, now gone: starting over")
     _remove(folder)
 
 

@@ -166,8 +166,8 @@ def restore_weights(
   profiles = [n for n in names if n.startswith("profile:")]
   if average.kind == "decay":
     found = [n for n in ([] if first is None else [f"decay:{first}"]) + names if n not in profiles]
-    there = ", ".join(f"--ema={n}" for n in found) or "only those that --ema left out gives"
-    raise UserError(f"--ema={average.name}: this run did not track it; there are {there}")
+    there = ", ".join(f"--ema={n}" for n in found) or "none; omit --ema to use ema.decay"
+    raise UserError(f"--ema={average.name}: this run did not track that average; tracked: {there}")
   if not profiles:
     raise UserError(
       f"--ema={average.name}: this run tracked no power-function averages; leave --ema out, or "

@@ -81,9 +81,7 @@ def create_metrics(asked: Literal["all"] | Sequence[str] = "all") -> list[Metric
     metric = _create(entry)
     for name in {metric.name, metric.domain_name} - {""}:
       if (other := taken.setdefault(name, entry)) != entry:
-        raise UserError(
-          f"config.eval.metrics={entry}: its figures are named {name}, as those of {other} are."
-        )
+        raise UserError(f"config.eval.metrics={entry}: it has the name {name}, as {other} does.")
     chosen.append(metric)
   return chosen
 

@@ -32,7 +32,7 @@ def check_same_width(features1: np.ndarray, features2: np.ndarray) -> None:
   """Raise a ValueError unless both tables have the same number of features."""
   if features1.shape[1] != features2.shape[1]:
     raise ValueError(
-      f"{features1.shape[1]} features an image against {features2.shape[1]}: "
+      f"{features1.shape[1]} features per image against {features2.shape[1]}: "
       "both sides must come from the same extractor"
     )
 

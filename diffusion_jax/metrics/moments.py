@@ -50,7 +50,7 @@ def add(moments: Moments, features: Float[np.ndarray, "N D"]) -> Moments:
   """
   check_features(features, "features", min_num=0)
   if features.shape[1] != len(moments.total):
-    raise ValueError(f"{features.shape[1]} features an image, not {len(moments.total)}")
+    raise ValueError(f"{features.shape[1]} features per image, not {len(moments.total)}")
   total, outer = moments.total.copy(), moments.outer.copy()
   for rows in row_blocks(len(features)):
     block = as_float64(features[rows])

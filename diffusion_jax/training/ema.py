@@ -76,7 +76,7 @@ class EMA:
     if ramp is not None and (half_life is None or ramp <= 0):
       raise ValueError(
         f"half_life_ramp={ramp} must be positive, e.g. 0.05, and needs half_life_steps; set "
-        "--config.ema.half_life_ramp=none to leave it"
+        "--config.ema.half_life_ramp=none to disable it"
       )
 
   def names(self) -> list[str]:

@@ -181,7 +181,7 @@ class Logger:
     except Exception as error:
       if name not in self._failed:
         self._failed.add(name)
-        self.print(f"{name} could not be written ({error}); training goes on without it")
+        self.print(f"{name} could not be written ({error}); training continues without it")
       return False
 
   def start_bar(self) -> None:

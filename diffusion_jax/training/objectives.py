@@ -59,7 +59,7 @@ def _check_groups(objectives: Sequence[Objective]) -> None:
   names = [name for objective in objectives for name in objective.group]
   if len(set(names)) < len(names) or not all(o.group for o in objectives):
     groups = {o.name: o.group for o in objectives}
-    raise ValueError(f"groups={groups}: each of several objectives trains parameters of its own")
+    raise ValueError(f"groups={groups}: several objectives must train different parameters")
 
 
 def pack_objectives(trained: Sequence[Trained], values: Sequence[Any]) -> Any:

@@ -38,7 +38,7 @@ def test_a_data_set_that_lacks_a_member_is_one_line():
     SOURCES.find("plug_ins:NoLoad", "config.data.name")
   assert str(error.value) == (
     'config.data.name=plug_ins:NoLoad: load is missing (Return the split "train" or "test"; '
-    "UserError if it is not as it should be); see diffusion_jax.data.base.DataSet."
+    "raise a UserError if it is invalid); see diffusion_jax.data.base.DataSet."
   )
 
 
@@ -66,7 +66,7 @@ BROKEN = {
   "images alone": ({"gather": lambda self, i: IMAGES[i]}, "gathers ndarray; it must be images"),
   "floats": (
     {"gather": lambda self, i: (IMAGES[i] / 255, np.zeros(len(i), np.int32))},
-    "gathers images of float64[2, 4, 4, 1]; its spec says uint8[2, 4, 4, 1]",
+    "gathers images of float64[2, 4, 4, 1]; its spec declares uint8[2, 4, 4, 1]",
   ),
   "labels": (
     {"gather": lambda self, i: (IMAGES[i], np.full(len(i), 7, np.int32))},

@@ -179,7 +179,7 @@ def test_other_images_are_refused(copy, monkeypatch):
 
   original = Digits.load
   monkeypatch.setattr(Digits, "load", half)
-  assert "made of other images" in line(lambda: Latents(str(copy)).load("train"))
+  assert "made from other images" in line(lambda: Latents(str(copy)).load("train"))
 
 
 def test_images_that_have_moved_are_found_by_data_dir(tmp_path):
@@ -201,9 +201,9 @@ def test_data_dir_is_refused_where_the_images_have_no_files(made):
 
 
 def test_a_folder_with_something_in_it_is_kept(made, tmp_path):
-  assert "is there already" in line(lambda: check_latents_out(made[0]))
+  assert "already exists" in line(lambda: check_latents_out(made[0]))
   (tmp_path / "file").touch()
-  assert "is there already" in line(lambda: check_latents_out(tmp_path / "file"))
+  assert "already exists" in line(lambda: check_latents_out(tmp_path / "file"))
   assert "cannot be written" in line(lambda: check_latents_out(tmp_path / "file" / "below"))
 
 
@@ -261,7 +261,7 @@ def test_cut_off_anywhere_it_goes_on_to_the_same_folder(made, tmp_path, capsys):
     assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes(), file.name
   assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in made[0].iterdir()}
   assert [p.name for p in tmp_path.iterdir()] == ["out"]
-  assert "goes on after 1,024 images" in capsys.readouterr().out
+  assert "continuing after 1,024 images" in capsys.readouterr().out
 
 
 def test_an_encoding_of_other_weights_is_not_gone_on_with(made, tmp_path, capsys):

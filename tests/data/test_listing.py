@@ -83,14 +83,14 @@ def test_pictures_that_links_show_twice_are_counted_and_said(tmp_path):
   (tmp_path / "b" / "to_a").symlink_to("../a")
   walk = Walk(str(tmp_path))
   assert walk.names == ["a/1.png", "a/to_b/1.png", "b/1.png", "b/to_a/1.png"]
-  assert "2 pictures are there a second time, through links" in walk.notes()
+  assert "2 pictures appear twice, through links" in walk.notes()
 
 
 def test_links_that_lead_nowhere_are_refused_with_their_number(tmp_path, count):
   save(tmp_path / "cat" / "1.png")
   save(tmp_path / "cat" / "2.png")
   (tmp_path / "cat" / "3.png").symlink_to(tmp_path / "gone.png")
-  with pytest.raises(UserError, match=r"1 link leads nowhere \(cat/3\.png\); mend them"):
+  with pytest.raises(UserError, match=r"1 link leads nowhere \(cat/3\.png\); repair them"):
     count(tmp_path)
   (tmp_path / "dog").symlink_to(tmp_path / "gone")
   (tmp_path / "dog2").symlink_to("dog2")  # to itself
@@ -182,9 +182,9 @@ def test_a_test_split_behind_a_dangling_link_does_not_vanish(tmp_path):
 
 def test_two_ways_to_hold_out_are_refused(tmp_path):
   save(tmp_path / "1.png")
-  with pytest.raises(UserError, match="both say what is held out; leave one out"):
+  with pytest.raises(UserError, match="both define the test split; set only one"):
     Folder(path=str(tmp_path), test_path=str(tmp_path), test_fraction=0.5).load("train")
-  with pytest.raises(UserError, match=r"holds nothing out: no folder test below it; set --config"):
+  with pytest.raises(UserError, match=r"no held-out images: it has no folder test; set --config"):
     Folder(path=str(tmp_path)).load("test")
 
 

@@ -133,7 +133,7 @@ def test_torchvisions_layout_holds_two_splits_and_not_two_classes(test, tmp_path
     assert images[:, 0, 0, 0].tolist() == values  # no picture of the other split
     assert labels.tolist() == [0, 1]
   assert data.load("train").spec.num_classes == 2
-  with pytest.raises(UserError, match=r"are no classes; prepare each by itself: .*train --split"):
+  with pytest.raises(UserError, match=r"are not classes; prepare each by itself: .*train --split"):
     list_pictures(tmp_path)
 
 

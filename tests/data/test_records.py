@@ -389,7 +389,7 @@ class TestWriting:
     assert {p.name for p in out.glob("*.array_record")} == {
       f"train-0000{i}-of-00004.array_record" for i in (0, 1)
     }
-    with pytest.raises(UserError, match=r"train has not ended; .* start the same prepare command"):
+    with pytest.raises(UserError, match=r"is not finished; .* start the same prepare command"):
       Records(path=str(out)).load("train")
     times = {p: p.stat().st_mtime_ns for p in out.glob("*.array_record")}
     bad.write_bytes(whole)
@@ -405,7 +405,7 @@ class TestWriting:
       file.write_bytes(file.read_bytes()[:-70])
     with pytest.raises(UserError, match="24 of 24 pictures cannot be read"):
       shards.write_shards(Task(pictures, tmp_path / "out", num_shards=4))
-    with pytest.raises(UserError, match=r"train has not ended; .* start the same prepare command"):
+    with pytest.raises(UserError, match=r"is not finished; .* start the same prepare command"):
       Records(path=str(tmp_path / "out")).load("train")
 
   def test_a_process_that_is_killed_leaves_whole_shards_only(self, pictures, tmp_path, prepared):

@@ -234,7 +234,7 @@ class TestFolder:
     picture(tmp_path / "train" / "a" / "1.png")
     picture(tmp_path / "test" / "b" / "1.png")
     picture(tmp_path / "flat" / "1.png")
-    with pytest.raises(UserError, match="has class b, which path has not"):
+    with pytest.raises(UserError, match=r"has class b, which --config\.data\.path does not have"):
       Folder(path=f"{tmp_path}/train", test_path=f"{tmp_path}/test").load("test")
     with pytest.raises(UserError, match="no sub-folders, but path has the classes a"):
       Folder(path=f"{tmp_path}/train", test_path=f"{tmp_path}/flat").load("test")

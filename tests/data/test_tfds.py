@@ -153,7 +153,7 @@ def test_a_set_stored_as_tfrecord_is_refused(folder, tmp_path):
   shutil.copytree(folder / "pets", tmp_path / "pets")
   info = tmp_path / "pets" / "1.2.0" / "dataset_info.json"
   info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
-  with pytest.raises(UserError, match=r"stored as tfrecord.*prepare it anew as array_record"):
+  with pytest.raises(UserError, match=r"stored as tfrecord.*prepare it again as array_record"):
     Tfds(dataset="pets", data_dir=str(tmp_path)).load("train")
 
 

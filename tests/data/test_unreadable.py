@@ -111,7 +111,7 @@ def test_a_long_list_is_in_a_file(tmp_path, cache):
   for i in range(12):
     (tmp_path / "set").mkdir(exist_ok=True)
     (tmp_path / "set" / f"{i:02d}.png").write_bytes(b"nothing")
-  with pytest.raises(UserError, match=r"12 of 12 .* 09\.png \(.*\) and 2 more \(all in (.*)\); m"):
+  with pytest.raises(UserError, match=r"12 of 12 .* 09\.png \(.*\) and 2 more \(all in (.*)\); r"):
     Folder(path=f"{tmp_path}/set").load("train")
   (file,) = cache.glob("*.txt")
   assert [line.split()[0] for line in file.read_text().splitlines()] == [

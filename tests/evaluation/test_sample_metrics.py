@@ -156,7 +156,7 @@ def test_a_metric_that_a_program_adds_is_measured_with_all(monkeypatch):
   [
     ({"name": "Mean gap"}, "name is 'Mean gap'; it must be lower-case letters"),
     ({"needs": frozenset({"logit"})}, "needs has 'logit'; allowed are logits, spatial"),
-    ({"name": "fd"}, "its figures are named fd, as those of fid are"),
+    ({"name": "fd"}, "it has the name fd, as fid does"),
     ({"compute": 3}, "compute is not a method"),
     ({"description": None}, "description is None; it must be words for the report"),
   ],

@@ -100,7 +100,7 @@ def batch(num=6):
       Diffusion(augmentation=0.12),
       SPEC._replace(height=8, width=8),
       {"loss": VDM(), "process": LinearLogSNR(), "model": AUGMENTED},
-      "counts grey levels, and augmented images lie between them",
+      "needs exact pixel levels, which augmented images do not have",
     ),
   ],
 )

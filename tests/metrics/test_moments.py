@@ -86,7 +86,7 @@ def test_too_few_images_and_foreign_widths_are_refused():
     _ = one.covariance
   with pytest.raises(ValueError, match="0 images are too few for a mean"):
     _ = zeros(5).mean
-  with pytest.raises(ValueError, match="4 features an image, not 5"):
+  with pytest.raises(ValueError, match="4 features per image, not 5"):
     add(one, features(dim=4))
   with pytest.raises(ValueError, match="do not merge"):
     merge(one, zeros(4))

@@ -229,7 +229,7 @@ def test_the_decay_of_an_average_that_has_a_half_life_names_nothing(toy, tmp_pat
   saver.close()
   assert restore.restore_weights(tmp_path, None, toy[1], Quadratic(), Average()).step == 4
   with pytest.raises(
-    UserError, match=r"^--ema=decay:0.9: this run did not track it; there are only"
+    UserError, match=r"^--ema=decay:0.9: this run did not track that average; tracked: "
   ):
     restore.restore_weights(tmp_path, None, toy[1], Quadratic(), Average("decay", 0.9))
 

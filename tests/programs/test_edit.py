@@ -127,7 +127,7 @@ def test_given_images_and_wrong_ones(cells, smoke_run, call, tmp_path):
   np.savez(tmp_path / "big.npz", images=np.zeros((3, 9, 9, 1), np.uint8))
   flags = [f"--workdir={smoke_run}", f"--out={tmp_path}/x.png", "--inpaint=top"]
   for name, message in (
-    ("big", "are of (9, 9, 1), the model's of (8, 8, 1)"),
+    ("big", "have shape (9, 9, 1), the model needs (8, 8, 1)"),
     ("mine", "--num=8 needs 8 images, there are 3: lower --num"),
   ):
     code, _, err = call(edit.main, *flags, f"--images={tmp_path}/{name}.npz")

@@ -223,7 +223,7 @@ def test_a_place_that_is_taken_is_one_line(folder, call):
   code, _, err = call(encode.main, f"--workdir={folder / 'autoencoder'}",
                       f"--out={folder / 'latents'}")  # fmt: skip
   assert code == 2
-  one_line(err, "is there already")
+  one_line(err, "already exists")
 
 
 def test_a_run_of_another_kind_is_one_line(folder, call, tmp_path):

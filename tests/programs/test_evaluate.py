@@ -246,7 +246,7 @@ def test_all_steps_and_a_comparison(run, measure, call, monkeypatch):
     code, out, err = call(evaluate.main, f"--workdir={run}", *QUICK, f"--compare={run}")
   assert code == 0, err
   assert "Comparison" in (run / "eval/4/report.html").read_text()
-  assert "its report is written anew" in out
+  assert "its report is written again" in out
 
 
 def lose_data(run, step):
@@ -317,7 +317,7 @@ def test_a_signal_while_a_checkpoint_is_read_stops_and_blames_no_checkpoint(run,
   monkeypatch.setattr(store, "restore_checkpoint", asked_to_stop)
   code, out, _ = call(evaluate.main, f"--workdir={run}", *QUICK)
   assert code == 75
-  assert out.splitlines()[-1] == "SIGTERM: the same command goes on where it was"
+  assert out.splitlines()[-1] == "SIGTERM: the same command continues"
   assert "damaged" not in out
   assert not list(run.glob("eval/[0-9]*/metrics.json"))
 
@@ -447,7 +447,7 @@ WRONG = {
     "config.eval.metrics=no_package.metrics:Mine: no such module; install the package",
   ),
   "metric alone": (["--config.eval.metrics=plug_ins:Bare"], "Bare: name is missing (Name of its"),
-  "average": (["--ema=decay:0.5"], "--ema=decay:0.5: this run did not track it"),
+  "average": (["--ema=decay:0.5"], "--ema=decay:0.5: this run did not track that average"),
   "swept guide": (
     ["--sweep=guidance.against=null_class,model"],
     "guidance.against=model needs the run of an inferior model",

@@ -129,7 +129,7 @@ def test_sigterm_stops_with_75_and_the_same_command_continues(trained, alone, tm
   process.terminate()
   out, _ = process.communicate()
   assert process.returncode == 75, out
-  assert out.splitlines()[-1] == "SIGTERM: the same command goes on where it was"
+  assert out.splitlines()[-1] == "SIGTERM: the same command continues"
   finish(copy, cache)
   assert outcome(copy) == outcome(alone)
 

@@ -284,7 +284,7 @@ def cut_off(monkeypatch, call, batches, *flags):
     patch.setattr(sample, "to_uint8", asked_to_stop)
     code, out, _ = call(sample.main, *flags)
   assert code == 75
-  assert out.splitlines()[-1] == "SIGTERM: the same command goes on where it was"
+  assert out.splitlines()[-1] == "SIGTERM: the same command continues"
 
 
 def test_cut_off_beside_live_training_the_same_command_goes_on(run, call, tmp_path, monkeypatch):

@@ -168,8 +168,8 @@ class Bad(Adversaries):
   ("objectives", "words"),
   [
     ([("a", ("x",)), ("a", ("y",))], "need different names"),
-    ([("a", ("x",)), ("b", ("x",))], "trains parameters of its own"),
-    ([("a", ("x",)), ("b", ())], "trains parameters of its own"),
+    ([("a", ("x",)), ("b", ("x",))], "must train different parameters"),
+    ([("a", ("x",)), ("b", ())], "must train different parameters"),
     ([("a", ("x",), "critic_optimizer")], "lacks critic_optimizer"),
   ],
 )
