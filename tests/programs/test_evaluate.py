@@ -446,7 +446,7 @@ WRONG = {
     ["--config.eval.metrics=fid,no_package.metrics:Mine"],
     "config.eval.metrics=no_package.metrics:Mine: no such module; install the package",
   ),
-  "metric alone": (["--config.eval.metrics=plug_ins:Bare"], "Bare: name is missing (Name of its"),
+  "metric alone": (["--config.eval.metrics=plug_ins:Bare"], "Bare: name is missing (Name of the"),
   "average": (["--ema=decay:0.5"], "--ema=decay:0.5: this run did not track that average"),
   "swept guide": (
     ["--sweep=guidance.against=null_class,model"],

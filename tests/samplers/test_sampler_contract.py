@@ -250,7 +250,7 @@ def test_what_a_sampler_lacks_is_named():
 
   SAMPLERS["no_order"], SAMPLERS["no_grid"] = NoOrder, NoGrid
   try:
-    with pytest.raises(UserError, match=r"no_order: order is missing \(p: the error falls as"):
+    with pytest.raises(UserError, match=r"no_order: order is missing \(Order p: the error"):
       SAMPLERS.find("no_order", "config.sampler.name")
     with pytest.raises(UserError, match=r"no_grid: on_grid is missing \(Return the coefficients"):
       SAMPLERS.find("no_grid", "config.sampler.name")
