@@ -2,8 +2,8 @@
 
 Deterministic samplers solve the probability-flow ODE of a mixture of three Gaussians in one
 dimension. This ODE keeps the order of points, so its exact solution maps quantiles to quantiles.
-All samplers must reproduce the spread of Gaussian data. Every kind is checked: a linear tableau, a
-loop of its own, and an adaptive solver, by its tolerance in place of an order.
+All samplers must reproduce the spread of Gaussian data. Linear samplers and samplers with their own
+loop are checked by their order, adaptive solvers by their tolerance.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ SIZES = (64, 256)
 ORDER_TOLERANCE = 0.25
 STD = 0.5
 PLACES = ("edm", "linear_vp", "flow")
-"""Processes of the rows on Gaussian data; a sampler need not serve all."""
+"""Processes of the rows on Gaussian data; a sampler may support only some of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _serves(sampler: Sampler, process: Process) -> bool:
 
 
 def _with(config: Any, fields: set[str], **values: Any) -> Any:
-  """Return the sampler with those of the values that it has fields for."""
+  """Return the sampler with the given values, except those without a field."""
   return config(**{name: value for name, value in values.items() if name in fields})
 
 

@@ -58,7 +58,7 @@ def lacks(model: GenerativeModel, capability: str) -> UserError:
 
 @runtime_checkable
 class GenerativeConfig(Protocol):
-  """Contract of a kind of model in the config; `GenerativeConfigBase` has defaults for the rest."""
+  """Contract of a kind of model in the config; `GenerativeConfigBase` has some defaults."""
 
   @property
   def sections(self) -> Mapping[str, Any]:
@@ -75,13 +75,13 @@ class GenerativeConfig(Protocol):
     ...
 
   def create(self, parts: Mapping[str, Any], spec: ImageSpec) -> GenerativeModel:
-    """Return the model made of the built sections; ValueError if they do not fit each other."""
+    """Return the model for the config's sections; ValueError if they do not fit each other."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerativeConfigBase:
-  """Defaults of a `GenerativeConfig`: it trains on images and has nothing to warn of."""
+  """Defaults of a `GenerativeConfig`: it trains on images and has no warning."""
 
   trains_on_latents = False
 
