@@ -94,7 +94,8 @@ def autoencoder(workdir: Path, experiment: Experiment, spec: ImageSpec) -> VAENe
     UserError: the run is not such a VAE.
   """
   parts = experiment.sections
-  if "decoder" not in parts or not parts["model"].has_spatial_latents:
+  is_vae = "decoder" in parts and "autoencoder" not in parts
+  if not is_vae or not parts["model"].has_spatial_latents:
     raise UserError(
       f"--workdir={workdir} is no autoencoder with spatial latents; train one, e.g. "
       "--config=autoencoder_digits, or with --config.model.latent_channels=4"

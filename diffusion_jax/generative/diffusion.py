@@ -93,7 +93,10 @@ class Diffusion(GenerativeConfigBase):
     estimators = [e for e in (parts[n] for n in DIFFUSION_LIKELIHOODS) if e.serves(process)]
     learns = parts["model"].learned_variance
     sampler = parts["sampler"].fit(learns)
-    sampler.check(process)
+    try:
+      sampler.check(process)
+    except ValueError as error:
+      raise ValueError(f"sampler: {error}") from error
     _check_loss(parts["loss"], process)
     _check_prediction(self.prediction, process)
     _check_schedule(parts)

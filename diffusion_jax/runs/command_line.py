@@ -19,6 +19,7 @@ from diffusion_jax import __version__, parallel
 from diffusion_jax.checkpoints import store
 from diffusion_jax.core import files, shipped, storage
 from diffusion_jax.core.config import Override, parse_override
+from diffusion_jax.core.wording import with_flags
 from diffusion_jax.parallel import compilation_cache
 from diffusion_jax.runs import flag_help, signals, streams
 from diffusion_jax.runs.config_help import help_on
@@ -124,7 +125,7 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int:
   try:
     return main(sys.argv[1:]) or DONE
   except UserError as error:
-    print(f"error: {files.printable(str(error))}", file=sys.stderr)
+    print(f"error: {files.printable(with_flags(str(error)))}", file=sys.stderr)
     return USER_ERROR
   except signals.StoppedEarly as stopped:
     print(stopped)
