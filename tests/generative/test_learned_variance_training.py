@@ -98,7 +98,7 @@ def test_auto_samples_and_bounds_with_the_networks_variances():
   )
   params = jax.jit(calm.init)(jax.random.key(0))[0]
   params["out"]["bias"] = np.tile(np.float32([0.0, -30.0]), 16)  # of a pixel: mean and logit
-  sampled = [np.asarray(jax.jit(g.sample)(params, keys, None).images) for g in (calm, fixed, other)]
+  sampled = [np.asarray(jax.jit(g.sample)(params, keys).images) for g in (calm, fixed, other)]
   assert np.abs(sampled[0] - sampled[1]).max() > 0.1
   assert np.isfinite(sampled[2]).all()  # one without variances takes the means alone
   bits = [

@@ -116,7 +116,7 @@ def test_initial_weights_have_the_recipes_scale(tiny):
 
 def test_the_output_starts_at_nearly_zero(tiny):
   apply, params = tiny
-  out = np.asarray(apply(params, X, np.zeros(3, np.float32), np.zeros(3, np.int32)))
+  out = np.asarray(apply(params, X, np.zeros(3, np.float32), Condition(np.zeros(3, np.int32))))
   assert 0 < np.abs(out).max() < 1e-3
 
 

@@ -162,7 +162,7 @@ def test_other_latents_do_not_continue_a_run(folder, call, tmp_path):
   flags = [*LATENT, f"--config.data.path={tmp_path / 'latents'}", f"--workdir={again}"]
   code, _, err = call(train.main, *flags, "--config.training.num_steps=9")
   assert code == 2
-  one_line(err, "other content", "latents of synthetic train")
+  one_line(err, "the data set changed", "latents of synthetic train")
 
 
 def replace(folder, name, array):

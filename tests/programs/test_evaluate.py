@@ -545,7 +545,7 @@ def test_samples_that_cannot_be_measured(folder, call, tmp_path, monkeypatch):
   assert "it must be uint8" in message(tmp_path / "float.npz")
   np.savez(tmp_path / "other.npz", pictures=np.zeros(3))
   assert "it needs an array images" in message(tmp_path / "other.npz")
-  assert "--samples needs --reference" in message(folder, "--inception=none")
+  assert "--samples needs exactly one of --reference" in message(folder, "--inception=none")
   assert "nothing to measure with" in message(folder, "--inception=none", f"--reference={folder}")
   big = tmp_path / "big.npz"
   np.savez(big, images=np.zeros((4, 16, 16, 1), np.uint8))

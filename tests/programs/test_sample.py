@@ -183,7 +183,7 @@ WRONG = {
   "another prediction": (
     ["--config.generative.prediction=x0"],
     "(generative.prediction: eps -> x0), which its weights depend on; omit that override"
-    ". These may change: eval, sampler, guidance, spectrum, vlb, continuous_vlb, probability_",
+    ". These may change: eval, ",
   ),
   "another width": (
     ["--config.model.hidden=16"],

@@ -448,17 +448,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(
   call, tmp_path, monkeypatch
 ):
   """From step 7 on every loss is infinite: checkpoints from before that are kept and named."""
-  loss, batch = Simple.__call__, TrainStream.batch
+  error, batch = Simple.error, TrainStream.batch
 
-  def infinite_on_black(self, *args):
-    x0 = args[4]
-    return loss(self, *args) / (x0.max() > -1.0)
+  def infinite_on_black(self, model, noised, predicted):
+    return error(self, model, noised, predicted) / (noised.x0.max() > -1.0)
 
   def black_from_step_7(self, step):
     whole = batch(self, step)
     return whole if step < 6 else whole._replace(image=np.zeros_like(whole.image))
 
-  monkeypatch.setattr(Simple, "__call__", infinite_on_black)
+  monkeypatch.setattr(Simple, "error", infinite_on_black)
   monkeypatch.setattr(TrainStream, "batch", black_from_step_7)
   flags = [
     *SMOKE, f"--workdir={tmp_path}/run", "--config.training.max_skipped_in_a_row=8",
