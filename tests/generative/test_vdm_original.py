@@ -81,13 +81,15 @@ def drawn(keys, number):
 def test_samples_are_the_levels_of_the_original_programs_loop():
   generative, params = model()
   keys = rng.example_keys(jax.random.key(3), jnp.arange(NUM))
-  z = normal(keys, 0)
+  z = rng.normal(rng.stream(keys, Stream.START), SPEC.shape)
   for i in range(STEPS):
     g_t, g_s = gamma((STEPS - i) / STEPS), gamma((STEPS - i - 1) / STEPS)
     c = -np.expm1(g_s - g_t)
     mean = z - np.sqrt(sigmoid(g_t)) * c * eps_hat(z, g_t)
     std = np.sqrt(sigmoid(g_s) * c)
-    z = np.sqrt(sigmoid(-g_s) / sigmoid(-g_t)) * mean + std * normal(keys, i + 1)
+    z = np.sqrt(sigmoid(-g_s) / sigmoid(-g_t)) * mean + std * normal(
+      rng.stream(keys, Stream.STEPS), i + 1
+    )
   rescaled = z / np.sqrt(sigmoid(-gamma(0)))
   expected = np.argmin(np.abs(rescaled[..., None] - LEVELS), axis=-1)
   samples = jax.jit(generative.sample)(params, keys)

@@ -85,7 +85,7 @@ def test_named_arrays_of_a_file_travel_through_training_and_evaluation(call, tmp
   ("flag", "line"),
   [
     ("data.name=plug_ins:NoLoad", "data.name=plug_ins:NoLoad: load is missing (Return the split"),
-    ("data.name=plug_ins:Pair", "Pair.load('train') gave tuple without name (Words for people"),
+    ("data.name=plug_ins:Pair", "Pair.load('train') gave tuple without name (Name for messages"),
     ("data.name=no_package:Set", "data.name=no_package:Set: no such module"),
     ("optimizer.name=plug_ins:NoRule", "NoRule: create is missing (Return the optax update rule"),
     ("eval.metrics=plug_ins:Bare", "Bare: name is missing"),

@@ -62,8 +62,8 @@ def test_given_images_of_other_classes_get_the_null_class(capsys):
   found = draw.with_trained_labels(given, [3, 8], 9)
   assert found.label.tolist() == [3, 9, 8, 9, 9]
   out = capsys.readouterr().out
-  assert out == ("note: 3 of 5 images have a class that was never trained (5-6); the model is not "
-                 "told their class\n")  # fmt: skip
+  assert out == ("note: 3 of 5 images have a class that was never trained (5-6); they get the null "
+                 "class\n")  # fmt: skip
   assert draw.with_trained_labels(given, range(9), 9) is given
   assert not capsys.readouterr().out
 
