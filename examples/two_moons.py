@@ -106,6 +106,7 @@ def draw(path, points, samples, params):
     axis.set_title(title)
   axes[2].pcolormesh(x, y, density, shading="auto")
   axes[2].set_title("exact density of the model")
+  axes[2].set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
   figure.savefig(path, dpi=110)
 
 
