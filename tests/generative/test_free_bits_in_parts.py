@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from diffusion_jax.generative import VAE
 from diffusion_jax.likelihood import ImportanceWeighted
@@ -43,6 +44,7 @@ def gradient(vae, parts, params, key, batch):
   return step._gradient(point, trained, {}, None)[:2]
 
 
+@pytest.mark.costly
 def test_accumulation_has_the_gradient_of_the_whole_batch():
   """With a threshold by which microbatches decide otherwise than the whole batch."""
   key, batch = jax.random.key(1), images()

@@ -139,6 +139,7 @@ def test_named_arrays_are_hidden_together_with_the_label_if_they_are_named():
   np.testing.assert_array_equal(found.fields["other"], 1)
 
 
+@pytest.mark.costly
 def test_a_model_is_trained_measured_and_sampled_with_a_named_array():
   """Each figure depends on the array, and guidance moves away from the array of zeros."""
   config = Diffusion(fields=("code",), dropped=("code",), label_dropout=0.1)

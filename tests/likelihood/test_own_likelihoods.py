@@ -99,6 +99,7 @@ def test_the_audit_measures_it_and_fails_what_declares_nothing(monkeypatch):
     assert not row.passed
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("estimator", [ContinuousBound(16), ProbabilityFlow(trace="exact")])
 @pytest.mark.parametrize("process", [Flow(), EDMProcess()])
 def test_points_in_the_plane_have_likelihoods(estimator, process):

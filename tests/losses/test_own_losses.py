@@ -97,6 +97,7 @@ def test_the_gradient_of_simple_is_the_closed_form():
   assert abs(float(gradient(0.0)) - expected) < 4 * 2 / math.sqrt(2 * NUM)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", DENOISING_LOSSES)
 def test_every_loss_takes_points(name):
   """Values, metrics and state of any loss; as for images with the same numbers."""
@@ -279,6 +280,7 @@ def test_parameters_and_state_of_its_own_are_trained_and_carried():
   assert int(state["seen"]) == 3 * NUM
 
 
+@pytest.mark.costly
 def test_the_audit_serves_whatever_the_contract_allows():
   """A minimum elsewhere, a loss that is no parabola, parameters and a state of its own."""
   rows = list(audit_losses({cls.__name__: cls for cls in OUTSIDE}))

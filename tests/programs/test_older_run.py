@@ -53,6 +53,7 @@ def test_its_average_denoises_as_it_did(older):
   np.testing.assert_allclose(found, given["x0"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.costly
 def test_it_is_sampled_and_evaluated(older, call, tmp_path):
   code, _, err = call(sample.main, f"--workdir={older}", "--num=4", f"--out={tmp_path}/x.npz")
   assert code == 0, err

@@ -259,6 +259,7 @@ def test_ddim_at_eta_one_is_ancestral_on_every_process():
 # ---- Starts, counts, checks ---------------------------------------------------------------------
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", PROCESSES)
 def test_every_sampler_starts_from_the_prior_and_depends_on_its_own_key(name):
   process = PROCESSES[name]

@@ -75,6 +75,7 @@ def close_to_the_data(sampler, config):
     np.testing.assert_allclose(found, exact, atol=0.05 if sampler.order == 1 else 0.01)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("place", ["edm", "linear_vp", "flow"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_points_of_a_gaussian_by_every_sampler(name, place):
@@ -87,6 +88,7 @@ def test_points_of_a_gaussian_by_every_sampler(name, place):
   close_to_the_data(sampler, PROCESSES[place]())
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("place", EVERYWHERE)
 def test_points_of_a_gaussian_on_every_process(place):
   close_to_the_data(Heun(steps=60), EVERYWHERE[place]())
@@ -179,6 +181,7 @@ CONFIG = {
 }  # fmt: skip
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
   ("sampler", "evaluations"),
   [({"name": "midpoint", "steps": 3}, 14), ({"name": "restart"}, 6),
