@@ -52,7 +52,7 @@ def test_contributing_names_what_is_there(root):
     assert f"\n{registry} = Registry(" in code, registry
   build = (root / "BUILD.md").read_text()
   for command in re.findall(r"\| `(\.[^`|]+)` \|$", text, re.MULTILINE):
-    assert command in build or "tests/test_config.py" in command, command
+    assert command in build or "tests/core/test_config.py" in command, command
 
 
 @pytest.fixture(scope="module")

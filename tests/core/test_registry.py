@@ -56,9 +56,9 @@ def cakes():
 def outside(monkeypatch):
   module = types.ModuleType("my_cakes")
   for cls in (Sponge, Flat):
-    setattr(module, cls.__name__, dataclasses.make_dataclass(
-      cls.__name__, [], bases=(cls,), frozen=True, namespace={"__module__": "my_cakes"}
-    ))  # fmt: skip
+    own = dataclasses.make_dataclass(cls.__name__, [], bases=(cls,), frozen=True)
+    own.__module__ = "my_cakes"  # from Python 3.12 on it would be this file
+    setattr(module, cls.__name__, own)
   monkeypatch.setitem(sys.modules, "my_cakes", module)
   return module
 
