@@ -25,8 +25,7 @@ def first_losses(name: str) -> list[float]:
   source, training = parts.data.load("train"), parts.training
   model = parts.create(source.spec)
   state, run = steps.begin(model, parts.optimizer, training, ema=parts.ema)
-  rows = range(training.batch_size)
-  stream = TrainStream(source, training.batch_size, training.seed, parts.data.flip, rows)
+  stream = TrainStream(source, training.batch_size, training.seed, parts.data.flip)
   losses = []
   for number in range(NUM_STEPS):
     state, scalars = run(state, stream.batch(number))
