@@ -217,7 +217,7 @@ def test_a_run_without_further_averages_has_nothing_to_show_for_it(toy, tmp_path
   assert restore.restore_weights(tmp_path, None, mesh, Quadratic(), Average()).step == 4
   with pytest.raises(UserError, match=r"^--ema=profile:0.15: this run tracked no power-function"):
     restore.restore_weights(tmp_path, None, mesh, Quadratic(), Average("profile", 0.15))
-  with pytest.raises(UserError, match=r"^--ema=decay:0.5: .* there are --ema=decay:0.9$"):
+  with pytest.raises(UserError, match=r"^--ema=decay:0.5: .* tracked: --ema=decay:0.9$"):
     restore.restore_weights(tmp_path, None, mesh, Quadratic(), Average("decay", 0.5))
 
 

@@ -312,6 +312,6 @@ def test_cut_off_beside_live_training_the_same_command_goes_on(run, call, tmp_pa
   shutil.rmtree(copy / "checkpoints/30")
   code, out, err = call(sample.main, *newer)
   assert code == 0, err
-  assert "made from other weights or images, which are gone: starting over" in out
+  assert "made from other weights or images, now gone: starting over" in out
   with np.load(tmp_path / "newer.npz") as new, np.load(tmp_path / "cut.npz") as old:
     assert (new["images"] != old["images"]).any()
