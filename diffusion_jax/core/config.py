@@ -162,7 +162,8 @@ def _build_section(section: Section, value: dict, overrides: list[Override], whe
   hints = field_types(cls)
   for name in (*value, *(o.field for o in overrides)):
     if name not in hints:
-      raise UserError(f"config.{where} has no field '{name}'.{spelling_hint(name, hints)}")
+      allowed = hints if isinstance(section, type) else ["name", *hints]
+      raise UserError(f"config.{where} has no field '{name}'.{spelling_hint(name, allowed)}")
   fields = {n: _check(v, hints[n], f"config.{where}.{n}") for n, v in value.items()}
   fields |= {o.field: parse_value(o.text, hints[o.field], o.flag) for o in overrides}
   try:

@@ -159,3 +159,10 @@ def test_a_bad_config_file_is_named(tmp_path, content, words):
   assert str(file) in str(error.value)
   for word in words:
     assert word in str(error.value)
+
+
+def test_an_entry_without_fields_still_allows_its_name():
+  empty = dataclasses.make_dataclass("Empty", [], frozen=True)
+  sections = {"loss": Registry("loss", object, {"empty": empty})}
+  with pytest.raises(UserError, match=r"no field 'nmae'. Did you mean 'name'\? Allowed: name\.$"):
+    config.resolve({"loss": {"name": "empty", "nmae": 1}}, [], sections)
