@@ -18,7 +18,7 @@ from diffusion_jax.core import wording
 from diffusion_jax.core.config import Override
 from diffusion_jax.core.files import run_folder, user_path
 from diffusion_jax.data import load_split
-from diffusion_jax.evaluation import context as benches
+from diffusion_jax.evaluation import context as contexts
 from diffusion_jax.evaluation import external_images, measure, metrics_json, results, sample_grids
 from diffusion_jax.evaluation.context import EvaluationContext, Request
 from diffusion_jax.evaluation.measure import CheckpointUnderTest
@@ -85,18 +85,18 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   )  # fmt: skip
   results.prepare_folder(request)
   with lock(request.folder, "evaluating"):
-    bench = check_measures(benches.prepare_evaluation(request), request)
-    results.check_steps(bench, "all" if args.watch else args.step, average, args.fresh)
+    context = check_measures(contexts.prepare_evaluation(request), request)
+    results.check_steps(context, "all" if args.watch else args.step, average, args.fresh)
     measured, left_out = 0, []
-    for step in steps(bench, args):
+    for step in steps(context, args):
       try:
-        subject = measure.restore_subject(bench, step, average)
+        checkpoint = measure.restore_average(context, step, average)
         signals.stop_here()
-        bench = bench if bench.is_equipped else benches.equip(bench, request)
-        evaluate(bench, subject, compared, argv, args.fresh)
+        context = context if context.is_equipped else contexts.equip(context, request)
+        evaluate(context, checkpoint, compared, argv, args.fresh)
         measured += 1
       except UserError as error:
-        why = why_left_out(bench, step, error) if args.watch or args.step == "all" else None
+        why = why_left_out(context, step, error) if args.watch or args.step == "all" else None
         if why is None:
           raise
         left_out.append(f"step {step:,}: {why}")
@@ -109,11 +109,9 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
 
 def wait_for_checkpoint(workdir: Path) -> None:
   """Wait until a training run has saved its first checkpoint."""
-  told = False
+  if not store.saved_steps(workdir / "checkpoints"):
+    print(f"waiting for the first checkpoint of {workdir}", flush=True)
   while not store.saved_steps(workdir / "checkpoints"):
-    if not told:
-      print(f"waiting for the first checkpoint of {workdir}", flush=True)
-    told = True
     pause()
 
 
@@ -123,22 +121,22 @@ def pause() -> None:
   signals.stop_here()
 
 
-def steps(bench: EvaluationContext, args) -> Iterator[int | None]:
+def steps(context: EvaluationContext, args) -> Iterator[int | None]:
   """Yield the steps to evaluate, in order; None is the newest readable checkpoint."""
   if args.watch:
-    yield from watched_steps(bench)
+    yield from watched_steps(context)
   elif args.step == "all":
-    yield from parallel.broadcast_object(store.saved_steps(bench.checkpoints))
+    yield from parallel.broadcast_object(store.saved_steps(context.checkpoints))
   else:
     yield None if args.step == "latest" else int(args.step)
 
 
-def watched_steps(bench: EvaluationContext) -> Iterator[int]:
+def watched_steps(context: EvaluationContext) -> Iterator[int]:
   """Yield each new checkpoint once; end after the run's last step."""
   seen: set[int] = set()
-  last = bench.experiment.training.num_steps
+  last = context.experiment.training.num_steps
   while True:
-    saved = parallel.broadcast_object(store.saved_steps(bench.checkpoints))
+    saved = parallel.broadcast_object(store.saved_steps(context.checkpoints))
     new = [s for s in saved if s not in seen]
     if new:
       seen.add(new[0])
@@ -150,37 +148,42 @@ def watched_steps(bench: EvaluationContext) -> Iterator[int]:
 
 
 def evaluate(
-  bench: EvaluationContext,
-  subject: CheckpointUnderTest,
+  context: EvaluationContext,
+  checkpoint: CheckpointUnderTest,
   compared: list,
   argv: list[str],
   fresh: bool = False,
 ) -> None:
   """Measure one checkpoint, unless its folder already holds the result."""
-  place = subject.folder / "metrics.json"
-  done = parallel.broadcast_object(results.is_done(bench, subject))
+  metrics_file = checkpoint.folder / "metrics.json"
+  done = parallel.broadcast_object(results.is_done(context, checkpoint))
   if done and not compared:
-    print(f"step {subject.step:,}: evaluated already: {subject.folder / 'report.html'}")
+    print(f"step {checkpoint.step:,}: evaluated already: {checkpoint.folder / 'report.html'}")
     return
-  parallel.on_process_0(lambda: results.keep([subject.folder], bench, fresh, subject))
+  parallel.on_process_0(lambda: results.keep([checkpoint.folder], context, fresh, checkpoint))
   if done:
-    measure.say(f"step {subject.step:,}: evaluated already; its report is written again")
-    metrics = results.read_metrics(place)
+    measure.say(f"step {checkpoint.step:,}: evaluated already; its report is written again")
+    metrics = results.read_metrics(metrics_file)
   else:
-    measure.say(f"step {subject.step:,}: {bench.num_samples:,} samples, "
-              f"{len(bench.estimates)} likelihoods, {len(bench.sweep)} settings swept")  # fmt: skip
-    measured = measure.evaluate_checkpoint(bench, subject)
+    measure.say(
+      f"step {checkpoint.step:,}: {context.num_samples:,} samples, "
+      f"{len(context.estimates)} likelihoods, {len(context.sweep)} settings swept"
+    )
+    measured = measure.evaluate_checkpoint(context, checkpoint)
     metrics = metrics_json.compose(
-      bench, subject, measured, metrics_json.command(argv, subject.step)
+      context, checkpoint, measured, metrics_json.command(argv, checkpoint.step)
     )
   assert metrics is not None
-  shown = sample_grids.make_pictures(bench, subject)
-  rows = metrics_json.training_rows(bench.workdir)
-  metrics_json.write_evaluation(subject.folder, metrics, shown, rows, compared)
-  resumable.remove(subject.work)
-  measure.say("\n".join(f"step {subject.step:,}: {line}" for line in metrics_json.lines(metrics)))
-  measure.say(f"step {subject.step:,}: {place}, {subject.folder / 'report.html'}, "
-            f"{wording.duration(float(sum(subject.seconds.values())))}")  # fmt: skip
+  pictures = sample_grids.make_pictures(context, checkpoint)
+  training = metrics_json.training_rows(context.workdir)
+  metrics_json.write_evaluation(checkpoint.folder, metrics, pictures, training, compared)
+  resumable.remove(checkpoint.work)
+  measure.say(
+    "\n".join(f"step {checkpoint.step:,}: {line}" for line in metrics_json.lines(metrics))
+  )
+  took = wording.duration(float(sum(checkpoint.seconds.values())))
+  outcome = f"{metrics_file}, {checkpoint.folder / 'report.html'}"
+  measure.say(f"step {checkpoint.step:,}: {outcome}, {took}")
 
 
 def measure_files(args, overrides: Sequence[Override], argv: list[str]) -> None:

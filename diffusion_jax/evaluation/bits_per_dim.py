@@ -24,8 +24,8 @@ def make_estimate(generative: GenerativeModel, name: str) -> Callable:
   @jax.jit
   def estimate(params, seed, repeat, batch):
     key = rng.numbered(rng.stream(jax.random.key(seed), Stream.LIKELIHOOD), repeat)
-    found = likelihood(params, rng.example_keys(key, batch.index), batch)
-    return {"bits_per_dim": found.bits_per_dim, **found.terms}
+    estimated = likelihood(params, rng.example_keys(key, batch.index), batch)
+    return {"bits_per_dim": estimated.bits_per_dim, **estimated.terms}
 
   return estimate
 
@@ -56,24 +56,24 @@ def estimate_split(
   """
   batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
   per_pass = math.ceil(len(source) / batch_size)
-  rows: list[dict[str, np.ndarray]] = []
+  batches: list[dict[str, np.ndarray]] = []
   for repeat in range(repeats):
     passed = full_pass(source, batch_size, sharding.local_rows(mesh, batch_size))
-    for number, batch in enumerate(passed):
-      num = min(batch_size, len(source) - number * batch_size)
+    for i, batch in enumerate(passed):
+      num_images = min(batch_size, len(source) - i * batch_size)
 
       def compute(batch=batch, repeat=repeat):
-        found = estimate(params, seed, repeat, sharding.put_batch(batch, mesh))
-        return {name: sharding.fetch(value) for name, value in found.items()}
+        estimates = estimate(params, seed, repeat, sharding.put_batch(batch, mesh))
+        return {name: sharding.fetch(value) for name, value in estimates.items()}
 
-      rows.append(chunks.get(repeat * per_pass + number, num, compute))
-      report(repeat * len(source) + min((number + 1) * batch_size, len(source)),
+      batches.append(chunks.get(repeat * per_pass + i, num_images, compute))
+      report(repeat * len(source) + min((i + 1) * batch_size, len(source)),
              repeats * len(source))  # fmt: skip
-  return {name: _stack([r[name] for r in rows], repeats) for name in rows[0]}
+  return {name: _stack([r[name] for r in batches], repeats) for name in batches[0]}
 
 
-def _stack(parts: list[np.ndarray], repeats: int) -> np.ndarray:
-  values = np.concatenate(parts).astype(np.float64)
+def _stack(batches: list[np.ndarray], repeats: int) -> np.ndarray:
+  values = np.concatenate(batches).astype(np.float64)
   return values.reshape(repeats, -1, *values.shape[1:])
 
 
@@ -111,13 +111,16 @@ def summarize_estimates(values: Mapping[str, Float[np.ndarray, "R N ..."]]) -> d
 
 def standard_errors(values: Float[np.ndarray, "R N"]) -> tuple[float | None, float | None]:
   """Return the standard error of the mean, and the part that more repeats would remove."""
-  repeats, num = values.shape
-  total = None if num < 2 else float(values.mean(0).std(ddof=1) / math.sqrt(num))
+  repeats, num_images = values.shape
+  total = None if num_images < 2 else float(values.mean(0).std(ddof=1) / math.sqrt(num_images))
   if repeats < 2:
     return total, None
-  return total, float(math.sqrt(values.var(0, ddof=1).mean() / (repeats * num)))
+  return total, float(math.sqrt(values.var(0, ddof=1).mean() / (repeats * num_images)))
 
 
 def _curve(values: Float[np.ndarray, "R N T"]) -> dict[str, list[float]]:
-  num = values.shape[-1]
-  return {"t": [(i + 1) / num for i in range(num)], "bits_per_dim": values.mean((0, 1)).tolist()}
+  num_steps = values.shape[-1]
+  return {
+    "t": [(i + 1) / num_steps for i in range(num_steps)],
+    "bits_per_dim": values.mean((0, 1)).tolist(),
+  }

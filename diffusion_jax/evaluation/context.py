@@ -66,7 +66,7 @@ class SamplerSetting(NamedTuple):
 
 
 class EvaluationContext(NamedTuple):
-  """A run's model, data and instruments.
+  """A run's model, data and feature spaces.
 
   Attributes:
     workdir: folder of the run.
@@ -75,11 +75,11 @@ class EvaluationContext(NamedTuple):
     mesh: device mesh.
     train, test: the splits; a data set may lack the second.
     extractors: available feature networks.
-    instruments: feature networks with their references, which `equip` computes.
+    feature_spaces: feature networks with their references, which `equip` computes.
     is_equipped: true after `equip`.
     missing: descriptions of unavailable measurements, one line each.
-    splits: features of each split under the first instrument, for nearest neighbours.
-    own: the run's sampler setting; `sweep`: other settings.
+    splits: features of each split in the first feature space, for nearest neighbours.
+    setting: the run's sampler setting; `sweep`: other settings.
     estimates: compiled likelihoods by name; `errors`: the compiled spectrum, if the model has one.
     seed: seed of samples and draws.
     classes: labels of samples, those of the training images; empty for an unconditional model.
@@ -95,13 +95,13 @@ class EvaluationContext(NamedTuple):
   test: Source | None
   extractors: Sequence[Extractor]
   missing: Sequence[str]
-  own: SamplerSetting
+  setting: SamplerSetting
   sweep: Sequence[SamplerSetting]
   estimates: Mapping[str, Callable]
   errors: Callable | None
   seed: int
   classes: Sequence[int]
-  instruments: Sequence[FeatureSpace] = ()
+  feature_spaces: Sequence[FeatureSpace] = ()
   splits: Mapping[str, Reference] = {}
   is_equipped: bool = False
   metrics: Sequence[Metric] = ()
@@ -167,7 +167,7 @@ def prepare_evaluation(request: Request) -> EvaluationContext:
   estimates = _estimates(experiment, generative)
   sweep = [_setting(request, overrides, train, mesh) for overrides in points]
   extractors, missing = find_extractors(request, train)
-  bench = EvaluationContext(
+  context = EvaluationContext(
     request.workdir, request.folder, experiment, generative, mesh, train, test, extractors, missing,
     _setting(request, {}, train, mesh), sweep, estimates,
     noise_levels.make_spectrum(generative) if experiment.eval.spectrum_images else None,
@@ -175,23 +175,23 @@ def prepare_evaluation(request: Request) -> EvaluationContext:
     saved.get("trained_classes", trained_classes(train)) if generative.num_classes else (),
     metrics=metrics,
   )  # fmt: skip
-  _check_splits(bench, request.has_features)
+  _check_splits(context, request.has_features)
   check_traces(generative, list(estimates), train)
-  for setting in bench.sweep:
+  for setting in context.sweep:
     check_traces(setting.generative, [], train)
-  return bench
+  return context
 
 
-def equip(bench: EvaluationContext, request: Request) -> EvaluationContext:
+def equip(context: EvaluationContext, request: Request) -> EvaluationContext:
   """Add the data's own features, trained once, and the references of all extractors.
 
   Raises:
     UserError: a file cannot be written, or the weights differ between hosts.
   """
-  extractors = list(bench.extractors)
-  if request.features is None and bench.train.spec.num_classes:
-    extractors.insert(0, _domain(None, bench.train, bench.test))
-  return _with_references(bench, extractors)._replace(is_equipped=True)
+  extractors = list(context.extractors)
+  if request.features is None and context.train.spec.num_classes:
+    extractors.insert(0, _domain(None, context.train, context.test))
+  return _with_references(context, extractors)._replace(is_equipped=True)
 
 
 def _check_data(workdir: Path, train: Source, test: Source | None) -> Mapping[str, Any]:
@@ -204,21 +204,21 @@ def _check_data(workdir: Path, train: Source, test: Source | None) -> Mapping[st
   return saved
 
 
-def _check_splits(bench: EvaluationContext, has_features: bool) -> None:
+def _check_splits(context: EvaluationContext, has_features: bool) -> None:
   """Raise an error if a requested split is missing or too small."""
-  options = bench.experiment.eval
-  if bench.estimates:
-    split_of(bench, options.likelihood_split)
-  split_of(bench, options.reference_split)
-  for source in (bench.train, bench.test):
+  options = context.experiment.eval
+  if context.estimates:
+    split_of(context, options.likelihood_split)
+  split_of(context, options.reference_split)
+  for source in (context.train, context.test):
     if has_features and source is not None:
       reference.check_num(source)
 
 
-def sampled_fields(bench: EvaluationContext, first: int, num: int) -> dict[str, np.ndarray]:
+def sampled_fields(context: EvaluationContext, first: int, num: int) -> dict[str, np.ndarray]:
   """Return the named arrays that samples are given: those of the reference split, in turn."""
-  source = split_of(bench, bench.experiment.eval.reference_split)
-  return fields_in_turn(bench.generative, source, first, num)
+  source = split_of(context, context.experiment.eval.reference_split)
+  return fields_in_turn(context.generative, source, first, num)
 
 
 def check_traces(generative: GenerativeModel, names: Sequence[str], train: Source) -> None:
@@ -243,21 +243,21 @@ def check_traces(generative: GenerativeModel, names: Sequence[str], train: Sourc
     raise UserError(f"config: {error}") from error
 
 
-def split_of(bench: EvaluationContext, name: str) -> Source:
+def split_of(context: EvaluationContext, name: str) -> Source:
   """Return the named split.
 
   Raises:
     UserError: the data set has no test split.
   """
   if name == "train":
-    return bench.train
-  if bench.test is None:
+    return context.train
+  if context.test is None:
     raise UserError(
-      f"{bench.train.name}: the data set has no test split; measure the training split with "
+      f"{context.train.name}: the data set has no test split; measure the training split with "
       "--config.eval.reference_split=train --config.eval.likelihood_split=train, or no likelihood "
       "with --config.eval.likelihoods=none"
     )
-  return bench.test
+  return context.test
 
 
 def _estimates(experiment: Experiment, generative: GenerativeModel) -> dict[str, Callable]:
@@ -292,13 +292,13 @@ def find_extractors(request: Request, train: Source) -> tuple[list[Extractor], l
   Raises:
     UserError: a named file is missing or invalid.
   """
-  found, missing = [], []
+  extractors, missing = [], []
   if request.features is None and not train.spec.num_classes:
     missing.append(f"{train.name} has no labels, so it has no features of its own")
   elif request.features not in (None, "none"):
-    found.append(_domain(request.features, train, None))
+    extractors.append(_domain(request.features, train, None))
   networks, reasons = optional_inception(request.inception, lambda: _inception(request))
-  return found + networks, missing + reasons
+  return extractors + networks, missing + reasons
 
 
 def _inception(request: Request) -> Extractor:
@@ -318,9 +318,9 @@ def _check_same_weights(extractor: Extractor) -> None:
     )
 
 
-def _train_domain(train: Source, test: Source | None, place: Path) -> None:
-  print(f"training the features of {train.name}, once: {place}", flush=True)
-  train_domain(train, test, place, Recipe())
+def _train_domain(train: Source, test: Source | None, path: Path) -> None:
+  print(f"training the features of {train.name}, once: {path}", flush=True)
+  train_domain(train, test, path, Recipe())
 
 
 def _domain(path: str | None, train: Source, test: Source | None) -> Extractor:
@@ -339,22 +339,24 @@ def _domain(path: str | None, train: Source, test: Source | None) -> Extractor:
 
 
 def _with_references(
-  bench: EvaluationContext, extractors: Sequence[Extractor]
+  context: EvaluationContext, extractors: Sequence[Extractor]
 ) -> EvaluationContext:
-  """Add the instruments, and for the first of them the features of both splits."""
-  instruments, splits = [], {}
+  """Add the feature spaces, and for the first of them the features of both splits."""
+  feature_spaces, splits = [], {}
   for extractor in extractors:
-    extract = make_extract(extractor, bench.mesh, EXTRACT_BATCH)
-    names = [bench.experiment.eval.reference_split]
-    if not instruments:
-      names = ["train"] + ["test"] * (bench.test is not None)
+    extract = make_extract(extractor, context.mesh, EXTRACT_BATCH)
+    names = [context.experiment.eval.reference_split]
+    if not feature_spaces:
+      names = ["train"] + ["test"] * (context.test is not None)
     folder = reference.statistics_folder()
-    found = {n: reference.cached(split_of(bench, n), n, extractor, extract, folder) for n in names}
-    splits = splits or found
-    instruments.append(
-      FeatureSpace(extractor, extract, found[bench.experiment.eval.reference_split])
+    references = {
+      n: reference.cached(split_of(context, n), n, extractor, extract, folder) for n in names
+    }
+    splits = splits or references
+    feature_spaces.append(
+      FeatureSpace(extractor, extract, references[context.experiment.eval.reference_split])
     )
-  return bench._replace(instruments=instruments, splits=splits)
+  return context._replace(feature_spaces=feature_spaces, splits=splits)
 
 
 PROBES = 16
@@ -377,9 +379,9 @@ def num_evaluations(
   def draw(params):
     keys = rng.sample_keys(seed, jax.numpy.arange(PROBES))
     labels = jax.numpy.resize(jax.numpy.asarray(classes), (PROBES,)) if len(classes) else None
-    found = generative.sample(params, keys, Condition(labels, fields=dict(fields))).num_evaluations
-    counted.append(found)
-    return jax.numpy.asarray(found, jax.numpy.float32)
+    count = generative.sample(params, keys, Condition(labels, fields=dict(fields))).num_evaluations
+    counted.append(count)
+    return jax.numpy.asarray(count, jax.numpy.float32)
 
   jax.eval_shape(draw, params)
   if isinstance(counted[0], int):

@@ -94,22 +94,22 @@ def extractors_by_flags(
   Raises:
     UserError: a named file is invalid, or no extractor is left.
   """
-  found, missing = [], []
+  extractors, missing = [], []
   if features not in (None, "none"):
-    found.append(load_domain(user_path(features or "")))
+    extractors.append(load_domain(user_path(features or "")))
   elif features is None and against.source is not None:
-    place = default_features_path(against.source)
-    if place.is_file():
-      found.append(load_domain(place))
+    file = default_features_path(against.source)
+    if file.is_file():
+      extractors.append(load_domain(file))
     else:
       missing.append("no features of the data set: python -m diffusion_jax.features --config=...")
-  path = None if inception is None else user_path(inception)
-  networks, reasons = optional_inception(inception, lambda: load_inception(path, any_inception))
-  found, missing = found + networks, missing + reasons
-  if not found:
+  weights = None if inception is None else user_path(inception)
+  networks, reasons = optional_inception(inception, lambda: load_inception(weights, any_inception))
+  extractors, missing = extractors + networks, missing + reasons
+  if not extractors:
     reason = "; ".join(missing) if missing else "--inception=none and no features"
     raise UserError(f"nothing to measure with: {reason}; or give --features=FILE")
-  return found, missing
+  return extractors, missing
 
 
 def prepare_comparisons(
@@ -164,10 +164,10 @@ def check_metrics_out(out: Path, about: Summary) -> None:
   files.check_file(out)
   if not out.exists():
     return
-  found, stored = results.read_metrics(out), metrics_json.json_values(about)
-  if found is None:
+  old, new = results.read_metrics(out), metrics_json.json_values(about)
+  if old is None:
     raise UserError(f"--out={out} exists and is no metrics.json; choose another name")
-  if other := [name for name in stored if found.get(name) != stored[name]]:
+  if other := [name for name in new if old.get(name) != new[name]]:
     say(f"{out} has other figures ({', '.join(other)} differ), which will be replaced")
 
 
@@ -185,22 +185,22 @@ def measure_images(
   """
   begun = time.perf_counter()
   mesh = sharding.create_mesh(sharding.MeshShape())
-  rows: Summary = {}
+  figures: Summary = {}
   for extractor, samples, other in comparisons:
     extract = make_extract(extractor, mesh, EXTRACT_BATCH)
-    found = find_reference(other, against, extractor, extract)
+    statistics = find_reference(other, against, extractor, extract)
     features = [sample_metrics.gather(_features(samples, extract))]
-    own, lines = sample_metrics.measure_samples(
-      features, found, extractor, metrics, against.metrics != "all"
+    measured, lines = sample_metrics.measure_samples(
+      features, statistics, extractor, metrics, against.metrics != "all"
     )
-    rows |= own
+    figures |= measured
     missing = missing + lines
   seconds = {"sample metrics": round(time.perf_counter() - begun, 2)}
   return {
     "schema": metrics_json.SCHEMA,
     **about,
     "metrics": [metric.name for metric in metrics],
-    "figures": rows,
+    "figures": figures,
     "missing": missing,
     "repeat": repeat,
     "code": {"version": __version__, "git_revision": provenance.git_revision()},
@@ -271,9 +271,9 @@ def find_reference(
 
 
 def _features(samples: Source, extract: Extract) -> list:
-  parts = []
+  features = []
   for first in range(0, len(samples), CHUNK):
     index = np.arange(first, min(first + CHUNK, len(samples)))
-    parts.append(extract(as_pictures(samples.gather(index)[0], samples.spec.num_levels)))
+    features.append(extract(as_pictures(samples.gather(index)[0], samples.spec.num_levels)))
     say(f"  {index[-1] + 1:,} of {len(samples):,} images")
-  return parts
+  return features

@@ -64,59 +64,61 @@ class CheckpointUnderTest(NamedTuple):
     return self.folder / "work"
 
 
-def restore_subject(
-  bench: EvaluationContext, step: int | None, average: Average
+def restore_average(
+  context: EvaluationContext, step: int | None, average: Average
 ) -> CheckpointUnderTest:
   """Read an average of a checkpoint; None: the newest good one."""
-  found = restoring.restore_weights(bench.workdir, step, bench.mesh, bench.generative, average)
-  folder = bench.folder / f"{found.step}{average.suffix}"
+  restored = restoring.restore_weights(
+    context.workdir, step, context.mesh, context.generative, average
+  )
+  folder = context.folder / f"{restored.step}{average.suffix}"
   return CheckpointUnderTest(
-    found.params, average, found.made, found.step, digest(dict(found.facts)), found.meta["data"],
-    folder, {},
+    restored.params, average, restored.made, restored.step, digest(dict(restored.facts)),
+    restored.meta["data"], folder, {},
   )  # fmt: skip
 
 
-def identity(bench: EvaluationContext, subject: CheckpointUnderTest) -> Summary:
+def identity(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Summary:
   """Return everything that the figures depend on: work of one identity is done once."""
-  config = bench.experiment.to_dict()
+  config = context.experiment.to_dict()
   return {
-    "weights": subject.weights,
+    "weights": checkpoint.weights,
     "config": {n: s for n, s in config.items() if n not in ("logging", "checkpoint", "mesh")},
-    "seed": bench.seed,
-    "auto_spacing": _auto_spacing(bench.own),
-    "sweep": [setting.overrides for setting in bench.sweep],
-    "references": [i.reference.stamp for i in bench.instruments],
-    **({"classes": list(bench.classes)} if _leaves_classes_out(bench) else {}),
+    "seed": context.seed,
+    "auto_spacing": _auto_spacing(context.setting),
+    "sweep": [setting.overrides for setting in context.sweep],
+    "references": [i.reference.stamp for i in context.feature_spaces],
+    **({"classes": list(context.classes)} if _leaves_classes_out(context) else {}),
   }
 
 
-def _leaves_classes_out(bench: EvaluationContext) -> bool:
-  return len(bench.classes) < bench.generative.num_classes
+def _leaves_classes_out(context: EvaluationContext) -> bool:
+  return len(context.classes) < context.generative.num_classes
 
 
-def evaluate_checkpoint(bench: EvaluationContext, subject: CheckpointUnderTest) -> Summary:
+def evaluate_checkpoint(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Summary:
   """Return the measured parts of metrics.json: figures, likelihoods, spectrum, sweep, ..."""
-  found: Summary = {"missing": list(bench.missing)}
-  if bench.instruments:
-    with _clock(subject, "samples"):
-      sets = [_features(bench, subject, bench.own, seed) for seed in seeds(bench)]
-    with _clock(subject, "sample metrics"):
-      found |= _sample_figures(bench, sets, bench.metrics, found["missing"])
-      found |= _memorization(bench, sets)
-  with _clock(subject, "likelihoods"):
-    found |= _likelihoods(bench, subject)
-  with _clock(subject, "spectrum"):
-    found |= _spectrum(bench, subject)
-  with _clock(subject, "sweep"):
-    found |= _sweep(bench, subject)
-  return found
+  results: Summary = {"missing": list(context.missing)}
+  if context.feature_spaces:
+    with _clock(checkpoint, "samples"):
+      sets = [_features(context, checkpoint, context.setting, seed) for seed in seeds(context)]
+    with _clock(checkpoint, "sample metrics"):
+      results |= _sample_figures(context, sets, context.metrics, results["missing"])
+      results |= _memorization(context, sets)
+  with _clock(checkpoint, "likelihoods"):
+    results |= _likelihoods(context, checkpoint)
+  with _clock(checkpoint, "spectrum"):
+    results |= _spectrum(context, checkpoint)
+  with _clock(checkpoint, "sweep"):
+    results |= _sweep(context, checkpoint)
+  return results
 
 
 @contextlib.contextmanager
-def _clock(subject: CheckpointUnderTest, name: str) -> Iterator[None]:
+def _clock(checkpoint: CheckpointUnderTest, name: str) -> Iterator[None]:
   begun = time.perf_counter()
   yield
-  subject.seconds[name] = round(time.perf_counter() - begun, 2)
+  checkpoint.seconds[name] = round(time.perf_counter() - begun, 2)
 
 
 def say(text: str) -> None:
@@ -125,33 +127,33 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def seeds(bench: EvaluationContext) -> list[int]:
+def seeds(context: EvaluationContext) -> list[int]:
   """Return the seed of each set of samples."""
-  return list(range(bench.seed, bench.seed + bench.experiment.eval.num_seeds))
+  return list(range(context.seed, context.seed + context.experiment.eval.num_seeds))
 
 
-def labels_of(bench: EvaluationContext, first: int, num: int) -> np.ndarray | None:
+def labels_of(context: EvaluationContext, first: int, num: int) -> np.ndarray | None:
   """Return labels in turn, by the image's number; None for an unconditional model."""
-  classes = np.asarray(bench.classes, np.int32)
+  classes = np.asarray(context.classes, np.int32)
   return classes[(first + np.arange(num)) % len(classes)] if len(classes) else None
 
 
-def named_labels(bench: EvaluationContext) -> str | None:
+def named_labels(context: EvaluationContext) -> str | None:
   """Describe `labels_of` in words."""
-  if _leaves_classes_out(bench):
-    return f"classes {','.join(map(str, bench.classes))} in turn"
-  return "classes in turn" if bench.generative.num_classes else None
+  if _leaves_classes_out(context):
+    return f"classes {','.join(map(str, context.classes))} in turn"
+  return "classes in turn" if context.generative.num_classes else None
 
 
 def sample_facts(
-  bench: EvaluationContext, subject: CheckpointUnderTest, setting: SamplerSetting, seed: int
+  context: EvaluationContext, checkpoint: CheckpointUnderTest, setting: SamplerSetting, seed: int
 ) -> Summary:
   """Return everything that a set of samples depends on."""
   return {
-    "weights": subject.weights,
+    "weights": checkpoint.weights,
     "seed": seed,
     "settings": setting.facts,
-    "labels": named_labels(bench),
+    "labels": named_labels(context),
     "quantisation": QUANTISATION,
     "auto_spacing": _auto_spacing(setting),
   }
@@ -163,31 +165,32 @@ def _auto_spacing(setting: SamplerSetting) -> str | None:
 
 
 def draw_samples(
-  bench: EvaluationContext,
-  subject: CheckpointUnderTest,
+  context: EvaluationContext,
+  checkpoint: CheckpointUnderTest,
   setting: SamplerSetting,
   seed: int,
   num: int,
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "N H W C"]]]:
   """Yield (number of the chunk, images), drawn or read; image i depends on (seed, i) only."""
-  facts = sample_facts(bench, subject, setting, seed)
-  chunks = Chunks(subject.folder / "samples" / digest(facts), facts)
-  size, begun, new = min(bench.experiment.eval.batch_size, num), time.perf_counter(), 0
-  told = begun
-  for number, first, count in pieces(num, size):
+  facts = sample_facts(context, checkpoint, setting, seed)
+  chunks = Chunks(checkpoint.folder / "samples" / digest(facts), facts)
+  size, begun, new = min(context.experiment.eval.batch_size, num), time.perf_counter(), 0
+  last_printed = begun
+  for chunk, first, count in pieces(num, size):
 
     def compute(first=first, size=size):
       nonlocal new
-      labels = labels_of(bench, first, size)
-      fields = sampled_fields(bench, first, size)
-      images = to_uint8(setting.draw(subject.params, labels, size, seed, first, fields))
+      labels = labels_of(context, first, size)
+      fields = sampled_fields(context, first, size)
+      images = to_uint8(setting.draw(checkpoint.params, labels, size, seed, first, fields))
       new += size
       return {"images": images, "labels": np.full(size, -1) if labels is None else labels}
 
-    yield number, chunks.get(number, count, compute)["images"]
+    yield chunk, chunks.get(chunk, count, compute)["images"]
     now = time.perf_counter()
-    if first + count == num or now - told > 10:
-      told, rate = now, f", {new / (now - begun):,.1f} per second" if new else ", all drawn before"
+    if first + count == num or now - last_printed > 10:
+      last_printed = now
+      rate = f", {new / (now - begun):,.1f} per second" if new else ", all drawn before"
       say(f"  {_words(setting)}seed {seed}: {first + count:,} of {num:,} samples{rate}")
 
 
@@ -196,63 +199,63 @@ def _words(setting: SamplerSetting) -> str:
 
 
 def _features(
-  bench: EvaluationContext, subject: CheckpointUnderTest, setting: SamplerSetting, seed: int
+  context: EvaluationContext, checkpoint: CheckpointUnderTest, setting: SamplerSetting, seed: int
 ) -> list[FeatureSet]:
-  """Return the features of a seed's samples under each instrument, kept until the end."""
-  parts: list[list[Features]] = [[] for _ in bench.instruments]
-  facts = sample_facts(bench, subject, setting, seed)
-  stores = [_feature_store(subject, facts, instrument) for instrument in bench.instruments]
-  for number, images in draw_samples(bench, subject, setting, seed, bench.num_samples):
-    for store, instrument, part in zip(stores, bench.instruments, parts, strict=True):
+  """Return the features of a seed's samples in each feature space, kept until the end."""
+  batches: list[list[Features]] = [[] for _ in context.feature_spaces]
+  facts = sample_facts(context, checkpoint, setting, seed)
+  stores = [_feature_store(checkpoint, facts, space) for space in context.feature_spaces]
+  for chunk, images in draw_samples(context, checkpoint, setting, seed, context.num_samples):
+    for store, space, features in zip(stores, context.feature_spaces, batches, strict=True):
 
-      def compute(images=images, instrument=instrument):
-        found = instrument.extract(images)._asdict()
-        return {name: value for name, value in found.items() if value is not None}
+      def compute(images=images, space=space):
+        arrays = space.extract(images)._asdict()
+        return {name: array for name, array in arrays.items() if array is not None}
 
-      part.append(Features(**store.get(number, len(images), compute)))
-  return [sample_metrics.gather(part) for part in parts]
+      features.append(Features(**store.get(chunk, len(images), compute)))
+  return [sample_metrics.gather(features) for features in batches]
 
 
 def _feature_store(
-  subject: CheckpointUnderTest, facts: Summary, instrument: FeatureSpace
+  checkpoint: CheckpointUnderTest, facts: Summary, feature_space: FeatureSpace
 ) -> Chunks:
-  facts = {"samples": facts, "extractor": dict(instrument.extractor.stamp)}
-  return Chunks(subject.work / f"features-{digest(facts)}", facts)
+  facts = {"samples": facts, "extractor": dict(feature_space.extractor.stamp)}
+  return Chunks(checkpoint.work / f"features-{digest(facts)}", facts)
 
 
 def _sample_figures(
-  bench: EvaluationContext,
+  context: EvaluationContext,
   sets: list[list[FeatureSet]],
   chosen: Sequence[Metric],
   missing: list[str],
 ) -> Summary:
-  found: Summary = {}
-  are_named = bench.experiment.eval.metrics != "all"
-  for place, instrument in enumerate(bench.instruments):
-    own = [features[place] for features in sets]
-    rows, lines = sample_metrics.measure_samples(
-      own, instrument.reference, instrument.extractor, chosen, are_named
+  figures: Summary = {}
+  are_named = context.experiment.eval.metrics != "all"
+  for i, space in enumerate(context.feature_spaces):
+    features = [of_seed[i] for of_seed in sets]
+    measured, lines = sample_metrics.measure_samples(
+      features, space.reference, space.extractor, chosen, are_named
     )
-    found |= rows
+    figures |= measured
     missing += lines
-  return {"figures": found}
+  return {"figures": figures}
 
 
-def _memorization(bench: EvaluationContext, sets: list[list[FeatureSet]]) -> Summary:
+def _memorization(context: EvaluationContext, sets: list[list[FeatureSet]]) -> Summary:
   """Test whether samples are nearer to the training images than held-out images are."""
-  if "test" not in bench.splits:
+  if "test" not in context.splits:
     return {}
-  train, test = bench.splits["train"].features, bench.splits["test"].features
-  found = metrics.copying(sets[0][0].pool, train, test)
+  train, test = context.splits["train"].features, context.splits["test"].features
+  copied = metrics.copying(sets[0][0].pool, train, test)
   return {
     "memorization": {
-      "extractor": bench.instruments[0].extractor.name,
-      "num_samples": bench.num_samples,
-      "samples_to_train": found.samples_to_train._asdict(),
-      "test_to_train": found.test_to_train._asdict(),
-      "closer_than_test": found.closer_than_test,
-      "c_t": found.c_t,
-      "verdict": _verdict(found.c_t),
+      "extractor": context.feature_spaces[0].extractor.name,
+      "num_samples": context.num_samples,
+      "samples_to_train": copied.samples_to_train._asdict(),
+      "test_to_train": copied.test_to_train._asdict(),
+      "closer_than_test": copied.closer_than_test,
+      "c_t": copied.c_t,
+      "verdict": _verdict(copied.c_t),
     }
   }
 
@@ -267,51 +270,54 @@ def _verdict(c_t: float) -> str:
 
 
 def nearest_training_images(
-  bench: EvaluationContext, subject: CheckpointUnderTest, num: int, neighbours: int
+  context: EvaluationContext, checkpoint: CheckpointUnderTest, num: int, neighbours: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Return the first samples, and for each its nearest training images in feature space."""
-  if not bench.instruments:
+  if not context.feature_spaces:
     return None
-  train: Reference = bench.splits["train"]
-  images = next(draw_samples(bench, subject, bench.own, bench.seed, bench.num_samples))[1][:num]
-  pool = bench.instruments[0].extract(images).pool
-  found = metrics.nearest(pool, train.features, neighbours)
-  return images, train.places[found.index]
+  train: Reference = context.splits["train"]
+  samples = draw_samples(context, checkpoint, context.setting, context.seed, context.num_samples)
+  images = next(samples)[1][:num]
+  pool = context.feature_spaces[0].extract(images).pool
+  nearest = metrics.nearest(pool, train.features, neighbours)
+  return images, train.places[nearest.index]
 
 
-def _likelihoods(bench: EvaluationContext, subject: CheckpointUnderTest) -> Summary:
-  options = bench.experiment.eval
-  if not bench.estimates:
+def _likelihoods(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Summary:
+  options = context.experiment.eval
+  if not context.estimates:
     return {}
-  source = split_of(bench, options.likelihood_split)
-  found: Summary = {}
-  for name, estimate in bench.estimates.items():
-    facts = _estimate_facts(bench, subject, name)
-    chunks = Chunks(subject.work / f"{name}-{digest(facts)}", facts)
+  source = split_of(context, options.likelihood_split)
+  likelihoods: Summary = {}
+  for name, estimate in context.estimates.items():
+    facts = _estimate_facts(context, checkpoint, name)
+    chunks = Chunks(checkpoint.work / f"{name}-{digest(facts)}", facts)
     values = bits_per_dim.estimate_split(
-      estimate, subject.params, source, bench.mesh, chunks, options.batch_size,
-      options.likelihood_repeats, bench.seed, _progress(name),
+      estimate, checkpoint.params, source, context.mesh, chunks, options.batch_size,
+      options.likelihood_repeats, context.seed, _progress(name),
     )  # fmt: skip
     about = {
       "split": options.likelihood_split,
-      "num_levels": bench.generative.num_levels,
-      "conditional": bool(bench.generative.num_classes),
+      "num_levels": context.generative.num_levels,
+      "conditional": bool(context.generative.num_classes),
       "options": facts["options"],
     }
-    found[name] = about | bits_per_dim.summarize_estimates(values)
-  return {"likelihoods": found} | _baseline(bench)
+    likelihoods[name] = about | bits_per_dim.summarize_estimates(values)
+  return {"likelihoods": likelihoods} | _baseline(context)
 
 
-def _estimate_facts(bench: EvaluationContext, subject: CheckpointUnderTest, name: str) -> Summary:
-  config = bench.experiment.to_dict()
+def _estimate_facts(
+  context: EvaluationContext, checkpoint: CheckpointUnderTest, name: str
+) -> Summary:
+  config = context.experiment.to_dict()
   section = name if name in config else name.partition("_")[0]  # iwae_50 belongs to section iwae
   options = config.get(section, {})
   return {
-    "weights": subject.weights,
-    "split": bench.experiment.eval.likelihood_split,
-    "seed": bench.seed,
-    "batch_size": bench.experiment.eval.batch_size,
-    "settings": bench.own.facts,
+    "weights": checkpoint.weights,
+    "split": context.experiment.eval.likelihood_split,
+    "seed": context.seed,
+    "batch_size": context.experiment.eval.batch_size,
+    "settings": context.setting.facts,
     "name": name,
     "options": options,
   }
@@ -319,59 +325,60 @@ def _estimate_facts(bench: EvaluationContext, subject: CheckpointUnderTest, name
 
 def _progress(name: str):
   """Print the progress of an estimate, at most every ten seconds."""
-  told = time.perf_counter()
+  last_printed = time.perf_counter()
 
   def report(done: int, num: int) -> None:
-    nonlocal told
-    if done == num or time.perf_counter() - told > 10:
-      told = time.perf_counter()
+    nonlocal last_printed
+    if done == num or time.perf_counter() - last_printed > 10:
+      last_printed = time.perf_counter()
       say(f"  {name}: {done:,} of {num:,} estimates")
 
   return report
 
 
-def _baseline(bench: EvaluationContext) -> Summary:
-  if bench.test is None or bench.experiment.eval.likelihood_split != "test":
+def _baseline(context: EvaluationContext) -> Summary:
+  if context.test is None or context.experiment.eval.likelihood_split != "test":
     return {}
-  bits = baseline_bits(bench.generative, bench.train, bench.test)
+  bits = baseline_bits(context.generative, context.train, context.test)
   return {} if bits is None else {"baseline": {"independent_pixels": bits}}
 
 
-def _spectrum(bench: EvaluationContext, subject: CheckpointUnderTest) -> Summary:
-  if bench.errors is None:
+def _spectrum(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Summary:
+  if context.errors is None:
     return {}
-  found: Summary = {}
-  splits: Mapping[str, Any] = {"train": bench.train, "test": bench.test}
+  spectrum: Summary = {}
+  options = context.experiment.eval
+  splits: Mapping[str, Any] = {"train": context.train, "test": context.test}
   for name, source in splits.items():
     if source is None:
       continue
-    facts = {"split": name, **_estimate_facts(bench, subject, "spectrum")}
-    chunks = Chunks(subject.work / f"spectrum-{name}-{digest(facts)}", facts)
-    found["log_snr"], found[name] = noise_levels.mean_errors(
-      bench.errors, subject.params, source, bench.experiment.eval.spectrum_images, bench.mesh,
-      chunks, bench.experiment.eval.batch_size, bench.seed,
+    facts = {"split": name, **_estimate_facts(context, checkpoint, "spectrum")}
+    chunks = Chunks(checkpoint.work / f"spectrum-{name}-{digest(facts)}", facts)
+    spectrum["log_snr"], spectrum[name] = noise_levels.mean_errors(
+      context.errors, checkpoint.params, source, options.spectrum_images, context.mesh, chunks,
+      options.batch_size, context.seed,
     )  # fmt: skip
-  return {"spectrum": found}
+  return {"spectrum": spectrum}
 
 
-def _sweep(bench: EvaluationContext, subject: CheckpointUnderTest) -> Summary:
+def _sweep(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Summary:
   """Measure the figures of each setting with the first seed."""
-  rows, chosen = [], [metric for metric in bench.metrics if metric.in_sweeps]
-  for setting in bench.sweep if bench.instruments else ():
-    sets = [_features(bench, subject, setting, bench.seed)]
-    found = _sample_figures(bench, sets, chosen, [])
+  rows, chosen = [], [metric for metric in context.metrics if metric.in_sweeps]
+  for setting in context.sweep if context.feature_spaces else ():
+    sets = [_features(context, checkpoint, setting, context.seed)]
+    figures = _sample_figures(context, sets, chosen, [])
     rows.append(
       {
         "overrides": dict(setting.overrides),
         "num_evaluations": num_evaluations(
           setting.generative,
-          subject.params,
-          bench.seed,
-          bench.classes,
-          sampled_fields(bench, 0, PROBES),
+          checkpoint.params,
+          context.seed,
+          context.classes,
+          sampled_fields(context, 0, PROBES),
         ),
-        "num_samples": bench.num_samples,
-        **found,
+        "num_samples": context.num_samples,
+        **figures,
       }
     )
   return {"sweep": rows} if rows else {}

@@ -1,4 +1,4 @@
-"""metrics.json and the report: the results, their subject, and how to repeat them."""
+"""metrics.json and the report: the results, their checkpoint, and how to repeat them."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import jax
 from diffusion_jax import __version__
 from diffusion_jax.core import files
 from diffusion_jax.core.pixels import QUANTISATION
-from diffusion_jax.evaluation import context as benches
+from diffusion_jax.evaluation import context as contexts
 from diffusion_jax.evaluation import measure
 from diffusion_jax.evaluation.context import EvaluationContext
 from diffusion_jax.evaluation.measure import CheckpointUnderTest, Summary
@@ -27,66 +27,66 @@ SCHEMA = 1
 
 
 def compose(
-  bench: EvaluationContext, subject: CheckpointUnderTest, measured: Summary, repeat: str
+  context: EvaluationContext, checkpoint: CheckpointUnderTest, measured: Summary, repeat: str
 ) -> Summary:
   """Return the content of metrics.json; docs/metrics_json.md describes it.
 
   Args:
-    bench, subject: the run and the checkpoint that were measured.
+    context, checkpoint: the run and the checkpoint that were measured.
     measured: results from `measure.evaluate_checkpoint`.
     repeat: command that repeats the measurement.
   """
   return {
     "schema": SCHEMA,
-    "identity": digest(measure.identity(bench, subject)),
-    "model": _model(bench, subject),
-    "samples": _samples(bench, subject),
-    "extractors": {i.extractor.name: dict(i.extractor.stamp) for i in bench.instruments},
-    "references": {i.extractor.name: dict(i.reference.stamp) for i in bench.instruments},
-    "metrics": [metric.name for metric in bench.metrics],
+    "identity": digest(measure.identity(context, checkpoint)),
+    "model": _model(context, checkpoint),
+    "samples": _samples(context, checkpoint),
+    "extractors": {i.extractor.name: dict(i.extractor.stamp) for i in context.feature_spaces},
+    "references": {i.extractor.name: dict(i.reference.stamp) for i in context.feature_spaces},
+    "metrics": [metric.name for metric in context.metrics],
     **measured,
     "repeat": repeat,
     "code": {"version": __version__, "git_revision": provenance.git_revision()},
-    "run": environment(subject.seconds),
+    "run": environment(checkpoint.seconds),
   }
 
 
-def _model(bench: EvaluationContext, subject: CheckpointUnderTest) -> Summary:
-  config = bench.experiment.to_dict()
+def _model(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Summary:
+  config = context.experiment.to_dict()
   return {
-    "workdir": str(bench.workdir),
-    "step": subject.step,
-    "images_seen": subject.step * bench.experiment.training.batch_size,
-    "weights": subject.average.label,
-    "weights_digest": subject.weights,
+    "workdir": str(context.workdir),
+    "step": checkpoint.step,
+    "images_seen": checkpoint.step * context.experiment.training.batch_size,
+    "weights": checkpoint.average.label,
+    "weights_digest": checkpoint.weights,
     "ema": config["ema"],
-    **({"put_together": dict(subject.made)} if subject.made else {}),
+    **({"put_together": dict(checkpoint.made)} if checkpoint.made else {}),
     "kind": config["generative"]["name"],
-    "parameters": count_parameters(subject.params),
+    "parameters": count_parameters(checkpoint.params),
     "config": config,
-    "data": dict(subject.data),
+    "data": dict(checkpoint.data),
   }
 
 
-def _samples(bench: EvaluationContext, subject: CheckpointUnderTest) -> Summary:
-  facts = measure.sample_facts(bench, subject, bench.own, bench.seed)
+def _samples(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Summary:
+  facts = measure.sample_facts(context, checkpoint, context.setting, context.seed)
   return {
-    "source": f"{bench.workdir} step {subject.step}",
-    "num": bench.num_samples,
-    "seeds": measure.seeds(bench),
+    "source": f"{context.workdir} step {checkpoint.step}",
+    "num": context.num_samples,
+    "seeds": measure.seeds(context),
     "sampler": facts["settings"].get("sampler"),
     "auto_spacing": facts["auto_spacing"],
     "guidance": facts["settings"].get("guidance"),
-    "num_evaluations": benches.num_evaluations(
-      bench.generative,
-      subject.params,
-      bench.seed,
-      bench.classes,
-      benches.sampled_fields(bench, 0, benches.PROBES),
+    "num_evaluations": contexts.num_evaluations(
+      context.generative,
+      checkpoint.params,
+      context.seed,
+      context.classes,
+      contexts.sampled_fields(context, 0, contexts.PROBES),
     ),
     "labels": facts["labels"],
     "quantisation": QUANTISATION,
-    "resolution": list(bench.train.spec.shape),
+    "resolution": list(context.train.spec.shape),
     "folder": f"samples/{digest(facts)}",
   }
 
@@ -164,22 +164,23 @@ def training_rows(workdir: Path) -> list[dict[str, Any]]:
 
 def lines(metrics: Summary) -> list[str]:
   """Format the lines for the terminal."""
-  rows = [_figure_line(name, figure) for name, figure in metrics.get("figures", {}).items()]
-  for name, found in metrics.get("likelihoods", {}).items():
-    terms = ", ".join(f"{n} {t['mean']:.4f}" for n, t in found["terms"].items())
-    levels = f" at {found['num_levels']} levels" if found["num_levels"] else ""
-    rows.append(
-      f"{name} {found['bits_per_dim']:.4f}{_error(found['standard_error'])} bits/dim{levels}, "
-      f"{found['num_images']:,} {found['split']} images" + (f" ({terms})" if terms else "")
+  listed = [_figure_line(name, figure) for name, figure in metrics.get("figures", {}).items()]
+  for name, estimate in metrics.get("likelihoods", {}).items():
+    terms = ", ".join(f"{n} {t['mean']:.4f}" for n, t in estimate["terms"].items())
+    levels = f" at {estimate['num_levels']} levels" if estimate["num_levels"] else ""
+    bits = f"{estimate['bits_per_dim']:.4f}{_error(estimate['standard_error'])}"
+    listed.append(
+      f"{name} {bits} bits/dim{levels}, "
+      f"{estimate['num_images']:,} {estimate['split']} images" + (f" ({terms})" if terms else "")
     )
   for point in metrics.get("sweep", []):
     settings = " ".join(f"{n}={v}" for n, v in point["overrides"].items())
     values = ", ".join(f"{n} {f['value']:.4g}" for n, f in point["figures"].items())
-    rows.append(f"{settings}: {point['num_evaluations']} evaluations, {values}")
+    listed.append(f"{settings}: {point['num_evaluations']} evaluations, {values}")
   if "memorization" in metrics:
-    found = metrics["memorization"]
-    rows.append(f"copying test C_T {found['c_t']:.2f}: {found['verdict']}")
-  return rows + [f"not measured: {line}" for line in metrics.get("missing", [])]
+    estimate = metrics["memorization"]
+    listed.append(f"copying test C_T {estimate['c_t']:.2f}: {estimate['verdict']}")
+  return listed + [f"not measured: {line}" for line in metrics.get("missing", [])]
 
 
 def _figure_line(name: str, figure: Summary) -> str:

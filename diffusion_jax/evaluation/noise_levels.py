@@ -55,22 +55,26 @@ def mean_errors(
   Returns:
     log-SNRs, and means with standard errors over the images.
   """
-  num = min(num_images, len(source))
-  places = np.linspace(0, len(source) - 1, num).astype(int)
-  size = sharding.round_up(min(batch_size, num), mesh)
-  rows = []
-  for number, first, count in pieces(num, size):
+  num_used = min(num_images, len(source))
+  places = np.linspace(0, len(source) - 1, num_used).astype(int)
+  size = sharding.round_up(min(batch_size, num_used), mesh)
+  batches = []
+  for chunk, first, count in pieces(num_used, size):
 
     def compute(first=first):
       index = np.arange(first, first + size)
-      batch = make_batch(source, places[np.minimum(index, num - 1)], index, index < num)
+      batch = make_batch(source, places[np.minimum(index, num_used - 1)], index, index < num_used)
       sent = jax.tree.map(lambda x: sharding.put_rows(x, mesh), batch)
-      found = errors(params, seed, sent)
-      log_snr = np.broadcast_to(sharding.fetch(found.log_snr), found.eps_mse.shape)
-      return {"eps_mse": sharding.fetch(found.eps_mse), "log_snr": log_snr}
+      estimate = errors(params, seed, sent)
+      log_snr = np.broadcast_to(sharding.fetch(estimate.log_snr), estimate.eps_mse.shape)
+      return {"eps_mse": sharding.fetch(estimate.eps_mse), "log_snr": log_snr}
 
-    rows.append(chunks.get(number, count, compute))
-  mse = np.concatenate([row["eps_mse"] for row in rows]).astype(np.float64)
-  spread = mse.std(0, ddof=1) / math.sqrt(num) if num > 1 else np.zeros(mse.shape[1])
-  summary = {"eps_mse": mse.mean(0).tolist(), "standard_error": spread.tolist(), "num_images": num}
-  return rows[0]["log_snr"][0].astype(float).tolist(), summary
+    batches.append(chunks.get(chunk, count, compute))
+  mse = np.concatenate([row["eps_mse"] for row in batches]).astype(np.float64)
+  spread = mse.std(0, ddof=1) / math.sqrt(num_used) if num_used > 1 else np.zeros(mse.shape[1])
+  summary = {
+    "eps_mse": mse.mean(0).tolist(),
+    "standard_error": spread.tolist(),
+    "num_images": num_used,
+  }
+  return batches[0]["log_snr"][0].astype(float).tolist(), summary

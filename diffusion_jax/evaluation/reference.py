@@ -80,10 +80,10 @@ def compute(
   kept = []
   for first in range(0, len(source), chunk):
     index = np.arange(first, min(first + chunk, len(source)))
-    found = extract(as_pictures(source.gather(index)[0], source.spec.num_levels))
-    pool = _add(pool, found.pool)
-    spatial = None if found.spatial is None else _add(spatial, found.spatial)
-    kept.append(found.pool[np.isin(index, places)])
+    features = extract(as_pictures(source.gather(index)[0], source.spec.num_levels))
+    pool = _add(pool, features.pool)
+    spatial = None if features.spatial is None else _add(spatial, features.spatial)
+    kept.append(features.pool[np.isin(index, places)])
   assert pool is not None
   stamp = make_stamp(source, split, extractor)
   return Reference(stamp, pool, spatial, np.concatenate(kept), places)
@@ -185,15 +185,15 @@ def cached(
   """Return the statistics of a split: from `folder` if stored, else computed and stored."""
   stamp = make_stamp(source, split, extractor)
   path = folder / f"{stamp['data']}-{split}-{digest(stamp)}.npz"
-  found = None
+  stored = None
   if path.is_file():
     try:
-      found = load_statistics(path)
+      stored = load_statistics(path)
     except UserError:
       print(f"{path} is damaged: computed again")
-  if parallel.all_true(found is not None):  # each host has its own cache
-    assert found is not None
-    return found
+  if parallel.all_true(stored is not None):  # each host has its own cache
+    assert stored is not None
+    return stored
   print(f"features of the {len(source):,} images of {source.name} ({extractor.name})", flush=True)
   reference = compute(source, split, extractor, extract)
   save(path, reference)

@@ -41,36 +41,36 @@ def check_request(args: Any, overrides: Sequence[Override]) -> None:
     raise UserError(f"--step={args.step}: --watch takes every checkpoint; leave --step out")
 
 
-def check_measures(bench: EvaluationContext, request: Request) -> EvaluationContext:
-  """Return the bench, with a line on requests that cannot be measured.
+def check_measures(context: EvaluationContext, request: Request) -> EvaluationContext:
+  """Return the context, with a line on requests that cannot be measured.
 
   Raises:
     UserError: a sweep is requested, but there are no features for its samples.
   """
-  if bench.extractors or (request.features is None and bench.train.spec.num_classes):
-    return bench
-  reason = "; ".join(bench.missing) or "--features=none and --inception=none"
-  if bench.sweep:
+  if context.extractors or (request.features is None and context.train.spec.num_classes):
+    return context
+  reason = "; ".join(context.missing) or "--features=none and --inception=none"
+  if context.sweep:
     flags = " ".join(f"--sweep={axis}" for axis in request.sweep)
     raise UserError(
       f"{flags}: no feature network for the samples ({reason}); give --features=FILE or "
       "--inception=FILE, or leave --sweep out"
     )
-  said = [] if bench.missing else [f"samples: there is no feature network ({reason})"]
-  return bench._replace(missing=[*bench.missing, *said])
+  said = [] if context.missing else [f"samples: there is no feature network ({reason})"]
+  return context._replace(missing=[*context.missing, *said])
 
 
-def why_left_out(bench: EvaluationContext, step: int | None, error: UserError) -> str | None:
+def why_left_out(context: EvaluationContext, step: int | None, error: UserError) -> str | None:
   """Return why one of several steps is skipped; None if the error is not the step's own.
 
   A collective.
 
   Args:
-    bench: evaluation of the run.
+    context: evaluation of the run.
     step: step that could not be measured.
     error: reason of the failure.
   """
-  gone = step not in store.saved_steps(bench.checkpoints)
+  gone = step not in store.saved_steps(context.checkpoints)
   if parallel.broadcast_object(gone):
     return "the run has deleted this checkpoint; skipped"
   if not isinstance(error, Unreadable):

@@ -51,64 +51,64 @@ class Difference(NamedTuple):
 def read_metrics(path: Path) -> Summary | None:
   """Return the object in a metrics.json of any version; None if there is nothing to lose."""
   try:
-    found = json.loads(path.read_text())
+    content = json.loads(path.read_text())
   except (OSError, ValueError):
     return None
-  return found if isinstance(found, dict) and "schema" in found else None
+  return content if isinstance(content, dict) and "schema" in content else None
 
 
 def compare_metrics(
-  found: Summary, bench: EvaluationContext, subject: CheckpointUnderTest | None = None
+  stored: Summary, context: EvaluationContext, checkpoint: CheckpointUnderTest | None = None
 ) -> Difference:
   """Compare a metrics.json with the current request.
 
   Args:
-    found: content of a metrics.json, from `read_metrics`.
-    bench: the evaluation; without instruments, references are not compared.
-    subject: the checkpoint; None: its weights are not compared.
+    stored: content of a metrics.json, from `read_metrics`.
+    context: the evaluation; before `equip`, references are not compared.
+    checkpoint: the checkpoint; None: its weights are not compared.
   """
-  if found["schema"] != SCHEMA:
-    return Difference([f"schema: {found['schema']} -> {SCHEMA}"], True)
+  if stored["schema"] != SCHEMA:
+    return Difference([f"schema: {stored['schema']} -> {SCHEMA}"], True)
   try:
-    return _compare(found, bench, subject)
+    return _compare(stored, context, checkpoint)
   except (KeyError, TypeError, AttributeError, IndexError) as error:
     return Difference([f"its metrics.json lacks {error}"], True)
 
 
 def _compare(
-  found: Summary, bench: EvaluationContext, subject: CheckpointUnderTest | None
+  stored: Summary, context: EvaluationContext, checkpoint: CheckpointUnderTest | None
 ) -> Difference:
-  lost = _fields(found["model"]["config"], metrics_json.json_values(bench.experiment.to_dict()))
-  samples = found["samples"]
-  lost += _other("seed", samples["seeds"][0], bench.seed)
-  lost += _other("eval.num_samples", samples["num"], bench.num_samples)
-  if subject is not None:
-    lost += _other("weights", found["model"]["weights_digest"], subject.weights)
+  lost = _fields(stored["model"]["config"], metrics_json.json_values(context.experiment.to_dict()))
+  samples = stored["samples"]
+  lost += _other("seed", samples["seeds"][0], context.seed)
+  lost += _other("eval.num_samples", samples["num"], context.num_samples)
+  if checkpoint is not None:
+    lost += _other("weights", stored["model"]["weights_digest"], checkpoint.weights)
   measured = {
-    "eval.likelihoods": (list(found.get("likelihoods", {})), list(bench.estimates)),
+    "eval.likelihoods": (list(stored.get("likelihoods", {})), list(context.estimates)),
     "sweep": (
-      [_point(row["overrides"]) for row in found.get("sweep", [])],
-      [_point(setting.overrides) for setting in bench.sweep],
+      [_point(row["overrides"]) for row in stored.get("sweep", [])],
+      [_point(setting.overrides) for setting in context.sweep],
     ),
   }
-  if found.get("references"):
-    measured["eval.metrics"] = (_metrics_of(found), [metric.name for metric in bench.metrics])
-  if bench.is_equipped:
+  if stored.get("references"):
+    measured["eval.metrics"] = (_metrics_of(stored), [metric.name for metric in context.metrics])
+  if context.is_equipped:
     stamps = {
-      i.extractor.name: metrics_json.json_values(i.reference.stamp) for i in bench.instruments
+      i.extractor.name: metrics_json.json_values(i.reference.stamp) for i in context.feature_spaces
     }
-    lost += _stamps(found["references"], stamps)
-    measured["references"] = (list(found["references"]), list(stamps))
+    lost += _stamps(stored["references"], stamps)
+    measured["references"] = (list(stored["references"]), list(stamps))
   for name, (old, new) in measured.items():
     if gone := [n for n in old if n not in new]:
       lost.append(f"{name}: {', '.join(gone)} -> {', '.join(new) or 'none'}")
   added = any(n not in old for old, new in measured.values() for n in new)
-  return Difference(lost, added or (bench.errors is not None and "spectrum" not in found))
+  return Difference(lost, added or (context.errors is not None and "spectrum" not in stored))
 
 
-def _metrics_of(found: Summary) -> Sequence[str]:
+def _metrics_of(stored: Summary) -> Sequence[str]:
   """Return the names of the requested metrics; older versions had only the package's own."""
-  return found.get("metrics", PACKAGED)
+  return stored.get("metrics", PACKAGED)
 
 
 def _fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -147,19 +147,19 @@ def _stamps(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   return lost
 
 
-def is_done(bench: EvaluationContext, subject: CheckpointUnderTest) -> bool:
+def is_done(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> bool:
   """Return whether the folder has the outcome of exactly this work."""
-  found = read_metrics(subject.folder / "metrics.json")
-  if found is None or not (subject.folder / "report.html").is_file():
+  stored = read_metrics(checkpoint.folder / "metrics.json")
+  if stored is None or not (checkpoint.folder / "report.html").is_file():
     return False
-  return compare_metrics(found, bench, subject) == Difference([], False)
+  return compare_metrics(stored, context, checkpoint) == Difference([], False)
 
 
 def keep(
   folders: Sequence[Path],
-  bench: EvaluationContext,
+  context: EvaluationContext,
   fresh: bool,
-  subject: CheckpointUnderTest | None = None,
+  checkpoint: CheckpointUnderTest | None = None,
 ) -> None:
   """Raise an error before outcomes of other settings are replaced; `fresh` moves them away.
 
@@ -167,21 +167,21 @@ def keep(
 
   Args:
     folders: folders of the steps.
-    bench, subject: as in `compare_metrics`.
+    context, checkpoint: as in `compare_metrics`.
     fresh: true to move outcomes away instead of raising.
 
   Raises:
     UserError: an outcome differs; the message has the first folder and the differences.
   """
   for folder in folders:
-    found = read_metrics(folder / "metrics.json")
-    lost = [] if found is None else compare_metrics(found, bench, subject).lost
+    stored = read_metrics(folder / "metrics.json")
+    lost = [] if stored is None else compare_metrics(stored, context, checkpoint).lost
     if lost and not fresh:
       raise UserError(
         f"{folder} holds an evaluation with other settings ({'; '.join(lost)}); give --out=FOLDER "
         "for this one, or --fresh to move that one aside"
       )
-    if lost and subject is not None:
+    if lost and checkpoint is not None:
       print(f"moved the evaluation with other settings to {_move_aside(folder)}", flush=True)
 
 
@@ -195,11 +195,11 @@ def _move_aside(folder: Path) -> Path:
   return aside
 
 
-def check_steps(bench: EvaluationContext, step: str, average: Average, fresh: bool) -> None:
+def check_steps(context: EvaluationContext, step: str, average: Average, fresh: bool) -> None:
   """Raise the errors of `keep` for the requested steps, before anything is computed.
 
   Args:
-    bench: the evaluation.
+    context: the evaluation.
     step: latest, all, or a number.
     average: average of the weights.
     fresh: true if other outcomes will be moved away in their turn.
@@ -209,9 +209,9 @@ def check_steps(bench: EvaluationContext, step: str, average: Average, fresh: bo
   """
 
   def check() -> None:
-    saved = store.saved_steps(bench.checkpoints)
+    saved = store.saved_steps(context.checkpoints)
     asked = {"all": saved, "latest": saved[-1:]}.get(step) or [int(step)]
-    keep([bench.folder / f"{number}{average.suffix}" for number in asked], bench, fresh)
+    keep([context.folder / f"{saved_step}{average.suffix}" for saved_step in asked], context, fresh)
 
   parallel.on_process_0(check)
 
@@ -245,29 +245,29 @@ def find_compared(given: Sequence[Path]) -> list[Summary]:
 
 def _find_compared(path: Path) -> Summary:
   where = f"--compare={path}"
-  place = path if path.suffix == ".json" else _newest(path)
-  if place is None or not place.is_file():
+  file = path if path.suffix == ".json" else _newest(path)
+  if file is None or not file.is_file():
     raise UserError(
       f"{where}: no metrics.json there; run python -m diffusion_jax.evaluate --workdir={path} first"
     )
   try:
-    found = json.loads(place.read_text())
-    if found["schema"] != SCHEMA:
-      raise ValueError(f"schema {found['schema']}, this version reads {SCHEMA}")
-    report.render(found, {}, (), [found])
+    metrics = json.loads(file.read_text())
+    if metrics["schema"] != SCHEMA:
+      raise ValueError(f"schema {metrics['schema']}, this version reads {SCHEMA}")
+    report.render(metrics, {}, (), [metrics])
   except Exception as error:
     raise UserError(
-      f"{where}: {place} is no metrics.json that can be compared ({type(error).__name__}: "
+      f"{where}: {file} is no metrics.json that can be compared ({type(error).__name__}: "
       f"{str(error).partition(chr(10))[0][:200]}); evaluate that run again, or leave it out"
     ) from error
-  return found
+  return metrics
 
 
 def _newest(folder: Path) -> Path | None:
   """Return the newest step's metrics.json of a run, of a folder of --out, or of one step."""
   for root in (folder / "eval", folder):
-    places = [p for p in root.glob("*/metrics.json") if p.parent.name.isdigit()]
-    if places:
-      return max(places, key=lambda p: int(p.parent.name))
-  own = folder / "metrics.json"
-  return own if own.is_file() else None
+    candidates = [p for p in root.glob("*/metrics.json") if p.parent.name.isdigit()]
+    if candidates:
+      return max(candidates, key=lambda p: int(p.parent.name))
+  file = folder / "metrics.json"
+  return file if file.is_file() else None

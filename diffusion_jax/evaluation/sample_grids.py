@@ -25,33 +25,37 @@ MOMENTS = 10
 NEIGHBOURS = 5
 
 
-def make_pictures(bench: EvaluationContext, subject: CheckpointUnderTest) -> dict[str, Picture]:
+def make_pictures(
+  context: EvaluationContext, checkpoint: CheckpointUnderTest
+) -> dict[str, Picture]:
   """Return name -> picture for everything that the model can show; samples are measured ones."""
-  images = _samples(bench, subject)
-  found = {"samples": _grid_of_samples(images)}
-  if 2 <= len(bench.classes) <= len(images):  # otherwise a class has no sample
-    found["classes"] = _classes(bench, images)
-  if "trajectory" in bench.generative.capabilities:
-    found["progression"] = _progression(bench, subject)
-  if "encode" in bench.generative.capabilities:
-    found["reconstructions"] = _reconstructions(bench, subject)
-  if (nearest := _nearest(bench, subject)) is not None:
-    found["nearest"] = nearest
-  return found
+  images = _samples(context, checkpoint)
+  pictures = {"samples": _grid_of_samples(images)}
+  if 2 <= len(context.classes) <= len(images):  # otherwise a class has no sample
+    pictures["classes"] = _classes(context, images)
+  if "trajectory" in context.generative.capabilities:
+    pictures["progression"] = _progression(context, checkpoint)
+  if "encode" in context.generative.capabilities:
+    pictures["reconstructions"] = _reconstructions(context, checkpoint)
+  if (nearest := _nearest(context, checkpoint)) is not None:
+    pictures["nearest"] = nearest
+  return pictures
 
 
 def _samples(
-  bench: EvaluationContext, subject: CheckpointUnderTest
+  context: EvaluationContext, checkpoint: CheckpointUnderTest
 ) -> UInt8[np.ndarray, "N H W C"]:
   """Return the first samples of the first seed, enough for every grid."""
-  wanted = min(max(GRID, len(bench.classes) * PER_CLASS), bench.num_samples)
-  parts, have = [], 0
-  for _, images in measure.draw_samples(bench, subject, bench.own, bench.seed, bench.num_samples):
-    parts.append(images)
-    have += len(images)
-    if have >= wanted:
+  wanted = min(max(GRID, len(context.classes) * PER_CLASS), context.num_samples)
+  batches, num_drawn = [], 0
+  for _, images in measure.draw_samples(
+    context, checkpoint, context.setting, context.seed, context.num_samples
+  ):
+    batches.append(images)
+    num_drawn += len(images)
+    if num_drawn >= wanted:
       break
-  return np.concatenate(parts)[:wanted]
+  return np.concatenate(batches)[:wanted]
 
 
 def _grid_of_samples(images: np.ndarray) -> Picture:
@@ -60,32 +64,32 @@ def _grid_of_samples(images: np.ndarray) -> Picture:
   return Picture(image_grid(images, columns), f"The first {len(images)} samples, none left out.")
 
 
-def _classes(bench: EvaluationContext, images: np.ndarray) -> Picture:
+def _classes(context: EvaluationContext, images: np.ndarray) -> Picture:
   """Draw one row per class, by the label given to the sampler; images are ordered by class."""
-  num = len(bench.classes)
-  shown = [images[place::num][:PER_CLASS] for place in range(min(num, MAX_CLASSES))]
+  num_classes = len(context.classes)
+  shown = [images[i::num_classes][:PER_CLASS] for i in range(min(num_classes, MAX_CLASSES))]
   columns = min(len(row) for row in shown)
   cells = np.concatenate([row[:columns] for row in shown])
-  labels = bench.classes[: len(shown)]
+  labels = context.classes[: len(shown)]
   named = f"0 to {len(shown) - 1}" if labels[-1] == len(shown) - 1 else ", ".join(map(str, labels))
   words = f"One row per class, {named}: the first {columns} samples with that label."
   return Picture(image_grid(cells, columns), words)
 
 
-def _progression(bench: EvaluationContext, subject: CheckpointUnderTest) -> Picture:
+def _progression(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Picture:
   """Draw one row per image: the x0 estimate at evenly spaced steps of the sampler.
 
   The last one is final.
   """
-  fields = sampled_fields(bench, 0, ROWS)
-  condition = Condition(measure.labels_of(bench, 0, ROWS), fields=fields)
+  fields = sampled_fields(context, 0, ROWS)
+  condition = Condition(measure.labels_of(context, 0, ROWS), fields=fields)
 
   @jax.jit
   def follow(params, index, condition):
-    keys = rng.sample_keys(bench.seed, index)
-    return bench.generative.trajectory(params, keys, condition)
+    keys = rng.sample_keys(context.seed, index)
+    return context.generative.trajectory(params, keys, condition)
 
-  path = sharding.fetch(follow(subject.params, np.arange(ROWS, dtype=np.uint32), condition))
+  path = sharding.fetch(follow(checkpoint.params, np.arange(ROWS, dtype=np.uint32), condition))
   steps = np.unique(np.linspace(0, len(path) - 1, min(MOMENTS, len(path))).astype(int))
   cells = to_uint8(path[steps]).swapaxes(0, 1).reshape(-1, *path.shape[2:])
   numbers = ", ".join(str(step + 1) for step in steps)
@@ -93,29 +97,31 @@ def _progression(bench: EvaluationContext, subject: CheckpointUnderTest) -> Pict
   return Picture(image_grid(cells, len(steps)), words)
 
 
-def _reconstructions(bench: EvaluationContext, subject: CheckpointUnderTest) -> Picture:
-  source = bench.test or bench.train
+def _reconstructions(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Picture:
+  source = context.test or context.train
   batch = draw.first_examples(source, 32)
-  decoded = draw.make_reconstruct(bench.generative, bench.mesh)(subject.params, batch)
+  decoded = draw.make_reconstruct(context.generative, context.mesh)(checkpoint.params, batch)
   originals = as_pictures(np.asarray(batch.image), source.spec.num_levels)
   columns = grid_columns(len(decoded), 0)
-  rows = draw.rows_in_turn([originals, to_uint8(decoded)], columns)
-  what = "held-out" if bench.test else "training"
+  images = draw.rows_in_turn([originals, to_uint8(decoded)], columns)
+  what = "held-out" if context.test else "training"
   words = f"Each row of {what} images above their reconstructions."
-  return Picture(image_grid(rows, columns), words)
+  return Picture(image_grid(images, columns), words)
 
 
-def _nearest(bench: EvaluationContext, subject: CheckpointUnderTest) -> Picture | None:
+def _nearest(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Picture | None:
   """Draw rows of a sample and its nearest training images in feature space."""
-  wanted = min(NEIGHBOURS, len(bench.train))
-  found = measure.nearest_training_images(bench, subject, ROWS, wanted)
-  if found is None:
+  wanted = min(NEIGHBOURS, len(context.train))
+  nearest = measure.nearest_training_images(context, checkpoint, ROWS, wanted)
+  if nearest is None:
     return None
-  samples, places = found
-  images = bench.train.gather(places.ravel())[0]
-  near = as_pictures(images, bench.train.spec.num_levels).reshape(*places.shape, *samples.shape[1:])
+  samples, places = nearest
+  images = context.train.gather(places.ravel())[0]
+  near = as_pictures(images, context.train.spec.num_levels).reshape(
+    *places.shape, *samples.shape[1:]
+  )
   blank = np.full_like(samples[:, None], 255)
   cells = np.concatenate([samples[:, None], blank, near], axis=1)
   grid = image_grid(cells.reshape(-1, *samples.shape[1:]), wanted + 2)
-  name = bench.instruments[0].extractor.name
+  name = context.feature_spaces[0].extractor.name
   return Picture(grid, f"Left: a sample. Right: its {wanted} nearest training images ({name}).")

@@ -36,8 +36,8 @@ class Protocol(NamedTuple):
     Images or statistics from a user have their number in the name, because no data set implies it.
     """
     name = self.extractor.name
-    own = metric.domain_name or metric.name
-    stem = metric.name if name == PUBLISHED else f"{own}_{name}"
+    domain_metric = metric.domain_name or metric.name
+    stem = metric.name if name == PUBLISHED else f"{domain_metric}_{name}"
     given = f"given{short_count(self.num_reference)}"
     split = {"train": [], "given": [given]}.get(self.split, [self.split])
     is_full = self.num_samples == self.full_num_samples(metric)
@@ -54,15 +54,15 @@ def short_count(num: int) -> str:
   return f"{num // 1000}k" if num % 1000 == 0 else str(num)
 
 
-def gather(parts: Sequence[Features]) -> FeatureSet:
+def gather(batches: Sequence[Features]) -> FeatureSet:
   """Join the features of successive chunks; the sums do not depend on the chunks' devices."""
-  sums = moments.zeros(parts[0].pool.shape[1])
-  spatial = None if parts[0].spatial is None else moments.zeros(parts[0].spatial.shape[1])
-  for part in parts:
-    sums = moments.add(sums, part.pool)
-    if spatial is not None and part.spatial is not None:
-      spatial = moments.add(spatial, part.spatial)
-  pool, logits = (np.concatenate(rows) for rows in zip(*(p[:2] for p in parts), strict=True))
+  sums = moments.zeros(batches[0].pool.shape[1])
+  spatial = None if batches[0].spatial is None else moments.zeros(batches[0].spatial.shape[1])
+  for batch in batches:
+    sums = moments.add(sums, batch.pool)
+    if spatial is not None and batch.spatial is not None:
+      spatial = moments.add(spatial, batch.spatial)
+  pool, logits = (np.concatenate(arrays) for arrays in zip(*(p[:2] for p in batches), strict=True))
   return FeatureSet(pool, sums, logits, spatial)
 
 
@@ -87,8 +87,8 @@ def measure_samples(
     name -> figure as in metrics.json, and one line for each unavailable figure.
   """
   other = FeatureSet(reference.features, reference.pool, None, reference.spatial)
-  num = len(sets[0].pool)
-  protocol = Protocol(extractor, reference.stamp["split"], num, reference.pool.num)
+  num_samples = len(sets[0].pool)
+  protocol = Protocol(extractor, reference.stamp["split"], num_samples, reference.pool.num)
   figures, missing = {}, []
   for metric in metrics:
     name, chosen = protocol.name(metric), sets[:1] if metric.first_seed_only else sets
@@ -100,7 +100,7 @@ def measure_samples(
       missing.append(f"{name} {lack}")
       continue
     try:
-      measured = [_measured(metric.compute(own, other)) for own in chosen]
+      measured = [_measured(metric.compute(features, other)) for features in chosen]
       figures[name] = _figure(metric, measured, protocol)
     except ValueError as error:
       missing.append(f"{name} cannot be computed: {error}")
@@ -133,8 +133,10 @@ def _measured(value: Measurement | float) -> Measurement:
     raise ValueError(f"compute gave {type(value).__name__}, not a Measurement") from error
 
 
-def _figure(metric: Metric, found: Sequence[Measurement], protocol: Protocol) -> dict[str, Any]:
-  values, first = [float(m.value) for m in found], found[0]
+def _figure(
+  metric: Metric, measurements: Sequence[Measurement], protocol: Protocol
+) -> dict[str, Any]:
+  values, first = [float(m.value) for m in measurements], measurements[0]
   spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
   figure = {
     "value": float(np.mean(values)),

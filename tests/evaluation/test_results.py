@@ -19,7 +19,7 @@ from diffusion_jax.types import UserError
 STAMP = {"data": "synthetic", "split": "train", "extractor_sha256": "ab"}
 
 
-def bench_of(*overrides, seed=0, sweep=(), likelihoods=("vlb",), references=None, metrics="all"):
+def context_of(*overrides, seed=0, sweep=(), likelihoods=("vlb",), references=None, metrics="all"):
   """An evaluation of configs/smoke.py with these settings; nothing of it is loaded."""
   flags = [parse_override(o) for o in ("--config.eval.num_samples=40", *overrides)]
   stamps = {"synthetic": STAMP} if references is None else references
@@ -39,16 +39,16 @@ def checkpoint(weights):
   return CheckpointUnderTest(None, Average(), None, 4, weights, {}, Path(), {})
 
 
-def metrics_of(bench):
+def metrics_of(context):
   """What such an evaluation writes, as far as it is compared."""
   return json.loads(json.dumps({
     "schema": 1,
-    "model": {"config": bench.experiment.to_dict(), "weights_digest": "w"},
-    "samples": {"seeds": [bench.seed], "num": bench.num_samples},
-    "metrics": [metric.name for metric in bench.metrics],
-    "references": {i.extractor.name: i.reference.stamp for i in bench.instruments},
-    "likelihoods": {name: {} for name in bench.estimates},
-    "sweep": [{"overrides": setting.overrides} for setting in bench.sweep],
+    "model": {"config": context.experiment.to_dict(), "weights_digest": "w"},
+    "samples": {"seeds": [context.seed], "num": context.num_samples},
+    "metrics": [metric.name for metric in context.metrics],
+    "references": {i.extractor.name: i.reference.stamp for i in context.feature_spaces},
+    "likelihoods": {name: {} for name in context.estimates},
+    "sweep": [{"overrides": setting.overrides} for setting in context.sweep],
   }))  # fmt: skip
 
 
@@ -58,8 +58,8 @@ def at_the_root(monkeypatch, root):
 
 
 def test_the_same_settings_lose_nothing_and_ask_for_nothing_more():
-  bench = bench_of(sweep=[{"sampler.steps": "3"}])
-  assert compare_metrics(metrics_of(bench), bench, checkpoint("w")) == Difference([], False)
+  context = context_of(sweep=[{"sampler.steps": "3"}])
+  assert compare_metrics(metrics_of(context), context, checkpoint("w")) == Difference([], False)
 
 
 @pytest.mark.parametrize(
@@ -86,26 +86,28 @@ def test_the_same_settings_lose_nothing_and_ask_for_nothing_more():
 )
 def test_what_would_be_replaced_is_named(change, lost):
   sweep = [{"sampler.steps": "3"}]
-  before = metrics_of(bench_of(sweep=sweep))
+  before = metrics_of(context_of(sweep=sweep))
   change = {"sweep": sweep, **change}
-  bench = bench_of(*change.pop("overrides", ()), **change)
-  assert compare_metrics(before, bench).lost == [lost]
+  context = context_of(*change.pop("overrides", ()), **change)
+  assert compare_metrics(before, context).lost == [lost]
 
 
 def test_other_weights_and_other_versions_are_named():
-  bench = bench_of()
-  found = metrics_of(bench)
-  assert compare_metrics(found, bench, checkpoint("v")).lost == ["weights: w -> v"]
-  assert compare_metrics({**found, "schema": 2}, bench).lost == ["schema: 2 -> 1"]
-  assert compare_metrics({"schema": 1}, bench).lost == ["its metrics.json lacks 'model'"]
+  context = context_of()
+  found = metrics_of(context)
+  assert compare_metrics(found, context, checkpoint("v")).lost == ["weights: w -> v"]
+  assert compare_metrics({**found, "schema": 2}, context).lost == ["schema: 2 -> 1"]
+  assert compare_metrics({"schema": 1}, context).lost == ["its metrics.json lacks 'model'"]
 
 
 def test_more_of_the_same_may_replace_it_and_is_measured():
-  found = metrics_of(bench_of(likelihoods=()))
-  assert compare_metrics(found, bench_of()) == Difference([], True)
-  assert compare_metrics(found, bench_of(likelihoods=(), sweep=[{"sampler.steps": "3"}])).added
+  found = metrics_of(context_of(likelihoods=()))
+  assert compare_metrics(found, context_of()) == Difference([], True)
+  assert compare_metrics(found, context_of(likelihoods=(), sweep=[{"sampler.steps": "3"}])).added
   more = {"synthetic": STAMP, "inception": STAMP}
-  assert compare_metrics(metrics_of(bench_of()), bench_of(references=more)) == Difference([], True)
+  assert compare_metrics(metrics_of(context_of()), context_of(references=more)) == Difference(
+    [], True
+  )
 
 
 def test_how_it_runs_makes_no_difference():
@@ -113,34 +115,34 @@ def test_how_it_runs_makes_no_difference():
     "--config.eval.batch_size=7", "--config.training.num_steps=9", "--config.logging.num_samples=1",
     "--config.optimizer.learning_rate=1", "--config.mesh.fsdp=2",
   ]  # fmt: skip
-  assert compare_metrics(metrics_of(bench_of()), bench_of(*flags)) == Difference([], False)
+  assert compare_metrics(metrics_of(context_of()), context_of(*flags)) == Difference([], False)
 
 
 def test_a_config_of_an_older_version_is_read_with_the_defaults():
-  found = metrics_of(bench_of())
+  found = metrics_of(context_of())
   config = found["model"]["config"]
   config["eval"]["likelihoods"] = None
   del config["sampler"]["rho"]
-  assert compare_metrics(found, bench_of()) == Difference([], False)
+  assert compare_metrics(found, context_of()) == Difference([], False)
 
 
 def test_an_outcome_of_other_settings_is_kept_or_moved_aside(tmp_path):
   folder = tmp_path / "4"
   (folder / "samples" / "ab").mkdir(parents=True)
-  content = json.dumps(metrics_of(bench_of()))
+  content = json.dumps(metrics_of(context_of()))
   for name in ("metrics.json", "report.html", "samples.png"):
     (folder / name).write_text(content)
-  other, subject = bench_of(seed=7), checkpoint("w")
+  other, tested = context_of(seed=7), checkpoint("w")
   with pytest.raises(UserError, match=r"4 holds .* \(seed: 0 -> 7\); give --out=FOLDER .* --fresh"):
     results.keep([folder], other, fresh=False)
   results.keep([folder], other, fresh=True)  # it is not that step's turn yet
   assert (folder / "metrics.json").read_text() == content
-  results.keep([folder], other, fresh=True, subject=subject)
+  results.keep([folder], other, fresh=True, checkpoint=tested)
   aside = tmp_path / "4.old1"
   assert {p.name for p in aside.iterdir()} == {"metrics.json", "report.html", "samples.png"}
   assert (aside / "metrics.json").read_text() == content
   assert [p.name for p in folder.iterdir()] == ["samples"]
-  results.keep([folder], other, fresh=False, subject=subject)
+  results.keep([folder], other, fresh=False, checkpoint=tested)
 
 
 DAMAGED = {
@@ -167,8 +169,8 @@ def test_a_damaged_file_to_compare_with_is_one_line(tmp_path, kind):
 
 
 def test_a_new_metric_asks_for_more_and_an_older_outcome_had_those_of_the_package():
-  found = metrics_of(bench_of(metrics=["fid"]))
-  assert compare_metrics(found, bench_of(metrics=["fid", "kid"])) == Difference([], True)
-  found = metrics_of(bench_of())
+  found = metrics_of(context_of(metrics=["fid"]))
+  assert compare_metrics(found, context_of(metrics=["fid", "kid"])) == Difference([], True)
+  found = metrics_of(context_of())
   del found["metrics"], found["model"]["config"]["eval"]["metrics"]
-  assert compare_metrics(found, bench_of()) == Difference([], False)
+  assert compare_metrics(found, context_of()) == Difference([], False)

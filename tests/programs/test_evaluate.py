@@ -216,7 +216,7 @@ def test_data_without_a_test_split_are_refused_before_anything_is_drawn(run, cal
   monkeypatch.setattr(Synthetic, "has_split", lambda self, split: split == "train")
   own = [f"--workdir={run}", *QUICK]
   with monkeypatch.context() as patch:
-    patch.setattr(evaluate.benches, "equip", None)
+    patch.setattr(evaluate.contexts, "equip", None)
     err = refused(call, evaluate.main, *own)
     assert "the data set has no test split; measure the training split with" in err
     flags = ["--config.eval.likelihoods=none", "--config.eval.reference_split=test"]
@@ -289,11 +289,11 @@ def test_watching_takes_each_checkpoint_as_it_comes(run, measure, monkeypatch):
 @pytest.mark.parametrize("when", ["before it is read", "while it is measured"])
 def test_a_checkpoint_that_the_run_deletes_ends_no_watch(run, measure, monkeypatch, when):
   """Training goes on and keeps its newest checkpoints only."""
-  name = "restore_subject" if when == "before it is read" else "evaluate_checkpoint"
+  name = "restore_average" if when == "before it is read" else "evaluate_checkpoint"
   original = getattr(evaluate.measure, name)
 
   def late(bench, what, *more):
-    step = what if name == "restore_subject" else what.step
+    step = what if name == "restore_average" else what.step
     if step == 2:
       shutil.rmtree(run / "checkpoints/2")
     return original(bench, what, *more)
@@ -314,7 +314,7 @@ def test_a_signal_while_a_checkpoint_is_read_stops_and_blames_no_checkpoint(run,
     os.kill(os.getpid(), signal.SIGTERM)
     return read(*args, **options)
 
-  monkeypatch.setattr(store, "restore_checkpoint", asked_to_stop)
+  monkeypatch.setattr(store, "restore_average", asked_to_stop)
   code, out, _ = call(evaluate.main, f"--workdir={run}", *QUICK)
   assert code == 75
   assert out.splitlines()[-1] == "SIGTERM: the same command continues"
@@ -464,7 +464,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_flags_give_one_line_and_exit_code_2(name, trained, call, monkeypatch):
   """All of it before features are trained, references computed or samples drawn."""
-  monkeypatch.setattr(evaluate.benches, "equip", None)
+  monkeypatch.setattr(evaluate.contexts, "equip", None)
   flags, message = WRONG[name]
   before = set(trained.rglob("*"))
   own = [f for f in QUICK if f.partition("=")[0] not in [flag.partition("=")[0] for flag in flags]]

@@ -13,7 +13,7 @@ from diffusion_jax import edit, evaluate, sample, train
 from diffusion_jax.checkpoints import store
 from diffusion_jax.data import Arrays, Synthetic
 from diffusion_jax.data.source import About, ArraySource, DecodedSource, trained_classes
-from diffusion_jax.evaluation import context as benches
+from diffusion_jax.evaluation import context as contexts
 from diffusion_jax.evaluation import measure
 from diffusion_jax.generative import ModelBase
 from diffusion_jax.inference import draw, restore
@@ -75,8 +75,8 @@ def bench(classes, number):
     num_classes = number
 
   model = Conditional()
-  blank = dict.fromkeys(benches.EvaluationContext._fields)
-  return benches.EvaluationContext(**{**blank, "generative": model, "classes": classes})
+  blank = dict.fromkeys(contexts.EvaluationContext._fields)
+  return contexts.EvaluationContext(**{**blank, "generative": model, "classes": classes})
 
 
 def run_on(splits, feed=None):
