@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.auditing.rows import Row, audit_entries
@@ -22,7 +21,7 @@ def audit_processes(registry: Mapping[str, Any] = AUDITED) -> Iterator[Row]:
 
 def _bound_rows(name: str, config: Any) -> Iterator[Row]:
   process = config()
-  yield from _rows(name, process.bind(process.init(jax.random.key(0))))
+  yield from _rows(name, process.bind(jax.jit(process.init)(jax.random.key(0))))
 
 
 def _rows(name: str, process: Process) -> Iterator[Row]:
@@ -38,7 +37,7 @@ def _rows(name: str, process: Process) -> Iterator[Row]:
   back = np.asarray(process.time_of(log_snr))
   yield Row(name, "time_of(log_snr(t)) = t", 0.0, np.abs(back - t).max(),
             tolerance=1e-9 * rounding)  # fmt: skip
-  device = np.asarray(process.log_snr(jnp.asarray(t, jnp.float32)))
+  device = np.asarray(jax.jit(process.log_snr)(np.float32(t)))
   yield Row(name, "float32 against float64 log-SNR", 0.0, np.abs(device - log_snr).max(),
             tolerance=5e-3)  # fmt: skip
 

@@ -81,7 +81,8 @@ def drawn(keys, number):
 def test_samples_are_the_levels_of_the_original_programs_loop():
   generative, params = model()
   keys = rng.example_keys(jax.random.key(3), jnp.arange(NUM))
-  z = rng.normal(rng.stream(keys, Stream.START), SPEC.shape)
+  start = jax.jit(lambda keys: rng.normal(rng.stream(keys, Stream.START), SPEC.shape))
+  z = np.float64(start(keys))
   for i in range(STEPS):
     g_t, g_s = gamma((STEPS - i) / STEPS), gamma((STEPS - i - 1) / STEPS)
     c = -np.expm1(g_s - g_t)

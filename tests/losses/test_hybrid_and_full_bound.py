@@ -173,9 +173,9 @@ def test_steps_and_variances_are_needed():
   timeless = Denoiser(lambda x, *_: x, Flow(), "velocity", learned_variance=True)
   for loss in (Hybrid(), FullBound()):
     with pytest.raises(ValueError, match="learned_variance=False: this loss trains variances"):
-      loss(plain, examples(), KEYS)
+      jax.eval_shape(lambda keys: loss(plain, examples(), keys), KEYS)
     with pytest.raises(ValueError, match="trains variances of steps, and it has no steps"):
-      loss(timeless, examples(), KEYS)
+      jax.eval_shape(lambda keys: loss(timeless, examples(), keys), KEYS)
 
 
 def test_extreme_outputs_leave_gradients_finite():

@@ -137,10 +137,14 @@ def test_the_loss_does_not_depend_on_what_is_predicted(name, process):
   forward = PROCESSES[process]()
   x0 = images(FEW)
   wrong = lambda xt, alpha, sigma: 0.6 * posterior_mean(xt, alpha, sigma) + 0.1  # noqa: E731
-  found = {
-    p: np.asarray(LOSSES[name](Reading(wrong, forward, p), Examples(x0), keys(FEW)).values)
-    for p in PREDICTIONS
-  }
+
+  @jax.jit
+  def run(x0, keys):
+    return {
+      p: LOSSES[name](Reading(wrong, forward, p), Examples(x0), keys).values for p in PREDICTIONS
+    }
+
+  found = run(x0, keys(FEW))
   for other in found.values():
     # At tiny noise x0 is read from x_t minus noise: float32 keeps a few digits of that difference.
     np.testing.assert_allclose(other, found["x0"], rtol=5e-3)
@@ -153,7 +157,8 @@ def test_edms_loss_is_one_on_every_process():
   for name in ("edm", "ve", "vp", "flow"):
     forward = PROCESSES[name]()
     model = Denoiser(lambda x, *_: jnp.tanh(x), forward, "edm", 0.4)
-    found.append(np.asarray(LOSSES["edm"](model, Examples(x0), keys(FEW)).values))
+    run = jax.jit(lambda x0, keys, model=model: LOSSES["edm"](model, Examples(x0), keys).values)
+    found.append(np.asarray(run(x0, keys(FEW))))
   for other in found[1:]:
     np.testing.assert_allclose(other, found[0], rtol=2e-3)
 
@@ -173,7 +178,7 @@ def test_weights_that_are_the_simple_loss():
 def test_a_derivative_in_time_is_refused_where_there_is_none():
   model = Denoiser(lambda x, *_: x, LinearVP(10))
   with pytest.raises(ValueError, match="differentiates the log-SNR in time; use a process in"):
-    SigmoidLoss()(model, Examples(images(3)), keys(3))
+    jax.eval_shape(lambda keys: SigmoidLoss()(model, Examples(images(3)), keys), keys(3))
 
 
 @pytest.mark.parametrize(
