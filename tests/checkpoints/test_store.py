@@ -289,8 +289,10 @@ def test_checksums_do_not_depend_on_the_layout_but_on_every_bit_and_place():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
 def test_checksums_see_one_changed_element_of_any_type(dtype):
-  zeros = jnp.zeros((5, 3), dtype)
-  assert checksums({"a": zeros}) != checksums({"a": zeros.at[4, 2].set(jnp.ones((), dtype))})
+  changed = np.zeros((5, 3), dtype)
+  changed[4, 2] = 1
+  zeros = jax.device_put(np.zeros((5, 3), dtype))
+  assert checksums({"a": zeros}) != checksums({"a": jax.device_put(changed)})
 
 
 @pytest.mark.parametrize("part", ["_load_meta", "_read"])

@@ -85,5 +85,8 @@ def test_other_losses_are_given_none(monkeypatch):
 
   monkeypatch.setattr(Simple, "__call__", watched)
   params = {"scale": jnp.float32(1.0)}
-  plain.loss(params, {}, jax.random.key(1), BATCH, train=True, average=params)
+  jax.eval_shape(
+    lambda params: plain.loss(params, {}, jax.random.key(1), BATCH, train=True, average=params),
+    params,
+  )
   assert given == [None]
