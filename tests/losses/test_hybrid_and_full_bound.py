@@ -172,10 +172,13 @@ def test_steps_and_variances_are_needed():
   plain = Denoiser(lambda x, *_: x, PROCESS)
   timeless = Denoiser(lambda x, *_: x, Flow(), "velocity", learned_variance=True)
   for loss in (Hybrid(), FullBound()):
+    shaped = lambda model, loss=loss: jax.eval_shape(  # noqa: E731
+      lambda keys: loss(model, examples(), keys), KEYS
+    )
     with pytest.raises(ValueError, match="learned_variance=False: this loss trains variances"):
-      jax.eval_shape(lambda keys: loss(plain, examples(), keys), KEYS)
+      shaped(plain)
     with pytest.raises(ValueError, match="trains variances of steps, and it has no steps"):
-      jax.eval_shape(lambda keys: loss(timeless, examples(), keys), KEYS)
+      shaped(timeless)
 
 
 def test_extreme_outputs_leave_gradients_finite():
