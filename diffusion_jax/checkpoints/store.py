@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,6 +21,7 @@ from diffusion_jax import parallel
 from diffusion_jax.checkpoints import leaves
 from diffusion_jax.checkpoints.step_folders import Damage, saved_steps
 from diffusion_jax.core import files, storage
+from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.types import UserError
 
 T = TypeVar("T")
@@ -46,6 +47,8 @@ class Checkpointing:
   every_steps: int = 1000
   keep_last: int = 3
   keep_every_steps: int | None = None
+
+  setting_facts: ClassVar[Facts] = HOW_IT_RUNS
 
   def __post_init__(self):
     for name in ("every_steps", "keep_last", "keep_every_steps"):
@@ -381,11 +384,8 @@ def _check(folder: Path, target: Any, foreign: Foreign) -> tuple[dict[str, Any],
 
 def _read(folder: Path, target: Any) -> Any:
   """Return a step's state; raise any Exception for damage that shows without the checksums."""
-  args = ocp.args.PyTreeRestore(
-    item=target,
-    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-    partial_restore=True,
-  )
+  leaf_args = ocp.checkpoint_utils.construct_restore_args(target)
+  args = ocp.args.PyTreeRestore(item=target, restore_args=leaf_args, partial_restore=True)
   handler = ocp.PyTreeCheckpointHandler()
   with files.naming(folder), ocp.Checkpointer(handler) as reader:
     return reader.restore((folder / "state").absolute(), args=args)

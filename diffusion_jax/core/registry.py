@@ -16,6 +16,7 @@ from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Protocol, cast
 
+from diffusion_jax.core.settings import Facts
 from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.types import UserError
 
@@ -32,11 +33,18 @@ class Registry(ChainMap[str, type]):
     contract: Protocol whose public members every entry must have. The first line of a member's
       docstring describes the member.
     maps: name -> class. New entries go into the first mapping.
+    setting_facts: facts about all fields of all entries, see `core.settings`.
   """
 
-  def __init__(self, kind: str, contract: type, *maps: MutableMapping[str, Any]):
+  def __init__(
+    self,
+    kind: str,
+    contract: type,
+    *maps: MutableMapping[str, Any],
+    setting_facts: Facts = Facts(),
+  ):
     super().__init__(*maps)
-    self.kind, self.contract = kind, contract
+    self.kind, self.contract, self.setting_facts = kind, contract, setting_facts
 
   def names(self) -> list[str]:
     """Return all names, including entry points of installed packages, sorted."""

@@ -1,6 +1,7 @@
 """Data sets with random access, and batches as a pure function of (seed, step). NumPy only."""
 
 from diffusion_jax.core.registry import Registry
+from diffusion_jax.core.settings import Facts
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.data.base import (
   About,
@@ -39,6 +40,7 @@ SOURCES = Registry(
     "latents": Latents,
     "synthetic": Synthetic,
   },
+  setting_facts=Facts(affects_samples=False),
 )
 
 __all__ = [

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffusion_jax.core import npz
 from diffusion_jax.core.files import user_path
+from diffusion_jax.core.settings import setting
 from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.listing import some
 from diffusion_jax.data.source import About, ArraySource, Source, check_field
@@ -53,7 +54,7 @@ class Arrays(DataSetBase):
     flip: mirror half of the training images, and named arrays of three axes with them.
   """
 
-  path: str = ""
+  path: str = setting("", may_change=True, affects_figures=False, is_path=True)
   num_levels: int = 256
   fields: tuple[str, ...] = ()
   flip: bool = False

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_jax.core.files import printable, user_path
+from diffusion_jax.core.settings import setting
 from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.checking import Checked, check_pictures
 from diffusion_jax.data.listing import Listing, list_folder, split_folders
@@ -45,13 +46,13 @@ class Folder(DataSetBase):
     flip: mirror half of the training images, chosen at random.
   """
 
-  path: str = ""
+  path: str = setting("", may_change=True, affects_figures=False, is_path=True)
   image_size: int | None = None
   channels: int = 3
-  test_path: str | None = None
-  test_fraction: float = 0.0
-  unreadable: Unreadable = "refuse"
-  max_ram_gib: float = 8.0
+  test_path: str | None = setting(None, may_change=True, is_path=True)
+  test_fraction: float = setting(0.0, may_change=True)
+  unreadable: Unreadable = setting("refuse", may_change=True)
+  max_ram_gib: float = setting(8.0, may_change=True, affects_figures=False)
   flip: bool = False
 
   def __post_init__(self):

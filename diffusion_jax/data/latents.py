@@ -22,6 +22,7 @@ from jaxtyping import Float32, Int, Int32, Num
 
 from diffusion_jax.core.config import as_text, build
 from diffusion_jax.core.files import user_path
+from diffusion_jax.core.settings import field_fact, fields_with, setting
 from diffusion_jax.data.base import Autoencoder, DataSetBase, SourceBase, load_split
 from diffusion_jax.data.progress import (
   PROGRESS,
@@ -36,12 +37,6 @@ from diffusion_jax.types import ImageSpec, UserError
 FORMAT = 1
 MANIFEST = "latents.json"
 COMMAND = "python -m diffusion_jax.encode --workdir=RUN --out=DIR"
-PLACES = ("path", "test_path", "data_dir")
-"""Fields of image sources that hold paths."""
-
-RUNNING = {"dtype", "remat", "dropout"}
-"""Fields of the autoencoder's config that do not affect its weights."""
-
 LACKING = {"autoencoder": {"norm_groups": None}}
 """Fields missing in folders of older versions, with their values then."""
 
@@ -59,8 +54,8 @@ class Latents(DataSetBase):
       data_dir of the config that the folder was made with.
   """
 
-  path: str = ""
-  data_dir: str | None = None
+  path: str = setting("", may_change=True, affects_figures=False, is_path=True)
+  data_dir: str | None = setting(None, may_change=True, affects_figures=False, is_path=True)
   has_latents = True
 
   def load(self, split: str) -> Source:
@@ -145,7 +140,7 @@ class Latents(DataSetBase):
     for section, fields in theirs.items():
       for name, value in {**LACKING.get(section, {}), **fields}.items():
         mine = ours[section].get(name)
-        if name not in RUNNING and _plain(mine) != _plain(value):
+        if _plain(mine) != _plain(value) and _affects_encoding(section, ours[section], name):
           raise UserError(
             f"config.{section}.{name} is {mine}, the autoencoder of {self._where} has {value}; "
             f"set --config.{section}.{name}={as_text(value)}"
@@ -156,7 +151,7 @@ class Latents(DataSetBase):
 
     section = dict(manifest["image_source"])
     if self.data_dir is not None:
-      field = next((name for name in PLACES if name in section), None)
+      field = next(iter(_path_fields(section)), None)
       if field is None:
         raise UserError(f"--config.data.data_dir={self.data_dir}: {section['name']} has no files; "
                         "leave it out")  # fmt: skip
@@ -317,7 +312,7 @@ def _describe(part: Path, encoded: Encoded, scale: float) -> dict[str, Any]:
   """Return the manifest, which contains its own hash."""
   sources = encoded.sources
   section = dict(encoded.image_source)
-  for field in PLACES:
+  for field in _path_fields(section):
     if section.get(field):
       section[field] = str(user_path(section[field]).absolute())
   return _seal(
@@ -359,6 +354,22 @@ def _unseal(sealed: Any) -> dict[str, Any]:
   if _seal(manifest)["sha256"] != sealed["sha256"]:
     raise ValueError("its hash does not hold")
   return manifest
+
+
+def _path_fields(section: Mapping[str, Any]) -> list[str]:
+  """Return the fields of an image source that hold paths."""
+  from diffusion_jax.data import SOURCES  # imported here: SOURCES contains `Latents`
+
+  return fields_with("is_path", SOURCES.find(str(section["name"]), "config.data.name"))
+
+
+def _affects_encoding(section: str, fields: Mapping[str, Any], name: str) -> bool:
+  """Return whether the encoding by given weights depends on a field of the autoencoder."""
+  from diffusion_jax.models import DECODERS, VAES  # imported here: other data need no networks
+
+  registry = {"autoencoder": VAES, "decoder": DECODERS}[section]
+  cls = registry.find(str(fields["name"]), f"config.{section}.name")
+  return field_fact("affects_encoding", registry, cls, name)
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.core.files import user_path
+from diffusion_jax.core.settings import setting
 from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.checking import skipped
 from diffusion_jax.data.reading import Reader, Unreadable, opened
@@ -58,15 +59,15 @@ class Records(DataSetBase):
     flip: mirror half of the training images, chosen at random.
   """
 
-  path: str = ""
-  test_path: str | None = None
+  path: str = setting("", may_change=True, affects_figures=False, is_path=True)
+  test_path: str | None = setting(None, may_change=True, is_path=True)
   image_size: int | None = None
   channels: int | None = None
   image_key: str = "image"
   label_key: str | None = "label"
   num_classes: int | None = None
-  unreadable: Unreadable = "refuse"
-  max_ram_gib: float = 8.0
+  unreadable: Unreadable = setting("refuse", may_change=True)
+  max_ram_gib: float = setting(8.0, may_change=True, affects_figures=False)
   flip: bool = False
 
   def __post_init__(self):

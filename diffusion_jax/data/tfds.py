@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_jax.core.files import home, user_path
+from diffusion_jax.core.settings import setting
 from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.data import standard
 from diffusion_jax.data.base import DataSetBase
@@ -51,12 +52,12 @@ class Tfds(DataSetBase):
 
   dataset: str = "cifar10"
   train_split: str = "train"
-  test_split: str | None = "test"
-  data_dir: str | None = None
+  test_split: str | None = setting("test", may_change=True)
+  data_dir: str | None = setting(None, may_change=True, affects_figures=False, is_path=True)
   image_size: int | None = None
   image_key: str = "image"
   label_key: str | None = "label"
-  max_ram_gib: float = 8.0
+  max_ram_gib: float = setting(8.0, may_change=True, affects_figures=False)
   flip: bool = False
 
   def __post_init__(self):

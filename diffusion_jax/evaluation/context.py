@@ -29,16 +29,13 @@ from diffusion_jax.extractors import (
 )
 from diffusion_jax.extractors.domain import Recipe, default_features_path
 from diffusion_jax.inference.draw import Draw, fields_in_turn, make_draw
-from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
 from diffusion_jax.metrics import Metric, create_metrics
 from diffusion_jax.parallel import sharding
-from diffusion_jax.runs.experiment import COMMON, Experiment
+from diffusion_jax.runs.experiment import Experiment, SettingFacts
 from diffusion_jax.runs.stored import check_same_data, stored_experiment, trained_experiment
 from diffusion_jax.types import Condition, GenerativeModel, Params, UserError
 
 EXTRACT_BATCH = 64
-NOT_SAMPLING = {"loss", "spectrum", *DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS}
-"""Sections of a model that do not affect its samples."""
 
 
 class FeatureSpace(NamedTuple):
@@ -278,8 +275,8 @@ def _setting(
   experiment = stored_experiment(request.workdir, [*request.overrides, *added])
   generative = experiment.create(train.spec)
   sections = experiment.to_dict()
-  facts = {n: sections[n] for n in sections if n == "generative" or n not in COMMON}
-  facts = {n: section for n, section in facts.items() if n not in NOT_SAMPLING}
+  declared = SettingFacts(sections)
+  facts = {n: sections[n] for n in sections if declared.of_section("affects_samples", n)}
   size = experiment.eval.batch_size
   return SamplerSetting(point, generative, make_draw(generative, mesh, size), facts)
 

@@ -15,25 +15,8 @@ from diffusion_jax.evaluation.measure import CheckpointUnderTest, Summary
 from diffusion_jax.evaluation.metrics_json import SCHEMA
 from diffusion_jax.inference.restore import Average
 from diffusion_jax.metrics import PACKAGED
-from diffusion_jax.runs.experiment import build_experiment, differences, of_today
+from diffusion_jax.runs.experiment import SettingFacts, build_experiment, differences, of_today
 from diffusion_jax.types import UserError
-
-UNMEASURED = {"logging", "checkpoint", "mesh", "distributed", "training", "optimizer", "ema"}
-"""Sections that do not affect any figure of given weights."""
-
-HOW_IT_RUNS = {
-  "data": {"path", "data_dir", "max_ram_gib"},
-  "eval": {
-    "every_steps",
-    "training_likelihoods",
-    "batch_size",
-    "num_samples",
-    "likelihoods",
-    "metrics",
-  },
-  "model": {"remat"},
-}
-"""Fields without effect on figures, or compared by their results in `compare_metrics`."""
 
 
 class Difference(NamedTuple):
@@ -123,10 +106,11 @@ def _fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the fields that affect figures and are not compared by their results."""
+  facts = SettingFacts(config)
   return {
-    name: {k: v for k, v in fields.items() if k not in HOW_IT_RUNS.get(name, ())}
+    name: {k: v for k, v in fields.items() if facts.of_field("affects_figures", name, k)}
     for name, fields in config.items()
-    if name not in UNMEASURED
   }
 
 

@@ -5,6 +5,7 @@ needs no options and is always present.
 """
 
 from diffusion_jax.core.registry import Registry
+from diffusion_jax.core.settings import Facts
 from diffusion_jax.likelihood.base import Likelihood, LikelihoodBase, VAELikelihood
 from diffusion_jax.likelihood.baseline import (
   independent_binary_bits,
@@ -25,8 +26,14 @@ DIFFUSION_LIKELIHOODS = Registry(
     "continuous_vlb": ContinuousBound,
     "probability_flow": ProbabilityFlow,
   },
+  setting_facts=Facts(may_change=True, affects_samples=False),
 )
-VAE_LIKELIHOODS = Registry("vae_likelihood", VAELikelihood, {"iwae": ImportanceWeighted})
+VAE_LIKELIHOODS = Registry(
+  "vae_likelihood",
+  VAELikelihood,
+  {"iwae": ImportanceWeighted},
+  setting_facts=Facts(may_change=True, affects_samples=False),
+)
 
 __all__ = [
   "DIFFUSION_LIKELIHOODS",

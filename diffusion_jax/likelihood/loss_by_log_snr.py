@@ -6,6 +6,7 @@ bits are spent; a gap between training and held-out images shows where a model h
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.core import rng
 from diffusion_jax.core.broadcasting import mean_dims
 from diffusion_jax.core.rng import Stream
+from diffusion_jax.core.settings import Facts
 from diffusion_jax.processes import Denoiser, Process, namespace
 from diffusion_jax.types import Examples, Keys, SpectrumEstimate
 
@@ -34,6 +36,8 @@ class Spectrum:
   """
 
   num_points: int = 24
+
+  setting_facts: ClassVar[Facts] = Facts(may_change=True, affects_samples=False)
 
   def __post_init__(self):
     if self.num_points < 2:

@@ -1,6 +1,7 @@
 """Pure loss functions; each returns one value per example, and only step.py averages."""
 
 from diffusion_jax.core.registry import Registry
+from diffusion_jax.core.settings import Facts
 from diffusion_jax.losses.base import (
   BatchPosition,
   DenoisingLoss,
@@ -31,8 +32,11 @@ DENOISING_LOSSES = Registry(
     "hybrid": Hybrid,
     "vlb": FullBound,
   },
+  setting_facts=Facts(affects_samples=False),
 )
-VAE_LOSSES = Registry("vae_loss", VAELoss, {"elbo": ELBO})
+VAE_LOSSES = Registry(
+  "vae_loss", VAELoss, {"elbo": ELBO}, setting_facts=Facts(affects_samples=False)
+)
 
 __all__ = [
   "DENOISING_LOSSES",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from diffusion_jax.core.settings import setting
 from diffusion_jax.models.layers import (
   Conv3,
   Norm,
@@ -69,10 +70,12 @@ class ConvVAE:
   channels: int = 64
   multipliers: tuple[int, ...] = (1, 2)
   num_blocks: int = 1
-  dropout: float = 0.0
+  dropout: float = setting(0.0, affects_encoding=False)
   norm_groups: int | None = None
-  dtype: Literal["float32", "bfloat16"] = "float32"
-  remat: Remat = "none"
+  dtype: Literal["float32", "bfloat16"] = setting(
+    "float32", may_change=True, affects_encoding=False
+  )
+  remat: Remat = setting("none", may_change=True, affects_figures=False, affects_encoding=False)
 
   def __post_init__(self):
     if min(self.latent_dim, self.channels, self.num_blocks, *self.multipliers, 1) < 1:

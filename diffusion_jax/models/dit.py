@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from diffusion_jax.core.settings import setting
 from diffusion_jax.models.base import Network, NetworkBase, as_network
 from diffusion_jax.models.embeddings import cosine_first_embedding, position_embedding
 from diffusion_jax.models.initializers import kernel_init
@@ -60,8 +61,8 @@ class DiT(NetworkBase):
   mlp_ratio: int = 4
   time_scale: float = 1.0
   learned_variance: bool = False
-  dtype: Literal["float32", "bfloat16"] = "float32"
-  remat: Remat = "none"
+  dtype: Literal["float32", "bfloat16"] = setting("float32", may_change=True)
+  remat: Remat = setting("none", may_change=True, affects_figures=False)
 
   def __post_init__(self):
     if min(self.depth, self.hidden, self.heads, self.patch, self.mlp_ratio) < 1:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from diffusion_jax.core.settings import setting
 from diffusion_jax.models.base import Network, NetworkBase, as_network, with_fields
 from diffusion_jax.models.embeddings import sinusoidal_embedding
 from diffusion_jax.types import Condition, ImageSpec
@@ -35,7 +36,7 @@ class MLP(NetworkBase):
   dropout: float = 0.0
   learned_variance: bool = False
   end_time: bool = False
-  dtype: Literal["float32", "bfloat16"] = "float32"
+  dtype: Literal["float32", "bfloat16"] = setting("float32", may_change=True)
 
   def __post_init__(self):
     if self.hidden < 4 or self.hidden % 2:

@@ -9,6 +9,7 @@ Karras et al. 2022 (arXiv 2206.00364), table 7. With its defaults and three chan
 import dataclasses
 from typing import Literal
 
+from diffusion_jax.core.settings import setting
 from diffusion_jax.models.base import Network, NetworkBase, as_network
 from diffusion_jax.models.initializers import INITS
 from diffusion_jax.models.layers import Recipe, Remat, check_norm_groups, settled_groups
@@ -93,8 +94,8 @@ class UNet(NetworkBase):
   num_blocks: int = 2
   attention_resolutions: tuple[int, ...] = (16,)
   dropout: float = 0.1
-  dtype: Literal["float32", "bfloat16"] = "float32"
-  remat: Remat = "none"
+  dtype: Literal["float32", "bfloat16"] = setting("float32", may_change=True)
+  remat: Remat = setting("none", may_change=True, affects_figures=False)
   num_heads: int = 1
   channels_per_head: int | None = None
   decoder_attention: Literal["every", "last"] = "every"

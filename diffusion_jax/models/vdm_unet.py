@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from diffusion_jax.core.settings import setting
 from diffusion_jax.models.base import Network, NetworkBase, as_network
 from diffusion_jax.models.embeddings import pixel_fourier_features, sinusoidal_embedding
 from diffusion_jax.models.initializers import VDM_INIT
@@ -54,8 +55,8 @@ class VDMUNet(NetworkBase):
   time_scale: float = 1.0
   dropout: float = 0.1
   norm_groups: int | None = None
-  dtype: Literal["float32", "bfloat16"] = "float32"
-  remat: Remat = "none"
+  dtype: Literal["float32", "bfloat16"] = setting("float32", may_change=True)
+  remat: Remat = setting("none", may_change=True, affects_figures=False)
 
   def __post_init__(self):
     if self.channels < 4 or self.channels % 2:

@@ -10,7 +10,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
+from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.parallel import watchdog
 from diffusion_jax.types import UserError
@@ -64,6 +65,8 @@ class MeshShape:
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+
+  setting_facts: ClassVar[Facts] = HOW_IT_RUNS
 
   def __post_init__(self):
     sizes = dataclasses.asdict(self)

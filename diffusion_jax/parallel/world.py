@@ -5,8 +5,9 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
+from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.types import UserError
 
 GOOGLE_PCI_VENDOR = "0x1ae0"
@@ -33,6 +34,8 @@ class Distributed:
   start_timeout_sec: float = 600.0
   heartbeat_sec: int = 60
   watchdog_sec: float | None = 1800.0
+
+  setting_facts: ClassVar[Facts] = HOW_IT_RUNS
 
   def __post_init__(self):
     if self.num_processes is not None and self.num_processes < 1:

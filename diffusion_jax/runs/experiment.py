@@ -1,12 +1,14 @@
 """A whole config: its sections, and the changes that a run may continue with."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from diffusion_jax.checkpoints.store import Checkpointing
-from diffusion_jax.core.config import Override, as_text, resolve, to_dict
+from diffusion_jax.core.config import Override, as_text, field_types, resolve, to_dict
 from diffusion_jax.core.registry import Registry, Section, broken_contract
+from diffusion_jax.core.settings import Facts, field_fact, section_fact, setting
 from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.core.wording import with_flags
 from diffusion_jax.data import SOURCES
@@ -43,17 +45,20 @@ class Evaluating:
     spectrum_images: images of each split for the loss by log-SNR, evenly spaced; 0: no spectrum.
   """
 
-  every_steps: int | None = None
-  training_likelihoods: tuple[str, ...] = ("elbo",)
-  batch_size: int = 256
-  num_samples: int | None = None
+  # figures depend on num_samples, metrics and likelihoods, but those are compared by their results
+  every_steps: int | None = setting(None, affects_figures=False)
+  training_likelihoods: tuple[str, ...] = setting(("elbo",), affects_figures=False)
+  batch_size: int = setting(256, affects_figures=False)
+  num_samples: int | None = setting(None, affects_figures=False)
   num_seeds: int = 1
   reference_split: Literal["train", "test"] = "train"
-  metrics: Literal["all"] | tuple[str, ...] = "all"
-  likelihoods: Literal["all"] | tuple[str, ...] = "all"
+  metrics: Literal["all"] | tuple[str, ...] = setting("all", affects_figures=False)
+  likelihoods: Literal["all"] | tuple[str, ...] = setting("all", affects_figures=False)
   likelihood_split: Literal["train", "test"] = "test"
   likelihood_repeats: int = 1
   spectrum_images: int = 2048
+
+  setting_facts: ClassVar[Facts] = Facts(may_change=True, affects_samples=False)
 
   def __post_init__(self):
     for name in ("every_steps", "batch_size", "num_seeds", "likelihood_repeats"):
@@ -77,29 +82,6 @@ COMMON: Mapping[str, Section] = {
   "mesh": MeshShape,
   "distributed": Distributed,
 }
-
-# Fields that a resumed run may change: they set how it runs, not what it is. The path of the
-# data may change too; a fingerprint checks that the data are the same.
-CHANGEABLE = {
-  "model": {"dtype", "remat"},
-  "data": {
-    "path",
-    "test_path",
-    "data_dir",
-    "max_ram_gib",
-    "test_split",
-    "test_fraction",
-    "unreadable",
-  },
-  "optimizer": {"*"},
-  "training": {"num_steps", "accumulation_steps", "max_skipped_in_a_row"},
-  # another average cannot start in mid-run
-  "ema": {"decay", "warmup", "half_life_steps", "half_life_ramp", "snapshot_every_steps"},
-  **{name: {"*"} for name in ("eval", "checkpoint", "logging", "mesh", "distributed")},
-  **{name: {"*"} for name in ("sampler", "guidance", "spectrum")},
-  **{name: {"*"} for name in (*DIFFUSION_LIKELIHOODS, *VAE_LIKELIHOODS)},
-}
-
 
 NETWORKS = ("model", "autoencoder")
 """Sections of networks, whose derived numbers can be written out."""
@@ -248,6 +230,45 @@ def of_today(stored: Mapping[str, Any]) -> dict[str, Any]:
   return config
 
 
+class SettingFacts:
+  """Facts about the fields of whole configs; see `core.settings`.
+
+  Args:
+    configs: section name -> fields, as in config.json. The first that has a section and a field
+      decides. Sections and classes that no longer exist have the strict defaults.
+  """
+
+  def __init__(self, *configs: Mapping[str, Mapping[str, Any]]):
+    self._built = [_built_from(config) for config in configs]
+
+  def of_section(self, fact: str, section: str) -> bool:
+    """Return a fact about all fields of a section."""
+    found = next((built[section] for built in self._built if section in built), None)
+    return section_fact(fact, *(found or (None, None)))
+
+  def of_field(self, fact: str, section: str, field: str) -> bool:
+    """Return a fact about one field, or about the choice of the entry: "name"."""
+    found = [built[section] for built in self._built if section in built]
+    found.sort(key=lambda entry: entry[1] is None or field not in field_types(entry[1]))
+    return field_fact(fact, *(found or [(None, None)])[0], field)
+
+
+def _built_from(config: Mapping[str, Any]) -> dict[str, tuple[Section, type | None]]:
+  """Return section name -> its registry or class, and the chosen class; None if that is gone."""
+  layout = dict(COMMON)
+  with contextlib.suppress(UserError):
+    layout |= GENERATIVES.find(str(config.get("generative", {}).get("name")), "").sections
+  likelihoods = (DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS)
+  built = {}
+  for name, section in layout.items():
+    cls = section if isinstance(section, type) else None
+    if isinstance(section, Registry):
+      with contextlib.suppress(UserError):
+        cls = section.find(str(config.get(name, {}).get("name")), "")
+    built[name] = next((r for r in likelihoods if name in r), section), cls
+  return built
+
+
 def differences(
   old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[str], list[str]]:
@@ -256,10 +277,10 @@ def differences(
   Returns:
     The differences with which a run cannot continue, and those with which it can.
   """
-  fatal, harmless = [], []
+  fatal, harmless, facts = [], [], SettingFacts(new, old)
   for section, field, before, after in _changes(old, new):
     text = f"{section}.{field}: {before} -> {after}"
-    (harmless if _may_change(section, field) else fatal).append(text)
+    (harmless if facts.of_field("may_change", section, field) else fatal).append(text)
   return fatal, harmless
 
 
@@ -270,7 +291,9 @@ def flags_to_keep(
 
   Empty if there are no such flags, because a section is missing or has another name.
   """
-  fatal = [c for c in _changes(old, new) if not _may_change(c.section, c.field)]
+  facts = SettingFacts(new, old)
+  changes = _changes(old, new)
+  fatal = [c for c in changes if not facts.of_field("may_change", c.section, c.field)]
   if any(c.field == "name" or c.section not in old or c.section not in new for c in fatal):
     return []
   return [f"--config.{c.section}.{c.field}={as_text(c.before)}" for c in fatal]
@@ -291,13 +314,6 @@ def _changes(
     for field in sorted({*before, *after}):
       if _plain(before.get(field)) != _plain(after.get(field)):
         yield _Change(section, field, before.get(field), after.get(field))
-
-
-def _may_change(section: str, field: str) -> bool:
-  section = "optimizer" if section.endswith("_optimizer") else section
-  if section in DIFFUSION_LIKELIHOODS or section in VAE_LIKELIHOODS:
-    return True
-  return bool({"*", field} & CHANGEABLE.get(section, set()))
 
 
 def of_another_run(config: Mapping[str, Any], meta: Mapping[str, Any]) -> str | None:

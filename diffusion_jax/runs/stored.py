@@ -44,8 +44,9 @@ def trained_experiment(workdir: Path, overrides: Sequence[Override]) -> Experime
   stored, wanted = (stored_experiment(workdir, o).identity() for o in ([], overrides))
   fatal, _ = experiments.differences({**stored, "data": {}}, {**wanted, "data": {}})
   if fatal:
-    changeable = {n for n, fields in experiments.CHANGEABLE.items() if "*" in fields}
-    own = [n for n in wanted if n in changeable and n not in experiments.COMMON]
+    facts = experiments.SettingFacts(wanted)
+    changeable = [n for n in wanted if facts.of_section("may_change", n)]
+    own = [n for n in changeable if n not in experiments.COMMON]
     usable = ", ".join(["eval", *own])
     raise UserError(
       f"{workdir} was trained with other settings ({'; '.join(fatal)}), which its weights depend "

@@ -1,6 +1,7 @@
 """Samplers: from noise to data by a denoiser; fixed-step samplers are one `lax.scan` each."""
 
 from diffusion_jax.core.registry import Registry
+from diffusion_jax.core.settings import Facts
 from diffusion_jax.samplers.adaptive import ProbabilityFlow
 from diffusion_jax.samplers.ancestral import Ancestral
 from diffusion_jax.samplers.base import Sampler, SamplerBase, initial_states, keys_per_example
@@ -26,6 +27,7 @@ SAMPLERS = Registry(
     "unipc": UniPC,
     "probability_flow": ProbabilityFlow,
   },
+  setting_facts=Facts(may_change=True),
 )
 
 __all__ = [

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.core.broadcasting import dims, expand
+from diffusion_jax.core.settings import Facts
 from diffusion_jax.processes import Data, Denoiser, Predicted, Process, State, namespace
 from diffusion_jax.samplers.base import Denoise
 from diffusion_jax.types import Condition
@@ -44,6 +45,8 @@ class Guidance:
   interval_high: float | None = None
   rescale: float = 0.0
   against: Literal["null_class", "model"] = "null_class"
+
+  setting_facts: ClassVar[Facts] = Facts(may_change=True)
 
   def __post_init__(self):
     high = math.inf if self.interval_high is None else self.interval_high

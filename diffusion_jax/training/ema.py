@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax.core.settings import Facts, setting
 from diffusion_jax.training.optimizers import Rates
 from diffusion_jax.training.power_function_ema import MAX_WIDTH, exponent_of
 from diffusion_jax.types import Params
@@ -37,13 +38,16 @@ class EMA:
       snapshots.
   """
 
-  decay: float = 0.9999
-  warmup: bool = False
-  half_life_steps: float | None = None
-  half_life_ramp: float | None = None
+  decay: float = setting(0.9999, may_change=True)
+  warmup: bool = setting(False, may_change=True)
+  half_life_steps: float | None = setting(None, may_change=True)
+  half_life_ramp: float | None = setting(None, may_change=True)
   more_decays: tuple[float, ...] = ()
   profiles: tuple[float, ...] = ()
-  snapshot_every_steps: int | None = None
+  snapshot_every_steps: int | None = setting(None, may_change=True)
+
+  # more_decays and profiles may not change: an average cannot start in mid-run
+  setting_facts: ClassVar[Facts] = Facts(affects_figures=False, affects_samples=False)
 
   def __post_init__(self):
     for name, decay in (("decay", self.decay), *(("more_decays", d) for d in self.more_decays)):

@@ -11,13 +11,14 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
 
 from diffusion_jax.core import wording
 from diffusion_jax.core.files import write_png, write_whole
+from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.core.wording import duration
 from diffusion_jax.types import UserError
 
@@ -39,6 +40,8 @@ class Logging:
   num_samples: int = 64
   tensorboard: bool = True
   wandb_project: str | None = None
+
+  setting_facts: ClassVar[Facts] = HOW_IT_RUNS
 
   def __post_init__(self):
     for name in ("every_steps", "sample_every_steps", "num_samples"):

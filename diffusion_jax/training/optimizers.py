@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from diffusion_jax.core.registry import Registry
+from diffusion_jax.core.settings import HOW_IT_RUNS
 from diffusion_jax.types import Params
 
 Rates = Mapping[str, Any]
@@ -181,4 +182,9 @@ class Adam(ScheduledOptimizer):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-OPTIMIZERS = Registry("optimizer", Optimizer, {"adam": Adam})
+OPTIMIZERS = Registry(
+  "optimizer",
+  Optimizer,
+  {"adam": Adam},
+  setting_facts=HOW_IT_RUNS,
+)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.core import rng
 from diffusion_jax.core.rng import Stream
+from diffusion_jax.core.settings import Facts, setting
 from diffusion_jax.parallel import platforms, sharding
 from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.objectives import (
@@ -45,11 +46,13 @@ class Training:
     max_skipped_in_a_row: number of successive non-finite updates after which the run stops.
   """
 
-  num_steps: int = 100_000
+  num_steps: int = setting(100_000, may_change=True)
   batch_size: int = 128
   seed: int = 0
-  accumulation_steps: int = 1
-  max_skipped_in_a_row: int = 20
+  accumulation_steps: int = setting(1, may_change=True)
+  max_skipped_in_a_row: int = setting(20, may_change=True)
+
+  setting_facts: ClassVar[Facts] = Facts(affects_figures=False, affects_samples=False)
 
   def __post_init__(self):
     for name in ("num_steps", "batch_size", "accumulation_steps", "max_skipped_in_a_row"):
