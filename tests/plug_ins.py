@@ -43,6 +43,15 @@ class SignDescent(ScheduledOptimizer):
 
 
 @dataclasses.dataclass(frozen=True)
+class Shrink(ScheduledOptimizer):
+  """Gradient descent that lets every parameter decay, also those that are never trained."""
+
+  def create(self, num_steps, rates=None):
+    rate = optax.scale_by_learning_rate(self.rate(num_steps, rates))
+    return optax.chain(optax.add_decayed_weights(0.5), rate)
+
+
+@dataclasses.dataclass(frozen=True)
 class NoRule(ScheduledOptimizer):
   """A schedule without an update rule."""
 

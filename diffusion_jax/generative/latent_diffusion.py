@@ -7,8 +7,8 @@ scale for d latent dimensions. Sources: Vahdat et al. 2021 (arXiv 2106.05931), e
 et al. 2022 (arXiv 2112.10752), section 3.
 
 The autoencoder's weights are stored as one vector with the diffusion model's parameters. Every
-checkpoint contains them. Their gradient is zero, and the optimizer and averages leave them
-unchanged bit for bit (weight decay excludes them by name, `optimizers.FIXED`).
+checkpoint contains them. Their gradient is zero, and the training step and averages leave them
+unchanged bit for bit under every optimizer (`optimizers.apply_updates`).
 """
 
 import contextlib

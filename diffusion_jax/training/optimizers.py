@@ -17,7 +17,7 @@ Rates = Mapping[str, Any]
 """Float32 scalars by name: NumPy's, or traced arguments of a compiled step."""
 
 FIXED = ("autoencoder", "latent_scale", "frequencies")
-"""Names of parameters that are saved with a model but never trained."""
+"""Names of parameters that are saved with a model but never trained, see `apply_updates`."""
 
 
 @runtime_checkable
@@ -46,8 +46,8 @@ class Optimizer(Protocol):
   def create(self, num_steps: int, rates: Rates | None = None) -> optax.GradientTransformation:
     """Return the optax update rule, with the learning rate but without clipping.
 
-    The parameters named in FIXED have no gradient, and weight decay must not change them. The
-    structure of the optimizer state must not depend on the numbers in `rates`.
+    The structure of the optimizer state must not depend on the numbers in `rates`. The training
+    step leaves the parameters named in FIXED alone, whatever the rule returns for them.
     """
     ...
 
@@ -132,7 +132,7 @@ class Adam(ScheduledOptimizer):
     weight_decay: decoupled weight decay (Loshchilov and Hutter 2019).
     decay: parameters with weight decay: `kernels`, arrays of two or more axes; `non_bias`, all that
       are not named bias, so also scales of norms and a schedule's numbers, as in VDM's program.
-      Parameters without a gradient (FIXED) are always excluded.
+      Parameters that are never trained (FIXED) are always excluded.
   """
 
   b1: float = 0.9
@@ -174,12 +174,28 @@ class Adam(ScheduledOptimizer):
     """Return a tree of booleans: True for parameters with weight decay."""
 
     def decays(path: Any, leaf: Any) -> bool:
-      name = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")[2]
+      name = _own_name(path)
       if name in FIXED:
         return False
       return name != "bias" if self.decay == "non_bias" else leaf.ndim > 1
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def apply_updates(params: Params, updates: Params) -> Params:
+  """Return the parameters with an optimizer's updates added; those named in FIXED stay as they are.
+
+  The gradient of those is zero, but weight decay, noise or a rule of another package would change
+  them.
+  """
+  moved = optax.apply_updates(params, updates)
+  choose = lambda path, old, new: old if _own_name(path) in FIXED else new  # noqa: E731
+  return jax.tree_util.tree_map_with_path(choose, params, moved)
+
+
+def _own_name(path: Any) -> str:
+  """Return the last name of a parameter's path."""
+  return jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")[2]
 
 
 OPTIMIZERS = Registry(

@@ -25,7 +25,7 @@ from diffusion_jax.training.objectives import (
   trained_objectives,
   unpack_objectives,
 )
-from diffusion_jax.training.optimizers import Rates
+from diffusion_jax.training.optimizers import Rates, apply_updates
 from diffusion_jax.training.throughput import VOTES
 from diffusion_jax.training.train_state import TrainState, create_state
 from diffusion_jax.types import Aux, Batch, GenerativeModel, Key, Params, UserError
@@ -138,7 +138,7 @@ def make_train_step(
       change, opt_state = t.optimizer.create(training.num_steps, rates).update(
         grads, opt_state, t.own(state.params)
       )
-      new_params = t.merged(new_params, optax.apply_updates(t.own(new_params), change))
+      new_params = t.merged(new_params, apply_updates(t.own(new_params), change))
       found["learning_rate"] = t.optimizer.rate(training.num_steps, rates)(updates)
       opt_states, auxes, scalars = [*opt_states, opt_state], [*auxes, aux], [*scalars, found]
     finite = functools.reduce(

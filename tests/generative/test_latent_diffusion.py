@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from numpy_draws import moved, normal
+from plug_ins import Shrink
 from scipy import stats
 from steps import begin
 
@@ -255,7 +256,11 @@ def own(networks):
   return moved(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes), std=0.5)
 
 
-def test_the_frozen_weights_have_no_gradient_and_no_decay(own):
+@pytest.mark.parametrize(
+  "optimizer",
+  [Adam(learning_rate=0.1, weight_decay=0.5, decay="non_bias"), Shrink(learning_rate=0.1)],
+)
+def test_the_frozen_weights_have_no_gradient_and_no_decay(own, optimizer):
   """Of all that the optimizer sees, only the diffusion model's parameters move."""
   frozen = vector(own)
   assert frozen.tobytes() == flatten(own).tobytes()
@@ -264,7 +269,6 @@ def test_the_frozen_weights_have_no_gradient_and_no_decay(own):
     model=MLP(hidden=8, depth=1),
   )  # fmt: skip
   generative = LatentDiffusion(prediction="v").create(made, VAE_SPEC)
-  optimizer = Adam(learning_rate=0.1, weight_decay=0.5, decay="non_bias")
   ema = EMA(decay=0.5)
   mesh = create_mesh(MeshShape())
   state, step = begin(generative, optimizer, Training(10, 8), ema=ema, mesh=mesh)

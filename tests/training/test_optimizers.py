@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.core.trees import named_leaves
-from diffusion_jax.training.optimizers import OPTIMIZERS, Adam
+from diffusion_jax.training.optimizers import OPTIMIZERS, Adam, apply_updates
 from diffusion_jax.types import UserError
 
 
@@ -81,6 +81,17 @@ def test_what_weight_decay_acts_on(decay):
   other = Adam(decay="kernels" if decay == "non_bias" else "non_bias").create(10)
   same = jax.tree.structure(transform.init(params)) == jax.tree.structure(other.init(params))
   assert same  # so that a run may change it
+
+
+def test_no_rule_moves_what_is_never_trained():
+  """Bit for bit, also where a rule gives no number."""
+  params = {"kernel": jnp.ones(2), "latent_scale": jnp.float32(-0.0),
+            "time": {"frequencies": jnp.ones(3), "scale": jnp.ones(3)}}  # fmt: skip
+  updates = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
+  found = apply_updates(params, updates)
+  for name, leaf in named_leaves(found).items():
+    fixed = np.asarray(leaf).tobytes() == np.asarray(named_leaves(params)[name]).tobytes()
+    assert fixed == (name in ("latent_scale", "time/frequencies"))
 
 
 @pytest.mark.parametrize(
