@@ -112,7 +112,7 @@ class Condition(NamedTuple):
   Attributes:
     label: class numbers including the null class; None: unconditional.
     end_time: a second time in [0, 1], for networks that map one time to another (mean flows,
-      shortcuts, consistency models).
+      shortcuts, consistency models). Loss and sampler declare that they give it.
     augmentation: augmentation labels of each example; None: not augmented.
     fields: named arrays of the batch, e.g. embeddings [B N D], a low-resolution image
       [B H W C] or masks.

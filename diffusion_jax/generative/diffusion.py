@@ -15,7 +15,7 @@ from diffusion_jax.generative.conditioning import Conditioning, make_conditionin
 from diffusion_jax.generative.diffusion_model import DiffusionModel, far_from_noise
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
 from diffusion_jax.losses import DENOISING_LOSSES
-from diffusion_jax.models import NETWORKS, NOISE_SCHEDULES
+from diffusion_jax.models import NETWORKS, NOISE_SCHEDULES, check_takes
 from diffusion_jax.processes import (
   PROCESSES,
   UNDEFINED_AT_PURE_NOISE,
@@ -90,7 +90,9 @@ class Diffusion(GenerativeConfigBase):
     self._check(parts, spec, conditioning)
     given = spec._replace(fields=conditioning.fields)
     process = parts["process"].bind(parts["process"].init(jax.random.key(0)))
-    estimators = [e for e in (parts[n] for n in DIFFUSION_LIKELIHOODS) if e.serves(process)]
+    # Estimators evaluate the network at one time.
+    measured = () if "end_time" in parts["model"].takes else DIFFUSION_LIKELIHOODS
+    estimators = [e for e in (parts[n] for n in measured) if e.serves(process)]
     learns = parts["model"].learned_variance
     sampler = parts["sampler"].fit(learns)
     try:
@@ -117,6 +119,12 @@ class Diffusion(GenerativeConfigBase):
     )
 
   def _check(self, parts: Mapping[str, Any], spec: ImageSpec, given: Conditioning) -> None:
+    needed = {
+      "label": "`generative.conditional=true`" if self.conditional else None,
+      "fields": f"`generative.fields={','.join(self.fields)}`" if self.fields else None,
+    }
+    check_takes(parts["model"], {part: setting for part, setting in needed.items() if setting})
+    _check_end_time(parts)
     if parts["loss"].needs_variance != parts["model"].learned_variance:
       _refuse_variance(parts["loss"].needs_variance)
     wanted = {
@@ -137,6 +145,25 @@ class Diffusion(GenerativeConfigBase):
         f"guidance.weight={parts['guidance'].weight} needs a class-conditional model trained with "
         "label dropout; set --config.guidance.weight=1 (this model: conditional="
         f"{self.conditional}, label_dropout={self.label_dropout})"
+      )
+
+
+def _check_end_time(parts: Mapping[str, Any]) -> None:
+  """Raise a ValueError unless loss and sampler give the second time that the network takes."""
+  network, takes = type(parts["model"]).__name__, "end_time" in parts["model"].takes
+  for section in ("loss", "sampler"):
+    name, gives = type(parts[section]).__name__, parts[section].gives_end_time
+    if takes and not gives:
+      raise ValueError(
+        f"the network {network} needs a second time (condition.end_time), and the {section} {name} "
+        f"gives none; take a {section} of your own with gives_end_time = True, or another network "
+        "(mlp: `model.end_time=false`)"
+      )
+    if gives and not takes:
+      raise ValueError(
+        f"the {section} {name} gives a second time (condition.end_time), and the network {network} "
+        f"takes none; take a network that does (`model.name=mlp`, `model.end_time=true`), or "
+        f"another {section}"
       )
 
 

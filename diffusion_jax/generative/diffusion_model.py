@@ -110,7 +110,8 @@ class DiffusionModel(ModelBase):
   def capabilities(self) -> frozenset[str]:
     own = {"edit"} if isinstance(self.sampler, LinearSampler) else set()
     own |= {"trajectory"} if self.sampler.keeps_estimates else set()
-    return frozenset({"denoise", "guide", "loss_by_log_snr"} | own)
+    own |= set() if self.sampler.gives_end_time else {"loss_by_log_snr"}
+    return frozenset({"denoise", "guide"} | own)
 
   @property
   def needs_average(self) -> bool:

@@ -63,6 +63,11 @@ class Loss(Protocol):
     ...
 
   @property
+  def gives_end_time(self) -> bool:
+    """True if it gives the network a second time, `Condition.end_time`, at each evaluation."""
+    ...
+
+  @property
   def minimised_by_mean(self) -> bool:
     """True if the exact denoiser E[x0 | x_t] minimises it, which the audit then measures."""
     ...
@@ -111,6 +116,7 @@ class LossBase:
   needs_levels = False
   trains_schedule = False
   needs_average = False
+  gives_end_time = False
   minimised_by_mean = True
 
   def init(self, key: Key) -> Params:

@@ -207,6 +207,14 @@ class Denoiser:
       output, logits = jnp.split(output, 2, axis=-1)
     return Predicted(output, self.formulas.to_x0(output, at.xt, at.alpha, at.sigma), logits)
 
-  def denoise(self, xt: Data, t: Float[Array, "B"], condition: Condition = UNCONDITIONAL) -> Data:
+  def denoise(
+    self,
+    xt: Data,
+    t: Float[Array, "B"],
+    condition: Condition = UNCONDITIONAL,
+    end_time: Float[Array, "B"] | None = None,
+  ) -> Data:
     """Return the x0 estimate, not clipped; samplers take this method as their denoiser."""
+    if end_time is not None:
+      condition = condition._replace(end_time=end_time)
     return self.predict(self.state(xt, t), condition).x0

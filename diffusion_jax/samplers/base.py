@@ -25,10 +25,11 @@ from diffusion_jax.processes import Process
 from diffusion_jax.types import Key, Keys, Samples
 
 Data = Float[Array, "N ..."]
-Denoise = Callable[[Data, Float[Array, "N"]], Any]
-"""A function (xt, t [N]) -> x0 estimate.
+Denoise = Callable[..., Any]
+"""A function (xt, t [N], end_time=None) -> x0 estimate.
 
-For a sampler with needs_variance it returns (x0 estimate, variance logits).
+For a sampler with needs_variance it returns (x0 estimate, variance logits). Only a sampler with
+gives_end_time passes the second time `end_time` [N].
 """
 
 
@@ -49,6 +50,11 @@ class Sampler(Protocol):
   @property
   def needs_variance(self) -> bool:
     """True if its denoiser must return (x0 estimate, variance logits)."""
+    ...
+
+  @property
+  def gives_end_time(self) -> bool:
+    """True if it gives its denoiser a second time, `end_time`, at each evaluation."""
     ...
 
   @property
@@ -92,7 +98,7 @@ class Sampler(Protocol):
     """Draw examples.
 
     Args:
-      denoise: (xt, t [N]) -> x0 estimate.
+      denoise: (xt, t [N]) -> x0 estimate; with the keyword `end_time` if it `gives_end_time`.
       process: the process of the denoiser.
       key: one key, from which example i uses the i-th, or one key per example [N].
       shape: (N, ...), the number and shape of the examples.
@@ -109,6 +115,7 @@ class SamplerBase(abc.ABC):
   """
 
   needs_variance = False
+  gives_end_time = False
   clip = False
   keeps_estimates = False
 

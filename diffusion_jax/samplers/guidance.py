@@ -86,7 +86,7 @@ class Guidance:
     guiding_model: GuidingModel | None = None,
     with_variance: bool = False,
   ) -> Denoise:
-    """Return the denoiser (xt, t) -> x0 for fixed conditions.
+    """Return the denoiser (xt, t, end_time=None) -> x0 for fixed conditions.
 
     Without a guiding model, both halves go through the network as one batch of 2 N if the two
     conditions have the same members; otherwise one after the other.
@@ -101,36 +101,39 @@ class Guidance:
         estimate, since guidance only changes means.
     """
 
-    def own(state: State) -> Predicted:
-      return denoiser.predict(state, condition)
+    def own(state: State, end_time: Any) -> Predicted:
+      return denoiser.predict(state, _until(condition, end_time))
 
-    def pair(state: State) -> tuple[Predicted, Data]:
+    def pair(state: State, end_time: Any) -> tuple[Predicted, Data]:
       """Return the model's own prediction, and the estimate to move away from."""
+      told = _until(condition, end_time)
       if guiding_model is not None:
-        return own(state), guiding_model(state.xt, state.t, condition)
+        return own(state, end_time), guiding_model(state.xt, state.t, told)
       assert null_condition is not None
-      if jax.tree.structure(condition) != jax.tree.structure(null_condition):
-        return own(state), denoiser.predict(state, null_condition).x0
+      null = _until(null_condition, end_time)
+      if jax.tree.structure(told) != jax.tree.structure(null):
+        return own(state, end_time), denoiser.predict(state, null).x0
       twice = jax.tree.map(lambda v: jnp.concatenate([v, v]), state)
-      conditions = jax.tree.map(lambda *c: jnp.concatenate(c), condition, null_condition)
+      conditions = jax.tree.map(lambda *c: jnp.concatenate(c), told, null)
       both, num = denoiser.predict(twice, conditions), len(state.xt)
       return jax.tree.map(lambda v: v[:num], both), both.x0[num:]
 
-    def guided(state: State) -> Predicted:
-      best, bad = pair(state)
+    def guided(state: State, end_time: Any) -> Predicted:
+      best, bad = pair(state, end_time)
       moved = self._rescaled(bad + self.weight * (best.x0 - bad), best.x0)
       if not self.everywhere:
         moved = jnp.where(expand(self._acts(denoiser.process, state.t), moved), moved, best.x0)
       return best._replace(x0=moved)
 
-    def in_interval(state: State) -> Predicted:
-      return jax.lax.cond(self._acts(denoiser.process, state.t).any(), guided, own, state)
+    def in_interval(state: State, end_time: Any) -> Predicted:
+      acts = self._acts(denoiser.process, state.t).any()
+      return jax.lax.cond(acts, guided, own, state, end_time)
 
     off = self.weight == 1.0 or (guiding_model is None and null_condition is None)
     evaluate = own if off else guided if self.everywhere else in_interval
 
-    def denoise(xt: Data, t: Float[Array, "N"]) -> Any:
-      predicted = evaluate(denoiser.state(xt, t))
+    def denoise(xt: Data, t: Float[Array, "N"], end_time: Any = None) -> Any:
+      predicted = evaluate(denoiser.state(xt, t), end_time)
       return (predicted.x0, predicted.variance_logits) if with_variance else predicted.x0
 
     return denoise
@@ -146,3 +149,8 @@ class Guidance:
       return guided
     spread = good.std(dims(good), keepdims=True) / guided.std(dims(guided), keepdims=True)
     return guided * (self.rescale * spread + 1.0 - self.rescale)
+
+
+def _until(condition: Condition, end_time: Any) -> Condition:
+  """Return the condition with the second time that a sampler gives, if it gives one."""
+  return condition if end_time is None else condition._replace(end_time=end_time)

@@ -183,7 +183,7 @@ class Adam(ScheduledOptimizer):
 
 
 def apply_updates(params: Params, updates: Params) -> Params:
-  """Return the parameters with an optimizer's updates added; those named in FIXED stay as they are.
+  """Return the parameters with an optimizer's updates added, except to those named in FIXED.
 
   The gradient of those is zero, but weight decay, noise or a rule of another package would change
   them.

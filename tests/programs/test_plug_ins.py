@@ -89,6 +89,7 @@ def test_named_arrays_of_a_file_travel_through_training_and_evaluation(call, tmp
     ("data.name=no_package:Set", "data.name=no_package:Set: no such module"),
     ("optimizer.name=plug_ins:NoRule", "NoRule: create is missing (Return the optax update rule"),
     ("eval.metrics=plug_ins:Bare", "Bare: name is missing"),
+    ("model.end_time=true", "the network MLP needs a second time (condition.end_time), and"),
   ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry_run"]])
