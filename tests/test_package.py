@@ -120,3 +120,16 @@ def test_the_console_script_trains_a_shipped_config_from_an_empty_folder(install
   assert (tmp_path / "runs/ddpm_digits/config.json").is_file()
   code, out, err = typed("trian")
   assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.slow
+def test_the_console_script_trains_the_whole_of_ddpm_digits(installed, tmp_path):
+  scripts, env = installed
+  command = [str(scripts / "diffusion-jax"), "train", "--config=ddpm_digits"]
+  ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+  assert ran.returncode == 0, ran.stderr
+  assert "finished: 1,000 steps; look in runs/ddpm_digits" in ran.stdout
+  found = re.search(r"held-out loss (\S+) ± (\S+)", ran.stdout)
+  assert found
+  assert 0.10 < float(found[1]) < 0.18  # about 1 before training
+  assert (tmp_path / "runs/ddpm_digits/samples/step_00001000.png").is_file()
