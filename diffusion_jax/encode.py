@@ -16,10 +16,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax import parallel
-from diffusion_jax.core import wording
+from diffusion_jax.core import progress
 from diffusion_jax.core.files import run_folder, user_path
 from diffusion_jax.core.pixels import from_levels
-from diffusion_jax.data import Source, full_pass, latents, load_split, progress
+from diffusion_jax.data import Source, full_pass, latents, load_split, unfinished
 from diffusion_jax.generative.latent_diffusion import flatten
 from diffusion_jax.inference import outputs, restore
 from diffusion_jax.inference.restore import stored_spec
@@ -40,7 +40,9 @@ def main(argv: list[str]) -> None:
   command_line.enable_compilation_cache()
   experiment = trained_experiment(args.workdir, overrides)
   command_line.join_job(experiment)
-  with outputs.writing(args.out, progress.check_latents_out, progress.latents_lock_file(args.out)):
+  with outputs.writing(
+    args.out, unfinished.check_latents_out, unfinished.latents_lock_file(args.out)
+  ):
     encode_all(args, experiment)
 
 
@@ -51,7 +53,7 @@ def encode_all(args, experiment: Experiment) -> None:
   networks = autoencoder(args.workdir, experiment, spec)
   mesh = sharding.create_mesh(experiment.mesh)
   asked = outputs.asked_for(args, ASKED, experiment, ["data"])
-  left = parallel.first_says(lambda: progress.left_encoding(args.out, asked))
+  left = parallel.first_says(lambda: unfinished.left_encoding(args.out, asked))
   generative = experiment.create(spec)
   restored = outputs.restore_for_output(args.workdir, args.step, left, mesh, generative, average)
   made_from = {"workdir": str(args.workdir), "step": restored.step, "weights": average.label}
@@ -62,7 +64,7 @@ def encode_all(args, experiment: Experiment) -> None:
   encoded = encoded._replace(asked=asked)
   for source in encoded.sources.values():
     check_images(source, spec)
-  done = parallel.first_says(lambda: progress.begin_encoding(args.out, encoded))
+  done = parallel.first_says(lambda: unfinished.begin_encoding(args.out, encoded))
   first = parallel.is_first()
   scale = latents.write_latents(args.out, encoded, first, done, stopped=signals.StoppedEarly)
   counts = ", ".join(f"{len(source):,} of {name}" for name, source in encoded.sources.items())
@@ -123,15 +125,13 @@ def encoder(
 
   def call(source: Source, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     size = sharding.round_up(min(batch_size, len(source)), mesh)
-    bar = wording.Bar(f"images of {source.name}", len(source), first, parallel.is_first())
-    for batch in full_pass(source, size, sharding.local_rows(mesh, size), first):
-      signals.stop_here()
-      sent = sharding.put_batch(batch, mesh)
-      real = sharding.fetch(sent.mask) > 0
-      first += int(real.sum())
-      yield sharding.fetch(encode(params, sent.image))[real], sharding.fetch(sent.label)[real]
-      bar.advance(first)
-    bar.close()
+    with progress.phase(f"encoding {source.name}", len(source), "images", first) as phase:
+      for batch in full_pass(source, size, sharding.local_rows(mesh, size), first):
+        signals.stop_here()
+        sent = sharding.put_batch(batch, mesh)
+        real = sharding.fetch(sent.mask) > 0
+        yield sharding.fetch(encode(params, sent.image))[real], sharding.fetch(sent.label)[real]
+        phase.advance(int(real.sum()))
 
   return call
 

@@ -85,7 +85,9 @@ def draw_images(args, experiment: Experiment) -> None:
       images = to_uint8(call(params, own, size, args.seed, first, fields))
       return {"images": images, "labels": np.full(size, -1) if own is None else own}
 
-    chunks = outputs.make(args.out, {"asked": asked, **made_of}, args.num, size, compute, "images")
+    chunks = outputs.make(
+      args.out, {"asked": asked, **made_of}, args.num, size, compute, "sampling"
+    )
     classes = len(args.labels.split(",")) if args.labels else len(trained)
     columns, num = grid_columns(args.num, classes), args.num
     parallel.on_process_0(lambda: outputs.finish(args.out, chunks, num, size, columns))

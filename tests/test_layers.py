@@ -111,6 +111,7 @@ def test_the_rule_catches_an_import_upwards(tmp_path):
     ("ml_collections", {"core"}),
     ("optax", {"training", "extractors"}),
     ("matplotlib", {"report"}),
+    ("rich", {"core"}),
     ("jinja2", {"report"}),
     ("tensorflow_datasets", {"data", "prepare"}),
     ("array_record", {"data"}),

@@ -24,14 +24,14 @@ from diffusion_jax.core.config import as_text, build
 from diffusion_jax.core.files import user_path
 from diffusion_jax.core.settings import field_fact, fields_with, setting
 from diffusion_jax.data.base import Autoencoder, DataSetBase, SourceBase, load_split
-from diffusion_jax.data.progress import (
+from diffusion_jax.data.source import About, Source, count_labels, fingerprint
+from diffusion_jax.data.unfinished import (
   PROGRESS,
   begin_encoding,
   facts_of,
   part_folder,
   write_progress,
 )
-from diffusion_jax.data.source import About, Source, count_labels, fingerprint
 from diffusion_jax.types import ImageSpec, UserError
 
 FORMAT = 1
@@ -210,7 +210,7 @@ class Encoded(NamedTuple):
     autoencoder: config sections "autoencoder" and "decoder".
     made_from: run and step that made it, as JSON values.
     batch_size: images per encoding batch; another value changes the rounding.
-    asked: flags of the command as JSON values; see `progress.left_encoding`.
+    asked: flags of the command as JSON values; see `unfinished.left_encoding`.
   """
 
   sources: Mapping[str, Source]

@@ -20,9 +20,9 @@ from jax.sharding import Mesh
 
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints import store
-from diffusion_jax.core import files, wording
+from diffusion_jax.core import files, progress
 from diffusion_jax.data.pictures import UNFINISHED
-from diffusion_jax.data.progress import check_asked
+from diffusion_jax.data.unfinished import check_asked
 from diffusion_jax.inference import draw
 from diffusion_jax.inference import restore as restoring
 from diffusion_jax.runs import signals
@@ -178,7 +178,7 @@ def make(
     num: total number of images.
     size: images per batch.
     compute: (index of the first image) -> arrays with at least one batch of images.
-    words: name of the counted items, for the progress bar.
+    words: name of the work, for the progress bar.
 
   Returns:
     The batches, on process 0's disk.
@@ -186,17 +186,15 @@ def make(
   folder = parts_folder(out)
   parallel.on_process_0(lambda: _sweep(folder, facts))
   chunks = Chunks(folder, facts, is_shared=False)
-  bar = wording.Bar(words, num, active=parallel.is_first())
   try:
-    for number, first, count in pieces(num, size):
-      chunks.ensure(number, count, lambda first=first: compute(first))
-      bar.advance(first + count)
+    with progress.phase(words, num, "images") as phase:
+      for number, first, count in pieces(num, size):
+        chunks.ensure(number, count, lambda first=first: compute(first))
+        phase.set(first + count)
   except UserError:
     if parallel.is_first() and not any(folder.glob("[0-9]*.npz")):
       _remove(folder)
     raise
-  finally:
-    bar.close()
   return chunks
 
 
@@ -223,7 +221,7 @@ def write_grid(
     rows_of: (all of these images) -> the images of each kind of row; the rows alternate.
     columns: number of columns of the grid.
   """
-  chunks = make(out, facts, num, size, compute, "images")
+  chunks = make(out, facts, num, size, compute, "drawing")
 
   def put_together() -> None:
     batches = [chunks.read(number, count)["images"] for number, _, count in pieces(num, size)]

@@ -63,6 +63,9 @@ class Labelled(Unbreakable):
     super().__init__(stream)
     self._label, self._at_start = label, True
 
+  def isatty(self) -> bool:
+    return False  # lines of other processes would break a bar
+
   def write(self, text: str) -> int:
     for line in text.splitlines(keepends=True):
       super().write(f"{self._label if self._at_start else ''}{line}")

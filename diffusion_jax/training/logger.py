@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from diffusion_jax.core import wording
+from diffusion_jax.core import progress
 from diffusion_jax.core.files import write_png, write_whole
 from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.core.wording import duration
@@ -189,7 +189,7 @@ class Logger:
 
   def start_bar(self) -> None:
     """Show the progress bar once there is progress; only on a terminal wide enough for it."""
-    if self._active and wording.can_show(sys.stderr):
+    if self._active and progress.can_show(sys.stderr):
       from tqdm import tqdm
 
       self._bar = tqdm(total=self._num_steps, initial=self._start_step, unit="step")

@@ -11,7 +11,7 @@ import pytest
 
 from diffusion_jax.data import Arrays, Digits, Latents, TrainStream, fingerprint, full_pass
 from diffusion_jax.data.latents import Encoded, write_latents
-from diffusion_jax.data.progress import (
+from diffusion_jax.data.unfinished import (
   check_latents_out,
   left_encoding,
   part_folder,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.core import files, wording
+from diffusion_jax.core import files
 from diffusion_jax.data import load_pictures
 from diffusion_jax.inference import outputs
 from diffusion_jax.types import UserError
@@ -56,7 +56,7 @@ class Drawer:
 
 
 def draw(out, num, drawer, facts=FACTS):
-  chunks = outputs.make(out, facts, num, drawer.size, drawer, "images")
+  chunks = outputs.make(out, facts, num, drawer.size, drawer, "drawing")
   outputs.finish(out, chunks, num, drawer.size, 5)
   return drawer
 
@@ -152,7 +152,7 @@ def test_a_refusal_leaves_nothing_behind(tmp_path):
     raise UserError("4 of 4 images are not finite")
 
   with pytest.raises(UserError, match="not finite"):
-    outputs.make(tmp_path / "a.npz", FACTS, 4, 4, refuse, "images")
+    outputs.make(tmp_path / "a.npz", FACTS, 4, 4, refuse, "drawing")
   assert not list(tmp_path.iterdir())
 
 
@@ -199,25 +199,6 @@ def test_a_kill_while_the_parts_are_deleted_leaves_a_finished_output(tmp_path, m
   else:
     draw(tmp_path / name, 10, Drawer())
     assert [p.name for p in tmp_path.iterdir()] == [name]  # the next command clears up
-
-
-def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys):
-  clock = iter([0.0, 4.0, 11.0, 11.0, 12.0])
-  monkeypatch.setattr(wording.time, "perf_counter", lambda: next(clock))
-  bar = wording.Bar("images", 2000)
-  for done in (500, 1000, 1500):
-    bar.advance(done)
-  bar.close()
-  assert capsys.readouterr().out == "1,000 of 2,000 images\n"
-  monkeypatch.undo()
-  monkeypatch.setattr(wording.sys.stderr, "isatty", lambda: True, raising=False)
-  monkeypatch.setattr(wording, "_columns", lambda terminal: 80)
-  bar = wording.Bar("images", 20)
-  bar.advance(15)
-  bar.close()
-  assert "15/20" in capsys.readouterr().err
-  monkeypatch.setattr(wording, "_columns", lambda terminal: 59)
-  assert not wording.can_show(wording.sys.stderr)
 
 
 def test_facts_are_written_for_people(tmp_path):

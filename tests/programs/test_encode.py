@@ -12,7 +12,7 @@ import tiny
 from diffusion_jax import encode, sample, train
 from diffusion_jax.checkpoints import step_folders, store
 from diffusion_jax.checkpoints.checksums import checksums
-from diffusion_jax.data import Latents, latents, progress
+from diffusion_jax.data import Latents, latents, unfinished
 from diffusion_jax.runs import signals
 from diffusion_jax.runs.stored import load_experiment
 
@@ -98,7 +98,7 @@ def test_a_part_of_another_command_is_refused_and_kept(folder, tmp_path, call, m
   with monkeypatch.context() as patch:
     patch.setattr(signals, "stop_here", stop_at(3))
     assert call(encode.main, *flags, "--step=6")[0] == 75
-  part = progress.part_folder(tmp_path / "a")
+  part = unfinished.part_folder(tmp_path / "a")
   before = {file.name: file.read_bytes() for file in part.iterdir()}
   code, _, err = call(encode.main, *flags)
   assert code == 2

@@ -8,7 +8,7 @@ import pytest
 
 from diffusion_jax import edit, encode, sample
 from diffusion_jax.core import files
-from diffusion_jax.data import progress
+from diffusion_jax.data import unfinished
 from diffusion_jax.inference import outputs
 from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.types import UserError
@@ -53,10 +53,10 @@ def test_each_program_refuses_before_it_touches_a_part(tmp_path, root, call, pro
   config = load_experiment(str(root / "configs/autoencoder_digits.py"), []).to_dict()
   (tmp_path / "run/config.json").write_text(json.dumps(config))
   out, is_latents = tmp_path / name, program is encode
-  part = progress.part_folder(out) if is_latents else outputs.parts_folder(out)
+  part = unfinished.part_folder(out) if is_latents else outputs.parts_folder(out)
   part.mkdir(parents=True)
   (part / ".half.part").touch()  # what the other is writing
-  with held(progress.latents_lock_file(out) if is_latents else outputs.lock_file(out)):
+  with held(unfinished.latents_lock_file(out) if is_latents else outputs.lock_file(out)):
     code, _, err = call(program.main, f"--workdir={tmp_path / 'run'}", f"--out={out}", *flags)
   assert (code, err) == (
     2, f"error: another command is writing --out={out}; wait for it or choose another --out\n"

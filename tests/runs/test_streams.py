@@ -8,7 +8,7 @@ import sys
 import pytest
 import tiny
 
-from diffusion_jax.runs.streams import Unbreakable
+from diffusion_jax.runs.streams import Labelled, Unbreakable
 
 
 def test_a_character_that_the_terminal_lacks_is_replaced():
@@ -24,6 +24,17 @@ def test_a_stream_that_is_closed_or_not_there_takes_everything():
   for stream in (Unbreakable(None), Unbreakable(closed)):
     print("text", file=stream, flush=True)
     assert not stream.isatty()
+
+
+def test_a_terminal_of_several_processes_has_no_bar():
+  """Their lines would break it, and only process 0 prints lines of progress."""
+
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return True
+
+  assert Unbreakable(Terminal()).isatty()
+  assert not Labelled(Terminal(), "[1 of 2] ").isatty()
 
 
 @pytest.mark.process

@@ -163,7 +163,7 @@ def terminal(columns):
   return open(written, "w"), shown
 
 
-@pytest.mark.parametrize(("columns", "is_bar"), [(120, True), (60, True), (59, False), (0, False)])
+@pytest.mark.parametrize(("columns", "is_bar"), [(120, True), (60, True), (19, False), (0, False)])
 def test_a_terminal_shows_a_bar_or_lines_where_it_is_too_narrow(
   columns, is_bar, tmp_path, capsys, monkeypatch
 ):
