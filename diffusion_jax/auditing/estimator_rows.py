@@ -45,9 +45,9 @@ def _rows(name: str, config: Any) -> Iterator[Row]:
     yield failure(name, f"it does not declare what it is: {reason}")
     return
   served = {n: PROCESSES[n]() for n in PLACES}
-  for place, process in served.items():
+  for process_name, process in served.items():
     if estimator.serves(process):
-      yield _row(f"{name} on {place}", estimator, process)
+      yield _row(f"{name} on {process_name}", estimator, process)
   if config is ContinuousBound:
     yield from (_learned(name, estimator, kind) for kind in NOISE_SCHEDULES)
   if config is VariationalBound:

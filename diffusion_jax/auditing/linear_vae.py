@@ -56,10 +56,10 @@ def audit_linear_vae() -> Iterator[Row]:
   measured, error = _elbo()
   yield Row("elbo", "nats of the linear VAE", elbo, measured, error)
   bounds = {1: (measured, error)}
-  for num in (1, 2, 50):
-    bounds[num] = _importance(num)
-    value, error = bounds[num]
-    yield Row(f"iwae_{num}", "minus the bound against minus the evidence", -exact, -value, error,
+  for k in (1, 2, 50):
+    bounds[k] = _importance(k)
+    value, error = bounds[k]
+    yield Row(f"iwae_{k}", "minus the bound against minus the evidence", -exact, -value, error,
               relation="at_least")  # fmt: skip
   yield Row("iwae_1", "it is the elbo", elbo, *bounds[1])
   for fewer, more in ((1, 2), (2, 50)):
@@ -92,13 +92,13 @@ def _elbo() -> tuple[float, float]:
   return oracles.mean_and_error(-elbo_terms(log_prob, mean, log_var).negative_elbo)
 
 
-def _importance(num: int, exact_posterior: bool = False) -> tuple[float, float]:
+def _importance(k: int, exact_posterior: bool = False) -> tuple[float, float]:
   """Return the bound in nats and its standard error over NUM repetitions."""
 
   def log_weight(keys):
     log_prob, z, log_q = _draw(keys, exact_posterior)
     return log_prob + gaussian_log_prob(z, 0 * z, 0 * z).sum(-1) - log_q
 
-  estimator = ImportanceWeighted(num)
+  estimator = ImportanceWeighted(k)
   run = jax.jit(lambda keys: estimator.estimate(log_weight, keys, 1).bits_per_dim)
   return oracles.mean_and_error(-np.float64(run(oracles.keys(NUM))) * math.log(2))

@@ -25,11 +25,11 @@ def audit_losses(registry: Mapping[str, Any] = DENOISING_LOSSES) -> Iterator[Row
 
 def _rows(name: str, config: Any) -> Iterator[Row]:
   loss = config()
-  for place in ("linear_vp", "vp", "edm", "flow"):
-    process = PROCESSES[place]()
+  for process_name in ("linear_vp", "vp", "edm", "flow"):
+    process = PROCESSES[process_name]()
     has_steps = process.num_timesteps is not None
     if not (loss.needs_derivative if has_steps else loss.needs_variance):
-      yield _row(f"{name} on {place}", loss, process)
+      yield _row(f"{name} on {process_name}", loss, process)
   if config is VDM:
     yield _continuous(loss)
   if config is FullBound:
@@ -58,11 +58,11 @@ def _row(entry: str, loss: Loss, process: Process) -> Row:
     return jax.jvp(values, (scale,), (jnp.ones_like(scale),))
 
   keys, x0 = oracles.keys(NUM), oracles.gaussian_images(NUM)
-  found = [run(jnp.float32(1.0 + s * STEP), keys, x0) for s in (-1, 0, 1)]
+  values_and_slopes = [run(jnp.float32(1.0 + s * STEP), keys, x0) for s in (-1, 0, 1)]
   if not loss.minimised_by_mean:
-    share = float(np.mean([np.isfinite(v) for pair in found for v in pair]))
-    return Row(entry, "share of values and slopes that are finite", 1.0, share)
-  low, middle, high = (np.float64(slope) for _, slope in found)
+    finite_fraction = float(np.mean([np.isfinite(v) for pair in values_and_slopes for v in pair]))
+    return Row(entry, "share of values and slopes that are finite", 1.0, finite_fraction)
+  low, middle, high = (np.float64(slope) for _, slope in values_and_slopes)
   slope, error = oracles.mean_and_error(middle)
   bend = float(np.mean(high - low)) / (2 * STEP)
   return Row(entry, "scale of the best denoiser", 1.0, 1.0 - slope / bend, error / bend)
@@ -73,11 +73,11 @@ def _continuous(loss: VDM) -> Row:
 
   The variation between the data is subtracted.
   """
-  process, num = LinearLogSNR(), 200_000
+  process, n = LinearLogSNR(), 200_000
   model = oracles.gaussian_denoiser(process)
-  x0 = oracles.gaussian_images(num)
-  found = jax.jit(lambda keys, x0: loss(model, Examples(x0), keys).values)(oracles.keys(num), x0)
-  above, error = oracles.mean_and_error(np.float64(found) - oracles.exact_bits(x0))
+  x0 = oracles.gaussian_images(n)
+  values = jax.jit(lambda keys, x0: loss(model, Examples(x0), keys).values)(oracles.keys(n), x0)
+  above, error = oracles.mean_and_error(np.float64(values) - oracles.exact_bits(x0))
   expected = oracles.bound_bits(process.log_snr_max, process.log_snr_min)
   measured = oracles.entropy_bits() + above
   return Row("vdm on linear_log_snr", "bits/dim of the bound", expected, measured, error)
@@ -86,7 +86,7 @@ def _continuous(loss: VDM) -> Row:
 def _unbiased(loss: FullBound) -> Row:
   """Compare the bound from one t per example with its closed form, once its history is full."""
   process = LinearVP(100, 1e-3, 0.2)
-  model, num = oracles.gaussian_denoiser(process), 20_000
+  model, n = oracles.gaussian_denoiser(process), 20_000
 
   @jax.jit
   def run(state, key, keys, x0, dropout_key):
@@ -94,7 +94,7 @@ def _unbiased(loss: FullBound) -> Row:
     return loss(model, examples, keys, state=state, dropout_key=dropout_key)
 
   def on(state, seed, dropout_key):
-    draws = oracles.keys(num, seed), oracles.gaussian_images(num, seed)
+    draws = oracles.keys(n, seed), oracles.gaussian_images(n, seed)
     return run(state, jax.random.key(seed), *draws, dropout_key)
 
   state = on(loss.initial_state(process), 3, jax.random.key(0)).state

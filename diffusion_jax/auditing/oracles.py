@@ -63,8 +63,8 @@ def gaussian_denoiser(process: Any, scale: Any = 1.0) -> Denoiser:
   logits = jnp.asarray(best_logits(process), jnp.float32)
 
   def mean_and_logits(at: Any, condition: Condition):
-    number = jnp.round(at.t * process.num_timesteps).astype(jnp.int32)
-    return mean(at, condition), logits[number - 1]
+    step = jnp.round(at.t * process.num_timesteps).astype(jnp.int32)
+    return mean(at, condition), logits[step - 1]
 
   return ExactDenoiser(process=process, estimate=mean_and_logits, learned_variance=True)
 
@@ -102,10 +102,10 @@ def best_logits(process: DiscreteVP) -> np.ndarray:
   return 2 * (np.log(best_variances(process)) - low) / (high - low) - 1
 
 
-def gaussian_images(num: int, seed: int = 0) -> jax.Array:
+def gaussian_images(n: int, seed: int = 0) -> jax.Array:
   """Return samples of the data [num, 4, 4, 1]."""
-  noise = jax.random.normal(jax.random.key(seed), (num, NUM_DIMS))
-  return ((noise * jnp.sqrt(jnp.asarray(VARIANCES))) @ jnp.asarray(AXES.T)).reshape(num, *SHAPE)
+  noise = jax.random.normal(jax.random.key(seed), (n, NUM_DIMS))
+  return ((noise * jnp.sqrt(jnp.asarray(VARIANCES))) @ jnp.asarray(AXES.T)).reshape(n, *SHAPE)
 
 
 def exact_bits(images: Any) -> np.ndarray:
@@ -134,9 +134,9 @@ def bound_bits(first: float, last: float) -> float:
   return float(np.mean(prior + 0.5 * (high - low) + decoder) / math.log(2))
 
 
-def keys(num: int, seed: int = 1) -> Keys:
+def keys(n: int, seed: int = 1) -> Keys:
   """Return one key per example."""
-  return rng.example_keys(jax.random.key(seed), jnp.arange(num))
+  return rng.example_keys(jax.random.key(seed), jnp.arange(n))
 
 
 def mean_and_error(values: Any) -> tuple[float, float]:

@@ -47,8 +47,8 @@ def audit_samplers(registry: Mapping[str, Any] = SAMPLERS) -> Iterator[Row]:
 
 def _rows(name: str, config: Any) -> Iterator[Row]:
   sampler, fields = config(), {f.name for f in dataclasses.fields(config)}
-  served = {place: PROCESSES[place]() for place in PLACES}
-  served = {place: p for place, p in served.items() if _serves(sampler, p)}
+  served = {process_name: PROCESSES[process_name]() for process_name in PLACES}
+  served = {process_name: p for process_name, p in served.items() if _serves(sampler, p)}
   if not served:
     yield failure(name, f"it serves none of {', '.join(PLACES)}")
   if not sampler.stochastic and "edm" in served:
@@ -56,10 +56,12 @@ def _rows(name: str, config: Any) -> Iterator[Row]:
       yield _accuracy(name, config, fields)
     elif "steps" in fields:
       yield _order(name, config, fields)
-  for place, process in [*served.items()][:2]:
+  for process_name, process in [*served.items()][:2]:
     if sampler.num_evaluations(process) is not None:
-      yield _evaluations(f"{name} on {place}", sampler, process)
-    yield _spread(f"{name} on {place}", _with(config, fields, steps=200, clip=False), process)
+      yield _evaluations(f"{name} on {process_name}", sampler, process)
+    yield _spread(
+      f"{name} on {process_name}", _with(config, fields, steps=200, clip=False), process
+    )
 
 
 def _serves(sampler: Sampler, process: Process) -> bool:
@@ -116,12 +118,12 @@ def _errors(sampler: Any) -> np.ndarray:
 
   # not under jit, so that a loop in Python is not compiled as one large program
   samples = sampler.sample(denoise, process, jax.random.key(0), (NUM, 1))
-  found = np.asarray(jax.block_until_ready(samples.images))[:, 0]
+  x_end = np.asarray(jax.block_until_ready(samples.images))[:, 0]
   jax.effects_barrier()
   x, t = max(calls, key=lambda call: call[1][0])
   end = sampler.end_time(process)
   last = 0.0 if end is None else float(process.alpha_sigma(np.asarray(end))[1])
-  return found - _exact(x[:, 0], float(process.alpha_sigma(t)[1][0]), last)
+  return x_end - _exact(x[:, 0], float(process.alpha_sigma(t)[1][0]), last)
 
 
 def _order(name: str, config: Any, fields: set[str]) -> Row:

@@ -64,8 +64,8 @@ def _positions(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
   """Return the row-major index of each element, without a reshape that would move data."""
   strides = [math.prod(shape[i + 1 :]) % 2**32 for i in range(len(shape))]
   iota = partial(jax.lax.broadcasted_iota, jnp.uint32, shape)
-  parts = [iota(i) * jnp.uint32(stride) for i, stride in enumerate(strides)]
-  return sum(parts, jnp.zeros(shape, jnp.uint32))
+  offsets = [iota(i) * jnp.uint32(stride) for i, stride in enumerate(strides)]
+  return sum(offsets, jnp.zeros(shape, jnp.uint32))
 
 
 def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:

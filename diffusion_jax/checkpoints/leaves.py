@@ -43,8 +43,8 @@ def check_leaves(folder: Path, saved: Mapping[str, Any], target: Any) -> None:
         f"{folder}: {name} is {there['dtype']}{there['shape']}, this model needs "
         f"{here[0]}{here[1]}: it is {MIXED}"
       )
-  parts = {_part(name) for name in wanted}
-  extra = [n for n in saved if n not in wanted and _part(n) in parts]
+  sections = {_part(name) for name in wanted}
+  extra = [n for n in saved if n not in wanted and _part(n) in sections]
   if extra:
     raise UserError(f"{folder} also has {extra[0]}: it is {MIXED}")
 

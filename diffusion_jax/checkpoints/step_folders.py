@@ -28,11 +28,11 @@ def quarantine(directory: Path, damaged: tuple[Damage, ...]) -> list[Path]:
   moved = []
   for damage in damaged:
     aside.mkdir(exist_ok=True)
-    number = 0
-    while (place := aside / f"{damage.step}{f'.{number}' * bool(number)}").exists():
-      number += 1
-    shutil.move(directory / str(damage.step), place)
-    moved.append(place)
+    i = 0
+    while (target := aside / f"{damage.step}{f'.{i}' * bool(i)}").exists():
+      i += 1
+    shutil.move(directory / str(damage.step), target)
+    moved.append(target)
   return moved
 
 

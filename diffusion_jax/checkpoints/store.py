@@ -208,12 +208,12 @@ class Checkpoints:
     """Wait until a save has finished on every process, or failed on one."""
     while jax.process_count() > 1:
       failed = self._barrier.error
-      own = None if failed is None else storage.reason(failed)
-      rows = parallel.all_gather_objects([own, self._manager.is_saving_in_progress()])
-      reason = next((f"process {i}: {said}" for i, (said, _) in enumerate(rows) if said), None)
+      failure = None if failed is None else storage.reason(failed)
+      reports = parallel.all_gather_objects([failure, self._manager.is_saving_in_progress()])
+      reason = next((f"process {i}: {said}" for i, (said, _) in enumerate(reports) if said), None)
       if reason is not None:
         raise failed or RuntimeError(reason)
-      if not any(is_saving for _, is_saving in rows):
+      if not any(is_saving for _, is_saving in reports):
         return
       time.sleep(0.1)
 
@@ -307,15 +307,15 @@ def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
 
 def _others(directory: Path, step: int | None, most: int = 3) -> str:
   """Name the steps nearest to a damaged one whose metadata is intact, as advice."""
-  found: list[int] = []
+  readable: list[int] = []
   steps = [] if step is None else sorted(saved_steps(directory), key=lambda s: abs(s - step))
   for other in steps:
-    if other != step and len(found) < most:
+    if other != step and len(readable) < most:
       with contextlib.suppress(Exception):
         _load_meta(directory / str(other))
-        found.append(other)
-  listed = " or ".join(f"--step={s}" for s in sorted(found))
-  if not found:
+        readable.append(other)
+  listed = " or ".join(f"--step={s}" for s in sorted(readable))
+  if not readable:
     return "restore a copy, or train again"
   return f"give another --step: the metadata of {listed} can be read"
 

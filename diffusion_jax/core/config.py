@@ -68,8 +68,9 @@ def find_file(text: str) -> tuple[Path, str]:
     return configs[name], argument
   if is_name and Path(f"{name}.py").is_file():
     raise UserError(f"--config={text}: no such file. Did you mean '{name}.py'?")
-  own = Path("configs")
-  there = [] if own.resolve() == shipped.folder().resolve() else sorted(map(str, own.glob("*.py")))
+  folder = Path("configs")
+  is_shipped = folder.resolve() == shipped.folder().resolve()
+  there = [] if is_shipped else sorted(map(str, folder.glob("*.py")))
   listed = f" Configs here: {', '.join(there)}." if there else ""
   hint = spelling_hint(path.stem, configs).replace("Allowed:", "Shipped, found by name:")
   what = "no such file and no shipped config" if is_name else f"no such file: {path}"
@@ -102,12 +103,12 @@ def parse_override(argument: str) -> Override:
     UserError: the argument has another format.
   """
   path, equals, text = argument.removeprefix("--config.").partition("=")
-  parts = path.split(".")
-  if not equals or not all(parts) or len(parts) != 2:
+  words = path.split(".")
+  if not equals or not all(words) or len(words) != 2:
     raise UserError(
       f"{argument}: write --config.section.field=value, e.g. --config.training.seed=1."
     )
-  section, field = parts
+  section, field = words
   return Override(section, field, text)
 
 
@@ -133,11 +134,11 @@ def resolve(
       raise UserError(f"config has no section '{key}'.{spelling_hint(key, sections)}")
   built = {}
   for key, section in sections.items():
-    own = [o for o in overrides if o.section == key]
+    of_section = [o for o in overrides if o.section == key]
     value = raw.get(key, {})
     if not isinstance(value, Mapping | ConfigDict):
       raise UserError(f"config.{key} is {value!r}; it must be a section with fields.")
-    built[key] = _build_section(section, dict(value), own, key)
+    built[key] = _build_section(section, dict(value), of_section, key)
   return built
 
 

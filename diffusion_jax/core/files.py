@@ -146,9 +146,9 @@ def check_own_folder(folder: Path, what: str) -> None:
 
 def free_name(path: Path) -> Path:
   """Return the first of path.old1, path.old2, ... that does not exist."""
-  number = 1
-  while os.path.lexists(candidate := path.with_name(f"{path.name}.old{number}")):
-    number += 1
+  i = 1
+  while os.path.lexists(candidate := path.with_name(f"{path.name}.old{i}")):
+    i += 1
   return candidate
 
 
@@ -166,8 +166,9 @@ def cache_folder() -> Path:
   The cache is $XDG_CACHE_HOME or ~/.cache. If neither can be written, the temporary folder is
   announced once on stderr.
   """
-  own = Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache").expanduser() / "diffusion_jax"
-  return own if _can_be_written(own) else _of_temporary_files()
+  folder = Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache").expanduser()
+  folder /= "diffusion_jax"
+  return folder if _can_be_written(folder) else _of_temporary_files()
 
 
 def _can_be_written(folder: Path) -> bool:
@@ -183,10 +184,10 @@ def _of_temporary_files() -> Path:
   folder = Path(tempfile.gettempdir()) / f"diffusion_jax-{os.getuid()}"
   try:
     folder.mkdir(mode=0o700, exist_ok=True)
-    own = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
+    is_ours = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
   except OSError:
-    own = False
-  if not own:  # a folder of another user under our name
+    is_ours = False
+  if not is_ours:  # a folder of another user under our name
     folder = Path(tempfile.mkdtemp(prefix="diffusion_jax-"))
   print(f"the user's cache cannot be written; {folder} is used instead (set XDG_CACHE_HOME)",
         file=sys.stderr)  # fmt: skip
@@ -342,16 +343,16 @@ def image_grid(images: UInt8[np.ndarray, "N H W C"], columns: int) -> UInt8[np.n
 
 
 def grid_of(
-  images: Iterable[UInt8[np.ndarray, "H W C"]], num: int, columns: int
+  images: Iterable[UInt8[np.ndarray, "H W C"]], num_images: int, columns: int
 ) -> UInt8[np.ndarray, "A B C"]:
-  """Tile `num` images (at least one) like `image_grid`, with one in memory at a time."""
-  rows, gap, grid = math.ceil(num / columns), 2, None
+  """Tile `num_images` images (at least one) like `image_grid`, with one in memory at a time."""
+  num_rows, gap, grid = math.ceil(num_images / columns), 2, None
   for i, image in enumerate(images):
     zoom = max(1, math.ceil(32 / min(image.shape[:2])))
     image = image.repeat(zoom, axis=0).repeat(zoom, axis=1)
     tall, wide, channels = image.shape[0] + gap, image.shape[1] + gap, image.shape[2]
     if grid is None:
-      grid = np.full((rows * tall + gap, columns * wide + gap, channels), 255, np.uint8)
+      grid = np.full((num_rows * tall + gap, columns * wide + gap, channels), 255, np.uint8)
     top, left = gap + i // columns * tall, gap + i % columns * wide
     grid[top : top + image.shape[0], left : left + image.shape[1]] = image
   assert grid is not None

@@ -65,7 +65,7 @@ def listed_names(there: Sequence[str]) -> str:
 
 def _read_one(file: np.lib.npyio.NpzFile, name: str, where: str) -> np.ndarray:
   try:
-    found = file[name]
+    array = file[name]
   except ValueError as error:
     if "allow_pickle" in str(error):
       raise UserError(
@@ -73,9 +73,9 @@ def _read_one(file: np.lib.npyio.NpzFile, name: str, where: str) -> np.ndarray:
         "all images of one size"
       ) from error
     raise
-  if not isinstance(found, np.ndarray):
+  if not isinstance(array, np.ndarray):
     raise UserError(f"{where}: {name} is no array; {HOW_TO_WRITE}")
-  return found
+  return array
 
 
 def _check_kind(path: Path, where: str, cure: str = "") -> None:

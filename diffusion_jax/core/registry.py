@@ -93,50 +93,50 @@ def every_entry(entries: Mapping[str, type]) -> Iterator[tuple[str, type]]:
   """
   yield from entries.items()
   if isinstance(entries, Registry):
-    for name, place in _entry_points(entries.kind).items():
+    for name, path in _entry_points(entries.kind).items():
       if name not in entries:
-        yield name, import_class(place, f"entry point {entries.kind}.{name}")
+        yield name, import_class(path, f"entry point {entries.kind}.{name}")
 
 
 @functools.cache
 def _entry_points(kind: str) -> dict[str, str]:
   """Return name -> "module:Class" of the entry points "KIND.NAME"."""
-  found = importlib.metadata.entry_points(group=GROUP)
-  named = ((point.name.partition("."), point.value) for point in found)
+  points = importlib.metadata.entry_points(group=GROUP)
+  named = ((point.name.partition("."), point.value) for point in points)
   return {name: value for (first, _, name), value in named if first == kind}
 
 
-def import_class(place: str, where: str) -> type:
+def import_class(path: str, where: str) -> type:
   """Return the class at "module:Class", also from modules in the working directory.
 
   Raises:
     UserError: there is no such module or class, or the module raises.
   """
-  module_name, _, name = place.partition(":")
+  module_name, _, name = path.partition(":")
   if not module_name:
-    raise UserError(f"{where}={place}: no module is named before the colon.")
+    raise UserError(f"{where}={path}: no module is named before the colon.")
   if os.getcwd() not in sys.path and "" not in sys.path:
     sys.path.append(os.getcwd())
   try:
     module = importlib.import_module(module_name)
   except Exception as error:
-    parts = module_name.split(".")
-    parents = {".".join(parts[: i + 1]) for i in range(len(parts))}
+    names = module_name.split(".")
+    parents = {".".join(names[: i + 1]) for i in range(len(names))}
     gone = isinstance(error, ModuleNotFoundError) and error.name in parents
     reason = (
       "no such module; install the package that has it, or run where it can be imported"
       if gone
       else f"importing {module_name} raised {type(error).__name__}: {error}"
     )
-    raise UserError(f"{where}={place}: {reason}.") from error
-  found: Any = module
+    raise UserError(f"{where}={path}: {reason}.") from error
+  cls: Any = module
   for part in name.split("."):
-    found = vars(found).get(part) if part else None
-  if isinstance(found, type):
-    return found
+    cls = vars(cls).get(part) if part else None
+  if isinstance(cls, type):
+    return cls
   classes = [n for n, v in vars(module).items() if dataclasses.is_dataclass(v)]
   raise UserError(
-    f"{where}={place}: {module_name} has no class '{name}'.{spelling_hint(name, classes)}"
+    f"{where}={path}: {module_name} has no class '{name}'.{spelling_hint(name, classes)}"
   )
 
 
@@ -175,13 +175,13 @@ def broken_contract(cls: type, contract: type) -> str | None:
 
 def members(contract: type) -> dict[str, Any]:
   """Return the public members of a Protocol, and `__call__`, by name."""
-  found: dict[str, Any] = {}
+  public: dict[str, Any] = {}
   for base in reversed(contract.__mro__):
     if base in (object, Protocol) or not getattr(base, "_is_protocol", False):
       continue
-    found |= {n: None for n in vars(base).get("__annotations__", {}) if not n.startswith("_")}
-    found |= {n: v for n, v in vars(base).items() if not n.startswith("_") or n == "__call__"}
-  return found
+    public |= {n: None for n in vars(base).get("__annotations__", {}) if not n.startswith("_")}
+    public |= {n: v for n, v in vars(base).items() if not n.startswith("_") or n == "__call__"}
+  return public
 
 
 def _call_fault(given: Any, wanted: Any, is_static: bool) -> str | None:

@@ -74,11 +74,11 @@ def stream(key: Key | Keys, name: Stream) -> Key | Keys:
   return numbered(key, int(name))
 
 
-def numbered(key: Key | Keys, number: int | Integer[Array, ""]) -> Key | Keys:
-  """Return the `number`-th key, below 2^30, from one key or from each of [B] keys."""
+def numbered(key: Key | Keys, index: int | Integer[Array, ""]) -> Key | Keys:
+  """Return the `index`-th key, below 2^30, from one key or from each of [B] keys."""
   if key.ndim == 0:
-    return jax.random.fold_in(key, number)
-  return jax.vmap(lambda k: jax.random.fold_in(k, number))(key)
+    return jax.random.fold_in(key, index)
+  return jax.vmap(lambda k: jax.random.fold_in(k, index))(key)
 
 
 def sample_keys(seed: int | Integer[Array, ""], index: Integer[Array | np.ndarray, "N"]) -> Keys:

@@ -78,10 +78,10 @@ def find(error: BaseException, every: bool = False) -> Trouble | None:
     error: error whose causes, contexts and members are searched too.
     every: accept any error number of the operating system, not only those in `ADVICE`.
   """
-  found = [(number, one) for one in chain(error) if (number := _number(one)) is not None]
-  found.sort(key=lambda row: not isinstance(row[1], OSError))  # these have a path
-  known = [row for row in found if row[0] in ADVICE]
-  return next((Trouble(number, _path(one)) for number, one in known or found[:every]), None)
+  coded = [(code, one) for one in chain(error) if (code := _number(one)) is not None]
+  coded.sort(key=lambda row: not isinstance(row[1], OSError))  # these have a path
+  known = [row for row in coded if row[0] in ADVICE]
+  return next((Trouble(code, _path(one)) for code, one in known or coded[:every]), None)
 
 
 def _number(error: BaseException) -> int | None:
@@ -94,7 +94,7 @@ def _number(error: BaseException) -> int | None:
     return errno.ENOSPC
   if isinstance(error, jax.errors.JaxRuntimeError):  # from a device
     return None
-  return next((number for words, number in WORDS.items() if words in text.lower()), None)
+  return next((code for words, code in WORDS.items() if words in text.lower()), None)
 
 
 def _path(error: BaseException) -> Path | None:
@@ -128,15 +128,15 @@ def explain_storage(error: BaseException, folder: Path | None = None) -> str | N
 
 def _room(path: Path) -> str:
   """Return the free space at a path in words; empty if it is unknown."""
-  for place in (path.absolute(), *path.absolute().parents):
+  for folder in (path.absolute(), *path.absolute().parents):
     try:
-      found = os.statvfs(place)
+      disk = os.statvfs(folder)
     except FileNotFoundError:
       continue
     except OSError:
       return ""
-    free, whole = (size(n * found.f_frsize) for n in (found.f_bavail, found.f_blocks))
-    files = ", and no more files fit" if found.f_files and not found.f_favail else ""
+    free, whole = (size(n * disk.f_frsize) for n in (disk.f_bavail, disk.f_blocks))
+    files = ", and no more files fit" if disk.f_files and not disk.f_favail else ""
     return f" ({free} of {whole} free{files})"
   return ""
 
@@ -160,8 +160,8 @@ def reason(error: BaseException) -> str:
   if isinstance(error, json.JSONDecodeError):
     return "its metadata is truncated or not JSON"
   if (trouble := find(error, every=True)) is not None:
-    place = f": {trouble.path}" if trouble.path else ""
-    return f"[Errno {trouble.number}] {os.strerror(trouble.number)}{place}"
+    location = f": {trouble.path}" if trouble.path else ""
+    return f"[Errno {trouble.number}] {os.strerror(trouble.number)}{location}"
   *_, first = chain(error)
   text = str(first).strip().splitlines() or [type(first).__name__]
   return text[0].partition(" [tensorstore_spec=")[0][:300]

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from diffusion_jax.types import ImageSpec, UserError
 
 
-def describe_data(name: str, num: int, spec: ImageSpec) -> str:
+def describe_data(name: str, num_images: int, spec: ImageSpec) -> str:
   """Return one line: "digits train, 1,500 images of 8x8x1, 17 levels, 10 classes"."""
   size = "x".join(str(n) for n in spec.shape)
   levels = f", {spec.num_levels} levels" if spec.num_levels else ""
   classes = f"{spec.num_classes} classes" if spec.num_classes else "no labels"
   named = "".join(f", {n} {f.dtype}{list(f.shape)}" for n, f in spec.fields.items())
-  return f"{name}, {num:,} images of {size}{levels}, {classes}{named}"
+  return f"{name}, {num_images:,} images of {size}{levels}, {classes}{named}"
 
 
 def duration(seconds: float) -> str:

@@ -86,23 +86,23 @@ class Arrays(DataSetBase):
     wanted |= set(fields.values())
     arrays = npz.read_npz(user_path(self.path), self._where, lambda name: name in wanted)
     arrays |= {n.labels: _one_column(arrays[n.labels]) for n in named.values() if n.labels}
-    own = named[split]
+    chosen = named[split]
     for each in named.values():
       self._check_shape(each.images, arrays[each.images])
-    images = self._check_images(own.images, arrays[own.images])
+    images = self._check_images(chosen.images, arrays[chosen.images])
     num_classes = self._count_classes(named, arrays)
-    labels = arrays[own.labels] if own.labels else None
+    labels = arrays[chosen.labels] if chosen.labels else None
     beside = {key for name in self.fields for each in SPLITS for key in _field_keys(name, each)}
     others = sorted(set(there) - wanted - beside)
     notes = [f"arrays that are not read: {some(others)}"] if others else []
-    origin = f"{own.images} of {self.path}"
+    origin = f"{chosen.images} of {self.path}"
     name = f"{Path(self.path).stem} {split}"
     about = About(origin=origin, notes=notes)
     try:
-      found = {name: check_field(key, arrays[key], len(images)) for name, key in fields.items()}
+      extra = {name: check_field(key, arrays[key], len(images)) for name, key in fields.items()}
     except ValueError as error:
       raise UserError(f"{self._where}: {error}") from error
-    return ArraySource(name, images, labels, self.num_levels, num_classes, about, found)
+    return ArraySource(name, images, labels, self.num_levels, num_classes, about, extra)
 
   def known_spec(self) -> ImageSpec:
     return self.load("train").spec
@@ -121,7 +121,7 @@ class Arrays(DataSetBase):
 
   def _named(self, there: Sequence[str]) -> dict[str, Named]:
     """Return the array names of each split in the file."""
-    found = {}
+    split_names = {}
     for split, pairs in SPLITS.items():
       mine = [(images, labels) for images, labels in pairs if images in there]
       if mine and mine[0][0] == "arr_0" and "arr_2" in there:
@@ -137,33 +137,33 @@ class Arrays(DataSetBase):
         )
       if mine:
         images, labels = mine[0]
-        found[split] = Named(images, labels if labels in there else None)
-    return found
+        split_names[split] = Named(images, labels if labels in there else None)
+    return split_names
 
   def _field(self, name: str, split: str, named: Mapping[str, Named], there: Sequence[str]) -> str:
     """Return the name in the file of a split's named array."""
     keys = _field_keys(name, split)
-    taken = {array for own in named.values() for array in own}
-    found = [key for key in keys if key in there and key not in taken]
-    if not found:
+    taken = {array for pair in named.values() for array in pair}
+    free = [key for key in keys if key in there and key not in taken]
+    if not free:
       raise UserError(
         f"--config.data.fields={','.join(self.fields)}: {self.path} has "
         f"{npz.listed_names(there)}; it needs {' or '.join(keys)}, one row per image"
       )
-    return found[0]
+    return free[0]
 
   def _count_classes(self, named: Mapping[str, Named], arrays: dict[str, np.ndarray]) -> int:
     """Return the number of classes over all splits; 0 if nothing is labelled."""
-    labelled = [own for own in named.values() if own.labels]
-    for own in labelled:
-      self._check_labels(own.labels or "", arrays[own.labels or ""], len(arrays[own.images]))
-    unlabelled = [own for own in named.values() if not own.labels]
+    labelled = [pair for pair in named.values() if pair.labels]
+    for pair in labelled:
+      self._check_labels(pair.labels or "", arrays[pair.labels or ""], len(arrays[pair.images]))
+    unlabelled = [pair for pair in named.values() if not pair.labels]
     if labelled and unlabelled:
       raise UserError(
         f"{self._where} has {labelled[0].labels} but no labels beside {unlabelled[0].images}; "
         "label every split or none"
       )
-    return max((int(arrays[own.labels or ""].max()) + 1 for own in labelled), default=0)
+    return max((int(arrays[pair.labels or ""].max()) + 1 for pair in labelled), default=0)
 
   def _check_shape(self, name: str, images: np.ndarray) -> None:
     where, shape = f"{self._where}: {name} has shape {images.shape}", images.shape
@@ -186,16 +186,16 @@ class Arrays(DataSetBase):
       )
     return images.astype(np.uint8)
 
-  def _check_labels(self, name: str, labels: np.ndarray, num: int) -> None:
-    found = f"is {labels.dtype}{list(labels.shape)}"
-    if labels.shape == (num,) and labels.dtype.kind in "iu":
+  def _check_labels(self, name: str, labels: np.ndarray, num_images: int) -> None:
+    fault = f"is {labels.dtype}{list(labels.shape)}"
+    if labels.shape == (num_images,) and labels.dtype.kind in "iu":
       low, high = int(labels.min()), int(labels.max())
       if low >= 0 and high < MAX_CLASSES:
         return
-      found = f"holds values from {low} to {high}"
+      fault = f"holds values from {low} to {high}"
     raise UserError(
-      f"{self._where}: {name} {found}; it must hold one class number from 0 to "
-      f"{MAX_CLASSES - 1:,} for each of the {num} images"
+      f"{self._where}: {name} {fault}; it must hold one class number from 0 to "
+      f"{MAX_CLASSES - 1:,} for each of the {num_images} images"
     )
 
 

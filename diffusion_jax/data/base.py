@@ -192,23 +192,23 @@ def source_fault(source: Any) -> str | None:
   if not len(source):
     return "gave no example; give at least one."
   index = np.unique([0, len(source) - 1])
-  found = source.gather(index)
-  if not isinstance(found, tuple) or len(found) != 2:
-    return f"gathers {type(found).__name__}; it must be images and labels; {where}."
-  spec, (images, labels) = source.spec, found
+  gathered = source.gather(index)
+  if not isinstance(gathered, tuple) or len(gathered) != 2:
+    return f"gathers {type(gathered).__name__}; it must be images and labels; {where}."
+  spec, (images, labels) = source.spec, gathered
   fault = _unlike("images", images, (len(index), *spec.shape), _image_type(spec))
   fault = fault or _unlike("labels", labels, (len(index),), "int32") or _misnumbered(labels, spec)
   return fault or field_fault(source.gather_fields(index), spec, len(index))
 
 
-def field_fault(fields: Mapping[str, np.ndarray], spec: ImageSpec, num: int) -> str | None:
+def field_fault(fields: Mapping[str, np.ndarray], spec: ImageSpec, num_images: int) -> str | None:
   """Return how named arrays differ from the declared ones of a spec, or None."""
   for name in {**spec.fields, **fields}:
     if name not in fields or name not in spec.fields:
       one, other = ("declares", "gathers") if name in spec.fields else ("gathers", "declares")
       return f"{one} the named array '{name}' and {other} none of that name."
     wanted = spec.fields[name]
-    if fault := _unlike(f"'{name}'", fields[name], (num, *wanted.shape), wanted.dtype):
+    if fault := _unlike(f"'{name}'", fields[name], (num_images, *wanted.shape), wanted.dtype):
       return fault
   return None
 
@@ -228,10 +228,10 @@ def _image_type(spec: ImageSpec) -> str:
 
 
 def _unlike(what: str, array: Any, shape: tuple[int, ...], dtype: str) -> str | None:
-  found = (np.shape(array), str(np.asarray(array).dtype))
-  if found == (shape, dtype):
+  actual = (np.shape(array), str(np.asarray(array).dtype))
+  if actual == (shape, dtype):
     return None
-  return f"gathers {what} of {found[1]}{list(found[0])}; its spec declares {dtype}{list(shape)}."
+  return f"gathers {what} of {actual[1]}{list(actual[0])}; its spec declares {dtype}{list(shape)}."
 
 
 def _misnumbered(labels: np.ndarray, spec: ImageSpec) -> str | None:

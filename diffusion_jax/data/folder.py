@@ -83,8 +83,8 @@ class Folder(DataSetBase):
     counts = count_labels(np.array(listing.labels, int), num_classes)
     about = About(listing.classes, counts, origin, chosen.notes())
     pixels = self._reader(listing, where, memory=chosen.memory)
-    name, num = f"{Path(self.path).name} {split}", len(listing.names)
-    source = DecodedSource(name, spec, num, lambda i: (pixels(i), listing.labels[i]), about)
+    name, num_images = f"{Path(self.path).name} {split}", len(listing.names)
+    source = DecodedSource(name, spec, num_images, lambda i: (pixels(i), listing.labels[i]), about)
     return in_memory_if_small(source, self.max_ram_gib)
 
   def has_split(self, split: str) -> bool:
@@ -114,14 +114,14 @@ class Folder(DataSetBase):
     where = f"--config.data.path={root}"
     folders = split_folders(root, where)
     train = list_folder(folders.get("train", root), where)
-    found = [(train, where)]
+    listings = [(train, where)]
     if self.test_path:
       root = user_path(self.test_path)
       where = f"--config.data.test_path={root}"
-      found.append((list_folder(root, where, train.classes), where))
+      listings.append((list_folder(root, where, train.classes), where))
     elif "test" in folders and not self.test_fraction:
-      found.append((list_folder(folders["test"], where, train.classes), where))
-    return found
+      listings.append((list_folder(folders["test"], where, train.classes), where))
+    return listings
 
   def _unused_folder(self) -> str:
     root = user_path(self.path)
@@ -129,19 +129,19 @@ class Folder(DataSetBase):
     return "" if folder is None else f"; {folder} is not used"
 
   def _check(self, listing: Listing, where: str) -> Checked:
-    return check_pictures(listing, lambda found: self._reader(found, where), where, self.unreadable)
+    return check_pictures(listing, lambda kept: self._reader(kept, where), where, self.unreadable)
 
   def _reader(
     self, listing: Listing, where: str, beside: bool = True, memory: Path | None = None
   ) -> Reader[np.ndarray]:
     """Return a reader of a split's pictures; with `beside`, it lists broken ones of both."""
 
-    def load(place: int) -> np.ndarray:
-      with opened(listing.path(place)) as image:
+    def load(index: int) -> np.ndarray:
+      with opened(listing.path(index)) as image:
         return fit_image(image, self.image_size, self.channels)
 
-    def name(place: int) -> str:
-      return listing.names[place] if beside else listing.path(place)
+    def name(index: int) -> str:
+      return listing.names[index] if beside else listing.path(index)
 
     others = (lambda: self._readers_beside(listing)) if beside else tuple
     return Reader(len(listing.names), load, name, where, ADVICE, others, memory)
@@ -150,8 +150,8 @@ class Folder(DataSetBase):
     """Return readers of the pictures of the other split."""
     readers = []
     for other, where in self._listings():
-      own = set(listing.names) if other.root == listing.root else set()
-      rest = other.keep([i for i, name in enumerate(other.names) if name not in own])
+      names = set(listing.names) if other.root == listing.root else set()
+      rest = other.keep([i for i, name in enumerate(other.names) if name not in names])
       readers.append(self._reader(rest, where, beside=False))
     return readers
 

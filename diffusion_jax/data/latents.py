@@ -281,12 +281,12 @@ def _write_split(
   stats = np.lib.format.open_memmap(part / f"{split}.npy", "r+")
   labels = np.lib.format.open_memmap(part / f"{split}_labels.npy", "r+")
   first, facts = done.get(split, 0), facts_of(encoded)
-  for found, own in _encode_from(encoded, source, first):
-    stats[first : first + len(found)] = found
-    labels[first : first + len(found)] = own
+  for batch_stats, batch_labels in _encode_from(encoded, source, first):
+    stats[first : first + len(batch_stats)] = batch_stats
+    labels[first : first + len(batch_stats)] = batch_labels
     stats.flush()
     labels.flush()
-    first += len(found)
+    first += len(batch_stats)
     done[split] = first
     write_progress(part, facts, done)
   assert first == len(source)

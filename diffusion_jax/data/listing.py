@@ -43,9 +43,9 @@ class Listing(NamedTuple):
   classes: list[str]
   notes: tuple[str, ...]
 
-  def path(self, place: int) -> str:
+  def path(self, index: int) -> str:
     """Return the file of a picture."""
-    return os.path.join(self.root, self.names[place])
+    return os.path.join(self.root, self.names[index])
 
   def keep(self, places: Iterable[int]) -> "Listing":
     """Return the same for a subset of the pictures; class numbers do not change."""
@@ -70,18 +70,18 @@ def list_folder(root: Path, where: str, classes: list[str] | None = None) -> Lis
   """
   walk = _walk(root, where)
   tops = [name.partition("/")[0] if "/" in name else "" for name in walk.names]
-  found = sorted({top for top in tops if top}, key=in_natural_order)
-  if found and "" in tops:
-    first, stray = printable(found[0]), printable(walk.names[tops.index("")])
+  folders = sorted({top for top in tops if top}, key=in_natural_order)
+  if folders and "" in tops:
+    first, stray = printable(folders[0]), printable(walk.names[tops.index("")])
     raise UserError(f"{where} holds classes ({first}, ...) and {stray}; move it into one")
-  if classes is not None and set(found) - set(classes):
-    other = printable(min(set(found) - set(classes)))
+  if classes is not None and set(folders) - set(classes):
+    other = printable(min(set(folders) - set(classes)))
     raise UserError(f"{where} has class {other}, which --config.data.path does not have")
-  if classes and not found:
+  if classes and not folders:
     raise UserError(f"{where} has no sub-folders, but path has the classes {some(classes)}")
-  numbers = {name: i for i, name in enumerate(found if classes is None else classes)}
+  numbers = {name: i for i, name in enumerate(folders if classes is None else classes)}
   labels = [numbers[top] if top else 0 for top in tops]
-  notes = (*walk.notes(), *_depth_notes(walk.names), *_empty_notes(walk.tops - set(found)))
+  notes = (*walk.notes(), *_depth_notes(walk.names), *_empty_notes(walk.tops - set(folders)))
   return Listing(str(root), walk.names, labels, list(numbers), notes)
 
 
@@ -136,17 +136,17 @@ class Walk:
   def _enter(self, folder: str, prefix: str, above: tuple, again: bool) -> None:
     try:
       about = os.stat(folder)
-      with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
+      with os.scandir(folder) as scanned:
+        entries = sorted(scanned, key=lambda entry: entry.name)
     except OSError:
       self._closed.append(prefix or folder)
       return
-    own = (about.st_dev, about.st_ino)
-    if own in above:
+    identity = (about.st_dev, about.st_ino)
+    if identity in above:
       self._loops.append(prefix)
       return
-    again = again or own in self._seen
-    self._seen.add(own)
+    again = again or identity in self._seen
+    self._seen.add(identity)
     for entry in entries:
       name = prefix + entry.name
       if is_hidden(entry.name):
@@ -154,7 +154,7 @@ class Walk:
       elif (kind := _kind(entry)) == "folder":
         if not prefix:
           self.tops.add(entry.name)
-        self._enter(entry.path, f"{name}/", (*above, own), again)
+        self._enter(entry.path, f"{name}/", (*above, identity), again)
       elif kind == "file":
         self._take(entry, name, again)
       else:
@@ -182,17 +182,17 @@ class Walk:
 
   def notes(self) -> list[str]:
     """Return sentences on the skipped files and the reasons."""
-    parts = []
-    if num := self.others.total():
+    counts = []
+    if count := self.others.total():
       kinds = some([suffix for suffix, _ in self.others.most_common(MAX_NAMED)])
-      parts.append((num, f"not {'a picture' if num == 1 else 'pictures'} ({kinds})"))
-    if num := len(self._special):
-      parts.append((num, f"not {'a regular file' if num == 1 else 'regular files'}"))
-    if num := len(self._hidden):
-      parts.append((num, f"hidden or of the system ({some(self._hidden)})"))
-    if num := len(self._loops):
-      parts.append((num, f"linked back to a folder above ({some(self._loops)})"))
-    notes = [left_out(parts)] if parts else []
+      counts.append((count, f"not {'a picture' if count == 1 else 'pictures'} ({kinds})"))
+    if count := len(self._special):
+      counts.append((count, f"not {'a regular file' if count == 1 else 'regular files'}"))
+    if count := len(self._hidden):
+      counts.append((count, f"hidden or of the system ({some(self._hidden)})"))
+    if count := len(self._loops):
+      counts.append((count, f"linked back to a folder above ({some(self._loops)})"))
+    notes = [left_out(counts)] if counts else []
     if self._num_again:
       notes.append(f"{self._num_again:,} pictures appear twice, through links")
     return notes
@@ -201,17 +201,17 @@ class Walk:
 DANGLING = ("link leads nowhere", "links lead nowhere")
 
 
-def _counted(found: Sequence[str], one: str, many: str) -> str:
-  name = printable(found[0])
-  first = f", the first is {name}" if len(found) > 1 else f" ({name})"
-  return f"{len(found):,} {one if len(found) == 1 else many}{first}"
+def _counted(names: Sequence[str], one: str, many: str) -> str:
+  first_name = printable(names[0])
+  others = f", the first is {first_name}" if len(names) > 1 else f" ({first_name})"
+  return f"{len(names):,} {one if len(names) == 1 else many}{others}"
 
 
-def left_out(parts: Sequence[tuple[int, str]]) -> str:
+def left_out(counts: Sequence[tuple[int, str]]) -> str:
   """Return a sentence such as "3 files left out: 2 not pictures (.txt), 1 hidden"."""
-  num = sum(count for count, _ in parts)
-  reasons = ", ".join(f"{count:,} {reason}" for count, reason in parts)
-  return f"{num:,} {'file' if num == 1 else 'files'} left out: {reasons}"
+  total = sum(count for count, _ in counts)
+  reasons = ", ".join(f"{count:,} {reason}" for count, reason in counts)
+  return f"{total:,} {'file' if total == 1 else 'files'} left out: {reasons}"
 
 
 def some(names: Sequence[str]) -> str:
@@ -265,16 +265,16 @@ def _depth_notes(names: Iterable[str]) -> list[str]:
 def _empty_notes(names: set[str]) -> list[str]:
   if not names:
     return []
-  found = some(sorted(names, key=in_natural_order))
+  listed = some(sorted(names, key=in_natural_order))
   one = len(names) == 1
   return [f"{len(names):,} {'folder holds' if one else 'folders hold'} no picture and "
-          f"{'is no class' if one else 'are no classes'}: {found}"]  # fmt: skip
+          f"{'is no class' if one else 'are no classes'}: {listed}"]  # fmt: skip
 
 
 def in_natural_order(name: str) -> list[tuple[int, int | str]]:
   """Return a sort key that puts 2 before 10, and numbers before words."""
-  parts = re.split(r"([0-9]+)", name)
-  return [(0, int(p)) if p.isdecimal() else (1, p) for p in parts if p]
+  runs = re.split(r"([0-9]+)", name)
+  return [(0, int(p)) if p.isdecimal() else (1, p) for p in runs if p]
 
 
 TEST_NAMES = ("test", "val", "valid", "validation")
@@ -323,8 +323,8 @@ def _top(root: Path) -> dict[str, list[str]]:
   kinds: dict[str, list[str]] = {"folder": [], "file": [], "dangling": [], "special": []}
   if not root.is_dir():
     return kinds
-  with os.scandir(root) as found:
-    for entry in found:
+  with os.scandir(root) as entries:
+    for entry in entries:
       if not is_hidden(entry.name):
         kinds[_kind(entry)].append(entry.name)
   return {kind: sorted(names) for kind, names in kinds.items()}

@@ -75,7 +75,7 @@ def _chunks(path: Path) -> list[Path]:
 
 def _from_files(root: Path, where: str) -> Source:
   listing = find_pictures(root, where)
-  checked = check_pictures(listing, lambda found: _reader(found, 3, where), where, "refuse")
+  checked = check_pictures(listing, lambda kept: _reader(kept, 3, where), where, "refuse")
   names, headers = checked.listing.names, checked.headers
   other = next((i for i, header in enumerate(headers) if header.size != headers[0].size), None)
   height, width = headers[0].size
@@ -95,22 +95,24 @@ def _from_files(root: Path, where: str) -> Source:
 
 
 def _reader(listing: Listing, channels: int, where: str) -> Reader[np.ndarray]:
-  def load(place: int) -> np.ndarray:
-    with opened(listing.path(place)) as image:
+  def load(index: int) -> np.ndarray:
+    with opened(listing.path(index)) as image:
       return fit_image(image, None, channels)
 
   return Reader(len(listing.names), load, lambda i: listing.names[i], where, ADVICE)
 
 
 def _from_arrays(root: Path, files: list[Path], where: str) -> Source:
-  parts = [_open(file, where if file == root else f"{where}: {file.name}") for file in files]
-  other = next((i for i, part in enumerate(parts) if part.shape[1:] != parts[0].shape[1:]), None)
+  all_images = [_open(file, where if file == root else f"{where}: {file.name}") for file in files]
+  other = next(
+    (i for i, images in enumerate(all_images) if images.shape[1:] != all_images[0].shape[1:]), None
+  )
   if other is not None:
     raise UserError(
-      f"{where}: images of mixed sizes ({files[0].name} has {parts[0].shape[1:]}, "
-      f"{files[other].name} has {parts[other].shape[1:]}); give images of one size"
+      f"{where}: images of mixed sizes ({files[0].name} has {all_images[0].shape[1:]}, "
+      f"{files[other].name} has {all_images[other].shape[1:]}); give images of one size"
     )
-  return ArraySource(f"{root.stem} given", np.concatenate(parts), None, 256, 0)
+  return ArraySource(f"{root.stem} given", np.concatenate(all_images), None, 256, 0)
 
 
 def _open(file: Path, where: str) -> np.ndarray:
@@ -123,7 +125,7 @@ def _open(file: Path, where: str) -> np.ndarray:
     )
   if name is None:
     raise UserError(f"{where} has {npz.listed_names(there)}; it needs an array images")
-  images = npz.read_npz(file, where, lambda found: found == name)[name]
+  images = npz.read_npz(file, where, lambda array_name: array_name == name)[name]
   images = images[..., None] if images.ndim == 3 else images
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
     raise UserError(

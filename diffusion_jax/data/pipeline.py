@@ -22,9 +22,9 @@ FLIPS = 1 << 32
 
 
 @functools.lru_cache(maxsize=3)
-def permutation(seed: int, epoch: int, num: int) -> Int[np.ndarray, "N"]:
+def permutation(seed: int, epoch: int, num_images: int) -> Int[np.ndarray, "N"]:
   """Return the order of the records in one epoch, as a read-only array."""
-  words = np.random.Philox(key=[seed, epoch]).random_raw(num)
+  words = np.random.Philox(key=[seed, epoch]).random_raw(num_images)
   order = np.argsort(words, kind="stable")
   order.setflags(write=False)
   return order
@@ -97,12 +97,12 @@ class TrainStream:
     return batch
 
   def _records(self, position: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
-    num = len(self._source)
-    epoch, place = position // num, position % num
+    num_images = len(self._source)
+    epoch, offset = position // num_images, position % num_images
     record = np.empty_like(position)
     for e in np.unique(epoch):
       here = epoch == e
-      record[here] = permutation(self._seed, int(e), num)[place[here]]
+      record[here] = permutation(self._seed, int(e), num_images)[offset[here]]
     return record
 
 

@@ -112,26 +112,26 @@ def read_headers(files: Sequence[str]) -> list[Header | Broken]:
 
 def _in_threads(function: Callable[[str], T], files: Sequence[str]) -> list[T]:
   """Apply a function to each file in threads, because storage may respond slowly."""
-  found: list[T] = []
+  results: list[T] = []
   with ThreadPoolExecutor(num_threads()) as pool:
     for first in range(0, len(files), CHUNK):
-      found += pool.map(function, files[first : first + CHUNK])
+      results += pool.map(function, files[first : first + CHUNK])
       watchdog.beat()
-  return found
+  return results
 
 
 def header_notes(headers: Iterable[Header]) -> list[str]:
   """Return sentences on conversions of pictures when they are read."""
   headers, notes = list(headers), []
-  if num := sum(h.is_transparent for h in headers):
-    notes.append(f"{num:,} {_pictures(num)} with transparency, laid on white")
-  if num := sum(h.is_animated for h in headers):
-    notes.append(f"{num:,} {_pictures(num)} of several frames, of which the first is taken")
+  if count := sum(h.is_transparent for h in headers):
+    notes.append(f"{count:,} {_pictures(count)} with transparency, laid on white")
+  if count := sum(h.is_animated for h in headers):
+    notes.append(f"{count:,} {_pictures(count)} of several frames, of which the first is taken")
   return notes
 
 
-def _pictures(num: int) -> str:
-  return "picture" if num == 1 else "pictures"
+def _pictures(count: int) -> str:
+  return "picture" if count == 1 else "pictures"
 
 
 class Reader(Generic[T]):
@@ -164,11 +164,11 @@ class Reader(Generic[T]):
     self.memory = memory
     self._lock, self._refusal, self._is_lasting = threading.Lock(), "", True
 
-  def __call__(self, place: int) -> T:
+  def __call__(self, index: int) -> T:
     try:
-      return self._load(place)
+      return self._load(index)
     except Broken as error:
-      broken = {place: str(error)}
+      broken = {index: str(error)}
       raise (self._forget(broken) if self.memory else self.refuse(broken)) from error
 
   def _forget(self, broken: Mapping[int, str]) -> UserError:
@@ -192,10 +192,10 @@ class Reader(Generic[T]):
     """
     with self._lock:  # several threads may find a broken picture at once
       if not self._refusal:
-        lines, num = self.lines({**self.find_broken(), **broken}), self._num
+        lines, num_pictures = self.lines({**self.find_broken(), **broken}), self._num
         for other in self._beside():
-          lines, num = lines + other.lines(other.find_broken()), num + other._num
-        self._refusal = self._describe(lines, num)
+          lines, num_pictures = lines + other.lines(other.find_broken()), num_pictures + other._num
+        self._refusal = self._describe(lines, num_pictures)
     return UserError(self._refusal)
 
   def find_broken(self) -> dict[int, str]:
@@ -203,36 +203,36 @@ class Reader(Generic[T]):
     if self._num >= TOLD_FROM:
       print(f"{printable(self._where)}: reading all {self._num:,} pictures to list those that are "
             "unreadable", flush=True)  # fmt: skip
-    found: dict[int, str] = {}
+    broken: dict[int, str] = {}
     with ThreadPoolExecutor(num_threads()) as pool:
       for first in range(0, self._num, CHUNK):
         places = range(first, min(first + CHUNK, self._num))
         reasons = zip(places, pool.map(self._fault, places), strict=True)
-        found |= {place: reason for place, reason in reasons if reason is not None}
+        broken |= {index: reason for index, reason in reasons if reason is not None}
         watchdog.beat()
-    return found
+    return broken
 
-  def _fault(self, place: int) -> str | None:
+  def _fault(self, index: int) -> str | None:
     try:
-      self._load(place)
+      self._load(index)
     except Broken as error:
       self._is_lasting = self._is_lasting and not error.by_system
       return str(error)
     return None
 
-  def _describe(self, lines: Sequence[str], num: int) -> str:
+  def _describe(self, lines: Sequence[str], num_pictures: int) -> str:
     more = ""
     if len(lines) > MAX_NAMED:
       more = f" and {len(lines) - MAX_NAMED:,} more{_all_in_a_file(lines)}"
     return (
-      f"{self._where}: {len(lines):,} of {num:,} pictures cannot be read: "
+      f"{self._where}: {len(lines):,} of {num_pictures:,} pictures cannot be read: "
       f"{', '.join(lines[:MAX_NAMED])}{more}; {self._advice}"
     )
 
   def lines(self, broken: Mapping[int, str]) -> list[str]:
     """Return the names of unreadable pictures with their reasons."""
     return [
-      f"{printable(self._name(place))} ({printable(broken[place])})" for place in sorted(broken)
+      f"{printable(self._name(index))} ({printable(broken[index])})" for index in sorted(broken)
     ]
 
   def remembered(self, root: str, names: Sequence[str]) -> dict[int, str]:
@@ -255,12 +255,12 @@ class Reader(Generic[T]):
     file = files.cache_folder() / "unreadable" / f"{digest.hexdigest()[:24]}.json"
     self.memory = file
     try:
-      return {int(place): str(reason) for place, reason in json.loads(file.read_text()).items()}
+      return {int(index): str(reason) for index, reason in json.loads(file.read_text()).items()}
     except (OSError, ValueError, AttributeError):  # not yet cached, or damaged
-      found = self.find_broken()
+      broken = self.find_broken()
     if self._is_lasting:
-      _write(file, json.dumps(found))
-    return found
+      _write(file, json.dumps(broken))
+    return broken
 
 
 def file_states(files: Sequence[str]) -> list[tuple[int, int, int]]:

@@ -63,19 +63,19 @@ def read_description(file: Path) -> Description | None:
   if not file.exists():
     return None
   try:
-    found = Description(**json.loads(file.read_text()))
-    if not isinstance(found.classes, list):
+    description = Description(**json.loads(file.read_text()))
+    if not isinstance(description.classes, list):
       raise TypeError("classes is no list")
-    return found
+    return description
   except (OSError, ValueError, TypeError) as error:
     raise UserError(f"{file} is damaged ({error}); delete it and start {COMMAND} again") from error
 
 
-def shard_name(split: str, number: int, num_shards: int) -> str:
-  return f"{split}-{number:05d}-of-{num_shards:05d}{SUFFIX}"
+def shard_name(split: str, index: int, num_shards: int) -> str:
+  return f"{split}-{index:05d}-of-{num_shards:05d}{SUFFIX}"
 
 
-class Place(NamedTuple):
+class ShardName(NamedTuple):
   """The parts of a shard's name, train-00003-of-00016.array_record.
 
   TFDS's own form is pets-train.array_record-00003-of-00016.
@@ -91,12 +91,12 @@ class Place(NamedTuple):
   total: int | None
 
 
-def parse_name(name: str) -> Place:
+def parse_name(name: str) -> ShardName:
   stem = name.replace(SUFFIX, "")
-  found = re.fullmatch(r"(.+?)[-_.](\d+)(?:-of-(\d+))?", stem)
-  if found is None:
-    return Place(stem, None, None)
-  return Place(found[1], int(found[2]), int(found[3]) if found[3] else None)
+  match = re.fullmatch(r"(.+?)[-_.](\d+)(?:-of-(\d+))?", stem)
+  if match is None:
+    return ShardName(stem, None, None)
+  return ShardName(match[1], int(match[2]), int(match[3]) if match[3] else None)
 
 
 class Shards:
@@ -122,26 +122,26 @@ class Shards:
   def __len__(self) -> int:
     return self._ends[-1]
 
-  def __getitem__(self, place: int) -> bytes:
-    shard, record = self._find(place)
+  def __getitem__(self, index: int) -> bytes:
+    shard, record = self._find(index)
     try:
       return self._readers[shard].read([record])[0]
     except Exception as error:
       raise UserError(
-        f"{self.where(place)} is damaged ({str(error)[:120]}); copy the file again"
+        f"{self.where(index)} is damaged ({str(error)[:120]}); copy the file again"
       ) from error
 
-  def where(self, place: int) -> str:
+  def where(self, index: int) -> str:
     """Return a record's shard and its number in the shard, for messages."""
-    shard, record = self._find(place)
+    shard, record = self._find(index)
     return f"record {record} of {self._files[shard]}"
 
-  def _find(self, place: int) -> tuple[int, int]:
-    shard = bisect.bisect_right(self._ends, place)
-    return shard, place - (self._ends[shard - 1] if shard else 0)
+  def _find(self, index: int) -> tuple[int, int]:
+    shard = bisect.bisect_right(self._ends, index)
+    return shard, index - (self._ends[shard - 1] if shard else 0)
 
 
-def _allow_open_files(num: int) -> None:
+def _allow_open_files(num_files: int) -> None:
   """Raise this process's limit of open files; many systems start with 1,024.
 
   Raises:
@@ -150,12 +150,12 @@ def _allow_open_files(num: int) -> None:
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft == resource.RLIM_INFINITY:
     return
-  if hard not in (resource.RLIM_INFINITY, -1) and hard < num:
+  if hard not in (resource.RLIM_INFINITY, -1) and hard < num_files:
     raise UserError(
-      f"{num:,} shards cannot be opened: this system allows {hard:,} open files (Too many open "
-      "files); raise it (ulimit -Hn) or write fewer, larger shards"
+      f"{num_files:,} shards cannot be opened: this system allows {hard:,} open files (Too many "
+      "open files); raise it (ulimit -Hn) or write fewer, larger shards"
     )
-  wanted = soft + num if hard == resource.RLIM_INFINITY else min(soft + num, hard)
+  wanted = soft + num_files if hard == resource.RLIM_INFINITY else min(soft + num_files, hard)
   resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
@@ -177,10 +177,10 @@ def _open(file: Path) -> Any:
 
 
 def _check_group(file: Path, options: str) -> None:
-  found = re.search(r"group_size:(\d+)", options)
-  if found and int(found[1]) > MAX_GROUP:
+  match = re.search(r"group_size:(\d+)", options)
+  if match and int(match[1]) > MAX_GROUP:
     raise UserError(
-      f"{file} was written with group_size:{found[1]}, so that each read decodes {found[1]} "
+      f"{file} was written with group_size:{match[1]}, so that each read decodes {match[1]} "
       f"records; write it again with group_size:1, or with {COMMAND}"
     )
 
@@ -232,9 +232,9 @@ def one_value(features: Mapping[str, Any], key: str, kind: str) -> Any:
   """
   if key not in features:  # checked first, since a lookup would add the key
     raise ValueError(f"has the features {', '.join(sorted(features)) or 'none'}, not {key}")
-  found = features[key].WhichOneof("kind")
+  found_kind = features[key].WhichOneof("kind")
   values = getattr(features[key], kind).value
-  if found != kind or len(values) != 1:
+  if found_kind != kind or len(values) != 1:
     what = {"bytes_list": "an encoded picture", "int64_list": "one integer"}[kind]
-    raise ValueError(f"has in {key} {found or 'nothing'}, which is not {what}")
+    raise ValueError(f"has in {key} {found_kind or 'nothing'}, which is not {what}")
   return values[0]

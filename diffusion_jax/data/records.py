@@ -84,30 +84,30 @@ class Records(DataSetBase):
     Raises:
       UserError: no shards, missing or damaged shards, or records that do not fit.
     """
-    found = self._find(split)
-    shards = Shards(found.files)
-    _check_count(shards, found)
-    train = self._find("train") if split == "test" else found
-    description = _same_classes(train, found)
-    num_classes = self._count_classes(found, description)
-    reader = self._reader(shards, found, num_classes)
+    shard_files = self._find(split)
+    shards = Shards(shard_files.files)
+    _check_count(shards, shard_files)
+    train = self._find("train") if split == "test" else shard_files
+    description = _same_classes(train, shard_files)
+    num_classes = self._count_classes(shard_files, description)
+    reader = self._reader(shards, shard_files, num_classes)
     beside = lambda: self._readers_beside(split)  # noqa: E731
-    pictures = Reader(len(shards), reader.read, shards.where, found.where, ADVICE, beside)
-    broken = self._find_broken(pictures, found)
-    places = np.setdiff1d(np.arange(len(shards)), list(broken))
-    if not len(places):
-      raise UserError(f"{found.where}: none of its {len(shards):,} pictures can be read")
-    height, width = self._one_size(shards, pictures, places)
+    pictures = Reader(len(shards), reader.read, shards.where, shard_files.where, ADVICE, beside)
+    broken = self._find_broken(pictures, shard_files)
+    readable = np.setdiff1d(np.arange(len(shards)), list(broken))
+    if not len(readable):
+      raise UserError(f"{shard_files.where}: none of its {len(shards):,} pictures can be read")
+    height, width = self._one_size(shards, pictures, readable)
     spec = ImageSpec(height, width, reader.channels, 256, num_classes)
 
-    def read(place: int) -> tuple[np.ndarray, int]:
-      image, label = pictures(int(places[place]))
-      _check_size(image, (height, width), shards.where(int(places[place])))
+    def read(index: int) -> tuple[np.ndarray, int]:
+      image, label = pictures(int(readable[index]))
+      _check_size(image, (height, width), shards.where(int(readable[index])))
       return image, label
 
-    name = f"{found.files[0].parent.name} {split}"
-    about = self._about(reader, pictures, found, broken)
-    source = DecodedSource(name, spec, len(places), read, about)
+    name = f"{shard_files.files[0].parent.name} {split}"
+    about = self._about(reader, pictures, shard_files, broken)
+    source = DecodedSource(name, spec, len(readable), read, about)
     return in_memory_if_small(source, self.max_ram_gib)
 
   def _readers_beside(self, split: str) -> list[Reader]:
@@ -115,24 +115,25 @@ class Records(DataSetBase):
     other = "test" if split == "train" else "train"
     if not self.has_split(other):
       return []
-    found = self._find(other)
-    shards = Shards(found.files)
-    reader = self._reader(shards, found, 0)  # labels are not needed here
-    return [Reader(len(shards), reader.read, shards.where, found.where, ADVICE)]
+    shard_files = self._find(other)
+    shards = Shards(shard_files.files)
+    reader = self._reader(shards, shard_files, 0)  # labels are not needed here
+    return [Reader(len(shards), reader.read, shards.where, shard_files.where, ADVICE)]
 
-  def _find_broken(self, pictures: Reader, found: "Found") -> dict[int, str]:
+  def _find_broken(self, pictures: Reader, shard_files: "ShardFiles") -> dict[int, str]:
     """Return position -> reason of the skipped records."""
     if self.unreadable == "refuse":
       return {}
-    return pictures.remembered(str(found.files[0].parent), [file.name for file in found.files])
+    files = shard_files.files
+    return pictures.remembered(str(files[0].parent), [file.name for file in files])
 
   def _about(
-    self, reader: "_Reader", pictures: Reader, found: "Found", broken: dict[int, str]
+    self, reader: "_Reader", pictures: Reader, shard_files: "ShardFiles", broken: dict[int, str]
   ) -> About:
-    files = "shard" if len(found.files) == 1 else "shards"
-    origin = f"{len(found.files):,} {files} {found.group} of {found.where}"
+    files = "shard" if len(shard_files.files) == 1 else "shards"
+    origin = f"{len(shard_files.files):,} {files} {shard_files.group} of {shard_files.where}"
     notes = skipped(broken, pictures)
-    described = found.description
+    described = shard_files.description
     if described is None or reader.label_key is None or self.num_classes is not None:
       return About((), None, origin, notes)
     counts = described.class_counts
@@ -147,42 +148,42 @@ class Records(DataSetBase):
     groups = _groups(_list(self.path)) if user_path(self.path).is_dir() else {}
     return bool(self.path) and any(_is_named(group, split) for group in groups)
 
-  def _find(self, split: str) -> "Found":
+  def _find(self, split: str) -> "ShardFiles":
     if not self.path:
       raise UserError(f"--config.data.path is not set; give a folder of shards, made by {COMMAND}")
     if split == "test" and self.test_path is not None:
       return find_shards(self.test_path, "test_path", split)
     return find_shards(self.path, "path", split)
 
-  def _reader(self, shards: Shards, found: "Found", num_classes: int) -> "_Reader":
-    channels = self.channels or (found.description.channels if found.description else 3)
+  def _reader(self, shards: Shards, shard_files: "ShardFiles", num_classes: int) -> "_Reader":
+    channels = self.channels or (shard_files.description.channels if shard_files.description else 3)
     label_key = self.label_key if num_classes else None
     return _Reader(shards, self.image_key, label_key, self.image_size, channels, num_classes)
 
-  def _one_size(self, shards: Shards, pictures: Reader, places: np.ndarray) -> tuple[int, int]:
+  def _one_size(self, shards: Shards, pictures: Reader, readable: np.ndarray) -> tuple[int, int]:
     """Return the height and width of the pictures, after checking some of them."""
-    chosen = places[np.unique(np.linspace(0, len(places) - 1, NUM_PROBES).astype(int))]
+    chosen = readable[np.unique(np.linspace(0, len(readable) - 1, NUM_PROBES).astype(int))]
     with ThreadPoolExecutor(16) as pool:
-      images = list(pool.map(lambda place: pictures(int(place))[0], chosen))
+      images = list(pool.map(lambda index: pictures(int(index))[0], chosen))
     size = images[0].shape[:2]
-    for place, image in zip(chosen, images, strict=True):
-      _check_size(image, size, shards.where(int(place)))
+    for index, image in zip(chosen, images, strict=True):
+      _check_size(image, size, shards.where(int(index)))
     return size
 
-  def _count_classes(self, found: "Found", description: Description | None) -> int:
+  def _count_classes(self, shard_files: "ShardFiles", description: Description | None) -> int:
     if self.label_key is None:
       return 0
     if self.num_classes is not None:
       return self.num_classes
     if description is None:
       raise UserError(
-        f"{found.where}: no {found.group}.shards.json there says how many classes it has; set "
-        "--config.data.num_classes, e.g. =1000, or --config.data.label_key=none"
+        f"{shard_files.where}: no {shard_files.group}.shards.json there says how many classes "
+        "it has; set --config.data.num_classes, e.g. =1000, or --config.data.label_key=none"
       )
     return len(description.classes)
 
 
-class Found(NamedTuple):
+class ShardFiles(NamedTuple):
   """The shards of a split.
 
   Attributes:
@@ -198,7 +199,7 @@ class Found(NamedTuple):
   where: str
 
 
-def find_shards(text: str, field: str, split: str) -> Found:
+def find_shards(text: str, field: str, split: str) -> ShardFiles:
   """Find the shards at a path.
 
   Args:
@@ -222,7 +223,7 @@ def find_shards(text: str, field: str, split: str) -> Found:
   _check_finished(files[0].parent, group, where)
   _check_complete(files, where)
   description = read_description(files[0].parent / f"{group}.shards.json")
-  return Found(files, group, description, where)
+  return ShardFiles(files, group, description, where)
 
 
 def _choose(groups: list[str], split: str, where: str, field: str) -> str:
@@ -253,8 +254,8 @@ def _list(text: str) -> list[Path]:
   path = user_path(text)
   if path.is_file():
     return [path]
-  found = path.glob(f"*{SUFFIX}*") if path.is_dir() else map(Path, glob.glob(str(path)))
-  return sorted(f for f in found if f.is_file() and not f.name.endswith((".part", ".json")))
+  paths = path.glob(f"*{SUFFIX}*") if path.is_dir() else map(Path, glob.glob(str(path)))
+  return sorted(f for f in paths if f.is_file() and not f.name.endswith((".part", ".json")))
 
 
 def _groups(files: Sequence[Path]) -> dict[str, list[Path]]:
@@ -270,33 +271,34 @@ def _is_named(group: str, split: str) -> bool:
 
 
 def _check_complete(files: Sequence[Path], where: str) -> None:
-  places = [parse_name(file.name) for file in files]
-  totals = {place.total for place in places}
+  names = [parse_name(file.name) for file in files]
+  totals = {name.total for name in names}
   if len(totals) > 1:
     raise UserError(
       f"{where} mixes shards of {', '.join(f'{t}' for t in totals)} files; keep one of these sets"
     )
   (total,) = totals
   if total is not None and len(files) < total:
-    missing = min(set(range(total)) - {place.number for place in places})
+    missing = min(set(range(total)) - {name.number for name in names})
     raise UserError(
       f"{where} has {len(files)} of {total} shards, number {missing} is the first that is missing; "
       "copy it there, or start the prepare command again"
     )
 
 
-def _check_count(shards: Shards, found: Found) -> None:
+def _check_count(shards: Shards, shard_files: ShardFiles) -> None:
   if not len(shards):
-    raise UserError(f"{found.where}: the shards hold no record; make them with {COMMAND}")
-  described = found.description
+    raise UserError(f"{shard_files.where}: the shards hold no record; make them with {COMMAND}")
+  described = shard_files.description
   if described is not None and described.num_examples != len(shards):
     raise UserError(
-      f"{found.where}: the shards hold {len(shards):,} records, but {found.group}.shards.json "
-      f"says {described.num_examples:,}; copy all files of one preparation there"
+      f"{shard_files.where}: the shards hold {len(shards):,} records, but "
+      f"{shard_files.group}.shards.json says {described.num_examples:,}; copy all files of one "
+      "preparation there"
     )
 
 
-def _same_classes(train: Found, test: Found) -> Description | None:
+def _same_classes(train: ShardFiles, test: ShardFiles) -> Description | None:
   """Return the description with the class numbers; both splits must have the same classes."""
   if train.description is None or test.description is None:
     return test.description or train.description
@@ -319,32 +321,32 @@ class _Reader(NamedTuple):
   channels: int
   num_classes: int
 
-  def read(self, place: int) -> tuple[np.ndarray, int]:
+  def read(self, index: int) -> tuple[np.ndarray, int]:
     """Return a picture and its label.
 
     Raises:
       Broken: the picture cannot be decoded.
       UserError: the record is invalid.
     """
-    data, label = self.parse(place)
+    data, label = self.parse(index)
     with opened(io.BytesIO(data)) as image:
       return fit_image(image, self.image_size, self.channels), label
 
-  def parse(self, place: int) -> tuple[bytes, int]:
+  def parse(self, index: int) -> tuple[bytes, int]:
     """Return an encoded picture and its label."""
-    record = self.shards[place]
+    record = self.shards[index]
     try:
       features = parse_example(record)
       data = one_value(features, self.image_key, "bytes_list")
       label = one_value(features, self.label_key, "int64_list") if self.label_key else 0
     except ValueError as error:
       raise UserError(
-        f"{self.shards.where(place)} {error}; set --config.data.image_key and label_key to what "
+        f"{self.shards.where(index)} {error}; set --config.data.image_key and label_key to what "
         "it has (label_key=none: unlabelled)"
       ) from error
     if self.label_key is not None and not 0 <= label < self.num_classes:
       raise UserError(
-        f"{self.shards.where(place)} has {self.label_key} {label}, but the labels of "
+        f"{self.shards.where(index)} has {self.label_key} {label}, but the labels of "
         f"{self.num_classes} classes go from 0 to {self.num_classes - 1}; set "
         "--config.data.num_classes"
       )

@@ -185,7 +185,7 @@ def _number_classes(listing: Listing, task: Task) -> Listing:
 
 def _check_pictures(task: Task, listing: Listing) -> Content:
   """Check every header; damage in the pixels is found and reported during writing."""
-  make = lambda found: _reader(task, found)  # noqa: E731
+  make = lambda kept: _reader(task, kept)  # noqa: E731
   checked = check_pictures(listing, make, str(task.pictures), task.unreadable)
   reader = make(checked.listing)
   reader.memory = checked.memory
@@ -194,8 +194,8 @@ def _check_pictures(task: Task, listing: Listing) -> Content:
 
 def _reader(task: Task, listing: Listing) -> Reader[bytes]:
   return Reader(
-    len(listing.names), lambda place: _encode(task, listing.path(place)),
-    lambda place: listing.names[place], str(task.pictures), ADVICE,
+    len(listing.names), lambda index: _encode(task, listing.path(index)),
+    lambda index: listing.names[index], str(task.pictures), ADVICE,
   )  # fmt: skip
 
 
@@ -234,26 +234,26 @@ def _part(file: Path) -> Path:
 
 def _choose_num_shards(content: Content) -> int:
   """Return the number of shards of about SHARD_BYTES, estimated from a few pictures."""
-  num = len(content.listing.names)
-  sample = np.linspace(0, num - 1, min(num, NUM_SAMPLED)).astype(int)
+  num_pictures = len(content.listing.names)
+  sample = np.linspace(0, num_pictures - 1, min(num_pictures, NUM_SAMPLED)).astype(int)
   with ThreadPoolExecutor(_num_threads()) as pool:
-    sizes = list(pool.map(lambda place: len(_record(content, int(place))), sample))
-  return max(1, min(num, MAX_SHARDS, round(np.mean(sizes) * num / SHARD_BYTES)))
+    sizes = list(pool.map(lambda index: len(_record(content, int(index))), sample))
+  return max(1, min(num_pictures, MAX_SHARDS, round(np.mean(sizes) * num_pictures / SHARD_BYTES)))
 
 
 def _write_shards(task: Task, content: Content, plan: Description) -> None:
   order = fixed_order(len(content.listing.names))
-  parts = np.array_split(order, plan.num_shards)
+  indices = np.array_split(order, plan.num_shards)
   names = [shard_name(task.split, i, plan.num_shards) for i in range(plan.num_shards)]
   begun, num_written = time.monotonic(), 0
   missing = [i for i, name in enumerate(names) if not (task.out / name).exists()]
-  num_left = sum(len(parts[i]) for i in missing)
+  num_left = sum(len(indices[i]) for i in missing)
   with ThreadPoolExecutor(_num_threads()) as pool:
     for i in missing:
-      _write_shard(pool, content, parts[i], task.out / names[i])
-      num_written += len(parts[i])
+      _write_shard(pool, content, indices[i], task.out / names[i])
+      num_written += len(indices[i])
       rate = num_written / (time.monotonic() - begun)
-      print(f"{names[i]}: {len(parts[i]):,} pictures; {rate:,.0f} a second, "
+      print(f"{names[i]}: {len(indices[i]):,} pictures; {rate:,.0f} a second, "
             f"{(num_left - num_written) / rate / 60:,.1f} min left", flush=True)  # fmt: skip
 
 
@@ -277,16 +277,16 @@ def _write_shard(
   os.replace(part, target)
 
 
-def _records(pool: ThreadPoolExecutor, content: Content, places: np.ndarray) -> Iterator[bytes]:
+def _records(pool: ThreadPoolExecutor, content: Content, indices: np.ndarray) -> Iterator[bytes]:
   """Yield serialized examples in order, made by threads; Pillow releases the GIL."""
-  for first in range(0, len(places), CHUNK):
-    chunk = [int(place) for place in places[first : first + CHUNK]]
-    yield from pool.map(lambda place: _record(content, place), chunk)
+  for first in range(0, len(indices), CHUNK):
+    chunk = [int(index) for index in indices[first : first + CHUNK]]
+    yield from pool.map(lambda index: _record(content, index), chunk)
 
 
-def _record(content: Content, place: int) -> bytes:
+def _record(content: Content, index: int) -> bytes:
   listing = content.listing
-  return serialize_example(content.read(place), listing.labels[place] if listing.classes else None)
+  return serialize_example(content.read(index), listing.labels[index] if listing.classes else None)
 
 
 def _encode(task: Task, file: str) -> bytes:

@@ -84,7 +84,7 @@ def _check_arrays(
     raise ValueError(f"labels run from {low} to {high}; num_classes={num_classes} allows 0 to less")
 
 
-def check_field(name: str, array: np.ndarray, num: int) -> np.ndarray:
+def check_field(name: str, array: np.ndarray, num_images: int) -> np.ndarray:
   """Convert a named array [N ...] to the type for the devices: float32, int32 or uint8.
 
   Raises:
@@ -92,13 +92,15 @@ def check_field(name: str, array: np.ndarray, num: int) -> np.ndarray:
   """
   if array.dtype.kind not in "biuf":
     raise ValueError(f"'{name}' is {array.dtype}; it must hold numbers")
-  if not array.ndim or len(array) != num:
+  if not array.ndim or len(array) != num_images:
     length = len(array) if array.ndim else "no"
-    raise ValueError(f"'{name}' has {length} rows beside {num} images; it must have one per image")
+    raise ValueError(
+      f"'{name}' has {length} rows beside {num_images} images; it must have one per image"
+    )
   if array.dtype.kind == "f":
-    bad = int((~np.isfinite(array).reshape(num, -1).all(axis=1)).sum())
+    bad = int((~np.isfinite(array).reshape(num_images, -1).all(axis=1)).sum())
     if bad:
-      raise ValueError(f"'{name}' is not finite (NaN or infinity) in {bad} of {num} rows")
+      raise ValueError(f"'{name}' is not finite (NaN or infinity) in {bad} of {num_images} rows")
     return np.ascontiguousarray(array, np.float32)
   if array.dtype.kind == "b" or array.dtype == np.uint8:
     return np.ascontiguousarray(array, np.uint8)
@@ -115,8 +117,8 @@ def count_labels(labels: Int[np.ndarray, "N"], num_classes: int) -> list[int] | 
 
 def trained_classes(source: Source) -> list[int]:
   """Return the labels with images in a split; all labels if that is not known."""
-  counts, num = source.about.counts, source.spec.num_classes
-  return list(range(num)) if counts is None else [i for i in range(num) if counts[i]]
+  counts, num_classes = source.about.counts, source.spec.num_classes
+  return [i for i in range(num_classes) if counts is None or counts[i]]
 
 
 MAX_NAMED = 10
@@ -140,13 +142,13 @@ def describe_classes(about: About, num_classes: int) -> str:
   return f"{', '.join(shown)}{more}{without}"
 
 
-def fixed_order(num: int, seed: int = 0) -> Int[np.ndarray, "N"]:
+def fixed_order(num_images: int, seed: int = 0) -> Int[np.ndarray, "N"]:
   """Return a permutation of 0..num-1 that is the same in every version of NumPy.
 
   It sorts the raw words of the Philox counter-based generator (Salmon et al. 2011), whose stream is
   part of NumPy's compatibility promise; `Generator.permutation` is not.
   """
-  return np.argsort(np.random.Philox(key=seed).random_raw(num), kind="stable")
+  return np.argsort(np.random.Philox(key=seed).random_raw(num_images), kind="stable")
 
 
 def fingerprint(source: Source) -> str:
@@ -154,12 +156,12 @@ def fingerprint(source: Source) -> str:
 
   For a split above 1 GiB it uses 4,096 evenly spaced examples.
   """
-  num = len(source) if len(source) * source.spec.num_dims <= 2**30 else 4096
-  places = np.linspace(0, len(source) - 1, num).astype(np.int64)
+  num_hashed = len(source) if len(source) * source.spec.num_dims <= 2**30 else 4096
+  places = np.linspace(0, len(source) - 1, num_hashed).astype(np.int64)
   fields = sorted(source.spec.fields.items())
   spec = source.spec[:5] + ((fields,) if fields else ())
   digest = hashlib.sha256(repr((len(source), spec)).encode())
-  for first in range(0, num, 1024):
+  for first in range(0, num_hashed, 1024):
     chosen = places[first : first + 1024]
     images, labels = source.gather(chosen)
     digest.update(images.tobytes())
@@ -215,11 +217,11 @@ class DecodedSource(SourceBase):
   ) -> tuple[UInt8[np.ndarray, "B H W C"], Int32[np.ndarray, "B"]]:
     images = np.empty((len(index), *self.spec.shape), np.uint8)
     labels = np.empty(len(index), np.int32)
-    places = iter(range(len(index)))  # shared: each thread takes the next, so all end together
+    rows = iter(range(len(index)))  # shared: each thread takes the next, so all end together
 
     def fill(_: int) -> None:
-      for place in places:
-        images[place], labels[place] = self._read(int(index[place]))
+      for i in rows:
+        images[i], labels[i] = self._read(int(index[i]))
 
     # One task per image instead would cost 24 us of CPU time each.
     list(self._pool.map(fill, range(min(len(index), self._num_threads))))

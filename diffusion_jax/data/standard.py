@@ -119,10 +119,10 @@ def _cannot_download(url: str, error: Exception, path: Path) -> UserError:
 
 def _check_sum(path: Path, url: str, checksum: str) -> None:
   with path.open("rb") as file:
-    found = hashlib.file_digest(file, "sha256").hexdigest()
-  if found != checksum:
+    actual = hashlib.file_digest(file, "sha256").hexdigest()
+  if actual != checksum:
     raise UserError(
-      f"{path} has SHA-256 {found}, expected {checksum}; delete it and put {url} there"
+      f"{path} has SHA-256 {actual}, expected {checksum}; delete it and put {url} there"
     )
 
 
@@ -215,19 +215,19 @@ def _png(image: UInt8[np.ndarray, "H W C"]) -> io.BytesIO:
 def _read_cifar10(files: Files) -> Content:
   folder = "cifar-10-batches-bin"
   names = [f"data_batch_{i}.bin" for i in range(1, 6)]
-  parts = _members(files["cifar-10-binary.tar.gz"], folder)
-  train = _cifar_split(b"".join(parts[n] for n in names), ("label",))
-  test = _cifar_split(parts["test_batch.bin"], ("label",))
-  return Content({"train": train, "test": test}, {"label": _lines(parts["batches.meta.txt"])})
+  members = _members(files["cifar-10-binary.tar.gz"], folder)
+  train = _cifar_split(b"".join(members[n] for n in names), ("label",))
+  test = _cifar_split(members["test_batch.bin"], ("label",))
+  return Content({"train": train, "test": test}, {"label": _lines(members["batches.meta.txt"])})
 
 
 def _read_cifar100(files: Files) -> Content:
   keys = ("coarse_label", "label")
-  parts = _members(files["cifar-100-binary.tar.gz"], "cifar-100-binary")
-  splits = {name: _cifar_split(parts[f"{name}.bin"], keys) for name in ("train", "test")}
+  members = _members(files["cifar-100-binary.tar.gz"], "cifar-100-binary")
+  splits = {name: _cifar_split(members[f"{name}.bin"], keys) for name in ("train", "test")}
   names = {
-    "coarse_label": _lines(parts["coarse_label_names.txt"]),
-    "label": _lines(parts["fine_label_names.txt"]),
+    "coarse_label": _lines(members["coarse_label_names.txt"]),
+    "label": _lines(members["fine_label_names.txt"]),
   }
   return Content(splits, names)
 
@@ -235,19 +235,19 @@ def _read_cifar100(files: Files) -> Content:
 def _members(archive: Path, folder: str) -> dict[str, bytes]:
   """Return the files of a folder in a tar archive, by name."""
   with tarfile.open(archive) as tar:
-    found = {m.name: tar.extractfile(m) for m in tar if m.isfile()}
+    extracted = {m.name: tar.extractfile(m) for m in tar if m.isfile()}
     return {
       Path(name).name: file.read()
-      for name, file in found.items()
+      for name, file in extracted.items()
       if file is not None and Path(name).parent.name == folder
     }
 
 
 def _cifar_split(data: bytes, keys: tuple[str, ...]) -> Split:
   """Parse records of one byte per label, then 3 planes of 32x32."""
-  rows = np.frombuffer(data, np.uint8).reshape(-1, len(keys) + 3072)
-  images = rows[:, len(keys) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-  return Split(np.ascontiguousarray(images), {key: rows[:, i] for i, key in enumerate(keys)})
+  records = np.frombuffer(data, np.uint8).reshape(-1, len(keys) + 3072)
+  images = records[:, len(keys) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+  return Split(np.ascontiguousarray(images), {key: records[:, i] for i, key in enumerate(keys)})
 
 
 def _lines(text: bytes) -> list[str]:

@@ -34,11 +34,11 @@ class Synthetic(DataSetBase):
       raise ValueError(f"channels={self.channels} must be 1 or 3")
 
   def load(self, split: str) -> Source:
-    num = self.num_images if split == "train" else self.num_images // 4
-    size, word = self.image_size, np.random.Philox(key=[int(split == "test"), num])
-    noise = word.random_raw(num * size * size * self.channels) >> np.uint64(58)
-    images = noise.astype(np.uint8).reshape(num, size, size, self.channels)
-    labels = np.arange(num) % max(self.num_classes, 1)
+    num_images = self.num_images if split == "train" else self.num_images // 4
+    size, word = self.image_size, np.random.Philox(key=[int(split == "test"), num_images])
+    noise = word.random_raw(num_images * size * size * self.channels) >> np.uint64(58)
+    images = noise.astype(np.uint8).reshape(num_images, size, size, self.channels)
+    labels = np.arange(num_images) % max(self.num_classes, 1)
     side = int(np.ceil(np.sqrt(max(self.num_classes, 1))))
     cell = max(size // side, 1)
     for image, label in zip(images, labels, strict=True):

@@ -115,12 +115,12 @@ class Tfds(DataSetBase):
     """Return the folder of the prepared version to read."""
     root = user_path(self.data_dir) if self.data_dir else default_data_dir()
     name, _, version = self.dataset.partition(":")
-    found = _prepared(root / name, version)
-    if found is None:
+    folder = _prepared(root / name, version)
+    if folder is None:
       if name not in standard.STANDARD or version:
         raise self._explain_missing(root, name)
-      found = standard.prepare_standard(name, root)
-    return found
+      folder = standard.prepare_standard(name, root)
+    return folder
 
   def _explain_missing(self, root: Path, name: str) -> UserError:
     import tensorflow_datasets as tfds
@@ -184,20 +184,20 @@ class Tfds(DataSetBase):
   def _num_classes(self, features: Any) -> int:
     if self.label_key is None:
       return 0
-    num = getattr(features[self.label_key], "num_classes", None)
-    if num is None:
+    num_classes = getattr(features[self.label_key], "num_classes", None)
+    if num_classes is None:
       raise UserError(
         f"--config.data.label_key={self.label_key} is not a class label of {self.dataset}; set it "
         "to none for an unlabelled set"
       )
-    return num
+    return num_classes
 
-  def _read(self, records: Any, place: int, spec: ImageSpec) -> tuple[np.ndarray, int]:
+  def _read(self, records: Any, index: int, spec: ImageSpec) -> tuple[np.ndarray, int]:
     try:
-      record = records[place]
+      record = records[index]
     except Exception as error:
       raise UserError(
-        f"{self.dataset}: example {place} cannot be read ({error}); prepare the set again"
+        f"{self.dataset}: example {index} cannot be read ({error}); prepare the set again"
       ) from error
     image = np.asarray(record[self.image_key])
     label = 0 if self.label_key is None else int(record[self.label_key])

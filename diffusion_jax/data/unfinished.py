@@ -89,9 +89,9 @@ def check_asked(
 def read_progress(part: Path) -> dict[str, Any] | None:
   """Return "facts" of an unfinished folder and images "done" per split; None without one."""
   try:
-    found = json.loads((part / PROGRESS).read_text())
-    is_whole = all(isinstance(found[n], dict) for n in ("facts", "done"))
-    return found if is_whole and "made_from" in found["facts"] else None
+    content = json.loads((part / PROGRESS).read_text())
+    is_whole = all(isinstance(content[n], dict) for n in ("facts", "done"))
+    return content if is_whole and "made_from" in content["facts"] else None
   except (OSError, ValueError, TypeError, KeyError):
     return None
 
@@ -106,12 +106,12 @@ def begin_encoding(out: Path, encoded: Any) -> dict[str, int]:
     UserError: the folder cannot be written.
   """
   part, facts = part_folder(out), json.loads(json.dumps(facts_of(encoded)))
-  found = read_progress(part)
-  if found is not None and found["facts"] == facts:
-    done = {split: int(found["done"].get(split, 0)) for split in encoded.sources}
+  progress = read_progress(part)
+  if progress is not None and progress["facts"] == facts:
+    done = {split: int(progress["done"].get(split, 0)) for split in encoded.sources}
     print(f"continuing after {sum(done.values()):,} images")
     return done
-  if found is not None and any(found["done"].values()):
+  if progress is not None and any(progress["done"].values()):
     print(f"{part} has a part made from other weights or images: starting over")
   try:
     shutil.rmtree(part, ignore_errors=True)
