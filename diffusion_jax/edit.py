@@ -72,19 +72,19 @@ def edit(args, experiment: Experiment) -> None:
 
 
 def parser() -> command_line.Parser:
-  own = command_line.Parser("edit", description=__doc__)
-  own.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
-  own.add_argument("--out", type=user_path, required=True, help="a .png")
-  own.add_argument("--inpaint", help=f"part to hide: {', '.join(SIDES)}, or a .png "
+  cli = command_line.Parser("edit", description=__doc__)
+  cli.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
+  cli.add_argument("--out", type=user_path, required=True, help="a .png")
+  cli.add_argument("--inpaint", help=f"part to hide: {', '.join(SIDES)}, or a .png "
                      "of the images' size, white where a pixel is to be filled in")  # fmt: skip
-  own.add_argument("--interpolate", type=int, help="number of images between the two of a pair")
-  own.add_argument("--images", type=user_path, help="a folder of images or an .npz (array images)")
-  own.add_argument("--num", type=int, default=8, help="number of images or of pairs")
-  own.add_argument("--batch_size", type=int, default=64, help="images made at once")
-  own.add_argument("--seed", type=int, default=0, help="seed of the noise")
-  own.add_argument("--step", default="latest", help="latest, or a checkpoint's step")
-  own.add_argument("--ema", help=restore.EMA_HELP)
-  return own
+  cli.add_argument("--interpolate", type=int, help="number of images between the two of a pair")
+  cli.add_argument("--images", type=user_path, help="a folder of images or an .npz (array images)")
+  cli.add_argument("--num", type=int, default=8, help="number of images or of pairs")
+  cli.add_argument("--batch_size", type=int, default=64, help="images made at once")
+  cli.add_argument("--seed", type=int, default=0, help="seed of the noise")
+  cli.add_argument("--step", default="latest", help="latest, or a checkpoint's step")
+  cli.add_argument("--ema", help=restore.EMA_HELP)
+  return cli
 
 
 def check_flags(args) -> None:
@@ -106,9 +106,9 @@ def load_given(args, experiment: Experiment, spec: ImageSpec) -> Batch:
     source = load_held_out(experiment.data)
   else:
     source = with_channels(load_pictures(args.images, "--images", least=1), spec.channels)
-  found, wanted = source.spec.shape, args.num * (2 if args.interpolate else 1)
-  if found != spec.shape:
-    raise UserError(f"--images={args.images} have shape {found}, the model needs {spec.shape}")
+  shape, wanted = source.spec.shape, args.num * (2 if args.interpolate else 1)
+  if shape != spec.shape:
+    raise UserError(f"--images={args.images} have shape {shape}, the model needs {spec.shape}")
   if len(source) < wanted:
     raise UserError(f"--num={args.num} needs {wanted} images, there are {len(source)}: lower --num")
   batch = draw.first_examples(source, wanted)
@@ -128,8 +128,8 @@ def fill_in(args, model: GenerativeModel, mesh, params, given: Batch, facts: dic
 
   def compute(first: int) -> dict[str, np.ndarray]:
     rows = slice(first, first + size)
-    own = None if labels is None else labels[rows]
-    filled = fill(params, own, args.seed, given.image[rows], is_known[rows], first)
+    batch_labels = None if labels is None else labels[rows]
+    filled = fill(params, batch_labels, args.seed, given.image[rows], is_known[rows], first)
     return {"images": to_uint8(filled)}
 
   columns = min(args.num, MAX_COLUMNS)
@@ -178,12 +178,12 @@ def blend_pairs(args, model: GenerativeModel, mesh, params, given: Batch, facts:
   """Write one row per pair: the first image, the images in between, the second."""
   del known
   firsts, seconds = given.image[0::2], given.image[1::2]
-  share = np.arange(1, args.interpolate + 1) / (args.interpolate + 1)
+  weights = np.arange(1, args.interpolate + 1) / (args.interpolate + 1)
   way, size = draw.make_interpolate(model, mesh), -(-args.batch_size // args.interpolate)
 
   def compute(first: int) -> dict[str, np.ndarray]:
     rows = slice(first, first + size)
-    between = way(params, firsts[rows], seconds[rows], share)
+    between = way(params, firsts[rows], seconds[rows], weights)
     return {"images": to_uint8(between.reshape(-1, *between.shape[2:])).reshape(between.shape)}
 
   start, end = (as_pictures(image, None)[:, None] for image in (firsts, seconds))

@@ -73,13 +73,13 @@ def encode_all(args, experiment: Experiment) -> None:
 
 
 def parser() -> command_line.Parser:
-  own = command_line.Parser("encode", description=__doc__)
-  own.add_argument("--workdir", type=run_folder, required=True, help="the autoencoder's run")
-  own.add_argument("--out", type=user_path, required=True, help="the folder to make")
-  own.add_argument("--step", default="latest", help="latest, or a checkpoint's step")
-  own.add_argument("--ema", help=restore.EMA_HELP)
-  own.add_argument("--batch_size", type=int, default=256, help="images encoded at once")
-  return own
+  cli = command_line.Parser("encode", description=__doc__)
+  cli.add_argument("--workdir", type=run_folder, required=True, help="the autoencoder's run")
+  cli.add_argument("--out", type=user_path, required=True, help="the folder to make")
+  cli.add_argument("--step", default="latest", help="latest, or a checkpoint's step")
+  cli.add_argument("--ema", help=restore.EMA_HELP)
+  cli.add_argument("--batch_size", type=int, default=256, help="images encoded at once")
+  return cli
 
 
 def check_flags(args) -> None:
@@ -95,14 +95,14 @@ def autoencoder(workdir: Path, experiment: Experiment, spec: ImageSpec) -> VAENe
   Raises:
     UserError: the run is not such a VAE.
   """
-  parts = experiment.sections
-  is_vae = "decoder" in parts and "autoencoder" not in parts
-  if not is_vae or not parts["model"].has_spatial_latents:
+  sections = experiment.sections
+  is_vae = "decoder" in sections and "autoencoder" not in sections
+  if not is_vae or not sections["model"].has_spatial_latents:
     raise UserError(
       f"--workdir={workdir} is no autoencoder with spatial latents; train one, e.g. "
       "--config=autoencoder_digits, or with --config.model.latent_channels=4"
     )
-  return parts["model"].create(spec, parts["decoder"].num_outputs(spec.channels))
+  return sections["model"].create(spec, sections["decoder"].num_outputs(spec.channels))
 
 
 def check_images(source: Source, spec: ImageSpec) -> None:

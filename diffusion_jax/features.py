@@ -37,16 +37,16 @@ def main(argv: list[str]) -> None:
 
 
 def parser() -> command_line.Parser:
-  own = command_line.Parser("features", description=__doc__)
+  cli = command_line.Parser("features", description=__doc__)
   defaults = Recipe()
-  own.add_argument(
+  cli.add_argument(
     "--config", required=True, help="config whose data set is learned: a shipped name or a file"
   )
-  own.add_argument("--num_steps", type=int, default=defaults.num_steps, help="number of updates")
-  own.add_argument("--batch_size", type=int, default=defaults.batch_size, help="images per update")
-  own.add_argument("--seed", type=int, default=defaults.seed, help="seed of weights and order")
-  own.add_argument("--out", type=user_path, help="the .npz to write; the user's cache by default")
-  return own
+  cli.add_argument("--num_steps", type=int, default=defaults.num_steps, help="number of updates")
+  cli.add_argument("--batch_size", type=int, default=defaults.batch_size, help="images per update")
+  cli.add_argument("--seed", type=int, default=defaults.seed, help="seed of weights and order")
+  cli.add_argument("--out", type=user_path, help="the .npz to write; the user's cache by default")
+  return cli
 
 
 if __name__ == "__main__":

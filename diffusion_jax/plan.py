@@ -68,17 +68,17 @@ def check_flags(args: Any) -> None:
 
 def batch_size(program: Program, asked: int | None) -> int:
   """Return the images per device, by default from the config's batch size."""
-  parts = program.experiment.training.accumulation_steps
+  num_parts = program.experiment.training.accumulation_steps
   shards = sharding.num_batch_shards(program.mesh)
   if asked is None:
     total = program.experiment.training.batch_size
-    sharding.check_batch_size(total, program.mesh, parts, "training.batch_size")
+    sharding.check_batch_size(total, program.mesh, num_parts, "training.batch_size")
     return total // shards
-  if asked % parts:
-    near = asked // parts * parts or parts
+  if asked % num_parts:
+    near = asked // num_parts * num_parts or num_parts
     raise UserError(
-      f"--batch_size_per_device={asked} is not divisible by training.accumulation_steps={parts}; "
-      f"use --batch_size_per_device={near}"
+      f"--batch_size_per_device={asked} is not divisible by training.accumulation_steps="
+      f"{num_parts}; use --batch_size_per_device={near}"
     )
   return asked
 
@@ -97,18 +97,18 @@ def compile_steps(
     raise UserError(planning.explain_misfit(asked))
   if not more or available is None:
     return asked, None
-  parts = program.experiment.training.accumulation_steps
+  num_parts = program.experiment.training.accumulation_steps
   other = more[0]
   if isinstance(other, DoesNotFit):  # use half the batch for the line instead
-    half = size // 2 // parts * parts
+    half = size // 2 // num_parts * num_parts
     other = compile_all(program, [half])[0] if half else other
   if isinstance(other, DoesNotFit):
     return asked, Fit(size, f"{2 * size} does not")
   points = [(m.batch_size_per_device, m.memory.peak) for m in (asked, other)]
-  fit = planning.largest_batch(points, available, parts)
+  fit = planning.largest_batch(points, available, num_parts)
   if how == "verify":
     known = max(n for n, _ in points)
-    fit = planning.verify(fit, known, parts, lambda n: compile_all(program, [n])[0])
+    fit = planning.verify(fit, known, num_parts, lambda n: compile_all(program, [n])[0])
   return asked, fit
 
 
@@ -118,9 +118,9 @@ def compile_all(program: Program, sizes: Sequence[int]) -> list[Measured | DoesN
   images = " and ".join(f"{n:,}" for n in sizes)
   print(f"compiling for {program.mesh.size} x {kind}, {images} images {whose} ...", flush=True)
   begun = time.perf_counter()
-  found = planning.measure_program(program, sizes)
+  measured = planning.measure_program(program, sizes)
   print(f"  {time.perf_counter() - begun:.1f} s", flush=True)
-  return found
+  return measured
 
 
 if __name__ == "__main__":

@@ -176,11 +176,11 @@ def _connect() -> tuple[Any, str]:
   for url in inception_weights.URLS:
     threading.Thread(target=connect, args=(url,), daemon=True).start()
     try:
-      answer, found = answers.get(timeout=standard.CONNECT_SEC / len(inception_weights.URLS))
+      answer, source = answers.get(timeout=standard.CONNECT_SEC / len(inception_weights.URLS))
     except queue.Empty:
       continue
     if not isinstance(answer, Exception):
-      return answer, found
+      return answer, source
     reason = str(answer)
   raise _cannot_download(f"{inception_weights.URLS[0]}: {reason}")
 

@@ -80,10 +80,10 @@ def draw_images(args, experiment: Experiment) -> None:
     call, source = make_draw(generative, mesh, size), fields_source(generative, experiment.data)
 
     def compute(first: int) -> dict[str, np.ndarray]:
-      own = None if labels is None else labels[(first + np.arange(size)) % args.num]
+      given = None if labels is None else labels[(first + np.arange(size)) % args.num]
       fields = fields_in_turn(generative, source, first, size) if source else {}
-      images = to_uint8(call(params, own, size, args.seed, first, fields))
-      return {"images": images, "labels": np.full(size, -1) if own is None else own}
+      images = to_uint8(call(params, given, size, args.seed, first, fields))
+      return {"images": images, "labels": np.full(size, -1) if given is None else given}
 
     chunks = outputs.make(
       args.out, {"asked": asked, **made_of}, args.num, size, compute, "sampling"
@@ -100,27 +100,27 @@ def draw_images(args, experiment: Experiment) -> None:
 
 
 def parser() -> command_line.Parser:
-  own = command_line.Parser("sample", description=__doc__)
-  own.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
-  own.add_argument("--num", type=int, default=64, help="number of images")
-  own.add_argument(
+  cli = command_line.Parser("sample", description=__doc__)
+  cli.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
+  cli.add_argument("--num", type=int, default=64, help="number of images")
+  cli.add_argument(
     "--out", type=user_path, required=True,
     help="a .png (one grid), an .npz (arrays images, labels) or a folder (one PNG per image)",
   )  # fmt: skip
-  own.add_argument("--labels", help="classes, repeated in order, e.g. 0,1,2; default: all trained")
-  own.add_argument("--seed", type=int, default=0, help="seed; image i depends only on it and i")
-  own.add_argument("--step", default="latest", help="latest, or a checkpoint's step")
-  own.add_argument("--ema", help=restore.EMA_HELP)
-  own.add_argument(
+  cli.add_argument("--labels", help="classes, repeated in order, e.g. 0,1,2; default: all trained")
+  cli.add_argument("--seed", type=int, default=0, help="seed; image i depends only on it and i")
+  cli.add_argument("--step", default="latest", help="latest, or a checkpoint's step")
+  cli.add_argument("--ema", help=restore.EMA_HELP)
+  cli.add_argument(
     "--guide_workdir", type=run_folder,
     help="autoguidance: run of an inferior model (smaller, or trained for fewer steps); "
     "--config.guidance.weight moves the images away from it",
   )  # fmt: skip
-  own.add_argument("--guide_step", default="latest", help="latest, or a step of that run")
-  own.add_argument("--batch_size", type=int, default=64, help="images drawn at once")
-  own.add_argument("--reconstruct", action="store_true", help="write held-out images above their "
+  cli.add_argument("--guide_step", default="latest", help="latest, or a step of that run")
+  cli.add_argument("--batch_size", type=int, default=64, help="images drawn at once")
+  cli.add_argument("--reconstruct", action="store_true", help="write held-out images above their "
                      "reconstructions (models with an encoder)")  # fmt: skip
-  return own
+  return cli
 
 
 def check_flags(args) -> None:
@@ -152,16 +152,16 @@ def against(args, experiment: Experiment, good: GenerativeModel, params: Params,
       "guidance needs two models of one process"
     )
   spec = stored_spec(args.guide_workdir / "checkpoints", args.guide_step)
-  worse = other.create(spec)
+  guide = other.create(spec)
   if spec != stored_spec(args.workdir / "checkpoints", args.step):
     raise UserError(f"{where}: its images are {spec}; guidance needs two models of the same images")
-  if worse.num_classes and worse.num_classes != good.num_classes:
+  if guide.num_classes and guide.num_classes != good.num_classes:
     raise UserError(
       f"{where}: it takes classes, and this model does not; choose an unconditional run"
     )
-  pair = autoguided(good, worse)
+  pair = autoguided(good, guide)
   restored = restore.restore_weights(
-    args.guide_workdir, args.guide_step, mesh, worse, restore.Average()
+    args.guide_workdir, args.guide_step, mesh, guide, restore.Average()
   )
   return pair, {"good": params, "guide": restored.params}, digest(restored.facts)
 
@@ -173,25 +173,25 @@ def reconstruct(
   call = make_reconstruct(generative, mesh)
   source = load_held_out(experiment.data)
   batch = first_examples(source, args.num)
-  parts = [jax.tree.map(lambda x, i=i: x[i : i + args.batch_size], batch)
+  batches = [jax.tree.map(lambda x, i=i: x[i : i + args.batch_size], batch)
            for i in range(0, len(batch.index), args.batch_size)]  # fmt: skip
-  decoded = np.concatenate([to_uint8(call(params, part)) for part in parts])
+  decoded = np.concatenate([to_uint8(call(params, batch_part)) for batch_part in batches])
   originals = as_pictures(batch.image, source.spec.num_levels)
   columns = grid_columns(len(decoded), 0)
-  rows = rows_in_turn([originals, decoded], columns)
-  parallel.on_process_0(lambda: write_png(args.out, image_grid(rows, columns)))
-  return len(rows), columns
+  images = rows_in_turn([originals, decoded], columns)
+  parallel.on_process_0(lambda: write_png(args.out, image_grid(images, columns)))
+  return len(images), columns
 
 
 def describe_sampling(experiment: Experiment) -> str:
   """Describe the model, its sampler with every option, and its guidance if it has any."""
-  parts = experiment.to_dict()
-  words = [parts["generative"]["name"]]
-  if "sampler" in parts:
-    options = {name: value for name, value in parts["sampler"].items() if name != "name"}
-    words = [parts["sampler"]["name"], *(f"{name} {value}" for name, value in options.items())]
-  if "guidance" in parts:
-    words.append(f"guidance {parts['guidance']['weight']:g}")
+  sections = experiment.to_dict()
+  words = [sections["generative"]["name"]]
+  if "sampler" in sections:
+    options = {name: value for name, value in sections["sampler"].items() if name != "name"}
+    words = [sections["sampler"]["name"], *(f"{name} {value}" for name, value in options.items())]
+  if "guidance" in sections:
+    words.append(f"guidance {sections['guidance']['weight']:g}")
   return ", ".join(words)
 
 

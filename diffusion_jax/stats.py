@@ -45,9 +45,9 @@ def main(argv: list[str]) -> None:
   external_images.check_resolution(extractor, source, "--config" if args.config else "--images")
   reference.check_num(source)
   mesh = sharding.create_mesh(sharding.MeshShape())
-  found = reference.compute(source, split, extractor, make_extract(extractor, mesh, EXTRACT_BATCH))
-  reference.save(args.out, found)
-  print(f"{args.out}: {json.dumps(found.stamp)}")
+  result = reference.compute(source, split, extractor, make_extract(extractor, mesh, EXTRACT_BATCH))
+  reference.save(args.out, result)
+  print(f"{args.out}: {json.dumps(result.stamp)}")
 
 
 def parser() -> command_line.Parser:

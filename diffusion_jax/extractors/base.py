@@ -72,18 +72,18 @@ def make_extract(extractor: Extractor, mesh: Mesh, batch_size: int) -> Extract:
     return Features(rows(pool), rows(logits), None if spatial is None else rows(spatial))
 
   def extract(images: UInt8[np.ndarray, "N H W C"]) -> Features:
-    parts = [batch(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
-    spatial = [part.spatial for part in parts if part.spatial is not None]
-    found = Features(
-      np.concatenate([part.pool for part in parts]),
-      np.concatenate([part.logits for part in parts]),
+    batches = [batch(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+    spatial = [of_batch.spatial for of_batch in batches if of_batch.spatial is not None]
+    features = Features(
+      np.concatenate([of_batch.pool for of_batch in batches]),
+      np.concatenate([of_batch.logits for of_batch in batches]),
       np.concatenate(spatial) if spatial else None,
     )
-    if not (np.isfinite(found.pool).all() and np.isfinite(found.logits).all()):
+    if not (np.isfinite(features.pool).all() and np.isfinite(features.logits).all()):
       raise UserError(
         f"the features of {extractor.name} are not finite: its weights (sha256 "
         f"{extractor.stamp['sha256']}) are not those of a trained network; give others"
       )
-    return found
+    return features
 
   return extract

@@ -121,10 +121,10 @@ def _nest(arrays: dict[str, np.ndarray]) -> Any:
   tree: dict[str, Any] = {}
   for name, leaf in arrays.items():
     *parents, last = name.split("/")
-    place = tree
+    node = tree
     for parent in parents:
-      place = place.setdefault(parent, {})
-    place[last] = leaf
+      node = node.setdefault(parent, {})
+    node[last] = leaf
   return tree
 
 
@@ -145,18 +145,18 @@ def _train(source: Source, recipe: Recipe) -> Any:
     return losses.mean()
 
   @jax.jit
-  def step(params, state, images, labels, number):
-    key = jax.random.fold_in(jax.random.key(recipe.seed), number)
+  def step(params, state, images, labels, step_index):
+    key = jax.random.fold_in(jax.random.key(recipe.seed), step_index)
     updates, state = optimizer.update(jax.grad(loss)(params, images, labels, key), state, params)
     return optax.apply_updates(params, updates), state
 
   with jax.default_device(jax.local_devices()[0]):
     params = network.init(jax.random.key(recipe.seed))
     state = optimizer.init(params)
-    for number in range(recipe.num_steps):
-      batch = stream.batch(number)
+    for step_index in range(recipe.num_steps):
+      batch = stream.batch(step_index)
       pictures = as_pictures(batch.image, source.spec.num_levels)
-      params, state = step(params, state, pictures, batch.label, number)
+      params, state = step(params, state, pictures, batch.label, step_index)
   return jax.device_get(params)
 
 

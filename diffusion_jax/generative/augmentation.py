@@ -226,7 +226,7 @@ def _halving(size: int) -> Float[np.ndarray, "N S"]:
   return np.where(inside, np.take(SYM6, places, mode="clip"), 0.0).astype(np.float32)
 
 
-def _weights(place: Float[Array, "P"], size: int) -> Float[Array, "P N"]:
+def _weights(positions: Float[Array, "P"], size: int) -> Float[Array, "P N"]:
   """Return the weight of each of `size` pixels at each position, linear between samples.
 
   Tap i of a pixel at k is at sample 2 k + i - CENTRE, also for its two mirror images. Samples go
@@ -234,11 +234,11 @@ def _weights(place: Float[Array, "P"], size: int) -> Float[Array, "P N"]:
   """
   pixel, last = np.arange(size), size - 1
   copies = ((pixel, pixel >= 0), (-pixel, pixel > 0), (2 * last - pixel, pixel < last))
-  total = jnp.zeros((), place.dtype)
+  total = jnp.zeros((), positions.dtype)
   for position, there in copies:
     for i, tap in enumerate(SYM6):
       sample = 2 * position + i - CENTRE
       inside = there & (sample >= -2 * last) & (sample <= 4 * last + 1)
-      near = jnp.maximum(1 - jnp.abs(2 * place[:, None] - sample.astype(np.float32)), 0)
+      near = jnp.maximum(1 - jnp.abs(2 * positions[:, None] - sample.astype(np.float32)), 0)
       total += np.float32(tap) * inside * near
   return total

@@ -54,7 +54,7 @@ class Conditioning:
     if dropout_key is None or not self.droppable:
       return condition
     hidden = rng.uniform(rng.stream(keys, Stream.CONDITION_DROPOUT)) < self.dropout
-    choose = lambda null, own: jnp.where(expand(hidden, null), null, own)  # noqa: E731
+    choose = lambda null, given: jnp.where(expand(hidden, null), null, given)  # noqa: E731
     return jax.tree.map(choose, self.null(condition), condition)
 
   def null(self, condition: Condition) -> Condition:
@@ -65,15 +65,15 @@ class Conditioning:
     zeros = {name: jnp.zeros_like(condition.fields[name]) for name in self._hidden_fields}
     return condition._replace(label=label, fields={**condition.fields, **zeros})
 
-  def complete(self, condition: Condition, num: int) -> Condition:
-    """Return a condition of `num` examples, with missing parts dropped.
+  def complete(self, condition: Condition, num_images: int) -> Condition:
+    """Return a condition of `num_images` examples, with missing parts dropped.
 
     Raises:
       UserError: a named array is unknown, or is missing and was never dropped in training.
     """
     label: Any = condition.label
     if self.num_classes and label is None:
-      label = jnp.full(num, self.num_classes)
+      label = jnp.full(num_images, self.num_classes)
     fields = dict(condition.fields)
     for name, field in self.fields.items():
       if name not in fields and name not in self._hidden_fields:
@@ -81,7 +81,7 @@ class Conditioning:
           f"condition.fields lacks '{name}', which this model was never trained without: give it "
           f"as Condition(fields={{'{name}': array of shape (N, *{tuple(field.shape)})}})"
         )
-      fields.setdefault(name, jnp.zeros((num, *field.shape), field.dtype))
+      fields.setdefault(name, jnp.zeros((num_images, *field.shape), field.dtype))
     return condition._replace(label=label, fields=fields)
 
 

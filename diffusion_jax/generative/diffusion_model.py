@@ -108,10 +108,10 @@ class DiffusionModel(ModelBase):
 
   @property
   def capabilities(self) -> frozenset[str]:
-    own = {"edit"} if isinstance(self.sampler, LinearSampler) else set()
-    own |= {"trajectory"} if self.sampler.keeps_estimates else set()
-    own |= set() if self.sampler.gives_end_time else {"loss_by_log_snr"}
-    return frozenset({"denoise", "guide"} | own)
+    of_sampler = {"edit"} if isinstance(self.sampler, LinearSampler) else set()
+    of_sampler |= {"trajectory"} if self.sampler.keeps_estimates else set()
+    of_sampler |= set() if self.sampler.gives_end_time else {"loss_by_log_snr"}
+    return frozenset({"denoise", "guide"} | of_sampler)
 
   @property
   def needs_average(self) -> bool:
@@ -150,11 +150,11 @@ class DiffusionModel(ModelBase):
 
   def bind(self, params: Params) -> Bound:
     """Return the model with given parameters, in the layout of `init`."""
-    parts = params if "network" in params else {"network": params}
-    network = functools.partial(self.backbone.apply, parts["network"])
-    process = self.process.bind(parts.get("process", {}))
+    groups = params if "network" in params else {"network": params}
+    network = functools.partial(self.backbone.apply, groups["network"])
+    process = self.process.bind(groups.get("process", {}))
     options = self.prediction, self.sigma_data, self.learned_variance
-    return Bound(Denoiser(network, process, *options), parts.get("loss", {}))
+    return Bound(Denoiser(network, process, *options), groups.get("loss", {}))
 
   def loss(
     self,
@@ -252,15 +252,15 @@ class DiffusionModel(ModelBase):
     )
 
   def _guided(
-    self, model: Denoiser, condition: Condition, num: int, guide: GuidingModel | None = None
+    self, model: Denoiser, condition: Condition, num_images: int, guide: GuidingModel | None = None
   ) -> Denoise:
-    """Return the guided denoiser of `num` images; missing conditions become null conditions."""
+    """Return the guided denoiser of a batch; missing conditions become null conditions."""
     if self.guidance.against == "model" and guide is None and self.guidance.weight != 1.0:
       raise UserError(
         "guidance.against=model needs the run of an inferior model: sample with "
         "--guide_workdir=DIR, or set --config.guidance.against=null_class"
       )
-    condition = self.conditioning.complete(condition, num)
+    condition = self.conditioning.complete(condition, num_images)
     null_condition = self.conditioning.null(condition) if self.conditioning.droppable else None
     needs_variance = self.sampler.needs_variance
     return self.guidance.bind(model, condition, null_condition, guide, needs_variance)
@@ -277,8 +277,8 @@ class DiffusionModel(ModelBase):
   ) -> Samples:
     model, sampler = self.bind(params).denoiser, self._editor()
     denoise = self._guided(model, condition, len(keys))
-    found = editing.inpaint(denoise, model.process, keys, x0, is_known, sampler)
-    return found._replace(images=decoded(self.sampler, model.process, found.images))
+    samples = editing.inpaint(denoise, model.process, keys, x0, is_known, sampler)
+    return samples._replace(images=decoded(self.sampler, model.process, samples.images))
 
   def to_noise(self, params: Params, x0: Array) -> Array:
     model, sampler = self.bind(params).denoiser, self._editor()
@@ -295,8 +295,8 @@ class DiffusionModel(ModelBase):
       self._refuse("edit")
     return self.sampler
 
-  def _unguided(self, model: Denoiser, num: int) -> Denoise:
-    condition = self.conditioning.complete(UNCONDITIONAL, num)
+  def _unguided(self, model: Denoiser, num_images: int) -> Denoise:
+    condition = self.conditioning.complete(UNCONDITIONAL, num_images)
     return functools.partial(model.denoise, condition=condition)
 
 

@@ -207,9 +207,9 @@ class LatentDiffusionModel(ModelBase):
       stored = self.stored()
       if stored.weights.size == size:
         weights, scale = stored
-    own, loss_state = self.inner.init(key)
+    diffusion, loss_state = self.inner.init(key)
     frozen = {"autoencoder": jnp.asarray(weights), "latent_scale": jnp.float32(scale)}
-    return {"diffusion": own, **frozen}, loss_state
+    return {"diffusion": diffusion, **frozen}, loss_state
 
   def loss(
     self,
@@ -283,8 +283,8 @@ class LatentDiffusionModel(ModelBase):
     latents = self._draw(params, keys, batch)
     z, raw = latents / self._scale(params), self._raw(params, latents)
     num_latents = math.prod(z.shape[1:])
-    found = prior(params["diffusion"], keys, batch._replace(image=latents))
-    density = found.bits_per_dim * num_latents * math.log(2)
+    bound = prior(params["diffusion"], keys, batch._replace(image=latents))
+    density = bound.bits_per_dim * num_latents * math.log(2)
     nats = {
       "reconstruction": -self.observation.log_prob(raw, x, self.spec.num_levels),
       "posterior": jnp.sum(gaussian_log_prob(z, mean, 0.5 * log_var), axis=(1, 2, 3)),

@@ -156,11 +156,11 @@ class VAEModel(ModelBase):
   def _elbo(self, params: Params, keys: Keys, batch: Batch) -> Estimate:
     terms = self._terms(params, keys, batch)
     num_dims = self.spec.num_dims
-    parts = {
+    in_bits = {
       "reconstruction": nats_to_bits_per_dim(terms.reconstruction, num_dims),
       "kl": nats_to_bits_per_dim(jnp.sum(terms.kl, axis=-1), num_dims),
     }
-    return Estimate(nats_to_bits_per_dim(terms.negative_elbo, num_dims), parts)
+    return Estimate(nats_to_bits_per_dim(terms.negative_elbo, num_dims), in_bits)
 
   def _weighted(
     self, estimator: VAELikelihood, params: Params, keys: Keys, batch: Batch

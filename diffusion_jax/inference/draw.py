@@ -56,22 +56,22 @@ def make_draw(generative: GenerativeModel, mesh: Mesh, batch_size: int) -> Draw:
     the batch size, the number of devices and the other images drawn with it.
   """
   batch_size = sharding.round_up(batch_size, mesh)
-  rows = sharding.batch_sharding(mesh)
+  by_batch = sharding.batch_sharding(mesh)
 
   @jax.jit
   def sample(params, seed, index, condition):
     keys = rng.sample_keys(seed, index)
     images = generative.sample(params, keys, condition).images
-    return jax.lax.with_sharding_constraint(images, rows)
+    return jax.lax.with_sharding_constraint(images, by_batch)
 
   def draw(params, labels, num, seed, first=0, fields: Mapping[str, Any] = MappingProxyType({})):
     images = []
     for begin in range(0, num, batch_size):
-      place = np.arange(begin, begin + batch_size, dtype=np.uint32)
-      rows_of = lambda given, place=place: sharding.put_rows(given[place % num], mesh)  # noqa: E731
-      own = jax.tree.map(rows_of, Condition(labels, fields=dict(fields)))
-      index = sharding.put_rows(place + np.uint32(first), mesh)
-      images.append(sharding.fetch(sample(params, seed, index, own)))
+      positions = np.arange(begin, begin + batch_size, dtype=np.uint32)
+      rows_of = lambda given, positions=positions: sharding.put_rows(given[positions % num], mesh)  # noqa: E731
+      batch_condition = jax.tree.map(rows_of, Condition(labels, fields=dict(fields)))
+      index = sharding.put_rows(positions + np.uint32(first), mesh)
+      images.append(sharding.fetch(sample(params, seed, index, batch_condition)))
     return np.concatenate(images)[:num]
 
   return draw
@@ -95,8 +95,8 @@ def make_inpaint(generative: GenerativeModel, mesh: Mesh) -> Callable[..., np.nd
     return generative.inpaint(params, keys, Condition(labels), x0, is_known).images
 
   def call(params, labels, seed, x0, is_known, first=0):
-    rows = (first + np.arange(len(x0), dtype=np.uint32), labels, x0, is_known)
-    return sharding.fetch(inpaint(params, seed, *_send(rows, mesh)))[: len(x0)]
+    batch = (first + np.arange(len(x0), dtype=np.uint32), labels, x0, is_known)
+    return sharding.fetch(inpaint(params, seed, *_send(batch, mesh)))[: len(x0)]
 
   return call
 
@@ -115,14 +115,14 @@ def make_interpolate(generative: GenerativeModel, mesh: Mesh) -> Callable[..., n
   require(generative, "edit")
 
   @jax.jit
-  def between(params, first, second, share):
-    ends = generative.to_noise(params, first), generative.to_noise(params, second)
-    return jax.vmap(lambda x: generative.from_noise(params, x))(interpolate(*ends, share))
+  def between(params, first, second, weights):
+    latents = generative.to_noise(params, first), generative.to_noise(params, second)
+    return jax.vmap(lambda x: generative.from_noise(params, x))(interpolate(*latents, weights))
 
-  def call(params, first, second, share):
+  def call(params, first, second, weights):
     sent = _send((first, second), mesh)
     try:
-      images = between(params, *sent, np.asarray(share, np.float32))
+      images = between(params, *sent, np.asarray(weights, np.float32))
     except ValueError as error:
       raise UserError(str(error)) from error
     return np.moveaxis(sharding.fetch(images), 0, 1)[: len(first)]
@@ -130,10 +130,10 @@ def make_interpolate(generative: GenerativeModel, mesh: Mesh) -> Callable[..., n
   return call
 
 
-def _send(rows: Any, mesh: Mesh) -> Any:
+def _send(arrays: Any, mesh: Mesh) -> Any:
   """Place arrays of N rows on the mesh, repeating the last row until the devices divide N."""
   unit = sharding.num_batch_shards(mesh)
-  return jax.tree.map(lambda x: sharding.put_rows(_pad(x, unit), mesh), rows)
+  return jax.tree.map(lambda x: sharding.put_rows(_pad(x, unit), mesh), arrays)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -186,17 +186,17 @@ def _pad(x: np.ndarray, unit: int) -> np.ndarray:
   return np.pad(x, [(0, -len(x) % unit)] + [(0, 0)] * (x.ndim - 1), mode="edge")
 
 
-def cycle_labels(classes: Sequence[int], num: int) -> Int[np.ndarray, "N"]:
-  """Return `num` labels that repeat the classes in order."""
-  return np.resize(np.asarray(classes, np.int32), num)
+def cycle_labels(classes: Sequence[int], num_images: int) -> Int[np.ndarray, "N"]:
+  """Return `num_images` labels that repeat the classes in order."""
+  return np.resize(np.asarray(classes, np.int32), num_images)
 
 
-def choose_labels(text: str | None, num: int, trained: Sequence[int]) -> np.ndarray | None:
+def choose_labels(text: str | None, num_images: int, trained: Sequence[int]) -> np.ndarray | None:
   """Return the class of each image, by default the trained classes in turn.
 
   Args:
     text: value of --labels, e.g. "0,3", repeated in order; None: the trained classes.
-    num: number of images.
+    num_images: number of images.
     trained: labels with training images; empty for an unconditional model, which gets None.
   """
   if not trained:
@@ -212,7 +212,7 @@ def choose_labels(text: str | None, num: int, trained: Sequence[int]) -> np.ndar
     allowed = f"from 0 to {trained[-1]}" if is_range else f"that were trained: {_listed(trained)}"
     example = ",".join(map(str, trained[:3]))
     raise UserError(f"--labels={text}: must be numbers {allowed}, e.g. {example}")
-  return cycle_labels(classes, num)
+  return cycle_labels(classes, num_images)
 
 
 def with_trained_labels(given: Batch, trained: Sequence[int], null_label: int) -> Batch:
@@ -227,21 +227,21 @@ def with_trained_labels(given: Batch, trained: Sequence[int], null_label: int) -
   if is_known.all():
     return given
   strange = _listed(np.unique(given.label[~is_known]).tolist())
-  num = int((~is_known).sum())
-  print(f"note: {num:,} of {len(is_known):,} images have a class that was never trained "
+  num_strange = int((~is_known).sum())
+  print(f"note: {num_strange:,} of {len(is_known):,} images have a class that was never trained "
         f"({strange}); they get the null class")  # fmt: skip
   return given._replace(label=np.where(is_known, given.label, null_label).astype(np.int32))
 
 
 def _listed(labels: Sequence[int]) -> str:
   """Write labels with ranges shortened, e.g. "0-2, 5"."""
-  parts: list[list[int]] = []
+  ranges: list[list[int]] = []
   for label in labels:
-    if parts and parts[-1][-1] == label - 1:
-      parts[-1].append(label)
+    if ranges and ranges[-1][-1] == label - 1:
+      ranges[-1].append(label)
     else:
-      parts.append([label])
-  return ", ".join(f"{p[0]}" if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
+      ranges.append([label])
+  return ", ".join(f"{p[0]}" if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in ranges)
 
 
 def fields_source(generative: GenerativeModel, data: Any) -> Source | None:
@@ -252,32 +252,32 @@ def fields_source(generative: GenerativeModel, data: Any) -> Source | None:
 
 
 def fields_in_turn(
-  generative: GenerativeModel, source: Source, first: int, num: int
+  generative: GenerativeModel, source: Source, first: int, num_images: int
 ) -> dict[str, np.ndarray]:
   """Return the named arrays that samples first..first+num-1 are given: the source's, in turn."""
   if not generative.fields:
     return {}
-  gathered = source.gather_fields((first + np.arange(num)) % len(source))
+  gathered = source.gather_fields((first + np.arange(num_images)) % len(source))
   return {name: np.asarray(gathered[name]) for name in generative.fields}
 
 
-def first_examples(source: Source, num: int) -> Batch:
+def first_examples(source: Source, num_images: int) -> Batch:
   """Return the first images of a source as a batch."""
-  index = np.arange(min(num, len(source)))
+  index = np.arange(min(num_images, len(source)))
   return make_batch(source, index, index)
 
 
 def rows_in_turn(
-  parts: Sequence[UInt8[np.ndarray, "N H W C"]], columns: int
+  sets: Sequence[UInt8[np.ndarray, "N H W C"]], columns: int
 ) -> UInt8[np.ndarray, "M H W C"]:
   """Interleave rows of images, e.g. a row of originals, then a row of their reconstructions.
 
   The last rows are filled up with white images.
   """
-  rows = []
-  for first in range(0, len(parts[0]), columns):
-    for images in parts:
+  interleaved = []
+  for first in range(0, len(sets[0]), columns):
+    for images in sets:
       row = images[first : first + columns]
       blank = np.full((columns - len(row), *row.shape[1:]), 255, np.uint8)
-      rows.append(np.concatenate([row, blank]))
-  return np.concatenate(rows)
+      interleaved.append(np.concatenate([row, blank]))
+  return np.concatenate(interleaved)

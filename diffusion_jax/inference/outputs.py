@@ -167,7 +167,7 @@ def restore_for_output(
 
 
 def make(
-  out: Path, facts: Facts, num: int, size: int, compute: Callable[[int], Arrays], words: str
+  out: Path, facts: Facts, num_images: int, size: int, compute: Callable[[int], Arrays], words: str
 ) -> Chunks:
   """Compute all missing batches and write each one when it is done.
 
@@ -175,7 +175,7 @@ def make(
     out: the output path.
     facts: "asked" (see `left_over`) and everything else that determines the batches; batches with
       different facts are deleted.
-    num: total number of images.
+    num_images: total number of images.
     size: images per batch.
     compute: (index of the first image) -> arrays with at least one batch of images.
     words: name of the work, for the progress bar.
@@ -187,9 +187,9 @@ def make(
   parallel.on_process_0(lambda: _sweep(folder, facts))
   chunks = Chunks(folder, facts, is_shared=False)
   try:
-    with progress.phase(words, num, "images") as phase:
-      for number, first, count in pieces(num, size):
-        chunks.ensure(number, count, lambda first=first: compute(first))
+    with progress.phase(words, num_images, "images") as phase:
+      for chunk, first, count in pieces(num_images, size):
+        chunks.ensure(chunk, count, lambda first=first: compute(first))
         phase.set(first + count)
   except UserError:
     if parallel.is_first() and not any(folder.glob("[0-9]*.npz")):
@@ -211,22 +211,22 @@ def _sweep(folder: Path, facts: Facts) -> None:
 
 
 def write_grid(
-  out: Path, facts: Facts, num: int, size: int, compute: Callable[[int], Arrays],
+  out: Path, facts: Facts, num_images: int, size: int, compute: Callable[[int], Arrays],
   rows_of: Callable[[np.ndarray], Sequence[np.ndarray]], columns: int,
 ) -> None:  # fmt: skip
   """Write one PNG grid of images that are computed as in `make`.
 
   Args:
-    out, facts, num, size, compute: as in `make`; the array of images is named "images".
+    out, facts, num_images, size, compute: as in `make`; the array of images is named "images".
     rows_of: (all of these images) -> the images of each kind of row; the rows alternate.
     columns: number of columns of the grid.
   """
-  chunks = make(out, facts, num, size, compute, "drawing")
+  chunks = make(out, facts, num_images, size, compute, "drawing")
 
   def put_together() -> None:
-    batches = [chunks.read(number, count)["images"] for number, _, count in pieces(num, size)]
-    rows = draw.rows_in_turn(rows_of(np.concatenate(batches)), columns)
-    files.write_png(out, files.image_grid(rows, columns))
+    batches = [chunks.read(chunk, count)["images"] for chunk, _, count in pieces(num_images, size)]
+    images = draw.rows_in_turn(rows_of(np.concatenate(batches)), columns)
+    files.write_png(out, files.image_grid(images, columns))
     _remove(chunks.folder)
 
   parallel.on_process_0(put_together)
@@ -248,29 +248,29 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(left, ignore_errors=True)
 
 
-def finish(out: Path, chunks: Chunks, num: int, size: int, columns: int) -> None:
+def finish(out: Path, chunks: Chunks, num_images: int, size: int, columns: int) -> None:
   """Combine batches of images and labels into the output and delete them; for process 0.
 
   Args:
     out: a .png (one grid), an .npz (arrays images, labels) or a folder (one PNG per image).
     chunks: batches from `make`.
-    num, size: as in `make`.
+    num_images, size: as in `make`.
     columns: number of columns of a grid.
   """
-  batches = (chunks.read(number, count) for number, _, count in pieces(num, size))
+  batches = (chunks.read(number, count) for number, _, count in pieces(num_images, size))
   if out.suffix == ".png":
     files.write_png(
-      out, files.grid_of((i for batch in batches for i in batch["images"]), num, columns)
+      out, files.grid_of((i for batch in batches for i in batch["images"]), num_images, columns)
     )
   elif out.suffix == ".npz":
-    write_npz(out, batches, num)
+    write_npz(out, batches, num_images)
   else:
     for number, image in enumerate(image for batch in batches for image in batch["images"]):
       files.write_png(out / f"{number:06d}.png", image)
   _remove(chunks.folder)
 
 
-def write_npz(out: Path, batches: Iterator[Arrays], num: int) -> None:
+def write_npz(out: Path, batches: Iterator[Arrays], num_images: int) -> None:
   """Write an .npz with the arrays images and labels, holding one batch at a time."""
   part, labels = parts_folder(out) / "whole.npz", []
   part.unlink(missing_ok=True)  # left by a process that was killed, or a link
@@ -278,7 +278,7 @@ def write_npz(out: Path, batches: Iterator[Arrays], num: int) -> None:
     with archive.open(_member("images.npy"), "w", force_zip64=True) as file:
       for batch in batches:
         if not labels:
-          _write_header(file, (num, *batch["images"].shape[1:]), np.dtype(np.uint8))
+          _write_header(file, (num_images, *batch["images"].shape[1:]), np.dtype(np.uint8))
         file.write(np.ascontiguousarray(batch["images"]).data)
         labels.append(batch["labels"].astype(np.int32))
     with archive.open(_member("labels.npy"), "w", force_zip64=True) as file:

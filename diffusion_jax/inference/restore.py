@@ -114,9 +114,9 @@ def parse_average(text: str | None) -> Average:
   """
   if text is None:
     return Average()
-  kind, _, number = text.rpartition(":")
+  kind, _, width = text.rpartition(":")
   try:
-    average = Average(kind or "profile", float(number))
+    average = Average(kind or "profile", float(width))
   except ValueError:
     average = Average()
   ranges = {
@@ -165,8 +165,8 @@ def restore_weights(
     return _restore_one(directory, step, mesh, generative, average, average.name)
   profiles = [n for n in names if n.startswith("profile:")]
   if average.kind == "decay":
-    found = [n for n in ([] if first is None else [f"decay:{first}"]) + names if n not in profiles]
-    there = ", ".join(f"--ema={n}" for n in found) or "none; omit --ema to use ema.decay"
+    decays = [n for n in ([] if first is None else [f"decay:{first}"]) + names if n not in profiles]
+    there = ", ".join(f"--ema={n}" for n in decays) or "none; omit --ema to use ema.decay"
     raise UserError(f"--ema={average.name}: this run did not track that average; tracked: {there}")
   if not profiles:
     raise UserError(
@@ -178,8 +178,8 @@ def restore_weights(
 
 def tracked(meta: Mapping[str, Any]) -> list[str]:
   """Return the names of the averages in a checkpoint other than the first."""
-  leaves = (name.split("/") for name in meta["leaves"])
-  names = dict.fromkeys(parts[1] for parts in leaves if parts[0] in ("averages", "offsets"))
+  paths = (name.split("/") for name in meta["leaves"])
+  names = dict.fromkeys(path[1] for path in paths if path[0] in ("averages", "offsets"))
   return [name for name in names if name != "ema"]
 
 
@@ -235,7 +235,7 @@ def _put_together(
 
 def snapshots_before(directory: Path, target: Stored) -> list[Stored]:
   """Return the earlier snapshots in order; print and skip those that cannot be read."""
-  found = []
+  readable = []
   for step in store.saved_steps(directory):
     try:
       meta = store.read_meta(directory, step) if step < target.step else {"updates": 0}
@@ -243,8 +243,8 @@ def snapshots_before(directory: Path, target: Stored) -> list[Stored]:
       print(f"snapshot {step} is left out: {error}")
       continue
     if 0 < meta["updates"] < target.updates:
-      found.append((step, meta["updates"], _tracked_as_offsets(meta)))
-  return [Stored(directory, *row) for row in parallel.broadcast_object(found)]
+      readable.append((step, meta["updates"], _tracked_as_offsets(meta)))
+  return [Stored(directory, *row) for row in parallel.broadcast_object(readable)]
 
 
 def _exponent(average: Average, updates: int, batch_size: int) -> float:
@@ -288,9 +288,9 @@ def _sum(
   profiles: Sequence[str], mesh: Mesh, tree: Tree,
 ) -> tuple[Params, Stored | None]:  # fmt: skip
   """Return the weighted sum of the stored averages, or the first damaged unit."""
-  rows = mixture.weights.reshape(len(stored), len(profiles))
+  weights = mixture.weights.reshape(len(stored), len(profiles))
   total = None
-  for unit, row in zip(stored[::-1], rows[::-1], strict=True):  # the newest is already in memory
+  for unit, row in zip(stored[::-1], weights[::-1], strict=True):  # the newest is already in memory
     if total is not None and np.abs(row).max() < NEGLIGIBLE:
       continue
     try:
@@ -378,10 +378,10 @@ def _no_check(meta: Mapping[str, Any]) -> None:
 
 def _leaves(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
   """Return the stored leaves that these averages consist of."""
-  places = [place for name in names for place in (f"averages/{name}/", f"offsets/{name}/")]
-  places += ["ema/"] if "ema" in names else []
-  places += ["params/"] if _has_offsets(meta["leaves"]) else []
-  return {name: leaf for name, leaf in meta["leaves"].items() if name.startswith(tuple(places))}
+  prefixes = [prefix for name in names for prefix in (f"averages/{name}/", f"offsets/{name}/")]
+  prefixes += ["ema/"] if "ema" in names else []
+  prefixes += ["params/"] if _has_offsets(meta["leaves"]) else []
+  return {name: leaf for name, leaf in meta["leaves"].items() if name.startswith(tuple(prefixes))}
 
 
 def stored_classes(checkpoints: Path, step: int | None) -> list[int]:

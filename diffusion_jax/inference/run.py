@@ -67,16 +67,16 @@ class Run:
   @functools.cached_property
   def metrics(self) -> dict[str, float]:
     """Return the newest values in metrics.jsonl: "train/loss", "held_out/loss", ..."""
-    path, found = self.workdir / "metrics.jsonl", {}
+    path, newest = self.workdir / "metrics.jsonl", {}
     for line in path.read_text().splitlines() if path.is_file() else ():
-      found |= {n: v for n, v in json.loads(line).items() if n not in ("step", "time")}
-    return found
+      newest |= {n: v for n, v in json.loads(line).items() if n not in ("step", "time")}
+    return newest
 
   @functools.cached_property
   def state(self) -> TrainState:
     """Return the training state of the newest checkpoint: parameters, averages, optimizer."""
-    parts = self.experiment
-    init = make_init(self.model, parts.optimizers, parts.training, parts.ema.names())
+    experiment = self.experiment
+    init = make_init(self.model, experiment.optimizers, experiment.training, experiment.ema.names())
     shapes = jax.eval_shape(init, np.uint32(0))
     layout = sharding.state_shardings(self.mesh, shapes)
 
@@ -182,12 +182,12 @@ def load_run(
   """
   with in_python():
     folder = user_path(workdir)
-    average, number = restore.parse_average(ema), None if step == "latest" else step
+    average, at_step = restore.parse_average(ema), None if step == "latest" else step
     experiment = stored_experiment(folder, [])
-    directory = restore.folder_of(folder, number, average)
-    model = experiment.create(restore.stored_spec(directory, number))
+    directory = restore.folder_of(folder, at_step, average)
+    model = experiment.create(restore.stored_spec(directory, at_step))
     mesh = sharding.create_mesh(experiment.mesh)
-    weights = restore.restore_weights(folder, number, mesh, model, average)
+    weights = restore.restore_weights(folder, at_step, mesh, model, average)
     return Run(folder, experiment, model, weights.params, weights.step, mesh)
 
 

@@ -104,8 +104,8 @@ def _statistics(x: Array, anchor: Array, num_groups: int, epsilon: float) -> tup
     return jnp.repeat(channels.reshape(len(x), num_groups, size).mean(-1), size, axis=-1)
 
   mean, square = moments(x, anchor)
-  place = anchor - of_group(anchor)  # all means of a group are measured from one value
-  centre = of_group(place + mean)
+  from_group = anchor - of_group(anchor)  # all means of a group are measured from one value
+  centre = of_group(from_group + mean)
   within = jnp.maximum(square - jnp.square(mean), 0.0)
-  variance = of_group(within + jnp.square(place + mean - centre))
-  return centre - place, jax.lax.rsqrt(variance + epsilon)
+  variance = of_group(within + jnp.square(from_group + mean - centre))
+  return centre - from_group, jax.lax.rsqrt(variance + epsilon)

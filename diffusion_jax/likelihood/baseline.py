@@ -17,8 +17,8 @@ def pixel_histogram(images: Iterable[np.ndarray], num_levels: int) -> Float[np.n
   for chunk in images:
     shape, num_dims = chunk.shape[1:], chunk[0].size
     slot = chunk.reshape(-1, num_dims).astype(np.int64) + num_levels * np.arange(num_dims)
-    found = np.bincount(slot.ravel(), minlength=num_dims * num_levels).reshape(*shape, num_levels)
-    counts = found if counts is None else counts + found
+    more = np.bincount(slot.ravel(), minlength=num_dims * num_levels).reshape(*shape, num_levels)
+    counts = more if counts is None else counts + more
   if counts is None:
     raise ValueError("no images to count")
   return (counts + 1.0) / (counts + 1.0).sum(axis=-1, keepdims=True)

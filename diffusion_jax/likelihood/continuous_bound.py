@@ -97,10 +97,10 @@ class ContinuousBound(LikelihoodBase):
     """Return the parts of the middle term in nats, each from one evaluation."""
     x0, terms = examples.x0, rng.stream(keys, Stream.TERMS)
 
-    def part(_, number):
-      term = rng.numbered(terms, number)
-      place = (number + rng.uniform(rng.stream(term, Stream.TIME))) / self.times
-      t, weight = self._weight(model.process, place, first)
+    def part(_, i):
+      term = rng.numbered(terms, i)
+      position = (i + rng.uniform(rng.stream(term, Stream.TIME))) / self.times
+      t, weight = self._weight(model.process, position, first)
       noised = model.noised(x0, t, rng.normal(rng.stream(term, Stream.NOISE), x0.shape[1:]))
       error = x0 - model.predict(noised, examples.condition).x0
       return None, weight * sum_dims(jnp.square(error)) / self.times
@@ -108,18 +108,18 @@ class ContinuousBound(LikelihoodBase):
     return jax.lax.scan(part, None, jnp.arange(self.times))[1].T
 
   def _weight(
-    self, process: Process, place: Float[Array, "B"], first: Any
+    self, process: Process, position: Float[Array, "B"], first: Any
   ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
     """Return the time at a position in [0, 1) from data to noise, and its error's weight."""
-    num = self.num_timesteps
-    if num is None:
+    steps = self.num_timesteps
+    if steps is None:
       high, low = process.log_snr(jnp.stack([jnp.asarray(first), jnp.ones(())]))
       low = jnp.maximum(low, -MAX_LOG_SNR)
-      log_snr = high - place * (high - low)
+      log_snr = high - position * (high - low)
       return process.time_of(log_snr), 0.5 * (high - low) * jnp.exp(log_snr)
-    step = jnp.floor(place * num) + 1.0
+    step = jnp.floor(position * steps) + 1.0
     # float32 may round the last time to slightly above 1, where a process has no alpha
-    t, before = (jnp.minimum(first + (1.0 - first) * n / num, 1.0) for n in (step, step - 1.0))
+    t, before = (jnp.minimum(first + (1.0 - first) * n / steps, 1.0) for n in (step, step - 1.0))
     # SNR(before) - SNR(t), finite also if the SNR at t is 0
     log_snr = process.log_snr(before)
-    return t, -0.5 * num * jnp.exp(log_snr) * jnp.expm1(process.log_snr(t) - log_snr)
+    return t, -0.5 * steps * jnp.exp(log_snr) * jnp.expm1(process.log_snr(t) - log_snr)

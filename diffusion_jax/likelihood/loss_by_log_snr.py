@@ -45,9 +45,9 @@ class Spectrum:
 
   def points(self, process: Process) -> tuple[Points, Points]:
     """Return times, noisiest first, and their log-SNR: float64, or JAX for a learned schedule."""
-    ends = process.log_snr(np.asarray([1.0, max(process.min_time, 1e-9)]))
-    xp = namespace(ends)
-    low, high = xp.clip(ends, -MAX_LOG_SNR, MAX_LOG_SNR)
+    range_of_log_snr = process.log_snr(np.asarray([1.0, max(process.min_time, 1e-9)]))
+    xp = namespace(range_of_log_snr)
+    low, high = xp.clip(range_of_log_snr, -MAX_LOG_SNR, MAX_LOG_SNR)
     t = process.time_of(xp.linspace(low, high, self.num_points))
     t = np.unique(t)[::-1] if xp is np else t
     return t, process.log_snr(t)
@@ -66,13 +66,13 @@ class Spectrum:
     x0, terms = examples.x0, rng.stream(keys, Stream.TERMS)
 
     def point(_, row):
-      number, time, snr = row
-      eps = rng.normal(rng.numbered(terms, number), x0.shape[1:])
+      i, time, snr = row
+      eps = rng.normal(rng.numbered(terms, i), x0.shape[1:])
       noised = model.noised(x0, jnp.full(len(x0), time), eps)
       error = x0 - model.predict(noised, examples.condition).x0
       return None, snr * mean_dims(jnp.square(error))
 
     floats = (times, namespace(log_snr).exp(log_snr))
-    rows = (jnp.arange(len(times)), *(jnp.asarray(c, jnp.float32) for c in floats))
-    _, errors = jax.lax.scan(point, None, rows)
+    per_level = (jnp.arange(len(times)), *(jnp.asarray(c, jnp.float32) for c in floats))
+    _, errors = jax.lax.scan(point, None, per_level)
     return SpectrumEstimate(jnp.asarray(log_snr, jnp.float32), errors.T)

@@ -133,16 +133,16 @@ class VariationalBound(LikelihoodBase):
   def _scan(self, model: Denoiser, examples: Examples, keys: Keys) -> _Scanned:
     """Run one scan from T down to 1, whose last carry is that of t = 1."""
     process, x0 = cast(DiscreteVP, model.process), examples.x0
-    steps, num = self.steps(process), process.num_timesteps
+    steps, num_steps = self.steps(process), process.num_timesteps
     learned = self.variance_of(model) == "learned"
     # log(variance / small) of each step, if it is fixed
-    ratios = np.zeros(num) if learned else np.log(self.variances(process)) - steps.log_small
+    ratios = np.zeros(num_steps) if learned else np.log(self.variances(process)) - steps.log_small
     terms = rng.stream(keys, Stream.TERMS)
 
     def step(_, row):
-      number, at, ratio = row
-      z = rng.normal(rng.numbered(terms, number), x0.shape[1:])
-      t = jnp.full(len(x0), number / num)
+      t_index, at, ratio = row
+      z = rng.normal(rng.numbered(terms, t_index), x0.shape[1:])
+      t = jnp.full(len(x0), t_index / num_steps)
       noised = State(t, at.alpha, at.sigma, at.alpha * x0 + at.sigma * z)
       predicted = model.predict(noised, examples.condition)
       if learned:
@@ -151,9 +151,9 @@ class VariationalBound(LikelihoodBase):
       nats = sum_dims(divergence(at, ratio, x0, estimate))
       return (estimate, jnp.broadcast_to(at.log_small + ratio, x0.shape)), nats
 
-    rows = jax.tree.map(lambda c: jnp.asarray(c, jnp.float32), (steps, ratios))
+    per_step = jax.tree.map(lambda c: jnp.asarray(c, jnp.float32), (steps, ratios))
     start = jnp.zeros_like(x0), jnp.zeros_like(x0)
     (estimate, log_var), nats = jax.lax.scan(
-      step, start, (jnp.arange(1, num + 1), *rows), reverse=True
+      step, start, (jnp.arange(1, num_steps + 1), *per_step), reverse=True
     )
     return _Scanned(estimate, log_var, nats.T)

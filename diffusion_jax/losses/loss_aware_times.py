@@ -70,24 +70,24 @@ def begin(history: Any, position: BatchPosition) -> dict[str, Array]:
 
 def probabilities(squares: Float[Array, "T H"], age: Integer[Array, "T H"]) -> Float[Array, "T"]:
   """Return p_t for a history; uniform until every step has its ten values."""
-  num = len(squares)
+  num_steps = len(squares)
   root = jnp.sqrt(jnp.mean(squares, axis=1))
-  found = (1.0 - UNIFORM_SHARE) * root / jnp.sum(root) + UNIFORM_SHARE / num
-  return jnp.where((age > 0).all() & (jnp.sum(root) > 0), found, 1.0 / num)
+  mixed = (1.0 - UNIFORM_SHARE) * root / jnp.sum(root) + UNIFORM_SHARE / num_steps
+  return jnp.where((age > 0).all() & (jnp.sum(root) > 0), mixed, 1.0 / num_steps)
 
 
 def draw_times(probability: Float[Array, "T"], uniform: Float[Array, "B"]) -> Drawn:
   """Return one time per uniform number, by inverting the distribution function."""
-  ends = jnp.round(jnp.cumsum(probability) * UNITS) / UNITS
-  ends = jnp.minimum(ends, 1.0).at[-1].set(1.0)
-  row = jnp.searchsorted(ends, uniform, side="right")
-  return Drawn(row + 1, jnp.diff(ends, prepend=0.0)[row])
+  cdf = jnp.round(jnp.cumsum(probability) * UNITS) / UNITS
+  cdf = jnp.minimum(cdf, 1.0).at[-1].set(1.0)
+  row = jnp.searchsorted(cdf, uniform, side="right")
+  return Drawn(row + 1, jnp.diff(cdf, prepend=0.0)[row])
 
 
 def remember(
   history: dict[str, Array],
   position: BatchPosition,
-  number: Int[Array, "B"],
+  steps: Int[Array, "B"],
   terms: Float[Array, "B"],
 ) -> dict[str, Array]:
   """Return the history with new terms: per step, the last ten by the example's global number.
@@ -95,11 +95,11 @@ def remember(
   The global number and not the order of arrival decides, so that the result does not depend on how
   the batch is split between devices and microbatches.
   """
-  num, age = len(history["age"]), position.index.astype(jnp.uint32) + 1
-  same = number[:, None] == number[None, :]
+  num_steps, age = len(history["age"]), position.index.astype(jnp.uint32) + 1
+  same = steps[:, None] == steps[None, :]
   later = jnp.sum(same & (age[None, :] > age[:, None]), axis=1)  # later ones of the same t
-  row = jnp.where(later < LENGTH, number - 1, num)  # terms before the last ten are dropped
-  put = functools.partial(_scatter, num, row, jnp.minimum(later, LENGTH - 1))
+  row = jnp.where(later < LENGTH, steps - 1, num_steps)  # terms before the last ten are dropped
+  put = functools.partial(_scatter, num_steps, row, jnp.minimum(later, LENGTH - 1))
   ages = jnp.concatenate([history["age"], put(age)], axis=1)
   squares = jnp.concatenate([history["squares"], put(jnp.square(terms))], axis=1)
   order = jnp.argsort(ages, axis=1)[:, LENGTH:]
@@ -107,5 +107,5 @@ def remember(
   return {**history, **{n: jnp.take_along_axis(v, order, axis=1) for n, v in newest.items()}}
 
 
-def _scatter(num: int, row: Int[Array, "B"], column: Int[Array, "B"], values: Array) -> Array:
-  return jnp.zeros((num, LENGTH), values.dtype).at[row, column].set(values, mode="drop")
+def _scatter(num_steps: int, row: Int[Array, "B"], column: Int[Array, "B"], values: Array) -> Array:
+  return jnp.zeros((num_steps, LENGTH), values.dtype).at[row, column].set(values, mode="drop")

@@ -76,13 +76,14 @@ def uncertainty(loss_params: Params, log_sigma: Values) -> Values:
   return fourier_features(0.25 * log_sigma, len(weight)) @ weight
 
 
-def fourier_features(x: Values, num: int) -> Float[Array, "B D"]:
+def fourier_features(x: Values, dim: int) -> Float[Array, "B D"]:
   """Return sqrt(2) cos(2 pi (f x + p)): mean square 1, with f ~ N(0, 1) and p ~ U(0, 1).
 
   The frequencies and phases are the same in every run and not trained. Source: Karras et al. 2024
   (arXiv 2312.02696), equation 75.
   """
   keys = jax.random.split(jax.random.key(0))
-  frequency, phase = jax.random.normal(keys[0], (num,)), jax.random.uniform(keys[1], (num,))
+  frequency = jax.random.normal(keys[0], (dim,))
+  phase = jax.random.uniform(keys[1], (dim,))
   angle = 2.0 * math.pi * (x[:, None] * frequency + phase)
   return math.sqrt(2.0) * jnp.cos(angle)

@@ -37,9 +37,9 @@ def check_same_width(features1: np.ndarray, features2: np.ndarray) -> None:
     )
 
 
-def row_blocks(num: int, rows: int = ROWS_AT_ONCE) -> list[slice]:
+def row_blocks(num_rows: int, rows: int = ROWS_AT_ONCE) -> list[slice]:
   """Return consecutive slices of at most `rows` elements that cover 0..num-1."""
-  return [slice(start, min(start + rows, num)) for start in range(0, num, rows)]
+  return [slice(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
 
 
 def as_float64(features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:

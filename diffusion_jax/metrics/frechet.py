@@ -187,17 +187,18 @@ def frechet_infinity(
   check_same_width(features, mean_ref[None])
   if num_points < 3:
     raise ValueError(f"num_points={num_points}: a line with an error needs at least 3 points")
-  nums = subset_sizes(len(features), num_points, min_num)
+  sizes = subset_sizes(len(features), num_points, min_num)
   rng, root_ref = np.random.default_rng(seed), _root(cov_ref)
-  subsets = [rng.permutation(len(features))[:num] for num in nums]
+  subsets = [rng.permutation(len(features))[:size] for size in sizes]
   values = np.asarray([_distance_to(features, s, mean_ref, root_ref) for s in subsets])
   error = _intercept_error(values, subsets, _influence(features, mean_ref, root_ref))
-  return Extrapolation(float(_intercept_weights(nums) @ values), error, nums, values)
+  return Extrapolation(float(_intercept_weights(sizes) @ values), error, sizes, values)
 
 
-def subset_sizes(num: int, num_points: int, min_num: int) -> Int[np.ndarray, "P"]:
-  """Return `num_points` sizes from min(min_num, num // 10) to num, evenly spaced."""
-  return np.linspace(max(2, min(min_num, num // 10)), num, num_points).astype(np.int64)
+def subset_sizes(largest: int, num_points: int, smallest: int) -> Int[np.ndarray, "P"]:
+  """Return `num_points` sizes from min(smallest, largest // 10) to largest, evenly spaced."""
+  first = max(2, min(smallest, largest // 10))
+  return np.linspace(first, largest, num_points).astype(np.int64)
 
 
 def frechet_standard_error(
@@ -236,23 +237,23 @@ def _distance(
 
 def _moments_about(
   features: Float[np.ndarray, "N D"],
-  rows: Int[np.ndarray, "M"],
+  subset: Int[np.ndarray, "M"],
   origin: Float[np.ndarray, "D"],
 ) -> Moments:
   """Return moments of some rows minus the origin, which avoids cancellation for large means."""
   moments = zeros(features.shape[1])
-  for block in row_blocks(len(rows)):
-    moments = add(moments, as_float64(features[rows[block]]) - origin)
+  for block in row_blocks(len(subset)):
+    moments = add(moments, as_float64(features[subset[block]]) - origin)
   return moments
 
 
 def _distance_to(
   features: Float[np.ndarray, "N D"],
-  rows: Int[np.ndarray, "M"],
+  subset: Int[np.ndarray, "M"],
   mean_ref: Float[np.ndarray, "D"],
   root_ref: Float[np.ndarray, "D D"],
 ) -> float:
-  moments = _moments_about(features, rows, mean_ref)
+  moments = _moments_about(features, subset, mean_ref)
   return _distance(moments.mean, _root(moments.covariance), np.zeros_like(mean_ref), root_ref)
 
 
@@ -272,11 +273,11 @@ def _influence(
   kept = eigenvalues > eigenvalues[-1] * len(eigenvalues) * np.finfo(np.float64).eps
   scales, vectors = np.sqrt(eigenvalues[kept]), vectors[:, kept]
   u, s, _ = np.linalg.svd((vectors * scales).T @ root_ref, full_matrices=False)
-  whiten, parts = (vectors / scales) @ u, []
+  whiten, blocks = (vectors / scales) @ u, []
   for rows in row_blocks(len(features)):
     c = as_float64(features[rows]) - mean_ref - moments.mean
-    parts.append(2.0 * c @ moments.mean + np.square(c).sum(axis=1) - np.square(c @ whiten) @ s)
-  influence = np.concatenate(parts)
+    blocks.append(2.0 * c @ moments.mean + np.square(c).sum(axis=1) - np.square(c @ whiten) @ s)
+  influence = np.concatenate(blocks)
   return influence - influence.mean()
 
 

@@ -28,9 +28,9 @@ class KernelMetric(MetricBase):
   def compute(self, samples: FeatureSet, reference: FeatureSet) -> Measurement:
     """Return the mean over subsets with its standard error."""
     size = min(SUBSET_SIZE, len(samples.pool), len(reference.pool))
-    found = kernel_distance(samples.pool, reference.pool, SUBSETS, size)
+    distance = kernel_distance(samples.pool, reference.pool, SUBSETS, size)
     words = f"{SUBSETS} subsets of {size}, polynomial kernel of degree 3, unbiased"
-    return Measurement(found.value, found.standard_error, words)
+    return Measurement(distance.value, distance.standard_error, words)
 
 
 class KernelDistance(NamedTuple):
@@ -139,12 +139,12 @@ def variance_components(
 ) -> Components:
   """Return unbiased estimates from one sample of each side; individual ones may be below 0."""
   kernel_xx, kernel_yy = _centred_square(xx), _centred_square(yy)
-  rows, columns = xy.mean(axis=1), xy.mean(axis=0)
-  centred = xy - rows[:, None] - columns + xy.mean()
-  kernel_xy = float(np.square(centred).sum() / ((len(rows) - 1) * (len(columns) - 1)))
+  row_means, column_means = xy.mean(axis=1), xy.mean(axis=0)
+  centred = xy - row_means[:, None] - column_means + xy.mean()
+  kernel_xy = float(np.square(centred).sum() / ((len(row_means) - 1) * (len(column_means) - 1)))
   return Components(
-    _witness_variance(xx, rows, kernel_xx, kernel_xy / len(columns)),
-    _witness_variance(yy, columns, kernel_yy, kernel_xy / len(rows)),
+    _witness_variance(xx, row_means, kernel_xx, kernel_xy / len(column_means)),
+    _witness_variance(yy, column_means, kernel_yy, kernel_xy / len(row_means)),
     kernel_xx,
     kernel_yy,
     kernel_xy,
@@ -154,8 +154,8 @@ def variance_components(
 def complete_variance(parts: Components, n: int, m: int) -> float:
   """Return V(n, m), the variance of the unbiased statistic of n and m images."""
   witness = 4.0 * parts.witness_x / n + 4.0 * parts.witness_y / m
-  own = 2.0 * parts.kernel_xx / (n * (n - 1)) + 2.0 * parts.kernel_yy / (m * (m - 1))
-  return witness + own + 4.0 * parts.kernel_xy / (n * m)
+  kernels = 2.0 * parts.kernel_xx / (n * (n - 1)) + 2.0 * parts.kernel_yy / (m * (m - 1))
+  return witness + kernels + 4.0 * parts.kernel_xy / (n * m)
 
 
 def _off_diagonal_mean(kernel: Float[np.ndarray, "N N"]) -> float:
@@ -191,11 +191,11 @@ def _witness_variance(
   return float(witness.var(ddof=1) - kernel_own / (n - 2) - noise_across)
 
 
-def _check_subsets(num_subsets: int, subset_size: int, num: int) -> None:
+def _check_subsets(num_subsets: int, subset_size: int, num_images: int) -> None:
   if num_subsets < 1:
     raise ValueError(f"num_subsets={num_subsets}: at least 1 is needed")
-  if not MIN_SUBSET <= subset_size <= num:
+  if not MIN_SUBSET <= subset_size <= num_images:
     raise ValueError(
-      f"subset_size={subset_size} must be at least {MIN_SUBSET} and at most the {num} images "
-      "of the smaller side"
+      f"subset_size={subset_size} must be at least {MIN_SUBSET} and at most the {num_images} "
+      "images of the smaller side"
     )

@@ -66,7 +66,7 @@ def merge(a: Moments, b: Moments) -> Moments:
   return Moments(a.num + b.num, a.total + b.total, a.outer + b.outer)
 
 
-def _check_num(num: int, min_num: int) -> None:
-  if num < min_num:
+def _check_num(num_images: int, min_num: int) -> None:
+  if num_images < min_num:
     what = "a mean" if min_num == 1 else "a covariance"
-    raise ValueError(f"{num} images are too few for {what}: at least {min_num} are needed")
+    raise ValueError(f"{num_images} images are too few for {what}: at least {min_num} are needed")

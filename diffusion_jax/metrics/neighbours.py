@@ -103,30 +103,30 @@ class Nearest(NamedTuple):
 def nearest(
   queries: Float[np.ndarray, "Q D1"],
   database: Float[np.ndarray, "N D2"],
-  num: int = 1,
+  k: int = 1,
   exclude_self: bool = False,
 ) -> Nearest:
-  """Return the `num` rows of the database that are nearest to each query.
+  """Return the `k` rows of the database that are nearest to each query.
 
   Distances are exact up to the rounding of sum((x - y)^2) in float64: equal rows are at distance 0,
   and d(x, y) equals d(y, x) bit for bit, wherever the rows are stored.
 
   Args:
     queries, database: features, one row per image.
-    num: number of neighbours, at most N.
+    k: number of neighbours, at most N.
     exclude_self: True if the queries are the database and row i is not a neighbour of query i.
 
   Raises:
     ValueError: too few rows, different widths, or features that are not finite.
   """
   check_features(queries, "queries", 1)
-  check_features(database, "database rows", max(1, num + exclude_self))
+  check_features(database, "database rows", max(1, k + exclude_self))
   check_same_width(queries, database)
-  if num < 1 or (exclude_self and queries.shape != database.shape):
+  if k < 1 or (exclude_self and queries.shape != database.shape):
     raise ValueError("num must be at least 1, and exclude_self needs queries that are the database")
   pairs = _Pairs.of(queries, database)
-  found = [_block_nearest(pairs, rows, num, exclude_self) for rows in pairs.blocks()]
-  index, squares = (np.concatenate(part) for part in zip(*found, strict=True))
+  blocks = [_block_nearest(pairs, rows, k, exclude_self) for rows in pairs.blocks()]
+  index, squares = (np.concatenate(part) for part in zip(*blocks, strict=True))
   return Nearest(index, np.sqrt(squares))
 
 
@@ -227,18 +227,18 @@ class _Pairs(NamedTuple):
 
 
 def _block_nearest(
-  pairs: _Pairs, rows: slice, num: int, exclude_self: bool
+  pairs: _Pairs, rows: slice, k: int, exclude_self: bool
 ) -> tuple[Int[np.ndarray, "B K"], Float[np.ndarray, "B K"]]:
   """Return indices and squared distances; all possible nearest rows are measured exactly."""
   squares, bound = pairs.rough(rows)
   if exclude_self:
     squares[np.arange(len(squares)), np.arange(rows.start, rows.stop)] = np.inf
-  last = np.partition(squares, num - 1, axis=1)[:, num - 1, None]
+  last = np.partition(squares, k - 1, axis=1)[:, k - 1, None]
   i, j = np.nonzero(squares <= last + 2.0 * bound)
   exact = pairs.exact(i + rows.start, j)
   order = np.lexsort((j, exact, i))
   first = np.searchsorted(i, np.arange(len(squares)))
-  chosen = order[first[:, None] + np.arange(num)]
+  chosen = order[first[:, None] + np.arange(k)]
   return j[chosen], exact[chosen]
 
 

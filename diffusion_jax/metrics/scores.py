@@ -63,8 +63,8 @@ def inception_score(
   order = slice(None) if seed is None else _permutation(len(logits), seed)
   log_p = log_softmax(as_float64(logits)[order], axis=1)
   bounds = [i * len(log_p) // num_splits for i in range(num_splits + 1)]
-  parts = [log_p[a:b] for a, b in pairwise(bounds)]
-  scores = [_score(part) for part in parts]
+  splits = [log_p[a:b] for a, b in pairwise(bounds)]
+  scores = [_score(split) for split in splits]
   return Score(float(np.mean(scores)), float(np.std(scores)))
 
 
@@ -74,5 +74,5 @@ def _score(log_p: Float[np.ndarray, "N C"]) -> float:
   return float(np.exp((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))
 
 
-def _permutation(num: int, seed: int) -> np.ndarray:
-  return np.random.RandomState(seed).permutation(num)
+def _permutation(num_images: int, seed: int) -> np.ndarray:
+  return np.random.RandomState(seed).permutation(num_images)

@@ -175,10 +175,10 @@ def _dense(features: int, dtype: Dtype, kernel=kernel_init, name: str = "") -> n
   return Pointwise(features, kernel_init=kernel, dtype=dtype, name=name)
 
 
-def _modulation(condition: Array, width: int, parts: int, name: str) -> list[Float[Array, "B 1 D"]]:
-  """Return `parts` vectors per example, float32, zero at initialisation."""
-  vectors = _dense(parts * width, FLOAT32, zeros, name)(condition)
-  return jnp.split(vectors[:, None, :], parts, axis=-1)
+def _modulation(condition: Array, width: int, count: int, name: str) -> list[Float[Array, "B 1 D"]]:
+  """Return `count` vectors per example, float32, zero at initialisation."""
+  vectors = _dense(count * width, FLOAT32, zeros, name)(condition)
+  return jnp.split(vectors[:, None, :], count, axis=-1)
 
 
 def _modulated(x: Array, shift: Array, scale: Array) -> Float[Array, "B N D"]:
@@ -210,7 +210,7 @@ def _to_patches(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B N P"]
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
 
 
-def _to_image(h: Float[Array, "B N P"], rows: int, columns: int, patch: int):
+def _to_image(h: Float[Array, "B N P"], num_rows: int, num_columns: int, patch: int):
   """Invert `_to_patches`."""
-  h = h.reshape(h.shape[0], rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
-  return h.reshape(h.shape[0], rows * patch, columns * patch, -1)
+  h = h.reshape(h.shape[0], num_rows, num_columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
+  return h.reshape(h.shape[0], num_rows * patch, num_columns * patch, -1)

@@ -74,6 +74,6 @@ def position_embedding(rows: int, columns: int, dim: int) -> Float[np.ndarray, "
   """
   frequency = 10000.0 ** (-np.arange(dim // 4) / (dim // 4))
   row, column = np.divmod(np.arange(rows * columns), columns)
-  angles = [place[:, None] * frequency for place in (column, row)]
-  parts = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
-  return np.concatenate(parts, axis=1).astype(np.float32)
+  angles = [position[:, None] * frequency for position in (column, row)]
+  waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+  return np.concatenate(waves, axis=1).astype(np.float32)

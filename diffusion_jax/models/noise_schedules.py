@@ -62,13 +62,13 @@ class LearnedMonotone(LearnedSchedule):
 
   def gamma(self, params: Params, t: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return gamma(t) with gradients to the ends alone, which the variational bound trains."""
-    ends = {name: params[name] for name in ENDS}
-    return _monotone(jax.lax.stop_gradient(params) | ends, t)
+    endpoints = {name: params[name] for name in ENDS}
+    return _monotone(jax.lax.stop_gradient(params) | endpoints, t)
 
   def interior_gamma(self, params: Params, t: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return gamma(t) with gradients to all but the ends."""
-    ends = {name: jax.lax.stop_gradient(params[name]) for name in ENDS}
-    return _monotone(params | ends, t)
+    endpoints = {name: jax.lax.stop_gradient(params[name]) for name in ENDS}
+    return _monotone(params | endpoints, t)
 
   def bind(self, params: Params) -> Learned:
     """Return the process for these parameters, whose interior is trained too."""
@@ -85,8 +85,8 @@ ENDS = ("b", "w")
 
 def _monotone(params: Params, t: Float[Array, "..."]) -> Float[Array, "..."]:
   start, end = (_rising(params, jnp.asarray(end, jnp.float32)) for end in (0.0, 1.0))
-  share = (_rising(params, jnp.asarray(t)) - start) / (end - start)
-  return params["b"] + jnp.abs(params["w"]) * share
+  fraction = (_rising(params, jnp.asarray(t)) - start) / (end - start)
+  return params["b"] + jnp.abs(params["w"]) * fraction
 
 
 def _rising(params: Params, t: Float[Array, "..."]) -> Float[Array, "..."]:

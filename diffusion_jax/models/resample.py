@@ -61,11 +61,11 @@ def _double_axis(x: Array, taps: tuple[int, ...], axis: int) -> Array:
 
   def phase(r: int) -> Array:
     """Return the pixels 2 i + r: tap k acts on pixel i + (r + k - half) / 2 if whole."""
-    parts = jnp.zeros((), x.dtype)
+    summed = jnp.zeros((), x.dtype)
     for k in range((half - r) % 2, len(taps), 2):
       start = half + (r + k - half) // 2
-      parts = parts + taps[k] / total * lax.slice_in_dim(padded, start, start + size, 1, axis)
-    return parts
+      summed = summed + taps[k] / total * lax.slice_in_dim(padded, start, start + size, 1, axis)
+    return summed
 
   both = jnp.stack([phase(0), phase(1)], axis=axis + 1)
   return both.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])

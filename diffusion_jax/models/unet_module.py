@@ -90,11 +90,11 @@ class UNetModule(nn.Module):
     adm = self.config.embedding == "positional_adm"
     return (cosine_first_embedding if adm else sinusoidal_embedding)(time, width)
 
-  def _embed_augmentation(self, vector: Any, num: int, width: int) -> Array:
+  def _embed_augmentation(self, vector: Any, num_images: int, width: int) -> Array:
     """Map an augmentation vector without a bias: an unaugmented image's zeros add nothing."""
-    told = jnp.zeros((num, self.config.augmentation_labels)) if vector is None else vector
+    labels = jnp.zeros((num_images, self.config.augmentation_labels)) if vector is None else vector
     kernel = self.config.recipe.init.kernel
-    return nn.Dense(width, use_bias=False, kernel_init=kernel, name="augmentation")(told)
+    return nn.Dense(width, use_bias=False, kernel_init=kernel, name="augmentation")(labels)
 
   def _embed_one_hot(self, labels: Any, width: int) -> Array:
     """Map a one-hot class; the null class, the last one, has the zero vector."""

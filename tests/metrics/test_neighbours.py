@@ -36,7 +36,7 @@ def prdc(reference, samples, k):
 def test_nearest_is_sklearns(monkeypatch, block_bytes, dtype):
   monkeypatch.setattr(neighbours, "BLOCK_BYTES", block_bytes)
   queries, database = normal(37).astype(dtype), normal(53, seed=1).astype(dtype)
-  found = nearest(queries, database, num=4)
+  found = nearest(queries, database, k=4)
   search = NearestNeighbors(n_neighbors=4, algorithm="brute").fit(database.astype(np.float64))
   distance, index = search.kneighbors(queries.astype(np.float64))
   assert (found.index == index).all()
@@ -45,7 +45,7 @@ def test_nearest_is_sklearns(monkeypatch, block_bytes, dtype):
 
 def test_nearest_without_itself():
   x = normal(50)
-  found = nearest(x, x, num=3, exclude_self=True)
+  found = nearest(x, x, k=3, exclude_self=True)
   table = cdist(x, x)
   np.fill_diagonal(table, np.inf)
   assert (found.index == np.argsort(table, axis=1)[:, :3]).all()
@@ -59,16 +59,16 @@ def test_ties_go_to_the_lower_index_and_duplicates_are_at_zero(monkeypatch, bloc
   monkeypatch.setattr(neighbours, "BLOCK_BYTES", block_bytes)
   unique = normal(20, shift=1e6)
   database = np.concatenate([unique, unique + 1e9, unique])
-  found = nearest(unique, database, num=3)
+  found = nearest(unique, database, k=3)
   assert (found.index[:, :2] == np.arange(20)[:, None] + [0, 40]).all()
   assert (found.distance[:, :2] == 0.0).all()
-  same = nearest(np.ones((3, 4)), np.ones((9, 4)), num=9)
+  same = nearest(np.ones((3, 4)), np.ones((9, 4)), k=9)
   assert (same.index == np.arange(9)).all()
 
 
 def test_distances_are_the_same_bits_in_either_direction():
   x, y = normal(40, 33, shift=50.0), normal(30, 33, seed=1, shift=50.0)
-  there, back = nearest(x, y, num=30), nearest(y, x, num=40)
+  there, back = nearest(x, y, k=30), nearest(y, x, k=40)
   table = np.empty((40, 30))
   np.put_along_axis(table, there.index, there.distance, axis=1)
   other = np.empty((30, 40))
@@ -158,7 +158,7 @@ def test_wrong_input_is_one_sentence():
   with pytest.raises(ValueError, match="same extractor"):
     nearest(x, x[:, :3])
   with pytest.raises(ValueError, match="10 database rows are too few: at least 11"):
-    nearest(x, x, num=10, exclude_self=True)
+    nearest(x, x, k=10, exclude_self=True)
   with pytest.raises(ValueError, match="exclude_self needs queries that are the database"):
     nearest(x[:5], x, exclude_self=True)
   with pytest.raises(ValueError, match="10 of 10 queries are not finite"):

@@ -91,10 +91,10 @@ def resize(images: Float[Array, "B H W C"], side: int = SIDE) -> Float[Array, "B
 
 def _resize_axis(x: Float[Array, "B H W C"], axis: int, side: int) -> Float[Array, "B _ _ C"]:
   size = x.shape[axis]
-  place = np.arange(side, dtype=np.float32) * np.float32(size / side)  # float32, as TensorFlow
-  low = place.astype(np.int32)
+  position = np.arange(side, dtype=np.float32) * np.float32(size / side)  # float32, as TensorFlow
+  low = position.astype(np.int32)
   high = np.minimum(low + 1, size - 1)
-  weight = jnp.expand_dims(jnp.asarray(place - low, x.dtype), [a for a in range(4) if a != axis])
+  weight = jnp.expand_dims(jnp.asarray(position - low, x.dtype), [a for a in range(4) if a != axis])
   first, second = jnp.take(x, low, axis), jnp.take(x, high, axis)
   return first + (second - first) * weight
 
@@ -174,9 +174,9 @@ def _entries(block: Params, x: Array, widths: tuple[int, ...]) -> list[Array]:
   The channels after these are the pool branch: averaged, then ReLU.
   """
   y = _convolve(block["entry"], x, (1, 1), "VALID")
-  *parts, rest = jnp.split(y, np.cumsum(widths), axis=-1)
+  *branches, rest = jnp.split(y, np.cumsum(widths), axis=-1)
   pooled = [_average_pool(rest)] if rest.shape[-1] else []
-  return [jax.nn.relu(part) for part in (*parts, *pooled)]
+  return [jax.nn.relu(branch) for branch in (*branches, *pooled)]
 
 
 def _chain(block: Params, x: Array, *names: str) -> Array:
@@ -226,6 +226,6 @@ def _block_e(block: Params, x: Array) -> Array:
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     pool = [_same(block["branch_pool"], _max_pool(padded, 1))]
   double = _same(block["branch3x3dbl_2"], double)
-  parts = [_same(block[f"branch3x3_2{i}"], three) for i in "ab"]
-  parts += [_same(block[f"branch3x3dbl_3{i}"], double) for i in "ab"]
-  return jnp.concatenate([one, *parts, *pool], axis=-1)
+  branches = [_same(block[f"branch3x3_2{i}"], three) for i in "ab"]
+  branches += [_same(block[f"branch3x3dbl_3{i}"], double) for i in "ab"]
+  return jnp.concatenate([one, *branches, *pool], axis=-1)

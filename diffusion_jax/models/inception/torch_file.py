@@ -202,10 +202,10 @@ def _plain(file: io.BytesIO) -> Any:
 def _unpickle_all(file: io.BytesIO) -> tuple[dict[str, _Tensor], dict[str, _Storage]]:
   """Return the dict's tensors by name and their storages by key, both checked."""
   storages: dict[str, _Storage] = {}
-  found = _load(file, storages, _GLOBALS)
-  if not isinstance(found, dict):
+  content = _load(file, storages, _GLOBALS)
+  if not isinstance(content, dict):
     raise _Damaged("it holds no dict")
-  tensors = dict(dict.items(found))  # dict's own method: the object's attributes may be anything
+  tensors = dict(dict.items(content))  # dict's own method: the object's attributes may be anything
   for name, tensor in tensors.items():
     if not isinstance(name, str) or not isinstance(tensor, _Tensor):
       raise _Damaged(f"its entry {name!r:.60} is no tensor")
@@ -219,10 +219,10 @@ def _check_bounds(name: str, tensor: _Tensor) -> None:
   is_shape = len(tensor.shape) == len(tensor.strides) <= MAX_DIMS
   if not is_shape or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers):
     raise _Damaged(f"tensor {name!r:.60} has no valid shape")
-  num = math.prod(tensor.shape)
+  size = math.prod(tensor.shape)
   steps = zip(tensor.shape, tensor.strides, strict=True)
-  last = tensor.offset + sum((n - 1) * step for n, step in steps) if num else tensor.offset - 1
-  if num > tensor.storage.num_elements or last >= tensor.storage.num_elements:
+  last = tensor.offset + sum((n - 1) * step for n, step in steps) if size else tensor.offset - 1
+  if size > tensor.storage.num_elements or last >= tensor.storage.num_elements:
     raise _Damaged(f"tensor {name!r:.60} reaches beyond its storage")
 
 
@@ -251,8 +251,8 @@ def _load(
 ) -> Any:
   """Return the next pickle of the file, if it consists of OPCODES only."""
   begin, end, depths = file.tell(), file.getbuffer().nbytes, _Depths()
-  for number, (opcode, value, _) in enumerate(pickletools.genops(file)):
-    if number >= MAX_OPCODES:
+  for i, (opcode, value, _) in enumerate(pickletools.genops(file)):
+    if i >= MAX_OPCODES:
       raise _Damaged(f"it has more than {MAX_OPCODES:,} opcodes")
     if opcode.name not in OPCODES:
       raise _Damaged(f"it uses pickle's {opcode.name}, which is refused")

@@ -170,7 +170,7 @@ def _float32(x: np.ndarray) -> np.ndarray:
 
 def torch_shapes() -> dict[str, tuple[int, ...]]:
   """Return the shape of each of the 472 arrays by its PyTorch name."""
-  layers = {f"{b}.{n}": shape for b, parts in BLOCKS.items() for n, shape in parts.items()}
+  layers = {f"{b}.{n}": shape for b, names in BLOCKS.items() for n, shape in names.items()}
   shapes: dict[str, tuple[int, ...]] = {"fc.weight": (1008, 2048), "fc.bias": (1008,)}
   for name, shape in (*STEM.items(), *layers.items()):
     shapes[f"{name}.conv.weight"] = shape
@@ -180,9 +180,9 @@ def torch_shapes() -> dict[str, tuple[int, ...]]:
 
 def _check(state: TorchState) -> None:
   shapes = torch_shapes()
-  found = {name for name in state if not name.endswith("num_batches_tracked")}
-  if found != shapes.keys():
-    missing, unknown = sorted(shapes.keys() - found), sorted(found - shapes.keys())
+  stored = {name for name in state if not name.endswith("num_batches_tracked")}
+  if stored != shapes.keys():
+    missing, unknown = sorted(shapes.keys() - stored), sorted(stored - shapes.keys())
     raise UserError(
       f"these are not the weights of the FID Inception network: {len(missing)} of its "
       f"{len(shapes)} arrays are missing{_first(missing)}, {len(unknown)} are unknown"
