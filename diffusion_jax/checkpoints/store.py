@@ -20,7 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserva
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints import leaves
 from diffusion_jax.checkpoints.step_folders import Damage, saved_steps
-from diffusion_jax.core import files, storage
+from diffusion_jax.core import files, progress, storage
 from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.types import UserError
 
@@ -272,12 +272,13 @@ def restore_checkpoint(
     checked, reason = _attempt(lambda folder=folder: _check(folder, target, foreign))
     meta, tree = checked or (None, None)
     state = None
-    if reason is None:
-      state, reason = _attempt(lambda folder=folder, tree=tree: _read(folder, tree))
-    if meta is not None and reason is None:
-      reason = leaves.compare_checksums(state, meta["leaves"])
+    with progress.phase(f"restoring step {candidate:,}"):
       if reason is None:
-        return Restored(candidate, state, meta, tuple(_still_there(directory, damaged)))
+        state, reason = _attempt(lambda folder=folder, tree=tree: _read(folder, tree))
+      if meta is not None and reason is None:
+        reason = leaves.compare_checksums(state, meta["leaves"])
+    if meta is not None and reason is None:
+      return Restored(candidate, state, meta, tuple(_still_there(directory, damaged)))
     damaged.append(Damage(candidate, str(reason)))
   damaged = _still_there(directory, damaged)
   if not damaged:  # a run has deleted the steps that were tried

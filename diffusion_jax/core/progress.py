@@ -45,10 +45,12 @@ class Phase:
   """
 
   def __init__(self, name: str, total: int | None = None, unit: str = "", done: int = 0):
-    self.name, self.total, self.unit, self.done = name, total, unit, done
+    self.name, self.total, self.unit = name, total, unit
+    self.start = self.done = done
     self.begun = time.monotonic()
     self.notes: tuple[str, ...] = ()
     self.line_due = self.begun + LINE_AFTER_SEC
+    self.is_drawn = False
     self._lock = threading.Lock()
     self._past = deque([(self.begun, done)], maxlen=100)
     self._is_past_first = False
@@ -110,10 +112,12 @@ class Phase:
 
   def last_line(self, now: float) -> str:
     """Return the line at the end, such as "reading pictures: 5,000 images in 52s"."""
-    took = duration(now - self.begun)
-    if self.total is not None and self.done >= self.total:
-      return f"{self.name}: {f'{self.done:,} {self.unit}'.rstrip()} in {took}"
-    return f"{self.name}: {self.count() or 'done'} in {took}"
+    num, total = self.done - self.start, "" if self.total is None else f" of {self.total:,}"
+    if self.total is None and not num:
+      count = "done"
+    else:
+      count = f"{num:,}{'' if num == self.total else total} {self.unit}".rstrip()
+    return f"{self.name}: {count} in {duration(now - self.begun)}"
 
 
 @contextlib.contextmanager
@@ -138,6 +142,11 @@ def phase(
   if last_line and now - shown.begun >= LINE_AFTER_SEC:
     with contextlib.suppress(Exception):
       print(shown.last_line(now), flush=True)
+
+
+def is_seen() -> bool:
+  """Return whether whoever reads stdout sees the bars: both are terminals."""
+  return can_show(sys.stderr) and _is_terminal(sys.stdout)
 
 
 def can_show(terminal: Any) -> bool:
@@ -180,7 +189,7 @@ class Display:
     """End showing a phase; with the last one the terminal is as before."""
     with self.lock:
       self._phases = [other for other in self._phases if other is not shown]
-      if self._bars is not None:
+      if self._bars is not None and shown.is_drawn:
         with contextlib.suppress(Exception):
           self._bars.erase()
       thread = None if self._phases else self._end()
@@ -260,6 +269,7 @@ class Bars:
     from rich.text import Text
 
     name, bar, texts = lay_out(shown, columns, now)
+    shown.is_drawn = True
     self._console.width = columns + 1
     with self._console.capture() as drawn:
       self._console.print(Text(name, "bold"), end="")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from diffusion_jax.core import progress
 from diffusion_jax.core.files import printable
 from diffusion_jax.data.reading import Broken, opened
 from diffusion_jax.types import UserError
@@ -131,7 +132,8 @@ class Walk:
     self._closed: list[str] = []
     self._seen: set[tuple[int, int]] = set()
     self._num_again = 0
-    self._enter(root, "", (), False)
+    with progress.phase("listing files", unit="pictures") as self._phase:
+      self._enter(root, "", (), False)
 
   def _enter(self, folder: str, prefix: str, above: tuple, again: bool) -> None:
     try:
@@ -164,6 +166,7 @@ class Walk:
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix in suffixes() or (not suffix and _is_picture(entry.path)):
       self.names.append(name)
+      self._phase.advance()
       self._num_again += again
     else:
       self.others[suffix or "no suffix"] += 1

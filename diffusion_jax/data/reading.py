@@ -15,7 +15,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 from PIL import Image, UnidentifiedImageError
 from PIL import __version__ as pillow_version
 
-from diffusion_jax.core import files
+from diffusion_jax.core import files, progress
 from diffusion_jax.core.files import printable
 from diffusion_jax.data.source import is_transparent, num_threads, orientation
 from diffusion_jax.parallel import watchdog
@@ -107,15 +107,17 @@ def read_header(file: str | Path) -> Header | Broken:
 
 def read_headers(files: Sequence[str]) -> list[Header | Broken]:
   """Return the headers of many files, in their order."""
-  return _in_threads(read_header, files)
+  return _in_threads(read_header, files, "reading headers")
 
 
-def _in_threads(function: Callable[[str], T], files: Sequence[str]) -> list[T]:
+def _in_threads(function: Callable[[str], T], files: Sequence[str], name: str) -> list[T]:
   """Apply a function to each file in threads, because storage may respond slowly."""
   results: list[T] = []
-  with ThreadPoolExecutor(num_threads()) as pool:
+  shown = progress.phase(name, len(files), "files")
+  with ThreadPoolExecutor(num_threads()) as pool, shown as phase:
     for first in range(0, len(files), CHUNK):
       results += pool.map(function, files[first : first + CHUNK])
+      phase.set(len(results))
       watchdog.beat()
   return results
 
@@ -204,11 +206,13 @@ class Reader(Generic[T]):
       print(f"{printable(self._where)}: reading all {self._num:,} pictures to list those that are "
             "unreadable", flush=True)  # fmt: skip
     broken: dict[int, str] = {}
-    with ThreadPoolExecutor(num_threads()) as pool:
+    shown = progress.phase("reading pictures", self._num, "pictures")
+    with ThreadPoolExecutor(num_threads()) as pool, shown as phase:
       for first in range(0, self._num, CHUNK):
         places = range(first, min(first + CHUNK, self._num))
         reasons = zip(places, pool.map(self._fault, places), strict=True)
         broken |= {index: reason for index, reason in reasons if reason is not None}
+        phase.advance(len(places))
         watchdog.beat()
     return broken
 
@@ -265,7 +269,7 @@ class Reader(Generic[T]):
 
 def file_states(files: Sequence[str]) -> list[tuple[int, int, int]]:
   """Return size, mtime and ctime of each file; -1, 0, 0 if it does not exist."""
-  return _in_threads(_file_state, files)
+  return _in_threads(_file_state, files, "looking at files")
 
 
 def _file_state(file: str) -> tuple[int, int, int]:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
+from diffusion_jax.core import progress
 from diffusion_jax.core.files import printable, try_lock, write_whole
+from diffusion_jax.core.progress import Phase
 from diffusion_jax.data.checking import check_pictures
 from diffusion_jax.data.listing import Listing, list_folder, split_folders
 from diffusion_jax.data.reading import Broken, Reader, Unreadable, opened
@@ -245,20 +246,17 @@ def _write_shards(task: Task, content: Content, plan: Description) -> None:
   order = fixed_order(len(content.listing.names))
   indices = np.array_split(order, plan.num_shards)
   names = [shard_name(task.split, i, plan.num_shards) for i in range(plan.num_shards)]
-  begun, num_written = time.monotonic(), 0
   missing = [i for i, name in enumerate(names) if not (task.out / name).exists()]
-  num_left = sum(len(indices[i]) for i in missing)
-  with ThreadPoolExecutor(_num_threads()) as pool:
+  num_done = len(order) - sum(len(indices[i]) for i in missing)
+  shown = progress.phase("writing shards", len(order), "pictures", num_done)
+  with ThreadPoolExecutor(_num_threads()) as pool, shown as phase:
     for i in missing:
-      _write_shard(pool, content, indices[i], task.out / names[i])
-      num_written += len(indices[i])
-      rate = num_written / (time.monotonic() - begun)
-      print(f"{names[i]}: {len(indices[i]):,} pictures; {rate:,.0f} a second, "
-            f"{(num_left - num_written) / rate / 60:,.1f} min left", flush=True)  # fmt: skip
+      _write_shard(pool, content, indices[i], task.out / names[i], phase)
+      phase.say(f"{names[i]}: {len(indices[i]):,} pictures")
 
 
 def _write_shard(
-  pool: ThreadPoolExecutor, content: Content, places: np.ndarray, target: Path
+  pool: ThreadPoolExecutor, content: Content, places: np.ndarray, target: Path, phase: Phase
 ) -> None:
   """Write one shard to a temporary file and move it once it is safe on disk."""
   part = _part(target)
@@ -268,6 +266,7 @@ def _write_shard(
     try:
       for record in _records(pool, content, places):
         writer.write(record)
+        phase.advance()
     finally:
       writer.close()
     with part.open("rb") as file:

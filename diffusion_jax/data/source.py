@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Num, UInt8
 from PIL import ExifTags, Image, ImageOps
 
+from diffusion_jax.core import progress
 from diffusion_jax.core.files import printable
 from diffusion_jax.data.base import About, Source, SourceBase
 from diffusion_jax.types import FieldSpec, ImageSpec
@@ -161,13 +162,15 @@ def fingerprint(source: Source) -> str:
   fields = sorted(source.spec.fields.items())
   spec = source.spec[:5] + ((fields,) if fields else ())
   digest = hashlib.sha256(repr((len(source), spec)).encode())
-  for first in range(0, num_hashed, 1024):
-    chosen = places[first : first + 1024]
-    images, labels = source.gather(chosen)
-    digest.update(images.tobytes())
-    digest.update(labels.astype("<i4").tobytes())
-    for name, array in sorted(source.gather_fields(chosen).items()):
-      digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+  with progress.phase(f"fingerprint of {source.name}", num_hashed, "images") as phase:
+    for first in range(0, num_hashed, 1024):
+      chosen = places[first : first + 1024]
+      images, labels = source.gather(chosen)
+      digest.update(images.tobytes())
+      digest.update(labels.astype("<i4").tobytes())
+      for name, array in sorted(source.gather_fields(chosen).items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+      phase.advance(len(chosen))
   return digest.hexdigest()[:16]
 
 
@@ -233,10 +236,23 @@ def in_memory_if_small(source: Source, max_ram_gib: float) -> Source:
   if len(source) * source.spec.num_dims > max_ram_gib * 2**30:
     return source
   places = np.arange(len(source))
-  images, labels = source.gather(places)
+  images, labels = _decoded(source)
   levels, classes = source.spec.num_levels or 256, source.spec.num_classes
   fields = source.gather_fields(places)
   return ArraySource(source.name, images, labels, levels, classes, source.about, fields)
+
+
+def _decoded(source: Source) -> tuple[np.ndarray, np.ndarray]:
+  """Return all images and labels of a split."""
+  images, labels = source.gather(np.arange(1))
+  images = np.empty((len(source), *images.shape[1:]), images.dtype)
+  labels = np.empty(len(source), labels.dtype)
+  with progress.phase(f"decoding {source.name}", len(source), "images") as phase:
+    for first in range(0, len(source), 1024):
+      index = np.arange(first, min(first + 1024, len(source)))
+      images[index], labels[index] = source.gather(index)
+      phase.advance(len(index))
+  return images, labels
 
 
 def orientation(image: Image.Image) -> int:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from diffusion_jax.core import progress
+from diffusion_jax.core.progress import Phase
 from diffusion_jax.data import Source, full_pass
 from diffusion_jax.likelihood import independent_binary_bits, independent_pixel_bits
 from diffusion_jax.parallel import sharding
@@ -47,11 +49,13 @@ def held_out(
   """
   batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
   values: dict[str, list[np.ndarray]] = {}
-  for batch in full_pass(source, batch_size, sharding.local_rows(mesh, batch_size)):
-    sent = sharding.put_batch(batch, mesh)
-    real = sharding.fetch(sent.mask) > 0
-    for name, value in eval_step(params, aux, sent).items():
-      values.setdefault(name, []).append(sharding.fetch(value)[real].astype(np.float64))
+  with progress.phase("held-out pass", len(source), "images") as phase:
+    for batch in full_pass(source, batch_size, sharding.local_rows(mesh, batch_size)):
+      sent = sharding.put_batch(batch, mesh)
+      real = sharding.fetch(sent.mask) > 0
+      for name, value in eval_step(params, aux, sent).items():
+        values.setdefault(name, []).append(sharding.fetch(value)[real].astype(np.float64))
+      phase.advance(int(real.sum()))
   return {name: _figure(np.concatenate(parts)) for name, parts in values.items()}
 
 
@@ -69,12 +73,16 @@ def baseline_bits(generative: GenerativeModel, train: Source, test: Source) -> f
   if not generative.likelihoods or levels is None:
     return None
   count = independent_pixel_bits if generative.num_levels == levels else independent_binary_bits
-  return count(_images(train), _images(test), levels)
+  num = len(train) + len(test)
+  with progress.phase("independent-pixel baseline", num, "images") as phase:
+    return count(_images(train, phase), _images(test, phase), levels)
 
 
-def _images(source: Source, chunk: int = 512) -> Iterator[np.ndarray]:
+def _images(source: Source, phase: Phase, chunk: int = 512) -> Iterator[np.ndarray]:
   for first in range(0, len(source), chunk):
-    yield source.gather(np.arange(first, min(first + chunk, len(source))))[0]
+    index = np.arange(first, min(first + chunk, len(source)))
+    yield source.gather(index)[0]
+    phase.advance(len(index))
 
 
 def summary_lines(figures: Mapping[str, Figure], generative: GenerativeModel) -> list[str]:

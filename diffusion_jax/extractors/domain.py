@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_jax.core import files, npz
+from diffusion_jax.core import files, npz, progress
 from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.data import Source, TrainStream, fingerprint, full_pass
@@ -153,10 +153,13 @@ def _train(source: Source, recipe: Recipe) -> Any:
   with jax.default_device(jax.local_devices()[0]):
     params = network.init(jax.random.key(recipe.seed))
     state = optimizer.init(params)
-    for step_index in range(recipe.num_steps):
-      batch = stream.batch(step_index)
-      pictures = as_pictures(batch.image, source.spec.num_levels)
-      params, state = step(params, state, pictures, batch.label, step_index)
+    with progress.phase("training the features", recipe.num_steps, "steps") as phase:
+      for step_index in range(recipe.num_steps):
+        batch = stream.batch(step_index)
+        pictures = as_pictures(batch.image, source.spec.num_levels)
+        params, state = step(params, state, pictures, batch.label, step_index)
+        phase.advance()
+      jax.block_until_ready(params)
   return jax.device_get(params)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from diffusion_jax.core import progress
 from diffusion_jax.parallel import platforms, sharding, watchdog
 from diffusion_jax.planning.chips import find_chip
 from diffusion_jax.planning.compiled import memory_of, take_apart
@@ -33,13 +34,13 @@ def compile_step(job: Job, state: TrainState, batch: Any) -> Compiled:
   """Compile before the first step, so that no step's time includes the compilation."""
   parts = job.experiment
   step = make_train_step(job.generative, parts.optimizers, parts.ema, parts.training, job.mesh)
-  print("Compiling...", flush=True)
   begun = time.perf_counter()
   jitted = jit_train_step(step, state, job.mesh, voting=jax.process_count() > 1)
   numbers = sharding.put_everywhere(
     hyperparameters(job.generative, parts.optimizers, parts.ema, parts.training), job.mesh
   )
-  with watchdog.allow(watchdog.COMPILE_SEC):
+  heard = progress.phase("compiling the training step", last_line=False)
+  with watchdog.allow(watchdog.COMPILE_SEC), heard:
     compiled = jitted.lower(state, batch, numbers, *cast_vote(job, None)).compile()
   temporaries = memory_of(compiled).temporaries * jax.local_device_count()
   platforms.keep_freed_memory(jax.default_backend(), temporaries)

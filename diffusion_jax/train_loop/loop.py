@@ -7,6 +7,7 @@ import jax
 
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints.store import Checkpoints
+from diffusion_jax.core import progress
 from diffusion_jax.data import Prefetcher, TrainStream
 from diffusion_jax.parallel import sharding, watchdog
 from diffusion_jax.runs import provenance
@@ -59,7 +60,7 @@ def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | 
     meter, trace = make_meter(job, compiled), keep(Trace(job.workdir, span, first))
     safely = lambda: saved_on_failure(saver, snapshots, state, meta)  # noqa: E731
     trace.before(first + 1)
-    logger.start_bar()
+    stack.enter_context(logger.training())
     for step in range(first + 1, job.num_steps + 1):
       with safely():
         batch = batches.get()
@@ -73,11 +74,11 @@ def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | 
           log_interval(job, logger, step, meter.interval(batches.wait_sec))
         if pause or trace.is_due(step + 1):
           meter.drain()  # else the time of steps in flight would count as saving
-      logger.advance(step)
+      logger.advance(meter.newest)
       with safely():
         trace.before(step + 1)
         saver.check()
-      with meter.pause(saving=True):
+      with meter.pause(saving=True), progress.phase(f"saving step {step:,}"):
         snapshots.save(step, state, before_checkpoint=bool(save))
         with safely():
           if save and (last or signal or took_last_step(state)):
@@ -86,7 +87,7 @@ def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | 
             stop_run(saver, step, signal)
       with meter.pause(), safely():
         show(logger, step, state, last)
-    with safely():
+    with safely(), progress.phase("writing the checkpoint"):
       saver.wait()
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import evaluation, parallel
+from diffusion_jax.core import progress
 from diffusion_jax.core.files import grid_columns, image_grid
 from diffusion_jax.core.pixels import NonFiniteImages, as_pictures, to_uint8
 from diffusion_jax.inference.draw import (
@@ -131,7 +132,8 @@ def show_samples(job: Job, logger: Logger, step: int, params: Params, draw: Draw
     classes = sampled_classes(job)
     labels = cycle_labels(classes, num)
   fields = fields_in_turn(job.generative, job.test or job.train, 0, num)
-  images = to_uint8(draw(params, labels, num, job.experiment.training.seed, fields=fields))
+  with progress.phase("drawing samples"):
+    images = to_uint8(draw(params, labels, num, job.experiment.training.seed, fields=fields))
   grid = image_grid(images, grid_columns(num, len(classes)))
   path = logger.image(step, "samples", grid)
   if path is not None:
@@ -142,7 +144,8 @@ def show_reconstructions(job: Job, logger: Logger, step: int, params: Params) ->
   """Draw a grid of held-out images, each row above its reconstructions."""
   num = job.experiment.logging.num_samples
   batch = first_examples(job.test or job.train, num)
-  decoded = to_uint8(make_reconstruct(job.generative, job.mesh)(params, batch))
+  with progress.phase("drawing reconstructions"):
+    decoded = to_uint8(make_reconstruct(job.generative, job.mesh)(params, batch))
   originals = as_pictures(batch.image, job.train.spec.num_levels)
   columns = grid_columns(num, 0)
   rows = rows_in_turn([originals, decoded], columns)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax import __version__, parallel
 from diffusion_jax.checkpoints import step_folders, store
-from diffusion_jax.core import rng, wording
+from diffusion_jax.core import progress, rng, wording
 from diffusion_jax.core.files import printable
 from diffusion_jax.data import (
   About,
@@ -76,7 +76,8 @@ def prepare_job(experiment: Experiment, workdir: Path) -> Job:
   mesh = sharding.create_mesh(experiment.mesh)
   parts = training.accumulation_steps
   sharding.check_batch_size(training.batch_size, mesh, parts, "training.batch_size")
-  source, test = parallel.process_0_first(lambda: load_splits(experiment.data))
+  with progress.phase("reading the data"):
+    source, test = parallel.process_0_first(lambda: load_splits(experiment.data))
   check_same_everywhere(source)
   if test is not None and test.spec != source.spec:
     train_is, test_is = (wording.describe_data(s.name, len(s), s.spec) for s in (source, test))
@@ -174,7 +175,7 @@ def first_state(job: Job) -> tuple[TrainState, bool]:
   layout = sharding.state_shardings(job.mesh, shapes)
   if not parallel.broadcast_object(bool(store.saved_steps(job.checkpoints))):
     write_config(job.workdir, experiment.to_dict())
-    with watchdog.allow(watchdog.COMPILE_SEC):
+    with watchdog.allow(watchdog.COMPILE_SEC), progress.phase("creating the state"):
       create = jax.jit(init, out_shardings=layout)
       return jax.block_until_ready(create(np.uint32(experiment.training.seed))), False
   harmless = check_continues(job.workdir, experiment)

@@ -6,10 +6,9 @@ import json
 import math
 import os
 import re
-import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -160,7 +159,7 @@ class Logger:
     self, workdir: Path, config: Logging, start_step: int, num_steps: int, active: bool = True
   ):
     self._workdir, self._active, self._num_steps = workdir, active, num_steps
-    self._bar, self._sinks, self._failed = None, {}, set()
+    self._phase, self._notes, self._sinks, self._failed = None, [], {}, set()
     if not active:
       return
     rows = Rows(workdir / "metrics.jsonl", start_step)
@@ -187,46 +186,45 @@ class Logger:
         self.print(f"{name} could not be written ({error}); training continues without it")
       return False
 
-  def start_bar(self) -> None:
-    """Show the progress bar once there is progress; only on a terminal wide enough for it."""
-    if self._active and progress.can_show(sys.stderr):
-      from tqdm import tqdm
-
-      self._bar = tqdm(total=self._num_steps, initial=self._start_step, unit="step")
+  @contextlib.contextmanager
+  def training(self) -> Iterator[None]:
+    """Show the progress of the training steps in the block."""
+    if not self._active:
+      yield
+      return
+    with progress.phase("training", self._num_steps, "steps", self._start_step) as self._phase:
+      yield
 
   def print(self, text: str) -> None:
     """Print a line above the progress bar."""
-    if not self._active:
-      return
-    if self._bar is not None:
-      self._bar.write(text, file=sys.stdout)
-    else:
+    if self._active:
       print(text, flush=True)
 
-  def advance(self, step: int) -> None:
-    """Advance the bar to `step` finished batches."""
-    if self._bar is not None:
-      self._bar.update(step - self._bar.n)
+  def advance(self, newest: tuple[int, float] | None) -> None:
+    """Show the newest finished step and its loss; none: no step is finished."""
+    if self._phase is not None and newest is not None:
+      self._phase.set(newest[0])
+      self._phase.note(f"loss {newest[1]:.4f}", *self._notes)
 
   def progress(self, step: int, scalars: Mapping[str, float], seconds_left: float) -> None:
     """Print a line per logging interval: step, loss, speed, time shares, remaining time."""
     rate = scalars["images_per_sec"]
-    text = (
-      f"loss {scalars['loss']:.4f}  {rate:,.{0 if rate >= 100 else 1}f} images/s  "
-      f"data wait {scalars['data_wait_share']:.1%}"
-    )
+    self._notes = [f"{rate:,.{0 if rate >= 100 else 1}f} images/s"]
+    self._notes.append(f"data wait {scalars['data_wait_share']:.1%}")
     for name, title in (
       ("mfu", "MFU"),
       ("checkpoint_stall_share", "saving"),
       ("goodput", "goodput"),
     ):
-      text += f"  {title} {scalars[name]:.1%}" if scalars.get(name) else ""
+      self._notes += [f"{title} {scalars[name]:.1%}"] if scalars.get(name) else []
     if scalars.get("num_skipped"):
-      text += f"  skipped {scalars['num_skipped']:.0f}"
-    if self._bar is not None:
-      self._bar.set_postfix_str(text)
-    else:
-      self.print(f"step {step:>7,}/{self._num_steps:,}  {text}  ETA {duration(seconds_left)}")
+      self._notes.append(f"skipped {scalars['num_skipped']:.0f}")
+    text = "  ".join([f"loss {scalars['loss']:.4f}", *self._notes])
+    line = f"step {step:>7,}/{self._num_steps:,}  {text}  ETA {duration(seconds_left)}"
+    if self._phase is None:
+      self.print(line)
+    elif not progress.is_seen():
+      self._phase.say(line)
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Send one row to every sink."""
@@ -246,8 +244,6 @@ class Logger:
 
   def close(self) -> None:
     """Flush and close everything."""
-    if self._bar is not None:
-      self._bar.close()
     self._tell(lambda sink: sink.close())
 
 

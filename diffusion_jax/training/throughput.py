@@ -43,6 +43,7 @@ class Meter:
 
   Attributes:
     stop_votes: value of VOTES in the newest step read; the same on all processes.
+    newest: the newest step read and its loss; none before the first.
   """
 
   def __init__(
@@ -57,7 +58,7 @@ class Meter:
     self._useful_sec = 0.0
     self._pending: deque[tuple[int, Mapping[str, Array]]] = deque()
     self._rows: list[dict[str, float]] = []
-    self.stop_votes = 0
+    self.stop_votes, self.newest = 0, None
     self.restart()
 
   def restart(self, wait_sec: float = 0.0) -> None:
@@ -126,6 +127,7 @@ class Meter:
     watchdog.beat()
     self.stop_votes = int(row.pop(VOTES, 0))
     self._rows.append(row)
+    self.newest = (step, row["loss"])
     in_a_row = int(row["num_skipped_in_a_row"])
     if in_a_row >= self._limit:
       raise NonFinite(step - in_a_row + 1, step)

@@ -118,7 +118,7 @@ def test_the_block_at_the_start_says_what_will_run(finished, call, tmp_path):
     "devices    8 x cpu, 1 process\n", "mesh       data 8, fsdp 1, tensor 1",
     "batch      16 images, 2 per device", "parameters ", "synthetic train, 256 images of 8x8x1",
     "held out   64 images", f"workdir    {tmp_path}", "start      a new run",
-    "Compiling...\ncompiled in ", "step       2/2  loss", "images/s  data wait ", "ETA 0s",
+    "\ncompiled in ", "step       2/2  loss", "images/s  data wait ", "ETA 0s",
     "held-out loss", "finished: 2 steps",
   ):  # fmt: skip
     assert text in out, text

@@ -9,6 +9,7 @@ import pty
 import struct
 import sys
 import termios
+import time
 import types
 
 import numpy as np
@@ -18,6 +19,7 @@ from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 from tensorboardX.proto.event_pb2 import SessionLog
 
+from diffusion_jax.core import progress
 from diffusion_jax.core.files import grid_columns, image_grid, write_png
 from diffusion_jax.core.wording import describe_data, duration
 from diffusion_jax.training import logger as logger_module
@@ -169,20 +171,26 @@ def test_a_terminal_shows_a_bar_or_lines_where_it_is_too_narrow(
 ):
   stream, shown = terminal(columns)
   monkeypatch.setattr("sys.stderr", stream)
+  monkeypatch.setattr("sys.stdout", stream if is_bar else sys.stdout)
+  monkeypatch.setattr(progress, "BAR_AFTER_SEC", 0.0)
+  monkeypatch.setattr(progress, "REDRAW_SEC", 0.05)
+  monkeypatch.setenv("TERM", "xterm")
   logger = Logger(tmp_path, Logging(tensorboard=False), 4, 10)
-  logger.start_bar()
-  logger.advance(5)
-  logger.progress(5, {"loss": 0.25, "images_per_sec": 8.0, "data_wait_share": 0.0}, 9.0)
+  with logger.training():
+    logger.advance((5, 0.5))
+    logger.progress(5, {"loss": 0.25, "images_per_sec": 8.0, "data_wait_share": 0.0}, 9.0)
+    time.sleep(0.3)
   logger.close()
   stream.write("<end>")
   stream.flush()
   bar = ""
   while not bar.endswith("<end>"):  # a terminal may hand out what was written in parts
-    bar += os.read(shown, 1 << 16).decode()
+    bar += os.read(shown, 1 << 16).decode(errors="ignore")
   lines = capsys.readouterr().out
   stream.close()
   os.close(shown)
   assert ("5/10" in bar, "loss 0.2500" in lines) == (is_bar, not is_bar)
+  assert ("loss 0.5000" in bar) == is_bar  # of the newest finished step, before any line
 
 
 def test_grids_are_tiled_row_by_row_on_white():
