@@ -289,6 +289,11 @@ class GenerativeModel(Protocol):
     ...
 
   @property
+  def described_likelihoods(self) -> Mapping[str, Any]:
+    """Declarations of its likelihoods by name, each a `likelihood.DescribedLikelihood`."""
+    ...
+
+  @property
   def objectives(self) -> tuple[Objective, ...]:
     """Losses that a training step minimises; by default `loss` over all parameters.
 

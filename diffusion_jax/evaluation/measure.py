@@ -27,6 +27,7 @@ from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.extractors import Features
 from diffusion_jax.inference import restore as restoring
 from diffusion_jax.inference.restore import Average
+from diffusion_jax.likelihood import DescribedBase
 from diffusion_jax.metrics import FeatureSet, Metric
 from diffusion_jax.runs.resumable import Chunks, digest, pieces
 from diffusion_jax.samplers.grids import AUTO
@@ -296,7 +297,10 @@ def _likelihoods(context: EvaluationContext, checkpoint: CheckpointUnderTest) ->
       estimate, checkpoint.params, source, context.mesh, chunks, options.batch_size,
       options.likelihood_repeats, context.seed, _progress(name),
     )  # fmt: skip
+    declared = context.generative.described_likelihoods.get(name, DescribedBase())
     about = {
+      "description": declared.description,
+      "card": declared.card,
       "split": options.likelihood_split,
       "num_levels": context.generative.num_levels,
       "conditional": bool(context.generative.num_classes),
@@ -309,9 +313,10 @@ def _likelihoods(context: EvaluationContext, checkpoint: CheckpointUnderTest) ->
 def _estimate_facts(
   context: EvaluationContext, checkpoint: CheckpointUnderTest, name: str
 ) -> Summary:
-  config = context.experiment.to_dict()
-  section = name if name in config else name.partition("_")[0]  # iwae_50 belongs to section iwae
-  options = config.get(section, {})
+  estimator = context.generative.described_likelihoods.get(name)
+  sections = context.experiment.sections.items()  # iwae_50 belongs to section iwae
+  section = next((n for n, part in sections if part is estimator), None)
+  options = {} if section is None else context.experiment.to_dict()[section]
   return {
     "weights": checkpoint.weights,
     "split": context.experiment.eval.likelihood_split,

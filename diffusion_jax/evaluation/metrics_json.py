@@ -62,6 +62,7 @@ def _model(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Summa
     "ema": config["ema"],
     **({"put_together": dict(checkpoint.made)} if checkpoint.made else {}),
     "kind": config["generative"]["name"],
+    "kind_description": context.experiment.sections["generative"].description,
     "parameters": count_parameters(checkpoint.params),
     "config": config,
     "data": dict(checkpoint.data),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -66,6 +66,11 @@ class GenerativeConfig(Protocol):
     ...
 
   @property
+  def description(self) -> str:
+    """Description for the report, e.g. "diffusion model"; empty: its name alone."""
+    ...
+
+  @property
   def trains_on_latents(self) -> bool:
     """True if training reads the latents of the data set instead of its images."""
     ...
@@ -83,6 +88,7 @@ class GenerativeConfig(Protocol):
 class GenerativeConfigBase:
   """Defaults of a `GenerativeConfig`: it trains on images and has no warning."""
 
+  description: ClassVar[str] = ""
   trains_on_latents = False
 
   def warning(self, parts: Mapping[str, Any]) -> str | None:
@@ -141,6 +147,10 @@ class ModelBase:
 
   @property
   def likelihoods(self) -> Mapping[str, Likelihood]:
+    return {}
+
+  @property
+  def described_likelihoods(self) -> Mapping[str, Any]:
     return {}
 
   @property

@@ -52,6 +52,7 @@ class Diffusion(GenerativeConfigBase):
   fields: tuple[str, ...] = ()
   dropped: tuple[str, ...] = ("label",)
 
+  description: ClassVar[str] = "diffusion model"
   sections: ClassVar[ChainMap[str, Any]] = ChainMap(
     {
       "process": Registry("process", Process, PROCESSES, NOISE_SCHEDULES),

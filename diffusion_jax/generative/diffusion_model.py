@@ -136,6 +136,10 @@ class DiffusionModel(ModelBase):
       for name, estimator in self.estimators.items()
     }
 
+  @property
+  def described_likelihoods(self) -> Mapping[str, Any]:
+    return self.estimators
+
   def init(self, key: Key) -> tuple[Params, Aux]:
     """Return the network's parameters; under "network" if process or loss also have some."""
     others = {

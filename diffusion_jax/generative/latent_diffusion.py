@@ -74,6 +74,7 @@ class LatentDiffusion(GenerativeConfigBase):
   fields: tuple[str, ...] = ()
   dropped: tuple[str, ...] = ("label",)
 
+  description: ClassVar[str] = "latent diffusion model"
   sections: ClassVar[ChainMap[str, Any]] = ChainMap(
     {"autoencoder": VAES, "decoder": DECODERS}, *Diffusion.sections.maps
   )
@@ -193,6 +194,10 @@ class LatentDiffusionModel(ModelBase):
     return {
       name: functools.partial(self._bound, prior) for name, prior in self.inner.likelihoods.items()
     }
+
+  @property
+  def described_likelihoods(self) -> Mapping[str, Any]:
+    return self.inner.described_likelihoods
 
   def init(self, key: Key) -> tuple[Params, Aux]:
     """Return the diffusion model's parameters, and the frozen autoencoder's from the folder.

@@ -14,7 +14,11 @@ from diffusion_jax.core.distributions import gaussian_log_prob, nats_to_bits_per
 from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.generative.base import GenerativeConfigBase, ModelBase, loss_keys
-from diffusion_jax.likelihood import VAE_LIKELIHOODS, VAELikelihood
+from diffusion_jax.likelihood import (
+  VAE_LIKELIHOODS,
+  DescribedBase,
+  VAELikelihood,
+)
 from diffusion_jax.losses import VAE_LOSSES, ElboTerms, elbo_terms
 from diffusion_jax.models import DECODERS, VAES, VAENetworks
 from diffusion_jax.types import (
@@ -34,9 +38,18 @@ from diffusion_jax.types import (
 
 
 @dataclasses.dataclass(frozen=True)
+class EvidenceBound(DescribedBase):
+  """Declarations of the ELBO, which every VAE measures by itself."""
+
+  figure_name = "elbo"
+  description = "evidence lower bound"
+
+
+@dataclasses.dataclass(frozen=True)
 class VAE(GenerativeConfigBase):
   """A variational autoencoder; all choices are in its sections."""
 
+  description: ClassVar[str] = "variational autoencoder"
   sections: ClassVar[ChainMap[str, Any]] = ChainMap(
     {"model": VAES, "decoder": DECODERS, "loss": VAE_LOSSES}, VAE_LIKELIHOODS
   )
@@ -92,6 +105,10 @@ class VAEModel(ModelBase):
   def likelihoods(self) -> Mapping[str, Likelihood]:
     weighted = {n: functools.partial(self._weighted, e) for n, e in self.estimators.items()}
     return {"elbo": self._elbo, **weighted}
+
+  @property
+  def described_likelihoods(self) -> Mapping[str, Any]:
+    return {"elbo": EvidenceBound(), **self.estimators}
 
   @property
   def needs_batch_mean(self) -> bool:

@@ -6,7 +6,13 @@ needs no options and is always present.
 
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.core.settings import Facts
-from diffusion_jax.likelihood.base import Likelihood, LikelihoodBase, VAELikelihood
+from diffusion_jax.likelihood.base import (
+  DescribedBase,
+  DescribedLikelihood,
+  Likelihood,
+  LikelihoodBase,
+  VAELikelihood,
+)
 from diffusion_jax.likelihood.baseline import (
   independent_binary_bits,
   independent_pixel_bits,
@@ -39,6 +45,8 @@ __all__ = [
   "DIFFUSION_LIKELIHOODS",
   "VAE_LIKELIHOODS",
   "ContinuousBound",
+  "DescribedBase",
+  "DescribedLikelihood",
   "ImportanceWeighted",
   "Likelihood",
   "LikelihoodBase",

@@ -9,15 +9,36 @@ from jaxtyping import Array, Float
 from diffusion_jax.processes import Denoiser, Process
 from diffusion_jax.types import Estimate, Examples, Keys
 
+LIKELIHOOD_CARD = 2.0
+"""Position of the first likelihood among the cards of the report."""
+
 
 @runtime_checkable
-class Likelihood(Protocol):
-  """An estimator of a diffusion model's bits/dim; `LikelihoodBase` has defaults."""
+class DescribedLikelihood(Protocol):
+  """Name, description and report card of an estimator."""
 
   @property
   def figure_name(self) -> str:
     """Name of its value in metrics.json, a string."""
     ...
+
+  @property
+  def description(self) -> str:
+    """Description for the report, e.g. "importance-weighted bound"; empty: its name alone."""
+    ...
+
+  @property
+  def card(self) -> float:
+    """Position among the cards at the top of the report, as a metric's; 0: no card.
+
+    Only the first likelihood with a card is shown there.
+    """
+    ...
+
+
+@runtime_checkable
+class Likelihood(DescribedLikelihood, Protocol):
+  """An estimator of a diffusion model's bits/dim; `LikelihoodBase` has defaults."""
 
   @property
   def estimates(self) -> str:
@@ -41,7 +62,15 @@ class Likelihood(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class LikelihoodBase:
+class DescribedBase:
+  """Defaults of an estimator's description: the name alone, on a card."""
+
+  description = ""
+  card = LIKELIHOOD_CARD
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodBase(DescribedBase):
   """Defaults of an estimator: an upper bound on every process."""
 
   estimates = "upper_bound"
@@ -53,13 +82,8 @@ class LikelihoodBase:
 
 
 @runtime_checkable
-class VAELikelihood(Protocol):
-  """An estimator of a VAE's bits/dim from importance weights p(x, z) / q(z | x)."""
-
-  @property
-  def figure_name(self) -> str:
-    """Name of its value in metrics.json, a string."""
-    ...
+class VAELikelihood(DescribedLikelihood, Protocol):
+  """An estimator of a VAE's bits/dim from weights p(x, z) / q(z | x); see `DescribedBase`."""
 
   def estimate(
     self, log_weight: Callable[[Keys], Float[Array, "B"]], keys: Keys, num_dims: int

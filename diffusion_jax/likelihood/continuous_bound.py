@@ -48,6 +48,8 @@ class ContinuousBound(LikelihoodBase):
   num_timesteps: int | None = None
   max_log_snr: float | None = None
 
+  description = "variational bound in continuous time"
+
   def __post_init__(self):
     if self.times < 1 or (self.num_timesteps is not None and self.num_timesteps < 1):
       raise ValueError(

@@ -15,11 +15,12 @@ from jaxtyping import Array, Float
 from diffusion_jax.core import rng
 from diffusion_jax.core.distributions import nats_to_bits_per_dim
 from diffusion_jax.core.rng import Stream
+from diffusion_jax.likelihood.base import DescribedBase
 from diffusion_jax.types import Estimate, Keys
 
 
 @dataclasses.dataclass(frozen=True)
-class ImportanceWeighted:
+class ImportanceWeighted(DescribedBase):
   """IWAE_K for any K in bounded memory.
 
   Attributes:
@@ -30,6 +31,8 @@ class ImportanceWeighted:
 
   num_draws: int = 50
   chunk: int = 10
+
+  description = "importance-weighted bound"
 
   def __post_init__(self):
     for name in ("num_draws", "chunk"):

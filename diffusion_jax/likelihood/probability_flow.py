@@ -51,6 +51,8 @@ class ProbabilityFlow(LikelihoodBase):
   dequantization: Dequantization = "uniform"
   max_steps: int = 4096
 
+  description = "likelihood by the probability-flow ODE"
+
   def __post_init__(self):
     if self.rtol <= 0 or self.atol <= 0:
       raise ValueError(f"rtol={self.rtol}, atol={self.atol} must be positive")

@@ -68,6 +68,8 @@ class VariationalBound(LikelihoodBase):
   clip: bool = True
   cdf: Literal["exact", "tanh"] = "exact"
 
+  description = "variational bound of the diffusion model"
+
   @property
   def figure_name(self) -> str:
     """Return "vlb"."""

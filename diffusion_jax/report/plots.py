@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from diffusion_jax.report import svg
 from diffusion_jax.report.formatting import clipped, finite, number, tick
 from diffusion_jax.report.svg import Key, Plot
-from diffusion_jax.report.views import LIKELIHOODS, Metrics, describe_figure
+from diffusion_jax.report.views import Metrics
 
 Pairs = list[tuple[float, float]]
 MAX_POINTS = 1000
@@ -162,11 +162,11 @@ def timesteps(metrics: Metrics) -> list[Plot]:
     plot
     for key, estimate in (metrics.get("likelihoods") or {}).items()
     for name, curve in (estimate.get("curves") or {}).items()
-    if (plot := _timestep_curve(key, name, curve)) is not None
+    if (plot := _timestep_curve(key, estimate.get("description") or key, name, curve)) is not None
   ]
 
 
-def _timestep_curve(key: str, name: str, curve: Mapping[str, Any]) -> Plot | None:
+def _timestep_curve(key: str, words: str, name: str, curve: Mapping[str, Any]) -> Plot | None:
   points = pairs(curve.get("t") or [], curve.get("bits_per_dim") or [])
   if not points:
     return None
@@ -185,7 +185,6 @@ def _timestep_curve(key: str, name: str, curve: Mapping[str, Any]) -> Plot | Non
     f"{name} term of {key} at each of {len(points)} steps; largest at t={tick(top_t)}: "
     f"{number(top).text} bits/dim."
   )
-  words = describe_figure(key, LIKELIHOODS) or key
   title = f"{name.replace('_', ' ').capitalize()} by time step"
   return Plot(
     title,

@@ -21,19 +21,9 @@ from diffusion_jax.report.formatting import (
 
 Metrics = Mapping[str, Any]
 
-KINDS = {
-  "vae": "variational autoencoder",
-  "diffusion": "diffusion model",
-  "latent_diffusion": "latent diffusion model",
-}
-LIKELIHOODS = {
-  "vlb": "variational bound of the diffusion model",
-  "elbo": "evidence lower bound",
-  "iwae": "importance-weighted bound",
-}
 NUM_CARDS = 4
 LIKELIHOOD_CARD = 2.0
-"""Place of the first likelihood among the cards; metrics declare theirs."""
+"""Place of a likelihood's card in a metrics.json of older versions, which does not have it."""
 
 
 class Figure(NamedTuple):
@@ -86,7 +76,10 @@ class Term(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-  """A likelihood estimate as one row; figures in bits/dim, errors as standard errors."""
+  """A likelihood estimate as one row; figures in bits/dim, errors as standard errors.
+
+  `card` is its place among the cards; 0: no card.
+  """
 
   key: str
   description: str
@@ -97,6 +90,7 @@ class Likelihood(NamedTuple):
   counted: str
   options: str
   terms: list[Term]
+  card: float
 
 
 class Card(NamedTuple):
@@ -107,12 +101,6 @@ class Card(NamedTuple):
   value: Number
   error: Number | None
   note: str
-
-
-def describe_figure(key: str, names: Mapping[str, str]) -> str:
-  """Return the words for the longest name that the key begins with; empty for an unknown one."""
-  known = [name for name in names if key == name or key.startswith(f"{name}_")]
-  return names[max(known, key=len)] if known else ""
 
 
 class Words(NamedTuple):
@@ -197,7 +185,7 @@ def likelihood_row(key: str, estimate: Mapping[str, Any]) -> Likelihood:
   decimals = error_decimals(estimate.get("standard_error"))
   return Likelihood(
     key,
-    describe_figure(key, LIKELIHOODS),
+    estimate.get("description") or "",
     value,
     error,
     number(estimate.get("standard_error_images"), decimals),
@@ -205,6 +193,7 @@ def likelihood_row(key: str, estimate: Mapping[str, Any]) -> Likelihood:
     "; ".join(counted(estimate)),
     ", ".join(f"{fact.name} {fact.text}" for fact in facts(estimate.get("options") or {})),
     terms(estimate),
+    estimate.get("card", LIKELIHOOD_CARD),
   )
 
 
@@ -243,7 +232,7 @@ def _tail(number_text: str) -> str:
 
 def cards(figures: Sequence[Figure], likelihoods: Sequence[Likelihood]) -> list[Card]:
   """Return the headline figures: one for each metric that declares a card, and a likelihood."""
-  found = [(LIKELIHOOD_CARD, _likelihood_card(row)) for row in likelihoods[:1]]
+  found = [(row.card, _likelihood_card(row)) for row in likelihoods if row.card][:1]
   shown: set[str] = set()
   for figure in figures:
     if figure.card and figure.value.exact and figure.metric not in shown:
@@ -313,7 +302,7 @@ def subtitle(metrics: Metrics) -> list[str]:
   data = model.get("data") or {}
   found = [
     f"step {text(model['step'], 'step')}" if "step" in model else "",
-    KINDS.get(kind := str(model.get("kind", "")), kind),
+    str(model.get("kind_description") or model.get("kind", "")),
     f"{text(model['parameters'], 'num')} parameters" if "parameters" in model else "",
     f"trained on {data['name']}" if "name" in data else "",
     f"{text(model['weights']).replace('ema', 'EMA')} weights" if "weights" in model else "",

@@ -32,6 +32,8 @@ class Loose(LikelihoodBase):
 
   more: float = 0.5
 
+  description = "a loose bound"
+
   @property
   def figure_name(self):
     return "loose"
@@ -57,6 +59,11 @@ CONFIG = {
   "process": {"name": "flow"}, "model": {"name": "mlp"}, "loss": {"name": "flow_matching"},
   "sampler": {"name": "euler"}, "data": {"name": "digits"}, "optimizer": {"name": "adam"},
 }  # fmt: skip
+VAE_CONFIG = {
+  "generative": {"name": "vae"}, "model": {"name": "conv_vae", "multipliers": (1,)},
+  "decoder": {"name": "gaussian"}, "loss": {"name": "elbo"}, "iwae": {"num_draws": 7},
+  "data": {"name": "digits"}, "optimizer": {"name": "adam"},
+}  # fmt: skip
 
 
 def test_one_that_is_added_is_a_section_and_a_figure_of_the_model(monkeypatch):
@@ -64,6 +71,21 @@ def test_one_that_is_added_is_a_section_and_a_figure_of_the_model(monkeypatch):
   experiment = build_experiment({**CONFIG, "loose": {"more": 0.25}})
   assert experiment.sections["loose"] == Loose(0.25)
   assert "loose" in experiment.create(ImageSpec(4, 4, 1, 17, 3)).likelihoods
+
+
+def test_every_likelihood_declares_its_words():
+  declared = {**DIFFUSION_LIKELIHOODS, **VAE_LIKELIHOODS}
+  assert all(cls.description and cls.card for cls in declared.values())
+
+
+def test_the_models_give_what_their_likelihoods_declare(monkeypatch):
+  monkeypatch.setitem(DIFFUSION_LIKELIHOODS, "loose", Loose)
+  model = build_experiment({**CONFIG, "loose": {}}).create(ImageSpec(4, 4, 1, 17, 3))
+  assert {*model.described_likelihoods} == {*model.likelihoods}
+  assert model.described_likelihoods["loose"].description == "a loose bound"
+  vae = build_experiment(VAE_CONFIG).create(ImageSpec(4, 4, 1, 17, 3))
+  assert {*vae.described_likelihoods} == {*vae.likelihoods} == {"elbo", "iwae_7"}
+  assert vae.described_likelihoods["elbo"].description == "evidence lower bound"
 
 
 def test_what_one_lacks_is_said_when_the_config_is_read(monkeypatch):

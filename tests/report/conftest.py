@@ -95,6 +95,8 @@ def likelihood():
   prior, reconstruction = 0.000213, 0.07142
   total = prior + denoising + reconstruction
   return {
+    "description": "variational bound of the diffusion model",
+    "card": 2.0,
     "split": "test",
     "num_images": 297,
     "num_levels": 17,
@@ -125,6 +127,7 @@ def full_metrics():
       "weights": "ema",
       "ema": {"decay": 0.995, "warmup": True},
       "kind": "diffusion",
+      "kind_description": "diffusion model",
       "parameters": 621697,
       "config": {
         "generative": {"name": "diffusion", "prediction": "eps", "conditional": True},

@@ -68,6 +68,23 @@ def test_the_cards_show_quality_likelihood_and_both_sides_of_the_manifold(doc, m
   assert cards[1].numbers() == [metrics["likelihoods"]["vlb"]["bits_per_dim"], 0.01934]
 
 
+def test_a_likelihood_of_another_package_has_the_card_and_the_words_that_it_declares(metrics):
+  vlb = metrics["likelihoods"]["vlb"]
+  own = {**vlb, "description": "a bound of one's own", "card": 0.5, "bits_per_dim": 3.25}
+  metrics["likelihoods"] = {"vlb": {**vlb, "card": 0}, "own_5": own}
+  doc = page.read(html.render(metrics, {}))
+  first = doc.one("div", class_="cards").all("div", class_="card")[0]
+  assert first.one("h2").text == "own_5"
+  assert "a bound of one's own" in first.text
+  assert "a bound of one's own" in page.row(doc.one("section", id="likelihood"), "own_5").text
+  assert "own_5: a bound of one's own; the steps sum" in doc.one("body").text
+
+
+def test_a_model_of_another_package_is_called_as_it_declares(metrics):
+  metrics["model"] |= {"kind": "its:Own", "kind_description": "a normalizing flow"}
+  assert "a normalizing flow" in page.read(html.render(metrics, {})).one("header").text
+
+
 def test_the_likelihood_separates_images_from_noise_and_lists_its_terms(doc, metrics):
   section, vlb = doc.one("section", id="likelihood"), metrics["likelihoods"]["vlb"]
   tables = section.all("table")
