@@ -387,6 +387,10 @@ def test_a_vae_has_its_bounds_and_its_pictures(tmp_path, call):
   metrics = json.loads((workdir / "eval/2/metrics.json").read_text())
   elbo, iwae = (metrics["likelihoods"][n]["bits_per_dim"] for n in ("elbo", "iwae_7"))
   assert iwae < elbo
+  assert metrics["likelihoods"]["elbo"]["options"] == {}
+  assert metrics["likelihoods"]["iwae_7"]["options"] == {"num_draws": 7, "chunk": 3}
+  assert metrics["likelihoods"]["iwae_7"]["description"] == "importance-weighted bound"
+  assert metrics["model"]["kind_description"] == "variational autoencoder"
   assert "spectrum" not in metrics
   assert (workdir / "eval/2/reconstructions.png").exists()
   assert not (workdir / "eval/2/progression.png").exists()
