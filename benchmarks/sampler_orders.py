@@ -17,7 +17,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from diffusion_jax.processes import ContinuousLinearVP, EDMProcess, Flow, expand
+from diffusion_jax.core.broadcasting import expand
+from diffusion_jax.processes import ContinuousLinearVP, EDMProcess, Flow
 from diffusion_jax.samplers import (
   DPMSolverPP2M,
   DPMSolverPP3M,

@@ -1,6 +1,7 @@
 """`import diffusion_jax as dj`: light, typed, and nothing public but what is documented."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,14 @@ def test_public_names_of_a_room_are_listed_and_there(room):
   module = getattr(dj, room)
   for name in module.__all__:
     assert getattr(module, name) is not None, name
+
+
+@pytest.mark.parametrize("room", dj._ROOMS)
+def test_a_room_does_not_publish_the_tools_of_another(room):
+  module = getattr(dj, room)
+  named = {n: getattr(module, n) for n in module.__all__}
+  tools = {n: value for n, value in named.items() if inspect.isroutine(value)}
+  assert [n for n, tool in tools.items() if tool.__module__.startswith("diffusion_jax.core")] == []
 
 
 def test_another_name_is_an_attribute_error():

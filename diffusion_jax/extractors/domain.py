@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_jax.core import files, npz, progress
+from diffusion_jax.core import files, npz, progress, rng
 from diffusion_jax.core.pixels import as_pictures
+from diffusion_jax.core.rng import Stream
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.data import Source, TrainStream, fingerprint, full_pass
 from diffusion_jax.extractors.base import Extractor
 from diffusion_jax.models import Classifier
-from diffusion_jax.types import ImageSpec, UserError
+from diffusion_jax.types import ImageSpec, Keys, UserError
 
 FORMAT = 1
 
@@ -49,8 +50,8 @@ def data_name(source: Source) -> str:
 
 
 def default_features_path(source: Source) -> Path:
-  """Return the path of the classifier of a training split."""
-  name = f"{data_name(source)}-{fingerprint(source)}.npz"
+  """Return the path of the classifier of a training split, trained with today's draws."""
+  name = f"{data_name(source)}-{fingerprint(source)}-draws{rng.DRAWS}.npz"
   return files.cache_folder() / "features" / name
 
 
@@ -76,6 +77,7 @@ def train_domain(train: Source, test: Source | None, path: Path, recipe: Recipe)
     "fingerprint": fingerprint(train),
     "spec": train.spec._replace(fields={}).to_json(),
     "recipe": recipe._asdict(),
+    "draws": rng.DRAWS,
     "accuracy": None if test is None else _accuracy(params, test),
     "resize": "none",
     "input": "k / 127.5 - 1 of levels 0..255",
@@ -138,36 +140,39 @@ def _train(source: Source, recipe: Recipe) -> Any:
   schedule = optax.cosine_decay_schedule(recipe.learning_rate, recipe.num_steps)
   optimizer = optax.adamw(schedule, weight_decay=1e-2)
   stream = TrainStream(source, recipe.batch_size, recipe.seed)
+  root = jax.random.key(recipe.seed)
 
-  def loss(params, images, labels, key):
-    x = _shift(_to_input(images), key, recipe.shift)
+  def loss(params, images, labels, keys):
+    x = _shift(_to_input(images), keys, recipe.shift)
     losses = optax.softmax_cross_entropy_with_integer_labels(network.apply(params, x)[1], labels)
     return losses.mean()
 
   @jax.jit
-  def step(params, state, images, labels, step_index):
-    key = jax.random.fold_in(jax.random.key(recipe.seed), step_index)
-    updates, state = optimizer.update(jax.grad(loss)(params, images, labels, key), state, params)
+  def step(params, state, images, labels, index, step_index):
+    key = rng.numbered(rng.stream(root, Stream.TRAINING), step_index)
+    examples = rng.example_keys(rng.stream(key, Stream.EXAMPLES), index)
+    keys = rng.stream(examples, Stream.AUGMENTATION)
+    updates, state = optimizer.update(jax.grad(loss)(params, images, labels, keys), state, params)
     return optax.apply_updates(params, updates), state
 
   with jax.default_device(jax.local_devices()[0]):
-    params = network.init(jax.random.key(recipe.seed))
+    params = network.init(rng.stream(rng.stream(root, Stream.INIT), Stream.NETWORK))
     state = optimizer.init(params)
     with progress.phase("training the features", recipe.num_steps, "steps") as phase:
       for step_index in range(recipe.num_steps):
         batch = stream.batch(step_index)
         pictures = as_pictures(batch.image, source.spec.num_levels)
-        params, state = step(params, state, pictures, batch.label, step_index)
+        params, state = step(params, state, pictures, batch.label, batch.index, step_index)
         phase.advance()
       jax.block_until_ready(params)
   return jax.device_get(params)
 
 
-def _shift(x: jax.Array, key: jax.Array, most: int) -> jax.Array:
+def _shift(x: jax.Array, keys: Keys, most: int) -> jax.Array:
   """Shift each image by up to `most` pixels, repeating its border."""
   height, width = x.shape[1:3]
   padded = jnp.pad(x, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
-  corners = jax.random.randint(key, (len(x), 2), 0, 2 * most + 1)
+  corners = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * most + 1))(keys)
 
   def cut(image, corner):
     return jax.lax.dynamic_slice(image, (*corner, 0), (height, width, image.shape[-1]))

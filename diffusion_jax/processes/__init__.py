@@ -1,6 +1,5 @@
 """Forward processes q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) and network predictions."""
 
-from diffusion_jax.core.broadcasting import expand
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.processes.base import (
   ContinuousProcess,
@@ -98,7 +97,6 @@ __all__ = [
   "decoder_log_prob",
   "divergence",
   "end_kl",
-  "expand",
   "first_time",
   "log_ratio",
   "namespace",

@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from diffusion_jax.core import rng
 from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.data import ArraySource, Digits
-from diffusion_jax.extractors import load_domain, make_extract, train_domain
-from diffusion_jax.extractors.domain import Recipe, data_name
+from diffusion_jax.extractors import domain, load_domain, make_extract, train_domain
+from diffusion_jax.extractors.domain import Recipe, data_name, default_features_path
 from diffusion_jax.parallel import sharding
 from diffusion_jax.types import UserError
 
@@ -51,6 +52,22 @@ def test_the_same_recipe_gives_the_same_hash(tmp_path):
   first, second = (train_domain(train, None, tmp_path / f"{i}.npz", recipe) for i in "ab")
   other = train_domain(train, None, tmp_path / "c.npz", recipe._replace(seed=1))
   assert first.stamp["sha256"] == second.stamp["sha256"] != other.stamp["sha256"]
+
+
+def test_features_of_other_draws_are_kept_apart(trained):
+  """A file that an older version has trained from unnamed keys is not read as today's."""
+  extractor, _ = trained
+  assert extractor.stamp["draws"] == rng.DRAWS
+  assert f"draws{rng.DRAWS}" in default_features_path(Digits().load("train")).name
+
+
+def test_the_shift_of_an_image_depends_on_its_own_key_alone():
+  keys = rng.example_keys(jax.random.key(0), np.arange(6))
+  x = np.random.default_rng(0).normal(size=(6, 5, 5, 1)).astype(np.float32)
+  run = jax.jit(lambda x, keys: domain._shift(x, keys, 2))
+  whole, part = run(x, keys), run(x[3:], keys[3:])
+  np.testing.assert_array_equal(whole[3:], part)
+  assert not np.array_equal(whole, x)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "text", "of another kind"])

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.processes import EDMProcess, Flow, LinearVP, expand
+from diffusion_jax.core.broadcasting import expand
+from diffusion_jax.processes import EDMProcess, Flow, LinearVP
 from diffusion_jax.samplers import ProbabilityFlow
 from diffusion_jax.samplers.grids import last_time
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, ndtri
 
-from diffusion_jax.processes import CosineVP, LinearVP, expand
+from diffusion_jax.core.broadcasting import expand
+from diffusion_jax.processes import CosineVP, LinearVP
 from diffusion_jax.samplers import SAMPLERS, linear
 
 WEIGHTS, MEANS, STDS = np.array([0.35, 0.65]), np.array([-0.6, 0.5]), np.array([0.08, 0.15])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy_draws import normal
 
-from diffusion_jax.processes import ContinuousLinearVP, EDMProcess, Flow, LinearVP, expand
+from diffusion_jax.core.broadcasting import expand
+from diffusion_jax.processes import ContinuousLinearVP, EDMProcess, Flow, LinearVP
 from diffusion_jax.samplers import (
   DDIM,
   Ancestral,
