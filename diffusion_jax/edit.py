@@ -6,22 +6,20 @@
   --interpolate=8    number of images between the two of each pair; one row per pair, which starts
                      and ends with the given images
 
-Edits held-out images of the run's data, or those of --images. Weights, sampler and steps are chosen
-as in `sample`; interpolation needs a deterministic sampler.
+Edits held-out images of the run's data, or those of --images (for a model of named arrays an .npz
+with these arrays, one row per image). Weights, sampler and steps are chosen as in `sample`;
+interpolation needs a deterministic sampler.
 """
 
-import warnings
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
 from diffusion_jax.core.files import run_folder, user_path
 from diffusion_jax.core.pixels import as_pictures, from_levels, to_uint8
 from diffusion_jax.data import load_held_out, load_pictures, with_channels
-from diffusion_jax.data.reading import Broken, opened
-from diffusion_jax.data.source import fit_image
-from diffusion_jax.inference import draw, outputs, restore
+from diffusion_jax.inference import condition_fields, draw, outputs, restore
+from diffusion_jax.inference.masks import GREY, SIDES, known_pixels
 from diffusion_jax.inference.restore import stored_classes, stored_spec
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs import command_line, flags
@@ -29,10 +27,6 @@ from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.resumable import digest
 from diffusion_jax.runs.stored import trained_experiment
 from diffusion_jax.types import Batch, GenerativeModel, ImageSpec, UserError
-
-SIDES = ("left", "right", "top", "bottom", "center")
-GREY = 128
-"""Pixel level of hidden pixels in the grid."""
 
 MAX_COLUMNS = 16
 
@@ -59,13 +53,14 @@ def edit(args, experiment: Experiment) -> None:
   spec = stored_spec(directory, args.step)
   known = None if args.inpaint is None else known_pixels(args.inpaint, spec)
   generative = experiment.create(spec)
-  given = load_given(args, experiment, spec)
+  given = load_given(args, experiment, generative, spec)
   if args.inpaint and args.images is None and (null := generative.num_classes):
     given = draw.with_trained_labels(given, stored_classes(directory, args.step), null)
   mesh = sharding.create_mesh(experiment.mesh)
   restored = outputs.restore_for_output(args.workdir, args.step, left, mesh, generative, average)
   facts = {"asked": asked, "step": restored.step, "weights": digest(restored.facts)}
-  facts["given"] = outputs.hash_of(given.image, given.label, known)
+  named = [given.fields[name] for name in sorted(given.fields)]
+  facts["given"] = outputs.hash_of(given.image, given.label, known, *named)
   work = blend_pairs if known is None else fill_in
   work(args, generative, mesh, restored.params, given, facts, known)
   print(f"{args.num} {'pairs' if known is None else 'images'} in {args.out}")
@@ -100,10 +95,11 @@ def check_flags(args) -> None:
   args.step = flags.parse_step(args.step)
 
 
-def load_given(args, experiment: Experiment, spec: ImageSpec) -> Batch:
-  """Return the images to edit, with pixel levels 0..L-1, as many as needed."""
+def load_given(args, experiment: Experiment, model: GenerativeModel, spec: ImageSpec) -> Batch:
+  """Return the images to edit in [-1, 1] with the model's named arrays, as many as needed."""
   if args.images is None:
     source = load_held_out(experiment.data)
+    condition_fields.check_same_fields(model, source, spec)
   else:
     source = with_channels(load_pictures(args.images, "--images", least=1), spec.channels)
   shape, wanted = source.spec.shape, args.num * (2 if args.interpolate else 1)
@@ -111,15 +107,20 @@ def load_given(args, experiment: Experiment, spec: ImageSpec) -> Batch:
     raise UserError(f"--images={args.images} have shape {shape}, the model needs {spec.shape}")
   if len(source) < wanted:
     raise UserError(f"--num={args.num} needs {wanted} images, there are {len(source)}: lower --num")
-  batch = draw.first_examples(source, wanted)
-  return batch._replace(image=np.asarray(from_levels(batch.image, source.spec.num_levels)))
+  batch, names = draw.first_examples(source, wanted), model.fields
+  if args.images is not None and names:
+    fields = condition_fields.fields_of_pictures(args.images, "--images", names, spec, wanted)
+  else:
+    fields = {name: batch.fields[name] for name in names}
+  image = np.asarray(from_levels(batch.image, source.spec.num_levels))
+  return batch._replace(image=image, fields=fields)
 
 
 def fill_in(args, model: GenerativeModel, mesh, params, given: Batch, facts: dict, known: Any):
   """Write rows of images, of their visible pixels and of the filled-in images.
 
   A class-conditional model gets the label of a held-out image if it was trained on that class, and
-  the null class otherwise.
+  the null class otherwise. A model of named arrays gets each image's own.
   """
   is_known = np.broadcast_to(known, given.image.shape)
   is_told = model.num_classes and args.images is None
@@ -129,7 +130,8 @@ def fill_in(args, model: GenerativeModel, mesh, params, given: Batch, facts: dic
   def compute(first: int) -> dict[str, np.ndarray]:
     rows = slice(first, first + size)
     batch_labels = None if labels is None else labels[rows]
-    filled = fill(params, batch_labels, args.seed, given.image[rows], is_known[rows], first)
+    fields = {name: array[rows] for name, array in given.fields.items()}
+    filled = fill(params, batch_labels, args.seed, given.image[rows], is_known[rows], first, fields)
     return {"images": to_uint8(filled)}
 
   columns = min(args.num, MAX_COLUMNS)
@@ -137,41 +139,6 @@ def fill_in(args, model: GenerativeModel, mesh, params, given: Batch, facts: dic
   shown = np.where(is_known, images, GREY).astype(np.uint8)
   rows_of = lambda filled: [images, shown, filled]  # noqa: E731
   outputs.write_grid(args.out, facts, args.num, size, compute, rows_of, columns)
-
-
-def known_pixels(text: str, spec: ImageSpec) -> Bool[np.ndarray, "H W 1"]:
-  """Return the mask of known pixels: the other half, outside the centre, or black in a .png."""
-  known = np.ones((spec.height, spec.width), bool)
-  middle = (slice(spec.height // 4, -(-3 * spec.height // 4)),
-            slice(spec.width // 4, -(-3 * spec.width // 4)))  # fmt: skip
-  hidden = {
-    "left": (slice(None), slice(0, spec.width // 2)),
-    "right": (slice(None), slice(spec.width // 2, None)),
-    "top": (slice(0, spec.height // 2), slice(None)),
-    "bottom": (slice(spec.height // 2, None), slice(None)),
-    "center": middle,
-  }
-  if text in hidden:
-    known[hidden[text]] = False
-  else:
-    known = _mask(text, known.shape)
-  return known[..., None]
-
-
-def _mask(text: str, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-  height, width = shape
-  allowed = f"must be {', '.join(SIDES)}, or a .png of {width}x{height} pixels"
-  if not text:
-    raise UserError(f"--inpaint= is empty; {allowed}")
-  path = user_path(text)
-  try:
-    with warnings.catch_warnings(action="ignore"), opened(path) as image:
-      size = image.size
-      if size == (width, height):  # the size is checked before the pixels are decoded
-        return fit_image(image, None, 1)[..., 0] < GREY
-  except Broken as error:
-    raise UserError(f"--inpaint={text}: {allowed} ({error})") from error
-  raise UserError(f"--inpaint={text} has {size[0]}x{size[1]} pixels; {allowed}")
 
 
 def blend_pairs(args, model: GenerativeModel, mesh, params, given: Batch, facts: dict, known: Any):
@@ -183,7 +150,8 @@ def blend_pairs(args, model: GenerativeModel, mesh, params, given: Batch, facts:
 
   def compute(first: int) -> dict[str, np.ndarray]:
     rows = slice(first, first + size)
-    between = way(params, firsts[rows], seconds[rows], weights)
+    ends = tuple({n: a[end::2][rows] for n, a in given.fields.items()} for end in (0, 1))
+    between = way(params, firsts[rows], seconds[rows], weights, ends)
     return {"images": to_uint8(between.reshape(-1, *between.shape[2:])).reshape(between.shape)}
 
   start, end = (as_pictures(image, None)[:, None] for image in (firsts, seconds))

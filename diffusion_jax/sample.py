@@ -20,11 +20,10 @@ from diffusion_jax.core.files import grid_columns, image_grid, run_folder, user_
 from diffusion_jax.core.pixels import as_pictures, to_uint8
 from diffusion_jax.data import load_held_out
 from diffusion_jax.inference import outputs, restore
+from diffusion_jax.inference.condition_fields import fields_in_turn, fields_source
 from diffusion_jax.inference.draw import (
   autoguided,
   choose_labels,
-  fields_in_turn,
-  fields_source,
   first_examples,
   make_draw,
   make_reconstruct,
@@ -65,7 +64,8 @@ def draw_images(args, experiment: Experiment) -> None:
   asked = outputs.asked_for(args, ASKED, experiment)
   left = outputs.left_over(args.out, asked)
   directory = restore.folder_of(args.workdir, args.step, average)
-  generative = experiment.create(stored_spec(directory, args.step))
+  spec = stored_spec(directory, args.step)
+  generative = experiment.create(spec)
   trained = stored_classes(directory, args.step) if generative.num_classes else []
   labels = choose_labels(args.labels, args.num, trained)
   mesh = sharding.create_mesh(experiment.mesh)
@@ -77,7 +77,8 @@ def draw_images(args, experiment: Experiment) -> None:
   if args.reconstruct:
     num, columns = reconstruct(args, experiment, generative, mesh, params)
   else:
-    call, source = make_draw(generative, mesh, size), fields_source(generative, experiment.data)
+    source = fields_source(generative, experiment.data, spec)
+    call = make_draw(generative, mesh, size)
 
     def compute(first: int) -> dict[str, np.ndarray]:
       given = None if labels is None else labels[(first + np.arange(size)) % args.num]

@@ -381,11 +381,11 @@ class GenerativeModel(Protocol):
     """Return images that keep the known pixels of x0 in [-1, 1] (capability "edit")."""
     ...
 
-  def to_noise(self, params: Params, x0: Array) -> Array:
+  def to_noise(self, params: Params, x0: Array, condition: Condition = UNCONDITIONAL) -> Array:
     """Return the noise that `from_noise` maps to x0, without guidance (capability "edit")."""
     ...
 
-  def from_noise(self, params: Params, noise: Array) -> Array:
+  def from_noise(self, params: Params, noise: Array, condition: Condition = UNCONDITIONAL) -> Array:
     """Return the sampler's images for given noise, without guidance (capability "edit")."""
     ...
 

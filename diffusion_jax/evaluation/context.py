@@ -28,7 +28,8 @@ from diffusion_jax.extractors import (
   train_domain,
 )
 from diffusion_jax.extractors.domain import Recipe, default_features_path
-from diffusion_jax.inference.draw import Draw, fields_in_turn, make_draw
+from diffusion_jax.inference.condition_fields import fields_in_turn
+from diffusion_jax.inference.draw import Draw, make_draw
 from diffusion_jax.metrics import Metric, create_metrics
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.experiment import Experiment, SettingFacts

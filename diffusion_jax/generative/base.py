@@ -213,10 +213,10 @@ class ModelBase:
   ) -> Samples:
     self._refuse("edit")
 
-  def to_noise(self, params: Params, x0: Array) -> Array:
+  def to_noise(self, params: Params, x0: Array, condition: Condition = UNCONDITIONAL) -> Array:
     self._refuse("edit")
 
-  def from_noise(self, params: Params, noise: Array) -> Array:
+  def from_noise(self, params: Params, noise: Array, condition: Condition = UNCONDITIONAL) -> Array:
     self._refuse("edit")
 
   def encode(self, params: Params, key: Key, batch: Batch) -> Array:

@@ -75,6 +75,12 @@ class Conditioning:
     if self.num_classes and label is None:
       label = jnp.full(num_images, self.num_classes)
     fields = dict(condition.fields)
+    for name in fields:
+      if name not in self.fields:
+        takes = ", ".join(self.fields) or "none"
+        raise UserError(
+          f"condition.fields has '{name}'; this model takes the named arrays: {takes}"
+        )
     for name, field in self.fields.items():
       if name not in fields and name not in self._hidden_fields:
         raise UserError(

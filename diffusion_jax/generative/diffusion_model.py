@@ -214,6 +214,7 @@ class DiffusionModel(ModelBase):
   def denoise(
     self, params: Params, xt: Array, t: Array, condition: Condition = UNCONDITIONAL
   ) -> Array:
+    condition = self.conditioning.complete(condition, len(xt))
     return self.bind(params).denoiser.denoise(xt, t, condition)
 
   def sample(self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL) -> Samples:
@@ -227,7 +228,10 @@ class DiffusionModel(ModelBase):
     guide: GenerativeModel,
     guide_params: Params,
   ) -> Samples:
-    guide_denoise = functools.partial(guide.denoise, guide_params)
+    def guide_denoise(xt: Array, t: Array, condition: Condition) -> Array:
+      known = {name: condition.fields[name] for name in guide.fields}
+      return guide.denoise(guide_params, xt, t, condition._replace(fields=known))
+
     return self._sample(params, keys, condition, guide=guide_denoise)
 
   def trajectory(
@@ -284,13 +288,15 @@ class DiffusionModel(ModelBase):
     samples = editing.inpaint(denoise, model.process, keys, x0, is_known, sampler)
     return samples._replace(images=decoded(self.sampler, model.process, samples.images))
 
-  def to_noise(self, params: Params, x0: Array) -> Array:
+  def to_noise(self, params: Params, x0: Array, condition: Condition = UNCONDITIONAL) -> Array:
     model, sampler = self.bind(params).denoiser, self._editor()
-    return editing.encode(self._unguided(model, len(x0)), model.process, x0, sampler)
+    denoise = self._unguided(model, condition, len(x0))
+    return editing.encode(denoise, model.process, x0, sampler)
 
-  def from_noise(self, params: Params, noise: Array) -> Array:
+  def from_noise(self, params: Params, noise: Array, condition: Condition = UNCONDITIONAL) -> Array:
     model, sampler = self.bind(params).denoiser, self._editor()
-    x = editing.decode(self._unguided(model, len(noise)), model.process, noise, sampler)
+    denoise = self._unguided(model, condition, len(noise))
+    x = editing.decode(denoise, model.process, noise, sampler)
     return decoded(self.sampler, model.process, x)
 
   def _editor(self) -> LinearSampler:
@@ -299,8 +305,8 @@ class DiffusionModel(ModelBase):
       self._refuse("edit")
     return self.sampler
 
-  def _unguided(self, model: Denoiser, num_images: int) -> Denoise:
-    condition = self.conditioning.complete(UNCONDITIONAL, num_images)
+  def _unguided(self, model: Denoiser, condition: Condition, num_images: int) -> Denoise:
+    condition = self.conditioning.complete(condition, num_images)
     return functools.partial(model.denoise, condition=condition)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from diffusion_jax.core import rng
 from diffusion_jax.data import Source, make_batch
 from diffusion_jax.generative import ModelBase, require
+from diffusion_jax.inference.condition_fields import mixed_fields
 from diffusion_jax.parallel import sharding
 from diffusion_jax.samplers.editing import interpolate
 from diffusion_jax.types import (
@@ -26,6 +27,11 @@ from diffusion_jax.types import (
   UserError,
 )
 
+Fields = Mapping[str, Any]
+"""Named arrays [N ...], see `Condition.fields`."""
+
+NO_FIELDS: Fields = MappingProxyType({})
+
 
 @runtime_checkable
 class Draw(Protocol):
@@ -38,7 +44,7 @@ class Draw(Protocol):
     num: int,
     seed: int,
     first: int = 0,
-    fields: Mapping[str, np.ndarray] = MappingProxyType({}),
+    fields: Fields = NO_FIELDS,
   ) -> Float[np.ndarray, "N H W C"]: ...
 
 
@@ -64,7 +70,7 @@ def make_draw(generative: GenerativeModel, mesh: Mesh, batch_size: int) -> Draw:
     images = generative.sample(params, keys, condition).images
     return jax.lax.with_sharding_constraint(images, by_batch)
 
-  def draw(params, labels, num, seed, first=0, fields: Mapping[str, Any] = MappingProxyType({})):
+  def draw(params, labels, num, seed, first=0, fields: Fields = NO_FIELDS):
     images = []
     for begin in range(0, num, batch_size):
       positions = np.arange(begin, begin + batch_size, dtype=np.uint32)
@@ -81,8 +87,9 @@ def make_inpaint(generative: GenerativeModel, mesh: Mesh) -> Callable[..., np.nd
   """Return a function that fills in the unknown pixels of images.
 
   Returns:
-    The function (params, labels [N] or None, seed, x0 [N H W C], is_known [N H W C], first) ->
-    images [N H W C]. Image i uses the key of image first + i, as in `make_draw`.
+    The function (params, labels [N] or None, seed, x0 [N H W C], is_known [N H W C], first,
+    fields [N ...] by name) -> images [N H W C]. Image i uses the key of image first + i, as in
+    `make_draw`.
 
   Raises:
     UserError: the model cannot edit images.
@@ -90,12 +97,13 @@ def make_inpaint(generative: GenerativeModel, mesh: Mesh) -> Callable[..., np.nd
   require(generative, "edit")
 
   @jax.jit
-  def inpaint(params, seed, index, labels, x0, is_known):
+  def inpaint(params, seed, index, condition, x0, is_known):
     keys = rng.sample_keys(seed, index)
-    return generative.inpaint(params, keys, Condition(labels), x0, is_known).images
+    return generative.inpaint(params, keys, condition, x0, is_known).images
 
-  def call(params, labels, seed, x0, is_known, first=0):
-    batch = (first + np.arange(len(x0), dtype=np.uint32), labels, x0, is_known)
+  def call(params, labels, seed, x0, is_known, first=0, fields: Fields = NO_FIELDS):
+    condition = Condition(labels, fields=dict(fields))
+    batch = (first + np.arange(len(x0), dtype=np.uint32), condition, x0, is_known)
     return sharding.fetch(inpaint(params, seed, *_send(batch, mesh)))[: len(x0)]
 
   return call
@@ -107,7 +115,9 @@ def make_interpolate(generative: GenerativeModel, mesh: Mesh) -> Callable[..., n
   Both images of a pair are encoded, their noise is interpolated on the sphere and decoded.
 
   Returns:
-    The function (params, first [N H W C], second, share [K]) -> images [N K H W C].
+    The function (params, first [N H W C], second, share [K], named arrays [N ...] of the first and
+    of the second) -> images [N K H W C]. An image in between is given the mean of both arrays with
+    its share as weight, or those of the nearer if they are integers.
 
   Raises:
     UserError: the model cannot edit images, or its sampler draws noise.
@@ -116,11 +126,18 @@ def make_interpolate(generative: GenerativeModel, mesh: Mesh) -> Callable[..., n
 
   @jax.jit
   def between(params, first, second, weights):
-    latents = generative.to_noise(params, first), generative.to_noise(params, second)
-    return jax.vmap(lambda x: generative.from_noise(params, x))(interpolate(*latents, weights))
+    (one, one_fields), (other, other_fields) = first, second
+    start = generative.to_noise(params, one, Condition(fields=one_fields))
+    end = generative.to_noise(params, other, Condition(fields=other_fields))
 
-  def call(params, first, second, weights):
-    sent = _send((first, second), mesh)
+    def at(x, weight):
+      mixed = mixed_fields(one_fields, other_fields, weight)
+      return generative.from_noise(params, x, Condition(fields=mixed))
+
+    return jax.vmap(at)(interpolate(start, end, weights), weights)
+
+  def call(params, first, second, weights, fields: tuple[Fields, Fields] = (NO_FIELDS, NO_FIELDS)):
+    sent = _send(((first, dict(fields[0])), (second, dict(fields[1]))), mesh)
     try:
       images = between(params, *sent, np.asarray(weights, np.float32))
     except ValueError as error:
@@ -143,6 +160,10 @@ class Autoguided(ModelBase):
   good: GenerativeModel
   guide: GenerativeModel
 
+  @property
+  def fields(self) -> tuple[str, ...]:
+    return self.good.fields
+
   def sample(self, params: Params, keys: Keys, condition: Condition = UNCONDITIONAL) -> Samples:
     return self.good.sample_guided(params["good"], keys, condition, self.guide, params["guide"])
 
@@ -151,10 +172,15 @@ def autoguided(good: GenerativeModel, guide: GenerativeModel) -> Autoguided:
   """Return a model guided away from an inferior one.
 
   Raises:
-    UserError: one of the two is not a diffusion model.
+    UserError: one of the two is not a diffusion model, or only the guide takes a named array.
   """
   require(good, "guide")
   require(guide, "guide")
+  if others := sorted({*guide.fields} - {*good.fields}):
+    raise UserError(
+      f"the guide takes the named arrays {', '.join(others)}, and this run's model does not; "
+      "choose a guide without them"
+    )
   return Autoguided(good, guide)
 
 
@@ -242,23 +268,6 @@ def _listed(labels: Sequence[int]) -> str:
     else:
       ranges.append([label])
   return ", ".join(f"{p[0]}" if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in ranges)
-
-
-def fields_source(generative: GenerativeModel, data: Any) -> Source | None:
-  """Return the split whose named arrays samples are given; None for a model that takes none."""
-  if not generative.fields:
-    return None
-  return data.load("test" if data.has_split("test") else "train")
-
-
-def fields_in_turn(
-  generative: GenerativeModel, source: Source, first: int, num_images: int
-) -> dict[str, np.ndarray]:
-  """Return the named arrays that samples first..first+num-1 are given: the source's, in turn."""
-  if not generative.fields:
-    return {}
-  gathered = source.gather_fields((first + np.arange(num_images)) % len(source))
-  return {name: np.asarray(gathered[name]) for name in generative.fields}
 
 
 def first_examples(source: Source, num_images: int) -> Batch:

@@ -16,8 +16,15 @@ from diffusion_jax.checkpoints import store
 from diffusion_jax.core.files import user_path
 from diffusion_jax.core.pixels import to_uint8
 from diffusion_jax.core.wording import in_python
+from diffusion_jax.data import Source
 from diffusion_jax.generative.base import require
 from diffusion_jax.inference import restore
+from diffusion_jax.inference.condition_fields import (
+  check_shapes,
+  fields_in_turn,
+  fields_source,
+  given_fields,
+)
 from diffusion_jax.inference.draw import Draw, make_draw
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.experiment import Experiment
@@ -93,6 +100,7 @@ class Run:
     num: int,
     *,
     labels: Iterable[int] | None = None,
+    fields: Mapping[str, Any] | None = None,
     sampler: Any = None,
     guidance: Any = None,
     seed: int = 0,
@@ -103,19 +111,24 @@ class Run:
     Args:
       num: number of images N.
       labels: classes, repeated in order over the images; None: the classes of the training images.
+      fields: named arrays of a model that takes some, see `generative.fields`: rows [M ...],
+        repeated in order over the images, or one array [...] for all. Names that are left out are
+        dropped as in training. None: the arrays of the held-out images (of the training images if
+        there are no others) in turn, as in the command `sample`.
       sampler: sampler in place of the run's own, e.g. `samplers.Heun(steps=18)`.
       guidance: a `samplers.Guidance` in place of the run's own.
       seed: seed of the noise, at least 0.
       batch_size: images drawn at once.
 
     Raises:
-      UserError: a label that the model does not know, or a sampler that does not fit it.
+      UserError: a label or named array that the model does not know, a named array of another
+        shape, or a sampler that does not fit the model.
     """
     with in_python():
       _at_least_one(num=num, batch_size=batch_size)
-      drawn = self._labels(num, labels)
+      drawn, given = self._labels(num, labels), self._fields(num, fields)
       draw = self._draw(sampler, guidance, min(batch_size, num))
-      return to_uint8(draw(self.params, drawn, num, seed))
+      return to_uint8(draw(self.params, drawn, num, seed, fields=given))
 
   def denoise(
     self,
@@ -125,10 +138,19 @@ class Run:
   ) -> Float[Array, "B H W C"]:
     """Return the estimate of the data x0 in [-1, 1] from x_t at times t in [0, 1].
 
+    Args:
+      xt: noised data.
+      t: their times.
+      condition: labels [B] and named arrays [B ...]; missing parts are dropped as in training.
+
     Raises:
-      UserError: the model does not denoise.
+      UserError: the model does not denoise, or a named array is unknown, of another shape, or
+        missing and was never dropped in training.
     """
-    return self._denoise(self.params, xt, t, condition)
+    with in_python():
+      if condition.fields:
+        check_shapes(condition.fields, self.model, self._spec, len(xt))
+      return self._denoise(self.params, xt, t, condition)
 
   @functools.cached_property
   def _denoise(self):
@@ -151,6 +173,16 @@ class Run:
   @functools.cached_property
   def _spec(self) -> ImageSpec:
     return restore.stored_spec(self.workdir / "checkpoints", None)
+
+  def _fields(self, num: int, fields: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+    if fields is not None:
+      return given_fields(fields, self.model, self._spec, num)
+    source = self._fields_source
+    return fields_in_turn(self.model, source, 0, num) if source else {}
+
+  @functools.cached_property
+  def _fields_source(self) -> Source | None:
+    return fields_source(self.model, self.experiment.data, self._spec)
 
   def _labels(self, num: int, labels: Iterable[int] | None) -> np.ndarray | None:
     classes = self.model.num_classes

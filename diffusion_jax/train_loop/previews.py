@@ -11,10 +11,10 @@ from diffusion_jax import evaluation, parallel
 from diffusion_jax.core import progress
 from diffusion_jax.core.files import grid_columns, image_grid
 from diffusion_jax.core.pixels import NonFiniteImages, as_pictures, to_uint8
+from diffusion_jax.inference.condition_fields import fields_in_turn
 from diffusion_jax.inference.draw import (
   Draw,
   cycle_labels,
-  fields_in_turn,
   first_examples,
   make_draw,
   make_reconstruct,

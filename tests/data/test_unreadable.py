@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 from tiny import MODEL
 
-from diffusion_jax import edit, prepare, train
+from diffusion_jax import prepare, train
 from diffusion_jax.checkpoints import store
 from diffusion_jax.data import Folder, Records, fingerprint, load_pictures, reading, records, shards
 from diffusion_jax.data.pipeline import permutation
 from diffusion_jax.data.record_format import serialize_example
+from diffusion_jax.inference.masks import known_pixels
 from diffusion_jax.train_loop import setup
 from diffusion_jax.types import ImageSpec, UserError
 
@@ -300,7 +301,7 @@ def test_whatever_pillow_raises_is_a_picture_that_cannot_be_read(error, tmp_path
 def test_a_mask_that_cannot_be_read_is_one_line(tmp_path):
   mask = save(tmp_path / "mask.png", cut=True)
   with pytest.raises(UserError, match=r"mask\.png: must be left, .* of 8x8 pixels \(image file is"):
-    edit.known_pixels(str(mask), ImageSpec(8, 8, 3, 256, 0))
+    known_pixels(str(mask), ImageSpec(8, 8, 3, 256, 0))
 
 
 @pytest.mark.process

@@ -13,6 +13,7 @@ from diffusion_jax import edit
 from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.generative import ModelBase
 from diffusion_jax.inference import draw
+from diffusion_jax.inference.masks import GREY, known_pixels
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.runs.experiment import build_experiment
 from diffusion_jax.runs.stored import stored_config
@@ -62,7 +63,7 @@ def test_the_known_part_stays_and_the_rest_is_drawn(cells, held_out, what, hidde
   is_known = np.ones((8, 8), bool)
   is_known[hidden] = False
   np.testing.assert_array_equal(shown[:, is_known], given[:, is_known])
-  assert (shown[:, ~is_known] == edit.GREY).all()
+  assert (shown[:, ~is_known] == GREY).all()
   np.testing.assert_array_equal(filled[:, is_known], given[:, is_known])
   assert (filled[:, ~is_known] != given[:, ~is_known]).mean() > 0.5
 
@@ -183,7 +184,7 @@ def test_masks_that_cannot_be_used_give_one_line(tmp_path, recwarn):
   }
   for text, words in wrong.items():
     with pytest.raises(UserError, match=words) as raised:
-      edit.known_pixels(text, spec)
+      known_pixels(text, spec)
     assert "\n" not in str(raised.value)
   assert not recwarn.list
 
