@@ -76,9 +76,9 @@ class ImageSpec(NamedTuple):
 
   def to_json(self) -> dict[str, Any]:
     """Return the spec as JSON values; without named arrays in the format of older versions."""
-    found = self._asdict()
-    fields = {name: [list(shape), dtype] for name, (shape, dtype) in found.pop("fields").items()}
-    return found | ({"fields": fields} if fields else {})
+    values = self._asdict()
+    fields = {name: [list(shape), dtype] for name, (shape, dtype) in values.pop("fields").items()}
+    return values | ({"fields": fields} if fields else {})
 
   @classmethod
   def from_json(cls, stored: Mapping[str, Any]) -> "ImageSpec":

@@ -85,18 +85,18 @@ def _images(source: Source, phase: Phase, chunk: int = 512) -> Iterator[np.ndarr
     phase.advance(len(index))
 
 
-def summary_lines(figures: Mapping[str, Figure], generative: GenerativeModel) -> list[str]:
+def summary_lines(metrics: Mapping[str, Figure], generative: GenerativeModel) -> list[str]:
   """Format lines for people: the loss, then each measured likelihood with its terms."""
-  lines = [f"loss {_text(figures['loss'])}"]
-  for name in (n for n in generative.likelihoods if f"{n}/bits_per_dim" in figures):
+  lines = [f"loss {_text(metrics['loss'])}"]
+  for name in (n for n in generative.likelihoods if f"{n}/bits_per_dim" in metrics):
     terms = {
       n.removeprefix(f"{name}/"): f"{figure.mean:.4f}"
-      for n, figure in figures.items()
+      for n, figure in metrics.items()
       if n.startswith(f"{name}/") and not n.endswith("/bits_per_dim")
     }
     listed = ", ".join(f"{n} {value}" for n, value in terms.items())
     levels = f" at {generative.num_levels} levels" if generative.num_levels else ""
-    lines.append(f"{name} {_text(figures[f'{name}/bits_per_dim'])} bits/dim{levels} ({listed})")
+    lines.append(f"{name} {_text(metrics[f'{name}/bits_per_dim'])} bits/dim{levels} ({listed})")
   return lines
 
 
@@ -104,8 +104,8 @@ def _text(figure: Figure) -> str:
   return f"{figure.mean:.4f} ± {figure.standard_error:.4f}"
 
 
-def as_scalars(figures: Mapping[str, Figure]) -> dict[str, float]:
+def as_scalars(metrics: Mapping[str, Figure]) -> dict[str, float]:
   """Return scalars for the logs: means by name, standard errors with "_standard_error"."""
-  means = {name: figure.mean for name, figure in figures.items()}
-  errors = {f"{n}_standard_error": figure.standard_error for n, figure in figures.items()}
+  means = {name: figure.mean for name, figure in metrics.items()}
+  errors = {f"{n}_standard_error": figure.standard_error for n, figure in metrics.items()}
   return means | errors

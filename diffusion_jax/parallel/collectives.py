@@ -28,18 +28,18 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def all_gather_objects(own: Any) -> list[Any]:
+def all_gather_objects(value: Any) -> list[Any]:
   """Return the JSON value of each process, in the order of the processes.
 
   A collective: all processes must call it at the same point.
   """
   if jax.process_count() == 1:
-    return [own]
-  text = json.dumps(own).encode()
+    return [value]
+  text = json.dumps(value).encode()
   length = int(_gather(np.array([len(text)], np.int32)).max())
-  rows = _gather(np.frombuffer(text.ljust(length), np.uint8))
+  gathered = _gather(np.frombuffer(text.ljust(length), np.uint8))
   watchdog.beat()
-  return [json.loads(bytes(row)) for row in rows]
+  return [json.loads(bytes(row)) for row in gathered]
 
 
 def _gather(row: np.ndarray) -> np.ndarray:
@@ -92,12 +92,12 @@ def agree(function: Callable[[], T]) -> T:
   except Exception as raised:
     error = raised
   says = all_gather_objects(None if error is None else [type(error).__name__, str(error)])
-  failed = [(number, text) for number, text in enumerate(says) if text]
+  failed = [(process, text) for process, text in enumerate(says) if text]
   if error is not None and not isinstance(error, UserError):
     raise error
   if failed:
-    number, (kind, text) = failed[0]
-    others = f"process {number}: " if jax.process_count() > 1 and error is None else ""
+    process, (kind, text) = failed[0]
+    others = f"process {process}: " if jax.process_count() > 1 and error is None else ""
     if error is not None:
       raise error
     raise UserError(f"{others}{text if kind == 'UserError' else f'{kind}: {text}'}")
@@ -134,8 +134,8 @@ def share_file(path: Path) -> None:
     return
   data = path.read_bytes() if is_first() else b""
   size = broadcast_object(len(data))
-  own = np.frombuffer(data.ljust(size, b"\0"), np.uint8)
-  content = np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes()
+  buffer = np.frombuffer(data.ljust(size, b"\0"), np.uint8)
+  content = np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()
   if not is_first() and not (path.is_file() and path.read_bytes() == content):
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content)
@@ -155,7 +155,7 @@ def check_shared(folder: Path) -> None:
   seen = all_gather_objects(_appears(probe))
   if is_first():
     probe.unlink(missing_ok=True)
-  blind = [number for number, there in enumerate(seen) if not there]
+  blind = [process for process, there in enumerate(seen) if not there]
   if blind:
     raise UserError(
       f"--workdir={folder}: process {', '.join(map(str, blind))} does not see the files "

@@ -59,11 +59,11 @@ def rendezvous(config: Distributed, world: World, identity: str) -> None:
     UserError: a process is missing, cannot be reached or belongs to another job; the same on all.
   """
   assert world.coordinator is not None
-  own = Hello(world.process_id or 0, world.num_processes or 0, socket.gethostname(), identity)
+  hello = Hello(world.process_id or 0, world.num_processes or 0, socket.gethostname(), identity)
   if world.process_id == 0:
-    _call_the_roll(config, world, own)
+    _call_the_roll(config, world, hello)
   else:
-    _answer_the_roll(config, world, own)
+    _answer_the_roll(config, world, hello)
 
 
 def _split_address(address: str) -> tuple[str, int]:
@@ -73,7 +73,7 @@ def _split_address(address: str) -> tuple[str, int]:
   return host.strip("[]"), int(port)
 
 
-def _call_the_roll(config: Distributed, world: World, own: Hello) -> None:
+def _call_the_roll(config: Distributed, world: World, here: Hello) -> None:
   """Wait for the others as process 0, report missing processes, then release all at once."""
   _, port = _split_address(world.coordinator or "")
   try:
@@ -86,7 +86,7 @@ def _call_the_roll(config: Distributed, world: World, own: Hello) -> None:
   present: dict[int, tuple[socket.socket, str]] = {}
   try:
     with listener:
-      wrong = _gather(listener, config, own, present)
+      wrong = _gather(listener, config, here, present)
     answer = {"error": wrong} if wrong else {"go": True}
     for connection, _ in present.values():
       with contextlib.suppress(OSError):
@@ -100,23 +100,23 @@ def _call_the_roll(config: Distributed, world: World, own: Hello) -> None:
     raise UserError(wrong)
 
 
-def _gather(listener: socket.socket, config: Distributed, own: Hello, present: dict) -> str | None:
+def _gather(listener: socket.socket, config: Distributed, here: Hello, present: dict) -> str | None:
   """Fill `present`; return what is wrong, or None when all processes are present."""
-  begun, told = time.monotonic(), list(TOLD_SEC)
+  begun, due_sec = time.monotonic(), list(TOLD_SEC)
   with _Callers(listener) as callers:
-    while len(present) + 1 < own.count:
+    while len(present) + 1 < here.count:
       waited = time.monotonic() - begun
-      missing = sorted(set(range(1, own.count)) - set(present))
+      missing = sorted(set(range(1, here.count)) - set(present))
       if waited > config.start_timeout_sec:
-        return f"{_missing(own, missing, present)} after {waited:.0f} s; start all of them"
-      if waited >= told[0]:
-        print(f"{_missing(own, missing, present)} after {waited:.0f} s; waiting", flush=True)
-        told = told[1:] or [2 * told[0]]
-      for connection, line in callers.lines(min(told[0], config.start_timeout_sec) - waited):
+        return f"{_missing(here, missing, present)} after {waited:.0f} s; start all of them"
+      if waited >= due_sec[0]:
+        print(f"{_missing(here, missing, present)} after {waited:.0f} s; waiting", flush=True)
+        due_sec = due_sec[1:] or [2 * due_sec[0]]
+      for connection, line in callers.lines(min(due_sec[0], config.start_timeout_sec) - waited):
         hello = _read_hello(line)
         if hello is None:
           connection.close()  # not a process of this job
-        elif wrong := _admit(connection, hello, own, present):
+        elif wrong := _admit(connection, hello, here, present):
           return wrong
   return None
 
@@ -190,11 +190,11 @@ class _Callers:
     connection.close()
 
 
-def _missing(own: Hello, missing: list[int], present: Mapping[int, tuple]) -> str:
+def _missing(first: Hello, missing: list[int], present: Mapping[int, tuple]) -> str:
   here = ", ".join(f"{n} ({host})" for n, (_, host) in sorted(present.items()))
   listed = ", ".join(map(str, missing))
-  there = f"0 ({own.host})" + f", {here}" * bool(here)
-  return f"missing: process {listed} of {own.count}; here: {there}"
+  there = f"0 ({first.host})" + f", {here}" * bool(here)
+  return f"missing: process {listed} of {first.count}; here: {there}"
 
 
 def _read_hello(line: bytes) -> Hello | None:
@@ -216,23 +216,23 @@ def _read_object(line: bytes) -> dict[str, Any] | None:
   return said if isinstance(said, dict) else None
 
 
-def _admit(connection: socket.socket, hello: Hello, own: Hello, present: dict) -> str | None:
+def _admit(connection: socket.socket, hello: Hello, first: Hello, present: dict) -> str | None:
   """Add a process that calls; return how it differs from this job, or None."""
-  number, host = hello.process, hello.host
-  if number in present and _is_gone(present[number][0]):
-    present.pop(number)[0].close()  # it has restarted, or missed our answer
-  if number in present or number == 0:
-    other = own.host if number == 0 else present[number][1]
+  process, host = hello.process, hello.host
+  if process in present and _is_gone(present[process][0]):
+    present.pop(process)[0].close()  # it has restarted, or missed our answer
+  if process in present or process == 0:
+    other = first.host if process == 0 else present[process][1]
     connection.close()
-    return f"two processes have the number {number}, on {other} and on {host}"
-  present[number] = (connection, host)
+    return f"two processes have the number {process}, on {other} and on {host}"
+  present[process] = (connection, host)
   with contextlib.suppress(OSError):
     _send(connection, WELCOME)
-  if hello.count != own.count:
-    return f"process {number} ({host}) expects {hello.count} processes, process 0 {own.count}"
-  if hello.identity != own.identity:
+  if hello.count != first.count:
+    return f"process {process} ({host}) expects {hello.count} processes, process 0 {first.count}"
+  if hello.identity != first.identity:
     return (
-      f"process {number} ({host}) runs another program or config than process 0 ({own.host}); "
+      f"process {process} ({host}) runs another program or config than process 0 ({first.host}); "
       "start the same command, with the same code, on all"
     )
   return None
@@ -252,18 +252,18 @@ def _send(connection: socket.socket, value: Mapping[str, Any]) -> None:
   connection.sendall(json.dumps(value).encode() + b"\n")
 
 
-def _answer_the_roll(config: Distributed, world: World, own: Hello) -> None:
+def _answer_the_roll(config: Distributed, world: World, here: Hello) -> None:
   """Report to process 0 as one of the other processes, and wait for its answer."""
   address = _split_address(world.coordinator or "")
-  begun, told, reason = time.monotonic(), list(LOOKED_SEC), "no answer"
-  me = f"process {own.process} of {own.count} ({own.host})"
+  begun, due_sec, reason = time.monotonic(), list(LOOKED_SEC), "no answer"
+  me = f"process {here.process} of {here.count} ({here.host})"
   while (waited := time.monotonic() - begun) < config.connect_timeout_sec:
-    if waited >= told[0]:
+    if waited >= due_sec[0]:
       _tell(f"{me} found no process 0 at {world.coordinator} in {waited:.0f} s ({reason})")
-      told = told[1:] or [2 * told[0]]
+      due_sec = due_sec[1:] or [2 * due_sec[0]]
     try:
       with socket.create_connection(address, timeout=GREETING_SEC) as connection:
-        _send(connection, dataclasses.asdict(own))
+        _send(connection, dataclasses.asdict(here))
         answer = _await_word(connection, config.start_timeout_sec + 30.0, me, world)
     except (OSError, _Stranger) as error:
       reason = str(error)
@@ -295,11 +295,11 @@ def _await_word(
   if _read_object(lines.next(silence, lambda waited: None)) != WELCOME:
     raise _Stranger
 
-  def tell(waited: float) -> None:
+  def report(waited: float) -> None:
     _tell(f"{me} has found process 0 at {world.coordinator}, which has waited {waited:.0f} s "
           "for other processes; its output names them")  # fmt: skip
 
-  answer = _read_object(lines.next(time.monotonic() + most_sec, tell))
+  answer = _read_object(lines.next(time.monotonic() + most_sec, report))
   if answer is None or not {"go", "error"} & set(answer):
     raise _Stranger
   return answer
@@ -315,26 +315,26 @@ class _Lines:
   def __init__(self, connection: socket.socket):
     self._connection, self._rest = connection, b""
 
-  def next(self, deadline: float, tell: Callable[[float], None]) -> bytes:
+  def next(self, deadline: float, report: Callable[[float], None]) -> bytes:
     """Return the next line.
 
     Args:
       deadline: time by which the line must be complete, as of `time.monotonic`.
-      tell: function of the seconds waited so far, called when a message is due.
+      report: function of the seconds waited so far, called when a message is due.
 
     Raises:
       _Stranger: nothing arrives, or too much.
       OSError: the connection is closed.
     """
-    begun, told = time.monotonic(), list(LOOKED_SEC)
+    begun, due_sec = time.monotonic(), list(LOOKED_SEC)
     while b"\n" not in self._rest:
       now = time.monotonic()
       if now >= deadline or len(self._rest) > MAX_LINE:
         raise _Stranger
-      if now - begun >= told[0]:
-        tell(now - begun)
-        told = told[1:] or [2 * told[0]]
-      self._connection.settimeout(min(deadline - now, begun + told[0] - now) + 0.01)
+      if now - begun >= due_sec[0]:
+        report(now - begun)
+        due_sec = due_sec[1:] or [2 * due_sec[0]]
+      self._connection.settimeout(min(deadline - now, begun + due_sec[0] - now) + 0.01)
       with contextlib.suppress(TimeoutError):
         part = self._connection.recv(4096)
         if not part:

@@ -142,10 +142,10 @@ def _by_path(mesh: Mesh, tree: Any, spec: Callable[[str, tuple[int, ...]], P]) -
 
 def _tensor_axes(path: str, shape: tuple[int, ...], mesh: Mesh) -> list[str | None]:
   axes: list[str | None] = [None] * len(shape)
-  parts = mesh.shape["tensor"]
-  for pattern, axis in TENSOR_RULES if parts > 1 else ():
-    divides = bool(re.search(pattern, path)) and not shape[axis] % parts
-    if divides and shape[axis] // parts >= MIN_TENSOR_WIDTH:
+  num_shards = mesh.shape["tensor"]
+  for pattern, axis in TENSOR_RULES if num_shards > 1 else ():
+    divides = bool(re.search(pattern, path)) and not shape[axis] % num_shards
+    if divides and shape[axis] // num_shards >= MIN_TENSOR_WIDTH:
       axes[axis] = "tensor"
   return axes
 
@@ -166,7 +166,7 @@ def as_target(shapes: Any, layout: Any) -> Any:
     layout: tree of shardings of the same structure.
   """
   return jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, layout
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, layout
   )
 
 
@@ -231,19 +231,23 @@ def _layout_line(part: str, how: str, arrays: int, total: int, here: int) -> str
   return f"{part:<11}{how:<22}{arrays:>7,}{total / 1e6:>10,.1f}{here / 1e6:>13,.1f}"
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, parts: int = 1, flag: str = "") -> None:
-  """Raise an error unless the devices (times `parts` microbatches) divide a global batch.
+def check_batch_size(
+  batch_size: int, mesh: Mesh, num_microbatches: int = 1, flag: str = ""
+) -> None:
+  """Raise an error unless the devices (times the microbatches) divide a global batch.
 
   Raises:
     UserError: they do not; the message has the nearest valid sizes.
   """
   shards = num_batch_shards(mesh)
-  unit = shards * parts
+  unit = shards * num_microbatches
   if batch_size < 1 or batch_size % unit:
     low, high = batch_size // unit * unit, (batch_size // unit + 1) * unit
     near = " or ".join(f"--config.{flag}={n}" for n in (low, high) if n > 0)
     groups = "device(s)" if mesh.size == shards else f"groups of {mesh.shape['tensor']} devices"
-    shared = f"{shards} {groups}" + (f" x {parts} microbatches" if parts > 1 else "")
+    shared = f"{shards} {groups}" + (
+      f" x {num_microbatches} microbatches" if num_microbatches > 1 else ""
+    )
     raise UserError(f"{flag}={batch_size} is not divisible by {shared}; use {near}")
 
 
@@ -261,9 +265,9 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     batch: tree of arrays, e.g. a Batch.
     mesh: device mesh.
   """
-  place = batch_sharding(mesh)
+  layout = batch_sharding(mesh)
   if jax.process_count() == 1:
-    return jax.device_put(batch, place)
+    return jax.device_put(batch, layout)
   shards = num_batch_shards(mesh)
   here = local_rows(mesh, shards)  # the shards that this process holds
 
@@ -274,7 +278,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
       first = int(np.searchsorted(here, (index[0].start or 0) // size)) * size
       return x[first : first + size]
 
-    return jax.make_array_from_callback((size * shards, *x.shape[1:]), place, part)
+    return jax.make_array_from_callback((size * shards, *x.shape[1:]), layout, part)
 
   return jax.tree.map(put, batch)
 
@@ -298,7 +302,7 @@ def put_everywhere(tree: Any, mesh: Mesh) -> Any:
 def gathered(params: Any, mesh: Mesh) -> Any:
   """Return the parameters in their layout for computation; see `compute_shardings`."""
   layout = compute_shardings(mesh, params)
-  if jax.tree.all(jax.tree.map(lambda x, place: x.sharding == place, params, layout)):
+  if jax.tree.all(jax.tree.map(lambda x, sharding: x.sharding == sharding, params, layout)):
     return params
   return jax.jit(lambda tree: tree, out_shardings=layout)(params)
 
@@ -307,9 +311,9 @@ def fetch(x: Any) -> np.ndarray:
   """Return the whole of an array as a host array on every process."""
   if not (x.is_fully_addressable or x.is_fully_replicated):
     x = _to_all(x.sharding.mesh)(x)
-  found = np.asarray(x)
+  array = np.asarray(x)
   watchdog.beat()
-  return found
+  return array
 
 
 @functools.cache

@@ -100,16 +100,16 @@ def _slurm(env: Mapping[str, str]) -> World | None:
   port = env.get("JAX_COORDINATOR_PORT") or 61440 + job % 4096  # above the ephemeral ports
   host = first_host(_required(env, "SLURM_STEP_NODELIST"))
   # With one task per device, each task would use all devices of the node; assign it its own.
-  own = (_number(env, "SLURM_LOCALID"),) if tasks > nodes else None
+  local_id = (_number(env, "SLURM_LOCALID"),) if tasks > nodes else None
   address = env.get("JAX_COORDINATOR_ADDRESS") or f"{host}:{port}"
-  return World(f"SLURM job {job}", tasks, _number(env, "SLURM_PROCID"), address, own)
+  return World(f"SLURM job {job}", tasks, _number(env, "SLURM_PROCID"), address, local_id)
 
 
 def first_host(nodes: str) -> str:
   """Return the first host of SLURM's list: "gpu[07-09,12],login" -> "gpu07"."""
-  found = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,]*)", nodes)
-  assert found is not None, nodes
-  return "".join(part or "" for part in found.groups())
+  match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,]*)", nodes)
+  assert match is not None, nodes
+  return "".join(part or "" for part in match.groups())
 
 
 def _required(env: Mapping[str, str], name: str) -> str:
@@ -147,16 +147,16 @@ def choose(config: Distributed, env: Mapping[str, str]) -> World | None:
       f"{flag}.mode=on, but nothing here describes a job: start it with launch/local.py, srun or a "
       "JobSet, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
     )
-  num = 1 if world is None else world.num_processes
-  if num is not None and config.num_processes not in (None, num):
+  size = 1 if world is None else world.num_processes
+  if size is not None and config.num_processes not in (None, size):
     raise UserError(
       f"{flag}.num_processes={config.num_processes}, but "
-      f"{world.source if world else 'the environment'} has {num}; start that many, or set "
-      f"{flag}.num_processes={num}"
+      f"{world.source if world else 'the environment'} has {size}; start that many, or set "
+      f"{flag}.num_processes={size}"
     )
-  if world is not None and num is not None and not 0 <= (world.process_id or 0) < num:
+  if world is not None and size is not None and not 0 <= (world.process_id or 0) < size:
     raise UserError(
-      f"process {world.process_id} is not one of {num}; JAX_PROCESS_ID must be between 0 and "
-      f"{num - 1}"
+      f"process {world.process_id} is not one of {size}; JAX_PROCESS_ID must be between 0 and "
+      f"{size - 1}"
     )
-  return None if num == 1 and config.mode != "on" else world
+  return None if size == 1 and config.mode != "on" else world

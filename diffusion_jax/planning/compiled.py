@@ -127,15 +127,17 @@ def measure_program(program: Program, per_device: Sequence[int]) -> list[Measure
 
 
 def _lower(program: Program, per_device: int) -> jax.stages.Lowered:
-  parts, size = program.experiment, per_device * sharding.num_batch_shards(program.mesh)
+  experiment, size = program.experiment, per_device * sharding.num_batch_shards(program.mesh)
   step = make_train_step(
-    program.generative, parts.optimizers, parts.ema, parts.training, program.mesh
+    program.generative, experiment.optimizers, experiment.ema, experiment.training, program.mesh
   )
   shapes: Any = [jax.ShapeDtypeStruct((size, *x), kind) for x, kind in _columns(program)]
   named = {n: (f.shape, np.dtype(f.dtype)) for n, f in program.spec.fields.items()}
   fields: Any = {n: jax.ShapeDtypeStruct((size, *x), kind) for n, (x, kind) in named.items()}
   jitted = jit_train_step(step, program.state, program.mesh)
-  numbers = hyperparameters(program.generative, parts.optimizers, parts.ema, parts.training)
+  numbers = hyperparameters(
+    program.generative, experiment.optimizers, experiment.ema, experiment.training
+  )
   return jitted.lower(program.state, Batch(*shapes, fields=fields), numbers)
 
 
@@ -181,13 +183,13 @@ def take_apart(compiled: jax.stages.Compiled) -> tuple[Work, list[Traffic]]:
 
 def memory_of(compiled: jax.stages.Compiled) -> Memory:
   """Return the memory of one device while a compiled program runs."""
-  found: Any = compiled.memory_analysis()
+  analysis: Any = compiled.memory_analysis()
   return Memory(
-    found.argument_size_in_bytes,
-    found.output_size_in_bytes,
-    found.alias_size_in_bytes,
-    found.temp_size_in_bytes,
-    found.generated_code_size_in_bytes,
+    analysis.argument_size_in_bytes,
+    analysis.output_size_in_bytes,
+    analysis.alias_size_in_bytes,
+    analysis.temp_size_in_bytes,
+    analysis.generated_code_size_in_bytes,
   )
 
 

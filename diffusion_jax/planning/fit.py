@@ -23,38 +23,38 @@ class Fit(NamedTuple):
   how: str
 
 
-def largest_batch(points: list[tuple[int, int]], available: int, parts: int = 1) -> Fit:
+def largest_batch(points: list[tuple[int, int]], available: int, multiple: int = 1) -> Fit:
   """Extend a line through the memory of two batch sizes to the available memory.
 
   Args:
     points: (images per device, peak bytes) of two batch sizes.
     available: memory of a device, bytes.
-    parts: number of microbatches, which must divide the batch.
+    multiple: number of microbatches, which must divide the batch.
   """
   (low, low_bytes), (high, high_bytes) = sorted(points)
   slope = (high_bytes - low_bytes) / (high - low)
   if slope <= 0:
     return Fit(None, f"unknown: the memory does not grow from {low} to {high}")
-  size = round_down(math.floor(low + (available - low_bytes) / slope), parts)
-  return Fit(size if size >= parts else None, f"by a line through {low} and {high}")
+  size = round_down(math.floor(low + (available - low_bytes) / slope), multiple)
+  return Fit(size if size >= multiple else None, f"by a line through {low} and {high}")
 
 
-def round_down(size: int, parts: int) -> int:
+def round_down(size: int, multiple: int) -> int:
   """Round down to a multiple of the microbatches, and of 8 too if the result is positive."""
-  unit = math.lcm(ROUND_TO, parts)
-  unit = unit if size >= unit else parts
+  unit = math.lcm(ROUND_TO, multiple)
+  unit = unit if size >= unit else multiple
   return size // unit * unit
 
 
 def verify(
-  guess: Fit, fits: int, parts: int, compile_at: Callable[[int], Measured | DoesNotFit]
+  guess: Fit, fits: int, multiple: int, compile_at: Callable[[int], Measured | DoesNotFit]
 ) -> Fit:
   """Compile the guess, and smaller batches until one fits.
 
   Args:
     guess: estimate from `largest_batch`.
     fits: batch size that is known to fit.
-    parts: number of microbatches.
+    multiple: number of microbatches.
     compile_at: function that compiles the step for a number of images per device.
   """
   size, refused = guess.batch_size_per_device, []
@@ -64,7 +64,7 @@ def verify(
     if isinstance(compile_at(size), Measured):
       return Fit(size, _verified(guess, refused))
     refused.append(size)
-    size = min(round_down(int(size * SHRINK), parts), round_down(size - 1, parts))
+    size = min(round_down(int(size * SHRINK), multiple), round_down(size - 1, multiple))
   return Fit(fits, _verified(guess, refused))
 
 

@@ -95,14 +95,14 @@ def parse_hlo(text: str) -> Module:
 
 
 def _instruction(name: str, text: str) -> Instruction:
-  found = OPCODE.search(" " + text)
-  if found is None:
+  opcode = OPCODE.search(" " + text)
+  if opcode is None:
     return Instruction(name, "", text, (), "")
-  shape, rest = text[: found.start() - 1], text[found.end() - 1 :]
+  shape, rest = text[: opcode.start() - 1], text[opcode.end() - 1 :]
   close = CLOSE.search(rest)
   inside, after = (rest[: close.start()], rest[close.end() :]) if close else (rest, "")
-  value = inside if found[1] == "constant" else ""
-  return Instruction(name, found[1], shape, tuple(NAME.findall(inside)), after, value)
+  value = inside if opcode[1] == "constant" else ""
+  return Instruction(name, opcode[1], shape, tuple(NAME.findall(inside)), after, value)
 
 
 def arrays(shape: str) -> list[Array]:
@@ -151,8 +151,8 @@ def count_runs(module: Module) -> tuple[dict[str, Runs], int]:
 
 def callees(instruction: Instruction) -> list[str]:
   """Return the names of the computations that an instruction calls."""
-  found = CALL.findall(instruction.attributes)
-  return [name.strip(" %") for _, names in found for name in names.strip("{}").split(",")]
+  calls = CALL.findall(instruction.attributes)
+  return [name.strip(" %") for _, names in calls for name in names.strip("{}").split(",")]
 
 
 def trip_count(module: Module, where: str, loop: Instruction) -> int | None:

@@ -124,29 +124,29 @@ def _step(plan: Plan) -> str:
 def _memory(plan: Plan) -> str:
   memory: Memory = plan.measured.memory
   rows = {name: _bytes(size) for name, size in memory._asdict().items()}
-  share = ""
+  part = ""
   if plan.available:
-    share = f" of {_bytes(plan.available)} ({memory.peak / plan.available:.1%})"
-  rows["peak"] = f"{_bytes(memory.peak)}{share}: arguments + outputs - aliased + temporaries + code"
+    part = f" of {_bytes(plan.available)} ({memory.peak / plan.available:.1%})"
+  rows["peak"] = f"{_bytes(memory.peak)}{part}: arguments + outputs - aliased + temporaries + code"
   return _rows("memory of each device", rows)
 
 
 def _bounds(plan: Plan) -> str:
   if plan.roofline is None or plan.chip is None:
     return _rows("bound", {"roofline": f"{NO_ROOFLINE} ({plan.device_kind})"})
-  found, chip = plan.roofline, plan.chip
+  roofline, chip = plan.roofline, plan.chip
   roofs = {
     "compute": f"{chip.flops / 1e12:,.1f} TFLOP/s in bfloat16",
     "memory": f"{chip.memory_bandwidth / 1e9:,.0f} GB/s",
     "interconnect": f"{chip.link_bandwidth / 1e9:,.0f} GB/s one way, all links",
   }
   rows = {
-    name: f"{_ms(found.seconds[name]):>10}  at {roof}{'  <- binds' * (name == found.binds)}"
+    name: f"{_ms(roofline.seconds[name]):>10}  at {roof}{'  <- binds' * (name == roofline.binds)}"
     for name, roof in roofs.items()
   }
-  per_chip, total = found.images_per_sec_per_chip, found.images_per_sec
+  per_chip, total = roofline.images_per_sec_per_chip, roofline.images_per_sec
   rows["images/s"] = f"{per_chip:,.0f} per chip, {total:,.0f} in total, at most"
-  rows["MFU"] = f"{found.mfu:.1%}, at most"
+  rows["MFU"] = f"{roofline.mfu:.1%}, at most"
   return _rows("bound on a step, every resource at its peak, all at the same time", rows)
 
 
@@ -156,20 +156,20 @@ def _largest(plan: Plan) -> str:
   if plan.fit is None:
     return ""
   size = plan.fit.batch_size_per_device
-  found = "none" if size is None else f"{size:,} images {each(plan.program)}"
-  return f"largest batch    {found}, {plan.fit.how}"
+  shown = "none" if size is None else f"{size:,} images {each(plan.program)}"
+  return f"largest batch    {shown}, {plan.fit.how}"
 
 
-def _bytes(num: int | float) -> str:
-  return f"{_scaled(num)}B"
+def _bytes(amount: int | float) -> str:
+  return f"{_scaled(amount)}B"
 
 
-def _scaled(num: int | float) -> str:
+def _scaled(amount: int | float) -> str:
   """Format three digits with a decimal prefix: "2.28 T"."""
   for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-    if num >= factor:
-      return f"{num / factor:.3g} {prefix}"
-  return f"{num:.3g} "
+    if amount >= factor:
+      return f"{amount / factor:.3g} {prefix}"
+  return f"{amount:.3g} "
 
 
 def _ms(seconds: float) -> str:

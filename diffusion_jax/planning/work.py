@@ -44,9 +44,12 @@ def work(
   moving = {name: run for name, run in runs.items() if run.moves}
   accessed *= _loop_factor(module, moving, _moved)
   everything = _total(module, moving, _moved)
-  share = _total(module, moving, _moved_outside) / everything if everything else 1.0
+  outside_fraction = _total(module, moving, _moved_outside) / everything if everything else 1.0
   return Work(
-    flops * _loop_factor(module, runs, _product_flops), accessed, accessed * share, unknown
+    flops * _loop_factor(module, runs, _product_flops),
+    accessed,
+    accessed * outside_fraction,
+    unknown,
   )
 
 
@@ -61,8 +64,8 @@ def _loop_factor(module: hlo.Module, runs: dict[str, hlo.Runs], size: Size) -> f
 
 
 def _total(module: hlo.Module, runs: dict[str, hlo.Runs], size: Size) -> float:
-  found = {name: module.computations.get(name, {}) for name in runs}
-  return sum((runs[n].times * size(i, at) for n, at in found.items() for i in at.values()), 0.0)
+  in_run = {name: module.computations.get(name, {}) for name in runs}
+  return sum((runs[n].times * size(i, at) for n, at in in_run.items() for i in at.values()), 0.0)
 
 
 def _product_flops(instruction: hlo.Instruction, lines: dict[str, hlo.Instruction]) -> float:

@@ -73,8 +73,8 @@ class DiscreteVP(ProcessBase):
 
   def time_at(self, quantile: Times) -> Times:
     """Return the training time at a quantile in [0, 1): each n / T, n = 1..T, equally often."""
-    num, xp = self.num_timesteps, namespace(quantile)
-    return (xp.minimum(xp.floor(quantile * num), num - 1) + 1.0) / num
+    num_steps, xp = self.num_timesteps, namespace(quantile)
+    return (xp.minimum(xp.floor(quantile * num_steps), num_steps - 1) + 1.0) / num_steps
 
   def _log_snrs(self) -> Float[np.ndarray, "T1"]:
     with np.errstate(divide="ignore"):
@@ -126,8 +126,8 @@ class LinearVP(DiscreteVP):
 
   def betas(self) -> Float[np.ndarray, "T"]:
     """Return T evenly spaced betas; for T = 1 the last one, which ends in noise."""
-    (first, last), num = self._ends(), self.num_timesteps
-    return np.linspace(first, last, num) if num > 1 else np.asarray([last])
+    (first, last), num_steps = self._ends(), self.num_timesteps
+    return np.linspace(first, last, num_steps) if num_steps > 1 else np.asarray([last])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,7 @@ class CosineVP(DiscreteVP):
 
   def network_time(self, t: Times) -> Times:
     """Return n - 1 of 0..T-1, times network_steps / T if that is set."""
-    number = super().network_time(t)
+    step = super().network_time(t)
     if self.network_steps is None:
-      return number
-    return number * (self.network_steps / self.num_timesteps)
+      return step
+    return step * (self.network_steps / self.num_timesteps)

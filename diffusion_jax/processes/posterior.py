@@ -59,10 +59,10 @@ def reverse_steps(process: DiscreteVP) -> ReverseSteps:
   )
 
 
-def at_steps(steps: ReverseSteps, number: Int[Array, "B"], like: Data) -> ReverseSteps:
+def at_steps(steps: ReverseSteps, t_index: Int[Array, "B"], like: Data) -> ReverseSteps:
   """Return the coefficients of one step t of 1..T per example, float32 [B 1 ...] for `like`."""
   tables = (jnp.asarray(table, jnp.float32) for table in steps)
-  return ReverseSteps(*(expand(table[number - 1], like) for table in tables))
+  return ReverseSteps(*(expand(table[t_index - 1], like) for table in tables))
 
 
 def log_ratio(logits: Any, width: Row) -> Any:
@@ -119,7 +119,7 @@ def decoder_log_prob(
 
 def bound_term(
   steps: ReverseSteps,
-  number: Int[Array, "B"],
+  t_index: Int[Array, "B"],
   x0: Data,
   estimate: Data,
   logits: Data,
@@ -129,14 +129,14 @@ def bound_term(
 
   Args:
     steps: coefficients of the process.
-    number: step t of 1..T.
+    t_index: step t of 1..T.
     x0: images.
     estimate, logits: outputs of the network at x_t.
     num_levels: L or None, as in `decoder_log_prob`.
   """
-  step = at_steps(steps, number, x0)
+  step = at_steps(steps, t_index, x0)
   ratio = log_ratio(logits, step.width)
-  first = expand(number == 1, x0)
+  first = expand(t_index == 1, x0)
   # Double-where: feed safe inputs where t != 1, so that the unselected branch has finite gradients.
   mean = jnp.where(first, estimate, x0)
   log_var = jnp.where(first, step.log_small + ratio, 0.0)

@@ -195,17 +195,17 @@ def _sampling(run: Metrics) -> dict[str, str]:
 
 def _differences(here: Metrics, there: Metrics) -> list[Difference]:
   name = run_name(there)
-  found: dict[tuple[str, str, str], list[str]] = {}
+  keys_by_change: dict[tuple[str, str, str], list[str]] = {}
   for group in ("figures", "likelihoods"):
     for key in _entry_keys(group, here, there):
       a, b = _protocol(group, key, here), _protocol(group, key, there)
       for what in a:
         if a[what] != b[what]:
-          found.setdefault((what, a[what], b[what]), []).append(key)
-  num = len(_entry_keys("figures", here, there))
+          keys_by_change.setdefault((what, a[what], b[what]), []).append(key)
+  num_figures = len(_entry_keys("figures", here, there))
   measured = [
-    _difference(name, *k, "all figures" if len(v) == num > 1 else ", ".join(v), "†")
-    for k, v in found.items()
+    _difference(name, *k, "all figures" if len(v) == num_figures > 1 else ", ".join(v), "†")
+    for k, v in keys_by_change.items()
   ]
   a, b = _sampling(here), _sampling(there)
   drawn = [_difference(name, k, a[k], b[k], "all samples", "‡") for k in a if a[k] != b[k]]

@@ -41,10 +41,10 @@ def finite(value: Any) -> float | None:
   if value is None or isinstance(value, (bool, str)):
     return None
   try:
-    number = float(value)
+    result = float(value)
   except (TypeError, ValueError):
     return None
-  return number if math.isfinite(number) else None
+  return result if math.isfinite(result) else None
 
 
 def number(value: Any, decimals: int | None = None) -> Number:

@@ -64,13 +64,13 @@ class Shown(NamedTuple):
   pixelated: bool
 
 
-def show(name: str, picture: Picture, room: int = SHOWN_WIDTH) -> Shown:
-  """Return a picture with its title and its size on a wide screen, at most `room` CSS pixels."""
+def show(name: str, picture: Picture, max_width: int = SHOWN_WIDTH) -> Shown:
+  """Return a picture, its title and its width on a wide screen, at most `max_width` pixels."""
   height, width = picture.image.shape[:2]
-  zoom = min(max(1, room // width), 8)
+  zoom = min(max(1, max_width // width), 8)
   title = TITLES.get(name, name.replace("_", " ").capitalize())
   uri = png_uri(picture.image)
-  return Shown(name, title, picture.caption, uri, width, height, zoom * width, width <= room)
+  return Shown(name, title, picture.caption, uri, width, height, zoom * width, width <= max_width)
 
 
 def show_all(pictures: Mapping[str, Picture], *names: str) -> list[Shown]:

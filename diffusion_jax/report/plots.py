@@ -33,8 +33,8 @@ def thinned(points: Pairs) -> Pairs:
 
 def training(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
   """Plot the loss, the held-out likelihoods and the speed against the step."""
-  found = [_loss(rows), _held_out_bits(rows), _speed(rows)]
-  return [plot for plot in found if plot is not None]
+  plots = [_loss(rows), _held_out_bits(rows), _speed(rows)]
+  return [plot for plot in plots if plot is not None]
 
 
 def column(rows: Sequence[Mapping[str, Any]], name: str) -> Pairs:
@@ -152,8 +152,8 @@ def _bar(axes: Axes, row: int, estimate: Mapping[str, Any], names: Sequence[str]
 
 
 def _bar_words(key: str, estimate: Mapping[str, Any]) -> str:
-  parts = ", ".join(f"{n} {number(t['mean']).text}" for n, t in estimate["terms"].items())
-  return f"{key} {number(estimate.get('bits_per_dim')).text}: {parts}"
+  listed = ", ".join(f"{n} {number(t['mean']).text}" for n, t in estimate["terms"].items())
+  return f"{key} {number(estimate.get('bits_per_dim')).text}: {listed}"
 
 
 def timesteps(metrics: Metrics) -> list[Plot]:
@@ -202,9 +202,9 @@ def slug(name: str) -> str:
 
 def spectrum(metrics: Metrics) -> list[Plot]:
   """Plot the denoising error by log-SNR on train and test, and the gap between them."""
-  found = metrics.get("spectrum") or {}
-  x = found.get("log_snr") or []
-  splits = {s: v for s, v in found.items() if isinstance(v, Mapping) and v.get("eps_mse")}
+  measured = metrics.get("spectrum") or {}
+  x = measured.get("log_snr") or []
+  splits = {s: v for s, v in measured.items() if isinstance(v, Mapping) and v.get("eps_mse")}
   plots = [_spectrum(x, splits), _gap(x, splits)]
   return [plot for plot in plots if plot is not None]
 
@@ -230,8 +230,8 @@ def _spectrum(x: Sequence[Any], splits: Mapping[str, Mapping[str, Any]]) -> Plot
   keys = [
     svg.key(f"{s}, {counts[s]:,} images" if counts[s] else s, i) for i, s in enumerate(curves)
   ]
-  ends = "; ".join(f"{s} from {_at(p[0])} to {_at(p[-1])}" for s, p in curves.items())
-  alt = f"Mean squared error of the noise estimate against log-SNR: {ends}."
+  endpoints = "; ".join(f"{s} from {_at(p[0])} to {_at(p[-1])}" for s, p in curves.items())
+  alt = f"Mean squared error of the noise estimate against log-SNR: {endpoints}."
   note = "Mean squared error of the noise estimate; bands: ± 2 standard errors."
   return Plot(
     "Denoising error by noise level", svg.draw_axes("plot-spectrum", paint), alt, keys, note
@@ -263,29 +263,29 @@ def _gap(x: Sequence[Any], splits: Mapping[str, Mapping[str, Any]]) -> Plot | No
     return None
   train, test = splits["train"], splits["test"]
   columns = (x, train["eps_mse"], test["eps_mse"])
-  rows = [tuple(map(finite, row)) for row in zip(*columns, strict=False)]
-  errors = list(zip(_errors(train, len(rows)), _errors(test, len(rows)), strict=True))
-  known = [(*r, *e) for r, e in zip(rows, errors, strict=True) if None not in r and r[1]]
+  points = [tuple(map(finite, row)) for row in zip(*columns, strict=False)]
+  errors = list(zip(_errors(train, len(points)), _errors(test, len(points)), strict=True))
+  known = [(*r, *e) for r, e in zip(points, errors, strict=True) if None not in r and r[1]]
   if not known:
     return None
-  place, a, b, sa, sb = np.array(known, float).T
+  log_snr, a, b, sa, sb = np.array(known, float).T
   gap = 100 * (b / a - 1)
   error = 200 / a * np.hypot(sa * b / a, sb)  # two standard errors of 100 b / a
 
   def paint(axes: Axes) -> None:
     axes.axhline(0, color=svg.MUTED, lw=1)
-    axes.errorbar(place, gap, error, color=svg.color(1), fmt="o", ms=4, elinewidth=1.2)
+    axes.errorbar(log_snr, gap, error, color=svg.color(1), fmt="o", ms=4, elinewidth=1.2)
     axes.set(xlabel="log-SNR, ln(α²/σ²) (left: noise, right: data)", ylabel="test over train, %")
     svg.plain_axis(axes.xaxis)
     svg.plain_axis(axes.yaxis)
 
   worst = int(np.argmax(gap))
-  at = tick(round(place[worst], 2))
+  at = tick(round(log_snr[worst], 2))
   alt = f"Test error over training error; largest at log-SNR {at}: {gap[worst]:+.1f}%."
   note = "Above zero: the network denoises its training images better. Bars: ± 2 standard errors."
   return Plot("Generalisation gap", svg.draw_axes("plot-gap", paint), alt, (), note)
 
 
-def _errors(curve: Mapping[str, Any], num: int) -> list[float]:
+def _errors(curve: Mapping[str, Any], length: int) -> list[float]:
   errors = [finite(e) or 0.0 for e in curve.get("standard_error") or []]
-  return (errors + [0.0] * num)[:num]
+  return (errors + [0.0] * length)[:length]

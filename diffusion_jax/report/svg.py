@@ -166,18 +166,18 @@ def round_numbers(low: int | float, high: int | float) -> list[float]:
   first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
   fine = (np.arange(1, 10, step) for step in (1, 0.5, 0.1))
   for digits in ((1,), (1, 3), (1, 2, 5), *fine):
-    found = [float(f"{d:.2g}e{p}") for p in range(first, last + 1) for d in digits]
-    if len(found := [x for x in found if low <= x <= high]) >= 3:
-      return found
+    rounded = [float(f"{d:.2g}e{p}") for p in range(first, last + 1) for d in digits]
+    if len(rounded := [x for x in rounded if low <= x <= high]) >= 3:
+      return rounded
   return [low, high]
 
 
-def spaced(places: Sequence[int | float], low: int | float, high: int | float) -> list[float]:
+def spaced(positions: Sequence[int | float], low: int | float, high: int | float) -> list[float]:
   """Select places whose labels do not overlap on a log axis, starting from the last one."""
   kept: list[float] = []
-  for place in sorted(places, reverse=True):
-    if not kept or np.log(kept[-1] / place) >= GAP * np.log(high / low):
-      kept.append(place)
+  for position in sorted(positions, reverse=True):
+    if not kept or np.log(kept[-1] / position) >= GAP * np.log(high / low):
+      kept.append(position)
   return kept[::-1]
 
 

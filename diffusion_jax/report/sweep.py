@@ -36,11 +36,11 @@ def sweep_table(metrics: Metrics) -> Sweep | None:
 
 
 def _sweep_row(row: Mapping[str, Any], names: Sequence[str]) -> SweepRow:
-  found = row.get("figures") or {}
+  figures = row.get("figures") or {}
   cells = []
   for name in names:
-    error = spread(found.get(name) or {})[0]
-    value, shown = with_error((found.get(name) or {}).get("value"), error)
+    error = spread(figures.get(name) or {})[0]
+    value, shown = with_error((figures.get(name) or {}).get("value"), error)
     cells.append((value, None if error is None else shown))
   return SweepRow(
     overrides_text(row.get("overrides") or {}),
@@ -79,22 +79,22 @@ def series(
     are in the order of x.
   """
   varying = _varying(rows, apart)
-  found: dict[str, list[Point]] = {}
+  curves: dict[str, list[Point]] = {}
   for row in rows:
     if (point := _point(row, figure, x)) is not None:
       overrides = row.get("overrides") or {}
       name = ", ".join(f"{_short(k)} {text(overrides.get(k))}" for k in varying)
-      found.setdefault(name, []).append(point)
-  return {name: sorted(points) for name, points in found.items()}
+      curves.setdefault(name, []).append(point)
+  return {name: sorted(points) for name, points in curves.items()}
 
 
 def _point(row: Mapping[str, Any], figure: str, x: str) -> Point | None:
   entry = (row.get("figures") or {}).get(figure) or {}
-  place = finite(row.get(x) if x in row else (row.get("overrides") or {}).get(x))
+  x_value = finite(row.get(x) if x in row else (row.get("overrides") or {}).get(x))
   value = finite(entry.get("value"))
-  if place is None or value is None:
+  if x_value is None or value is None:
     return None
-  return Point(place, value, spread(entry)[0] or 0.0)
+  return Point(x_value, value, spread(entry)[0] or 0.0)
 
 
 def _varying(rows: Sequence[Mapping[str, Any]], apart: Sequence[str]) -> list[str]:

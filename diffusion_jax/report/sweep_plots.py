@@ -26,13 +26,13 @@ def quality(metrics: Metrics) -> list[Plot]:
   A plot needs at least two numbers of evaluations, or three guidance weights.
   """
   rows = metrics.get("sweep") or []
-  found = []
+  plots = []
   for name in figure_names(rows)[:MAX_PLOTS]:
     if len({row.get("num_evaluations") for row in rows}) > 1:
-      found.append(_against(rows, name, "num_evaluations", EVALUATIONS, (STEPS,)))
+      plots.append(_against(rows, name, "num_evaluations", EVALUATIONS, (STEPS,)))
     if num_values(rows, GUIDANCE) > 2:
-      found.append(_against(rows, name, GUIDANCE, "guidance weight (1: off)", (GUIDANCE,)))
-  return [plot for plot in found if plot is not None]
+      plots.append(_against(rows, name, GUIDANCE, "guidance weight (1: off)", (GUIDANCE,)))
+  return [plot for plot in plots if plot is not None]
 
 
 def _against(
@@ -100,8 +100,8 @@ def _scatter(
 def infinity(metrics: Metrics) -> list[Plot]:
   """Plot each figure that was extrapolated to infinitely many samples, against 1 / N."""
   figures = metrics.get("figures") or {}
-  found = [_extrapolation(key, figure) for key, figure in figures.items() if figure.get("points")]
-  return [plot for plot in found if plot is not None]
+  plots = [_extrapolation(key, figure) for key, figure in figures.items() if figure.get("points")]
+  return [plot for plot in plots if plot is not None]
 
 
 def _extrapolation(key: str, figure: Mapping[str, Any]) -> Plot | None:
@@ -141,8 +141,8 @@ def _extrapolation(key: str, figure: Mapping[str, Any]) -> Plot | None:
 def _count_axis(axes: Axes, nums: np.ndarray, end: float) -> None:
   """Put ticks at 1 / N, labelled N; drop labels that would overlap."""
   kept = [0.0]
-  for place in sorted(1 / nums):
-    if place - kept[-1] > 0.11 * end:
-      kept.append(float(place))
+  for position in sorted(1 / nums):
+    if position - kept[-1] > 0.11 * end:
+      kept.append(float(position))
   axes.xaxis.set_major_locator(FixedLocator(kept))
   axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(round(1 / x)) if x else "∞"))

@@ -160,9 +160,9 @@ def figure_row(key: str, figure: Mapping[str, Any]) -> Figure:
 def spread(figure: Mapping[str, Any]) -> tuple[float | None, str]:
   """Return the error of a figure and its kind: over seeds if available, else standard."""
   over_seeds = finite(figure.get("standard_deviation"))
-  num = len(figure.get("values") or [])
-  if over_seeds is not None and num > 1:
-    return over_seeds, f"s.d. of {num} seeds"
+  num_seeds = len(figure.get("values") or [])
+  if over_seeds is not None and num_seeds > 1:
+    return over_seeds, f"s.d. of {num_seeds} seeds"
   if (error := finite(figure.get("standard_error"))) is not None:
     return error, "s.e."
   return over_seeds, "s.d." if over_seeds is not None else ""
@@ -200,8 +200,8 @@ def likelihood_row(key: str, estimate: Mapping[str, Any]) -> Likelihood:
 def counted(estimate: Mapping[str, Any]) -> Iterator[str]:
   """Describe the data and draws of a likelihood estimate, in phrases."""
   if "num_images" in estimate:
-    num, split = count(estimate["num_images"]).text, text(estimate.get("split"))
-    yield f"{num} {split} images" if split != DASH else f"{num} images"
+    num_images, split = count(estimate["num_images"]).text, text(estimate.get("split"))
+    yield f"{num_images} {split} images" if split != DASH else f"{num_images} images"
   if "num_levels" in estimate:
     levels = estimate["num_levels"]
     yield f"{levels} grey levels" if levels else "a density"
@@ -216,9 +216,9 @@ def terms(estimate: Mapping[str, Any]) -> list[Term]:
   whole, rows = finite(estimate.get("bits_per_dim")), []
   for name, part in (estimate.get("terms") or {}).items():
     mean = finite(part.get("mean"))
-    share = f"{mean / whole:.1%}" if whole and mean is not None else DASH
+    fraction = f"{mean / whole:.1%}" if whole and mean is not None else DASH
     value, error = with_error(mean, part.get("standard_error"))
-    rows.append(Term(str(name), value, error, share.replace("-", "−"), ""))
+    rows.append(Term(str(name), value, error, fraction.replace("-", "−"), ""))
   tails = [_tail(row.value.text) for row in rows]
   longest = max(tails, key=len, default="")
   return [row._replace(padding=longest[len(tail) :]) for row, tail in zip(rows, tails, strict=True)]
@@ -232,13 +232,13 @@ def _tail(number_text: str) -> str:
 
 def cards(figures: Sequence[Figure], likelihoods: Sequence[Likelihood]) -> list[Card]:
   """Return the headline figures: one for each metric that declares a card, and a likelihood."""
-  found = [(row.card, _likelihood_card(row)) for row in likelihoods if row.card][:1]
+  ranked = [(row.card, _likelihood_card(row)) for row in likelihoods if row.card][:1]
   shown: set[str] = set()
   for figure in figures:
     if figure.card and figure.value.exact and figure.metric not in shown:
       shown.add(figure.metric)
-      found.append((figure.card, _figure_card(figure)))
-  return [card for _, card in sorted(found, key=lambda pair: pair[0])][:NUM_CARDS]
+      ranked.append((figure.card, _figure_card(figure)))
+  return [card for _, card in sorted(ranked, key=lambda pair: pair[0])][:NUM_CARDS]
 
 
 def _figure_card(figure: Figure) -> Card:
@@ -300,14 +300,14 @@ def subtitle(metrics: Metrics) -> list[str]:
   """Return the phrases under the title: step, kind, size, data."""
   model = metrics.get("model") or {}
   data = model.get("data") or {}
-  found = [
+  phrases = [
     f"step {text(model['step'], 'step')}" if "step" in model else "",
     str(model.get("kind_description") or model.get("kind", "")),
     f"{text(model['parameters'], 'num')} parameters" if "parameters" in model else "",
     f"trained on {data['name']}" if "name" in data else "",
     f"{text(model['weights']).replace('ema', 'EMA')} weights" if "weights" in model else "",
   ]
-  return [phrase for phrase in found if phrase]
+  return [phrase for phrase in phrases if phrase]
 
 
 def strip(metrics: Metrics) -> list[Fact]:
@@ -315,7 +315,7 @@ def strip(metrics: Metrics) -> list[Fact]:
   samples = metrics.get("samples") or {}
   sampler = dict(samples.get("sampler") or {})
   name, steps = sampler.get("name"), sampler.get("steps")
-  found = [
+  shown = [
     ("samples", count(samples["num"]).text if "num" in samples else ""),
     ("seeds", listed(samples.get("seeds") or [])),
     ("sampler", f"{name}, {steps} steps" if steps is not None else text(name)),
@@ -323,7 +323,7 @@ def strip(metrics: Metrics) -> list[Fact]:
     ("guidance", text((samples.get("guidance") or {}).get("weight"))),
     ("reference", ", ".join(_reference(r) for r in (metrics.get("references") or {}).values())),
   ]
-  return [Fact(n, value, False) for n, value in found if value not in ("", DASH)]
+  return [Fact(n, value, False) for n, value in shown if value not in ("", DASH)]
 
 
 def _reference(stamp: Mapping[str, Any]) -> str:

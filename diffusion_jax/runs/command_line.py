@@ -63,8 +63,8 @@ class Parser(argparse.ArgumentParser):
       action.type = _naming_its_flag(action)
       action.required = False  # an unknown flag is told before a missing one, which it may be
     overrides = [parse_override(a) for a in argv if a.startswith("--config.")]
-    own = [a for a in argv if not a.startswith("--config.")]
-    args, unknown = self.parse_known_args(own)
+    flags = [a for a in argv if not a.startswith("--config.")]
+    args, unknown = self.parse_known_args(flags)
     if unknown:
       self.error(flag_help.explain_unknown(unknown, self._option_string_actions, takes_config))
     if takes_config and args.help_config is not None:
@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
       self.exit()
     for action in required:
       action.required = True
-    return self.parse_args(own), overrides
+    return self.parse_args(flags), overrides
 
   def _add_help(self, takes_config: bool) -> None:
     group = self.add_argument_group("help")

@@ -110,17 +110,17 @@ def field_docs(cls: type) -> dict[str, str]:
 
 def _all_parts() -> list[Part]:
   """The sections of every kind of model; one that two kinds build from other entries, twice."""
-  found: dict[str, list[tuple[Section, list[str]]]] = {"generative": [(GENERATIVES, [])]}
+  models_of: dict[str, list[tuple[Section, list[str]]]] = {"generative": [(GENERATIVES, [])]}
   for model, cls in GENERATIVES.items():
     for name, section in cls.sections.items():
-      same = next((m for s, m in found.setdefault(name, []) if s == section), None)
+      same = next((m for s, m in models_of.setdefault(name, []) if s == section), None)
       if same is None:
-        found[name].append((section, same := []))
+        models_of[name].append((section, same := []))
       same.append(model)
-  found |= {name: [(section, [])] for name, section in COMMON.items()}
+  models_of |= {name: [(section, [])] for name, section in COMMON.items()}
   return [
     Part(name, () if len(models) == len(GENERATIVES) else tuple(models), section, _entries(section))
-    for name, sections in found.items()
+    for name, sections in models_of.items()
     for section, models in sections
   ]
 
@@ -154,8 +154,8 @@ def _narrowed(parts: list[Part], wanted: str) -> Iterator[str]:
     sections = {part.section for part in every}
     raise UserError(f"{wanted}: no section '{name}'.{spelling_hint(name, sections)}")
   if ":" in rest:
-    part, own = _from_outside(parts, rest)
-    yield _text(part, [own])
+    part, entries = _from_outside(parts, rest)
+    yield _text(part, [entries])
     return
   names = {entry.name for part in parts for entry in part.entries} - {""}
   entry, _, field = rest.partition(".")
@@ -166,8 +166,8 @@ def _narrowed(parts: list[Part], wanted: str) -> Iterator[str]:
     allowed |= set() if entry else names
     raise UserError(f"{wanted}: config.{name} has no '{field}'.{spelling_hint(field, allowed)}")
   for part in parts:
-    own = [e for e in part.entries if entry in ("", e.name)]
-    if narrowed := [e for e in own if not field or field in field_types(e.cls)]:
+    entries = [e for e in part.entries if entry in ("", e.name)]
+    if narrowed := [e for e in entries if not field or field in field_types(e.cls)]:
       yield _text(part, narrowed, field)
 
 
@@ -177,17 +177,17 @@ def _fields_of(parts: list[Part], name: str) -> set[str]:
   return {field for entry in entries for field in field_types(entry.cls)}
 
 
-def _from_outside(parts: list[Part], place: str) -> tuple[Part, Entry]:
+def _from_outside(parts: list[Part], path: str) -> tuple[Part, Entry]:
   """The class "module:Class" as an entry of the first of these sections that takes it."""
   refused: UserError | None = None
   for part in parts:
     try:
       if isinstance(part.built_from, Registry):
-        cls = part.built_from.find(place, f"config.{part.section}.name")
-        return part, Entry(place, cls)
+        cls = part.built_from.find(path, f"config.{part.section}.name")
+        return part, Entry(path, cls)
     except UserError as error:
       refused = refused or error
-  raise refused or UserError(f"{parts[0].section}.{place}: that section is built from one class")
+  raise refused or UserError(f"{parts[0].section}.{path}: that section is built from one class")
 
 
 def _text(part: Part, entries: Sequence[Entry], field: str = "") -> str:

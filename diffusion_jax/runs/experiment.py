@@ -182,8 +182,8 @@ class Experiment:
     derives it by the same rule.
     """
     networks = {n: self.sections[n].settled() for n in NETWORKS if n in self.sections}
-    parts = {**self.sections, **networks}
-    return {n: to_dict(parts[n], section) for n, section in self.layout.items()}
+    sections = {**self.sections, **networks}
+    return {n: to_dict(sections[n], section) for n, section in self.layout.items()}
 
   def to_dict(self) -> dict[str, dict[str, Any]]:
     """Return all sections with all fields, as in config.json."""

@@ -50,61 +50,64 @@ class Chunks:
     text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
     files.write_whole(folder / "facts.json", text)
 
-  def get(self, number: int, rows: int, compute: Callable[[], Arrays]) -> dict[str, np.ndarray]:
-    """Return chunk `number`, read from disk if it is intact there, else computed and written.
+  def get(
+    self, chunk: int, num_examples: int, compute: Callable[[], Arrays]
+  ) -> dict[str, np.ndarray]:
+    """Return chunk `chunk`, read from disk if it is intact there, else computed and written.
 
     Args:
-      number: number of the chunk.
-      rows: required number of examples; a longer chunk is cut, a shorter one is computed again.
+      chunk: number of the chunk.
+      num_examples: required number of examples; a longer chunk is cut, a shorter one is computed
+        again.
       compute: function that returns arrays with the examples on the leading axis.
 
     Raises:
       StoppedEarly: a signal has requested a stop; earlier chunks are on disk.
     """
     signals.stop_here()
-    found = self._read(self.folder / f"{number:06d}.npz", rows)
-    if parallel.all_true(found is not None):
-      assert found is not None
-      return found
+    stored = self._read(self.folder / f"{chunk:06d}.npz", num_examples)
+    if parallel.all_true(stored is not None):
+      assert stored is not None
+      return stored
     arrays = {name: np.asarray(value) for name, value in compute().items()}
     if jax.process_index() == 0:
-      self._write(self.folder / f"{number:06d}.npz", arrays)
-    return {name: value[:rows] for name, value in arrays.items()}
+      self._write(self.folder / f"{chunk:06d}.npz", arrays)
+    return {name: value[:num_examples] for name, value in arrays.items()}
 
-  def ensure(self, number: int, rows: int, compute: Callable[[], Arrays]) -> bool:
-    """Put chunk `number` on process 0's disk; return True if it had to be computed.
+  def ensure(self, chunk: int, num_examples: int, compute: Callable[[], Arrays]) -> bool:
+    """Put chunk `chunk` on process 0's disk; return True if it had to be computed.
 
     Args:
-      number, rows, compute: as in `get`.
+      chunk, num_examples, compute: as in `get`.
 
     Raises:
       StoppedEarly: as in `get`.
     """
     signals.stop_here()
-    path = self.folder / f"{number:06d}.npz"
+    path = self.folder / f"{chunk:06d}.npz"
     there = parallel.broadcast_object(
-      jax.process_index() == 0 and self._read(path, rows) is not None
+      jax.process_index() == 0 and self._read(path, num_examples) is not None
     )
     if there:
       return False
-    arrays = {name: np.asarray(value)[:rows] for name, value in compute().items()}
+    arrays = {name: np.asarray(value)[:num_examples] for name, value in compute().items()}
     if jax.process_index() == 0:
       self._write(path, arrays)
     return True
 
-  def read(self, number: int, rows: int) -> dict[str, np.ndarray]:
-    """Return chunk `number`, which must be on this process's disk.
+  def read(self, chunk: int, num_examples: int) -> dict[str, np.ndarray]:
+    """Return chunk `chunk`, which must be on this process's disk.
 
     Raises:
       UserError: the chunk is missing or damaged.
     """
-    path = self.folder / f"{number:06d}.npz"
-    found = self._read(path, rows)
-    if found is None:
+    path = self.folder / f"{chunk:06d}.npz"
+    stored = self._read(path, num_examples)
+    if stored is None:
       raise UserError(f"{path} cannot be read; the same command makes it again")
-    return found
+    return stored
 
-  def _read(self, path: Path, rows: int) -> dict[str, np.ndarray] | None:
+  def _read(self, path: Path, num_examples: int) -> dict[str, np.ndarray] | None:
     """Return None for a chunk that is missing, short or damaged, by the archive's CRC-32."""
     if not path.is_file():
       return None
@@ -113,9 +116,9 @@ class Chunks:
     except UserError:
       print(f"{path} is damaged: computed again")
       return None
-    if min((len(value) for value in arrays.values()), default=0) < rows:
+    if min((len(value) for value in arrays.values()), default=0) < num_examples:
       return None
-    return {name: value[:rows] for name, value in arrays.items()}
+    return {name: value[:num_examples] for name, value in arrays.items()}
 
   def _write(self, path: Path, arrays: Arrays) -> None:
     with files.atomic_write(path) as file:
@@ -124,9 +127,9 @@ class Chunks:
       os.fsync(file.fileno())
 
 
-def pieces(num: int, size: int) -> list[tuple[int, int, int]]:
-  """Return (number, first example, examples) of each chunk of `size` out of `num`."""
-  return [(i, first, min(size, num - first)) for i, first in enumerate(range(0, num, size))]
+def pieces(total: int, size: int) -> list[tuple[int, int, int]]:
+  """Return (number, first example, examples) of each chunk of `size` out of `total`."""
+  return [(i, first, min(size, total - first)) for i, first in enumerate(range(0, total, size))]
 
 
 def remove(folder: Path) -> None:

@@ -46,22 +46,22 @@ def stop_requests(words: str = "saving, then stopping") -> Iterator[Callable[[],
   """
   asked: list[str] = []
 
-  def handle(number, frame):
+  def handle(signum, frame):
     del frame
-    asked.append(signal.Signals(number).name)
+    asked.append(signal.Signals(signum).name)
 
-  def tell(number: int) -> None:
-    _say(f"{signal.Signals(number).name}: {words} (again to end at once without saving)")
+  def announce(signum: int) -> None:
+    _say(f"{signal.Signals(signum).name}: {words} (again to end at once without saving)")
 
   ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
   chosen = [n for n in ASKING if not (ignored and n == signal.SIGHUP)]
-  with _heard_at_once(tell):
+  with _heard_at_once(announce):
     before = {n: signal.signal(n, handle) for n in chosen}
     try:
       yield lambda: asked[0] if asked else None
     finally:
-      for number, handler in before.items():
-        signal.signal(number, handler)
+      for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @contextlib.contextmanager
@@ -76,21 +76,21 @@ def interruptible() -> Iterator[None]:
     yield
     return
   with _heard_at_once(_interrupt):
-    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    before = signal.signal(signal.SIGINT, lambda signum, frame: None)
     try:
       yield
     finally:
       signal.signal(signal.SIGINT, before)
 
 
-def _interrupt(number: int) -> None:
-  if number == signal.SIGINT:
+def _interrupt(signum: int) -> None:
+  if signum == signal.SIGINT:
     _say(INTERRUPTED)
     files.remove_unfinished()
     flush = threading.Thread(target=sys.stdout.flush, daemon=True)  # it may block on a reader
     flush.start()
     flush.join(0.5)
-    end_by(number)
+    end_by(signum)
 
 
 def stop_with_launcher(environment: MutableMapping[str, str]) -> None:
@@ -122,15 +122,15 @@ def _outlive(pipe: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM if is_ignored else signal.SIGHUP)
 
 
-def end_by(number: int) -> NoReturn:
+def end_by(signum: int) -> NoReturn:
   """End this process like an unhandled signal, so that a shell's loop around it ends too.
 
   Nothing is cleaned up: XLA's threads crash if the interpreter ends while they run. May be called
   in any thread.
   """
-  ctypes.CDLL(None).signal(number, 0)  # SIG_DFL; signal.signal works in the main thread only
-  os.kill(os.getpid(), number)
-  os._exit(128 + number)  # the signal is blocked
+  ctypes.CDLL(None).signal(signum, 0)  # SIG_DFL; signal.signal works in the main thread only
+  os.kill(os.getpid(), signum)
+  os._exit(128 + signum)  # the signal is blocked
 
 
 @contextlib.contextmanager
@@ -160,13 +160,13 @@ def _listen(read: int, answer: Callable[[int], None]) -> None:
   """Receive the signals that arrive at a pipe, until its other end is closed."""
   first: dict[int, float] = {}
   while data := os.read(read, 1):
-    number, now = data[0], time.monotonic()
-    if number not in ASKING:
+    signum, now = data[0], time.monotonic()
+    if signum not in ASKING:
       continue
     if not first:
-      answer(number)
-    if now - first.setdefault(number, now) > SAME_SEC:
-      end_by(number)
+      answer(signum)
+    if now - first.setdefault(signum, now) > SAME_SEC:
+      end_by(signum)
   os.close(read)
 
 

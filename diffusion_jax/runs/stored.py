@@ -46,8 +46,8 @@ def trained_experiment(workdir: Path, overrides: Sequence[Override]) -> Experime
   if fatal:
     facts = experiments.SettingFacts(wanted)
     changeable = [n for n in wanted if facts.of_section("may_change", n)]
-    own = [n for n in changeable if n not in experiments.COMMON]
-    usable = ", ".join(["eval", *own])
+    of_model = [n for n in changeable if n not in experiments.COMMON]
+    usable = ", ".join(["eval", *of_model])
     raise UserError(
       f"{workdir} was trained with other settings ({'; '.join(fatal)}), which its weights depend "
       f"on; omit that override. These may change: {usable}"

@@ -73,10 +73,10 @@ class Labelled(Unbreakable):
     return len(text)
 
 
-def label_lines(number: int, count: int) -> None:
+def label_lines(process: int, count: int) -> None:
   """Label this process's lines on stderr, and silence stdout on all processes but the first."""
-  sys.stderr = Labelled(sys.stderr, f"[{number} of {count}] ")
-  if number:
+  sys.stderr = Labelled(sys.stderr, f"[{process} of {count}] ")
+  if process:
     sys.stdout = io.StringIO()
 
 

@@ -35,14 +35,14 @@ def prepare_workdir(workdir: Path, fresh: bool) -> None:
     UserError: the folder cannot be created or written.
   """
   try:
-    place = Path(os.path.realpath(workdir)) if workdir.is_symlink() else workdir
-    if fresh and place.exists() and any(place.iterdir()):
-      _move_aside(place)
+    folder = Path(os.path.realpath(workdir)) if workdir.is_symlink() else workdir
+    if fresh and folder.exists() and any(folder.iterdir()):
+      _move_aside(folder)
   except OSError as error:
     raise UserError(
       f"--workdir={workdir} cannot be written ({error.strerror}); choose another --workdir"
     ) from error
-  files.make_writable(place, f"--workdir={workdir}", "choose another --workdir")
+  files.make_writable(folder, f"--workdir={workdir}", "choose another --workdir")
 
 
 def _move_aside(workdir: Path) -> None:

@@ -154,21 +154,21 @@ class SamplerBase(abc.ABC):
     """Draw examples, see `Sampler.sample`."""
 
 
-def keys_per_example(key: Key | Keys, num: int) -> Keys:
+def keys_per_example(key: Key | Keys, num_images: int) -> Keys:
   """Return one key per example.
 
   Args:
     key: one key, from which example i uses the i-th, or [num] keys.
-    num: number of examples.
+    num_images: number of examples.
 
   Raises:
-    ValueError: the number of keys is neither 1 nor `num`.
+    ValueError: the number of keys is neither 1 nor `num_images`.
   """
   if key.ndim == 0:
-    return rng.example_keys(key, jnp.arange(num))
-  if key.shape != (num,):
+    return rng.example_keys(key, jnp.arange(num_images))
+  if key.shape != (num_images,):
     raise ValueError(
-      f"key has shape {key.shape} and shape[0]={num}: give one key, or one per example"
+      f"key has shape {key.shape} and shape[0]={num_images}: give one key, or one per example"
     )
   return key
 

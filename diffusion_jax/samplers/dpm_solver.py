@@ -41,8 +41,8 @@ def _parabola(grid: Grid, steps: slice, curvature: float) -> Values:
   bend = [1 / a, -1 / a - 1 / b, 1 / b]
   bend = [value / (a + b) for value in bend]
   slope = [1 / a + a * bend[0], -1 / a + a * bend[1], a * bend[2]]
-  parts = [alpha * (of_line * s + of_square * c) for s, c in zip(slope, bend, strict=True)]
-  return _columns(multistep.first_order(grid, steps) + parts[0], *parts[1:])
+  weights = [alpha * (of_line * s + of_square * c) for s, c in zip(slope, bend, strict=True)]
+  return _columns(multistep.first_order(grid, steps) + weights[0], *weights[1:])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,9 +104,9 @@ def inpaint(
     alpha, sigma = alpha.at[-1].set(1.0), sigma.at[-1].set(0.0)
   noise_keys = rng.stream(keys, rng.Stream.INPAINTING)
 
-  def replace(x, number):
-    z = rng.normal(rng.numbered(noise_keys, number), known.shape[1:])
-    there = alpha[number] * known + sigma[number] * z.astype(known.dtype)
+  def replace(x, step):
+    z = rng.normal(rng.numbered(noise_keys, step), known.shape[1:])
+    there = alpha[step] * known + sigma[step] * z.astype(known.dtype)
     return jnp.where(is_known, there, x)
 
   x = initial_states(process, keys, known.shape[1:]).astype(known.dtype)

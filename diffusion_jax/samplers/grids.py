@@ -169,20 +169,21 @@ def last_time(process: Process) -> Any:
 
 
 def _check(process: Process, num_steps: int, spacing: Spacing, adds_data: bool) -> None:
-  num = process.num_timesteps
-  if num is not None and not 1 <= num_steps <= num:
+  limit = process.num_timesteps
+  if limit is not None and not 1 <= num_steps <= limit:
     raise ValueError(
-      f"steps={num_steps} must lie between 1 and the process's {num}; e.g. `sampler.steps={num}`"
+      f"steps={num_steps} must lie between 1 and the process's {limit}; "
+      f"e.g. `sampler.steps={limit}`"
     )
   if num_steps < 1:
     raise ValueError(f"steps={num_steps} must be at least 1; set `sampler.steps=50`")
-  if num is not None and num_steps + (not adds_data) > num:
-    fewer = f" or `sampler.steps={num - 1}`" if num > 1 else ""
+  if limit is not None and num_steps + (not adds_data) > limit:
+    fewer = f" or `sampler.steps={limit - 1}`" if limit > 1 else ""
     raise ValueError(
       f"steps={num_steps} with final=min_time needs {num_steps + 1} points, of which the process "
-      f"has {num}; set `sampler.final=data`{fewer}"
+      f"has {limit}; set `sampler.final=data`{fewer}"
     )
-  if num is None and spacing in BY_STEP:
+  if limit is None and spacing in BY_STEP:
     raise ValueError(
       f"spacing={spacing} numbers the steps of a process that has none; set "
       "`sampler.spacing=auto`, or uniform, quadratic, karras or log_snr"
@@ -193,16 +194,16 @@ def _times(
   process: Process, spacing: Spacing, adds_data: bool, rho: float, num_steps: int
 ) -> Values:
   """Return decreasing times of the process's own points; a single one is 1."""
-  num, num_points = process.num_timesteps, num_steps + (not adds_data)
-  if num is None:
+  num_timesteps, num_points = process.num_timesteps, num_steps + (not adds_data)
+  if num_timesteps is None:
     return _even(process, spacing, rho, num_points)
   if spacing == "trailing" and not adds_data:
-    steps = np.append(visited_steps(num, num_steps, spacing), 1)
+    steps = np.append(visited_steps(num_timesteps, num_steps, spacing), 1)
   elif spacing in BY_STEP:
-    steps = visited_steps(num, num_points, spacing)
+    steps = visited_steps(num_timesteps, num_points, spacing)
   else:
-    steps = np.round(_even(process, spacing, rho, num_points) * num).astype(np.int64)
-  return _apart(steps, num) / num
+    steps = np.round(_even(process, spacing, rho, num_points) * num_timesteps).astype(np.int64)
+  return _apart(steps, num_timesteps) / num_timesteps
 
 
 def _apart(steps: Int[np.ndarray, "P"], num_timesteps: int) -> Int[np.ndarray, "P"]:
@@ -228,18 +229,18 @@ def _even(process: Process, spacing: Spacing, rho: float, num_points: int) -> Va
 
 def _even_in_noise(process: Process, spacing: Spacing, rho: float, num_points: int) -> Values:
   """Return even times in a function of the log-SNR; the endpoints are exactly 1 and min_time."""
-  ends = process.log_snr(np.asarray([1.0, process.min_time]))
-  xp = namespace(ends)
-  if xp is np and not np.isfinite(ends if spacing == "log_snr" else ends[0]).all():
+  log_snr = process.log_snr(np.asarray([1.0, process.min_time]))
+  xp = namespace(log_snr)
+  if xp is np and not np.isfinite(log_snr if spacing == "log_snr" else log_snr[0]).all():
     raise ValueError(
-      f"spacing={spacing} needs a finite log-SNR at both ends, not {ends[0]} and {ends[1]}; set "
-      "`sampler.spacing=uniform`"
+      f"spacing={spacing} needs a finite log-SNR at both ends, not {log_snr[0]} and {log_snr[1]}; "
+      "set `sampler.spacing=uniform`"
     )
   if spacing == "log_snr":
-    low = ends[0] if process.num_timesteps is None else max(ends[0], LEAST_LOG_SNR)
-    inner = xp.linspace(low, ends[1], num_points)[1:-1]
+    low = log_snr[0] if process.num_timesteps is None else max(log_snr[0], LEAST_LOG_SNR)
+    inner = xp.linspace(low, log_snr[1], num_points)[1:-1]
   else:
-    root = xp.exp(-0.5 * ends / rho)
+    root = xp.exp(-0.5 * log_snr / rho)
     inner = -2.0 * rho * xp.log(xp.linspace(root[0], root[1], num_points)[1:-1])
   times = process.time_of(inner)
   one, low = (xp.asarray([end], times.dtype) for end in (1.0, process.min_time))

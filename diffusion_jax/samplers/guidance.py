@@ -75,8 +75,8 @@ class Guidance:
     """
     if self.weight == 1.0:
       return len(t)
-    num = len(t) + self._acts(process, t).sum()
-    return int(num) if namespace(num) is np else num
+    evaluations = len(t) + self._acts(process, t).sum()
+    return int(evaluations) if namespace(evaluations) is np else evaluations
 
   def bind(
     self,
@@ -115,8 +115,8 @@ class Guidance:
         return own(state, end_time), denoiser.predict(state, null).x0
       twice = jax.tree.map(lambda v: jnp.concatenate([v, v]), state)
       conditions = jax.tree.map(lambda *c: jnp.concatenate(c), told, null)
-      both, num = denoiser.predict(twice, conditions), len(state.xt)
-      return jax.tree.map(lambda v: v[:num], both), both.x0[num:]
+      both, num_images = denoiser.predict(twice, conditions), len(state.xt)
+      return jax.tree.map(lambda v: v[:num_images], both), both.x0[num_images:]
 
     def guided(state: State, end_time: Any) -> Predicted:
       best, bad = pair(state, end_time)

@@ -56,12 +56,12 @@ class Heun(LinearSampler):
     the next evaluates at the end of Euler's step.
     """
     at = churned(process, grid, self.s_churn, self.s_min, self.s_max, self.s_noise)
-    num = grid.num_steps - grid.to_data
+    n = grid.num_steps - grid.to_data
     predicted, kept = _predict(grid, at)
-    state = _interleave(predicted, _correct(grid, at, num, self._k(grid)))
-    unused = jax.tree.map(lambda w: 0 * w[:num], kept)
+    state = _interleave(predicted, _correct(grid, at, n, self._k(grid)))
+    unused = jax.tree.map(lambda w: 0 * w[:n], kept)
     base = _interleave(kept, unused)
-    t = _merge(at.t, grid.t[1 : num + 1])
+    t = _merge(at.t, grid.t[1 : n + 1])
     if not at.active:
       return Tableau(t, state._replace(noise=None), base, end=grid.t[-1])
     return Tableau(t, state, base, (at.scale[0], at.noise[0]), grid.t[-1])
@@ -95,17 +95,17 @@ def _predict(grid: Grid, at: Churned) -> tuple[StepWeights, StepWeights]:
   return StepWeights(x0, decay, none, none), StepWeights(0 * x0, none + 1.0, none, None)
 
 
-def _correct(grid: Grid, at: Churned, num: int, k: float) -> StepWeights:
-  """Return the first `num` steps with the mean slope, churned for the following step."""
-  alpha, sigma = grid.alpha[1 : num + 1], grid.sigma[1 : num + 1]
-  alpha_up, sigma_up, xp = at.alpha[:num], at.sigma[:num], namespace(at.alpha)
+def _correct(grid: Grid, at: Churned, n: int, k: float) -> StepWeights:
+  """Return the first `n` steps with the mean slope, churned for the following step."""
+  alpha, sigma = grid.alpha[1 : n + 1], grid.sigma[1 : n + 1]
+  alpha_up, sigma_up, xp = at.alpha[:n], at.sigma[:n], namespace(at.alpha)
   y_scale, y_scale_up = alpha + k * sigma, alpha_up + k * sigma_up
   half = 0.5 * y_scale * (sigma / y_scale - sigma_up / y_scale_up)
   x0 = xp.stack([-half * (alpha / sigma + k), -half * (alpha_up / sigma_up + k)], axis=-1)
   xt, base = half / sigma, y_scale / y_scale_up + half / sigma_up
   if not at.active:
     return StepWeights(x0, xt, base, xp.zeros_like(xt))
-  up, noise = shift_left(at.scale, 1.0)[:num], shift_left(at.noise, 0.0)[:num]
+  up, noise = shift_left(at.scale, 1.0)[:n], shift_left(at.noise, 0.0)[:n]
   return StepWeights(up[:, None] * x0, up * xt, up * base, noise)
 
 
@@ -115,6 +115,6 @@ def _interleave(first: StepWeights, second: StepWeights) -> StepWeights:
 
 def _merge(first: Values, second: Values) -> Values:
   """Interleave rows: first 0, second 0, first 1, second 1 ...; then the rest of `first`."""
-  xp, num = namespace(first, second), len(second)
-  pairs = xp.stack([first[:num], second], axis=1).reshape(2 * num, *first.shape[1:])
-  return xp.concatenate([pairs, first[num:]])
+  xp, n = namespace(first, second), len(second)
+  pairs = xp.stack([first[:n], second], axis=1).reshape(2 * n, *first.shape[1:])
+  return xp.concatenate([pairs, first[n:]])

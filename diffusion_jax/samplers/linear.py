@@ -186,19 +186,19 @@ def integrate(
     keep_estimates: also return the (clipped) x0 estimate of every row, with R times the memory.
     replace: (x, number) -> x, applied to the initial state (number 0) and after each row.
   """
-  shape, num = x.shape[1:], tableau.num_rows
+  shape, num_rows = x.shape[1:], tableau.num_rows
 
-  def noise(name: rng.Stream, number):
+  def noise(name: rng.Stream, row_index):
     assert keys is not None, "a stochastic tableau needs keys"
     keys_of_row = rng.stream(keys, name)
-    if number is not None:
-      keys_of_row = rng.numbered(keys_of_row, number)
+    if row_index is not None:
+      keys_of_row = rng.numbered(keys_of_row, row_index)
     return rng.normal(keys_of_row, shape).astype(x.dtype)
 
   def step(carry, row):
-    (x, base, past), (number, row) = carry, row
+    (x, base, past), (row_index, row) = carry, row
     x0: Any = denoise(x, jnp.full(x.shape[0], row.t))
-    z: Any = None if row.state.noise is None else noise(rng.Stream.STEPS, number)
+    z: Any = None if row.state.noise is None else noise(rng.Stream.STEPS, row_index)
     if row.width is not None:
       x0, logits = x0
       z = z * jnp.exp(0.5 * log_ratio(logits, row.width))
@@ -206,7 +206,7 @@ def integrate(
     known = (x, base, (x0, *past), z)
     x = _combine(row.state, *known)
     base = None if row.base is None else _combine(row.base, *known)
-    x = x if replace is None else replace(x, number)
+    x = x if replace is None else replace(x, row_index)
     return (x, base, (x0, *past)[: len(past)]), x0 if keep_estimates else None
 
   if tableau.start_churn is not None:
@@ -216,9 +216,9 @@ def integrate(
   past = (jnp.zeros_like(x),) * (tableau.state.x0.shape[1] - 1)
   base = None if tableau.base is None else jnp.zeros_like(x)
   rows = tableau._replace(start_churn=None, end=None)
-  rows = (jnp.arange(1, num + 1), jax.tree.map(lambda c: jnp.asarray(c, x.dtype), rows))
+  rows = (jnp.arange(1, num_rows + 1), jax.tree.map(lambda c: jnp.asarray(c, x.dtype), rows))
   (x, _, _), estimates = jax.lax.scan(step, (x, base, past), rows)
-  return Samples(x, num, estimates)
+  return Samples(x, num_rows, estimates)
 
 
 def _combine(weights: StepWeights, x, base, estimates, z):

@@ -24,12 +24,12 @@ def orders(grid: Grid, order: int) -> list[int]:
 
 def runs(orders_of_steps: list[int]) -> list[tuple[int, slice]]:
   """Return pairs (order, consecutive steps of this order)."""
-  found, begin = [], 0
+  steps_of_order, begin = [], 0
   for order, group in itertools.groupby(orders_of_steps):
     end = begin + len(list(group))
-    found.append((order, slice(begin, end)))
+    steps_of_order.append((order, slice(begin, end)))
     begin = end
-  return found
+  return steps_of_order
 
 
 def table(orders_of_steps: list[int], num_columns: int, weights: OrderWeights) -> Values:
@@ -41,9 +41,9 @@ def table(orders_of_steps: list[int], num_columns: int, weights: OrderWeights) -
     weights: (order, steps) -> their weights [steps, at most K].
   """
   with np.errstate(invalid="ignore", over="ignore"):  # at infinite log-SNR; see first_order
-    rows = [weights(order, steps) for order, steps in runs(orders_of_steps)]
-  xp = namespace(*rows)
-  return xp.concatenate([xp.pad(r, ((0, 0), (0, num_columns - r.shape[1]))) for r in rows])
+    blocks = [weights(order, steps) for order, steps in runs(orders_of_steps)]
+  xp = namespace(*blocks)
+  return xp.concatenate([xp.pad(r, ((0, 0), (0, num_columns - r.shape[1]))) for r in blocks])
 
 
 def first_order(grid: Grid, steps: slice) -> Values:

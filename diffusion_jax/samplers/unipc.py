@@ -107,10 +107,10 @@ def _step_weights(grid: Grid, steps: slice, order: int, variant: str, corrected:
     nodes = [*nodes, xp.ones_like(h)]
   if not nodes:
     return multistep.first_order(grid, steps)[:, None]
-  parts = [rho / r for rho, r in zip(_rhos(h, nodes, variant, corrected), nodes, strict=True)]
+  differences = [rho / r for rho, r in zip(_rhos(h, nodes, variant, corrected), nodes, strict=True)]
   scale = -alpha * (-h if variant == "bh1" else flat)
-  first = -alpha * flat - scale * sum(parts)
-  others = [scale * part for part in parts]
+  first = -alpha * flat - scale * sum(differences)
+  others = [scale * part for part in differences]
   end = [others.pop()] if corrected else []
   return xp.stack([*end, first, *others], axis=-1)
 
@@ -120,15 +120,15 @@ def _rhos(h: Values, nodes: list[Values], variant: str, corrected: bool) -> list
 
   phi_(k + 1)(z) = (phi_k(z) - 1 / k!) / z, phi_1(z) = (e^z - 1) / z.
   """
-  xp, num = namespace(h), len(nodes)
-  if num == 1:
+  xp, order = namespace(h), len(nodes)
+  if order == 1:
     return [xp.full_like(h, 0.5)]
   base = -h if variant == "bh1" else xp.expm1(-h)
   phi, factorial, right = xp.expm1(-h) / -h - 1.0, 1.0, []
-  for k in range(1, num + 1):
+  for k in range(1, order + 1):
     right.append(phi * factorial / base)
     factorial *= k + 1
     phi = phi / -h - 1.0 / factorial
-  matrix = xp.stack([xp.stack([r**k for r in nodes], axis=-1) for k in range(num)], axis=-2)
+  matrix = xp.stack([xp.stack([r**k for r in nodes], axis=-1) for k in range(order)], axis=-2)
   solved = xp.linalg.solve(matrix, xp.stack(right, axis=-1)[..., None])[..., 0]
-  return [solved[..., m] for m in range(num)]
+  return [solved[..., m] for m in range(order)]

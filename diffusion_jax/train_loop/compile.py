@@ -32,12 +32,15 @@ class Compiled(NamedTuple):
 
 def compile_step(job: Job, state: TrainState, batch: Any) -> Compiled:
   """Compile before the first step, so that no step's time includes the compilation."""
-  parts = job.experiment
-  step = make_train_step(job.generative, parts.optimizers, parts.ema, parts.training, job.mesh)
+  experiment = job.experiment
+  step = make_train_step(
+    job.generative, experiment.optimizers, experiment.ema, experiment.training, job.mesh
+  )
   begun = time.perf_counter()
   jitted = jit_train_step(step, state, job.mesh, voting=jax.process_count() > 1)
   numbers = sharding.put_everywhere(
-    hyperparameters(job.generative, parts.optimizers, parts.ema, parts.training), job.mesh
+    hyperparameters(job.generative, experiment.optimizers, experiment.ema, experiment.training),
+    job.mesh,
   )
   heard = progress.phase("compiling the training step", last_line=False)
   with watchdog.allow(watchdog.COMPILE_SEC), heard:

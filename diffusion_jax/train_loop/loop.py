@@ -96,10 +96,10 @@ def make_meter(job: Job, compiled: Compiled) -> Meter:
   return Meter(size, limit, compiled.flops, compiled.peak_flops)
 
 
-def log_interval(job: Job, logger: Logger, step: int, figures: Mapping[str, float]) -> None:
+def log_interval(job: Job, logger: Logger, step: int, metrics: Mapping[str, float]) -> None:
   """Log the line and the row of a logging interval."""
-  logger.progress(step, figures, (job.num_steps - step) * figures["step_sec"])
-  logger.scalars(step, {f"train/{name}": value for name, value in figures.items()})
+  logger.progress(step, metrics, (job.num_steps - step) * metrics["step_sec"])
+  logger.scalars(step, {f"train/{name}": value for name, value in metrics.items()})
 
 
 def agreed_signal(meter: Meter, signal: str | None) -> str | None:

@@ -126,15 +126,15 @@ def _baseline(job: Job) -> float | None:
 
 def show_samples(job: Job, logger: Logger, step: int, params: Params, draw: Draw) -> None:
   """Draw a grid with the EMA weights, always from the same noise and labels."""
-  num, classes = job.experiment.logging.num_samples, []
+  num_images, classes = job.experiment.logging.num_samples, []
   labels = None
   if job.generative.num_classes:
     classes = sampled_classes(job)
-    labels = cycle_labels(classes, num)
-  fields = fields_in_turn(job.generative, job.test or job.train, 0, num)
+    labels = cycle_labels(classes, num_images)
+  fields = fields_in_turn(job.generative, job.test or job.train, 0, num_images)
   with progress.phase("drawing samples"):
-    images = to_uint8(draw(params, labels, num, job.experiment.training.seed, fields=fields))
-  grid = image_grid(images, grid_columns(num, len(classes)))
+    images = to_uint8(draw(params, labels, num_images, job.experiment.training.seed, fields=fields))
+  grid = image_grid(images, grid_columns(num_images, len(classes)))
   path = logger.image(step, "samples", grid)
   if path is not None:
     logger.print(f"step {step:,}: samples in {path}")
@@ -142,14 +142,14 @@ def show_samples(job: Job, logger: Logger, step: int, params: Params, draw: Draw
 
 def show_reconstructions(job: Job, logger: Logger, step: int, params: Params) -> None:
   """Draw a grid of held-out images, each row above its reconstructions."""
-  num = job.experiment.logging.num_samples
-  batch = first_examples(job.test or job.train, num)
+  num_images = job.experiment.logging.num_samples
+  batch = first_examples(job.test or job.train, num_images)
   with progress.phase("drawing reconstructions"):
     decoded = to_uint8(make_reconstruct(job.generative, job.mesh)(params, batch))
   originals = as_pictures(batch.image, job.train.spec.num_levels)
-  columns = grid_columns(num, 0)
-  rows = rows_in_turn([originals, decoded], columns)
-  path = logger.image(step, "reconstructions", image_grid(rows, columns))
+  columns = grid_columns(num_images, 0)
+  images = rows_in_turn([originals, decoded], columns)
+  path = logger.image(step, "reconstructions", image_grid(images, columns))
   what = "held-out" if job.test else "training"
   if path is not None:
     logger.print(f"step {step:,}: {what} images above their reconstructions in {path}")
@@ -165,9 +165,9 @@ def measure_held_out(
   if job.test is None:
     return [], {}
   size = job.experiment.eval.batch_size
-  figures = evaluation.held_out(eval_step, *model, job.test, job.mesh, size)
-  lines = list(evaluation.summary_lines(figures, job.generative))
-  values = evaluation.as_scalars(figures)
+  metrics = evaluation.held_out(eval_step, *model, job.test, job.mesh, size)
+  lines = list(evaluation.summary_lines(metrics, job.generative))
+  values = evaluation.as_scalars(metrics)
   if (bits := baseline()) is not None:
     values["independent_pixels/bits_per_dim"] = bits
     lines.append(f"independent-pixel baseline {bits:.4f} bits/dim")

@@ -74,8 +74,8 @@ def prepare_job(experiment: Experiment, workdir: Path) -> Job:
   training = experiment.training
   _check_metrics(experiment)
   mesh = sharding.create_mesh(experiment.mesh)
-  parts = training.accumulation_steps
-  sharding.check_batch_size(training.batch_size, mesh, parts, "training.batch_size")
+  num_microbatches = training.accumulation_steps
+  sharding.check_batch_size(training.batch_size, mesh, num_microbatches, "training.batch_size")
   with progress.phase("reading the data"):
     source, test = parallel.process_0_first(lambda: load_splits(experiment.data))
   check_same_everywhere(source)
@@ -152,7 +152,7 @@ def check_same_everywhere(source: Source) -> None:
   if jax.process_count() == 1:
     return
   prints = parallel.all_gather_objects(fingerprint(source))
-  other = [str(number) for number, found in enumerate(prints) if found != prints[0]]
+  other = [str(process) for process, own in enumerate(prints) if own != prints[0]]
   if other:
     raise UserError(
       f"{source.name}: process {', '.join(other)} reads other data than process 0; copy the "
@@ -225,15 +225,17 @@ def stored_target(shapes: TrainState, layout: TrainState) -> Callable[[Mapping[s
 
 
 def _put_aside(job: Job, damaged: tuple[store.Damage, ...]) -> None:
-  for damage, place in zip(damaged, step_folders.quarantine(job.checkpoints, damaged), strict=True):
-    print(f"checkpoint {damage.step} is damaged ({damage.reason}): moved to {place}")
+  for damage, target in zip(
+    damaged, step_folders.quarantine(job.checkpoints, damaged), strict=True
+  ):
+    print(f"checkpoint {damage.step} is damaged ({damage.reason}): moved to {target}")
 
 
 def state_shapes(job: Job) -> TrainState:
   """Return the run's state as ShapeDtypeStructs."""
-  parts = job.experiment
-  names = parts.ema.names()
-  init = make_init(job.generative, parts.optimizers, parts.training, names)
+  experiment = job.experiment
+  names = experiment.ema.names()
+  init = make_init(job.generative, experiment.optimizers, experiment.training, names)
   return jax.eval_shape(init, np.uint32(0))
 
 

@@ -145,11 +145,11 @@ class EMA:
     """
     rates = self.rates() if rates is None else rates
     before = jnp.log1p(-1.0 / (step + 1).astype(jnp.float32))
-    found = {"ema": self._of_first(step, rates)}
-    found |= {f"decay:{d}": self._of_decay(rates[f"decay:{d}"], step) for d in self.more_decays}
+    weights = {"ema": self._of_first(step, rates)}
+    weights |= {f"decay:{d}": self._of_decay(rates[f"decay:{d}"], step) for d in self.more_decays}
     for width in self.profiles:
-      found[f"profile:{width}"] = -jnp.expm1(rates[f"profile:{width}"] * before)
-    return found
+      weights[f"profile:{width}"] = -jnp.expm1(rates[f"profile:{width}"] * before)
+    return weights
 
   def _of_first(self, step: Int[Array, ""], rates: Rates) -> Float[Array, ""]:
     if self.half_life_steps is None:

@@ -259,8 +259,8 @@ def has_row(workdir: Path, step: int, prefix: str) -> bool:
     lines = (workdir / "metrics.jsonl").read_text(errors="replace").splitlines()
   except OSError:
     return False
-  found = (json.loads(line) for line in lines if _row_step(line) == step)
-  return any(name.startswith(prefix) for row in found for name in row)
+  stored = (json.loads(line) for line in lines if _row_step(line) == step)
+  return any(name.startswith(prefix) for row in stored for name in row)
 
 
 def _delete_later_pictures(workdir: Path, start_step: int) -> None:
@@ -275,8 +275,8 @@ def _delete_later_pictures(workdir: Path, start_step: int) -> None:
 def _open_jsonl(path: Path, start_step: int):
   """Open the file to append, without the rows that the resumed run will write again."""
   lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-  rows = [line for line in lines if _row_step(line) <= start_step]
-  write_whole(path, "".join(row + "\n" for row in rows))
+  kept = [line for line in lines if _row_step(line) <= start_step]
+  write_whole(path, "".join(row + "\n" for row in kept))
   return path.open("a")
 
 

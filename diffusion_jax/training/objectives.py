@@ -31,9 +31,9 @@ class Trained(NamedTuple):
     group = self.objective.group
     return {name: params[name] for name in group} if group else params
 
-  def merged(self, params: Params, own: Params) -> Params:
+  def merged(self, params: Params, group_params: Params) -> Params:
     """Return the parameters with those that it trains replaced."""
-    return {**params, **own} if self.objective.group else own
+    return {**params, **group_params} if self.objective.group else group_params
 
 
 def trained_objectives(model: GenerativeModel, optimizers: Optimizers) -> list[Trained]:
@@ -77,6 +77,6 @@ def unpack_objectives(trained: Sequence[Trained], packed: Any) -> list[Any]:
 def named_scalars(trained: Sequence[Trained], scalars: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """Return all objectives' scalars, with names as "name/scalar" for all but the first."""
   named = dict(scalars[0])
-  for t, own in zip(trained[1:], scalars[1:], strict=True):
-    named |= {f"{t.name}/{name}": value for name, value in own.items()}
+  for t, extra in zip(trained[1:], scalars[1:], strict=True):
+    named |= {f"{t.name}/{name}": value for name, value in extra.items()}
   return named

@@ -116,14 +116,18 @@ def combine(
     rounding: relative error of each stored average, see `rounding_of`.
   """
   cost = np.broadcast_to(np.asarray(rounding, np.float64), (len(times),))
-  num, all_gammas = len(times), np.append(gammas, gamma).astype(np.float64)
+  n, all_gammas = len(times), np.append(gammas, gamma).astype(np.float64)
   products = inner_products(np.append(np.asarray(times) / time, 1.0), all_gammas)
-  gram, cross, norm = products[:num, :num], products[:num, num], products[num, num]
-  system = np.ones((num + 1, num + 1))  # the last row and column constrain the sum to 1
-  system[:num, :num] = gram + np.diag(cost**2)
-  system[num, num] = 0.0
+  gram, cross, norm = (
+    products[:n, :n],
+    products[:n, n],
+    products[n, n],
+  )
+  system = np.ones((n + 1, n + 1))  # the last row and column constrain the sum to 1
+  system[:n, :n] = gram + np.diag(cost**2)
+  system[n, n] = 0.0
   # Not `solve`: snapshots with only skipped updates between them have the same profile.
-  weights = np.linalg.lstsq(system, np.append(cross, 1.0))[0][:num]
+  weights = np.linalg.lstsq(system, np.append(cross, 1.0))[0][:n]
   squared = weights @ gram @ weights - 2 * weights @ cross + norm
   error = math.sqrt(max(squared, 0.0) / norm)
   return Combination(weights, error, float(np.linalg.norm(weights * cost)))

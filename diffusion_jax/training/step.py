@@ -134,13 +134,13 @@ def make_train_step(
     opt_states, auxes, scalars = [], [], []
     rows = (unpack_objectives(trained, x) for x in (numbers.optimizer, state.opt_state, state.aux))
     for t, rates, opt_state, aux in zip(trained, *rows, strict=True):
-      grads, found, aux = _clipped_gradient(at, t, aux, rates, mesh)
+      grads, measured, aux = _clipped_gradient(at, t, aux, rates, mesh)
       change, opt_state = t.optimizer.create(training.num_steps, rates).update(
         grads, opt_state, t.own(state.params)
       )
       new_params = t.merged(new_params, apply_updates(t.own(new_params), change))
-      found["learning_rate"] = t.optimizer.rate(training.num_steps, rates)(updates)
-      opt_states, auxes, scalars = [*opt_states, opt_state], [*auxes, aux], [*scalars, found]
+      measured["learning_rate"] = t.optimizer.rate(training.num_steps, rates)(updates)
+      opt_states, auxes, scalars = [*opt_states, opt_state], [*auxes, aux], [*scalars, measured]
     finite = functools.reduce(
       jnp.logical_and, [jnp.isfinite(s[name]) for s in scalars for name in ("loss", "grad_norm")]
     )
@@ -239,15 +239,15 @@ def _advance(finite: Bool[Array, ""], new: TrainState, old: TrainState) -> Train
 
 def _gradient(at: _Point, t: Trained, aux: Aux, clip_norm: Any):
   """Return gradient and scalars of the mean loss, processing microbatches sequentially."""
-  parts = at.training.accumulation_steps
-  batches = None if parts == 1 else split_batch(at.batch, parts)
+  num_microbatches = at.training.accumulation_steps
+  batches = None if num_microbatches == 1 else split_batch(at.batch, num_microbatches)
   options: dict[str, Any] = {"train": True, "average": at.average}
   if batches is not None and at.model.needs_batch_mean:
     statistics = functools.partial(at.model.batch_statistics, at.params, at.key, train=True)
     options["batch_mean"] = _batch_mean(statistics, batches)
 
-  def objective(own, aux, part):
-    params = t.merged(at.params, own)
+  def objective(group_params, aux, part):
+    params = t.merged(at.params, group_params)
     losses, metrics, aux = t.objective.loss(params, aux, at.key, part, **options)
     scalars = {"loss": losses, **metrics}
     means = {n: masked_mean(v, part.mask) for n, v in scalars.items()}
@@ -261,7 +261,7 @@ def _gradient(at: _Point, t: Trained, aux: Aux, clip_norm: Any):
   if batches is None:
     aux, (grads, scalars) = one(aux, at.batch)
     return grads, scalars, aux
-  return _accumulate(one, aux, batches, parts)
+  return _accumulate(one, aux, batches, num_microbatches)
 
 
 def _batch_mean(values_of: Callable[[Batch], Array], batches: Batch) -> Array:
@@ -276,7 +276,7 @@ def _batch_mean(values_of: Callable[[Batch], Array], batches: Batch) -> Array:
   return jnp.sum(sums, axis=0) / jnp.maximum(jnp.sum(nums), 1.0)
 
 
-def _accumulate(one: Callable, aux, batches: Batch, parts: int):
+def _accumulate(one: Callable, aux, batches: Batch, num_microbatches: int):
   def step(carry, part):
     aux, total = carry
     aux, result = one(aux, part)
@@ -285,17 +285,20 @@ def _accumulate(one: Callable, aux, batches: Batch, parts: int):
   first = jax.tree.map(lambda x: x[0], batches)
   zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, aux, first)[1])
   (aux, total), _ = jax.lax.scan(step, (aux, zeros), batches)
-  grads, scalars = jax.tree.map(lambda x: x / parts, total)
+  grads, scalars = jax.tree.map(lambda x: x / num_microbatches, total)
   return grads, scalars, aux
 
 
-def split_batch(batch: Batch, parts: int) -> Batch:
+def split_batch(batch: Batch, num_microbatches: int) -> Batch:
   """Split a batch into [parts, B / parts, ...], with every parts-th example in one part.
 
   Strided, so that each device keeps its own examples.
   """
   return jax.tree.map(
-    lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch
+    lambda x: jnp.moveaxis(
+      x.reshape(x.shape[0] // num_microbatches, num_microbatches, *x.shape[1:]), 1, 0
+    ),
+    batch,
   )
 
 

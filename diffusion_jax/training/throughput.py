@@ -106,20 +106,20 @@ class Meter:
     now = time.perf_counter()
     whole = max(now - self._started, 1e-9)
     seconds = max(whole - self._paused_sec, 1e-9)
-    figures = {name: _mean([row[name] for row in self._rows]) for name in self._rows[0]}
+    metrics = {name: _mean([row[name] for row in self._rows]) for name in self._rows[0]}
     for count in ("num_skipped", "num_skipped_in_a_row", "learning_rate"):
-      figures[count] = self._rows[-1][count]
-    figures["images_per_sec"] = len(self._rows) * self._batch_size / seconds
-    figures["step_sec"] = seconds / len(self._rows)
-    figures["data_wait_share"] = min((wait_sec - self._waited_sec) / seconds, 1.0)
-    figures["checkpoint_stall_share"] = self._saving_sec / whole
+      metrics[count] = self._rows[-1][count]
+    metrics["images_per_sec"] = len(self._rows) * self._batch_size / seconds
+    metrics["step_sec"] = seconds / len(self._rows)
+    metrics["data_wait_share"] = min((wait_sec - self._waited_sec) / seconds, 1.0)
+    metrics["checkpoint_stall_share"] = self._saving_sec / whole
     taken = sum(row["num_skipped_in_a_row"] == 0 for row in self._rows) / len(self._rows)
-    self._useful_sec += taken * seconds * (1.0 - figures["data_wait_share"])
-    figures["goodput"] = self._useful_sec / max(now - STARTED, 1e-9)
+    self._useful_sec += taken * seconds * (1.0 - metrics["data_wait_share"])
+    metrics["goodput"] = self._useful_sec / max(now - STARTED, 1e-9)
     if self._flops is not None and self._peak_flops is not None:
-      figures["mfu"] = self._flops / figures["step_sec"] / self._peak_flops
+      metrics["mfu"] = self._flops / metrics["step_sec"] / self._peak_flops
     self.restart(wait_sec)
-    return figures
+    return metrics
 
   def _read(self) -> None:
     step, scalars = self._pending.popleft()
