@@ -73,7 +73,7 @@ def parser() -> command_line.Parser:
   cli.add_argument("--inpaint", help=f"part to hide: {', '.join(SIDES)}, or a .png "
                      "of the images' size, white where a pixel is to be filled in")  # fmt: skip
   cli.add_argument("--interpolate", type=int, help="number of images between the two of a pair")
-  cli.add_argument("--images", type=user_path, help="a folder of images or an .npz (array images)")
+  cli.add_argument("--images", type=user_path, help="a folder, .zip, .tar or .npz")
   cli.add_argument("--num", type=int, default=8, help="number of images or of pairs")
   cli.add_argument("--batch_size", type=int, default=64, help="images made at once")
   cli.add_argument("--seed", type=int, default=0, help="seed of the noise")
@@ -101,7 +101,7 @@ def load_given(args, experiment: Experiment, model: GenerativeModel, spec: Image
     source = load_held_out(experiment.data)
     condition_fields.check_same_fields(model, source, spec)
   else:
-    source = with_channels(load_pictures(args.images, "--images", least=1), spec.channels)
+    source = with_channels(load_pictures(args.images, "--images", 1, spec), spec.channels)
   shape, wanted = source.spec.shape, args.num * (2 if args.interpolate else 1)
   if shape != spec.shape:
     raise UserError(f"--images={args.images} have shape {shape}, the model needs {spec.shape}")

@@ -11,13 +11,10 @@ from diffusion_jax.core import npz
 from diffusion_jax.core.files import user_path
 from diffusion_jax.core.settings import setting
 from diffusion_jax.data.base import DataSetBase
-from diffusion_jax.data.listing import some
+from diffusion_jax.data.listing import MAX_CLASSES
 from diffusion_jax.data.source import About, ArraySource, Source, check_field
+from diffusion_jax.data.walking import some
 from diffusion_jax.types import ImageSpec, UserError
-
-MAX_CLASSES = 1 << 16
-"""Largest number of classes; each class needs a row of the label embedding."""
-
 
 SPLITS = {
   "train": (("train_images", "train_labels"), ("images", "labels"), ("x_train", "y_train"),

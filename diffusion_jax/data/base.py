@@ -8,6 +8,7 @@ from jaxtyping import Float32, Int, Int32, Num
 
 from diffusion_jax.core.registry import documented
 from diffusion_jax.core.wording import with_flags
+from diffusion_jax.data.accounting import FileCounts
 from diffusion_jax.types import ImageSpec, UserError
 
 
@@ -19,12 +20,14 @@ class About(NamedTuple):
     counts: number of images per class; None if unlabelled, or unknown before all are read.
     origin: origin of the images, e.g. "from --config.data.test_path=cats"; empty if plain.
     notes: sentences on files that were skipped or changed.
+    files: counts of every file found, for pictures in folders and archives.
   """
 
   classes: Sequence[str] = ()
   counts: Sequence[int] | None = None
   origin: str = ""
   notes: Sequence[str] = ()
+  files: FileCounts | None = None
 
 
 class Autoencoder(NamedTuple):

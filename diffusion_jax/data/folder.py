@@ -1,4 +1,4 @@
-"""A directory tree of pictures; its sub-folders are the classes."""
+"""A directory tree or an archive of pictures; its sub-folders are the classes."""
 
 import dataclasses
 from pathlib import Path
@@ -9,14 +9,17 @@ from diffusion_jax.core.files import printable, user_path
 from diffusion_jax.core.settings import setting
 from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.checking import Checked, check_pictures
+from diffusion_jax.data.decoded import Decoded, decode_pictures
 from diffusion_jax.data.listing import Listing, list_folder, split_folders
 from diffusion_jax.data.reading import Reader, Unreadable, opened
 from diffusion_jax.data.source import (
   About,
+  ArraySource,
   DecodedSource,
   Source,
   count_labels,
   fit_image,
+  fits_in_memory,
   fixed_order,
   in_memory_if_small,
 )
@@ -27,23 +30,27 @@ ADVICE = "repair them, move them away, or leave them out with --config.data.unre
 
 @dataclasses.dataclass(frozen=True)
 class Folder(DataSetBase):
-  """Pictures in folders; the class of `path/cat/any/depth/x.png` is cat.
+  """Pictures in folders or archives; the class of `path/cat/any/depth/x.png` is cat.
 
   A folder with train/ and test/ (or val/, valid/, validation/) contains the two splits, as in
   torchvision's data sets: these names are not classes. Links are followed. Names that begin with a
-  dot, __MACOSX and Thumbs.db are ignored.
+  dot, __MACOSX and Thumbs.db are ignored. Labels in a dataset.json (EDM's data sets) or in .cls and
+  .json files beside the pictures (WebDataset) are read too.
 
   Attributes:
-    path: folder of the pictures; its sub-folders are the classes.
+    path: folder of the pictures, whose sub-folders are the classes; or a .zip or .tar of such a
+      folder; or tar files: their folder, or a pattern such as train-{000..146}.tar.
     image_size: pixels per side: the shorter side is resized to it, the centre cropped; none: no
       resizing.
     channels: 1 for grey, 3 for colour; pictures are converted.
     test_path: folder of the test split, with the same classes; in place of one inside `path`.
     test_fraction: fraction of the pictures to hold out without a test_path, in a fixed order.
-    unreadable: refuse and list all unreadable pictures; or skip them, which decodes every picture
-      at the first start with these files.
+    unreadable: refuse and list all unreadable pictures; or skip them, and pictures beside the
+      classes and dangling links, which decodes every picture at the first start with these files.
     max_ram_gib: largest decoded size of a split, in GiB, that is kept in memory.
     flip: mirror half of the training images, chosen at random.
+    draft: decode large JPEGs at 1/2, 1/4 or 1/8 of their size but at least twice image_size, which
+      is several times faster and changes the pixels slightly.
   """
 
   path: str = setting("", may_change=True, affects_figures=False, is_path=True)
@@ -54,6 +61,7 @@ class Folder(DataSetBase):
   unreadable: Unreadable = setting("refuse", may_change=True)
   max_ram_gib: float = setting(8.0, may_change=True, affects_figures=False)
   flip: bool = False
+  draft: bool = False
 
   def __post_init__(self):
     if self.channels not in (1, 3):
@@ -81,10 +89,13 @@ class Folder(DataSetBase):
     num_classes = len(listing.classes)
     spec = ImageSpec(*self._one_size(chosen), self.channels, 256, num_classes)
     counts = count_labels(np.array(listing.labels, int), num_classes)
-    about = About(listing.classes, counts, origin, chosen.notes())
+    about = About(listing.classes, counts, origin, chosen.notes(), chosen.files)
+    name, num = f"{Path(self.path).name} {split}", len(listing.names)
+    if chosen.images is not None:
+      images, labels = chosen.images[chosen.rows], np.array(listing.labels, np.int32)
+      return ArraySource(name, images, labels, 256, num_classes, about)
     pixels = self._reader(listing, where, memory=chosen.memory)
-    name, num_images = f"{Path(self.path).name} {split}", len(listing.names)
-    source = DecodedSource(name, spec, num_images, lambda i: (pixels(i), listing.labels[i]), about)
+    source = DecodedSource(name, spec, num, lambda i: (pixels(i), listing.labels[i]), about)
     return in_memory_if_small(source, self.max_ram_gib)
 
   def has_split(self, split: str) -> bool:
@@ -113,15 +124,16 @@ class Folder(DataSetBase):
     root = user_path(self.path)
     where = f"--config.data.path={root}"
     folders = split_folders(root, where)
-    train = list_folder(folders.get("train", root), where)
-    listings = [(train, where)]
+    strict = self.unreadable == "refuse"
+    train = list_folder(folders.get("train", root), where, strict=strict)
+    found = [(train, where)]
     if self.test_path:
       root = user_path(self.test_path)
       where = f"--config.data.test_path={root}"
-      listings.append((list_folder(root, where, train.classes), where))
+      found.append((list_folder(root, where, train.classes, strict), where))
     elif "test" in folders and not self.test_fraction:
-      listings.append((list_folder(folders["test"], where, train.classes), where))
-    return listings
+      found.append((list_folder(folders["test"], where, train.classes, strict), where))
+    return found
 
   def _unused_folder(self) -> str:
     root = user_path(self.path)
@@ -129,16 +141,27 @@ class Folder(DataSetBase):
     return "" if folder is None else f"; {folder} is not used"
 
   def _check(self, listing: Listing, where: str) -> Checked:
-    return check_pictures(listing, lambda kept: self._reader(kept, where), where, self.unreadable)
+    num_dims = (self.image_size or 0) ** 2 * self.channels
+    decode = None
+    if self.image_size and fits_in_memory(len(listing.names), num_dims, self.max_ram_gib):
+      decode = self._decode
+    make_reader = lambda found: self._reader(found, where)  # noqa: E731
+    return check_pictures(listing, make_reader, where, self.unreadable, self.image_size, decode)
+
+  def _decode(self, reader: Reader[np.ndarray], listing: Listing, tolerant: bool) -> Decoded:
+    assert self.image_size
+    shape = (self.image_size, self.image_size, self.channels)
+    files, settings = listing.files(), f"draft={self.draft}"
+    return decode_pictures(reader, shape, listing.root, files, settings, tolerant)
 
   def _reader(
     self, listing: Listing, where: str, beside: bool = True, memory: Path | None = None
   ) -> Reader[np.ndarray]:
     """Return a reader of a split's pictures; with `beside`, it lists broken ones of both."""
 
-    def load(index: int) -> np.ndarray:
-      with opened(listing.path(index)) as image:
-        return fit_image(image, self.image_size, self.channels)
+    def load(place: int) -> np.ndarray:
+      with opened(listing.file(place)) as image:
+        return fit_image(image, self.image_size, self.channels, self.draft)
 
     def name(index: int) -> str:
       return listing.names[index] if beside else listing.path(index)

@@ -1,4 +1,4 @@
-"""Pictures of any program, unchanged: a folder of image files, or arrays."""
+"""Pictures of any program: a folder or an archive of image files, or arrays."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +8,10 @@ from jaxtyping import Int, Int32, Num, UInt8
 
 from diffusion_jax.core import npz
 from diffusion_jax.core.files import printable
+from diffusion_jax.data.archives import find_archive
 from diffusion_jax.data.base import SourceBase
 from diffusion_jax.data.checking import check_pictures
-from diffusion_jax.data.listing import Listing, Walk, find_pictures
+from diffusion_jax.data.listing import Listing, find_pictures
 from diffusion_jax.data.reading import Reader, opened
 from diffusion_jax.data.source import (
   About,
@@ -20,6 +21,7 @@ from diffusion_jax.data.source import (
   fit_image,
   in_memory_if_small,
 )
+from diffusion_jax.data.walking import Walk
 from diffusion_jax.types import ImageSpec, UserError
 
 UNFINISHED = ".parts"
@@ -34,30 +36,37 @@ MAX_RAM_GIB = 2.0
 ADVICE = "repair them or move them away"
 
 
-def load_pictures(path: Path, flag: str, least: int = 2) -> Source:
-  """Load images from a folder with its sub-folders, an .npz, or a folder of .npz chunks.
+def load_pictures(path: Path, flag: str, least: int = 2, model: ImageSpec | None = None) -> Source:
+  """Load images from a folder or archive, an .npz, or a folder of .npz chunks.
 
-  Nothing is resized. Skipped files are printed.
+  Skipped files are printed.
 
   Args:
     path: folder or file.
     flag: flag that named it, for messages.
     least: minimum number of images; a sample metric needs two.
+    model: spec of the model that takes them; pictures are resized to it and cropped if its images
+      are square, as those of a data set are. None: they are not resized.
 
   Raises:
     UserError: no images, too few images, mixed sizes, or unreadable files.
   """
   where = f"{flag}={path}"
+  size = model.height if model is not None and model.height == model.width else None
   if (path / UNFINISHED).is_dir():
     raise UserError(f"{where}: the program that draws these images was cut off; start it again")
-  if not path.exists():
-    raise UserError(f"{where}: no such folder or .npz; give a folder of images or a file.npz")
-  if not path.is_dir():
+  if find_archive(path) is not None:
+    source = _from_files(path, where, size)
+  elif not path.exists():
+    raise UserError(
+      f"{where}: no such folder or .npz; give a folder of images, a .zip or .tar, or a file.npz"
+    )
+  elif not path.is_dir():
     source = _from_arrays(path, [path], where)
   elif chunks := _chunks(path):
     source = _from_arrays(path, chunks, where)
   else:
-    source = _from_files(path, where)
+    source = _from_files(path, where, size)
   if not len(source):
     raise UserError(f"{where} holds no image; give at least {least}")
   if len(source) < least:
@@ -73,31 +82,35 @@ def _chunks(path: Path) -> list[Path]:
   return chunks if chunks and not Walk(str(path)).names else []
 
 
-def _from_files(root: Path, where: str) -> Source:
+def _from_files(root: Path, where: str, size: int | None) -> Source:
   listing = find_pictures(root, where)
-  checked = check_pictures(listing, lambda kept: _reader(kept, 3, where), where, "refuse")
+  make_reader = lambda found: _reader(found, 3, where, size)  # noqa: E731
+  checked = check_pictures(listing, make_reader, where, "refuse", size)
   names, headers = checked.listing.names, checked.headers
   other = next((i for i, header in enumerate(headers) if header.size != headers[0].size), None)
-  height, width = headers[0].size
-  if other is not None:
+  height, width = headers[0].size if size is None else (size, size)
+  if other is not None and size is None:
     h, w = headers[other].size
     raise UserError(
       f"{where}: images of mixed sizes ({printable(names[0])} is {width}x{height}, "
       f"{printable(names[other])} is {w}x{h}); give images of one size"
     )
   channels = 1 if all(header.is_grey for header in headers) else 3
-  pixels = _reader(checked.listing, channels, where)
+  pixels = _reader(checked.listing, channels, where, size)
+  files, notes = checked.files, checked.notes()
+  if files and set(files.pictures) - {"as they are"}:
+    notes = (files.text(), *notes)
   source = DecodedSource(
     f"{root.name} given", ImageSpec(height, width, channels, 256, 0), len(names),
-    lambda i: (pixels(i), 0), About(notes=checked.notes()),
+    lambda i: (pixels(i), 0), About(notes=notes, files=files),
   )  # fmt: skip
   return in_memory_if_small(source, MAX_RAM_GIB)
 
 
-def _reader(listing: Listing, channels: int, where: str) -> Reader[np.ndarray]:
-  def load(index: int) -> np.ndarray:
-    with opened(listing.path(index)) as image:
-      return fit_image(image, None, channels)
+def _reader(listing: Listing, channels: int, where: str, size: int | None) -> Reader[np.ndarray]:
+  def load(place: int) -> np.ndarray:
+    with opened(listing.file(place)) as image:
+      return fit_image(image, size, channels)
 
   return Reader(len(listing.names), load, lambda i: listing.names[i], where, ADVICE)
 

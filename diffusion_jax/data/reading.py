@@ -1,6 +1,7 @@
 """Read picture files: their headers, their pixels, and one list of all unreadable ones."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ from PIL import __version__ as pillow_version
 
 from diffusion_jax.core import files, progress
 from diffusion_jax.core.files import printable
+from diffusion_jax.data.archives import Member
 from diffusion_jax.data.source import is_transparent, num_threads, orientation
 from diffusion_jax.parallel import watchdog
 from diffusion_jax.types import UserError
@@ -51,20 +53,21 @@ class Broken(Exception):
 
 
 @contextlib.contextmanager
-def opened(file: str | Path | io.BytesIO) -> Iterator[Image.Image]:
-  """Open a picture; at first only its header is read.
+def opened(file: str | Path | io.BytesIO | Member) -> Iterator[Image.Image]:
+  """Open a picture of a folder, of an archive or in memory; at first only its header is read.
 
   Raises:
     Broken: for any error of Pillow, here or inside the block. For damaged files its decoders raise
       a dozen types of error.
   """
   try:
-    with Image.open(file) as image:
+    with Image.open(io.BytesIO(file.read()) if isinstance(file, Member) else file) as image:
       yield image
   except (Broken, UserError, MemoryError):
     raise
   except UnidentifiedImageError as error:
-    raise Broken("no picture of a known format") from error
+    is_empty = isinstance(file, str) and not os.path.getsize(file)
+    raise Broken("an empty file" if is_empty else "no picture of a known format") from error
   except Exception as error:
     refusal = getattr(error, "strerror", None)
     reason = refusal or str(error).partition("\n")[0] or type(error).__name__
@@ -92,7 +95,21 @@ class Header(NamedTuple):
     return self.height, self.width
 
 
-def read_header(file: str | Path) -> Header | Broken:
+def file_content(file: str | Member) -> bytes:
+  """Return the bytes of a picture's file.
+
+  Raises:
+    Broken: it cannot be read.
+  """
+  try:
+    return file.read() if isinstance(file, Member) else Path(file).read_bytes()
+  except OSError as error:
+    raise Broken(error.strerror or str(error), by_system=True) from error
+  except Exception as error:  # of a damaged archive
+    raise Broken(str(error) or type(error).__name__) from error
+
+
+def read_header(file: str | Path | Member) -> Header | Broken:
   """Return the header of a file, or the reason why it cannot be read."""
   try:
     with opened(file) as image:
@@ -105,12 +122,31 @@ def read_header(file: str | Path) -> Header | Broken:
     return error
 
 
-def read_headers(files: Sequence[str]) -> list[Header | Broken]:
-  """Return the headers of many files, in their order."""
-  return _in_threads(read_header, files, "reading headers")
+def read_headers(files: Sequence[str | Member]) -> list[Header | Broken]:
+  """Return the headers of many files, in their order; those of unchanged files are read once."""
+  return _in_threads(_header_once, files, "reading headers")
 
 
-def _in_threads(function: Callable[[str], T], files: Sequence[str], name: str) -> list[T]:
+def _header_once(file: str | Member) -> Header | Broken:
+  try:
+    return _cached_header(file, _state(file))
+  except Broken as error:
+    return error
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _cached_header(file: str | Member, state: tuple[int, int, int]) -> Header:
+  del state
+  header = read_header(file)
+  if isinstance(header, Broken):
+    raise header  # an error is not cached
+  return header
+
+
+File = TypeVar("File")
+
+
+def _in_threads(function: Callable[[File], T], files: Sequence[File], name: str) -> list[T]:
   """Apply a function to each file in threads, because storage may respond slowly."""
   results: list[T] = []
   shown = progress.phase(name, len(files), "files")
@@ -172,6 +208,10 @@ class Reader(Generic[T]):
     except Broken as error:
       broken = {index: str(error)}
       raise (self._forget(broken) if self.memory else self.refuse(broken)) from error
+
+  def load(self, index: int) -> T:
+    """Return the content at a position; raise Broken for it alone."""
+    return self._load(index)
 
   def _forget(self, broken: Mapping[int, str]) -> UserError:
     """Return the error for a picture that became unreadable, and delete the recorded check."""
@@ -239,7 +279,7 @@ class Reader(Generic[T]):
       f"{printable(self._name(index))} ({printable(broken[index])})" for index in sorted(broken)
     ]
 
-  def remembered(self, root: str, names: Sequence[str]) -> dict[int, str]:
+  def remembered(self, root: str, files_read: Sequence[str | Member]) -> dict[int, str]:
     """Find broken pictures, or take them from the user's cache if the files are unchanged.
 
     Refusals of the operating system (a network file system may refuse for a while) are not cached.
@@ -248,15 +288,11 @@ class Reader(Generic[T]):
     times), the reader deletes the cache, so that the next start checks again.
 
     Args:
-      root: folder of the files.
-      names: paths of the files relative to it.
+      root: folder or archive of the files.
+      files_read: the files, whose states identify them.
     """
-    head = (pillow_version, self._num, os.path.abspath(root))
-    digest = hashlib.sha256(f"{head}\n".encode(errors="surrogateescape"))
-    states = file_states([os.path.join(root, name) for name in names])
-    for row in zip(names, states, strict=True):
-      digest.update(f"{row}\n".encode(errors="surrogateescape"))
-    file = files.cache_folder() / "unreadable" / f"{digest.hexdigest()[:24]}.json"
+    digest = files_digest(f"{self._num} {os.path.abspath(root)}", files_read)
+    file = files.cache_folder() / "unreadable" / f"{digest}.json"
     self.memory = file
     try:
       return {int(index): str(reason) for index, reason in json.loads(file.read_text()).items()}
@@ -267,9 +303,22 @@ class Reader(Generic[T]):
     return broken
 
 
-def file_states(files: Sequence[str]) -> list[tuple[int, int, int]]:
+def files_digest(head: str, files_read: Sequence[str | Member]) -> str:
+  """Return a hash of a text, the version of Pillow, and the names and states of files."""
+  digest = hashlib.sha256(f"{pillow_version} {head}\n".encode(errors="surrogateescape"))
+  names = [file if isinstance(file, str) else "" for file in files_read]
+  for row in zip(names, file_states(files_read), strict=True):
+    digest.update(f"{row}\n".encode(errors="surrogateescape"))
+  return digest.hexdigest()[:24]
+
+
+def file_states(files_read: Sequence[str | Member]) -> list[tuple[int, int, int]]:
   """Return size, mtime and ctime of each file; -1, 0, 0 if it does not exist."""
-  return _in_threads(_file_state, files, "looking at files")
+  return _in_threads(_state, files_read, "looking at files")
+
+
+def _state(file: str | Member) -> tuple[int, int, int]:
+  return file.state if isinstance(file, Member) else _file_state(file)
 
 
 def _file_state(file: str) -> tuple[int, int, int]:

@@ -125,7 +125,7 @@ class Records(DataSetBase):
     if self.unreadable == "refuse":
       return {}
     files = shard_files.files
-    return pictures.remembered(str(files[0].parent), [file.name for file in files])
+    return pictures.remembered(str(files[0].parent), list(map(str, files)))
 
   def _about(
     self, reader: "_Reader", pictures: Reader, shard_files: "ShardFiles", broken: dict[int, str]

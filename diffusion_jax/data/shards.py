@@ -16,9 +16,10 @@ from PIL import Image
 from diffusion_jax.core import progress
 from diffusion_jax.core.files import printable, try_lock, write_whole
 from diffusion_jax.core.progress import Phase
+from diffusion_jax.data.archives import Member
 from diffusion_jax.data.checking import check_pictures
 from diffusion_jax.data.listing import Listing, list_folder, split_folders
-from diffusion_jax.data.reading import Broken, Reader, Unreadable, opened
+from diffusion_jax.data.reading import Reader, Unreadable, file_content, opened
 from diffusion_jax.data.record_format import (
   Description,
   example_type,
@@ -187,7 +188,7 @@ def _number_classes(listing: Listing, task: Task) -> Listing:
 def _check_pictures(task: Task, listing: Listing) -> Content:
   """Check every header; damage in the pixels is found and reported during writing."""
   make = lambda kept: _reader(task, kept)  # noqa: E731
-  checked = check_pictures(listing, make, str(task.pictures), task.unreadable)
+  checked = check_pictures(listing, make, str(task.pictures), task.unreadable, task.image_size)
   reader = make(checked.listing)
   reader.memory = checked.memory
   return Content(checked.listing, reader, checked.notes())
@@ -195,7 +196,7 @@ def _check_pictures(task: Task, listing: Listing) -> Content:
 
 def _reader(task: Task, listing: Listing) -> Reader[bytes]:
   return Reader(
-    len(listing.names), lambda index: _encode(task, listing.path(index)),
+    len(listing.names), lambda index: _encode(task, listing.file(index)),
     lambda index: listing.names[index], str(task.pictures), ADVICE,
   )  # fmt: skip
 
@@ -288,16 +289,13 @@ def _record(content: Content, index: int) -> bytes:
   return serialize_example(content.read(index), listing.labels[index] if listing.classes else None)
 
 
-def _encode(task: Task, file: str) -> bytes:
+def _encode(task: Task, file: str | Member) -> bytes:
   """Return a picture in its stored form.
 
   Raises:
     Broken: the picture cannot be read.
   """
-  try:
-    data = Path(file).read_bytes()
-  except OSError as error:
-    raise Broken(error.strerror or str(error), by_system=True) from error
+  data = file_content(file)
   with opened(io.BytesIO(data)) as image:
     pixels = fit_image(image, task.image_size, task.channels)  # decodes it, which proves it intact
     keep = task.image_size is None and image.format in FORMATS

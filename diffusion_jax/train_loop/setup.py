@@ -120,6 +120,8 @@ def describe_splits(job: Job) -> list[tuple[str, str]]:
   rows = [("data", wording.describe_data(train.name, len(train), train.spec))]
   if classes:
     rows.append(("classes", describe_classes(_counted(job), classes)))
+  if files := train.about.files:
+    rows.append(("files", printable(files.plus(test.about.files if test else None).text())))
   rows += [("note", printable(note)) for note in train.about.notes]
   if test is None:
     return [*rows, ("held out", "none")]
