@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted(
   path
-  for folder in ("diffusion_jax", "launch", "configs", "examples")
+  for folder in ("diffusion_jax", "launch", "configs", "examples", "docs")
   for path in (ROOT / folder).rglob("*.py")
 )
 OPENERS = ["Of", "Those", "That", "What", "Where", "Whether", "How", "As", "By"]

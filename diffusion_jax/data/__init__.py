@@ -42,6 +42,7 @@ SOURCES = Registry(
   },
   setting_facts=Facts(affects_samples=False),
 )
+"""Data sets by name: the values of `data.name`."""
 
 __all__ = [
   "SOURCES",

@@ -34,12 +34,14 @@ DIFFUSION_LIKELIHOODS = Registry(
   },
   setting_facts=Facts(may_change=True, affects_samples=False),
 )
+"""Likelihoods of diffusion models by the name of their config section."""
 VAE_LIKELIHOODS = Registry(
   "vae_likelihood",
   VAELikelihood,
   {"iwae": ImportanceWeighted},
   setting_facts=Facts(may_change=True, affects_samples=False),
 )
+"""Likelihoods of VAEs by the name of their config section."""
 
 __all__ = [
   "DIFFUSION_LIKELIHOODS",

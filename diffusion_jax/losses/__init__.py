@@ -34,9 +34,11 @@ DENOISING_LOSSES = Registry(
   },
   setting_facts=Facts(affects_samples=False),
 )
+"""Losses of diffusion models by name: the values of `loss.name`."""
 VAE_LOSSES = Registry(
   "vae_loss", VAELoss, {"elbo": ELBO}, setting_facts=Facts(affects_samples=False)
 )
+"""Losses of VAEs by name: the values of `loss.name`."""
 
 __all__ = [
   "DENOISING_LOSSES",

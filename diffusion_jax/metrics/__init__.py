@@ -59,6 +59,7 @@ METRICS = Registry(
     "coverage": Coverage,
   },
 )
+"""Sample metrics by name, as in `eval.metrics`."""
 
 
 PACKAGED = tuple(METRICS)

@@ -22,10 +22,13 @@ from diffusion_jax.processes import Process
 NETWORKS = Registry(
   "model", NetworkConfig, {"unet": UNet, "vdm_unet": VDMUNet, "dit": DiT, "mlp": MLP}
 )
+"""Networks of diffusion models by name: the values of `model.name`."""
 NOISE_SCHEDULES = Registry(
   "process", Process, {"learned_linear": LearnedLinear, "learned_monotone": LearnedMonotone}
 )
+"""Processes with a learned noise schedule by name: values of `process.name`."""
 VAES = Registry("autoencoder", Autoencoder, {"conv_vae": ConvVAE})
+"""Networks of VAEs by name: the values of `model.name` or `autoencoder.name`."""
 DECODERS = Registry(
   "decoder",
   Observation,
@@ -35,6 +38,7 @@ DECODERS = Registry(
     "discretized_logistic": DiscretizedLogistic,
   },
 )
+"""Observation models p(x | z) by name: the values of `decoder.name`."""
 
 __all__ = [
   "DECODERS",

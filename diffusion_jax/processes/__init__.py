@@ -62,6 +62,7 @@ PROCESSES = Registry(
     "flow": Flow,
   },
 )
+"""Processes with a fixed noise schedule by name: values of `process.name`."""
 
 __all__ = [
   "MAX_PRIOR_BITS",

@@ -85,8 +85,10 @@ def edm(sigma_data: float) -> Prediction:
 
 
 PredictionName = Literal["eps", "x0", "v", "score", "velocity", "edm"]
+"""Name of a prediction."""
 
 PREDICTIONS = {"eps": EPS, "x0": X0, "v": V, "score": SCORE, "velocity": VELOCITY, "edm": edm(0.5)}
+"""Meanings of a network's output by name: the values of `generative.prediction`."""
 
 UNDEFINED_AT_PURE_NOISE = ("eps", "score")
 """Predictions that do not determine x0 where alpha is 0."""

@@ -50,6 +50,24 @@ class Part(NamedTuple):
   entries: tuple[Entry, ...]
 
 
+class Field(NamedTuple):
+  """One field of an entry, as the help and the documentation describe it.
+
+  Attributes:
+    name: name in its section.
+    value: value in a config, or the default.
+    default: default value.
+    kind: type and allowed values in words.
+    about: documentation from the class.
+  """
+
+  name: str
+  value: str
+  default: str
+  kind: str
+  about: str
+
+
 def config_help(experiment: Experiment | None = None, wanted: str = "") -> str:
   """Return the documentation of a config's fields.
 
@@ -61,7 +79,7 @@ def config_help(experiment: Experiment | None = None, wanted: str = "") -> str:
   Raises:
     UserError: there is no such section, entry or field.
   """
-  parts = _all_parts() if experiment is None else _parts_of(experiment)
+  parts = all_parts() if experiment is None else _parts_of(experiment)
   if wanted:
     return "\n\n".join(_narrowed(parts, wanted))
   most = None if experiment is None else 1
@@ -108,8 +126,8 @@ def field_docs(cls: type) -> dict[str, str]:
   return docs
 
 
-def _all_parts() -> list[Part]:
-  """The sections of every kind of model; one that two kinds build from other entries, twice."""
+def all_parts() -> list[Part]:
+  """Return the sections of all kinds of models; twice if two kinds have other entries of one."""
   models_of: dict[str, list[tuple[Section, list[str]]]] = {"generative": [(GENERATIVES, [])]}
   for model, cls in GENERATIVES.items():
     for name, section in cls.sections.items():
@@ -206,15 +224,24 @@ def _text(part: Part, entries: Sequence[Entry], field: str = "") -> str:
 
 
 def _fields(section: str, entry: Entry, only: str) -> Iterator[str]:
+  for field in fields_of(entry):
+    if only in ("", field.name):
+      same = field.value == field.default
+      words = field.kind if same else f"{field.kind}; default: {field.default}"
+      line = f"--config.{section}.{field.name}={field.value}  ({words})"
+      yield from _wrapped(line, "    ", "        ")
+      yield from _wrapped(field.about, "        ")
+
+
+def fields_of(entry: Entry) -> Iterator[Field]:
+  """Yield the fields of an entry that a config can set, in the order of the class."""
   docs, hints = field_docs(entry.cls), field_types(entry.cls)
   for field in dataclasses.fields(entry.cls):
-    if field.name in hints and only in ("", field.name):
+    if field.name in hints:
       default = _default(field)
       value = default if entry.value is None else shown(getattr(entry.value, field.name))
       kind = describe_type(hints[field.name])
-      words = kind if value == default else f"{kind}; default: {default}"
-      yield from _wrapped(f"--config.{section}.{field.name}={value}  ({words})", "    ", "        ")
-      yield from _wrapped(docs.get(field.name, ""), "        ")
+      yield Field(field.name, value, default, kind, docs.get(field.name, ""))
 
 
 def _default(field: dataclasses.Field) -> str:

@@ -29,6 +29,7 @@ SAMPLERS = Registry(
   },
   setting_facts=Facts(may_change=True),
 )
+"""Samplers by name: the values of `sampler.name`."""
 
 __all__ = [
   "DDIM",
