@@ -23,6 +23,7 @@ from diffusion_jax.data.source import (
   ArraySource,
   describe_classes,
   fingerprint,
+  source_identity,
   trained_classes,
 )
 from diffusion_jax.data.synthetic import Synthetic
@@ -69,6 +70,7 @@ __all__ = [
   "load_split",
   "load_splits",
   "make_batch",
+  "source_identity",
   "trained_classes",
   "with_channels",
 ]

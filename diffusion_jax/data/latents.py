@@ -24,7 +24,7 @@ from diffusion_jax.core.config import as_text, build
 from diffusion_jax.core.files import user_path
 from diffusion_jax.core.settings import field_fact, fields_with, setting
 from diffusion_jax.data.base import Autoencoder, DataSetBase, SourceBase, load_split
-from diffusion_jax.data.source import About, Source, count_labels, fingerprint
+from diffusion_jax.data.source import About, Source, count_labels, fingerprint, source_identity
 from diffusion_jax.data.unfinished import (
   PROGRESS,
   begin_encoding,
@@ -325,9 +325,7 @@ def _describe(part: Path, encoded: Encoded, scale: float) -> dict[str, Any]:
       "made_from": dict(encoded.made_from),
       "splits": {
         split: {
-          "name": source.name,
-          "num": len(source),
-          "fingerprint": fingerprint(source),
+          **source_identity(source),
           **({"has_fields": True} if source.spec.fields else {}),
         }
         for split, source in sources.items()

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, Num, UInt8
@@ -172,6 +173,11 @@ def fingerprint(source: Source) -> str:
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
       phase.advance(len(chosen))
   return digest.hexdigest()[:16]
+
+
+def source_identity(source: Source) -> dict[str, Any]:
+  """Return name, num and fingerprint of a split, by which a run knows its data again."""
+  return {"name": source.name, "num": len(source), "fingerprint": fingerprint(source)}
 
 
 MIN_THREADS = 16

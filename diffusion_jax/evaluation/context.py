@@ -14,7 +14,7 @@ from diffusion_jax.checkpoints import store
 from diffusion_jax.core import rng
 from diffusion_jax.core.config import Override, parse_override
 from diffusion_jax.core.files import user_path
-from diffusion_jax.data import Source, fingerprint, load_splits, make_batch, trained_classes
+from diffusion_jax.data import Source, load_splits, make_batch, source_identity, trained_classes
 from diffusion_jax.evaluation import bits_per_dim, noise_levels, reference
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.evaluation.sweep_grid import sweep_points
@@ -195,8 +195,7 @@ def equip(context: EvaluationContext, request: Request) -> EvaluationContext:
 def _check_data(workdir: Path, train: Source, test: Source | None) -> Mapping[str, Any]:
   """Return facts on the newest checkpoint's training data, which must be these data."""
   saved = store.read_meta(workdir / "checkpoints")["data"]
-  now = {"name": train.name, "num": len(train), "fingerprint": fingerprint(train)}
-  check_same_data(workdir, saved, now)
+  check_same_data(workdir, saved, source_identity(train))
   if test is not None and test.spec != train.spec:
     raise UserError(f"the splits do not fit each other: {train.spec} and {test.spec}")
   return saved

@@ -109,7 +109,8 @@ def check_same_data(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, A
 
   Args:
     workdir: folder of the run.
-    saved, now: name, num and fingerprint of the training split.
+    saved, now: `data.source_identity` of the training split. If `now` has latents, those are
+      compared as well.
 
   Raises:
     UserError: the fingerprints differ.
@@ -120,6 +121,8 @@ def check_same_data(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, A
       f"{_data_words(now)}; restore the data, use another --workdir, or --fresh to move the old "
       "run aside"
     )
+  if "latents" in now:
+    check_same_data(workdir, saved["latents"], now["latents"])
 
 
 def _data_words(data: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from diffusion_jax.data import (
   describe_classes,
   fingerprint,
   load_splits,
+  source_identity,
   trained_classes,
 )
 from diffusion_jax.parallel import sharding, watchdog
@@ -185,7 +186,7 @@ def first_state(job: Job) -> tuple[TrainState, bool]:
   target = stored_target(shapes, layout)
   restored = store.restore_checkpoint(job.checkpoints, target, foreign=foreign)
   _check_draws(job, restored)
-  _check_same_data(job, restored.meta)
+  check_same_data(job.workdir, restored.meta["data"], describe_run_data(job)["data"])
   if harmless:
     print(f"changed since the run began: {'; '.join(harmless)}")
   parallel.on_process_0(lambda: _put_aside(job, restored.damaged))
@@ -243,20 +244,11 @@ def state_shapes(job: Job) -> TrainState:
 
 def describe_run_data(job: Job) -> dict[str, Any]:
   """Return the metadata saved with a state."""
-  data = {
-    "name": job.train.name,
-    "num": len(job.train),
-    "fingerprint": fingerprint(job.train),
-    "spec": job.train.spec.to_json(),
-  }
+  data = {**source_identity(job.train), "spec": job.train.spec.to_json()}
   if len(trained := sampled_classes(job)) < job.train.spec.num_classes:
     data["trained_classes"] = trained
   if job.feed is not job.train:
-    data["latents"] = {
-      "name": job.feed.name,
-      "num": len(job.feed),
-      "fingerprint": fingerprint(job.feed),
-    }
+    data["latents"] = source_identity(job.feed)
   return {"config": job.experiment.to_dict(), "data": data, "draws": rng.DRAWS}
 
 
@@ -270,10 +262,3 @@ def sampled_classes(job: Job) -> list[int]:
   """Return the labels of the training images, which are the classes to sample."""
   known = job.train if job.train.about.counts is not None else job.feed
   return trained_classes(known)
-
-
-def _check_same_data(job: Job, meta) -> None:
-  now = describe_run_data(job)["data"]
-  check_same_data(job.workdir, meta["data"], now)
-  if "latents" in now:
-    check_same_data(job.workdir, meta["data"]["latents"], now["latents"])
