@@ -22,7 +22,7 @@ PROGRAMS = (
 """The modules that one can start; the first line of its docstring describes each."""
 
 OWN = {
-  "configs": "List the shipped configs, or print what one of them is: configs [NAME].",
+  "configs": "List the shipped configs, or describe one: configs [NAME].",
   "help": "Print the flags of a command: help COMMAND.",
 }
 """The commands that are answered here."""
@@ -62,7 +62,9 @@ def answer(name: str, rest: Sequence[str]) -> int:
     print(shipped.versions())
   elif name == "configs" and (not rest or set(rest) & {"-h", "--help"}):
     print(two_columns({n: shipped.first_line(path) for n, path in shipped.configs().items()}))
-    print("\ntrain one: diffusion-jax train --config=NAME; its facts: diffusion-jax configs NAME")
+    print(
+      "\ntrain one: diffusion-jax train --config=NAME; describe one: diffusion-jax configs NAME"
+    )
   elif name == "configs":
     return config_facts(rest)
   elif name.startswith("-"):
@@ -94,7 +96,7 @@ def overview() -> str:
   return (
     "usage: diffusion-jax COMMAND [FLAGS], or python -m diffusion_jax COMMAND [FLAGS]\n\n"
     f"{two_columns(lines)}\n\n"
-    "diffusion-jax COMMAND --help lists a command's flags, --version the versions.\n"
+    "diffusion-jax COMMAND --help lists a command's flags, --version prints the versions.\n"
     "To begin: diffusion-jax train --config=ddpm_digits"
   )
 

@@ -55,11 +55,10 @@ def printable(text: str) -> str:
 
   A file's name may contain any of them, and a terminal executes some.
   """
-  return "".join(c if c.isprintable() else _escape(c) for c in text)
-
-
-def _escape(character: str) -> str:
-  return character.encode("unicode_escape").decode()  # also an invalid UTF-8 byte: \udcff
+  return "".join(
+    c if c.isprintable() else c.encode("unicode_escape").decode()  # an invalid byte too: \udcff
+    for c in text
+  )
 
 
 def flag_path(flag: str) -> Callable[[str], Path]:

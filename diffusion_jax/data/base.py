@@ -199,7 +199,8 @@ def source_fault(source: Any) -> str | None:
   if not isinstance(gathered, tuple) or len(gathered) != 2:
     return f"gathers {type(gathered).__name__}; it must be images and labels; {where}."
   spec, (images, labels) = source.spec, gathered
-  fault = _unlike("images", images, (len(index), *spec.shape), _image_type(spec))
+  dtype = "float32" if spec.num_levels is None else "uint8"
+  fault = _unlike("images", images, (len(index), *spec.shape), dtype)
   fault = fault or _unlike("labels", labels, (len(index),), "int32") or _misnumbered(labels, spec)
   return fault or field_fault(source.gather_fields(index), spec, len(index))
 
@@ -224,10 +225,6 @@ def _check_flip(spec: ImageSpec) -> None:
         f"--config.data.flip=true mirrors images and named arrays [H, W, C], and '{name}' is "
         f"{list(field.shape)}; give it a third axis, or set --config.data.flip=false"
       )
-
-
-def _image_type(spec: ImageSpec) -> str:
-  return "float32" if spec.num_levels is None else "uint8"
 
 
 def _unlike(what: str, array: Any, shape: tuple[int, ...], dtype: str) -> str | None:

@@ -75,7 +75,8 @@ def _compare(
     ),
   }
   if stored.get("references"):
-    measured["eval.metrics"] = (_metrics_of(stored), [metric.name for metric in context.metrics])
+    before = stored.get("metrics", PACKAGED)  # older versions had only the package's own
+    measured["eval.metrics"] = (before, [metric.name for metric in context.metrics])
   if context.is_equipped:
     stamps = {
       i.extractor.name: metrics_json.json_values(i.reference.stamp) for i in context.feature_spaces
@@ -87,11 +88,6 @@ def _compare(
       lost.append(f"{name}: {', '.join(gone)} -> {', '.join(new) or 'none'}")
   added = any(n not in old for old, new in measured.values() for n in new)
   return Difference(lost, added or (context.errors is not None and "spectrum" not in stored))
-
-
-def _metrics_of(stored: Summary) -> Sequence[str]:
-  """Return the names of the requested metrics; older versions had only the package's own."""
-  return stored.get("metrics", PACKAGED)
 
 
 def _fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

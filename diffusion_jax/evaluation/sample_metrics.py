@@ -158,9 +158,6 @@ def _figure(
   except TypeError as error:
     raise ValueError(f"its details are no JSON values ({error})") from error
   if first.standard_error is not None:
-    figure["standard_error"] = _finite(first.standard_error)
+    error = float(first.standard_error)
+    figure["standard_error"] = error if math.isfinite(error) else None
   return figure
-
-
-def _finite(value: float) -> float | None:
-  return float(value) if math.isfinite(value) else None

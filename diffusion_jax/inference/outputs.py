@@ -278,7 +278,9 @@ def write_npz(out: Path, batches: Iterator[Arrays], num_images: int) -> None:
     with archive.open(_member("images.npy"), "w", force_zip64=True) as file:
       for batch in batches:
         if not labels:
-          _write_header(file, (num_images, *batch["images"].shape[1:]), np.dtype(np.uint8))
+          shape = (num_images, *batch["images"].shape[1:])
+          header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+          np.lib.format.write_array_header_1_0(file, header)
         file.write(np.ascontiguousarray(batch["images"]).data)
         labels.append(batch["labels"].astype(np.int32))
     with archive.open(_member("labels.npy"), "w", force_zip64=True) as file:
@@ -291,8 +293,3 @@ def _member(name: str) -> zipfile.ZipInfo:
   member = zipfile.ZipInfo(name)
   member.compress_type = zipfile.ZIP_DEFLATED
   return member
-
-
-def _write_header(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
-  header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-  np.lib.format.write_array_header_1_0(file, header)

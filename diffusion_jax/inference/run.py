@@ -125,7 +125,9 @@ class Run:
         shape, or a sampler that does not fit the model.
     """
     with in_python():
-      _at_least_one(num=num, batch_size=batch_size)
+      for name, value in {"num": num, "batch_size": batch_size}.items():
+        if value < 1:
+          raise UserError(f"{name}={value}: must be at least 1")
       drawn, given = self._labels(num, labels), self._fields(num, fields)
       draw = self._draw(sampler, guidance, min(batch_size, num))
       return to_uint8(draw(self.params, drawn, num, seed, fields=given))
@@ -221,9 +223,3 @@ def load_run(
     mesh = sharding.create_mesh(experiment.mesh)
     weights = restore.restore_weights(folder, at_step, mesh, model, average)
     return Run(folder, experiment, model, weights.params, weights.step, mesh)
-
-
-def _at_least_one(**numbers: int) -> None:
-  for name, value in numbers.items():
-    if value < 1:
-      raise UserError(f"{name}={value}: must be at least 1")

@@ -60,7 +60,7 @@ def inception_score(
   check_features(logits, "samples", max(2, num_splits))
   if num_splits < 1:
     raise ValueError(f"num_splits={num_splits}: at least 1 is needed")
-  order = slice(None) if seed is None else _permutation(len(logits), seed)
+  order = slice(None) if seed is None else np.random.RandomState(seed).permutation(len(logits))
   log_p = log_softmax(as_float64(logits)[order], axis=1)
   bounds = [i * len(log_p) // num_splits for i in range(num_splits + 1)]
   splits = [log_p[a:b] for a, b in pairwise(bounds)]
@@ -72,7 +72,3 @@ def _score(log_p: Float[np.ndarray, "N C"]) -> float:
   # In log space, since 0 * infinity would result if a class's probability underflows everywhere.
   log_q = logsumexp(log_p, axis=0) - np.log(len(log_p))
   return float(np.exp((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))
-
-
-def _permutation(num_images: int, seed: int) -> np.ndarray:
-  return np.random.RandomState(seed).permutation(num_images)

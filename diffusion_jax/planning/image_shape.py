@@ -20,16 +20,13 @@ def image_spec(experiment: Experiment, image: str | None, num_classes: int | Non
     UserError: the shape is not known without the data, or --image has another format.
   """
   if image is not None:
-    return ImageSpec(*_parse(image), 256, num_classes or 0)
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", image)
+    if match is None or not all(int(n) for n in match.groups()):
+      raise UserError(f"--image={image}: write HEIGHTxWIDTHxCHANNELS, e.g. --image=64x64x3")
+    height, width, channels = map(int, match.groups())
+    return ImageSpec(height, width, channels, 256, num_classes or 0)
   spec = _from_section(experiment)
   return spec if num_classes is None else spec._replace(num_classes=num_classes)
-
-
-def _parse(text: str) -> tuple[int, int, int]:
-  match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
-  if match is None or not all(int(n) for n in match.groups()):
-    raise UserError(f"--image={text}: write HEIGHTxWIDTHxCHANNELS, e.g. --image=64x64x3")
-  return int(match[1]), int(match[2]), int(match[3])
 
 
 def _from_section(experiment: Experiment) -> ImageSpec:

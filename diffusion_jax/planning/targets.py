@@ -38,7 +38,9 @@ def find_devices(topology: str) -> list[Any]:
     raise UserError(
       f"--topology={topology} needs the TPU compiler: pip install 'diffusion_jax[plan]'"
     )
-  _prepare()
+  for name, value in ENVIRONMENT.items():  # libtpu takes no device and prints no warnings
+    os.environ.setdefault(name, value)
+  jax.config.update("jax_platforms", "cpu")
   # One device for both cores of a chip, as on a real v4; libtpu's default is two.
   how = {"chip_config_name": "megacore"} if topology.lower().startswith("v4:") else {}
   try:
@@ -49,10 +51,3 @@ def find_devices(topology: str) -> list[Any]:
   # A program for absent devices can be written to the cache, but not read back.
   jax.config.update("jax_enable_compilation_cache", False)
   return devices
-
-
-def _prepare() -> None:
-  """Prepare the loading of libtpu: it takes no device and prints no warnings."""
-  for name, value in ENVIRONMENT.items():
-    os.environ.setdefault(name, value)
-  jax.config.update("jax_platforms", "cpu")

@@ -83,7 +83,9 @@ def compare_runs(metrics: Metrics, others: Sequence[Metrics]) -> Comparison | No
     return None
   runs = [metrics, *others]
   rows = [
-    _row(group, key, runs) for group in ("figures", "likelihoods") for key in _keys(group, runs)
+    _row(group, key, runs)
+    for group in ("figures", "likelihoods")
+    for key in dict.fromkeys(key for run in runs for key in run.get(group) or {})
   ]
   differences = [d for other in others for d in _differences(metrics, other)]
   return Comparison(distinct([run_name(r) for r in runs]), rows, differences)
@@ -95,10 +97,6 @@ def distinct(names: Sequence[str]) -> list[str]:
     f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
     for i, name in enumerate(names)
   ]
-
-
-def _keys(group: str, runs: Sequence[Metrics]) -> list[str]:
-  return list(dict.fromkeys(key for run in runs for key in run.get(group) or {}))
 
 
 def _entry(group: str, key: str, run: Metrics) -> Mapping[str, Any]:

@@ -52,7 +52,8 @@ def common(runs: Mapping[str, Metrics]) -> Plot | None:
   swept = {name: run["sweep"] for name, run in runs.items() if run.get("sweep")}
   if len(swept) < 2:
     return None
-  shared = [f for f in figure_names(next(iter(swept.values()))) if _in_all(f, swept)]
+  first, *others = (figure_names(rows) for rows in swept.values())
+  shared = [name for name in first if all(name in names for names in others)]
   if not shared:
     return None
   curves = {
@@ -61,10 +62,6 @@ def common(runs: Mapping[str, Metrics]) -> Plot | None:
     for setting, points in series(rows, shared[0], "num_evaluations", (STEPS,)).items()
   }
   return _scatter("common", f"{shared[0]} of each run's sweep", EVALUATIONS, shared[0], curves)
-
-
-def _in_all(figure: str, swept: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
-  return all(figure in figure_names(rows) for rows in swept.values())
 
 
 def _scatter(
