@@ -3,12 +3,15 @@
 import dataclasses
 from typing import ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from diffusion_jax.data import ArraySource, DataSetBase
+from diffusion_jax.likelihood import LikelihoodBase
 from diffusion_jax.metrics import MetricBase
 from diffusion_jax.training.optimizers import ScheduledOptimizer
+from diffusion_jax.types import Estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,19 @@ class Bare(MetricBase):
 
   def compute(self, samples, reference):
     return 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(LikelihoodBase):
+  """The same number for every image."""
+
+  bits: float = 8.0
+
+  figure_name = "constant"
+  description = "one number for all images"
+
+  def estimate(self, model, examples, keys):
+    return Estimate(jnp.full(len(keys), self.bits), {})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -260,7 +260,7 @@ def split_of(context: EvaluationContext, name: str) -> Source:
 def _estimates(experiment: Experiment, generative: GenerativeModel) -> dict[str, Callable]:
   """Return the requested likelihoods; none if their split is missing."""
   asked, there = experiment.eval.likelihoods, list(generative.likelihoods)
-  names = there if asked == "all" else asked
+  names = there if asked == "all" else experiment.figure_names(asked)
   for name in names:
     if name not in there:
       has = ", ".join(there) or "none"

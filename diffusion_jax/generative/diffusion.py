@@ -14,6 +14,7 @@ from diffusion_jax.generative.base import GenerativeConfigBase
 from diffusion_jax.generative.conditioning import Conditioning, make_conditioning
 from diffusion_jax.generative.diffusion_model import DiffusionModel, far_from_noise
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
+from diffusion_jax.likelihood.outside import likelihoods_of
 from diffusion_jax.losses import DENOISING_LOSSES
 from diffusion_jax.models import NETWORKS, NOISE_SCHEDULES, check_takes
 from diffusion_jax.processes import (
@@ -92,8 +93,8 @@ class Diffusion(GenerativeConfigBase):
     given = spec._replace(fields=conditioning.fields)
     process = parts["process"].bind(parts["process"].init(jax.random.key(0)))
     # Estimators evaluate the network at one time.
-    measured = () if "end_time" in parts["model"].takes else DIFFUSION_LIKELIHOODS
-    estimators = [e for e in (parts[n] for n in measured) if e.serves(process)]
+    takes_end = "end_time" in parts["model"].takes
+    found = {} if takes_end else likelihoods_of(DIFFUSION_LIKELIHOODS, parts)
     learns = parts["model"].learned_variance
     sampler = parts["sampler"].fit(learns)
     try:
@@ -115,7 +116,7 @@ class Diffusion(GenerativeConfigBase):
       guidance=parts["guidance"],
       conditioning=conditioning,
       augmentation=Augmentation(self.augmentation),
-      estimators={e.figure_name: e for e in estimators},
+      estimators={name: e for name, e in found.items() if e.serves(process)},
       spectrum=parts["spectrum"],
     )
 

@@ -19,6 +19,7 @@ from diffusion_jax.likelihood import (
   DescribedBase,
   VAELikelihood,
 )
+from diffusion_jax.likelihood.outside import likelihoods_of
 from diffusion_jax.losses import VAE_LOSSES, ElboTerms, elbo_terms
 from diffusion_jax.models import DECODERS, VAES, VAENetworks
 from diffusion_jax.types import (
@@ -67,7 +68,7 @@ class VAE(GenerativeConfigBase):
     decoder = parts["decoder"]
     counted_levels = decoder.num_levels(spec.num_levels)
     networks = parts["model"].create(spec, decoder.num_outputs(spec.channels))
-    estimators = {parts[name].figure_name: parts[name] for name in VAE_LIKELIHOODS}
+    estimators = likelihoods_of(VAE_LIKELIHOODS, parts)
     return VAEModel(spec, networks, decoder, parts["loss"], estimators, counted_levels)
 
 

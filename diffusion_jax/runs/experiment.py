@@ -14,6 +14,7 @@ from diffusion_jax.core.wording import with_flags
 from diffusion_jax.data import SOURCES
 from diffusion_jax.generative import GENERATIVES
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
+from diffusion_jax.likelihood.outside import outside_entries, section_of
 from diffusion_jax.parallel import Distributed
 from diffusion_jax.parallel.sharding import MeshShape
 from diffusion_jax.training.ema import EMA
@@ -37,8 +38,9 @@ class Evaluating:
     reference_split: split that samples are compared with.
     metrics: sample metrics: names such as fid, kid, or "module:Class" of your own; all: every one
       of this package and of installed packages; none: no metric.
-    likelihoods: likelihoods that the evaluation program measures; all: every one of the model;
-      none: no likelihood.
+    likelihoods: likelihoods that the evaluation program measures: names of figures, "module:Class"
+      of your own or the name of an entry point; all: every one of this package; none: no
+      likelihood. The fields of your own are a section with the name of its class or entry point.
     likelihood_split: split on which they are measured, in full.
     likelihood_repeats: independent draws per image; two or more separate the error of these draws
       from that of the images.
@@ -170,6 +172,12 @@ class Experiment:
         raise UserError(f"{name}={cls.__name__}: {fault}")
     return Experiment({**self.sections, **sections}, self.layout)
 
+  def figure_names(self, likelihoods: Sequence[str]) -> list[str]:
+    """Return the names of the figures of likelihoods, of which some are entries from outside."""
+    outside = _outside_names(self.layout, {"likelihoods": likelihoods})
+    sections = {name: section_of(name) for name in likelihoods}
+    return [self.sections[s].figure_name if s in outside else n for n, s in sections.items()]
+
   def warnings(self) -> dict[str, str]:
     """Return {"warning": line} for a combination that works but is unlikely to be meant, or {}."""
     warning = self.sections["generative"].warning(self.sections)
@@ -197,7 +205,41 @@ def build_experiment(raw: Mapping[str, Any], overrides: Sequence[Override] = ())
     UserError: see `config.resolve`.
   """
   layout = {**COMMON, **_model_sections(raw, overrides)}
-  return Experiment(resolve(raw, overrides, layout), layout)
+  before, own = raw.get("eval", {}), [o for o in overrides if o.section == "eval"]
+  now = resolve({"eval": before}, own, {"eval": Evaluating})["eval"]
+  outside = _outside_likelihoods(layout, vars(now))
+  if taken := sorted(outside.keys() & layout.keys()):
+    raise UserError(f"config.eval.likelihoods: there is a section {taken[0]} already; rename yours")
+  gone = _outside_names(layout, before) - outside.keys()  # of entries that are no longer named
+  layout |= outside
+  kept = {name: section for name, section in raw.items() if name not in gone}
+  return Experiment(resolve(kept, overrides, layout), layout)
+
+
+def _likelihood_registry(layout: Mapping[str, Section]) -> Registry | None:
+  """Return the registry of likelihoods of a kind of model, by the sections of its layout."""
+  registries = (DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS)
+  return next((r for r in registries if r.keys() <= layout.keys()), None)
+
+
+def _outside_names(layout: Mapping[str, Section], evaluating: Mapping[str, Any]) -> set[str]:
+  registry = _likelihood_registry(layout)
+  return set() if registry is None else {*outside_entries(registry, evaluating)}
+
+
+def _outside_likelihoods(
+  layout: Mapping[str, Section], evaluating: Mapping[str, Any]
+) -> dict[str, type]:
+  """Return section -> class of the likelihoods of other packages that `eval` names.
+
+  Raises:
+    UserError: one cannot be imported, or breaks its contract.
+  """
+  registry = _likelihood_registry(layout)
+  if registry is None:
+    return {}
+  entries = outside_entries(registry, evaluating)
+  return {section: registry.find(e, "config.eval.likelihoods") for section, e in entries.items()}
 
 
 def _model_sections(raw: Mapping[str, Any], overrides: Sequence[Override]) -> Mapping[str, Section]:
@@ -266,6 +308,9 @@ def _built_from(config: Mapping[str, Any]) -> dict[str, tuple[Section, type | No
       with contextlib.suppress(UserError):
         cls = section.find(str(config.get(name, {}).get("name")), "")
     built[name] = next((r for r in likelihoods if name in r), section), cls
+  with contextlib.suppress(UserError):
+    for name, cls in _outside_likelihoods(layout, config.get("eval", {})).items():
+      built[name] = _likelihood_registry(layout), cls
   return built
 
 

@@ -36,7 +36,7 @@ def make_show(job: Job) -> Show:
   """Return the function that shows the parts due at a step, and all parts at the last step."""
   config, generative = job.experiment, job.generative
   draw = make_draw(generative, job.mesh, config.logging.num_samples)
-  measured = measured_likelihoods(generative, config.eval.training_likelihoods)
+  measured = measured_likelihoods(generative, config.figure_names(config.eval.training_likelihoods))
   seeded = jax.jit(make_eval_step(generative, measured))
   seed = np.uint32(config.training.seed)
   eval_step = lambda params, aux, batch: seeded(params, aux, batch, seed)  # noqa: E731

@@ -1,6 +1,7 @@
 """An estimator of one's own: a section of the config, measured by the model and by the audit."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax.auditing import estimator_rows
+from diffusion_jax.core import registry as registries
 from diffusion_jax.core import rng
+from diffusion_jax.core.config import Override
 from diffusion_jax.core.registry import broken_contract
 from diffusion_jax.likelihood import (
   DIFFUSION_LIKELIHOODS,
@@ -20,7 +23,7 @@ from diffusion_jax.likelihood import (
   VAELikelihood,
 )
 from diffusion_jax.processes import Denoiser, EDMProcess, Flow, LinearVP
-from diffusion_jax.runs.experiment import build_experiment
+from diffusion_jax.runs.experiment import build_experiment, differences
 from diffusion_jax.types import Estimate, Examples, ImageSpec, UserError
 
 POINTS = np.float32([[1.0, 0.5], [-0.3, 0.2], [0.0, -2.0]])
@@ -144,3 +147,63 @@ def test_steps_have_the_discrete_bound_of_points_too():
   bound = DIFFUSION_LIKELIHOODS["vlb"](clip=False)
   run = jax.jit(lambda x: bound.estimate(model, Examples(x), keys).bits_per_dim)
   np.testing.assert_allclose(run(POINTS), run(POINTS.reshape(3, 1, 1, 2)), rtol=1e-5)
+
+
+class TestFromOutside:
+  """Classes of another package, named in `eval.likelihoods` as metrics are."""
+
+  ENTRY = "test_own_likelihoods:Loose"
+
+  def build(self, text, *more, raw=CONFIG):
+    return build_experiment(raw, [Override("eval", "likelihoods", text), *more])
+
+  def test_one_is_a_section_and_a_figure(self):
+    experiment = self.build(f"vlb,{self.ENTRY}", Override("Loose", "more", "0.25"))
+    assert experiment.sections["Loose"] == Loose(0.25)
+    assert experiment.figure_names(experiment.eval.likelihoods) == ["vlb", "loose"]
+    model = experiment.create(ImageSpec(4, 4, 1, 17, 3))
+    assert model.described_likelihoods["loose"] is experiment.sections["Loose"]
+    stored = json.loads(json.dumps(experiment.to_dict()))
+    assert build_experiment(stored).sections["Loose"] == Loose(0.25)
+    assert "Loose" not in self.build("all", raw=stored).sections
+
+  def test_a_run_may_be_measured_by_another(self):
+    before, after = build_experiment(CONFIG).to_dict(), self.build(self.ENTRY).to_dict()
+    fatal, harmless = differences(before, after)
+    assert not fatal
+    assert {line.partition(":")[0] for line in harmless} == {"eval.likelihoods", "Loose.more"}
+
+  def test_one_that_is_installed_has_its_own_name(self, monkeypatch):
+    points = {"likelihood": {"mine": self.ENTRY}}
+    monkeypatch.setattr(registries, "_entry_points", lambda kind: points.get(kind, {}))
+    experiment = self.build("mine", Override("mine", "more", "1"))
+    assert experiment.sections["mine"] == Loose(1.0)
+    assert experiment.figure_names(("mine",)) == ["loose"]
+    assert "mine" not in build_experiment(CONFIG).sections
+
+  @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+      (
+        "test_own_likelihoods:Nameless",
+        "likelihoods=test_own_likelihoods:Nameless: figure_name is",
+      ),
+      ("no_package:Bound", "config.eval.likelihoods=no_package:Bound: no such module"),
+      ("test_own_likelihoods:Absent", "test_own_likelihoods has no class 'Absent'"),
+      ("test_own_likelihoods:vlb", "there is a section vlb already|has no class 'vlb'"),
+    ],
+  )
+  def test_what_is_wrong_is_one_line(self, text, words):
+    with pytest.raises(UserError, match=words) as raised:
+      self.build(text)
+    assert "\n" not in str(raised.value)
+
+  def test_two_of_one_name_are_refused(self):
+    experiment = self.build("test_own_likelihoods:Loose,test_own_likelihoods:Again")
+    with pytest.raises(UserError, match="Again has the name loose, as Loose does"):
+      experiment.create(ImageSpec(4, 4, 1, 17, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Again(Loose):
+  """Another with the same name."""

@@ -38,10 +38,18 @@ def test_a_data_set_an_optimizer_and_a_metric_run_through_the_programs(call, tmp
   code, _, err = call(sample.main, f"--workdir={workdir}", "--num=4", f"--out={tmp_path}/a.npz")
   assert code == 0, err
   assert np.load(tmp_path / "a.npz")["images"].shape == (4, 8, 8, 1)
-  code, out, err = call(evaluate.main, f"--workdir={workdir}", "--inception=none")
+  own = ["--config.eval.likelihoods=plug_ins:Constant", "--config.Constant.bits=3",
+         "--config.eval.likelihood_split=train"]  # fmt: skip
+  code, out, err = call(evaluate.main, f"--workdir={workdir}", "--inception=none", *own)
   assert code == 0, err
-  figures = json.loads((workdir / "eval/2/metrics.json").read_text())["figures"]
-  assert list(figures) == ["mean_gap_stripes_16"]
+  found = json.loads((workdir / "eval/2/metrics.json").read_text())
+  assert list(found["figures"]) == ["mean_gap_stripes_16"]
+  assert list(found["likelihoods"]) == ["constant"]
+  assert found["likelihoods"]["constant"]["bits_per_dim"] == 3
+  assert found["likelihoods"]["constant"]["options"] == {"bits": 3}
+  assert "one number for all images" in (workdir / "eval/2/report.html").read_text()
+  code, out, err = call(evaluate.main, f"--workdir={workdir}", "--inception=none", *own)
+  assert "evaluated already" in out
 
 
 @pytest.mark.costly
@@ -89,6 +97,7 @@ def test_named_arrays_of_a_file_travel_through_training_and_evaluation(call, tmp
     ("data.name=no_package:Set", "data.name=no_package:Set: no such module"),
     ("optimizer.name=plug_ins:NoRule", "NoRule: create is missing (Return the optax update rule"),
     ("eval.metrics=plug_ins:Bare", "Bare: name is missing"),
+    ("eval.likelihoods=plug_ins:NoLoad", "NoLoad: figure_name is missing (Name of its value in"),
     ("model.end_time=true", "the network MLP needs a second time (condition.end_time), and"),
   ],
 )
