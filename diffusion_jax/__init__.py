@@ -23,6 +23,7 @@ if TYPE_CHECKING:
   from diffusion_jax.inference.run import Run as Run
   from diffusion_jax.inference.run import load_run as load_run
   from diffusion_jax.processes import Denoiser as Denoiser
+  from diffusion_jax.runs.signals import StoppedEarly as StoppedEarly
   from diffusion_jax.train_loop.library import train as train
   from diffusion_jax.types import Batch as Batch
   from diffusion_jax.types import Condition as Condition
@@ -46,6 +47,7 @@ _PLACES = {
   "Examples": "types",
   "Condition": "types",
   "ImageSpec": "types",
+  "StoppedEarly": "runs.signals",
   "UserError": "types",
 }
 
@@ -56,6 +58,7 @@ __all__ = [
   "Examples",
   "ImageSpec",
   "Run",
+  "StoppedEarly",
   "UserError",
   "__version__",
   "data",
@@ -70,15 +73,21 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-  """Import a public name when it is first used."""
-  if name in _ROOMS or name == "train":  # the module `train` can be called
-    return importlib.import_module(f"{__name__}.{name}")
-  if name in _PLACES:
-    value = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
-    globals()[name] = value
-    return value
-  raise AttributeError(f"module 'diffusion_jax' has no attribute '{name}'")
+if not TYPE_CHECKING:  # otherwise a type checker would accept every name
+
+  def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name in _ROOMS or name == "train":  # the module `train` can be called
+      return importlib.import_module(f"{__name__}.{name}")
+    if name in _PLACES:
+      value = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+      globals()[name] = value
+      return value
+    from diffusion_jax.core.spelling import spelling_hint
+
+    raise AttributeError(
+      f"module 'diffusion_jax' has no attribute '{name}'.{spelling_hint(name, __all__)}"
+    )
 
 
 def __dir__() -> list[str]:

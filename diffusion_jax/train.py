@@ -5,6 +5,7 @@
 The same command continues the run. Override any field by --config.section.field=value.
 """
 
+import inspect
 import sys
 import types
 from typing import Any
@@ -16,7 +17,7 @@ from diffusion_jax.runs import command_line
 from diffusion_jax.runs.signals import stop_requests
 from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.runs.workdir import default_workdir, lock, prepare_workdir
-from diffusion_jax.train_loop import library
+from diffusion_jax.train_loop.library import train
 from diffusion_jax.train_loop.loop import train_run
 from diffusion_jax.train_loop.profiling import parse_span
 from diffusion_jax.train_loop.setup import prepare_job, print_plan
@@ -59,10 +60,12 @@ class _Callable(types.ModuleType):
   """This module, made callable: `diffusion_jax.train(...)` trains."""
 
   def __call__(self, *args: Any, **options: Any) -> Any:
-    return library.train(*args, **options)
+    return train(*args, **options)
 
 
 sys.modules[__name__].__class__ = _Callable
+__signature__ = inspect.signature(train)
+__all__ = ["train"]  # what help(diffusion_jax.train) shows
 
 if __name__ == "__main__":
   command_line.run_main(main)

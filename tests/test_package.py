@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -69,6 +70,36 @@ def wheel(tmp_path_factory, request):
   assert ran.returncode == 0, f"{ran.stderr}; the extra `test` has setuptools"
   [file] = (copy / "out").glob("*.whl")
   return file
+
+
+@pytest.mark.process
+def test_the_source_archive_has_the_shipped_configs(root, tmp_path):
+  """A wheel made from it, as PyPI's builders do, then has them too."""
+  for name in ("diffusion_jax", "configs"):
+    shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+  for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+    shutil.copy(root / name, tmp_path)
+  build = "from setuptools.build_meta import build_sdist; build_sdist('out')"
+  subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+  [file] = (tmp_path / "out").glob("*.tar.gz")
+  with tarfile.open(file) as archive:
+    names = {name.partition("/")[2] for name in archive.getnames()}
+  assert {f"configs/{n}.py" for n in shipped.configs()} <= names
+
+
+@pytest.mark.process
+def test_an_editable_install_is_a_path_that_type_checkers_follow(root, tmp_path):
+  for name in ("diffusion_jax", "configs"):
+    shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+  for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    shutil.copy(root / name, tmp_path)
+  build = "from setuptools.build_meta import build_editable; build_editable('out')"
+  subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+  [file] = (tmp_path / "out").glob("*.whl")
+  with zipfile.ZipFile(file) as archive:
+    names = [n for n in archive.namelist() if ".dist-info/" not in n]
+    assert [n.endswith(".pth") for n in names] == [True]
+    assert archive.read(names[0]).decode().strip() == str(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -74,3 +74,8 @@ __all__ = [
   "trained_classes",
   "with_channels",
 ]
+
+
+def __dir__() -> list[str]:
+  """Return the public names, for completion."""
+  return sorted(__all__)

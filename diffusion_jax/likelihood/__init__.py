@@ -60,3 +60,8 @@ __all__ = [
   "independent_pixel_bits",
   "pixel_histogram",
 ]
+
+
+def __dir__() -> list[str]:
+  """Return the public names, for completion."""
+  return sorted(__all__)

@@ -64,3 +64,8 @@ __all__ = [
   "WeightedLoss",
   "elbo_terms",
 ]
+
+
+def __dir__() -> list[str]:
+  """Return the public names, for completion."""
+  return sorted(__all__)

@@ -141,3 +141,8 @@ __all__ = [
   "precision_recall",
   "zeros",
 ]
+
+
+def __dir__() -> list[str]:
+  """Return the public names, for completion."""
+  return sorted(__all__)

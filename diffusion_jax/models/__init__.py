@@ -65,3 +65,8 @@ __all__ = [
   "VDMUNet",
   "check_takes",
 ]
+
+
+def __dir__() -> list[str]:
+  """Return the public names, for completion."""
+  return sorted(__all__)

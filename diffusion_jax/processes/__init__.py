@@ -106,3 +106,8 @@ __all__ = [
   "reconstruction",
   "reverse_steps",
 ]
+
+
+def __dir__() -> list[str]:
+  """Return the public names, for completion."""
+  return sorted(__all__)

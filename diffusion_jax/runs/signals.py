@@ -29,14 +29,18 @@ INTERRUPTED = "interrupted; nothing new was saved"
 
 
 class StoppedEarly(Exception):
-  """Raised after a request to stop; the run's state is saved."""
+  """Raised after a signal such as Ctrl-C has stopped a run and its state is saved.
+
+  The same command or call continues the run.
+  """
 
 
 @contextlib.contextmanager
 def stop_requests(words: str = "saving, then stopping") -> Iterator[Callable[[], str | None]]:
   """Let signals that request a stop set a flag; a repeated signal ends the process.
 
-  A SIGHUP that is already ignored, as after nohup, stays ignored.
+  A SIGHUP that is already ignored, as after nohup, stays ignored. In another thread than the main
+  one, where Python does not allow handlers, signals do what they did before.
 
   Args:
     words: next action of the program, for the message.
@@ -45,6 +49,9 @@ def stop_requests(words: str = "saving, then stopping") -> Iterator[Callable[[],
     A function that returns the name of the signal that requested a stop, or None.
   """
   asked: list[str] = []
+  if threading.current_thread() is not threading.main_thread():
+    yield lambda: None
+    return
 
   def handle(signum, frame):
     del frame

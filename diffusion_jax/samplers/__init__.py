@@ -52,3 +52,8 @@ __all__ = [
   "initial_states",
   "keys_per_example",
 ]
+
+
+def __dir__() -> list[str]:
+  """Return the public names, for completion."""
+  return sorted(__all__)

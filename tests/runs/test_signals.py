@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -29,6 +30,20 @@ def test_each_of_them_asks_to_stop_and_is_as_before_afterwards(name, capfd):
   assert {n: signal.getsignal(getattr(signal, n)) for n in NAMES} == before
   words = f"{name}: saving, then stopping (again to end at once without saving)"
   assert capfd.readouterr().err.strip() == words
+
+
+def test_another_thread_has_no_handlers_and_is_never_asked():
+  """Python allows handlers in the main thread only; a notebook's server may train in another."""
+  before, told = signal.getsignal(signal.SIGTERM), []
+
+  def work():
+    with signals.stop_requests() as asked:
+      told.append((asked(), signal.getsignal(signal.SIGTERM)))
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert told == [(None, before)]
 
 
 def test_another_signal_is_not_the_same_one_again(monkeypatch):
