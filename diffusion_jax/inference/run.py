@@ -1,8 +1,10 @@
 """A trained run as a Python object: its model and weights, to sample, denoise and measure."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from diffusion_jax.checkpoints import store
-from diffusion_jax.core.files import user_path
+from diffusion_jax.core.files import run_folder
 from diffusion_jax.core.pixels import to_uint8
 from diffusion_jax.core.wording import in_python
 from diffusion_jax.data import Source
@@ -27,11 +29,13 @@ from diffusion_jax.inference.condition_fields import (
 )
 from diffusion_jax.inference.draw import Draw, make_draw
 from diffusion_jax.parallel import sharding
+from diffusion_jax.runs.command_line import jax_as_written
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.stored import stored_experiment
 from diffusion_jax.training.step import make_init
 from diffusion_jax.training.train_state import (
   TrainState,
+  count_parameters,
   from_averages,
   holds_averages,
   with_averages,
@@ -45,8 +49,11 @@ from diffusion_jax.types import (
   UserError,
 )
 
+MAX_INT = 2**31 - 1
+"""Largest seed, step and number of images."""
 
-@dataclasses.dataclass(frozen=True, eq=False)
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Run:
   """A run's folder, its model and the averaged weights of one step.
 
@@ -66,6 +73,11 @@ class Run:
   step: int
   mesh: Mesh
 
+  def __repr__(self) -> str:
+    kind = type(self.experiment.sections["generative"]).__name__
+    size = count_parameters(self.params)
+    return f"Run({str(self.workdir)!r}, {kind} of {size:,} parameters, step {self.step:,})"
+
   @property
   def config(self) -> dict[str, dict[str, Any]]:
     """Return all sections of the config with all fields, as stored in config.json."""
@@ -75,8 +87,9 @@ class Run:
   def metrics(self) -> dict[str, float]:
     """Return the newest values in metrics.jsonl: "train/loss", "held_out/loss", ..."""
     path, newest = self.workdir / "metrics.jsonl", {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-      newest |= {n: v for n, v in json.loads(line).items() if n not in ("step", "time")}
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+      with contextlib.suppress(ValueError):  # a line that a kill has cut off
+        newest |= {n: v for n, v in json.loads(line).items() if n not in ("step", "time")}
     return newest
 
   @functools.cached_property
@@ -92,7 +105,8 @@ class Run:
         return sharding.as_target(with_averages(shapes), with_averages(layout))
       return sharding.as_target(shapes, layout)
 
-    state = store.restore_checkpoint(self.workdir / "checkpoints", target).state
+    with in_python(), jax_as_written():
+      state = store.restore_checkpoint(self.workdir / "checkpoints", target).state
     return state if isinstance(state, TrainState) else from_averages(state)
 
   def sample(
@@ -124,10 +138,9 @@ class Run:
       UserError: a label or named array that the model does not know, a named array of another
         shape, or a sampler that does not fit the model.
     """
-    with in_python():
-      for name, value in {"num": num, "batch_size": batch_size}.items():
-        if value < 1:
-          raise UserError(f"{name}={value}: must be at least 1")
+    with in_python(), jax_as_written():
+      _check_integers(1, num=num, batch_size=batch_size)
+      _check_integers(0, seed=seed)
       drawn, given = self._labels(num, labels), self._fields(num, fields)
       draw = self._draw(sampler, guidance, min(batch_size, num))
       return to_uint8(draw(self.params, drawn, num, seed, fields=given))
@@ -149,7 +162,10 @@ class Run:
       UserError: the model does not denoise, or a named array is unknown, of another shape, or
         missing and was never dropped in training.
     """
-    with in_python():
+    with in_python(), jax_as_written():
+      _check_denoised(xt, t, self._spec)
+      if condition.label is not None:
+        _check_labels(condition.label, self.model.num_classes, len(xt))
       if condition.fields:
         check_shapes(condition.fields, self.model, self._spec, len(xt))
       return self._denoise(self.params, xt, t, condition)
@@ -161,10 +177,11 @@ class Run:
 
   def _draw(self, sampler: Any, guidance: Any, batch_size: int) -> Draw:
     """Return the compiled function, cached by sampler, guidance and batch size."""
+    changes = {n: v for n, v in (("sampler", sampler), ("guidance", guidance)) if v is not None}
+    changed = self.experiment.replace(**changes)
     key = (sampler, guidance, batch_size)
     if key not in self._drawn:
-      changes = {n: v for n, v in (("sampler", sampler), ("guidance", guidance)) if v is not None}
-      model = self.experiment.replace(**changes).create(self._spec) if changes else self.model
+      model = changed.create(self._spec) if changes else self.model
       self._drawn[key] = make_draw(model, self.mesh, batch_size)
     return self._drawn[key]
 
@@ -193,16 +210,17 @@ class Run:
         raise UserError("labels: this model knows no classes; leave them out")
       return None
     known = restore.stored_classes(self.workdir / "checkpoints", None)
-    wanted = np.asarray(list(known if labels is None else labels))
-    if not len(wanted) or wanted.dtype.kind not in "iu":
-      raise UserError(f"labels={labels!r}: must be integers, at least one")
+    chosen = known if labels is None else labels
+    wanted = np.asarray(list(chosen)) if isinstance(chosen, Iterable) else np.asarray(chosen)
+    if wanted.ndim != 1 or not len(wanted) or wanted.dtype.kind not in "iu":
+      raise UserError(f"labels={labels!r}: must be a list of integers, at least one")
     if wanted.min() < 0 or wanted.max() >= classes:
       raise UserError(f"labels={wanted.tolist()}: must lie between 0 and {classes - 1}")
     return wanted[np.arange(num) % len(wanted)].astype(np.int32)
 
 
 def load_run(
-  workdir: str | Path, *, step: int | Literal["latest"] = "latest", ema: str | None = None
+  workdir: str | Path, *, step: int | Literal["latest"] = "latest", ema: str | float | None = None
 ) -> Run:
   """Restore a run's model and averaged weights on all devices.
 
@@ -214,12 +232,49 @@ def load_run(
   Raises:
     UserError: there is no run, no such step or no such average.
   """
-  with in_python():
-    folder = user_path(workdir)
-    average, at_step = restore.parse_average(ema), None if step == "latest" else step
+  with in_python(), jax_as_written():
+    folder = run_folder(os.fspath(workdir))
+    if step != "latest":
+      _check_integers(0, step=step)
+    average = restore.parse_average(None if ema is None else str(ema))
+    at_step = None if step == "latest" else int(step)
     experiment = stored_experiment(folder, [])
     directory = restore.folder_of(folder, at_step, average)
     model = experiment.create(restore.stored_spec(directory, at_step))
     mesh = sharding.create_mesh(experiment.mesh)
     weights = restore.restore_weights(folder, at_step, mesh, model, average)
     return Run(folder, experiment, model, weights.params, weights.step, mesh)
+
+
+def _check_integers(least: int, **values: Any) -> None:
+  for name, value in values.items():
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+      raise UserError(f"{name}={value!r}: must be an integer")
+    if value < least:
+      raise UserError(f"{name}={value}: must be at least {least}")
+    if value > MAX_INT:
+      raise UserError(f"{name}={value}: must be at most {MAX_INT}")
+
+
+def _check_denoised(xt: Any, t: Any, spec: ImageSpec) -> None:
+  if np.shape(xt)[1:] != spec.shape or not np.shape(xt):
+    wanted = ", ".join(str(size) for size in spec.shape)
+    raise UserError(f"xt of shape {list(np.shape(xt))}: must be [B, {wanted}]")
+  if np.shape(t) != np.shape(xt)[:1]:
+    raise UserError(f"t of shape {list(np.shape(t))}: must be one time per example, [{len(xt)}]")
+
+
+def _check_labels(labels: Any, num_classes: int, num: int) -> None:
+  label = np.asarray(labels)
+  if not num_classes:
+    raise UserError("condition.label: this model knows no classes; leave it out")
+  if label.shape != (num,) or label.dtype.kind not in "iu":
+    raise UserError(
+      f"condition.label is {label.dtype}{list(label.shape)}: must be one integer per example, "
+      f"[{num}]"
+    )
+  if num and (label.min() < 0 or label.max() > num_classes):
+    raise UserError(
+      f"condition.label={label.tolist()}: must lie between 0 and {num_classes - 1}, or be "
+      f"{num_classes} for the null class"
+    )

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -172,6 +172,19 @@ AS_WRITTEN = {
   "jax_numpy_rank_promotion": "allow",
 }
 """Settings of JAX required by the programs; the environment cannot change them."""
+
+
+@contextlib.contextmanager
+def jax_as_written() -> Iterator[None]:
+  """Hold JAX at the settings that the programs run with; afterwards they are as before."""
+  before = {name: getattr(jax.config, name) for name in AS_WRITTEN}
+  try:
+    for name, value in AS_WRITTEN.items():
+      jax.config.update(name, value)
+    yield
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
 
 
 def join_job(experiment: Experiment) -> None:

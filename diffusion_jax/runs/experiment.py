@@ -164,6 +164,10 @@ class Experiment:
         raise UserError(f"this model has no {name}.{spelling_hint(name, self.layout)}")
       section, cls = self.layout[name], type(instance)
       fault = None
+      if isinstance(instance, type):
+        raise UserError(f"{name}={instance.__name__}: it is a class; give {instance.__name__}()")
+      if not dataclasses.is_dataclass(instance):
+        raise UserError(f"{name}={instance!r}: {_built_example(name, section)}")
       if isinstance(section, Registry):
         fault = broken_contract(cls, section.contract)
       elif not issubclass(cls, section):
@@ -196,6 +200,14 @@ class Experiment:
   def to_dict(self) -> dict[str, dict[str, Any]]:
     """Return all sections with all fields, as in config.json."""
     return {n: to_dict(self.sections[n], section) for n, section in self.layout.items()}
+
+
+def _built_example(name: str, section: Section) -> str:
+  """Return a sentence with an example of a built part of a section."""
+  if not isinstance(section, Registry):
+    return f"it must be a built {section.__name__}, such as {section.__name__}()"
+  entry = next(iter(section.values()))
+  return f"it must be a built {section.kind}, such as {entry.__name__}()"
 
 
 def build_experiment(raw: Mapping[str, Any], overrides: Sequence[Override] = ()) -> Experiment:

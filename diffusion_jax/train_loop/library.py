@@ -1,19 +1,17 @@
 """Training from Python: `diffusion_jax.train("ddpm_digits", training=dict(num_steps=20))`."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from diffusion_jax.core.config import load_file
-from diffusion_jax.core.files import user_path
+from diffusion_jax.core.files import run_folder
 from diffusion_jax.core.wording import in_python
 from diffusion_jax.inference.run import Run, load_run
 from diffusion_jax.runs import experiment as experiments
-from diffusion_jax.runs.command_line import AS_WRITTEN, enable_compilation_cache
+from diffusion_jax.runs.command_line import enable_compilation_cache, jax_as_written
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.signals import stop_requests
 from diffusion_jax.runs.workdir import default_workdir, lock, prepare_workdir
@@ -23,13 +21,15 @@ from diffusion_jax.types import UserError
 
 
 def train(
-  config: str | Mapping[str, Any],
+  config: str | os.PathLike[str] | Mapping[str, Any],
   *,
   workdir: str | Path | None = None,
   fresh: bool = False,
   **sections: Any,
 ) -> Run:
   """Train a model, or continue its run, as the command line does, in this process.
+
+  Compiled programs are kept in the user's cache, as `jax_compilation_cache_dir` then says.
 
   Args:
     config: name of a shipped config, path of a config file, or the sections themselves.
@@ -45,11 +45,13 @@ def train(
     UserError: a config, data or folder that cannot be trained.
     StoppedEarly: a signal stopped it after its state was saved; the same call continues.
   """
-  with in_python(), _settings():
+  config = os.fspath(config) if isinstance(config, os.PathLike) else config
+  with in_python(), jax_as_written():
+    enable_compilation_cache()
     experiment = make_experiment(config, sections)
     if workdir is None and not isinstance(config, str):
       raise UserError("workdir is missing: a config of sections needs the folder of its run")
-    folder = user_path(workdir) if workdir is not None else default_workdir(str(config))
+    folder = default_workdir(str(config)) if workdir is None else run_folder(os.fspath(workdir))
     with stop_requests() as stop_requested:
       job = prepare_job(experiment, folder)
       prepare_workdir(folder, fresh)
@@ -71,17 +73,3 @@ def make_experiment(config: str | Mapping[str, Any], sections: Mapping[str, Any]
     kept = old if fields.get("name", old.get("name")) == old.get("name") else {}
     raw[name] = kept | dict(fields)
   return experiments.build_experiment(raw).replace(**built)
-
-
-@contextlib.contextmanager
-def _settings() -> Iterator[None]:
-  """Hold JAX at the settings that the programs run with."""
-  enable_compilation_cache()
-  before = {name: getattr(jax.config, name) for name in AS_WRITTEN}
-  try:
-    for name, value in AS_WRITTEN.items():
-      jax.config.update(name, value)
-    yield
-  finally:
-    for name, value in before.items():
-      jax.config.update(name, value)
