@@ -203,7 +203,7 @@ class Run:
   def _fields_source(self) -> Source | None:
     return fields_source(self.model, self.experiment.data, self._spec)
 
-  def _labels(self, num: int, labels: Iterable[int] | None) -> np.ndarray | None:
+  def _labels(self, num: int, labels: Any) -> np.ndarray | None:
     classes = self.model.num_classes
     if not classes:
       if labels is not None:
