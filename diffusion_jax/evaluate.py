@@ -9,27 +9,30 @@ are measured by --samples=DIR|file.npz against --reference=DIR|file.npz|stats.np
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from diffusion_jax import parallel
-from diffusion_jax.checkpoints import store
-from diffusion_jax.core import wording
 from diffusion_jax.core.config import Override
 from diffusion_jax.core.files import run_folder, user_path
 from diffusion_jax.data import load_split
+from diffusion_jax.evaluation import (
+  checkpoint_steps,
+  external_images,
+  measure,
+  metrics_json,
+  results,
+  sample_grids,
+)
 from diffusion_jax.evaluation import context as contexts
-from diffusion_jax.evaluation import external_images, measure, metrics_json, results, sample_grids
 from diffusion_jax.evaluation.context import EvaluationContext, Request
 from diffusion_jax.evaluation.measure import CheckpointUnderTest
 from diffusion_jax.evaluation.requests import check_measures, check_request, why_left_out
+from diffusion_jax.evaluation.timing import clock, describe_time
 from diffusion_jax.inference import restore
 from diffusion_jax.runs import command_line, resumable, signals
 from diffusion_jax.runs.stored import load_experiment, trained_experiment
 from diffusion_jax.runs.workdir import lock
 from diffusion_jax.types import UserError
-
-POLL_SEC = 5.0
 
 
 def main(argv: list[str]) -> None:
@@ -74,10 +77,11 @@ def parser() -> command_line.Parser:
 
 def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   """Evaluate the selected checkpoints."""
+  started = time.perf_counter()
   average = restore.parse_average(args.ema)
   compared = results.find_compared(args.compare)
   if args.watch:
-    wait_for_checkpoint(args.workdir)
+    checkpoint_steps.wait_for_checkpoint(args.workdir)
   command_line.join_job(trained_experiment(args.workdir, overrides))
   request = Request(
     args.workdir, overrides, args.seed, args.sweep, args.features, args.inception,
@@ -88,12 +92,15 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
     context = check_measures(contexts.prepare_evaluation(request), request)
     results.check_steps(context, "all" if args.watch else args.step, average, args.fresh)
     measured, left_out = 0, []
-    for step in steps(context, args):
+    for step in checkpoint_steps.choose_steps(context, args):
+      begun = time.perf_counter() if context.is_equipped or args.watch else started
       try:
         checkpoint = measure.restore_average(context, step, average)
         signals.stop_here()
-        context = context if context.is_equipped else contexts.equip(context, request)
-        evaluate(context, checkpoint, compared, argv, args.fresh)
+        if not context.is_equipped:
+          with clock(checkpoint.seconds, "features and references"):
+            context = contexts.equip(context, request)
+        evaluate(context, checkpoint, compared, argv, args.fresh, begun)
         measured += 1
       except UserError as error:
         why = why_left_out(context, step, error) if args.watch or args.step == "all" else None
@@ -107,52 +114,13 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
     measure.say(f"measured {measured} of {measured + len(left_out)}; " + "; ".join(left_out))
 
 
-def wait_for_checkpoint(workdir: Path) -> None:
-  """Wait until a training run has saved its first checkpoint."""
-  if not store.saved_steps(workdir / "checkpoints"):
-    print(f"waiting for the first checkpoint of {workdir}", flush=True)
-  while not store.saved_steps(workdir / "checkpoints"):
-    pause()
-
-
-def pause() -> None:
-  """Wait a moment for a training run to save, or for a signal."""
-  time.sleep(POLL_SEC)
-  signals.stop_here()
-
-
-def steps(context: EvaluationContext, args) -> Iterator[int | None]:
-  """Yield the steps to evaluate, in order; None is the newest readable checkpoint."""
-  if args.watch:
-    yield from watched_steps(context)
-  elif args.step == "all":
-    yield from parallel.broadcast_object(store.saved_steps(context.checkpoints))
-  else:
-    yield None if args.step == "latest" else int(args.step)
-
-
-def watched_steps(context: EvaluationContext) -> Iterator[int]:
-  """Yield each new checkpoint once; end after the run's last step."""
-  seen: set[int] = set()
-  last = context.experiment.training.num_steps
-  while True:
-    saved = parallel.broadcast_object(store.saved_steps(context.checkpoints))
-    new = [s for s in saved if s not in seen]
-    if new:
-      seen.add(new[0])
-      yield new[0]  # one at a time, since the list is out of date after a measurement
-    elif seen and max(seen) >= last:
-      return
-    else:
-      pause()
-
-
 def evaluate(
   context: EvaluationContext,
   checkpoint: CheckpointUnderTest,
   compared: list,
   argv: list[str],
-  fresh: bool = False,
+  fresh: bool,
+  begun: float,
 ) -> None:
   """Measure one checkpoint, unless its folder already holds the result."""
   metrics_file = checkpoint.folder / "metrics.json"
@@ -174,14 +142,16 @@ def evaluate(
       context, checkpoint, measured, metrics_json.command(argv, checkpoint.step)
     )
   assert metrics is not None
-  pictures = sample_grids.make_pictures(context, checkpoint)
+  with clock(checkpoint.seconds, "pictures"):
+    pictures = sample_grids.make_pictures(context, checkpoint)
   training = metrics_json.training_rows(context.workdir)
-  metrics_json.write_evaluation(checkpoint.folder, metrics, pictures, training, compared)
+  with clock(checkpoint.seconds, "report"):
+    metrics_json.write_evaluation(checkpoint.folder, metrics, pictures, training, compared)
   resumable.remove(checkpoint.work)
   measure.say(
     "\n".join(f"step {checkpoint.step:,}: {line}" for line in metrics_json.lines(metrics))
   )
-  took = wording.duration(float(sum(checkpoint.seconds.values())))
+  took = describe_time(checkpoint.seconds, time.perf_counter() - begun)
   outcome = f"{metrics_file}, {checkpoint.folder / 'report.html'}"
   measure.say(f"step {checkpoint.step:,}: {outcome}, {took}")
 

@@ -84,8 +84,14 @@ class Phase:
 
   def say(self, text: str) -> None:
     """Print a line that tells how far this phase is, in place of its own next line."""
-    self.line_due = time.monotonic() + LINE_EVERY_SEC
+    now = time.monotonic()
+    self.line_due = now + max(LINE_EVERY_SEC, (now - self.begun) / 10)
     print(text, flush=True)
+
+  def give_way(self) -> None:
+    """Put off the first line, because a phase inside this one will have its own."""
+    if self.line_due == self.begun + LINE_AFTER_SEC:
+      self.line_due += LINE_AFTER_SEC
 
   def seconds_left(self, now: float) -> float | None:
     """Return the remaining time in seconds; None if it is unknown."""
@@ -178,6 +184,8 @@ class Display:
   def open(self, shown: Phase) -> None:
     """Begin to show a phase."""
     with self.lock:
+      for outer in self._phases:
+        outer.give_way()
       self._phases.append(shown)
       if self._thread is None:
         self._stop = threading.Event()
@@ -224,9 +232,11 @@ class Display:
       self._bars.draw(lasting, now)
       if _is_terminal(sys.stdout):
         return
-    for shown in lasting:
+    for shown in reversed(lasting):  # the innermost knows most
       if now >= shown.line_due:
         shown.say(shown.line(now))
+        for outer in self._phases[: self._phases.index(shown)]:
+          outer.line_due = max(outer.line_due, shown.line_due)
 
 
 def _join(thread: threading.Thread | None) -> None:

@@ -39,7 +39,7 @@ def estimate_split(
   batch_size: int,
   repeats: int,
   seed: int,
-  report: Callable[[int, int], None],
+  report: Callable[[int], None],
 ) -> dict[str, Float[np.ndarray, "R N ..."]]:
   """Return the values of every image in every repeat, [repeats, images, ...], float64.
 
@@ -52,7 +52,7 @@ def estimate_split(
     batch_size: images per batch.
     repeats: independent draws per image.
     seed: seed of the draws.
-    report: function of (images done, images in total), called during the work.
+    report: function of the number of finished estimates, called during the work.
   """
   batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
   per_pass = math.ceil(len(source) / batch_size)
@@ -67,8 +67,7 @@ def estimate_split(
         return {name: sharding.fetch(value) for name, value in estimates.items()}
 
       batches.append(chunks.get(repeat * per_pass + i, num_images, compute))
-      report(repeat * len(source) + min((i + 1) * batch_size, len(source)),
-             repeats * len(source))  # fmt: skip
+      report(repeat * len(source) + min((i + 1) * batch_size, len(source)))
   return {name: _stack([r[name] for r in batches], repeats) for name in batches[0]}
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints import store
-from diffusion_jax.core import rng
+from diffusion_jax.core import progress, rng
 from diffusion_jax.core.config import Override, parse_override
 from diffusion_jax.core.files import user_path
 from diffusion_jax.data import Source, load_splits, make_batch, source_identity, trained_classes
@@ -158,7 +158,8 @@ def prepare_evaluation(request: Request) -> EvaluationContext:
   """
   experiment = trained_experiment(request.workdir, request.overrides)
   points, metrics = sweep_points(request.sweep), create_metrics(experiment.eval.metrics)
-  train, test = parallel.process_0_first(lambda: load_splits(experiment.data))
+  with progress.phase("reading the data"):
+    train, test = parallel.process_0_first(lambda: load_splits(experiment.data))
   saved = _check_data(request.workdir, train, test)
   generative = experiment.create(train.spec)
   mesh = sharding.create_mesh(experiment.mesh)
@@ -174,9 +175,11 @@ def prepare_evaluation(request: Request) -> EvaluationContext:
     metrics=metrics,
   )  # fmt: skip
   _check_splits(context, request.has_features)
-  check_traces(generative, list(estimates), train)
-  for setting in context.sweep:
-    check_traces(setting.generative, [], train)
+  with progress.phase("checking the sampler and the likelihoods", 1 + len(sweep)) as phase:
+    check_traces(generative, list(estimates), train)
+    for setting in context.sweep:
+      phase.advance()
+      check_traces(setting.generative, [], train)
   return context
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from diffusion_jax import __version__
-from diffusion_jax.core import files
+from diffusion_jax.core import files, progress
 from diffusion_jax.core.files import user_path
 from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.data import Source, load_pictures, with_channels
@@ -272,8 +272,9 @@ def find_reference(
 
 def _features(samples: Source, extract: Extract) -> list:
   features = []
-  for first in range(0, len(samples), CHUNK):
-    index = np.arange(first, min(first + CHUNK, len(samples)))
-    features.append(extract(as_pictures(samples.gather(index)[0], samples.spec.num_levels)))
-    say(f"  {index[-1] + 1:,} of {len(samples):,} images")
+  with progress.phase("features of the samples", len(samples), "images") as phase:
+    for first in range(0, len(samples), CHUNK):
+      index = np.arange(first, min(first + CHUNK, len(samples)))
+      features.append(extract(as_pictures(samples.gather(index)[0], samples.spec.num_levels)))
+      phase.advance(len(index))
   return features

@@ -1,6 +1,5 @@
 """Measure one checkpoint, resumably: samples, figures, likelihoods, spectrum, sweep."""
 
-import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from diffusion_jax import metrics
+from diffusion_jax.core import progress
 from diffusion_jax.core.pixels import QUANTISATION, to_uint8
 from diffusion_jax.evaluation import bits_per_dim, noise_levels, sample_metrics
 from diffusion_jax.evaluation.context import (
@@ -24,6 +24,7 @@ from diffusion_jax.evaluation.context import (
 )
 from diffusion_jax.evaluation.held_out_pass import baseline_bits
 from diffusion_jax.evaluation.reference import Reference
+from diffusion_jax.evaluation.timing import clock
 from diffusion_jax.extractors import Features
 from diffusion_jax.inference import restore as restoring
 from diffusion_jax.inference.restore import Average
@@ -101,25 +102,18 @@ def evaluate_checkpoint(context: EvaluationContext, checkpoint: CheckpointUnderT
   """Return the measured parts of metrics.json: figures, likelihoods, spectrum, sweep, ..."""
   results: Summary = {"missing": list(context.missing)}
   if context.feature_spaces:
-    with _clock(checkpoint, "samples"):
+    with clock(checkpoint.seconds, "samples"):
       sets = [_features(context, checkpoint, context.setting, seed) for seed in seeds(context)]
-    with _clock(checkpoint, "sample metrics"):
+    with clock(checkpoint.seconds, "sample metrics"):
       results |= _sample_figures(context, sets, context.metrics, results["missing"])
       results |= _memorization(context, sets)
-  with _clock(checkpoint, "likelihoods"):
+  with clock(checkpoint.seconds, "likelihoods"):
     results |= _likelihoods(context, checkpoint)
-  with _clock(checkpoint, "spectrum"):
+  with clock(checkpoint.seconds, "spectrum"):
     results |= _spectrum(context, checkpoint)
-  with _clock(checkpoint, "sweep"):
+  with clock(checkpoint.seconds, "sweep"):
     results |= _sweep(context, checkpoint)
   return results
-
-
-@contextlib.contextmanager
-def _clock(checkpoint: CheckpointUnderTest, name: str) -> Iterator[None]:
-  begun = time.perf_counter()
-  yield
-  checkpoint.seconds[name] = round(time.perf_counter() - begun, 2)
 
 
 def say(text: str) -> None:
@@ -175,24 +169,32 @@ def draw_samples(
   """Yield (number of the chunk, images), drawn or read; image i depends on (seed, i) only."""
   facts = sample_facts(context, checkpoint, setting, seed)
   chunks = Chunks(checkpoint.folder / "samples" / digest(facts), facts)
-  size, begun, new = min(context.experiment.eval.batch_size, num), time.perf_counter(), 0
-  last_printed = begun
-  for chunk, first, count in pieces(num, size):
+  size, begun, num_new = min(context.experiment.eval.batch_size, num), time.perf_counter(), 0
+  name = f"{_words(setting)}seed {seed}"
+  with progress.phase(f"sampling, {name}", num, "images", last_line=False) as phase:
+    for chunk, first, count in pieces(num, size):
 
-    def compute(first=first, size=size):
-      nonlocal new
-      labels = labels_of(context, first, size)
-      fields = sampled_fields(context, first, size)
-      images = to_uint8(setting.draw(checkpoint.params, labels, size, seed, first, fields))
-      new += size
-      return {"images": images, "labels": np.full(size, -1) if labels is None else labels}
+      def compute(first=first, size=size):
+        nonlocal num_new
+        labels = labels_of(context, first, size)
+        fields = sampled_fields(context, first, size)
+        images = to_uint8(setting.draw(checkpoint.params, labels, size, seed, first, fields))
+        num_new += min(size, num - first)
+        return {"images": images, "labels": np.full(size, -1) if labels is None else labels}
 
-    yield chunk, chunks.get(chunk, count, compute)["images"]
-    now = time.perf_counter()
-    if first + count == num or now - last_printed > 10:
-      last_printed = now
-      rate = f", {new / (now - begun):,.1f} per second" if new else ", all drawn before"
-      say(f"  {_words(setting)}seed {seed}: {first + count:,} of {num:,} samples{rate}")
+      yield chunk, chunks.get(chunk, count, compute)["images"]
+      phase.set(first + count)
+  rate = f", {num_new / (time.perf_counter() - begun):,.1f} per second"
+  say(f"  {name}: {num:,} of {num:,} samples{_old(num - num_new)}{rate if num_new else ''}")
+
+
+def _old(num: int) -> str:
+  return f", {num:,} drawn before" if num else ""
+
+
+def _tell_restored(name: str, chunks: Chunks) -> None:
+  if chunks.num_restored:
+    say(f"  {name}: {chunks.num_restored:,} of its batches were measured before")
 
 
 def _words(setting: SamplerSetting) -> str:
@@ -247,7 +249,8 @@ def _memorization(context: EvaluationContext, sets: list[list[FeatureSet]]) -> S
   if "test" not in context.splits:
     return {}
   train, test = context.splits["train"].features, context.splits["test"].features
-  copied = metrics.copying(sets[0][0].pool, train, test)
+  with progress.phase("copying test"):
+    copied = metrics.copying(sets[0][0].pool, train, test)
   return {
     "memorization": {
       "extractor": context.feature_spaces[0].extractor.name,
@@ -293,10 +296,13 @@ def _likelihoods(context: EvaluationContext, checkpoint: CheckpointUnderTest) ->
   for name, estimate in context.estimates.items():
     facts = _estimate_facts(context, checkpoint, name)
     chunks = Chunks(checkpoint.work / f"{name}-{digest(facts)}", facts)
-    values = bits_per_dim.estimate_split(
-      estimate, checkpoint.params, source, context.mesh, chunks, options.batch_size,
-      options.likelihood_repeats, context.seed, _progress(name),
-    )  # fmt: skip
+    num = len(source) * options.likelihood_repeats
+    with progress.phase(f"likelihood {name}", num, "estimates") as phase:
+      values = bits_per_dim.estimate_split(
+        estimate, checkpoint.params, source, context.mesh, chunks, options.batch_size,
+        options.likelihood_repeats, context.seed, phase.set,
+      )  # fmt: skip
+    _tell_restored(name, chunks)
     declared = context.generative.described_likelihoods.get(name, DescribedBase())
     about = {
       "description": declared.description,
@@ -328,19 +334,6 @@ def _estimate_facts(
   }
 
 
-def _progress(name: str):
-  """Print the progress of an estimate, at most every ten seconds."""
-  last_printed = time.perf_counter()
-
-  def report(done: int, num: int) -> None:
-    nonlocal last_printed
-    if done == num or time.perf_counter() - last_printed > 10:
-      last_printed = time.perf_counter()
-      say(f"  {name}: {done:,} of {num:,} estimates")
-
-  return report
-
-
 def _baseline(context: EvaluationContext) -> Summary:
   if context.test is None or context.experiment.eval.likelihood_split != "test":
     return {}
@@ -363,6 +356,7 @@ def _spectrum(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Su
       context.errors, checkpoint.params, source, options.spectrum_images, context.mesh, chunks,
       options.batch_size, context.seed,
     )  # fmt: skip
+    _tell_restored(f"spectrum, {name}", chunks)
   return {"spectrum": spectrum}
 
 

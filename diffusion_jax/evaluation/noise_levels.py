@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax.core import rng
+from diffusion_jax.core import progress, rng
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.data import Source, make_batch
 from diffusion_jax.parallel import sharding
@@ -59,17 +59,19 @@ def mean_errors(
   places = np.linspace(0, len(source) - 1, num_used).astype(int)
   size = sharding.round_up(min(batch_size, num_used), mesh)
   batches = []
-  for chunk, first, count in pieces(num_used, size):
+  with progress.phase(f"loss by noise level, {source.name}", num_used, "images") as phase:
+    for chunk, first, count in pieces(num_used, size):
 
-    def compute(first=first):
-      index = np.arange(first, first + size)
-      batch = make_batch(source, places[np.minimum(index, num_used - 1)], index, index < num_used)
-      sent = jax.tree.map(lambda x: sharding.put_rows(x, mesh), batch)
-      estimate = errors(params, seed, sent)
-      log_snr = np.broadcast_to(sharding.fetch(estimate.log_snr), estimate.eps_mse.shape)
-      return {"eps_mse": sharding.fetch(estimate.eps_mse), "log_snr": log_snr}
+      def compute(first=first):
+        index = np.arange(first, first + size)
+        batch = make_batch(source, places[np.minimum(index, num_used - 1)], index, index < num_used)
+        sent = jax.tree.map(lambda x: sharding.put_rows(x, mesh), batch)
+        estimate = errors(params, seed, sent)
+        log_snr = np.broadcast_to(sharding.fetch(estimate.log_snr), estimate.eps_mse.shape)
+        return {"eps_mse": sharding.fetch(estimate.eps_mse), "log_snr": log_snr}
 
-    batches.append(chunks.get(chunk, count, compute))
+      batches.append(chunks.get(chunk, count, compute))
+      phase.set(first + count)
   mse = np.concatenate([row["eps_mse"] for row in batches]).astype(np.float64)
   spread = mse.std(0, ddof=1) / math.sqrt(num_used) if num_used > 1 else np.zeros(mse.shape[1])
   summary = {

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from diffusion_jax import parallel
-from diffusion_jax.core import files, npz
+from diffusion_jax.core import files, npz, progress
 from diffusion_jax.core.pixels import QUANTISATION, as_pictures
 from diffusion_jax.data import Source, fingerprint
 from diffusion_jax.extractors import Extract, Extractor
@@ -78,12 +78,14 @@ def compute(
   places = np.unique(np.linspace(0, len(source) - 1, min(len(source), MAX_FEATURES)).astype(int))
   pool = spatial = None
   kept = []
-  for first in range(0, len(source), chunk):
-    index = np.arange(first, min(first + chunk, len(source)))
-    features = extract(as_pictures(source.gather(index)[0], source.spec.num_levels))
-    pool = _add(pool, features.pool)
-    spatial = None if features.spatial is None else _add(spatial, features.spatial)
-    kept.append(features.pool[np.isin(index, places)])
+  with progress.phase(f"features of {source.name}", len(source), "images") as phase:
+    for first in range(0, len(source), chunk):
+      index = np.arange(first, min(first + chunk, len(source)))
+      features = extract(as_pictures(source.gather(index)[0], source.spec.num_levels))
+      pool = _add(pool, features.pool)
+      spatial = None if features.spatial is None else _add(spatial, features.spatial)
+      kept.append(features.pool[np.isin(index, places)])
+      phase.advance(len(index))
   assert pool is not None
   stamp = make_stamp(source, split, extractor)
   return Reference(stamp, pool, spatial, np.concatenate(kept), places)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.core import progress
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.extractors import Extractor, Features
 from diffusion_jax.metrics import FeatureSet, Measurement, Metric, describe_metric, moments
@@ -100,7 +101,8 @@ def measure_samples(
       missing.append(f"{name} {lack}")
       continue
     try:
-      measured = [_measured(metric.compute(features, other)) for features in chosen]
+      with progress.phase(f"computing {name}"):
+        measured = [_measured(metric.compute(features, other)) for features in chosen]
       figures[name] = _figure(metric, measured, protocol)
     except ValueError as error:
       missing.append(f"{name} cannot be computed: {error}")

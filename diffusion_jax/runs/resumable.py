@@ -36,10 +36,13 @@ class Chunks:
       that other work never finds these chunks.
     facts: description of the work, written next to the chunks for people.
     is_shared: true if all processes see the folder; otherwise only process 0 uses it.
+
+  Attributes:
+    num_restored: number of chunks that `get` has read.
   """
 
   def __init__(self, folder: Path, facts: Mapping[str, Any], is_shared: bool = True):
-    self.folder = folder
+    self.folder, self.num_restored = folder, 0
     if jax.process_index():
       if is_shared:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +71,7 @@ class Chunks:
     stored = self._read(self.folder / f"{chunk:06d}.npz", num_examples)
     if parallel.all_true(stored is not None):
       assert stored is not None
+      self.num_restored += 1
       return stored
     arrays = {name: np.asarray(value) for name, value in compute().items()}
     if jax.process_index() == 0:

@@ -154,6 +154,27 @@ def test_a_line_that_was_said_takes_the_place_of_the_next_one(clock, display, ca
   assert capsys.readouterr().out == "step 7\n"
 
 
+def test_the_innermost_phase_has_the_lines(clock, display, capsys):
+  with progress.phase("evaluating", last_line=False):
+    clock(0.1)
+    with progress.phase("sampling", total=100, last_line=False):
+      for _ in range(36):
+        display.show(clock(1.0))
+  assert capsys.readouterr().out.splitlines() == [
+    "sampling: 0 of 100, 5s",
+    "sampling: 0 of 100, 35s",
+  ]
+
+
+def test_many_short_phases_leave_the_lines_to_the_outer_one(clock, display, capsys):
+  with progress.phase("evaluating", last_line=False):
+    for _ in range(12):
+      with progress.phase("a piece"):
+        display.show(clock(1.0))
+        display.show(clock(1.0))
+  assert capsys.readouterr().out.splitlines() == ["evaluating: 10s"]
+
+
 def test_short_work_is_silent(display, clock, terminal, capsys):
   with progress.phase("reading"):
     clock(0.9)

@@ -14,7 +14,7 @@ from PIL import Image
 from diffusion_jax import evaluate, features, stats, train
 from diffusion_jax.checkpoints import store
 from diffusion_jax.data import Synthetic
-from diffusion_jax.evaluation import external_images
+from diffusion_jax.evaluation import checkpoint_steps, external_images
 from diffusion_jax.extractors import train_domain
 from diffusion_jax.extractors.domain import Recipe, default_features_path
 from diffusion_jax.runs.workdir import lock
@@ -232,7 +232,7 @@ def test_what_was_drawn_is_not_drawn_again(run, measure, monkeypatch):
   first, _ = measure(run)
   (run / "eval/4/metrics.json").unlink()
   again, out = measure(run)
-  assert "40 of 40 samples, all drawn before" in out
+  assert "40 of 40 samples, 40 drawn before" in out
   assert {k: v for k, v in again.items() if k != "run"} == {
     k: v for k, v in first.items() if k != "run"
   }
@@ -274,7 +274,7 @@ def test_a_damaged_step_of_several_is_named_and_the_others_are_measured(flag, da
 
 
 def test_watching_takes_each_checkpoint_as_it_comes(run, measure, monkeypatch):
-  monkeypatch.setattr(evaluate, "POLL_SEC", 0.05)
+  monkeypatch.setattr(checkpoint_steps, "POLL_SEC", 0.05)
   later = run / "checkpoints" / "4"
   hidden = later.rename(run / "later")
   timer = threading.Timer(1.0, lambda: hidden.rename(later))
