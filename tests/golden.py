@@ -14,8 +14,8 @@ CONFIGS = ("smoke", "ddpm_digits", "flow_digits", "vae_digits")
 NUM_STEPS = 50
 
 
-def first_losses(name: str) -> list[float]:
-  """Return the training losses of a config's first 50 steps, on one device."""
+def first_losses(name: str, num_steps: int = NUM_STEPS) -> list[float]:
+  """Return the training losses of a config's first steps, on one device."""
   import steps
 
   from diffusion_jax.data import TrainStream
@@ -27,7 +27,7 @@ def first_losses(name: str) -> list[float]:
   state, run = steps.begin(model, parts.optimizer, training, ema=parts.ema)
   stream = TrainStream(source, training.batch_size, training.seed, parts.data.flip)
   losses = []
-  for number in range(NUM_STEPS):
+  for number in range(num_steps):
     state, scalars = run(state, stream.batch(number))
     losses.append(float(scalars["loss"]))
   return losses

@@ -83,8 +83,8 @@ def bounded(process, prediction):
 
 def denoiser(process, prediction):
   """(xt, t) -> x0 estimate of the bounded network."""
-  model = bounded(process, prediction)
-  return lambda xt, t: np.asarray(model.denoise(jnp.asarray(xt), jnp.full(NUM, t, jnp.float32)))
+  estimate = jax.jit(bounded(process, prediction).denoise)
+  return lambda xt, t: np.asarray(estimate(xt, np.full(NUM, t, np.float32)))
 
 
 def walk(tableau, denoise, x, clip, rng):
