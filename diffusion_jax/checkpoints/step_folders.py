@@ -2,8 +2,11 @@
 
 import re
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from diffusion_jax.types import UserError
 
 
 class Damage(NamedTuple):
@@ -11,6 +14,29 @@ class Damage(NamedTuple):
 
   step: int
   reason: str
+
+
+class Unreadable(UserError):
+  """Raised if no step, or not the requested one, can be read.
+
+  Args:
+    directory: folder of the checkpoints.
+    damaged: steps that were tried, newest first, at least one.
+    advice: next action for the user.
+  """
+
+  def __init__(self, directory: Path, damaged: Sequence[Damage], advice: str):
+    (step, reason), *older = damaged
+    also = f", nor can {_listed(d.step for d in older)}" if older else ""
+    super().__init__(f"{directory}: checkpoint {step} cannot be read ({reason}){also}; {advice}")
+    self.damaged = damaged
+
+
+def _listed(steps: Iterable[int], most: int = 5) -> str:
+  """Return "5, 4, 3 and 2 older ones"."""
+  numbers = list(steps)
+  more = f" and {len(numbers) - most} older ones" if len(numbers) > most else ""
+  return ", ".join(map(str, numbers[:most])) + more
 
 
 def saved_steps(directory: Path) -> list[int]:

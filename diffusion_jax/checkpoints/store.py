@@ -9,7 +9,7 @@ import dataclasses
 import errno
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserva
 
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints import leaves
-from diffusion_jax.checkpoints.step_folders import Damage, saved_steps
+from diffusion_jax.checkpoints.step_folders import Damage, Unreadable, saved_steps
 from diffusion_jax.core import files, progress, storage
 from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.types import UserError
@@ -79,21 +79,6 @@ def explain_failed_save(error: BaseException) -> str | None:
     return said
   newest = f"step {whole[-1]:,} is intact there" if whole else "no checkpoint is intact there yet"
   return f"{said}; {newest}"
-
-
-class Unreadable(UserError):
-  """Raised if no step, or not the requested one, can be read.
-
-  Args:
-    directory: folder of the checkpoints.
-    damaged: steps that were tried, at least one.
-    advice: next action for the user.
-  """
-
-  def __init__(self, directory: Path, damaged: Sequence[Damage], advice: str):
-    listed = "; ".join(f"{step}: {reason}" for step, reason in damaged)
-    super().__init__(f"{directory}: no checkpoint can be read ({listed}); {advice}")
-    self.damaged = damaged
 
 
 class Restored(NamedTuple):
@@ -265,16 +250,17 @@ def restore_checkpoint(
     OSError: the process may not read the files, or their mount is gone; this is not damage.
   """
   damaged: list[Damage] = []
+  causes: list[Exception] = []
   tried: set[int] = set()
   while (candidate := _next(directory, step, tried)) is not None:
     tried.add(candidate)
     folder = directory / str(candidate)
-    checked, reason = _attempt(lambda folder=folder: _check(folder, target, foreign))
+    checked, reason = _attempt(lambda folder=folder: _check(folder, target, foreign), causes)
     meta, tree = checked or (None, None)
     state = None
     with progress.phase(f"restoring step {candidate:,}"):
       if reason is None:
-        state, reason = _attempt(lambda folder=folder, tree=tree: _read(folder, tree))
+        state, reason = _attempt(lambda folder=folder, tree=tree: _read(folder, tree), causes)
       if meta is not None and reason is None:
         reason = leaves.compare_checksums(state, meta["leaves"])
     if meta is not None and reason is None:
@@ -283,8 +269,7 @@ def restore_checkpoint(
   damaged = _still_there(directory, damaged)
   if not damaged:  # a run has deleted the steps that were tried
     parallel.agree(lambda: _candidates(directory, step))
-  advice = "restore a copy, or use --fresh" if step is None else _others(directory, step)
-  raise Unreadable(directory, damaged, advice)
+  raise Unreadable(directory, damaged, _others(directory, step)) from next(iter(causes), None)
 
 
 def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
@@ -294,6 +279,7 @@ def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
     UserError: as in `restore_checkpoint`.
   """
   damaged: list[Damage] = []
+  causes: list[Exception] = []
   tried: set[int] = set()
   while left := [s for s in _candidates(directory, step) if s not in tried]:
     tried.add(left[0])
@@ -303,7 +289,8 @@ def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
       if storage.spares_content(error):
         raise
       damaged.append(Damage(left[0], storage.reason(error)))
-  raise Unreadable(directory, damaged, _others(directory, step))
+      causes.append(error)
+  raise Unreadable(directory, damaged, _others(directory, step)) from causes[0]
 
 
 def _others(directory: Path, step: int | None, most: int = 3) -> str:
@@ -315,10 +302,10 @@ def _others(directory: Path, step: int | None, most: int = 3) -> str:
       with contextlib.suppress(Exception):
         _load_meta(directory / str(other))
         readable.append(other)
-  listed = " or ".join(f"--step={s}" for s in sorted(readable))
+  listed = " or ".join(f"`step={s}`" for s in sorted(readable))
   if not readable:
-    return "restore a copy, or train again"
-  return f"give another --step: the metadata of {listed} can be read"
+    return "restore a copy of it, or train again with `fresh=True`"
+  return f"give another `step`: the metadata of {listed} can be read"
 
 
 def _next(directory: Path, step: int | None, tried: set[int]) -> int | None:
@@ -341,18 +328,19 @@ def _candidates(directory: Path, step: int | None) -> list[int]:
   """Return the steps to try, newest first."""
   steps = saved_steps(directory)
   if not steps:
-    raise UserError(f"{directory} holds no checkpoint; train first, or check --workdir")
+    raise UserError(f"{directory} holds no checkpoint; train first, or give another `workdir`")
   if step is None:
     return steps[::-1]
   if step not in steps:
     listed = ", ".join(map(str, steps))
-    raise UserError(f"--step={step}: no such checkpoint in {directory}; there are {listed}")
+    raise UserError(f"`step={step}`: no such checkpoint in {directory}; there are {listed}")
   return [step]
 
 
-def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
+def _attempt(function: Callable[[], T], causes: list[Exception]) -> tuple[T | None, str | None]:
   """Return the value if every process could read it, or else the reason of the failure.
 
+  An error of this process is added to `causes`.
   A disk block that cannot be read is a fault of the checkpoint too: an older one may be intact.
 
   Raises:
@@ -367,6 +355,7 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
     except Exception as error:
       if storage.spares_content(error):
         raise
+      causes.append(error)
       return None, storage.reason(error)
 
   result, reason = parallel.agree(attempt)

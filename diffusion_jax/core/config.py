@@ -22,7 +22,6 @@ from diffusion_jax.core import shipped
 from diffusion_jax.core.files import user_path
 from diffusion_jax.core.registry import Registry, Section
 from diffusion_jax.core.spelling import spelling_hint
-from diffusion_jax.core.wording import with_flags
 from diffusion_jax.types import UserError
 
 
@@ -67,14 +66,14 @@ def find_file(text: str) -> tuple[Path, str]:
   if is_name and name in configs:
     return configs[name], argument
   if is_name and Path(f"{name}.py").is_file():
-    raise UserError(f"--config={text}: no such file. Did you mean '{name}.py'?")
+    raise UserError(f"`config={text}`: no such file. Did you mean '{name}.py'?")
   folder = Path("configs")
   is_shipped = folder.resolve() == shipped.folder().resolve()
   there = [] if is_shipped else sorted(map(str, folder.glob("*.py")))
   listed = f" Configs here: {', '.join(there)}." if there else ""
   hint = spelling_hint(path.stem, configs).replace("Allowed:", "Shipped, found by name:")
   what = "no such file and no shipped config" if is_name else f"no such file: {path}"
-  raise UserError(f"--config={text}: {what}.{listed}{hint}")
+  raise UserError(f"`config={text}`: {what}.{listed}{hint}")
 
 
 def load_file(path: str) -> ConfigDict:
@@ -90,9 +89,9 @@ def load_file(path: str) -> ConfigDict:
     if isinstance(config, ConfigDict):
       config.to_dict()  # raises for an unfilled placeholder
   except (Exception, SystemExit) as error:
-    raise UserError(f"--config={path}: {type(error).__name__}: {error}") from error
+    raise UserError(f"`config={path}`: {type(error).__name__}: {error}") from error
   if not isinstance(config, ConfigDict):
-    raise UserError(f"--config={path}: the file needs a get_config() that returns a ConfigDict.")
+    raise UserError(f"`config={path}`: the file needs a get_config() that returns a ConfigDict.")
   return config
 
 
@@ -170,7 +169,7 @@ def _build_section(section: Section, value: dict, overrides: list[Override], whe
   try:
     return cls(**fields)
   except (TypeError, ValueError) as error:
-    raise UserError(f"config.{where}: {with_flags(str(error))}") from error
+    raise UserError(f"config.{where}: {error}") from error
 
 
 def _select(registry: Registry, value: dict, overrides: list[Override], where: str):

@@ -76,20 +76,25 @@ def flag_path(flag: str) -> Callable[[str], Path]:
   return read
 
 
-def run_folder(text: str, flag: str = "--workdir") -> Path:
+def run_folder(text: str, flag: str = "") -> Path:
   """Return the folder of a run.
+
+  Args:
+    text: the folder's path.
+    flag: flag that named it, for messages; empty: the argument `workdir`.
 
   Raises:
     UserError: the text is empty (e.g. an unset shell variable), an address, or a path whose
       checkpoints could not be read again.
   """
+  what = f"{flag}={text}" if flag else f"`workdir={text}`"
   if not text:
-    raise UserError(f"{flag}= is empty; give a folder or leave it out")
+    raise UserError(f"{what} is empty; give a folder or leave it out")
   path = user_path(text)
   strange = sorted(PATTERN & set(str(path.absolute())))
   if strange:
     raise UserError(
-      f"{flag}={text}: checkpoints below a folder with {' '.join(strange)} in its path cannot be "
+      f"{what}: checkpoints below a folder with {' '.join(strange)} in its path cannot be "
       "read again; choose another folder"
     )
   return path

@@ -37,8 +37,8 @@ def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
   if not finite.all():
     raise NonFiniteImages(
       f"{np.sum(~finite):,} of {len(x):,} images are not finite (NaN or infinity); use weaker "
-      "guidance (--config.guidance.weight), another sampler or more steps (--config.sampler.name, "
-      "--config.sampler.steps), or an earlier checkpoint (--step)"
+      "guidance (`guidance.weight=1`), another sampler or more steps (`sampler.name=ddim`, "
+      "`sampler.steps=N`), or an earlier checkpoint (`step=N`)"
     )
   return np.clip(np.floor(127.5 * x + 128.0), 0, 255).astype(np.uint8)
 

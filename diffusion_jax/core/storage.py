@@ -42,6 +42,15 @@ WORDS = {os.strerror(n).lower(): n for n in sorted(ADVICE, key=lambda n: -len(os
 SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")
 """NumPy's message for an incomplete write, which has no error number."""
 
+UNREADABLE = {
+  "OUT_OF_RANGE": "a file of it is cut short",
+  "NOT_FOUND": "a file of it is missing",
+  "DATA_LOSS": "a file of it is damaged",
+  "FAILED_PRECONDITION": "a file of it is damaged",
+  "INVALID_ARGUMENT": "a file of it is damaged",
+}
+"""Status with which TensorStore refuses a checkpoint -> the reason in plain words."""
+
 PATH = re.compile(r"""(?<![\w.])/[^\s"':,;()]+""")
 
 
@@ -157,11 +166,12 @@ def spares_content(error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
   """Return the reason of a failed read in one line, from the error's first cause."""
-  if isinstance(error, json.JSONDecodeError):
+  if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
     return "its metadata is truncated or not JSON"
   if (trouble := find(error, every=True)) is not None:
     location = f": {trouble.path}" if trouble.path else ""
     return f"[Errno {trouble.number}] {os.strerror(trouble.number)}{location}"
   *_, first = chain(error)
   text = str(first).strip().splitlines() or [type(first).__name__]
-  return text[0].partition(" [tensorstore_spec=")[0][:300]
+  status = text[0].partition(":")[0]
+  return UNREADABLE.get(status) or text[0][:200]

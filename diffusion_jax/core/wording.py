@@ -1,10 +1,9 @@
 """Texts for people: data sets and durations."""
 
-import contextlib
 import re
-from collections.abc import Iterator
+import shlex
 
-from diffusion_jax.types import ImageSpec, UserError
+from diffusion_jax.types import ImageSpec
 
 
 def describe_data(name: str, num_images: int, spec: ImageSpec) -> str:
@@ -25,18 +24,29 @@ def duration(seconds: float) -> str:
   return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
 
 
+ARGUMENTS = ("config", "workdir", "fresh", "step", "ema")
+"""Arguments of `train` and `load_run` that are flags of the commands too."""
+
+SETTING = re.compile(rf"`(?:([a-z_0-9]+\.[a-z_0-9]+)=|({'|'.join(ARGUMENTS)})(?:=|(?=`)))([^`]*)`")
+"""A field with its value, `sampler.steps=50`, or an argument, `fresh=True` or `workdir`."""
+
+
+IN_TEXT = {"True": "true", "False": "false", "None": "none"}
+"""Python's words in a command line's text, as `core.config.as_text` writes them."""
+
+
 def with_flags(text: str) -> str:
-  """Rewrite a library's message for the command line: `a.b=1` becomes --config.a.b=1."""
-  return re.sub(r"`([a-z_0-9]+\.[a-z_0-9]+=[^`]*)`", r"--config.\1", text)
+  """Rewrite a library's message for the command line: `a.b=1` becomes --config.a.b=1.
+
+  An argument becomes its flag: `workdir=runs/x` --workdir=runs/x, and `fresh=True` --fresh. A value
+  that a shell would change is quoted.
+  """
+  return SETTING.sub(_as_flag, text) if "`" in text else text
 
 
-@contextlib.contextmanager
-def in_python() -> Iterator[None]:
-  """Rewrite errors for Python: --config.a.b=1 becomes a.b=1, and --workdir=x workdir=x."""
-  try:
-    yield
-  except UserError as error:
-    text = re.sub(r"(?<![\w-])--(?:config\.)?(?=[a-z_]+)", "", str(error))
-    if text == str(error):
-      raise
-    raise type(error)(text) from error
+def _as_flag(found: re.Match[str]) -> str:
+  field, argument, value = found.groups()
+  if argument and (value == "True" or "=" not in found[0]):
+    return f"--{argument}"
+  name = f"config.{field}" if field else argument
+  return f"--{name}={value if value == '...' else shlex.quote(IN_TEXT.get(value, value))}"

@@ -109,11 +109,11 @@ class Arrays(DataSetBase):
 
   @property
   def _where(self) -> str:
-    return f"--config.data.path={self.path}"
+    return f"`data.path={self.path}`"
 
   def _there(self) -> Sequence[str]:
     if not self.path:
-      raise UserError("--config.data.path is not set; give an .npz with images")
+      raise UserError("`data.path=FILE` is missing; give an .npz with images")
     return npz.names(user_path(self.path), self._where)
 
   def _named(self, there: Sequence[str]) -> dict[str, Named]:
@@ -144,7 +144,7 @@ class Arrays(DataSetBase):
     free = [key for key in keys if key in there and key not in taken]
     if not free:
       raise UserError(
-        f"--config.data.fields={','.join(self.fields)}: {self.path} has "
+        f"`data.fields={','.join(self.fields)}`: {self.path} has "
         f"{npz.listed_names(there)}; it needs {' or '.join(keys)}, one row per image"
       )
     return free[0]
@@ -179,7 +179,7 @@ class Arrays(DataSetBase):
     if low < 0 or high >= self.num_levels:
       raise UserError(
         f"{where} holds values from {low} to {high}; they must lie between 0 and "
-        f"{self.num_levels - 1}, or set --config.data.num_levels"
+        f"{self.num_levels - 1}, or set `data.num_levels={high + 1}`"
       )
     return images.astype(np.uint8)
 

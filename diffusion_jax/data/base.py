@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, Num
 
 from diffusion_jax.core.registry import documented
-from diffusion_jax.core.wording import with_flags
 from diffusion_jax.data.accounting import FileCounts
 from diffusion_jax.types import ImageSpec, UserError
 
@@ -18,7 +17,7 @@ class About(NamedTuple):
   Attributes:
     classes: class names in the order of their numbers; empty if they have only numbers.
     counts: number of images per class; None if unlabelled, or unknown before all are read.
-    origin: origin of the images, e.g. "from --config.data.test_path=cats"; empty if plain.
+    origin: origin of the images, e.g. "from `data.test_path=cats`"; empty if plain.
     notes: sentences on files that were skipped or changed.
     files: counts of every file found, for pictures in folders and archives.
   """
@@ -147,7 +146,7 @@ class DataSetBase:
 
 
 NO_LATENTS = (
-  "these data have no latents; set --config.data.name=latents --config.data.path=DIR, made by "
+  "these data have no latents; set `data.name=latents` `data.path=DIR`, made by "
   "python -m diffusion_jax.encode"
 )
 
@@ -161,7 +160,7 @@ def load_split(data: DataSet, split: str) -> Source:
   try:
     source = data.load(split)
   except ValueError as error:
-    raise UserError(f"config.data: {with_flags(str(error))}") from error
+    raise UserError(f"config.data: {error}") from error
   if fault := source_fault(source):
     raise UserError(f"config.data: {type(data).__name__}.load('{split}') {fault}")
   if data.flip:
@@ -222,8 +221,8 @@ def _check_flip(spec: ImageSpec) -> None:
   for name, field in spec.fields.items():
     if tuple(field.shape) == (spec.height, spec.width):
       raise UserError(
-        f"--config.data.flip=true mirrors images and named arrays [H, W, C], and '{name}' is "
-        f"{list(field.shape)}; give it a third axis, or set --config.data.flip=false"
+        f"`data.flip=True` mirrors images and named arrays [H, W, C], and '{name}' is "
+        f"{list(field.shape)}; give it a third axis, or set `data.flip=False`"
       )
 
 

@@ -25,7 +25,7 @@ from diffusion_jax.data.source import (
 )
 from diffusion_jax.types import ImageSpec, UserError
 
-ADVICE = "repair them, move them away, or leave them out with --config.data.unreadable=skip"
+ADVICE = "repair them, move them away, or leave them out with `data.unreadable=skip`"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +78,10 @@ class Folder(DataSetBase):
       UserError: no such folder, no pictures, unreadable pictures, or different sizes.
     """
     if not self.path:
-      raise UserError("--config.data.path is not set; give a folder of pictures")
+      raise UserError("`data.path=DIR` is missing; give a folder of pictures")
     if self.test_path and self.test_fraction:
       raise UserError(
-        f"--config.data.test_path={self.test_path} and test_fraction={self.test_fraction} both "
+        f"`data.test_path={self.test_path}` and `data.test_fraction={self.test_fraction}` both "
         "define the test split; set only one"
       )
     chosen, where, origin = self._choose(split)
@@ -102,7 +102,7 @@ class Folder(DataSetBase):
     if split == "train" or self.test_path or self.test_fraction:
       return True
     root = user_path(self.path)
-    return "test" in split_folders(root, f"--config.data.path={root}")
+    return "test" in split_folders(root, f"`data.path={root}`")
 
   def _choose(self, split: str) -> tuple[Checked, str, str]:
     """Return the pictures of a split, the flag that named them, and their origin."""
@@ -113,8 +113,8 @@ class Folder(DataSetBase):
       return part, where, f"{self.test_fraction:g} of {train.root}, in a fixed order{unused}"
     if split == "test" and not others:
       raise UserError(
-        f"{where} has no held-out images: it has no folder test; set --config.data.test_path or "
-        "--config.data.test_fraction=0.1"
+        f"{where} has no held-out images: it has no folder test; set `data.test_path=DIR` or "
+        "`data.test_fraction=0.1`"
       )
     listing, where = others[0] if split == "test" else (train, where)
     return self._check(listing, where), where, f"from {listing.root}"
@@ -122,14 +122,14 @@ class Folder(DataSetBase):
   def _listings(self) -> list[tuple[Listing, str]]:
     """Return all pictures with the flag that named them; the training folder first."""
     root = user_path(self.path)
-    where = f"--config.data.path={root}"
+    where = f"`data.path={root}`"
     folders = split_folders(root, where)
     strict = self.unreadable == "refuse"
     train = list_folder(folders.get("train", root), where, strict=strict)
     found = [(train, where)]
     if self.test_path:
       root = user_path(self.test_path)
-      where = f"--config.data.test_path={root}"
+      where = f"`data.test_path={root}`"
       found.append((list_folder(root, where, train.classes, strict), where))
     elif "test" in folders and not self.test_fraction:
       found.append((list_folder(folders["test"], where, train.classes, strict), where))
@@ -189,7 +189,7 @@ class Folder(DataSetBase):
       raise UserError(
         f"pictures in {self.path} differ in size ({printable(names[0])} is {w1}x{h1}, "
         f"{printable(names[other])} is "
-        f"{w2}x{h2}); set --config.data.image_size={min(h1, w1, h2, w2)}"
+        f"{w2}x{h2}); set `data.image_size={min(h1, w1, h2, w2)}`"
       )
     return sizes[0]
 
@@ -201,7 +201,7 @@ def _part(whole: Checked, split: str, test_fraction: float) -> Checked:
   chosen = np.sort(order[:num_train] if split == "train" else order[num_train:])
   if not len(chosen):
     raise UserError(
-      f"--config.data.test_fraction={test_fraction} leaves no picture of {len(order)} for the "
+      f"`data.test_fraction={test_fraction}` leaves no picture of {len(order)} for the "
       f"{split} split; choose another"
     )
   return whole.keep([int(i) for i in chosen])

@@ -112,7 +112,7 @@ class Latents(DataSetBase):
 
   @property
   def _where(self) -> str:
-    return f"--config.data.path={self.path}"
+    return f"`data.path={self.path}`"
 
   def _manifest(self) -> dict[str, Any]:
     file = user_path(self.path) / MANIFEST
@@ -143,7 +143,7 @@ class Latents(DataSetBase):
         if _plain(mine) != _plain(value) and _affects_encoding(section, ours[section], name):
           raise UserError(
             f"config.{section}.{name} is {mine}, the autoencoder of {self._where} has {value}; "
-            f"set --config.{section}.{name}={as_text(value)}"
+            f"set `{section}.{name}={as_text(value)}`"
           )
 
   def _image_source(self, manifest: Mapping[str, Any]) -> Any:
@@ -153,7 +153,7 @@ class Latents(DataSetBase):
     if self.data_dir is not None:
       field = next(iter(_path_fields(section)), None)
       if field is None:
-        raise UserError(f"--config.data.data_dir={self.data_dir}: {section['name']} has no files; "
+        raise UserError(f"`data.data_dir={self.data_dir}`: {section['name']} has no files; "
                         "leave it out")  # fmt: skip
       section[field] = self.data_dir
     return build(SOURCES, section, "data")
@@ -304,7 +304,7 @@ def _scale(stats: Float32[np.ndarray, "N h w C"], chunk: int = 4096) -> float:
   first, second = sums / (stats.size / 2)
   if not math.isfinite(second) or second <= first**2:
     raise UserError("the latents are not finite or all the same; train the autoencoder longer, or "
-                    "choose another --step")  # fmt: skip
+                    "choose another `step`")  # fmt: skip
   return float(1.0 / math.sqrt(second - first**2))
 
 

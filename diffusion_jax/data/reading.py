@@ -179,7 +179,7 @@ class Reader(Generic[T]):
     num: number of pictures.
     load: position -> content; raises Broken. Called from several threads.
     name: position -> name for messages.
-    where: flag that named the set, for messages, e.g. "--config.data.path=cats".
+    where: flag that named the set, for messages, e.g. "`data.path=cats`".
     advice: how to treat unreadable pictures, for messages.
     beside: returns readers of other pictures of the same program, such as the other split, whose
       unreadable pictures are then in the same list.

@@ -33,7 +33,7 @@ NUM_PROBES = 64
 
 ADVICE = (
   "restore complete shards, make them again with " + COMMAND + ", or leave these out with "
-  "--config.data.unreadable=skip"
+  "`data.unreadable=skip`"
 )
 
 
@@ -150,7 +150,7 @@ class Records(DataSetBase):
 
   def _find(self, split: str) -> "ShardFiles":
     if not self.path:
-      raise UserError(f"--config.data.path is not set; give a folder of shards, made by {COMMAND}")
+      raise UserError(f"`data.path=DIR` is missing; give a folder of shards, made by {COMMAND}")
     if split == "test" and self.test_path is not None:
       return find_shards(self.test_path, "test_path", split)
     return find_shards(self.path, "path", split)
@@ -178,7 +178,7 @@ class Records(DataSetBase):
     if description is None:
       raise UserError(
         f"{shard_files.where}: no {shard_files.group}.shards.json there says how many classes "
-        "it has; set --config.data.num_classes, e.g. =1000, or --config.data.label_key=none"
+        "it has; set e.g. `data.num_classes=1000`, or `data.label_key=None`"
       )
     return len(description.classes)
 
@@ -210,7 +210,7 @@ def find_shards(text: str, field: str, split: str) -> ShardFiles:
   Raises:
     UserError: no shards, several sets of shards, or an incomplete set.
   """
-  where = f"--config.data.{field}={text}"
+  where = f"`data.{field}={text}`"
   groups = _groups(_list(text))
   if not groups:
     _check_finished(user_path(text), split, where)
@@ -232,12 +232,12 @@ def _choose(groups: list[str], split: str, where: str, field: str) -> str:
     return named[0]
   if field == "path" and split == "test":
     raise UserError(
-      f"{where} has no shards called test, only {', '.join(groups)}; set --config.data.test_path"
+      f"{where} has no shards called test, only {', '.join(groups)}; set `data.test_path=DIR`"
     )
   if len(groups) > 1:
     raise UserError(
       f"{where} holds several sets: {', '.join(groups)}; name one with a pattern such as "
-      f"--config.data.{field}='DIR/{groups[0]}-*'"
+      f"`data.{field}=DIR/{groups[0]}-*`"
     )
   return groups[0]
 
@@ -341,14 +341,14 @@ class _Reader(NamedTuple):
       label = one_value(features, self.label_key, "int64_list") if self.label_key else 0
     except ValueError as error:
       raise UserError(
-        f"{self.shards.where(index)} {error}; set --config.data.image_key and label_key to what "
-        "it has (label_key=none: unlabelled)"
+        f"{self.shards.where(index)} {error}; set `data.image_key=KEY` and "
+        "`data.label_key=KEY` to what it has (label_key=none: unlabelled)"
       ) from error
     if self.label_key is not None and not 0 <= label < self.num_classes:
       raise UserError(
         f"{self.shards.where(index)} has {self.label_key} {label}, but the labels of "
         f"{self.num_classes} classes go from 0 to {self.num_classes - 1}; set "
-        "--config.data.num_classes"
+        "`data.num_classes=N`"
       )
     return data, label
 
@@ -359,5 +359,5 @@ def _check_size(image: np.ndarray, wanted: tuple[int, int], where: str) -> None:
     (height, width), (first_height, first_width) = image.shape[:2], wanted
     raise UserError(
       f"{where} is {width}x{height}, the first picture {first_width}x{first_height}; set "
-      f"--config.data.image_size={min(height, width, *wanted)}"
+      f"`data.image_size={min(height, width, *wanted)}`"
     )

@@ -113,7 +113,7 @@ def _copy(answer: Any, file: Any, url: str, path: Path) -> None:
 def _cannot_download(url: str, error: Exception, path: Path) -> UserError:
   return UserError(
     f"cannot download {url} ({error}); put that file at {path} and start again, or train on "
-    "what needs no download: --config=ddpm_digits"
+    "what needs no download: `config=ddpm_digits`"
   )
 
 

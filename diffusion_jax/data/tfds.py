@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffusion_jax.core.config import as_text
 from diffusion_jax.core.files import home, user_path
 from diffusion_jax.core.settings import setting
 from diffusion_jax.core.spelling import spelling_hint
@@ -23,7 +24,7 @@ STANDARD = {
   "mnist": ImageSpec(28, 28, 1, 256, 10),
   "fashion_mnist": ImageSpec(28, 28, 1, 256, 10),
 }
-NO_DOWNLOAD = "--config=ddpm_digits needs no download"
+NO_DOWNLOAD = "`config=ddpm_digits` needs no download"
 
 
 def default_data_dir() -> Path:
@@ -96,7 +97,7 @@ class Tfds(DataSetBase):
     sizes = ", ".join(f"{name} ({info.num_examples:,})" for name, info in known.items())
     nothing = "; none means no held-out split" * (split == "test")
     return UserError(
-      f"--config.data.{split}_split={part} cannot be read: {self.dataset} has {sizes}{nothing}"
+      f"`data.{split}_split={as_text(part)}` cannot be read: {self.dataset} has {sizes}{nothing}"
     )
 
   def known_spec(self) -> ImageSpec | None:
@@ -125,7 +126,7 @@ class Tfds(DataSetBase):
   def _explain_missing(self, root: Path, name: str) -> UserError:
     import tensorflow_datasets as tfds
 
-    flag = f"--config.data.dataset={self.dataset}"
+    flag = f"`data.dataset={self.dataset}`"
     here = sorted(p.parent.name for p in root.glob(f"{name}/*/*/dataset_info.json"))
     if here:
       return UserError(f"{flag} has configs: write {', '.join(f'{name}/{c}' for c in here)}")
@@ -158,21 +159,19 @@ class Tfds(DataSetBase):
     for field, key in (("image_key", self.image_key), ("label_key", self.label_key)):
       if key is not None and key not in features:
         known = ", ".join(sorted(features))
-        raise UserError(f"--config.data.{field}={key}: {self.dataset} has the features {known}")
+        raise UserError(f"`data.{field}={key}`: {self.dataset} has the features {known}")
     height, width, channels = self._image_shape(features[self.image_key])
     if self.image_size is not None:
       height = width = self.image_size
     if height is None or width is None:
-      raise UserError(
-        f"{self.dataset} has pictures of many sizes; set --config.data.image_size, e.g. =64"
-      )
+      raise UserError(f"{self.dataset} has pictures of many sizes; set e.g. `data.image_size=64`")
     return ImageSpec(height, width, 1 if channels == 1 else 3, 256, self._num_classes(features))
 
   def _image_shape(self, feature: Any) -> tuple[int | None, int | None, int | None]:
     shape = getattr(feature, "shape", ())
     if len(shape) != 3 or np.dtype(feature.np_dtype) != np.uint8:
       raise UserError(
-        f"--config.data.image_key={self.image_key} of {self.dataset} is {feature}; it must be a "
+        f"`data.image_key={self.image_key}` of {self.dataset} is {feature}; it must be a "
         "picture of 8 bits a channel"
       )
     return shape
@@ -187,8 +186,8 @@ class Tfds(DataSetBase):
     num_classes = getattr(features[self.label_key], "num_classes", None)
     if num_classes is None:
       raise UserError(
-        f"--config.data.label_key={self.label_key} is not a class label of {self.dataset}; set it "
-        "to none for an unlabelled set"
+        f"`data.label_key={self.label_key}` is not a class label of {self.dataset}; set "
+        "`data.label_key=None` for an unlabelled set"
       )
     return num_classes
 

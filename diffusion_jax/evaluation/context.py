@@ -254,8 +254,8 @@ def split_of(context: EvaluationContext, name: str) -> Source:
   if context.test is None:
     raise UserError(
       f"{context.train.name}: the data set has no test split; measure the training split with "
-      "--config.eval.reference_split=train --config.eval.likelihood_split=train, or no likelihood "
-      "with --config.eval.likelihoods=none"
+      "`eval.reference_split=train` `eval.likelihood_split=train`, or no likelihood "
+      "with `eval.likelihoods=None`"
     )
   return context.test
 
@@ -267,7 +267,7 @@ def _estimates(experiment: Experiment, generative: GenerativeModel) -> dict[str,
   for name in names:
     if name not in there:
       has = ", ".join(there) or "none"
-      raise UserError(f"--config.eval.likelihoods={name}: this model has {has}; or all, or none")
+      raise UserError(f"`eval.likelihoods={name}`: this model has {has}; or all, or none")
   return {name: bits_per_dim.make_estimate(generative, name) for name in names}
 
 

@@ -98,19 +98,19 @@ class Augmentation:
     if not 0 <= self.probability <= 1:
       raise ValueError(
         f"generative.augmentation={self.probability} must lie between 0 and 1; EDM has "
-        "--config.generative.augmentation=0.12"
+        "`generative.augmentation=0.12`"
       )
     needed = NUM_LABELS if self.probability else 0
     if num_labels != needed:
       raise ValueError(
         f"generative.augmentation={self.probability} needs a network with {needed} augmentation "
-        f"labels, and this one has {num_labels}; set --config.model.augmentation_labels={needed} "
-        "(unet has it) or --config.generative.augmentation=" + ("0" if needed else "0.12")
+        f"labels, and this one has {num_labels}; set `model.augmentation_labels={needed}` "
+        f"(unet has it) or `generative.augmentation={'0' if needed else '0.12'}`"
       )
     if needed and image_size < MIN_SIZE:
       raise ValueError(
         f"images of {image_size} pixels are too small to be warped, at least {MIN_SIZE} are "
-        "needed; set --config.generative.augmentation=0 --config.model.augmentation_labels=0"
+        "needed; set `generative.augmentation=0` `model.augmentation_labels=0`"
       )
 
   def training(

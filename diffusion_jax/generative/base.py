@@ -33,9 +33,9 @@ CAPABILITIES = {
   "trajectory": "show its sampler's steps: only diffusion models with a sampler that keeps its "
   "estimates do",
   "loss_by_log_snr": "be measured by noise level: only diffusion models of one time have noise "
-  "levels; set --config.eval.spectrum_images=0",
+  "levels; set `eval.spectrum_images=0`",
   "edit": "edit images: it takes a diffusion model of the images themselves, not of latents, and a "
-  "sampler of fixed steps, e.g. --config.sampler.name=ddim",
+  "sampler of fixed steps, e.g. `sampler.name=ddim`",
   "encode": "reconstruct: it has no encoder; leave --reconstruct out",
 }
 """Capability -> message for a model without it, with the models that have it."""

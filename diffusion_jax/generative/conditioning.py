@@ -103,7 +103,7 @@ def make_conditioning(
   if conditional and not spec.num_classes:
     raise ValueError(
       "generative.conditional is true but the data set has no labels; "
-      "set `generative.conditional=false`"
+      "set `generative.conditional=False`"
     )
   has = ", ".join(spec.fields) or "none"
   for name in fields:

@@ -139,13 +139,13 @@ class Diffusion(GenerativeConfigBase):
     if self.augmentation and parts["loss"].needs_levels:
       raise ValueError(
         "this loss needs exact pixel levels, which augmented images do not have; set "
-        "--config.generative.augmentation=0, or --config.loss.name=simple"
+        "`generative.augmentation=0`, or `loss.name=simple`"
       )
     guided = parts["guidance"].weight != 1.0 and parts["guidance"].against == "null_class"
     if guided and not given.droppable:
       raise ValueError(
         f"guidance.weight={parts['guidance'].weight} needs a class-conditional model trained with "
-        "label dropout; set --config.guidance.weight=1 (this model: conditional="
+        "label dropout; set `guidance.weight=1` (this model: conditional="
         f"{self.conditional}, label_dropout={self.label_dropout})"
       )
 
@@ -172,14 +172,14 @@ def _check_end_time(parts: Mapping[str, Any]) -> None:
 def _check_loss(loss: Any, process: Process) -> None:
   if loss.needs_derivative and process.num_timesteps is not None:
     raise ValueError(
-      "this loss needs a process in continuous time; use --config.process.name=vp, cosine, edm or "
-      "flow, or --config.loss.name=min_snr"
+      "this loss needs a process in continuous time; use `process.name=vp`, cosine, edm or "
+      "flow, or `loss.name=min_snr`"
     )
   if loss.needs_variance and process.num_timesteps is None:
     raise ValueError(
       "this loss learns the variances of steps, and the process has none; use "
-      "--config.process.name=cosine_vp or linear_vp, or --config.loss.name=simple with "
-      "--config.model.learned_variance=false"
+      "`process.name=cosine_vp` or linear_vp, or `loss.name=simple` with "
+      "`model.learned_variance=False`"
     )
 
 
@@ -192,8 +192,8 @@ def _check_prediction(prediction: str, process: Process) -> None:
   if prediction in UNDEFINED_AT_PURE_NOISE and namespace(alpha) is np and alpha[0] <= 0:
     raise ValueError(
       f"generative.prediction={prediction} is undefined where this process ends, at pure noise "
-      "(alpha = 0 at t = 1); use --config.generative.prediction=velocity, v, x0 or edm, or another "
-      "--config.process.name such as vp"
+      "(alpha = 0 at t = 1); use `generative.prediction=velocity`, v, x0 or edm, or another "
+      "process such as `process.name=vp`"
     )
 
 
@@ -201,7 +201,7 @@ def _check_schedule(parts: Mapping[str, Any]) -> None:
   if parts["process"].learned and not parts["loss"].trains_schedule:
     raise ValueError(
       "this process learns its noise schedule, but a schedule that minimises this loss is useless; "
-      "set --config.loss.name=vdm, or --config.process.name=linear_log_snr"
+      "set `loss.name=vdm`, or `process.name=linear_log_snr`"
     )
 
 
@@ -209,8 +209,8 @@ def _check_variances(sections: Sequence[str], learns: bool) -> None:
   for section in sections if not learns else ():
     raise ValueError(
       f"{section}.variance=learned needs a network that gives variances, and "
-      f"model.learned_variance is false; set --config.{section}.variance=auto, or train with "
-      "--config.model.learned_variance=true --config.loss.name=hybrid"
+      f"model.learned_variance is false; set `{section}.variance=auto`, or train with "
+      "`model.learned_variance=True` `loss.name=hybrid`"
     )
 
 
@@ -218,9 +218,9 @@ def _refuse_variance(wanted: bool) -> None:
   if wanted:
     raise ValueError(
       "this loss learns the variances of the steps, and model.learned_variance is false; set "
-      "--config.model.learned_variance=true (unet and dit have it) or --config.loss.name=simple"
+      "`model.learned_variance=True` (unet and dit have it) or `loss.name=simple`"
     )
   raise ValueError(
     "model.learned_variance=true doubles the network's channels, and this loss does not learn "
-    "variances; set --config.loss.name=hybrid or --config.model.learned_variance=false"
+    "variances; set `loss.name=hybrid` or `model.learned_variance=False`"
   )

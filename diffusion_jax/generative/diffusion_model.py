@@ -58,7 +58,7 @@ def far_from_noise(process: Process) -> str | None:
   if bits <= MAX_PRIOR_BITS:
     return None
   field, direction = process.noisier
-  change = f"set a {direction} --config.process.{field}" if field else "take another process"
+  change = f"set a {direction} `process.{field}=VALUE`" if field else "take another process"
   return (
     f"the process ends {bits:.2g} bits/dim from noise (its prior term; up to {MAX_PRIOR_BITS} is "
     f"noise), and samples start from noise: they will be off; {change}"
@@ -265,8 +265,8 @@ class DiffusionModel(ModelBase):
     """Return the guided denoiser of a batch; missing conditions become null conditions."""
     if self.guidance.against == "model" and guide is None and self.guidance.weight != 1.0:
       raise UserError(
-        "guidance.against=model needs the run of an inferior model: sample with "
-        "--guide_workdir=DIR, or set --config.guidance.against=null_class"
+        "guidance.against=model needs the run of an inferior model: python -m "
+        "diffusion_jax.sample --guide_workdir=DIR, or set `guidance.against=null_class`"
       )
     condition = self.conditioning.complete(condition, num_images)
     null_condition = self.conditioning.null(condition) if self.conditioning.droppable else None

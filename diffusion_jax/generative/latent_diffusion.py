@@ -107,7 +107,7 @@ class LatentDiffusion(GenerativeConfigBase):
     decoder, networks = parts["decoder"], _networks(parts, spec)
     if not parts["data"].has_latents:
       raise ValueError(
-        "latent_diffusion needs latents: set --config.data.name=latents --config.data.path=DIR, "
+        "latent_diffusion needs latents: set `data.name=latents` `data.path=DIR`, "
         "made by python -m diffusion_jax.encode"
       )
     _check_clip(parts)
@@ -122,13 +122,13 @@ def _networks(parts: Mapping[str, Any], spec: ImageSpec) -> VAENetworks:
   if len(networks.latent_shape) != 3:
     raise ValueError(
       "the autoencoder's latents are a vector; train one with spatial latents, "
-      "--config.model.latent_channels=4, and set --config.autoencoder.latent_channels=4 here"
+      "`model.latent_channels=4`, and set `autoencoder.latent_channels=4` here"
     )
   height, width, channels = networks.latent_shape
   if (height, width, 2 * channels) == spec.shape:  # a batch could be either
     raise ValueError(
       f"the autoencoder's latents are as large as the images, {spec.shape}; train one with more "
-      "--config.model.multipliers or another --config.model.latent_channels"
+      "`model.multipliers=...` or another `model.latent_channels=N`"
     )
   return networks
 
@@ -140,7 +140,7 @@ def _check_clip(parts: Mapping[str, Any]) -> None:
     if parts[name].clip:
       raise ValueError(
         f"{name}.clip=true cuts x0 estimates to [-1, 1], which latents exceed; set "
-        f"--config.{name}.clip=false"
+        f"`{name}.clip=False`"
       )
 
 

@@ -126,8 +126,8 @@ def parse_average(text: str | None) -> Average:
   }
   if not ranges.get(average.kind):
     raise UserError(
-      f"--ema={text}: must be a relative width above 0 and at most {MAX_WIDTH}, decay:D or "
-      "half_life_images:N, e.g. --ema=0.1 or --ema=decay:0.999"
+      f"`ema={text}`: must be a relative width above 0 and at most {MAX_WIDTH}, decay:D or "
+      "half_life_images:N, e.g. `ema=0.1` or `ema=decay:0.999`"
     )
   return average
 
@@ -166,12 +166,12 @@ def restore_weights(
   profiles = [n for n in names if n.startswith("profile:")]
   if average.kind == "decay":
     decays = [n for n in ([] if first is None else [f"decay:{first}"]) + names if n not in profiles]
-    there = ", ".join(f"--ema={n}" for n in decays) or "none; omit --ema to use ema.decay"
-    raise UserError(f"--ema={average.name}: this run did not track that average; tracked: {there}")
+    there = ", ".join(f"`ema={n}`" for n in decays) or "none; leave `ema` out to use ema.decay"
+    raise UserError(f"`ema={average.name}`: this run did not track that average; tracked: {there}")
   if not profiles:
     raise UserError(
-      f"--ema={average.name}: this run tracked no power-function averages; leave --ema out, or "
-      "train with --config.ema.profiles=0.05,0.1 --config.ema.snapshot_every_steps=N"
+      f"`ema={average.name}`: this run tracked no power-function averages; leave `ema` out, or "
+      "train with `ema.profiles=0.05,0.1` `ema.snapshot_every_steps=N`"
     )
   return _put_together(workdir, directory, step, mesh, generative, average, profiles)
 
@@ -253,8 +253,8 @@ def _exponent(average: Average, updates: int, batch_size: int) -> float:
   images = updates * batch_size
   if average.value > images / 2:
     raise UserError(
-      f"--ema={average.name}: the run has seen {images:,} images; a half-life must be at most "
-      f"half of that, e.g. --ema=half_life_images:{images // 10}"
+      f"`ema={average.name}`: the run has seen {images:,} images; a half-life must be at most "
+      f"half of that, e.g. `ema=half_life_images:{images // 10}`"
     )
   return exponent_of_half_life(average.value, float(images))
 
@@ -273,12 +273,12 @@ def _mix(
   end = float(stored[-1].updates)
   mixture = combine(times, np.tile(gammas, len(stored)), end, gamma, np.asarray(rounding))
   if mixture.error > MAX_ERROR:
-    widths = ", ".join(f"--ema={name.partition(':')[2]}" for name in profiles)
+    widths = ", ".join(f"`ema={name.partition(':')[2]}`" for name in profiles)
     raise UserError(
-      f"--ema={average.name}: {len(stored) - 1} snapshots before step {stored[-1].step:,} are too "
+      f"`ema={average.name}`: {len(stored) - 1} snapshots before step {stored[-1].step:,} are too "
       f"few: their profile would be off by {100 * mixture.error:.0f} %, at most "
       f"{100 * MAX_ERROR:.0f} % is allowed; use {widths}, which are tracked, or train with a "
-      "smaller --config.ema.snapshot_every_steps"
+      "smaller `ema.snapshot_every_steps=N`"
     )
   return mixture
 

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, UInt8
 from diffusion_jax.checkpoints import store
 from diffusion_jax.core.files import run_folder
 from diffusion_jax.core.pixels import to_uint8
-from diffusion_jax.core.wording import in_python
 from diffusion_jax.data import Source
 from diffusion_jax.generative.base import require
 from diffusion_jax.inference import restore
@@ -105,7 +104,7 @@ class Run:
         return sharding.as_target(with_averages(shapes), with_averages(layout))
       return sharding.as_target(shapes, layout)
 
-    with in_python(), jax_as_written():
+    with jax_as_written():
       state = store.restore_checkpoint(self.workdir / "checkpoints", target).state
     return state if isinstance(state, TrainState) else from_averages(state)
 
@@ -138,7 +137,7 @@ class Run:
       UserError: a label or named array that the model does not know, a named array of another
         shape, or a sampler that does not fit the model.
     """
-    with in_python(), jax_as_written():
+    with jax_as_written():
       _check_integers(1, num=num, batch_size=batch_size)
       _check_integers(0, seed=seed)
       drawn, given = self._labels(num, labels), self._fields(num, fields)
@@ -162,7 +161,7 @@ class Run:
       UserError: the model does not denoise, or a named array is unknown, of another shape, or
         missing and was never dropped in training.
     """
-    with in_python(), jax_as_written():
+    with jax_as_written():
       _check_denoised(xt, t, self._spec)
       if condition.label is not None:
         _check_labels(condition.label, self.model.num_classes, len(xt))
@@ -232,8 +231,8 @@ def load_run(
   Raises:
     UserError: there is no run, no such step or no such average.
   """
-  with in_python(), jax_as_written():
-    folder = run_folder(os.fspath(workdir))
+  with jax_as_written():
+    folder = run_folder(os.fspath(workdir), "workdir")
     if step != "latest":
       _check_integers(0, step=step)
     average = restore.parse_average(None if ema is None else str(ema))

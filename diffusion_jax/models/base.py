@@ -210,7 +210,7 @@ def check_given(condition: Condition, example: Condition) -> None:
   if (condition.end_time is None) != (example.end_time is None):
     state = "missing" if condition.end_time is None else "given, and the network takes none"
     raise ValueError(
-      f"condition.end_time is {state}: `model.end_time=true` makes one that takes it"
+      f"condition.end_time is {state}: `model.end_time=True` makes one that takes it"
     )
 
 

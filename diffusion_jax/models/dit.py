@@ -85,7 +85,7 @@ class DiT(NetworkBase):
     if spec.height % self.patch or spec.width % self.patch:
       raise ValueError(
         f"images of {spec.height}x{spec.width} cannot be cut into patches of {self.patch}x"
-        f"{self.patch}; --config.model.patch must divide both sides"
+        f"{self.patch}; set a `model.patch=N` that divides both sides"
       )
     out_channels = spec.channels * (2 if self.learned_variance else 1)
     return as_network(DiTModule(self, out_channels, num_labels), self, spec, num_labels)

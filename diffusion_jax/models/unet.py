@@ -148,7 +148,7 @@ class UNet(NetworkBase):
     if self.channels_per_head is not None and self.num_heads != 1:
       raise ValueError(
         f"num_heads={self.num_heads} and channels_per_head={self.channels_per_head}: give only one "
-        "of them, --config.model.num_heads=1 or --config.model.channels_per_head=none"
+        "of them, `model.num_heads=1` or `model.channels_per_head=None`"
       )
 
   @property

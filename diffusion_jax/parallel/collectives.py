@@ -158,7 +158,7 @@ def check_shared(folder: Path) -> None:
   blind = [process for process, there in enumerate(seen) if not there]
   if blind:
     raise UserError(
-      f"--workdir={folder}: process {', '.join(map(str, blind))} does not see the files "
+      f"`workdir={folder}`: process {', '.join(map(str, blind))} does not see the files "
       "of process 0 there; use a folder that all hosts share"
     )
 

@@ -60,8 +60,8 @@ def _check_count(config: Distributed) -> None:
   """Check the number of processes if JAX alone could find it."""
   if config.num_processes not in (None, jax.process_count()):
     raise UserError(
-      f"--config.distributed.num_processes={config.num_processes}, but {jax.process_count()} "
-      f"processes have started; set --config.distributed.num_processes={jax.process_count()}"
+      f"`distributed.num_processes={config.num_processes}`, but {jax.process_count()} "
+      f"processes have started; set `distributed.num_processes={jax.process_count()}`"
     )
 
 

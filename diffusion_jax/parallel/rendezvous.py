@@ -275,7 +275,7 @@ def _answer_the_roll(config: Distributed, world: World, here: Hello) -> None:
   raise UserError(
     f"process {world.process_id} cannot reach process 0 at {world.coordinator} within "
     f"{config.connect_timeout_sec:g} s ({reason}); check that it runs, the address (from "
-    f"{world.source}) and the firewall; --config.distributed.connect_timeout_sec=600 waits longer"
+    f"{world.source}) and the firewall; `distributed.connect_timeout_sec=600` waits longer"
   )
 
 

@@ -91,7 +91,7 @@ def create_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     asked = ", ".join(f"{axis}={getattr(shape, axis)}" for axis in AXES)
     raise UserError(
       f"mesh {asked} does not fit {len(devices)} device(s); their product must be {len(devices)}, "
-      "e.g. --config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.tensor=1"
+      "e.g. `mesh.data=-1` `mesh.fsdp=1` `mesh.tensor=1`"
     )
   return jax.make_mesh(tuple(sizes), AXES, (AxisType.Auto,) * 3, devices=devices)
 
@@ -243,7 +243,7 @@ def check_batch_size(
   unit = shards * num_microbatches
   if batch_size < 1 or batch_size % unit:
     low, high = batch_size // unit * unit, (batch_size // unit + 1) * unit
-    near = " or ".join(f"--config.{flag}={n}" for n in (low, high) if n > 0)
+    near = " or ".join(f"`{flag}={n}`" for n in (low, high) if n > 0)
     groups = "device(s)" if mesh.size == shards else f"groups of {mesh.shape['tensor']} devices"
     shared = f"{shards} {groups}" + (
       f" x {num_microbatches} microbatches" if num_microbatches > 1 else ""

@@ -141,18 +141,17 @@ def choose(config: Distributed, env: Mapping[str, str]) -> World | None:
     UserError: the environment does not describe the job that the config requires.
   """
   world = None if config.mode == "off" else detect(env)
-  flag = "--config.distributed"
   if config.mode == "on" and world is None:
     raise UserError(
-      f"{flag}.mode=on, but nothing here describes a job: start it with launch/local.py, srun or a "
-      "JobSet, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+      "`distributed.mode=on`, but nothing here describes a job: start it with launch/local.py, "
+      "srun or a JobSet, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
     )
   size = 1 if world is None else world.num_processes
   if size is not None and config.num_processes not in (None, size):
     raise UserError(
-      f"{flag}.num_processes={config.num_processes}, but "
+      f"`distributed.num_processes={config.num_processes}`, but "
       f"{world.source if world else 'the environment'} has {size}; start that many, or set "
-      f"{flag}.num_processes={size}"
+      f"`distributed.num_processes={size}`"
     )
   if world is not None and size is not None and not 0 <= (world.process_id or 0) < size:
     raise UserError(

@@ -200,6 +200,6 @@ def explain_misfit(refused: DoesNotFit) -> str:
     sizes = f": it needs {refused.needed / 2**30:.2f} GiB of {refused.available / 2**30:.2f} GiB"
   return (
     f"--batch_size_per_device={refused.batch_size_per_device} does not fit{sizes}; use a "
-    "smaller one, --config.model.remat=block, --config.mesh.fsdp=N or "
-    "--config.training.accumulation_steps=N"
+    "smaller one, `model.remat=block`, `mesh.fsdp=N` or "
+    "`training.accumulation_steps=N`"
   )

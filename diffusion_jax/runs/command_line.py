@@ -108,7 +108,8 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
   streams.leave_out_repeats()
   for name, value in AS_WRITTEN.items():
     jax.config.update(name, value)
-  out, err = streams.Unbreakable(sys.stdout), streams.Unbreakable(sys.stderr)
+  # All that a program prints passes here, so that each error, warning and log line names flags.
+  out, err = (streams.Unbreakable(s, with_flags) for s in (sys.stdout, sys.stderr))
   signals.stop_with_launcher(os.environ)
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
     with signals.interruptible():
@@ -125,7 +126,7 @@ def _exit_code(main: Callable[[list[str]], int | None]) -> int:
   try:
     return main(sys.argv[1:]) or DONE
   except UserError as error:
-    print(f"error: {files.printable(with_flags(str(error)))}", file=sys.stderr)
+    print(f"error: {files.printable(str(error))}", file=sys.stderr)
     return USER_ERROR
   except signals.StoppedEarly as stopped:
     print(stopped)
@@ -151,9 +152,8 @@ def users_part(error: Exception) -> str | None:
   if "RESOURCE_EXHAUSTED" in first:
     return (
       f"the device's memory is too small ({first[:200]}); try in this order: a smaller "
-      "--config.training.batch_size, --config.training.accumulation_steps=2 or more, "
-      "--config.model.remat=block, --config.mesh.fsdp=N on several devices; python -m "
-      "diffusion_jax.plan shows what fits"
+      "`training.batch_size=N`, `training.accumulation_steps=2` or more, `model.remat=block`, "
+      "`mesh.fsdp=N` on several devices; python -m diffusion_jax.plan shows what fits"
     )
   frames = traceback.extract_tb(error.__traceback__)
   if frames and frames[-1].filename.endswith("xla_bridge.py"):  # where JAX looks for devices

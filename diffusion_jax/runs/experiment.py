@@ -10,7 +10,6 @@ from diffusion_jax.core.config import Override, as_text, field_types, resolve, t
 from diffusion_jax.core.registry import Registry, Section, broken_contract
 from diffusion_jax.core.settings import Facts, field_fact, section_fact, setting
 from diffusion_jax.core.spelling import spelling_hint
-from diffusion_jax.core.wording import with_flags
 from diffusion_jax.data import SOURCES
 from diffusion_jax.generative import GENERATIVES
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
@@ -151,7 +150,7 @@ class Experiment:
     try:
       return self.sections["generative"].create(self.sections, spec)
     except ValueError as error:
-      raise UserError(f"config: {with_flags(str(error))}") from error
+      raise UserError(f"config: {error}") from error
 
   def replace(self, **sections: Any) -> "Experiment":
     """Return the experiment with other built sections, e.g. sampler=Heun(steps=18).
@@ -353,7 +352,7 @@ def flags_to_keep(
   fatal = [c for c in changes if not facts.of_field("may_change", c.section, c.field)]
   if any(c.field == "name" or c.section not in old or c.section not in new for c in fatal):
     return []
-  return [f"--config.{c.section}.{c.field}={as_text(c.before)}" for c in fatal]
+  return [f"`{c.section}.{c.field}={as_text(c.before)}`" for c in fatal]
 
 
 class _Change(NamedTuple):

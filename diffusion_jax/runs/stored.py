@@ -74,10 +74,10 @@ def stored_config(workdir: Path) -> dict[str, Any]:
   if store.saved_steps(checkpoints):  # each checkpoint has the config too
     return experiments.of_today(store.read_meta(checkpoints)["config"])
   if path.is_file():
-    raise UserError(f"{path} is damaged; restore it, or start over with --fresh")
+    raise UserError(f"{path} is damaged; restore it, or start over with `fresh=True`")
   runs = sorted(str(p.parent) for p in Path("runs").glob("*/config.json"))
   listed = f" Runs here: {', '.join(runs)}." if runs else ""
-  raise UserError(f"--workdir={workdir}: no run there (config.json is missing).{listed}")
+  raise UserError(f"`workdir={workdir}`: no run there (config.json is missing).{listed}")
 
 
 def check_continues(workdir: Path, experiment: Experiment) -> list[str]:
@@ -99,7 +99,7 @@ def check_continues(workdir: Path, experiment: Experiment) -> list[str]:
     goes_on = f"continue with its own settings ({flags}), " if flags else ""
     raise UserError(
       f"{workdir} holds a run that this config cannot continue ({'; '.join(fatal)}); {goes_on}use "
-      "another --workdir, or --fresh to move the old run aside"
+      "another `workdir`, or `fresh=True` to move the old run aside"
     )
   return harmless
 
@@ -118,8 +118,8 @@ def check_same_data(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, A
   if saved["fingerprint"] != now["fingerprint"]:
     raise UserError(
       f"{workdir}: the data set changed: the run was trained on {_data_words(saved)}, found "
-      f"{_data_words(now)}; restore the data, use another --workdir, or --fresh to move the old "
-      "run aside"
+      f"{_data_words(now)}; restore the data, use another `workdir`, or `fresh=True` to move "
+      "the old run aside"
     )
   if "latents" in now:
     check_same_data(workdir, saved["latents"], now["latents"])

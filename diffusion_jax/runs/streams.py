@@ -16,13 +16,18 @@ class Unbreakable(io.TextIOBase):
 
   The reader may be gone (`| head`, a closed terminal), the disk may be full, the stream may be
   closed from the start (`>&-`), or its encoding may lack a character.
+
+  Args:
+    stream: the stream to write to; None: none is open.
+    rewrite: changes each text before it is written; None: texts are written as they are.
   """
 
-  def __init__(self, stream: Any):
+  def __init__(self, stream: Any, rewrite: Callable[[str], str] | None = None):
     self._stream: Any = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
+    self._rewrite = rewrite or str
 
   def write(self, text: str) -> int:
-    self._try(lambda: self._write(text))
+    self._try(lambda: self._write(self._rewrite(text)))
     return len(text)
 
   def _write(self, text: str) -> None:

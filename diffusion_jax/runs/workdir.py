@@ -40,16 +40,20 @@ def prepare_workdir(workdir: Path, fresh: bool) -> None:
       _move_aside(folder)
   except OSError as error:
     raise UserError(
-      f"--workdir={workdir} cannot be written ({error.strerror}); choose another --workdir"
+      f"`workdir={workdir}` cannot be written ({error.strerror}); choose another `workdir`"
     ) from error
-  files.make_writable(folder, f"--workdir={workdir}", "choose another --workdir")
+  files.make_writable(folder, f"`workdir={workdir}`", "choose another `workdir`")
 
 
 def _move_aside(workdir: Path) -> None:
   if not any((workdir / name).exists() for name in ("config.json", "checkpoints")):
-    raise UserError(f"--fresh: {workdir} is not empty and holds no run; choose another --workdir")
+    raise UserError(
+      f"`fresh=True`: {workdir} is not empty and holds no run; choose another `workdir`"
+    )
   if Path.cwd().is_relative_to(workdir.resolve()):
-    raise UserError(f"--fresh: cannot move {workdir}, the current folder; start from another one")
+    raise UserError(
+      f"`fresh=True`: cannot move {workdir}, the current folder; start from another one"
+    )
   aside = files.free_name(workdir)
   with _lock(workdir, "training"):  # do not move a run during its training
     workdir.rename(aside)
@@ -84,8 +88,8 @@ def _lock(workdir: Path, doing: str) -> Iterator[None]:
       file.seek(0)
       holder = file.read().strip() or "unknown"
       raise UserError(
-        f"--workdir={workdir}: process {holder} is already {doing} there; stop it or choose "
-        "another --workdir"
+        f"`workdir={workdir}`: process {holder} is already {doing} there; stop it or choose "
+        "another `workdir`"
       )
     file.truncate(0)
     file.write(str(os.getpid()))

@@ -8,7 +8,6 @@ from typing import Any
 
 from diffusion_jax.core.config import load_file
 from diffusion_jax.core.files import run_folder
-from diffusion_jax.core.wording import in_python
 from diffusion_jax.inference.run import Run, load_run
 from diffusion_jax.runs import experiment as experiments
 from diffusion_jax.runs.command_line import enable_compilation_cache, jax_as_written
@@ -46,12 +45,12 @@ def train(
     StoppedEarly: a signal stopped it after its state was saved; the same call continues.
   """
   config = os.fspath(config) if isinstance(config, os.PathLike) else config
-  with in_python(), jax_as_written():
+  with jax_as_written():
     enable_compilation_cache()
     experiment = make_experiment(config, sections)
     if workdir is None and not isinstance(config, str):
       raise UserError("workdir is missing: a config of sections needs the folder of its run")
-    folder = default_workdir(str(config)) if workdir is None else run_folder(os.fspath(workdir))
+    folder = default_workdir(str(config)) if workdir is None else run_folder(os.fspath(workdir), "workdir")
     with stop_requests() as stop_requested:
       job = prepare_job(experiment, folder)
       prepare_workdir(folder, fresh)

@@ -63,6 +63,5 @@ def explain_non_finite(error: NonFinite, saved: Sequence[int]) -> UserError:
   kept = f"the last good checkpoint is step {saved[-1]:,}" if saved else "no checkpoint was saved"
   return UserError(
     f"{error}, training.max_skipped_in_a_row in a row; {kept}; the same command resumes there: "
-    "lower --config.optimizer.learning_rate, clip with --config.optimizer.clip_norm, or check "
-    "the data"
+    "lower `optimizer.learning_rate=X`, clip with `optimizer.clip_norm=1`, or check the data"
   )

@@ -207,7 +207,7 @@ def _check_draws(job: Job, restored: store.Restored) -> None:
       f"{job.workdir} was trained with the random streams of "
       f"{'an older' if draws < rng.DRAWS else 'a newer'} version (draws {draws}, now {rng.DRAWS}) "
       "and cannot be trained on; sample and evaluate it as it is, or start a new run with "
-      "another --workdir, or --fresh to move this one aside"
+      "another `workdir`, or `fresh=True` to move this one aside"
     )
 
 

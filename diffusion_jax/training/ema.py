@@ -75,12 +75,12 @@ class EMA:
     if half_life is not None and (half_life <= 0 or self.warmup):
       raise ValueError(
         f"half_life_steps={half_life} must be positive, and has half_life_ramp in place of warmup; "
-        "set --config.ema.warmup=false"
+        "set `ema.warmup=False`"
       )
     if ramp is not None and (half_life is None or ramp <= 0):
       raise ValueError(
         f"half_life_ramp={ramp} must be positive, e.g. 0.05, and needs half_life_steps; set "
-        "--config.ema.half_life_ramp=none to disable it"
+        "`ema.half_life_ramp=None` to disable it"
       )
 
   def names(self) -> list[str]:

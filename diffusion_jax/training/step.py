@@ -318,7 +318,7 @@ def measured_likelihoods(generative: GenerativeModel, names: Sequence[str]) -> l
       has = ",".join(generative.likelihoods)
       raise UserError(
         f"eval.training_likelihoods names '{name}', which this model does not have; it has "
-        f"{has or 'none'}: --config.eval.training_likelihoods={has}"
+        f"{has or 'none'}: `eval.training_likelihoods={has or 'none'}`"
       )
   return [name for name in names if name in generative.likelihoods]
 

@@ -22,6 +22,7 @@ from numpy_draws import normal
 from diffusion_jax.checkpoints import step_folders, store
 from diffusion_jax.checkpoints.checksums import checksums
 from diffusion_jax.checkpoints.store import CheckpointError, Checkpointing, Checkpoints
+from diffusion_jax.core import storage
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
@@ -101,6 +102,10 @@ def lose_meta(folder):
   (folder / "meta" / "metadata").unlink()
 
 
+def break_index(folder):
+  (folder / "state" / "manifest.ocdbt").write_bytes(b"no index")
+
+
 DAMAGES = [flip_a_bit, truncate, empty, change_meta, lose_meta]
 
 
@@ -150,7 +155,7 @@ def test_checkpoints_that_a_run_deletes_meanwhile_give_way_to_its_newest(
 
 def test_a_given_step_that_a_run_deletes_meanwhile_is_not_there(folder, newer, monkeypatch):
   monkeypatch.setattr(store, "_check", lambda *args: rotate(folder, newer) or args.missing)
-  with pytest.raises(UserError, match=r"--step=20: no such checkpoint in .*; there are 40"):
+  with pytest.raises(UserError, match=r"`step=20`: no such checkpoint in .*; there are 40"):
     store.restore_checkpoint(folder, target(), step=20)
 
 
@@ -179,29 +184,50 @@ def test_damage_is_noticed_and_the_one_before_is_used(folder, damage):
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate], ids=lambda d: d.__name__)
 def test_a_damaged_step_that_was_asked_for_is_refused(folder, damage):
   damage(folder / "20")
-  with pytest.raises(UserError, match=r"20: .*give another --step"):
+  with pytest.raises(UserError, match=r"checkpoint 20 cannot be read .*give another `step`"):
     store.restore_checkpoint(folder, target(), step=20)
 
 
 def test_a_damaged_step_that_was_asked_for_names_those_that_are_whole(folder):
   (folder / "20/meta/metadata").write_text("{")
-  others = r"give another --step: the metadata of --step=10 or --step=30 can be read$"
+  others = r"give another `step`: the metadata of `step=10` or `step=30` can be read$"
   for read in (lambda: store.restore_checkpoint(folder, target(), 20),
                lambda: store.read_meta(folder, 20)):  # fmt: skip
     with pytest.raises(UserError, match=others):
       read()
   for other in ("10", "30"):
     (folder / other / "meta/metadata").write_text("{")
-  with pytest.raises(UserError, match=r"20: .*; restore a copy, or train again$"):
+  with pytest.raises(
+    UserError, match=r"20 .*; restore a copy of it, or train again with `fresh=True`$"
+  ):
     store.read_meta(folder, 20)
 
 
 def test_with_all_damaged_nothing_is_restored_or_moved(folder):
   for step in ("10", "20", "30"):
     flip_a_bit(folder / step)
-  with pytest.raises(UserError, match="no checkpoint can be read"):
+  with pytest.raises(UserError, match=r"point 30 cannot be read \(.*\), nor can 20, 10; restore"):
     store.restore_checkpoint(folder, target())
   assert store.saved_steps(folder) == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+  ("damage", "reason"),
+  [(truncate, "a file of it is cut short"), (break_index, "a file of it is damaged")],
+)
+def test_the_only_checkpoint_cut_short_is_told_in_a_few_words(newer, tmp_path, damage, reason):
+  """And the storage library's own words, which name its drivers and databases, are the cause."""
+  folder = shutil.copytree(newer, tmp_path / "checkpoints")
+  damage(folder / "40")
+  with pytest.raises(store.Unreadable) as caught:
+    store.restore_checkpoint(folder, target())
+  assert str(caught.value) == (
+    f"{folder}: checkpoint 40 cannot be read ({reason}); restore a copy of it, or train again with "
+    "`fresh=True`"
+  )
+  said = "".join(map(str, storage.chain(caught.value)))
+  assert caught.value.__cause__ is not None
+  assert "OCDBT" in said
 
 
 def test_an_empty_folder_of_a_step_is_passed_over(folder):
@@ -225,7 +251,7 @@ def test_damaged_steps_are_moved_aside_and_can_be_saved_again(folder):
 def test_missing_checkpoints_and_steps_are_named(tmp_path, folder):
   with pytest.raises(UserError, match="holds no checkpoint; train first"):
     store.restore_checkpoint(tmp_path / "nothing", target())
-  with pytest.raises(UserError, match=r"--step=25: .* there are 10, 20, 30"):
+  with pytest.raises(UserError, match=r"`step=25`: .* there are 10, 20, 30"):
     store.restore_checkpoint(folder, target(), step=25)
 
 

@@ -80,9 +80,9 @@ def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(name, tmp_path,
     files.run_folder(f"{tmp_path}/{name}/run")
   (tmp_path / name).mkdir()
   monkeypatch.chdir(tmp_path / name)
-  with pytest.raises(UserError, match="--workdir=run: checkpoints below a folder with"):
+  with pytest.raises(UserError, match="`workdir=run`: checkpoints below a folder with"):
     files.run_folder("run")
-  with pytest.raises(UserError, match="--workdir=runs/smoke: checkpoints below a folder with"):
+  with pytest.raises(UserError, match="`workdir=runs/smoke`: checkpoints below a folder with"):
     default_workdir("configs/smoke.py")
 
 

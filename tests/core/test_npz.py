@@ -118,7 +118,7 @@ def test_two_sets_of_images_are_refused_and_others_are_said(tmp_path):
   source = Arrays(path=str(tmp_path / "b.npz")).load("train")
   assert source.about.notes == ["arrays that are not read: x_val"]
   np.savez(tmp_path / "c.npz")
-  with pytest.raises(UserError, match=r"c\.npz has no arrays; it needs train_images"):
+  with pytest.raises(UserError, match=r"c\.npz` has no arrays; it needs train_images"):
     Arrays(path=str(tmp_path / "c.npz")).load("train")
 
 

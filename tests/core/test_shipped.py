@@ -78,7 +78,7 @@ def test_a_config_built_on_another_is_found_through_a_link(tmp_path, root):
 def test_no_config_is_one_line_with_the_nearest_names(text, words, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   message = refusal(text)
-  assert message.startswith(f"--config={text}: ")
+  assert message.startswith(f"`config={text}`: ")
   for word in words:
     assert word in message
 

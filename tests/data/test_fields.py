@@ -125,7 +125,7 @@ class TestFile:
   @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-      ({}, r"fields=embedding: .*a.npz has the array.* images; it needs train_embedding or"),
+      ({}, r"fields=embedding`: .*a.npz has the array.* images; it needs train_embedding or"),
       ({"embedding": np.zeros(3)}, "'embedding' has 3 rows beside 23 images; it must have one"),
       ({"embedding": np.zeros(())}, "'embedding' has no rows beside 23 images"),
       (

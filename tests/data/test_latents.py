@@ -158,7 +158,7 @@ def test_a_missing_folder_says_how_to_make_it(path):
 def test_a_field_that_the_folder_lacks_is_not_free(made):
   """Folders of older versions do not say how many groups; another number is another network."""
   config = {**CONFIG, "autoencoder": {**CONFIG["autoencoder"], "norm_groups": 16}}
-  assert "set --config.autoencoder.norm_groups=none" in line(lambda: read(made[0], config))
+  assert "set `autoencoder.norm_groups=none`" in line(lambda: read(made[0], config))
   config["autoencoder"]["norm_groups"] = None
   assert len(read(made[0], config)) > 0
 
@@ -166,7 +166,7 @@ def test_a_field_that_the_folder_lacks_is_not_free(made):
 def test_another_autoencoder_is_refused_with_the_field(made):
   other = {**CONFIG, "autoencoder": CONFIG["autoencoder"] | {"multipliers": (1, 2, 2)}}
   found = line(lambda: read(made[0], other))
-  assert "set --config.autoencoder.multipliers=1,2" in found
+  assert "set `autoencoder.multipliers=1,2`" in found
   other = {**CONFIG, "autoencoder": CONFIG["autoencoder"] | {"dtype": "bfloat16"}}
   assert len(read(made[0], other)) == 1500  # how it computes is not what it is
 

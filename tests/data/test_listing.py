@@ -184,7 +184,9 @@ def test_two_ways_to_hold_out_are_refused(tmp_path):
   save(tmp_path / "1.png")
   with pytest.raises(UserError, match="both define the test split; set only one"):
     Folder(path=str(tmp_path), test_path=str(tmp_path), test_fraction=0.5).load("train")
-  with pytest.raises(UserError, match=r"no held-out images: it has no folder test; set --config"):
+  with pytest.raises(
+    UserError, match=r"no held-out images: it has no folder test; set `data.test_path=DIR`"
+  ):
     Folder(path=str(tmp_path)).load("test")
 
 

@@ -226,7 +226,9 @@ class TestSplits:
   def test_several_sets_in_one_folder(self, tmp_path):
     for name in ("small-00000-of-00001", "large-00000-of-00001"):
       write_shard(tmp_path / f"{name}.array_record", [serialize_example(to_png(IMAGES[0]), 0)])
-    with pytest.raises(UserError, match=r"several sets: large, small; name one .*'DIR/large-\*'"):
+    with pytest.raises(
+      UserError, match=r"several sets: large, small; name one .*`data\.path=DIR/large-\*`"
+    ):
       Records(path=str(tmp_path)).load("train")
     assert len(Records(path=f"{tmp_path}/small-*", num_classes=1).load("train")) == 1
     with pytest.raises(UserError, match=r"no shards called test, only large, small"):
@@ -250,7 +252,7 @@ class TestWhatIsWrong:
     ("records", "fields", "message"),
     [
       ([b"\xff\xff"], {}, r"record 0 of .*a\.array_record not a serialized tf\.train\.Example"),
-      ([b""], {}, "has the features none, not image; set --config.data.image_key and label_key"),
+      ([b""], {}, "has the features none, not image; set `data.image_key=KEY` and `data.la"),
       (None, {"image_key": "picture"}, "has the features image, label, not picture"),
       (None, {"label_key": "class"}, "has the features image, label, not class"),
       (None, {"image_key": "label"}, "has in label int64_list, which is not an encoded picture"),
@@ -260,7 +262,7 @@ class TestWhatIsWrong:
         {"num_classes": 2},
         "has label 2, but .* 2 classes go from 0 to 1; set .*num_classes",
       ),
-      (None, {"num_classes": None}, r"no a\.shards\.json .*; set --config\.data\.num_classes"),
+      (None, {"num_classes": None}, r"no a\.shards\.json .*; set e\.g\. `data\.num_classes=1000`"),
       (
         [serialize_example(b"GIF?", 0)],
         {},
@@ -286,7 +288,7 @@ class TestWhatIsWrong:
       source.gather(np.array([0, 1]))
 
   def test_missing_paths(self, tmp_path):
-    with pytest.raises(UserError, match=r"path is not set; give a folder of shards"):
+    with pytest.raises(UserError, match=r"`data.path=DIR` is missing; give a folder of shards"):
       Records().load("train")
     assert not Records().has_split("test")
     for path in (tmp_path, tmp_path / "no", tmp_path / "train-*.array_record"):

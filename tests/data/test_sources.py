@@ -115,10 +115,10 @@ class TestArrays:
           ask("train")
 
   def test_files_that_are_missing_or_no_npz(self, tmp_path):
-    with pytest.raises(UserError, match=r"nothing\.npz: no such file"):
+    with pytest.raises(UserError, match=r"nothing\.npz`: no such file"):
       Arrays(path=str(tmp_path / "nothing.npz")).load("train")
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(UserError, match=r"text\.npz is no \.npz; write one with np\.savez"):
+    with pytest.raises(UserError, match=r"text\.npz` is no \.npz; write one with np\.savez"):
       Arrays(path=str(tmp_path / "text.npz")).load("train")
 
 
@@ -191,9 +191,9 @@ class TestFolder:
     assert data.load("test").spec == data.load("train").spec
 
   def test_missing_and_empty_folders(self, tmp_path):
-    with pytest.raises(UserError, match="path is not set"):
+    with pytest.raises(UserError, match=r"`data.path=DIR` is missing"):
       Folder().load("train")
-    with pytest.raises(UserError, match=r"nowhere: no such folder"):
+    with pytest.raises(UserError, match=r"nowhere`: no such folder"):
       Folder(path=str(tmp_path / "nowhere")).load("train")
     with pytest.raises(UserError, match=r"no pictures there; .* \.png, \.jpg"):
       Folder(path=str(tmp_path)).load("train")
@@ -234,7 +234,7 @@ class TestFolder:
     picture(tmp_path / "train" / "a" / "1.png")
     picture(tmp_path / "test" / "b" / "1.png")
     picture(tmp_path / "flat" / "1.png")
-    with pytest.raises(UserError, match=r"has class b, which --config\.data\.path does not have"):
+    with pytest.raises(UserError, match=r"has class b, which data\.path does not have"):
       Folder(path=f"{tmp_path}/train", test_path=f"{tmp_path}/test").load("test")
     with pytest.raises(UserError, match="no sub-folders, but path has the classes a"):
       Folder(path=f"{tmp_path}/train", test_path=f"{tmp_path}/flat").load("test")

@@ -122,7 +122,7 @@ def test_the_newest_version_is_read(folder, tmp_path):
 
 def test_pictures_of_many_sizes_need_a_size(tmp_path):
   write(tmp_path, shape=(None, None, 3))
-  with pytest.raises(UserError, match=r"many sizes; set --config.data.image_size"):
+  with pytest.raises(UserError, match=r"many sizes; set e.g. `data.image_size=64`"):
     Tfds(dataset="pets", data_dir=str(tmp_path)).load("train")
   assert Tfds(dataset="pets", data_dir=str(tmp_path), image_size=4).load("train").spec.height == 4
 
@@ -130,18 +130,18 @@ def test_pictures_of_many_sizes_need_a_size(tmp_path):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"test_split": "validation"}, r"test_split=validation .* train \(9\), test \(3\); none"),
-    ({"test_split": "test[:0]"}, r"test_split=test\[:0\] cannot be read"),
-    ({"image_key": "picture"}, "image_key=picture: pets has the features age, image, label"),
+    ({"test_split": "validation"}, r"test_split=validation` .* train \(9\), test \(3\); none"),
+    ({"test_split": "test[:0]"}, r"test_split=test\[:0\]` cannot be read"),
+    ({"image_key": "picture"}, "image_key=picture`: pets has the features age, image, label"),
     ({"image_key": "age"}, "must be a picture of 8 bits"),
-    ({"label_key": "age"}, "label_key=age is not a class label"),
+    ({"label_key": "age"}, "label_key=age` is not a class label"),
     (
       {"dataset": "pet"},
-      "no such set. Did you mean 'pets'.*=ddpm_digits needs no download",
+      "no such set. Did you mean 'pets'.*=ddpm_digits` needs no download",
     ),
     ({"dataset": "cifar_10"}, "no such set. Did you mean 'cifar10'"),
     ({"dataset": "imagenet_v2"}, r"prepare it with: pip install .*tfds-prepare.* imagenet_v2 --"),
-    ({"dataset": "pets:9.9.9"}, r"pets:9\.9\.9: .*pets has the version 1\.2\.0"),
+    ({"dataset": "pets:9.9.9"}, r"pets:9\.9\.9`: .*pets has the version 1\.2\.0"),
   ],
 )
 def test_what_is_not_there_is_named(folder, fields, message):
@@ -351,7 +351,7 @@ def test_without_a_network_it_fails_within_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(standard.urllib.request, "urlopen", urlopen)
     begun = time.monotonic()
     with pytest.raises(
-      UserError, match=r"put that file at .*cifar-10-binary\.tar\.gz .*--config=ddpm_digits"
+      UserError, match=r"put that file at .*cifar-10-binary\.tar\.gz .*`config=ddpm_digits`"
     ):
       Tfds(dataset="cifar10", data_dir=str(tmp_path)).load("train")
     assert time.monotonic() - begun < 10

@@ -405,8 +405,8 @@ def refused(section, **fields):
   ("raw", "spec", "words"),
   [
     (refused("generative", augmentation=1.5), SPEC, "generative.augmentation=1.5 must lie between"),
-    (refused("generative", augmentation=0.0), SPEC, r"set --config.model.augmentation_labels=0 \("),
-    (refused("model", augmentation_labels=0), SPEC, "set --config.model.augmentation_labels=9"),
+    (refused("generative", augmentation=0.0), SPEC, r"set `model.augmentation_labels=0` \("),
+    (refused("model", augmentation_labels=0), SPEC, "set `model.augmentation_labels=9`"),
     (refused("model", multipliers=(1,)), SPEC._replace(width=3), "images of 3 pixels are too"),
     ({**RAW, "model": {"name": "dit"}}, SPEC, r"needs a network with 9 .* has 0; .*unet has it"),
     (refused("model", augmentation_labels=-1), SPEC, "augmentation_labels=-1 must not be negative"),

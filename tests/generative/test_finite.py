@@ -182,6 +182,6 @@ def test_bounds_and_the_loss_are_finite(process):
 
 def test_what_says_nothing_at_pure_noise_is_refused_with_what_to_type():
   for prediction in ("eps", "score"):
-    with pytest.raises(ValueError, match=f"prediction={prediction} is undefined .*=velocity, v, "):
+    with pytest.raises(ValueError, match=f"prediction={prediction} is undefined .*=velocity`, v, "):
       Diffusion(prediction=prediction).create(parts(process=PROCESSES["flow"]()), SPEC)
   assert create("eps", sampler=Ancestral(steps=1)) is not None

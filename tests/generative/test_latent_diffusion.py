@@ -298,11 +298,11 @@ def test_the_vector_of_weights_is_the_autoencoder(networks, own):
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
-    ({"data": Digits()}, "--config.data.name=latents"),
+    ({"data": Digits()}, "`data.name=latents`"),
     ({"autoencoder": ConvVAE(latent_dim=3)}, "latent_channels=4"),
     ({"autoencoder": ConvVAE(multipliers=(1,), latent_channels=1)}, "as large as the images"),
-    ({"sampler": DDIM(steps=3)}, "--config.sampler.clip=false"),
-    ({"process": LinearVP(num_timesteps=20)}, "--config.vlb.clip=false"),
+    ({"sampler": DDIM(steps=3)}, "`sampler.clip=False`"),
+    ({"process": LinearVP(num_timesteps=20)}, "`vlb.clip=False`"),
   ],
 )
 def test_parts_that_do_not_fit_are_refused(changes, words):

@@ -55,7 +55,7 @@ def test_other_averages_keep_their_own_lengths():
   ("fields", "words"),
   [
     ({"half_life_steps": 0.0}, "half_life_steps=0.0 must be positive"),
-    ({"half_life_steps": 5.0, "warmup": True}, "set --config.ema.warmup=false"),
+    ({"half_life_steps": 5.0, "warmup": True}, "set `ema.warmup=False`"),
     ({"half_life_ramp": 0.05}, "half_life_ramp=0.05 .* needs half_life_steps"),
     ({"half_life_steps": 5.0, "half_life_ramp": 0.0}, "half_life_ramp=0.0 must be positive"),
   ],

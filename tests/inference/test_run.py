@@ -112,7 +112,7 @@ def test_the_denoiser_takes_a_condition(run):
     (lambda run: dj.load_run(""), "^workdir= is empty"),
     (lambda run: dj.train("configs/smoke.py", workdir=""), "^workdir= is empty"),
     (lambda run: run.sample(2, sampler=dj.samplers.Heun(steps=101)), r"sampler: steps=101 must"),
-    (lambda run: dj.load_run(run.workdir / "no"), "^workdir=.*no run there"),
+    (lambda run: dj.load_run(run.workdir / "no"), "^`workdir=.*`: no run there"),
     (lambda run: dj.load_run(run.workdir, step=3), "3"),
     (
       lambda run: dj.train("configs/smoke.py", training={"num_stepz": 1}),

@@ -45,7 +45,7 @@ def test_a_second_time_is_given_to_networks_that_take_it():
   out, other = (apply(params, X, TIME, Condition(end_time=np.float32([0, t]))) for t in (0, 1))
   changed = np.abs(np.asarray(out) - other).max((1, 2, 3))
   assert (changed > 1e-4).tolist() == [False, True]
-  with pytest.raises(ValueError, match=r"condition\.end_time .* `model\.end_time=true`"):
+  with pytest.raises(ValueError, match=r"condition\.end_time .* `model\.end_time=True`"):
     MLP().create(SPEC, 0).apply({}, X, TIME, Condition(end_time=np.float32([0, 1])))
   with pytest.raises(ValueError, match="is missing"):
     network.apply(params, X, TIME)

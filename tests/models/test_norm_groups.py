@@ -124,6 +124,6 @@ def test_a_recipe_that_was_corrected_says_how_an_older_run_goes_on(
   tmp_path, name, flag, began_with
 ):
   folder = stored(tmp_path, name, **began_with)
-  with pytest.raises(UserError, match=rf"continue with its own settings \({flag}\)"):
+  with pytest.raises(UserError, match=rf"continue with its own settings \(`{flag[9:]}`\)"):
     check_continues(folder, load(name))
   assert check_continues(folder, load(name, flag)) == []

@@ -81,10 +81,10 @@ def test_half_a_description_is_refused(env, words):
 @pytest.mark.parametrize(
   ("config", "env", "words"),
   [
-    (Distributed("on"), {}, "mode=on, but nothing here describes a job"),
-    (Distributed(num_processes=2), {}, "num_processes=2, but the environment has 1"),
-    (Distributed(num_processes=3), JAX, r"num_processes=3, but JAX_\* .* has 4; .*=4"),
-    (Distributed("off", 4), JAX, "num_processes=4, but the environment has 1"),
+    (Distributed("on"), {}, "mode=on`, but nothing here describes a job"),
+    (Distributed(num_processes=2), {}, "num_processes=2`, but the environment has 1"),
+    (Distributed(num_processes=3), JAX, r"num_processes=3`, but JAX_\* .* has 4; .*=4"),
+    (Distributed("off", 4), JAX, "num_processes=4`, but the environment has 1"),
     (Distributed(), JAX | {"JAX_PROCESS_ID": "4"}, "process 4 is not one of 4; .* 0 and 3"),
   ],
 )

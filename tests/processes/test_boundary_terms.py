@@ -87,15 +87,15 @@ def test_every_config_ends_in_noise(name):
 @pytest.mark.parametrize(
   ("name", "overrides", "words"),
   [
-    ("smoke", ["process.beta_end=0.02"], "a higher --config.process.beta_end"),
-    ("smoke", ["process.name=ve", "process.sigma_max=2"], "a higher --config.process.sigma_max"),
-    ("smoke", ["process.name=vp", "process.beta_max=2"], "a higher --config.process.beta_max"),
-    ("smoke", ["process.name=sub_vp", "process.beta_max=2"], "--config.process.beta_max"),
-    ("smoke", ["process.name=cosine", "process.shift=20"], "--config.process.log_snr_min"),
+    ("smoke", ["process.beta_end=0.02"], "a higher `process.beta_end=VALUE`"),
+    ("smoke", ["process.name=ve", "process.sigma_max=2"], "a higher `process.sigma_max=VALUE`"),
+    ("smoke", ["process.name=vp", "process.beta_max=2"], "a higher `process.beta_max=VALUE`"),
+    ("smoke", ["process.name=sub_vp", "process.beta_max=2"], "`process.beta_max=VALUE`"),
+    ("smoke", ["process.name=cosine", "process.shift=20"], "`process.log_snr_min=VALUE`"),
     ("smoke", ["process.name=cosine_vp", "process.num_timesteps=4", "process.max_beta=0.5"],
-     "--config.process.num_timesteps"),
-    ("vdm_digits", ["process.gamma_max=1"], "a higher --config.process.gamma_max"),
-    ("latent_digits", ["process.log_snr_min=-1"], "a lower --config.process.log_snr_min"),
+     "`process.num_timesteps=VALUE`"),
+    ("vdm_digits", ["process.gamma_max=1"], "a higher `process.gamma_max=VALUE`"),
+    ("latent_digits", ["process.log_snr_min=-1"], "a lower `process.log_snr_min=VALUE`"),
   ],
 )  # fmt: skip
 def test_a_process_that_ends_far_from_noise_is_said_in_one_line(name, overrides, words):

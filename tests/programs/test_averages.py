@@ -191,10 +191,10 @@ def test_too_few_snapshots_are_refused(toy, tmp_path):
   workdir, mesh, _ = toy
   copy = shutil.copytree(workdir, tmp_path / "toy")
   shutil.rmtree(copy / "ema_snapshots")
-  message = r"--ema=profile:0.2: 0 snapshots .* off by [0-9]+ %.* use --ema=0.05, --ema=0.1, which"
+  message = r"`ema=profile:0.2`: 0 snapshots .* off by [0-9]+ %.* use `ema=0.05`, `ema=0.1`, which"
   with pytest.raises(UserError, match=message):
     restore.restore_weights(copy, None, mesh, Quadratic(), Average("profile", 0.2))
-  with pytest.raises(UserError, match=r"seen 1,020 images; .* e.g. --ema=half_life_images:102"):
+  with pytest.raises(UserError, match=r"seen 1,020 images; .* e.g. `ema=half_life_images:102`"):
     restore.restore_weights(copy, None, mesh, Quadratic(), Average("half_life_images", 600.0))
 
 
@@ -215,9 +215,9 @@ def test_a_run_without_further_averages_has_nothing_to_show_for_it(toy, tmp_path
   assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
   mesh = toy[1]
   assert restore.restore_weights(tmp_path, None, mesh, Quadratic(), Average()).step == 4
-  with pytest.raises(UserError, match=r"^--ema=profile:0.15: this run tracked no power-function"):
+  with pytest.raises(UserError, match=r"^`ema=profile:0.15`: this run tracked no power-function"):
     restore.restore_weights(tmp_path, None, mesh, Quadratic(), Average("profile", 0.15))
-  with pytest.raises(UserError, match=r"^--ema=decay:0.5: .* tracked: --ema=decay:0.9$"):
+  with pytest.raises(UserError, match=r"^`ema=decay:0.5`: .* tracked: `ema=decay:0.9`$"):
     restore.restore_weights(tmp_path, None, mesh, Quadratic(), Average("decay", 0.5))
 
 
@@ -229,7 +229,7 @@ def test_the_decay_of_an_average_that_has_a_half_life_names_nothing(toy, tmp_pat
   saver.close()
   assert restore.restore_weights(tmp_path, None, toy[1], Quadratic(), Average()).step == 4
   with pytest.raises(
-    UserError, match=r"^--ema=decay:0.9: this run did not track that average; tracked: "
+    UserError, match=r"^`ema=decay:0.9`: this run did not track that average; tracked: "
   ):
     restore.restore_weights(tmp_path, None, toy[1], Quadratic(), Average("decay", 0.9))
 
@@ -308,7 +308,7 @@ def test_the_flag():
 
 @pytest.mark.parametrize("text", ["", "x", "0.3", "0", "nan", "decay:1", "length:0.1", "ema:0.1"])
 def test_what_names_no_average_is_refused(text):
-  with pytest.raises(UserError, match=f"^--ema={text}: must be a relative width .* e.g. --ema=0.1"):
+  with pytest.raises(UserError, match=f"^`ema={text}`: must be a relative width .* e.g. `ema=0.1`"):
     parse_average(text)
 
 

@@ -7,7 +7,9 @@ import sys
 import pytest
 import tiny
 
-from diffusion_jax.runs import signals
+import diffusion_jax as dj
+from diffusion_jax import train
+from diffusion_jax.runs import signals, streams
 from diffusion_jax.types import UserError
 
 
@@ -105,3 +107,55 @@ def test_a_reader_that_has_gone_is_no_error():
   process.stdout.close()
   assert process.stderr.read() == ""
   assert process.wait() == 0
+
+
+@pytest.mark.parametrize(
+  ("flags", "in_python", "message"),
+  [
+    (
+      ["--config.data.name=arrays"],
+      lambda: dj.data.Arrays().load("train"),
+      "{data.path=FILE} is missing; give an .npz with images",
+    ),
+    (
+      ["--config.model.num_heads=2", "--config.model.channels_per_head=8"],
+      lambda: dj.models.UNet(num_heads=2, channels_per_head=8),
+      "give only one of them, {model.num_heads=1} or {model.channels_per_head=None}",
+    ),
+    (
+      ["--config.generative.conditional=false", "--config.guidance.weight=3"],
+      lambda: dj.train("smoke", generative={"conditional": False}, guidance={"weight": 3.0}),
+      "needs a class-conditional model trained with label dropout; set {guidance.weight=1}",
+    ),
+  ],
+  ids=["data", "models", "generative"],
+)
+def test_an_error_names_a_flag_on_the_command_line_and_a_field_in_python(
+  flags, in_python, message, call, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  code, _, err = call(train.main, "--config=smoke", f"--workdir={tmp_path}/run", *flags)
+  assert (code, err.count("\n")) == (2, 1)
+  typed = message.replace("{", "--config.").replace("}", "").replace("None", "none")
+  assert typed in err
+  with pytest.raises((dj.UserError, ValueError)) as caught:
+    in_python()
+  assert message.replace("{", "`").replace("}", "`") in str(caught.value)
+  assert "--" not in str(caught.value)
+
+
+def test_lines_and_the_errors_of_other_processes_name_flags(call):
+  def main(argv):
+    print("warning: set `process.beta_max=20`")
+    print("use `fresh=True`", file=sys.stderr)
+    streams.label_lines(1, 2)
+    print("`data.path=a b`: slow", file=sys.stderr)
+    raise UserError("process 0: `workdir=runs/x`: no run there")
+
+  code, out, err = call(main)
+  assert (code, out) == (2, "warning: set --config.process.beta_max=20\n")
+  assert err == (
+    "use --fresh\n"
+    "[1 of 2] --config.data.path='a b': slow\n"
+    "[1 of 2] error: process 0: --workdir=runs/x: no run there\n"
+  )

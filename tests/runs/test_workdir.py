@@ -45,7 +45,7 @@ def test_a_run_around_the_current_folder_is_not_moved_aside(tmp_path, monkeypatc
 
 def test_what_is_no_run_is_not_moved_aside(tmp_path, monkeypatch):
   (tmp_path / "thesis").touch()
-  with pytest.raises(UserError, match="holds no run; choose another --workdir"):
+  with pytest.raises(UserError, match="holds no run; choose another `workdir`"):
     prepare_workdir(tmp_path, fresh=True)
   (tmp_path / "config.json").touch()
   monkeypatch.chdir(tmp_path)
@@ -63,7 +63,7 @@ def test_a_run_that_is_being_trained_is_not_moved_aside(tmp_path):
 
 
 def test_an_empty_workdir_is_refused():
-  with pytest.raises(UserError, match="--workdir= is empty"):
+  with pytest.raises(UserError, match="`workdir=` is empty"):
     files.run_folder("")
 
 

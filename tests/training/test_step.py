@@ -313,7 +313,7 @@ def test_only_the_default_elbo_may_be_missing():
   assert step.measured_likelihoods(Quadratic(), ("elbo",)) == []
   assert step.measured_likelihoods(with_likelihoods([]), ("elbo",)) == ["elbo"]
   assert step.measured_likelihoods(with_likelihoods([]), ()) == []
-  with pytest.raises(UserError, match=r"names 'vbl'.*it has elbo,vlb: --config\.eval\."):
+  with pytest.raises(UserError, match=r"names 'vbl'.*it has elbo,vlb: `eval\."):
     step.measured_likelihoods(with_likelihoods([]), ("elbo", "vbl"))
   with pytest.raises(UserError, match="it has none"):
     step.measured_likelihoods(Quadratic(), ("vlb",))
