@@ -50,7 +50,9 @@ def train(
     experiment = make_experiment(config, sections)
     if workdir is None and not isinstance(config, str):
       raise UserError("workdir is missing: a config of sections needs the folder of its run")
-    folder = default_workdir(str(config)) if workdir is None else run_folder(os.fspath(workdir), "workdir")
+    folder = (
+      default_workdir(str(config)) if workdir is None else run_folder(os.fspath(workdir), "workdir")
+    )
     with stop_requests() as stop_requested:
       job = prepare_job(experiment, folder)
       prepare_workdir(folder, fresh)

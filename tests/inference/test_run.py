@@ -108,7 +108,7 @@ def test_the_denoiser_takes_a_condition(run):
     ),
     (lambda run: run.denoise(XT, T, dj.Condition(label=np.array([1]))), "one integer per example"),
     (lambda run: run.denoise(XT[:, :7], T), r"^xt of shape .*: must be .B, 8, 8, 1.$"),
-    (lambda run: dj.load_run(run.workdir, ema=0.9), r"^ema=0.9: must be a relative width"),
+    (lambda run: dj.load_run(run.workdir, ema=0.9), r"^`ema=0.9`: must be a relative width"),
     (lambda run: dj.load_run(""), "^workdir= is empty"),
     (lambda run: dj.train("configs/smoke.py", workdir=""), "^workdir= is empty"),
     (lambda run: run.sample(2, sampler=dj.samplers.Heun(steps=101)), r"sampler: steps=101 must"),
