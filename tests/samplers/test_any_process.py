@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from one_step import coefficients
 
+from diffusion_jax.core.broadcasting import expand
 from diffusion_jax.processes import (
   ContinuousCosineVP,
   ContinuousLinearVP,
@@ -20,7 +21,6 @@ from diffusion_jax.processes import (
   SubVP,
   VarianceExploding,
   VariancePreserving,
-  expand,
 )
 from diffusion_jax.samplers import (
   DDIM,
