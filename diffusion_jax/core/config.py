@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 from diffusion_jax.core import shipped
 from diffusion_jax.core.files import user_path
 from diffusion_jax.core.registry import Registry, Section
-from diffusion_jax.core.spelling import spelling_hint
+from diffusion_jax.core.spelling import closest, spelling_hint
+from diffusion_jax.core.synonyms import hint_for_field
 from diffusion_jax.types import UserError
 
 
@@ -104,8 +105,10 @@ def parse_override(argument: str) -> Override:
   path, equals, text = argument.removeprefix("--config.").partition("=")
   words = path.split(".")
   if not equals or not all(words) or len(words) != 2:
+    hint = hint_for_field("", words[-1], text, ())
     raise UserError(
-      f"{argument}: write --config.section.field=value, e.g. --config.training.seed=1."
+      f"{argument}: write --config.section.field=value, e.g. --config.training.seed=1"
+      f"{f'; {hint}' if hint else '.'}"
     )
   section, field = words
   return Override(section, field, text)
@@ -130,7 +133,12 @@ def resolve(
   """
   for key in (*raw, *(o.section for o in overrides)):
     if key not in sections:
-      raise UserError(f"config has no section '{key}'.{spelling_hint(key, sections)}")
+      meant = next((o for o in overrides if o.section == key), None)
+      near = closest(key, sections, 0.6) or ""
+      others = [meant.field] if meant and near else []  # then only the near section counts
+      hint = meant and hint_for_field(near, meant.field, meant.text, others)
+      hint = f" {hint[0].upper()}{hint[1:]}" if hint else spelling_hint(key, sections)
+      raise UserError(f"config has no section '{key}'.{hint}")
   built = {}
   for key, section in sections.items():
     of_section = [o for o in overrides if o.section == key]
@@ -163,7 +171,10 @@ def _build_section(section: Section, value: dict, overrides: list[Override], whe
   for name in (*value, *(o.field for o in overrides)):
     if name not in hints:
       allowed = hints if isinstance(section, type) else ["name", *hints]
-      raise UserError(f"config.{where} has no field '{name}'.{spelling_hint(name, allowed)}")
+      text = next((o.text for o in overrides if o.field == name), "")
+      hint = hint_for_field(where, name, text, allowed)
+      hint = f" {hint[0].upper()}{hint[1:]}" if hint else spelling_hint(name, allowed)
+      raise UserError(f"config.{where} has no field '{name}'.{hint}")
   fields = {n: _check(v, hints[n], f"config.{where}.{n}") for n, v in value.items()}
   fields |= {o.field: parse_value(o.text, hints[o.field], o.flag) for o in overrides}
   try:

@@ -9,6 +9,7 @@ from typing import Any
 from diffusion_jax.core import shipped
 from diffusion_jax.core.files import run_folder
 from diffusion_jax.core.spelling import closest
+from diffusion_jax.core.synonyms import hint_for_flag, meanings
 
 MAX_WIDTH = 100
 NAMES = {"config": "CONFIG", "step": "STEP", "guide_step": "STEP"}
@@ -71,8 +72,14 @@ def explain_unknown(unknown: Sequence[str], flags: Iterable[str], takes_config: 
     flags: those that the program has.
     takes_config: whether it takes --config and overrides.
   """
-  first = unknown[0].partition("=")[0]
-  meant = closest(first, flags) if first.startswith("-") else None
+  first, _, value = unknown[0].partition("=")
+  if not value and len(unknown) > 1 and not unknown[1].startswith("-"):
+    value = unknown[1]
+  word, own = first.rpartition(".")[2], list(flags)
+  hint = hint_for_flag(word, own, takes_config, value)
+  if hint and first.lstrip("-") not in meanings(word):  # else only --config. is missing
+    return f"unrecognized arguments: {' '.join(unknown)}; {hint}"
+  meant = closest(first, own) if first.startswith("-") else None
   if takes_config and re.fullmatch(r"-{0,2}[a-z_]+\.\w+", first):
     meant = f"--config.{unknown[0].lstrip('-')}"
   elif takes_config and (name := closest(first, shipped.configs(), 0.8)):

@@ -314,7 +314,7 @@ def test_a_signal_while_a_checkpoint_is_read_stops_and_blames_no_checkpoint(run,
     os.kill(os.getpid(), signal.SIGTERM)
     return read(*args, **options)
 
-  monkeypatch.setattr(store, "restore_average", asked_to_stop)
+  monkeypatch.setattr(store, "restore_checkpoint", asked_to_stop)
   code, out, _ = call(evaluate.main, f"--workdir={run}", *QUICK)
   assert code == 75
   assert out.splitlines()[-1] == "SIGTERM: the same command continues"

@@ -309,7 +309,7 @@ ERRORS = {
     r"no such file: configs/ddpm_cifer.py. Did you mean 'ddpm_cifar'\? Shipped, .* vae_cifar",
   ),
   "misspelt section": (
-    ["--config.optimzer.lr=1"], r"no section 'optimzer'. Did you mean 'optimizer'\? Allowed: .*data"
+    ["--config.optimzer.b3=1"], r"no section 'optimzer'. Did you mean 'optimizer'\? Allowed: .*data"
   ),
   "misspelt field": (
     ["--config.optimizer.learning_rat=1"], r"no field 'learning_rat'. Did you mean 'learning_rate'"
