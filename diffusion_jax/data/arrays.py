@@ -12,7 +12,7 @@ from diffusion_jax.core.files import user_path
 from diffusion_jax.core.settings import setting
 from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.listing import MAX_CLASSES
-from diffusion_jax.data.source import About, ArraySource, Source, check_field
+from diffusion_jax.data.source import About, ArraySource, Source, check_field, fixed_order
 from diffusion_jax.data.walking import some
 from diffusion_jax.types import ImageSpec, UserError
 
@@ -49,12 +49,15 @@ class Arrays(DataSetBase):
     fields: named arrays with one row per image, e.g. embedding: the file's train_embedding (or
       embedding) for the training split, test_embedding for the test split.
     flip: mirror half of the training images, and named arrays of three axes with them.
+    test_fraction: fraction of the training images to hold out, in a fixed order, if the file has no
+      test split.
   """
 
   path: str = setting("", may_change=True, affects_figures=False, is_path=True)
   num_levels: int = 256
   fields: tuple[str, ...] = ()
   flip: bool = False
+  test_fraction: float = setting(0.0, may_change=True)
 
   def __post_init__(self):
     if len(set(self.fields)) < len(self.fields) or not all(map(str.isidentifier, self.fields)):
@@ -64,6 +67,8 @@ class Arrays(DataSetBase):
       )
     if not 2 <= self.num_levels <= 256:
       raise ValueError(f"num_levels={self.num_levels} must lie between 2 and 256")
+    if not 0 <= self.test_fraction < 1:
+      raise ValueError(f"test_fraction={self.test_fraction} must be at least 0 and below 1")
 
   def load(self, split: str) -> Source:
     """Read a split.
@@ -73,7 +78,8 @@ class Arrays(DataSetBase):
     """
     there = self._there()
     named = self._named(there)
-    if split not in named:
+    is_held_out = split == "test" and split not in named and self.test_fraction > 0
+    if split not in named and not (is_held_out and "train" in named):
       raise UserError(
         f"{self._where} has {npz.listed_names(there)}; it needs {split}_images (and {split}_labels)"
         + ", images (and labels) or x_train (and y_train)" * (split == "train")
@@ -83,7 +89,7 @@ class Arrays(DataSetBase):
     wanted |= set(fields.values())
     arrays = npz.read_npz(user_path(self.path), self._where, lambda name: name in wanted)
     arrays |= {n.labels: _one_column(arrays[n.labels]) for n in named.values() if n.labels}
-    chosen = named[split]
+    chosen = named["train" if is_held_out else split]
     for each in named.values():
       self._check_shape(each.images, arrays[each.images])
     images = self._check_images(chosen.images, arrays[chosen.images])
@@ -92,6 +98,7 @@ class Arrays(DataSetBase):
     beside = {key for name in self.fields for each in SPLITS for key in _field_keys(name, each)}
     others = sorted(set(there) - wanted - beside)
     notes = [f"arrays that are not read: {some(others)}"] if others else []
+    part = self._part(len(images), split, "test" in named)
     origin = f"{chosen.images} of {self.path}"
     name = f"{Path(self.path).stem} {split}"
     about = About(origin=origin, notes=notes)
@@ -99,13 +106,29 @@ class Arrays(DataSetBase):
       extra = {name: check_field(key, arrays[key], len(images)) for name, key in fields.items()}
     except ValueError as error:
       raise UserError(f"{self._where}: {error}") from error
-    return ArraySource(name, images, labels, self.num_levels, num_classes, about, extra)
+    extra = {name: array[part] for name, array in extra.items()}
+    labels = None if labels is None else labels[part]
+    return ArraySource(name, images[part], labels, self.num_levels, num_classes, about, extra)
+
+  def _part(self, num_images: int, split: str, has_test: bool) -> np.ndarray | slice:
+    """Return the positions of a split among the training images."""
+    if has_test or not self.test_fraction:
+      return slice(None)
+    order = fixed_order(num_images)
+    num_train = num_images - round(num_images * self.test_fraction)
+    part = np.sort(order[:num_train] if split == "train" else order[num_train:])
+    if not len(part):
+      raise UserError(
+        f"--config.data.test_fraction={self.test_fraction} leaves no image of {num_images} for the "
+        f"{split} split; choose another"
+      )
+    return part
 
   def known_spec(self) -> ImageSpec:
     return self.load("train").spec
 
   def has_split(self, split: str) -> bool:
-    return split in self._named(self._there())
+    return split in self._named(self._there()) or (split == "test" and self.test_fraction > 0)
 
   @property
   def _where(self) -> str:

@@ -29,6 +29,24 @@ class About(NamedTuple):
   files: FileCounts | None = None
 
 
+class Seen(NamedTuple):
+  """Facts about the training images that do not need their decoding.
+
+  Attributes:
+    sizes: heights and widths of the images, or of some of them.
+    is_grey: True if all are grey.
+    num_images: number of images.
+    num_classes: number of classes; 0: unlabelled.
+    resizable: True if the data set can resize them, by its field image_size.
+  """
+
+  sizes: Sequence[tuple[int, int]]
+  is_grey: bool
+  num_images: int
+  num_classes: int
+  resizable: bool
+
+
 class Autoencoder(NamedTuple):
   """The frozen autoencoder of encoded images.
 
@@ -135,6 +153,13 @@ class DataSetBase:
   def known_spec(self) -> ImageSpec | None:
     """Return None: the spec is only known after reading the data."""
     return None
+
+  def look(self) -> Seen:
+    """Return the sizes and classes of the training split, by default those of its only size."""
+    source: Source = self.load("train")  # type: ignore[attr-defined]
+    spec = source.spec
+    size = (spec.height, spec.width)
+    return Seen([size], spec.channels == 1, len(source), spec.num_classes, False)
 
   def load_latents(self, split: str, autoencoder: Mapping[str, Mapping[str, Any]]) -> Source:
     """Raise a UserError: there are no latents."""

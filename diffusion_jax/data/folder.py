@@ -7,11 +7,11 @@ import numpy as np
 
 from diffusion_jax.core.files import printable, user_path
 from diffusion_jax.core.settings import setting
-from diffusion_jax.data.base import DataSetBase
+from diffusion_jax.data.base import DataSetBase, Seen
 from diffusion_jax.data.checking import Checked, check_pictures
 from diffusion_jax.data.decoded import Decoded, decode_pictures
 from diffusion_jax.data.listing import Listing, list_folder, split_folders
-from diffusion_jax.data.reading import Reader, Unreadable, opened
+from diffusion_jax.data.reading import Header, Reader, Unreadable, opened, read_headers
 from diffusion_jax.data.source import (
   About,
   ArraySource,
@@ -97,6 +97,14 @@ class Folder(DataSetBase):
     pixels = self._reader(listing, where, memory=chosen.memory)
     source = DecodedSource(name, spec, num, lambda i: (pixels(i), listing.labels[i]), about)
     return in_memory_if_small(source, self.max_ram_gib)
+
+  def look(self) -> Seen:
+    """Return the sizes of all training pictures by their headers, and the number of classes."""
+    (train, _), *_ = self._listings()
+    headers = [h for h in read_headers(train.files()) if isinstance(h, Header)]
+    is_grey = all(header.is_grey for header in headers)
+    sizes = [header.size for header in headers]
+    return Seen(sizes, is_grey, len(headers), len(train.classes), True)
 
   def has_split(self, split: str) -> bool:
     if split == "train" or self.test_path or self.test_fraction:

@@ -109,7 +109,7 @@ def file_content(file: str | Member) -> bytes:
     raise Broken(str(error) or type(error).__name__) from error
 
 
-def read_header(file: str | Path | Member) -> Header | Broken:
+def read_header(file: str | Path | io.BytesIO | Member) -> Header | Broken:
   """Return the header of a file, or the reason why it cannot be read."""
   try:
     with opened(file) as image:

@@ -12,9 +12,9 @@ import numpy as np
 
 from diffusion_jax.core.files import user_path
 from diffusion_jax.core.settings import setting
-from diffusion_jax.data.base import DataSetBase
+from diffusion_jax.data.base import DataSetBase, Seen
 from diffusion_jax.data.checking import skipped
-from diffusion_jax.data.reading import Reader, Unreadable, opened
+from diffusion_jax.data.reading import Header, Reader, Unreadable, opened, read_header
 from diffusion_jax.data.record_format import (
   COMMAND,
   SUFFIX,
@@ -141,6 +141,20 @@ class Records(DataSetBase):
       lost = np.bincount([reader.parse(i)[1] for i in broken], minlength=len(counts))
       counts = (np.array(counts) - lost.astype(int)).tolist()
     return About(described.classes, counts, origin, notes)
+
+  def look(self) -> Seen:
+    """Return the sizes of some records' pictures, and the number of classes."""
+    shard_files = self._find("train")
+    shards = Shards(shard_files.files)
+    _check_count(shards, shard_files)
+    reader = self._reader(shards, shard_files, 0)
+    index = np.unique(np.linspace(0, len(shards) - 1, NUM_PROBES).astype(int))
+    headers = [read_header(io.BytesIO(reader.parse(int(i))[0])) for i in index]
+    headers = [header for header in headers if isinstance(header, Header)]
+    described = shard_files.description
+    num_classes = len(described.classes) if described else 0
+    is_grey = all(header.is_grey for header in headers)
+    return Seen([h.size for h in headers], is_grey, len(shards), num_classes, True)
 
   def has_split(self, split: str) -> bool:
     if split == "train" or self.test_path is not None:

@@ -14,7 +14,7 @@ from diffusion_jax.core.files import home, user_path
 from diffusion_jax.core.settings import setting
 from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.data import standard
-from diffusion_jax.data.base import DataSetBase
+from diffusion_jax.data.base import DataSetBase, Seen
 from diffusion_jax.data.source import About, DecodedSource, Source, fit_image, in_memory_if_small
 from diffusion_jax.types import ImageSpec, UserError
 
@@ -108,6 +108,25 @@ class Tfds(DataSetBase):
     if self.image_size is not None:
       spec = spec._replace(height=self.image_size, width=self.image_size)
     return spec if self.label_key else spec._replace(num_classes=0)
+
+  def look(self) -> Seen:
+    """Return the images' size, or the sizes of some, from the prepared set."""
+    import tensorflow_datasets as tfds
+
+    builder: Any = tfds.builder_from_directory(str(self._folder()))
+    self._check_format(builder.info)
+    features = builder.info.features
+    height, width, channels = self._image_shape(features[self.image_key])
+    num_images = builder.info.splits[self.train_split].num_examples
+    if height is not None and width is not None:
+      sizes = [(height, width)]
+    else:
+      records = builder.as_data_source(split=self.train_split)
+      index = np.unique(np.linspace(0, num_images - 1, 64).astype(int))
+      sizes = [records[int(i)][self.image_key].shape[:2] for i in index]
+    labelled = self.label_key is not None and self.label_key in features
+    num_classes = self._num_classes(features) if labelled else 0
+    return Seen(sizes, channels == 1, num_images, num_classes, True)
 
   def has_split(self, split: str) -> bool:
     return split == "train" or self.test_split is not None
@@ -204,6 +223,38 @@ class Tfds(DataSetBase):
       return image, label
     picture = Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image)
     return fit_image(picture, self.image_size, spec.channels), label
+
+
+def prepared_names() -> set[str]:
+  """Return the names of the sets in the default folder, and of those prepared at first use."""
+  root = default_data_dir()
+  return (
+    {path.relative_to(root).parts[0] for path in root.glob("*/*/dataset_info.json")}
+    | {path.relative_to(root).parts[0] for path in root.glob("*/*/*/dataset_info.json")}
+    | set(STANDARD)
+  )
+
+
+def split_fields(dataset: str) -> dict[str, str | None]:
+  """Return the config fields of a set's splits: its own held-out one, or the last tenth."""
+  import tensorflow_datasets as tfds
+
+  if dataset in STANDARD:
+    return {}
+  builder: Any = tfds.builder_from_directory(str(Tfds(dataset=dataset)._folder()))
+  names, features = set(builder.info.splits), builder.info.features
+  held_out = next((name for name in ("test", "validation") if name in names), None)
+  unlabelled: dict[str, str | None] = {} if "label" in features else {"label_key": None}
+  if held_out == "test" and "train" in names:
+    return unlabelled
+  if "train" not in names:
+    raise UserError(
+      f"--data={dataset} has the splits {', '.join(sorted(names))} and no train; use a config with "
+      "--config.data.train_split"
+    )
+  if held_out is not None:
+    return unlabelled | {"test_split": held_out}
+  return unlabelled | {"train_split": "train[:90%]", "test_split": "train[90%:]"}
 
 
 def _prepared(folder: Path, version: str) -> Path | None:

@@ -158,11 +158,14 @@ class Walk:
     counts = {
       f"not pictures ({kinds}{', ...' if len(self.others) > 3 else ''})": self.others.total(),
       "labels": self._num_labels,
-      "hidden or of the system": sum(self._count_hidden(name) for name in self._hidden),
+      "hidden or of the system": self._num_hidden(),
       "not regular files": len(self._special),
       "links that lead nowhere": len(self._dangling),
     }
     return {reason: num for reason, num in counts.items() if num}
+
+  def _num_hidden(self) -> int:
+    return sum(map(self._count_hidden, self._hidden))
 
   def _count_hidden(self, name: str) -> int:
     path = os.path.join(self._root, name)
@@ -178,7 +181,7 @@ class Walk:
       counts.append((count, f"not {'a picture' if count == 1 else 'pictures'} ({kinds})"))
     if count := len(self._special):
       counts.append((count, f"not {'a regular file' if count == 1 else 'regular files'}"))
-    if count := len(self._hidden):
+    if count := self._num_hidden():
       counts.append((count, f"hidden or of the system ({some(self._hidden)})"))
     if count := len(self._loops):
       counts.append((count, f"linked back to a folder above ({some(self._loops)})"))

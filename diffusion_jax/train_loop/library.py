@@ -10,18 +10,21 @@ from diffusion_jax.core.config import load_file
 from diffusion_jax.core.files import run_folder
 from diffusion_jax.inference.run import Run, load_run
 from diffusion_jax.runs import experiment as experiments
+from diffusion_jax.runs import own_data
 from diffusion_jax.runs.command_line import enable_compilation_cache, jax_as_written
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.signals import stop_requests
 from diffusion_jax.runs.workdir import default_workdir, lock, prepare_workdir
+from diffusion_jax.train_loop import own_run
 from diffusion_jax.train_loop.loop import train_run
 from diffusion_jax.train_loop.setup import prepare_job
 from diffusion_jax.types import UserError
 
 
 def train(
-  config: str | os.PathLike[str] | Mapping[str, Any],
+  config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
   *,
+  data: str | Path | None = None,
   workdir: str | Path | None = None,
   fresh: bool = False,
   **sections: Any,
@@ -32,7 +35,8 @@ def train(
 
   Args:
     config: name of a shipped config, path of a config file, or the sections themselves.
-    workdir: the run's folder; None: `runs/NAME` of the config.
+    data: instead of a config: a folder, an archive, an .npz or a name, as `train --data`.
+    workdir: the run's folder; None: `runs/NAME` of the config or the data.
     fresh: start over; the old run is moved aside.
     sections: changes per section, as a mapping of fields (`training=dict(num_steps=20)`; another
       `name` starts from that entry's defaults) or as a built part (`sampler=samplers.Heun()`).
@@ -47,18 +51,29 @@ def train(
   config = os.fspath(config) if isinstance(config, os.PathLike) else config
   with jax_as_written():
     enable_compilation_cache()
-    experiment = make_experiment(config, sections)
-    if workdir is None and not isinstance(config, str):
+    if (config is None) == (data is None):
+      raise UserError("give a config, or data=FOLDER from which one is chosen: one of the two")
+    if workdir is None and isinstance(config, Mapping):
       raise UserError("workdir is missing: a config of sections needs the folder of its run")
     folder = (
-      default_workdir(str(config)) if workdir is None else run_folder(os.fspath(workdir), "workdir")
+      _default_folder(config, data)
+      if workdir is None
+      else run_folder(os.fspath(workdir), "workdir")
     )
+    chosen = None if data is None else own_run.choose_for_run(str(data), folder, fresh)
+    experiment = make_experiment(chosen.raw if chosen else config or {}, sections)
     with stop_requests() as stop_requested:
       job = prepare_job(experiment, folder)
       prepare_workdir(folder, fresh)
       with lock(folder):
+        if chosen:
+          own_data.store_choice(folder, chosen)
         train_run(job, stop_requested, None)
     return load_run(folder)
+
+
+def _default_folder(config: Any, data: str | Path | None) -> Path:
+  return default_workdir(str(config)) if data is None else own_data.folder_for_data(str(data))
 
 
 def make_experiment(config: str | Mapping[str, Any], sections: Mapping[str, Any]) -> Experiment:

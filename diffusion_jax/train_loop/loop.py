@@ -13,6 +13,7 @@ from diffusion_jax.parallel import sharding, watchdog
 from diffusion_jax.runs import provenance
 from diffusion_jax.runs.workdir import drop_later_final, is_finished
 from diffusion_jax.train_loop.compile import Compiled, cast_vote, compile_step
+from diffusion_jax.train_loop.data_grid import write_data_grid
 from diffusion_jax.train_loop.ema_snapshots import Snapshots
 from diffusion_jax.train_loop.previews import is_due, make_show, make_up
 from diffusion_jax.train_loop.profiling import Span, Trace
@@ -36,6 +37,7 @@ def train_run(job: Job, stop_requested: Stop, span: Span | None) -> None:
     print(f"finished: {job.workdir} has its {first:,} steps; nothing is left to do")
     return
   provenance.write_environment(job.workdir)
+  parallel.on_process_0(lambda: write_data_grid(job))
   train_steps(job, state, stop_requested, span)
   print(f"finished: {max(first, job.num_steps):,} steps; look in {job.workdir}")
 

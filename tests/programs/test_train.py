@@ -303,7 +303,7 @@ def test_sampling_takes_the_devices_that_are_there(copy, call):
 
 
 ERRORS = {
-  "no config": ([], r"required: --config; shipped configs: .*smoke.*; try python -m"),
+  "no config": ([], r"required: --config or --data; shipped configs: .*smoke.*; try python -m"),
   "missing config file": (
     ["--config=configs/ddpm_cifer.py"],
     r"no such file: configs/ddpm_cifer.py. Did you mean 'ddpm_cifar'\? Shipped, .* vae_cifar",

@@ -1,0 +1,86 @@
+"""Find the data set that a user's word means: a folder, a file, or a name."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.core.files import SCHEME, printable, user_path
+from diffusion_jax.core.spelling import closest
+from diffusion_jax.data.archives import find_archive
+from diffusion_jax.data.tfds import prepared_names
+from diffusion_jax.types import UserError
+
+HUGGING_FACE = "hf:"
+ALLOWED = (
+  "a folder of pictures, a .zip or .tar of one, an .npz, a folder of records, a data set of "
+  "tensorflow-datasets such as cifar10, digits, or hf:NAME of Hugging Face"
+)
+
+
+def find_data(text: str) -> dict[str, Any]:
+  """Return the config section `data` for --data=TEXT.
+
+  Raises:
+    UserError: there is nothing of this name, or nothing that can be read.
+  """
+  if not text:
+    raise UserError(f"--data= is empty; give {ALLOWED}")
+  if SCHEME.match(text):
+    raise UserError(f"--data={text}: addresses are not supported; download it first")
+  path = user_path(text).absolute()
+  if path.is_dir() or find_archive(path) is not None:
+    return _of_folder(path, text)
+  if path.is_file():
+    return _of_file(path, text)
+  return _of_name(text)
+
+
+def _of_folder(path: Path, text: str) -> dict[str, Any]:
+  if path.is_dir() and any(path.glob("*.array_record*")):
+    return {"name": "records", "path": str(path)}
+  if path.is_dir() and (path / "latents.json").exists():
+    raise UserError(f"--data={text} holds latents; train on them with a config, see latent_digits")
+  return {"name": "folder", "path": str(path)}
+
+
+def _of_file(path: Path, text: str) -> dict[str, Any]:
+  if path.suffix == ".npz":
+    return {"name": "arrays", "path": str(path)}
+  if path.suffix == ".py":
+    raise UserError(f"--data={text} is a program; for a config file write --config={text}")
+  raise UserError(f"--data={text}: a {path.suffix or 'file'} is no data set; give {ALLOWED}")
+
+
+def _of_name(text: str) -> dict[str, Any]:
+  names = {"digits", *prepared_names()}
+  if text == "digits":
+    return {"name": "digits"}
+  base = text.partition("/")[0].partition(":")[0]
+  is_name = re.fullmatch(r"[\w./:-]+", text) and not text.startswith((".", "/"))
+  if text in names or base in names or (is_name and base in known_to_tfds()):
+    return {"name": "tfds", "dataset": text}
+  near = closest(text, sorted(names | known_to_tfds())) if is_name else None
+  hint = f" Did you mean '{near}'?" if near else ""
+  raise UserError(
+    f"--data={printable(text)}: no such folder, file or data set.{hint} Give {ALLOWED}"
+  )
+
+
+def known_to_tfds() -> set[str]:
+  """Return the names of all data sets of tensorflow-datasets, prepared or not."""
+  import tensorflow_datasets as tfds
+
+  return set(tfds.list_builders(with_community_datasets=False))
+
+
+def name_of_data(text: str, section: Mapping[str, Any]) -> str:
+  """Return a short name for messages and folders: the last part of a path, or the set's name."""
+  path = section.get("path")
+  if path:
+    name = Path(path).resolve().name
+    for suffix in (".npz", ".zip", ".gz", ".bz2", ".xz", ".tgz", ".tar"):
+      name = name.removesuffix(suffix)
+  else:
+    name = text.removeprefix(HUGGING_FACE)
+  return re.sub(r"[^\w.-]+", "_", name).strip("._") or "data"

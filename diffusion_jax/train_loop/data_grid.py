@@ -1,0 +1,45 @@
+"""Draw the grid of training images in a run's folder: what the model sees."""
+
+import numpy as np
+
+from diffusion_jax.core.files import grid_columns, image_grid, write_png
+from diffusion_jax.core.pixels import as_pictures
+from diffusion_jax.data import Source, trained_classes
+from diffusion_jax.train_loop.setup import Job
+from diffusion_jax.types import UserError
+
+MAX_READ = 512
+"""Number of images that are read, from which each class takes its rows."""
+
+
+def write_data_grid(job: Job) -> None:
+  """Write samples/data.png and print its path, unless it exists.
+
+  Images that cannot be read are reported by the training that meets them.
+  """
+  path = job.workdir / "samples" / "data.png"
+  if path.exists() or job.train.spec.channels not in (1, 3):
+    return
+  try:
+    write_png(path, data_grid(job.train, job.experiment.logging.num_samples))
+  except (UserError, OSError):
+    return
+  print(f"training images, as the model sees them: {path}", flush=True)
+
+
+def data_grid(source: Source, num_images: int) -> np.ndarray:
+  """Return a grid of evenly spaced images, one column per class if the classes are few."""
+  index = np.unique(np.linspace(0, len(source) - 1, min(len(source), MAX_READ)).astype(int))
+  images, labels = source.gather(index)
+  pictures = as_pictures(images, source.spec.num_levels)
+  classes = trained_classes(source) if source.spec.num_classes else []
+  columns = grid_columns(num_images, len(classes))
+  if columns == len(classes):
+    rows = max(1, num_images // columns)
+    positions = [np.flatnonzero(labels == label) for label in classes]
+    blank = np.full_like(pictures[0], 255)
+    cells = [p[row] if row < len(p) else None for row in range(rows) for p in positions]
+    shown = np.stack([blank if cell is None else pictures[cell] for cell in cells])
+  else:
+    shown = pictures[np.unique(np.linspace(0, len(index) - 1, num_images).astype(int))]
+  return image_grid(shown, columns)
