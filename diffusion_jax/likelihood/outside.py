@@ -1,9 +1,23 @@
 """Likelihoods of other packages, which a config names in `eval.likelihoods`."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from diffusion_jax.core.registry import Registry
+from diffusion_jax.likelihood.continuous_bound import ContinuousBound
+from diffusion_jax.likelihood.importance import ImportanceWeighted
+from diffusion_jax.likelihood.probability_flow import ProbabilityFlow
+from diffusion_jax.likelihood.variational_bound import VariationalBound
+
+RESERVED: Mapping[str, type | None] = {
+  "vlb": VariationalBound,
+  "continuous_vlb": ContinuousBound,
+  "probability_flow": ProbabilityFlow,
+  r"iwae_\d+": ImportanceWeighted,
+  "elbo": None,
+}
+"""Pattern of a figure's name -> the class that alone may have it; None: a model's own."""
 
 
 def outside_entries(registry: Registry, evaluating: Mapping[str, Any]) -> dict[str, str]:
@@ -36,12 +50,15 @@ def likelihoods_of(registry: Registry, parts: Mapping[str, Any]) -> dict[str, An
     parts: section name -> instance; without "eval" only the registry's own.
 
   Raises:
-    ValueError: two of them have one name.
+    ValueError: two of them have one name, one has the name of a figure of this package, or a name
+      that is none.
   """
   evaluating = vars(parts["eval"]) if "eval" in parts else {}
   found: dict[str, Any] = {}
   for section in (*registry, *outside_entries(registry, evaluating)):
     name = parts[section].figure_name
+    if fault := _name_fault(name, type(parts[section])):
+      raise ValueError(f"eval.likelihoods: {type(parts[section]).__name__}: {fault}")
     if name in found:
       raise ValueError(
         f"eval.likelihoods: {type(parts[section]).__name__} has the name {name}, as "
@@ -49,3 +66,16 @@ def likelihoods_of(registry: Registry, parts: Mapping[str, Any]) -> dict[str, An
       )
     found[name] = parts[section]
   return found
+
+
+def _name_fault(name: Any, cls: type) -> str | None:
+  """Return why a class may not call its figure so, or None."""
+  if not isinstance(name, str) or not re.fullmatch("[a-z][a-z0-9_]*", name):
+    return f"figure_name is {name!r}; it must be lower-case letters, digits and _, e.g. 'my_bound'"
+  for pattern, owner in RESERVED.items():
+    if re.fullmatch(pattern, name) and cls is not owner:
+      return (
+        f"figure_name is {name!r}, which is a likelihood of this package; give yours another name, "
+        f"e.g. 'my_{name}'"
+      )
+  return None

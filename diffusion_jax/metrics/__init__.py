@@ -5,6 +5,7 @@ gives their order; symmetric metrics accept either order. Every function raises 
 ValueError if features are not finite or too few.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -65,6 +66,9 @@ METRICS = Registry(
 PACKAGED = tuple(METRICS)
 """Names of the metrics of this package."""
 
+RESERVED = {name: cls for cls in METRICS.values() for name in (cls.name, cls.domain_name) if name}
+"""Names in reports -> the class of this package that alone may have each."""
+
 
 def create_metrics(asked: Literal["all"] | Sequence[str] = "all") -> list[Metric]:
   """Return metrics by their names in `METRICS` or as "module:Class".
@@ -73,7 +77,8 @@ def create_metrics(asked: Literal["all"] | Sequence[str] = "all") -> list[Metric
     asked: names; "all" for the whole registry, including those of installed packages.
 
   Raises:
-    UserError: a metric does not exist, breaks the contract, or has the name of another metric.
+    UserError: a metric does not exist, breaks the contract, or has the name of another metric,
+      measured or not: what is called fid follows the published protocol.
   """
   names = [*METRICS, *METRICS.names()] if asked == "all" else asked
   chosen: list[Metric] = []
@@ -96,9 +101,25 @@ def _create(entry: str) -> Metric:
     raise UserError(
       f"config.eval.metrics={entry}: {cls.__name__}() raises {type(error).__name__}: {error}"
     ) from error
-  if fault := metric_fault(metric):
+  if fault := metric_fault(metric) or _taken_name(metric):
     raise UserError(f"config.eval.metrics={entry}: {fault}.")
   return metric
+
+
+def _taken_name(metric: Metric) -> str | None:
+  """Return a description of a name that only a metric of this package may have, or None.
+
+  fid_5k and fid_test are taken too: they are fid of 5,000 samples or against the test split.
+  """
+  for field in ("name", "domain_name"):
+    name = getattr(metric, field)
+    stem = re.sub(r"(_(test|given\d*k?|\d+k?))+$", "", name)
+    if RESERVED.get(stem, type(metric)) is not type(metric):
+      return (
+        f"{field} is {name!r}, but {stem} is a metric of this package; give yours another name, "
+        f"e.g. 'my_{stem}'"
+      )
+  return None
 
 
 __all__ = [

@@ -4,6 +4,8 @@ Annotations of public functions number the widths (D1, D2) so that unequal width
 which raises a clear error.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
@@ -11,28 +13,52 @@ ROWS_AT_ONCE = 4096
 """Rows converted to float64 at a time, besides the input: 64 MiB at D = 2048."""
 
 
-def check_features(features: np.ndarray, name: str, min_num: int = 2) -> None:
-  """Raise a ValueError unless `features` is a finite [N, D] with N >= min_num.
+def feature_table(features: Any, name: str, min_num: int = 2) -> np.ndarray:
+  """Return features as a NumPy array; raise a ValueError unless it is a finite [N, D].
 
   Args:
-    features: one row per image.
+    features: one row per image: an array of NumPy or JAX, or nested lists of numbers.
     name: plural name of the features in the error, e.g. "samples" or "reference features".
     min_num: minimum number of rows.
   """
-  if features.ndim != 2 or features.shape[1] == 0:
-    raise ValueError(f"{name} must be a table [images, features], not of shape {features.shape}")
-  if len(features) < min_num:
-    raise ValueError(f"{len(features)} {name} are too few: at least {min_num} are needed")
-  damaged = int((~np.isfinite(features)).any(axis=1).sum())
+  table = number_array(features, name)
+  if table.ndim != 2 or table.shape[1] == 0:
+    raise ValueError(f"{name} must be a table [images, features], not of shape {table.shape}")
+  if len(table) < min_num:
+    raise ValueError(f"{len(table)} {name} are too few: at least {min_num} are needed")
+  damaged = int((~np.isfinite(table)).any(axis=1).sum())
   if damaged:
-    raise ValueError(f"{damaged} of {len(features)} {name} are not finite (NaN or infinity)")
+    raise ValueError(f"{damaged} of {len(table)} {name} are not finite (NaN or infinity)")
+  return table
 
 
-def check_same_width(features1: np.ndarray, features2: np.ndarray) -> None:
+def number_array(values: Any, name: str) -> np.ndarray:
+  """Return values as a NumPy array of floats, without a copy if they are one.
+
+  Raises:
+    ValueError: they are texts, None, complex, or lists of unequal lengths.
+  """
+  try:
+    array = np.asarray(values)
+    if array.dtype.kind == "V":  # bfloat16 and other types that NumPy itself does not have
+      array = array.astype(np.float32)
+  except (TypeError, ValueError, RuntimeError):
+    array = np.asarray(None)
+  if array.dtype.kind not in "biuf":
+    raise ValueError(f"{name} must be an array of real numbers, not {type(values).__name__}")
+  return array if array.dtype.kind == "f" else as_float64(array)
+
+
+def check_same_width(
+  features1: np.ndarray,
+  features2: np.ndarray,
+  name1: str = "samples",
+  name2: str = "reference features",
+) -> None:
   """Raise a ValueError unless both tables have the same number of features."""
   if features1.shape[1] != features2.shape[1]:
     raise ValueError(
-      f"{features1.shape[1]} features per image against {features2.shape[1]}: "
+      f"{features1.shape[1]} features per image ({name1}) against {features2.shape[1]} ({name2}): "
       "both sides must come from the same extractor"
     )
 
@@ -42,6 +68,6 @@ def row_blocks(num_rows: int, rows: int = ROWS_AT_ONCE) -> list[slice]:
   return [slice(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
 
 
-def as_float64(features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+def as_float64(features: np.ndarray) -> Float[np.ndarray, "..."]:
   """Return the array in float64, without a copy if it is float64 already."""
   return np.asarray(features, np.float64)

@@ -1,7 +1,7 @@
 """Frechet distance of two Gaussians, and its extrapolation to infinitely many samples."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from diffusion_jax.metrics.base import FeatureSet, Measurement, MetricBase
 from diffusion_jax.metrics.feature_arrays import (
   as_float64,
-  check_features,
   check_same_width,
+  feature_table,
+  number_array,
   row_blocks,
 )
 from diffusion_jax.metrics.moments import Moments, add, zeros
@@ -94,12 +95,10 @@ def frechet_distance(
   Raises:
     ValueError: too few rows, different widths, or features that are not finite.
   """
-  sums = []
-  for features in (features1, features2):
-    check_features(features, "features")
-    sums.append(add(zeros(features.shape[1]), features))
-  check_same_width(features1, features2)
-  return moments_distance(*sums)
+  features1 = feature_table(features1, "images of features1")
+  features2 = feature_table(features2, "images of features2")
+  check_same_width(features1, features2, "features1", "features2")
+  return moments_distance(*(add(zeros(f.shape[1]), f) for f in (features1, features2)))
 
 
 def moments_distance(moments1: Moments, moments2: Moments) -> float:
@@ -126,8 +125,8 @@ def gaussian_distance(
   Raises:
     ValueError: shapes that do not match, or numbers that are not finite.
   """
-  _check_gaussian(mean1, cov1, "first")
-  _check_gaussian(mean2, cov2, "second")
+  mean1, cov1 = _checked_gaussian(mean1, cov1, "first")
+  mean2, cov2 = _checked_gaussian(mean2, cov2, "second")
   if mean1.shape != mean2.shape:
     raise ValueError(f"Gaussians of {len(mean1)} and of {len(mean2)} features")
   return _distance(mean1, _root(cov1), mean2, _root(cov2))
@@ -182,8 +181,8 @@ def frechet_infinity(
   Raises:
     ValueError: too few samples or points, or features that are not finite.
   """
-  check_features(features, "samples", MIN_NUM_EXTRAPOLATED)
-  _check_gaussian(mean_ref, cov_ref, "reference")
+  features = feature_table(features, "samples", MIN_NUM_EXTRAPOLATED)
+  mean_ref, cov_ref = _checked_gaussian(mean_ref, cov_ref, "reference")
   check_same_width(features, mean_ref[None])
   if num_points < 3:
     raise ValueError(f"num_points={num_points}: a line with an error needs at least 3 points")
@@ -211,8 +210,8 @@ def frechet_standard_error(
   The reference is fixed and the bias in N is not included. The error goes to 0 with the distance:
   it is too small if samples and reference differ by no more than their noise.
   """
-  check_features(features, "samples")
-  _check_gaussian(mean_ref, cov_ref, "reference")
+  features = feature_table(features, "samples")
+  mean_ref, cov_ref = _checked_gaussian(mean_ref, cov_ref, "reference")
   check_same_width(features, mean_ref[None])
   influence = _influence(features, mean_ref, _root(cov_ref))
   return float(influence.std(ddof=1) / len(features) ** 0.5)
@@ -306,8 +305,12 @@ def _intercept_error(
   return float(np.sqrt(first + second))
 
 
-def _check_gaussian(mean: np.ndarray, cov: np.ndarray, name: str) -> None:
+def _checked_gaussian(
+  mean: Any, cov: Any, name: str
+) -> tuple[Float[np.ndarray, "D"], Float[np.ndarray, "D D"]]:
+  mean, cov = number_array(mean, f"{name} mean"), number_array(cov, f"{name} covariance")
   if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
     raise ValueError(f"{name} mean {mean.shape} and covariance {cov.shape} do not fit together")
   if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
     raise ValueError(f"{name} mean or covariance is not finite (NaN or infinity)")
+  return mean, cov

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from diffusion_jax.metrics.base import FeatureSet, Measurement, MetricBase
-from diffusion_jax.metrics.feature_arrays import as_float64, check_features, check_same_width
+from diffusion_jax.metrics.feature_arrays import as_float64, check_same_width, feature_table
 
 MIN_SUBSET = 4
 SUBSETS, SUBSET_SIZE = 100, 1000
@@ -67,8 +67,8 @@ class Components(NamedTuple):
 
 
 def kernel_distance(
-  features1: Float[np.ndarray, "N D1"],
-  features2: Float[np.ndarray, "M D2"],
+  samples: Float[np.ndarray, "N D1"],
+  reference: Float[np.ndarray, "M D2"],
   num_subsets: int = 100,
   subset_size: int = 1000,
   seed: int = 2020,
@@ -93,29 +93,29 @@ def kernel_distance(
   two standard errors covered the exact distance in 92% of repetitions of 100 samples, 96% of 400.
 
   Args:
-    features1: features of the samples.
-    features2: features of the reference.
+    samples: features of the samples, one row per image.
+    reference: features of the reference images.
     num_subsets: number of subsets B.
-    subset_size: images per subset s, from 4 to min(N, M); the caller reduces it for small samples.
+    subset_size: images per subset s, from 4 to min(N, M): pass a smaller one below 1000 images.
     seed: seed of the random subsets.
 
   Raises:
     ValueError: sizes that do not fit, or features that are not finite.
   """
-  check_features(features1, "samples")
-  check_features(features2, "reference features")
-  check_same_width(features1, features2)
-  _check_subsets(num_subsets, subset_size, min(len(features1), len(features2)))
+  samples = feature_table(samples, "samples", MIN_SUBSET)
+  reference = feature_table(reference, "reference features", MIN_SUBSET)
+  check_same_width(samples, reference)
+  _check_subsets(num_subsets, subset_size, min(len(samples), len(reference)))
   rng = np.random.RandomState(seed)
   values, components = [], []
   for _ in range(num_subsets):
-    x = as_float64(features1[rng.choice(len(features1), subset_size, replace=False)])
-    y = as_float64(features2[rng.choice(len(features2), subset_size, replace=False)])
+    x = as_float64(samples[rng.choice(len(samples), subset_size, replace=False)])
+    y = as_float64(reference[rng.choice(len(reference), subset_size, replace=False)])
     kernels = cubic_kernel(x, x), cubic_kernel(y, y), cubic_kernel(x, y)
     values.append(unbiased_mmd(*kernels))
     components.append(variance_components(*kernels))
   mean = Components(*(max(0.0, float(c)) for c in np.mean(components, axis=0)))
-  complete = complete_variance(mean, len(features1), len(features2))
+  complete = complete_variance(mean, len(samples), len(reference))
   extra = complete_variance(mean, subset_size, subset_size) - complete
   error = np.sqrt(complete + extra / num_subsets)
   return KernelDistance(float(np.mean(values)), float(np.std(values)), float(error))
@@ -197,5 +197,5 @@ def _check_subsets(num_subsets: int, subset_size: int, num_images: int) -> None:
   if not MIN_SUBSET <= subset_size <= num_images:
     raise ValueError(
       f"subset_size={subset_size} must be at least {MIN_SUBSET} and at most the {num_images} "
-      "images of the smaller side"
+      f"images of the smaller side; pass e.g. subset_size={num_images}"
     )

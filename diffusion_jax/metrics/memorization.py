@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from diffusion_jax.metrics.feature_arrays import check_features
+from diffusion_jax.metrics.feature_arrays import check_same_width, feature_table
 from diffusion_jax.metrics.neighbours import nearest
 
 
@@ -50,9 +50,11 @@ def copying(
     ValueError: fewer than 2 samples or held-out images, no training image, or features of different
       widths or not finite.
   """
-  check_features(samples, "samples")
-  check_features(test, "held-out features")
-  check_features(train, "training features", 1)
+  samples = feature_table(samples, "samples")
+  test = feature_table(test, "held-out features")
+  train = feature_table(train, "training features", 1)
+  check_same_width(samples, train, name2="training features")
+  check_same_width(test, train, "held-out features", "training features")
   of_samples = nearest(samples, train).distance[:, 0]
   of_test = nearest(test, train).distance[:, 0]
   return Copying(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_jax.metrics.feature_arrays import as_float64, check_features, row_blocks
+from diffusion_jax.metrics.feature_arrays import as_float64, feature_table, row_blocks
 
 
 class Moments(NamedTuple):
@@ -48,7 +48,7 @@ def add(moments: Moments, features: Float[np.ndarray, "N D"]) -> Moments:
   Raises:
     ValueError: features that are not finite, or of another width.
   """
-  check_features(features, "features", min_num=0)
+  features = feature_table(features, "features", min_num=0)
   if features.shape[1] != len(moments.total):
     raise ValueError(f"{features.shape[1]} features per image, not {len(moments.total)}")
   total, outer = moments.total.copy(), moments.outer.copy()

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from diffusion_jax.metrics.base import FeatureSet, Measurement, MetricBase
 from diffusion_jax.metrics.feature_arrays import (
   as_float64,
-  check_features,
   check_same_width,
+  feature_table,
   row_blocks,
 )
 
@@ -119,11 +119,13 @@ def nearest(
   Raises:
     ValueError: too few rows, different widths, or features that are not finite.
   """
-  check_features(queries, "queries", 1)
-  check_features(database, "database rows", max(1, k + exclude_self))
-  check_same_width(queries, database)
-  if k < 1 or (exclude_self and queries.shape != database.shape):
-    raise ValueError("num must be at least 1, and exclude_self needs queries that are the database")
+  queries = feature_table(queries, "queries", 1)
+  database = feature_table(database, "database rows", max(1, k + exclude_self))
+  check_same_width(queries, database, "queries", "database rows")
+  if k < 1:
+    raise ValueError(f"k={k}: at least 1 neighbour is needed")
+  if exclude_self and queries.shape != database.shape:
+    raise ValueError("exclude_self needs queries that are the database")
   pairs = _Pairs.of(queries, database)
   blocks = [_block_nearest(pairs, rows, k, exclude_self) for rows in pairs.blocks()]
   index, squares = (np.concatenate(part) for part in zip(*blocks, strict=True))
@@ -139,13 +141,19 @@ def precision_recall(
   to its k-th nearest other reference image; recall exchanges the two sides. The ball is closed:
   `<=`.
 
+  Args:
+    reference: features of the data, one row per image. They come first, unlike in
+      `kernel_distance`.
+    samples: features of the samples.
+    k: neighbour that gives each radius.
+
   Returns:
     (precision, recall), each in [0, 1].
 
   Raises:
     ValueError: at most k rows on a side, different widths, or features that are not finite.
   """
-  _check_sides(reference, samples, k)
+  reference, samples = _checked_sides(reference, samples, k)
   precise = _num_balls(samples, reference, _squared_radii(reference, k), closed=True) > 0
   recalled = _num_balls(reference, samples, _squared_radii(samples, k), closed=True) > 0
   return float(precise.mean()), float(recalled.mean())
@@ -160,6 +168,12 @@ def density_coverage(
   of reference balls that contain a sample. The radius is that of `precision_recall`, the ball is
   open (`<`, as in the authors' code): samples equal to the reference have density 1.
 
+  Args:
+    reference: features of the data, one row per image. They come first, unlike in
+      `kernel_distance`.
+    samples: features of the samples.
+    k: neighbour that gives each radius.
+
   Returns:
     (density, coverage): density is at least 0; coverage is in [0, 1], with expectation
     1 - prod_{i=1..k} (N - i) / (N + M - i) for equal distributions.
@@ -167,7 +181,7 @@ def density_coverage(
   Raises:
     ValueError: at most k rows on a side, different widths, or features that are not finite.
   """
-  _check_sides(reference, samples, k)
+  reference, samples = _checked_sides(reference, samples, k)
   squared_radii = _squared_radii(reference, k)
   density = _num_balls(samples, reference, squared_radii, closed=False).mean() / k
   pairs = _Pairs.of(reference, samples)
@@ -272,9 +286,12 @@ def _inside(
     yield held
 
 
-def _check_sides(reference: np.ndarray, samples: np.ndarray, k: int) -> None:
+def _checked_sides(
+  reference: Any, samples: Any, k: int
+) -> tuple[Float[np.ndarray, "N D1"], Float[np.ndarray, "M D2"]]:
   if k < 1:
     raise ValueError(f"k={k}: at least 1 neighbour is needed")
-  check_features(reference, "reference features", k + 1)
-  check_features(samples, "samples", k + 1)
-  check_same_width(reference, samples)
+  reference = feature_table(reference, "reference features", k + 1)
+  samples = feature_table(samples, "samples", k + 1)
+  check_same_width(samples, reference)
+  return reference, samples

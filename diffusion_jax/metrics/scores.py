@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.special import log_softmax, logsumexp
 
 from diffusion_jax.metrics.base import FeatureSet, Measurement, MetricBase
-from diffusion_jax.metrics.feature_arrays import as_float64, check_features
+from diffusion_jax.metrics.feature_arrays import as_float64, feature_table
 
 SPLITS = 10
 
@@ -28,7 +28,7 @@ class InceptionScore(MetricBase):
     """Return the mean over the splits; the reference is not used."""
     del reference
     assert samples.logits is not None
-    splits = min(SPLITS, len(samples.logits))
+    splits = min(SPLITS, len(samples.logits) // 2)
     value = inception_score(samples.logits, splits).mean
     return Measurement(value, protocol=f"{splits} splits, shuffled")
 
@@ -55,11 +55,16 @@ def inception_score(
       None keeps the order, as in ADM's evaluator.
 
   Raises:
-    ValueError: fewer than two images, fewer images than splits, or logits that are not finite.
+    ValueError: fewer than two images per split, or logits that are not finite. A split of one
+      image has the score 1, whatever the image.
   """
-  check_features(logits, "samples", max(2, num_splits))
-  if num_splits < 1:
-    raise ValueError(f"num_splits={num_splits}: at least 1 is needed")
+  logits = feature_table(logits, "samples")
+  most = len(logits) // 2
+  if not 1 <= num_splits <= most:
+    raise ValueError(
+      f"num_splits={num_splits}: {len(logits)} samples allow 1 to {most} splits of at least 2 "
+      f"images; pass e.g. num_splits={min(SPLITS, most)}"
+    )
   order = slice(None) if seed is None else np.random.RandomState(seed).permutation(len(logits))
   log_p = log_softmax(as_float64(logits)[order], axis=1)
   bounds = [i * len(log_p) // num_splits for i in range(num_splits + 1)]

@@ -146,6 +146,12 @@ def test_a_metric_from_outside_is_one_class():
   assert [card.key for card in shown] == ["fd_digits_300", "mean_gap_digits"]
 
 
+def test_two_metrics_from_outside_with_one_name_are_refused(monkeypatch):
+  monkeypatch.setitem(METRICS, "gap", MeanGap)
+  with pytest.raises(UserError, match=f"{HERE}: it has the name mean_gap, as gap does"):
+    create_metrics(("gap", HERE))
+
+
 def test_a_metric_that_a_program_adds_is_measured_with_all(monkeypatch):
   monkeypatch.setitem(METRICS, "gap", MeanGap)
   assert create_metrics() == [*ALL, MeanGap()]
@@ -156,7 +162,9 @@ def test_a_metric_that_a_program_adds_is_measured_with_all(monkeypatch):
   [
     ({"name": "Mean gap"}, "name is 'Mean gap'; it must be lower-case letters"),
     ({"needs": frozenset({"logit"})}, "needs has 'logit'; allowed are logits, spatial"),
-    ({"name": "fd"}, "it has the name fd, as fid does"),
+    ({"name": "fd"}, "name is 'fd', but fd is a metric of this package; give yours another name"),
+    ({"name": "fid_5k"}, "name is 'fid_5k', but fid is a metric of this package"),
+    ({"domain_name": "kd_test_100"}, "domain_name is 'kd_test_100', but kd is a metric of this"),
     ({"compute": 3}, "compute is not a method"),
     ({"description": None}, "description is None; it must be words for the report"),
   ],
@@ -169,6 +177,12 @@ def test_a_metric_that_does_not_keep_the_contract_is_one_line(members, line, mon
     create_metrics()
   assert line in str(error.value)
   assert str(error.value).startswith("config.eval.metrics")
+
+
+def test_a_name_of_this_package_is_refused_also_where_its_own_is_not_measured(monkeypatch):
+  monkeypatch.setattr(MeanGap, "name", "fid")
+  with pytest.raises(UserError, match=f"{HERE}: name is 'fid', but fid is a metric of this pack"):
+    create_metrics((HERE,))
 
 
 def test_a_metric_that_cannot_be_computed_leaves_the_others(monkeypatch):

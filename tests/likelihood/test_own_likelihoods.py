@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,13 @@ from diffusion_jax.likelihood import (
   DIFFUSION_LIKELIHOODS,
   VAE_LIKELIHOODS,
   ContinuousBound,
+  DescribedBase,
   Likelihood,
   LikelihoodBase,
   ProbabilityFlow,
   VAELikelihood,
 )
+from diffusion_jax.likelihood.outside import RESERVED
 from diffusion_jax.processes import Denoiser, EDMProcess, Flow, LinearVP
 from diffusion_jax.runs.experiment import build_experiment, differences
 from diffusion_jax.types import Estimate, Examples, ImageSpec, UserError
@@ -97,6 +100,12 @@ def test_what_one_lacks_is_said_when_the_config_is_read(monkeypatch):
     UserError, match=r"likelihood=nameless: figure_name is missing .*; estimate m"
   ):
     build_experiment(CONFIG)
+
+
+@pytest.mark.parametrize("cls", [*DIFFUSION_LIKELIHOODS.values(), *VAE_LIKELIHOODS.values()])
+def test_every_name_of_this_package_is_reserved(cls):
+  owners = [owner for name, owner in RESERVED.items() if re.fullmatch(name, cls().figure_name)]
+  assert owners == [cls]
 
 
 @pytest.mark.parametrize("cls", [*DIFFUSION_LIKELIHOODS.values(), Loose])
@@ -202,6 +211,29 @@ class TestFromOutside:
     experiment = self.build("test_own_likelihoods:Loose,test_own_likelihoods:Again")
     with pytest.raises(UserError, match="Again has the name loose, as Loose does"):
       experiment.create(ImageSpec(4, 4, 1, 17, 3))
+
+  @pytest.mark.parametrize("name", ["vlb", "probability_flow", "iwae_50", "elbo", "My bound", None])
+  def test_a_name_of_this_package_is_refused(self, name, monkeypatch):
+    """Also one that this kind of model does not have: its reports are compared with others."""
+    monkeypatch.setattr(Loose, "figure_name", name)
+    experiment = self.build(self.ENTRY)
+    with pytest.raises(UserError, match=rf"Loose: figure_name is {name!r}"):
+      experiment.create(ImageSpec(4, 4, 1, 17, 3))
+
+  def test_an_elbo_from_outside_does_not_replace_that_of_a_vae(self, monkeypatch):
+    monkeypatch.setitem(VAE_LIKELIHOODS, "own", OwnElbo)
+    with pytest.raises(UserError, match="OwnElbo: figure_name is 'elbo', which is a likelihood of"):
+      build_experiment(VAE_CONFIG).create(ImageSpec(4, 4, 1, 17, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnElbo(DescribedBase):
+  """An estimator for VAEs that is called as the model's own."""
+
+  figure_name = "elbo"
+
+  def estimate(self, log_weight, keys, num_dims):
+    return Estimate(log_weight(keys), {})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from diffusion_jax.metrics import inception_score
+from diffusion_jax.metrics import FeatureSet, InceptionScore, inception_score, zeros
 
 CERTAIN = 1e3 * np.eye(8)[np.arange(5000) % 8]
 
@@ -59,11 +59,20 @@ def test_a_constant_on_every_row_changes_nothing():
 
 
 def test_wrong_input_is_one_sentence():
-  with pytest.raises(ValueError, match="9 samples are too few: at least 10 are needed"):
-    inception_score(CERTAIN[:9])
+  with pytest.raises(ValueError, match=r"num_splits=10: 10 samples allow 1 to 5 .*num_splits=5"):
+    inception_score(CERTAIN[:10])
   with pytest.raises(ValueError, match="1 samples are too few: at least 2 are needed"):
     inception_score(CERTAIN[:1], num_splits=1)
   with pytest.raises(ValueError, match="num_splits=0"):
     inception_score(CERTAIN, num_splits=0)
   with pytest.raises(ValueError, match="5000 of 5000 samples are not finite"):
     inception_score(CERTAIN * np.nan)
+
+
+def test_the_metric_splits_few_samples_into_parts_of_two():
+  """A part of one image would score 1, whatever it is."""
+  logits = 1e3 * np.eye(5)
+  samples = FeatureSet(np.zeros((5, 2)), zeros(2), logits)
+  found = InceptionScore().compute(samples, samples)
+  assert found.protocol == "2 splits, shuffled"
+  assert found.value == pytest.approx((2 + 3) / 2, rel=1e-12)  # parts of two and of three classes
