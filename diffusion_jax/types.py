@@ -114,8 +114,7 @@ class Condition(NamedTuple):
     end_time: a second time in [0, 1], for networks that map one time to another (mean flows,
       shortcuts, consistency models). Loss and sampler declare that they give it.
     augmentation: augmentation labels of each example; None: not augmented.
-    fields: named arrays of the batch, e.g. embeddings [B N D], a low-resolution image
-      [B H W C] or masks.
+    fields: named arrays of the batch: embeddings [B N D], low-resolution images [B H W C], masks.
   """
 
   label: Integer[Array | np.ndarray, "B"] | None = None
@@ -138,7 +137,7 @@ class Examples:
   """Input of losses and likelihoods: data on the scale of the model, with conditions.
 
   Attributes:
-    x0: data as NumPy or JAX arrays; level k of L of quantised data is 2 k / (L - 1) - 1.
+    x0: data as NumPy or JAX arrays of floats; level k of L of quantised data is 2 k / (L - 1) - 1.
     condition: the other inputs of the network.
     index: global number of each example in the run, step * batch_size + position. None: losses
       count the examples from 0.
@@ -164,7 +163,13 @@ class Examples:
     step_key: Key | None = None,
     num_levels: int | None = None,
   ):
-    values = jnp.asarray(x0), condition, index, mask, step_key, num_levels
+    x0 = jnp.asarray(x0)
+    if not jnp.issubdtype(x0.dtype, jnp.floating) or not x0.ndim:
+      given = f"x0 is {x0.dtype}{list(x0.shape)}"
+      raise ValueError(f"{given}; needed floats [B ...]: level k of L is 2 * k / (L - 1) - 1")
+    if not isinstance(condition, Condition):
+      raise ValueError(f"condition={condition!r}: write it as Condition(label=...)")
+    values = x0, condition, index, mask, step_key, num_levels
     for field, value in zip(dataclasses.fields(self), values, strict=True):
       object.__setattr__(self, field.name, value)
 
@@ -223,10 +228,7 @@ class LossOutput(NamedTuple):
 
 
 Likelihood = Callable[[Params, Keys, Batch], Estimate]
-"""A function (params, keys [B], batch) -> bits/dim at the model's `num_levels`.
-
-A conditional model uses the condition of each example.
-"""
+"""A function (params, keys [B], batch) -> bits/dim at `num_levels`, given the conditions."""
 
 
 class Objective(NamedTuple):

@@ -23,6 +23,10 @@ AXES = np.linalg.qr(np.random.default_rng(0).normal(size=(NUM_DIMS, NUM_DIMS)))[
 """Axes and variances of the data, N(0, AXES diag(VARIANCES) AXES')."""
 
 
+def _no_network(*args: Any) -> Any:
+  raise NotImplementedError("the estimate is known: there is no network")
+
+
 @dataclasses.dataclass(frozen=True)
 class ExactDenoiser(Denoiser):
   """A denoiser with a known x0 estimate, which determines every prediction.
@@ -32,7 +36,7 @@ class ExactDenoiser(Denoiser):
       variance logits with learned_variance.
   """
 
-  network: Any = None
+  network: Any = _no_network
   process: Any = None
   estimate: Any = None
 

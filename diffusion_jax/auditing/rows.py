@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from diffusion_jax.core.registry import broken_contract, every_entry
+from diffusion_jax.types import UserError
 
 SIGMAS = 4.0
 """Allowed standard errors of difference; a correct value exceeds it once in 16,000 checks."""
@@ -69,6 +70,9 @@ def audit_entries(
     rows_of: (name, class) -> rows.
   """
   for name, config in every_entry(registry):
+    if isinstance(config, UserError):
+      yield failure(name, f"it cannot be imported: {config}")
+      continue
     broken = broken_contract(config, contract)
     if broken:
       yield failure(name, f"it does not declare what {noun} is: {broken}")

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.core import shipped
 from diffusion_jax.core.files import user_path
+from diffusion_jax.core.own_code import own_code, place_of
 from diffusion_jax.core.registry import Registry, Section
 from diffusion_jax.core.spelling import closest, spelling_hint
 from diffusion_jax.core.synonyms import hint_for_field
@@ -177,10 +178,13 @@ def _build_section(section: Section, value: dict, overrides: list[Override], whe
       raise UserError(f"config.{where} has no field '{name}'.{hint}")
   fields = {n: _check(v, hints[n], f"config.{where}.{n}") for n, v in value.items()}
   fields |= {o.field: parse_value(o.text, hints[o.field], o.flag) for o in overrides}
+  refusals = TypeError, ValueError
   try:
-    return cls(**fields)
-  except (TypeError, ValueError) as error:
-    raise UserError(f"config.{where}: {error}") from error
+    with own_code({where: cls}, refusals):
+      return cls(**fields)
+  except refusals as error:
+    text = " ".join(str(error).split())
+    raise UserError(f"config.{where}: {text}") from error
 
 
 def _select(registry: Registry, value: dict, overrides: list[Override], where: str):
@@ -196,7 +200,10 @@ def _select(registry: Registry, value: dict, overrides: list[Override], where: s
 
 def field_types(cls: type) -> dict[str, Any]:
   """Return field -> type of a config class, in the order of the fields."""
-  hints = typing.get_type_hints(cls)
+  try:
+    hints = typing.get_type_hints(cls)
+  except NameError as error:
+    raise UserError(f"{place_of(cls)}: the type of a field cannot be read: {error}") from error
   return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
 
 

@@ -82,20 +82,22 @@ class Registry(ChainMap[str, type]):
     return next(inside, f"{cls.__module__}:{cls.__qualname__}")
 
 
-def every_entry(entries: Mapping[str, type]) -> Iterator[tuple[str, type]]:
+def every_entry(entries: Mapping[str, type]) -> Iterator[tuple[str, type | UserError]]:
   """Yield the name and class of each entry, those of installed packages after the others.
+
+  An error takes the place of a class that an installed package names and that cannot be imported.
 
   Args:
     entries: a registry, or a plain mapping. Contracts are not checked.
-
-  Raises:
-    UserError: an installed package names a class that cannot be imported.
   """
   yield from entries.items()
   if isinstance(entries, Registry):
     for name, path in _entry_points(entries.kind).items():
       if name not in entries:
-        yield name, import_class(path, f"entry point {entries.kind}.{name}")
+        try:
+          yield name, import_class(path, f"entry point {entries.kind}.{name}")
+        except UserError as error:
+          yield name, error
 
 
 @functools.cache
@@ -145,32 +147,46 @@ def broken_contract(cls: type, contract: type) -> str | None:
 
   Args:
     cls: class of an entry.
-    contract: Protocol; see `Registry`.
+    contract: Protocol; see `Registry`. Abstract methods of the class's bases belong to it too.
   """
   described = f"see {contract.__module__}.{contract.__qualname__}"
   parameters = getattr(cls, "__dataclass_params__", None)
   if parameters is None or not parameters.frozen:
     return f"it must be a frozen dataclass, whose fields are its section's; {described}."
-  fields = {field.name for field in dataclasses.fields(cast(Any, cls))}
   faults = []
-  for name, wanted in members(contract).items():
+  for name, wanted in {**members(contract), **_abstract_members(cls)}.items():
     about = (inspect.getdoc(wanted) or "").partition("\n")[0].rstrip(".")
-    # not getattr_static, which would find the `__call__` that makes instances of any class
-    given = next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), MISSING)
-    if name in fields:
-      fault = "must be a method, not a field" if inspect.isfunction(wanted) else None
-    elif given is MISSING or getattr(given, "__isabstractmethod__", False):
-      fault = "is missing"
-    elif inspect.isfunction(wanted):
-      fault = _call_fault(getattr(cls, name), wanted, isinstance(given, staticmethod | classmethod))
-    else:
-      fault = "must be a value or a property, not a method" if inspect.isfunction(given) else None
-    if fault:
+    if fault := _member_fault(cls, name, wanted):
       faults.append(f"{name} {fault}" + (f" ({about})" if about else ""))
-  for name in sorted(getattr(cls, "__abstractmethods__", frozenset()) - {*members(contract)}):
-    about = (inspect.getdoc(getattr(cls, name)) or "").partition("\n")[0].rstrip(".")
-    faults.append(f"{name} is missing ({about})")
   return f"{'; '.join(faults)}; {described}." if faults else None
+
+
+def _member_fault(cls: type, name: str, wanted: Any) -> str | None:
+  """Return how a class's member differs from the contract's, or None."""
+  is_method = inspect.isfunction(wanted)
+  if any(field.name == name for field in dataclasses.fields(cast(Any, cls))):
+    return "must be a method, not a field" if is_method else None
+  # not getattr_static, which would find the `__call__` that makes instances of any class; the
+  # members of a Protocol that the class derives from describe what is wanted
+  bases = [base for base in cls.__mro__ if not getattr(base, "_is_protocol", False)]
+  given = next((vars(base)[name] for base in bases if name in vars(base)), MISSING)
+  if given is MISSING or getattr(given, "__isabstractmethod__", False):
+    return "is missing"
+  if not is_method:
+    return "must be a value or a property, not a method" if inspect.isfunction(given) else None
+  if isinstance(given, property):
+    return "must be a method, not a property"
+  return _call_fault(getattr(cls, name), wanted, isinstance(given, staticmethod | classmethod))
+
+
+def _abstract_members(cls: type) -> dict[str, Any]:
+  """Return the abstract methods of all bases of a class by name, whether defined or not."""
+  return {
+    name: value
+    for base in reversed(cls.__mro__)
+    for name, value in vars(base).items()
+    if inspect.isfunction(value) and getattr(value, "__isabstractmethod__", False)
+  }
 
 
 def members(contract: type) -> dict[str, Any]:
@@ -185,22 +201,25 @@ def members(contract: type) -> dict[str, Any]:
 
 
 def _call_fault(given: Any, wanted: Any, is_static: bool) -> str | None:
-  """Return why a method cannot be called as the contract's method, or None."""
+  """Return why a method cannot be called as the contract's method, or None.
+
+  Optional parameters of the contract are given by position and by name, or left out.
+  """
   if not callable(given):
     return "is not a method"
   try:
     signature = inspect.signature(given)
   except (TypeError, ValueError):  # a built-in callable has no signature
     return None
-  positional: list[None] = []
-  named: dict[str, None] = {}
-  for parameter in inspect.signature(wanted).parameters.values():
-    if parameter.kind is parameter.KEYWORD_ONLY:
-      named[parameter.name] = None
-    elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
-      positional.append(None)
+  parameters = list(inspect.signature(wanted).parameters.values())[is_static:]
+  named = {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY}
+  by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+  needed = [None for p in by_place if p.default is p.empty]
+  optional = {p.name: None for p in by_place if p.default is not p.empty}
   try:
-    signature.bind(*positional[is_static:], **named)
+    signature.bind(*needed, **named)
+    signature.bind(*needed, **optional, **named)
+    signature.bind(*needed, *optional.values(), **named)
   except TypeError:
     return f"must take {inspect.signature(wanted)}"
   return None

@@ -16,12 +16,14 @@ folded with numbers too; streams are numbered from 2^30 to avoid both.
 """
 
 import enum
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
+from diffusion_jax.core.shapes import describe_value
 from diffusion_jax.types import Key, Keys
 
 FIRST = 2**30
@@ -75,10 +77,45 @@ def stream(key: Key | Keys, name: Stream) -> Key | Keys:
 
 
 def numbered(key: Key | Keys, index: int | Integer[Array, ""]) -> Key | Keys:
-  """Return the `index`-th key, below 2^30, from one key or from each of [B] keys."""
+  """Return the `index`-th key, below 2^30, from one key or from each of [B] keys.
+
+  Raises:
+    ValueError: the key is none that `jax.random.key` makes.
+  """
+  check_typed(key)
   if key.ndim == 0:
     return jax.random.fold_in(key, index)
   return jax.vmap(lambda k: jax.random.fold_in(k, index))(key)
+
+
+def check_typed(key: Any, name: str = "key") -> None:
+  """Raise a ValueError for anything but keys of `jax.random.key`; says what to write instead."""
+  if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    return
+  hint = "jax.random.key(0), or jax.random.split(jax.random.key(0), 8) for 8 examples"
+  given = repr(key) if isinstance(key, int | str | None) else describe_value(key)
+  old = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32
+  given += ", an old-style key" if old else ""
+  raise ValueError(f"{name}={given}: it must be made by {hint}")
+
+
+def check_one_per_example(keys: Any, num: int, name: str = "keys") -> None:
+  """Raise a ValueError unless there is one key per example.
+
+  Args:
+    keys: what was given as keys.
+    num: number of examples.
+    name: name of the argument, for the message.
+
+  Raises:
+    ValueError: another number of keys, or no keys of `jax.random.key`.
+  """
+  check_typed(keys, name)
+  if keys.shape != (num,):
+    given = "one key" if not keys.shape else f"keys of shape {keys.shape}"
+    raise ValueError(
+      f"{name}: {given} for {num} examples; give one per example, e.g. jax.random.split(key, {num})"
+    )
 
 
 def sample_keys(seed: int | Integer[Array, ""], index: Integer[Array | np.ndarray, "N"]) -> Keys:

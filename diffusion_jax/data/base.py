@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Num
 
+from diffusion_jax.core.own_code import own_code
 from diffusion_jax.core.registry import documented
 from diffusion_jax.data.accounting import FileCounts
 from diffusion_jax.types import ImageSpec, UserError
@@ -183,10 +184,13 @@ def load_split(data: DataSet, split: str) -> Source:
     UserError: the split cannot be loaded, or breaks the contract of a source.
   """
   try:
-    source = data.load(split)
+    with own_code({"data": data}, refusals=(ValueError,)):
+      source = data.load(split)
   except ValueError as error:
     raise UserError(f"config.data: {error}") from error
-  if fault := source_fault(source):
+  with own_code({"data": data}):
+    fault = source_fault(source)
+  if fault:
     raise UserError(f"config.data: {type(data).__name__}.load('{split}') {fault}")
   if data.flip:
     _check_flip(source.spec)
@@ -199,7 +203,10 @@ def load_splits(data: DataSet) -> tuple[Source, Source | None]:
   Raises:
     UserError: see `load_split`.
   """
-  return load_split(data, "train"), load_split(data, "test") if data.has_split("test") else None
+  train = load_split(data, "train")
+  with own_code({"data": data}):
+    has_test = data.has_split("test")
+  return train, load_split(data, "test") if has_test else None
 
 
 def load_held_out(data: DataSet) -> Source:

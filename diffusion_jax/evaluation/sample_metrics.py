@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.core import progress
+from diffusion_jax.core.own_code import describe_error, is_own, place_of, where_raised
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.extractors import Extractor, Features
 from diffusion_jax.metrics import FeatureSet, Measurement, Metric, describe_metric, moments
@@ -97,15 +98,21 @@ def measure_samples(
       needs = f"needs {' and '.join(lacking)} features, which {extractor.name} does not have"
       missing += [f"{name} {needs}"] * are_named
       continue
-    if lack := _too_few(metric, sets[0], other):
-      missing.append(f"{name} {lack}")
-      continue
     try:
+      if lack := _too_few(metric, sets[0], other):
+        missing.append(f"{name} {lack}")
+        continue
       with progress.phase(f"computing {name}"):
         measured = [_measured(metric.compute(features, other)) for features in chosen]
       figures[name] = _figure(metric, measured, protocol)
     except ValueError as error:
       missing.append(f"{name} cannot be computed: {error}")
+    except Exception as error:
+      if not is_own(metric) or isinstance(error, MemoryError):
+        raise
+      # the samples took hours and the other metrics are fine
+      why = f"{place_of(metric)} raised {describe_error(error)}{where_raised(error)}"
+      missing.append(f"{name} cannot be computed: {why}")
   return figures, missing
 
 

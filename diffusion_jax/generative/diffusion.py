@@ -16,7 +16,7 @@ from diffusion_jax.generative.diffusion_model import DiffusionModel, far_from_no
 from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, Spectrum
 from diffusion_jax.likelihood.outside import likelihoods_of
 from diffusion_jax.losses import DENOISING_LOSSES
-from diffusion_jax.models import NETWORKS, NOISE_SCHEDULES, check_takes
+from diffusion_jax.models import NETWORKS, NOISE_SCHEDULES, Network, check_takes, created_networks
 from diffusion_jax.processes import (
   PROCESSES,
   UNDEFINED_AT_PURE_NOISE,
@@ -104,10 +104,12 @@ class Diffusion(GenerativeConfigBase):
     _check_loss(parts["loss"], process)
     _check_prediction(self.prediction, process)
     _check_schedule(parts)
+    num_labels = spec.num_classes + 1 if self.conditional else 0
+    backbone = created_networks(Network, parts["model"], given, num_labels)
     return DiffusionModel(
       spec=spec,
       process=parts["process"],
-      backbone=parts["model"].create(given, spec.num_classes + 1 if self.conditional else 0),
+      backbone=backbone,
       prediction=self.prediction,
       sigma_data=self.sigma_data,
       learned_variance=learns,

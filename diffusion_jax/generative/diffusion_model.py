@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.core import rng
 from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.core.rng import Stream
+from diffusion_jax.core.shapes import checked_loss
 from diffusion_jax.generative.augmentation import Augmentation
 from diffusion_jax.generative.base import ModelBase, loss_keys
 from diffusion_jax.generative.conditioning import Conditioning
@@ -26,7 +27,14 @@ from diffusion_jax.processes import (
   Process,
   prior_bits,
 )
-from diffusion_jax.samplers import Guidance, GuidingModel, LinearSampler, Sampler, editing
+from diffusion_jax.samplers import (
+  Guidance,
+  GuidingModel,
+  LinearSampler,
+  Sampler,
+  checked_samples,
+  editing,
+)
 from diffusion_jax.samplers.base import Denoise
 from diffusion_jax.types import (
   UNCONDITIONAL,
@@ -181,7 +189,7 @@ class DiffusionModel(ModelBase):
       x0, condition, jnp.asarray(batch.index), batch.mask, step, self.spec.num_levels
     )
     denoiser, loss_params = self.bind(params)
-    return self.objective(
+    output = self.objective(
       denoiser,
       examples,
       keys,
@@ -190,6 +198,7 @@ class DiffusionModel(ModelBase):
       loss_params=loss_params,
       dropout_key=dropout_key,
     )
+    return checked_loss(output, len(x0))
 
   def _averaged(self, params: Params) -> Denoiser | None:
     """Return the teacher or target network, for a loss that uses one."""
@@ -254,6 +263,7 @@ class DiffusionModel(ModelBase):
     denoise = self._guided(model, condition, len(keys), guide)
     shape = (len(keys), *self.spec.shape)
     samples = self.sampler.sample(denoise, model.process, keys, shape, keep_estimates)
+    samples = checked_samples(samples, shape)
     return samples._replace(
       images=decoded(self.sampler, model.process, samples.images),
       num_evaluations=self._evaluations(model.process, samples),

@@ -32,7 +32,7 @@ from diffusion_jax.core.rng import Stream
 from diffusion_jax.generative.base import GenerativeConfigBase, ModelBase, loss_keys
 from diffusion_jax.generative.diffusion import Diffusion
 from diffusion_jax.generative.diffusion_model import DiffusionModel
-from diffusion_jax.models import DECODERS, VAES, VAENetworks
+from diffusion_jax.models import DECODERS, VAES, VAENetworks, created_networks
 from diffusion_jax.processes import PredictionName
 from diffusion_jax.types import (
   UNCONDITIONAL,
@@ -118,7 +118,8 @@ class LatentDiffusion(GenerativeConfigBase):
 
 
 def _networks(parts: Mapping[str, Any], spec: ImageSpec) -> VAENetworks:
-  networks = parts["autoencoder"].create(spec, parts["decoder"].num_outputs(spec.channels))
+  num_outputs = parts["decoder"].num_outputs(spec.channels)
+  networks = created_networks(VAENetworks, parts["autoencoder"], spec, num_outputs)
   if len(networks.latent_shape) != 3:
     raise ValueError(
       "the autoencoder's latents are a vector; train one with spatial latents, "

@@ -21,7 +21,7 @@ from diffusion_jax.likelihood import (
 )
 from diffusion_jax.likelihood.outside import likelihoods_of
 from diffusion_jax.losses import VAE_LOSSES, ElboTerms, elbo_terms
-from diffusion_jax.models import DECODERS, VAES, VAENetworks
+from diffusion_jax.models import DECODERS, VAES, VAENetworks, created_networks
 from diffusion_jax.types import (
   UNCONDITIONAL,
   Aux,
@@ -67,7 +67,8 @@ class VAE(GenerativeConfigBase):
     """
     decoder = parts["decoder"]
     counted_levels = decoder.num_levels(spec.num_levels)
-    networks = parts["model"].create(spec, decoder.num_outputs(spec.channels))
+    num_outputs = decoder.num_outputs(spec.channels)
+    networks = created_networks(VAENetworks, parts["model"], spec, num_outputs)
     estimators = likelihoods_of(VAE_LIKELIHOODS, parts)
     return VAEModel(spec, networks, decoder, parts["loss"], estimators, counted_levels)
 

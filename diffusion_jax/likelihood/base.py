@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
-from diffusion_jax.processes import Denoiser, Process
+from diffusion_jax.processes import Denoiser, Process, check_inputs
 from diffusion_jax.types import Estimate, Examples, Keys
 
 LIKELIHOOD_CARD = 2.0
@@ -79,6 +79,20 @@ class LikelihoodBase(DescribedBase):
     """Return True: every process."""
     del process
     return True
+
+  def check(self, model: Denoiser, examples: Examples, keys: Keys, needed: str) -> None:
+    """Check the arguments of `estimate`.
+
+    Args:
+      model, examples, keys: its arguments.
+      needed: words for the process that it serves, and what to take for others.
+
+    Raises:
+      ValueError: an argument is of another kind, or it does not serve the process.
+    """
+    check_inputs(model, examples, keys)
+    if not self.serves(model.process):
+      raise ValueError(f"process={model.process}: {type(self).__name__} needs {needed}")
 
 
 @runtime_checkable

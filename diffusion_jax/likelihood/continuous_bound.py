@@ -72,6 +72,7 @@ class ContinuousBound(LikelihoodBase):
       bits_per_dim [B] and its terms "prior", "diffusion" and "reconstruction" [B]; and "curve"
       [B M], the middle term's M parts, from the data to the noise.
     """
+    self.check(model, examples, keys, "a process in continuous time; use VariationalBound")
     process, x0 = model.process, examples.x0
     num_dims = math.prod(x0.shape[1:])
     first = self._first(process)

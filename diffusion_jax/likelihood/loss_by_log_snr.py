@@ -17,7 +17,7 @@ from diffusion_jax.core import rng
 from diffusion_jax.core.broadcasting import mean_dims
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.core.settings import Facts
-from diffusion_jax.processes import Denoiser, Process, namespace
+from diffusion_jax.processes import Denoiser, Process, check_inputs, namespace
 from diffusion_jax.types import Examples, Keys, SpectrumEstimate
 
 Points = Float[Array | np.ndarray, "M"]
@@ -62,6 +62,7 @@ class Spectrum:
       keys: one per example; the noise at point m uses the m-th key of its stream TERMS. The same
         keys for two sets of examples compare them under the same noise.
     """
+    check_inputs(model, examples, keys)
     times, log_snr = self.points(model.process)
     x0, terms = examples.x0, rng.stream(keys, Stream.TERMS)
 

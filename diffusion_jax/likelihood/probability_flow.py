@@ -77,6 +77,7 @@ class ProbabilityFlow(LikelihoodBase):
       bits_per_dim [B] and its terms "prior", "divergence" and "dequantization" (log2 of the noise's
       density; 0 for float data), which add up to it.
     """
+    self.check(model, examples, keys, "a process in continuous time; use VariationalBound")
     process, x0 = model.process, examples.x0
     num_dims = math.prod(x0.shape[1:])
     noisy = dequantize(self.dequantization, process, keys, x0, examples.num_levels)

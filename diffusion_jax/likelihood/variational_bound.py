@@ -117,6 +117,7 @@ class VariationalBound(LikelihoodBase):
     Raises:
       ValueError: learned variances, but the network gives none.
     """
+    self.check(model, examples, keys, "a process with steps; use ContinuousBound")
     x0, num_dims = examples.x0, math.prod(examples.x0.shape[1:])
     last = self._scan(model, examples, keys)
     decoded = decoder_log_prob(x0, last.estimate, last.log_var, examples.num_levels, self.cdf)

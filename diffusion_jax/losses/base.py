@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, Integer
 from diffusion_jax.core import rng
 from diffusion_jax.core.broadcasting import mean_dims
 from diffusion_jax.core.rng import Stream
-from diffusion_jax.processes import Denoiser, Noised, Predicted, Process
+from diffusion_jax.core.shapes import per_example
+from diffusion_jax.processes import Denoiser, Noised, Predicted, Process, check_inputs
 from diffusion_jax.types import EMPTY, Examples, Key, Keys, LossOutput, Params
 
 Values = Float[Array, "B"]
@@ -161,9 +162,22 @@ class DenoisingLoss(LossBase, abc.ABC):
   ) -> LossOutput:
     """Return the error of each example; arguments as in `Loss`."""
     del average, loss_params
+    return LossOutput(self._values(model, examples, keys, dropout_key)[0], state=state)
+
+  def _values(
+    self, model: Denoiser, examples: Examples, keys: Keys, dropout_key: Key | None
+  ) -> tuple[Values, Noised]:
+    """Return the error of each example, and the example at its time and noise.
+
+    Raises:
+      ValueError: `error` returned something else than one number per example.
+    """
+    check_inputs(model, examples, keys)
     noised = self.noised(model, examples.x0, keys)
     predicted = model.predict(noised, examples.condition, dropout_key)
-    return LossOutput(self.error(model, noised, predicted), state=state)
+    values = self.error(model, noised, predicted)
+    per_example(values, len(examples.x0), f"{type(self).__name__}.error")
+    return values, noised
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ from diffusion_jax.processes import (
   Predicted,
   Process,
   bound_term,
+  check_inputs,
   prior_kl,
   reverse_steps,
 )
@@ -125,6 +126,7 @@ class Hybrid(LossBase):
   ) -> LossOutput:
     """Return the loss; its metrics are "simple" and "vlb_bits_per_dim", the full bound."""
     del average, loss_params
+    check_inputs(model, examples, keys)
     step = _uniform_step(model.process, rng.uniform(rng.stream(keys, Stream.TIME)))
     at = _evaluate(model, examples, keys, step, dropout_key)
     term = _bound_term(model, examples, at, jax.lax.stop_gradient(at.predicted.x0))
@@ -171,6 +173,7 @@ class FullBound(LossBase):
   ) -> LossOutput:
     """Return the bound of each example in bits/dim; the state is the history of terms."""
     del average, loss_params
+    check_inputs(model, examples, keys)
     uniform = rng.uniform(rng.stream(keys, Stream.TIME))
     if self.sampling == "uniform":
       step = _uniform_step(model.process, uniform)

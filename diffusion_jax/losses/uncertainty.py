@@ -63,9 +63,7 @@ class Uncertainty(EDMLoss):
     del average
     if "weight" not in loss_params:
       raise ValueError("loss_params has no 'weight'; pass loss_params=loss.init(key)")
-    noised = self.noised(model, examples.x0, keys)
-    predicted = model.predict(noised, examples.condition, dropout_key)
-    edm = self.error(model, noised, predicted)
+    edm, noised = self._values(model, examples, keys, dropout_key)
     u = uncertainty(loss_params, -0.5 * model.process.log_snr(noised.t))
     return LossOutput(edm * jnp.exp(-u) + u, {"edm": edm, "uncertainty": u}, state)
 

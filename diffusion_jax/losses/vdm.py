@@ -20,7 +20,7 @@ from diffusion_jax.losses.base import (
   batch_position,
   require_continuous,
 )
-from diffusion_jax.processes import Denoiser, end_kl, first_time, reconstruction
+from diffusion_jax.processes import Denoiser, check_inputs, end_kl, first_time, reconstruction
 from diffusion_jax.types import EMPTY, Examples, Key, Keys, LossOutput, Params
 
 
@@ -52,6 +52,7 @@ class VDM(LossBase):
   ) -> LossOutput:
     """Return the bound of each example; its metrics are the three terms."""
     del average, loss_params
+    check_inputs(model, examples, keys)
     require_continuous(model.process)
     quantile = even_quantiles(batch_position(examples, keys))
     terms, calmer = _terms(model, examples, keys, quantile, dropout_key)

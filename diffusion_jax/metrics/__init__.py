@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+from diffusion_jax.core.own_code import own_code
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.metrics.base import (
   FeatureSet,
@@ -95,13 +96,17 @@ def create_metrics(asked: Literal["all"] | Sequence[str] = "all") -> list[Metric
 def _create(entry: str) -> Metric:
   """Create one metric and check its members."""
   cls = METRICS.find(entry, "config.eval.metrics")
+  refusals = TypeError, ValueError
   try:
-    metric = cls()
-  except (TypeError, ValueError) as error:
+    with own_code({"eval.metrics": cls}, refusals):
+      metric = cls()
+  except refusals as error:
     raise UserError(
       f"config.eval.metrics={entry}: {cls.__name__}() raises {type(error).__name__}: {error}"
     ) from error
-  if fault := metric_fault(metric) or _taken_name(metric):
+  with own_code({"eval.metrics": cls}):
+    fault = metric_fault(metric) or _taken_name(metric)
+  if fault:
     raise UserError(f"config.eval.metrics={entry}: {fault}.")
   return metric
 

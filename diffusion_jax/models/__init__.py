@@ -8,6 +8,7 @@ from diffusion_jax.models.base import (
   NetworkConfig,
   Observation,
   check_takes,
+  created_networks,
 )
 from diffusion_jax.models.classifier import Classifier, ClassifierNetwork
 from diffusion_jax.models.conv_vae import ConvVAE, VAENetworks
@@ -64,6 +65,7 @@ __all__ = [
   "VAENetworks",
   "VDMUNet",
   "check_takes",
+  "created_networks",
 ]
 
 

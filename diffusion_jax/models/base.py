@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from diffusion_jax.core.shapes import describe_value
 from diffusion_jax.types import UNCONDITIONAL, Condition, FieldSpec, ImageSpec, Key, Params
 
 
@@ -124,6 +125,27 @@ class Observation(Protocol):
   def mean(self, raw: Float[Array, "B H W P"]) -> Float[Array, "B H W C"]:
     """Return the mean of p(x | z)."""
     ...
+
+
+def created_networks(kind: type, config: Any, *args: Any) -> Any:
+  """Return what a config's `create` returned for these arguments.
+
+  Args:
+    kind: the NamedTuple that it must be like, `Network` or `VAENetworks`.
+    config: a `NetworkConfig` or an `Autoencoder`.
+    args: arguments of `create`.
+
+  Raises:
+    ValueError: it lacks a field of `kind`.
+  """
+  made = config.create(*args)
+  fields = kind._fields  # pyright: ignore[reportAttributeAccessIssue]
+  if not all(hasattr(made, field) for field in fields):
+    raise ValueError(
+      f"{type(config).__name__}.create returned {describe_value(made)}; needed "
+      f"{kind.__name__}({', '.join(fields)})"
+    )
+  return made
 
 
 def check_takes(config: NetworkConfig, needed: Mapping[str, str]) -> None:

@@ -25,6 +25,7 @@ from diffusion_jax.processes.denoiser import (
   Prediction,
   PredictionName,
   State,
+  check_inputs,
 )
 from diffusion_jax.processes.discrete_vp import CosineVP, DiscreteVP, LinearVP
 from diffusion_jax.processes.learned import Learned, LearnedSchedule
@@ -95,6 +96,7 @@ __all__ = [
   "VarianceExploding",
   "VariancePreserving",
   "bound_term",
+  "check_inputs",
   "decoder_log_prob",
   "divergence",
   "end_kl",

@@ -168,6 +168,14 @@ class VariancePreserving(ProcessBase):
     return xp.exp(-0.5 * softplus(-x)), xp.exp(-0.5 * softplus(x))
 
 
+def check_bindable(process: Any) -> None:
+  """Raise a ValueError for what is no process: a name, a class instead of an instance, None."""
+  if isinstance(process, type):
+    raise ValueError(f"process={process.__name__} is a class; write {process.__name__}()")
+  if not hasattr(process, "alpha_sigma"):
+    raise ValueError(f"process={process!r}: it must be a process, e.g. processes.Flow()")
+
+
 def softplus(x: Times) -> Times:
   """Return log(1 + e^x), elementwise."""
   return namespace(x).logaddexp(x, 0.0)

@@ -21,9 +21,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.core import rng
 from diffusion_jax.core.broadcasting import expand
-from diffusion_jax.processes.base import Data, Process
-from diffusion_jax.types import UNCONDITIONAL, Condition, Key
+from diffusion_jax.core.shapes import describe_value, float_array
+from diffusion_jax.processes.base import Data, Process, check_bindable
+from diffusion_jax.types import UNCONDITIONAL, Condition, Examples, Key
 
 Coefficient = Any
 """One number per example, [B 1 ...], with the rank of the data."""
@@ -156,7 +158,7 @@ class Denoiser:
       variance logits in the second half.
 
   Raises:
-    ValueError: an unknown prediction.
+    ValueError: an unknown prediction, or a network or process that is none.
   """
 
   network: Callable[[Data, Float[Array, "B"], Condition, Key | None], Data]
@@ -169,6 +171,12 @@ class Denoiser:
     if self.prediction not in get_args(PredictionName):
       allowed = ", ".join(get_args(PredictionName))
       raise ValueError(f"prediction={self.prediction!r} must be one of {allowed}")
+    if not callable(self.network):
+      raise ValueError(
+        f"network={self.network!r}: it must be a function (x, network_time, condition, "
+        "dropout_key) -> output"
+      )
+    check_bindable(self.process)
 
   @property
   def formulas(self) -> Prediction:
@@ -201,10 +209,16 @@ class Denoiser:
       at: noised data, from `noised` or `state`.
       condition: condition of the examples.
       dropout_key: key for the whole batch; None: evaluation mode.
+
+    Raises:
+      ValueError: the network's output has another shape than the data; broadcasting would hide it.
     """
     shown = self.formulas.input(at.xt, at.alpha, at.sigma)
     raw = self.network(shown, self.process.network_time(at.t), condition, dropout_key)
-    output, logits = raw.astype(jnp.float32), None
+    shape = at.xt.shape
+    if self.learned_variance:
+      shape = *shape[:-1], 2 * shape[-1]
+    output, logits = float_array(raw, shape, "network", jnp.float32), None
     if self.learned_variance:
       output, logits = jnp.split(output, 2, axis=-1)
     return Predicted(output, self.formulas.to_x0(output, at.xt, at.alpha, at.sigma), logits)
@@ -220,3 +234,17 @@ class Denoiser:
     if end_time is not None:
       condition = condition._replace(end_time=end_time)
     return self.predict(self.state(xt, t), condition).x0
+
+
+def check_inputs(model: Any, examples: Any, keys: Any) -> None:
+  """Check the arguments of a loss or a likelihood.
+
+  Raises:
+    ValueError: the model is no `Denoiser`, the data are no `Examples`, or there is not one key per
+      example.
+  """
+  if not isinstance(model, Denoiser):
+    raise ValueError(f"model={model!r}: give Denoiser(network, process)")
+  if not isinstance(examples, Examples):
+    raise ValueError(f"examples is {describe_value(examples)}; give Examples(x0)")
+  rng.check_one_per_example(keys, len(examples.x0))

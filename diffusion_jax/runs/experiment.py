@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from diffusion_jax.checkpoints.store import Checkpointing
 from diffusion_jax.core.config import Override, as_text, field_types, resolve, to_dict
+from diffusion_jax.core.own_code import own_code, own_refusal
 from diffusion_jax.core.registry import Registry, Section, broken_contract
 from diffusion_jax.core.settings import Facts, field_fact, section_fact, setting
 from diffusion_jax.core.spelling import spelling_hint
@@ -16,6 +17,7 @@ from diffusion_jax.likelihood import DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS
 from diffusion_jax.likelihood.outside import outside_entries, section_of
 from diffusion_jax.parallel import Distributed
 from diffusion_jax.parallel.sharding import MeshShape
+from diffusion_jax.runs import own_parts
 from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.logger import Logging
 from diffusion_jax.training.optimizers import OPTIMIZERS, Optimizer
@@ -147,10 +149,15 @@ class Experiment:
     Raises:
       UserError: parts do not fit each other or the data.
     """
+    own_parts.check_process(self.sections)
     try:
-      return self.sections["generative"].create(self.sections, spec)
+      with own_code(self.sections, refusals=(ValueError,)):
+        model = self.sections["generative"].create(self.sections, spec)
     except ValueError as error:
-      raise UserError(f"config: {error}") from error
+      line = own_refusal(self.sections, error) or f"config: {error}"
+      raise UserError(line) from error
+    own_parts.check_sampling(self.sections, model, spec)
+    return model
 
   def replace(self, **sections: Any) -> "Experiment":
     """Return the experiment with other built sections, e.g. sampler=Heun(steps=18).

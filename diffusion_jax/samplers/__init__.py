@@ -4,7 +4,13 @@ from diffusion_jax.core.registry import Registry
 from diffusion_jax.core.settings import Facts
 from diffusion_jax.samplers.adaptive import ProbabilityFlow
 from diffusion_jax.samplers.ancestral import Ancestral
-from diffusion_jax.samplers.base import Sampler, SamplerBase, initial_states, keys_per_example
+from diffusion_jax.samplers.base import (
+  Sampler,
+  SamplerBase,
+  checked_samples,
+  initial_states,
+  keys_per_example,
+)
 from diffusion_jax.samplers.ddim import DDIM
 from diffusion_jax.samplers.dpm_solver import DPMSolverPP2M, DPMSolverPP2MSDE, DPMSolverPP3M
 from diffusion_jax.samplers.euler import Euler
@@ -49,6 +55,7 @@ __all__ = [
   "StepWeights",
   "Tableau",
   "UniPC",
+  "checked_samples",
   "initial_states",
   "keys_per_example",
 ]

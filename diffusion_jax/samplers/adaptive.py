@@ -9,7 +9,15 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from diffusion_jax.processes import Process
-from diffusion_jax.samplers.base import Data, Denoise, SamplerBase, initial_states, keys_per_example
+from diffusion_jax.samplers.base import (
+  Data,
+  Denoise,
+  SamplerBase,
+  checked_denoise,
+  checked_shape,
+  initial_states,
+  keys_per_example,
+)
 from diffusion_jax.samplers.grids import Final, last_time
 from diffusion_jax.types import Key, Keys, Samples
 
@@ -106,7 +114,7 @@ class ProbabilityFlow(SamplerBase):
   ) -> Samples:
     """Integrate from states at t = 1, in their precision; may return NUM_ESTIMATES estimates."""
     low = last_time(process)
-    path = _Path(process, _of_one_image(denoise, self.clip, x), low)
+    path = _Path(process, _of_one_image(checked_denoise(denoise), self.clip, x), low)
     first, last = (jnp.asarray(path.place(t), x.dtype) for t in (1.0, low))
     times = jnp.linspace(first, last, NUM_ESTIMATES if keep_estimates else 2)[1:]
     one = lambda x: self._one_image(path, first, times, x)  # noqa: E731
@@ -141,6 +149,7 @@ class ProbabilityFlow(SamplerBase):
     keep_estimates: bool = False,
   ) -> Samples:
     """Draw examples, see `Sampler.sample`."""
+    shape = checked_shape(shape)
     x = initial_states(process, keys_per_example(key, shape[0]), shape[1:])
     return self.solve(denoise, process, x, keep_estimates)
 

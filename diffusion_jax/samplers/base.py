@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.shapes import describe_value, float_array
 from diffusion_jax.processes import Process
 from diffusion_jax.types import Key, Keys, Samples
 
@@ -154,6 +155,61 @@ class SamplerBase(abc.ABC):
     """Draw examples, see `Sampler.sample`."""
 
 
+def checked_shape(shape: Any) -> tuple[int, ...]:
+  """Return (N, ...), the number and shape of the examples to draw.
+
+  Raises:
+    ValueError: it is anything but a tuple of positive integers.
+  """
+  given = tuple(shape) if isinstance(shape, tuple | list) else ()
+  if not given or any(not isinstance(n, int | np.integer) or n < 1 for n in given):
+    raise ValueError(
+      f"shape={shape!r}: it must be (N, ...), the number and shape of the examples, e.g. (8, 2)"
+    )
+  return tuple(int(n) for n in given)
+
+
+def checked_denoise(denoise: Denoise, needs_variance: bool = False) -> Denoise:
+  """Return the denoiser with a check of its results, which get the state's precision.
+
+  Args:
+    denoise: (xt, t [N]) -> x0 estimate.
+    needs_variance: True if it returns (x0 estimate, variance logits).
+
+  Raises:
+    ValueError: a result is no array of floats with the shape of xt; what it is, is named.
+  """
+
+  def checked(xt: Data, t: Float[Array, "N"], **options: Any) -> Any:
+    result = denoise(xt, t, **options)
+    if not needs_variance:
+      return float_array(result, xt.shape, "denoise", xt.dtype)
+    if not isinstance(result, tuple) or len(result) != 2:
+      raise ValueError(
+        f"denoise returned {describe_value(result)}; needed (x0 estimate, variance logits)"
+      )
+    return tuple(float_array(r, xt.shape, "denoise", xt.dtype) for r in result)
+
+  return checked
+
+
+def checked_samples(samples: Any, shape: tuple[int, ...]) -> Samples:
+  """Return what a sampler returned, with images in float32 or wider.
+
+  Args:
+    samples: result of `Sampler.sample`.
+    shape: shape that was asked for.
+
+  Raises:
+    ValueError: it is no `Samples`, or its images have another number, shape or type.
+  """
+  if not isinstance(samples, Samples):
+    raise ValueError(
+      f"sampler returned {describe_value(samples)}; needed Samples(images, num_evaluations)"
+    )
+  return samples._replace(images=float_array(samples.images, shape, "sampler"))
+
+
 def keys_per_example(key: Key | Keys, num_images: int) -> Keys:
   """Return one key per example.
 
@@ -162,8 +218,9 @@ def keys_per_example(key: Key | Keys, num_images: int) -> Keys:
     num_images: number of examples.
 
   Raises:
-    ValueError: the number of keys is neither 1 nor `num_images`.
+    ValueError: the number of keys is neither 1 nor `num_images`, or these are no keys.
   """
+  rng.check_typed(key)
   if key.ndim == 0:
     return rng.example_keys(key, jnp.arange(num_images))
   if key.shape != (num_images,):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.core.broadcasting import dims, expand
 from diffusion_jax.core.settings import Facts
+from diffusion_jax.core.shapes import float_array
 from diffusion_jax.processes import Data, Denoiser, Predicted, Process, State, namespace
 from diffusion_jax.samplers.base import Denoise
 from diffusion_jax.types import Condition
@@ -108,7 +109,8 @@ class Guidance:
       """Return the model's own prediction, and the estimate to move away from."""
       told = _until(condition, end_time)
       if guiding_model is not None:
-        return own(state, end_time), guiding_model(state.xt, state.t, told)
+        guide = guiding_model(state.xt, state.t, told)
+        return own(state, end_time), float_array(guide, state.xt.shape, "guiding_model")
       assert null_condition is not None
       null = _until(null_condition, end_time)
       if jax.tree.structure(told) != jax.tree.structure(null):

@@ -18,7 +18,15 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.core import rng
 from diffusion_jax.processes import Process, log_ratio, namespace
-from diffusion_jax.samplers.base import Data, Denoise, SamplerBase, initial_states, keys_per_example
+from diffusion_jax.samplers.base import (
+  Data,
+  Denoise,
+  SamplerBase,
+  checked_denoise,
+  checked_shape,
+  initial_states,
+  keys_per_example,
+)
 from diffusion_jax.samplers.grids import Final, Grid, Spacing, make_grid
 from diffusion_jax.types import Key, Keys, Samples
 
@@ -127,6 +135,7 @@ class LinearSampler(SamplerBase):
     keep_estimates: bool = False,
   ) -> Samples:
     """Draw examples by one scan, see `Sampler.sample`."""
+    shape = checked_shape(shape)
     keys = keys_per_example(key, shape[0])
     x = initial_states(process, keys, shape[1:])
     return integrate(self.tableau(process), denoise, x, keys, self.clip, keep_estimates)
@@ -187,6 +196,7 @@ def integrate(
     replace: (x, number) -> x, applied to the initial state (number 0) and after each row.
   """
   shape, num_rows = x.shape[1:], tableau.num_rows
+  denoise = checked_denoise(denoise, needs_variance=tableau.width is not None)
 
   def noise(name: rng.Stream, row_index):
     assert keys is not None, "a stochastic tableau needs keys"

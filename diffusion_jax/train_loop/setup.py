@@ -23,6 +23,7 @@ from diffusion_jax.data import (
   trained_classes,
 )
 from diffusion_jax.parallel import sharding, watchdog
+from diffusion_jax.runs import own_parts
 from diffusion_jax.runs.experiment import Experiment, of_another_run
 from diffusion_jax.runs.stored import check_continues, check_same_data, write_config
 from diffusion_jax.runs.workdir import is_finished
@@ -84,6 +85,9 @@ def prepare_job(experiment: Experiment, workdir: Path) -> Job:
     train_is, test_is = (wording.describe_data(s.name, len(s), s.spec) for s in (source, test))
     raise UserError(f"the splits do not fit each other: {train_is}; {test_is}")
   generative = experiment.create(source.spec)
+  own_parts.check_training(
+    experiment.sections, experiment.optimizers, training.num_steps, generative, source.spec
+  )
   return Job(experiment, generative, source, test, _feed(experiment, source), mesh, workdir)
 
 

@@ -11,6 +11,7 @@ import optax
 
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.core.settings import HOW_IT_RUNS
+from diffusion_jax.core.shapes import describe_value
 from diffusion_jax.types import Params
 
 Rates = Mapping[str, Any]
@@ -180,6 +181,23 @@ class Adam(ScheduledOptimizer):
       return name != "bias" if self.decay == "non_bias" else leaf.ndim > 1
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def update_rule(
+  optimizer: Optimizer, num_steps: int, rates: Rates | None = None
+) -> optax.GradientTransformation:
+  """Return an optimizer's update rule; arguments as in `Optimizer.create`.
+
+  Raises:
+    ValueError: `create` returned something else.
+  """
+  rule = optimizer.create(num_steps, rates)
+  if not isinstance(rule, optax.GradientTransformation):
+    raise ValueError(
+      f"{type(optimizer).__name__}.create returned {describe_value(rule)}; needed an "
+      "optax.GradientTransformation"
+    )
+  return rule
 
 
 def apply_updates(params: Params, updates: Params) -> Params:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from diffusion_jax.core import rng
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.core.settings import Facts, setting
+from diffusion_jax.core.shapes import checked_loss
 from diffusion_jax.parallel import platforms, sharding
 from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.objectives import (
@@ -25,7 +26,7 @@ from diffusion_jax.training.objectives import (
   trained_objectives,
   unpack_objectives,
 )
-from diffusion_jax.training.optimizers import Rates, apply_updates
+from diffusion_jax.training.optimizers import Rates, apply_updates, update_rule
 from diffusion_jax.training.throughput import VOTES
 from diffusion_jax.training.train_state import TrainState, create_state
 from diffusion_jax.types import Aux, Batch, GenerativeModel, Key, Params, UserError
@@ -98,7 +99,7 @@ def make_init(
 
   def init(seed: Any) -> TrainState:
     params, aux = model.init(rng.stream(jax.random.key(seed), Stream.INIT))
-    states = [t.optimizer.create(training.num_steps).init(t.own(params)) for t in trained]
+    states = [update_rule(t.optimizer, training.num_steps).init(t.own(params)) for t in trained]
     return create_state(params, aux, pack_objectives(trained, states), averages)
 
   return init
@@ -135,7 +136,7 @@ def make_train_step(
     rows = (unpack_objectives(trained, x) for x in (numbers.optimizer, state.opt_state, state.aux))
     for t, rates, opt_state, aux in zip(trained, *rows, strict=True):
       grads, measured, aux = _clipped_gradient(at, t, aux, rates, mesh)
-      change, opt_state = t.optimizer.create(training.num_steps, rates).update(
+      change, opt_state = update_rule(t.optimizer, training.num_steps, rates).update(
         grads, opt_state, t.own(state.params)
       )
       new_params = t.merged(new_params, apply_updates(t.own(new_params), change))
@@ -248,7 +249,8 @@ def _gradient(at: _Point, t: Trained, aux: Aux, clip_norm: Any):
 
   def objective(group_params, aux, part):
     params = t.merged(at.params, group_params)
-    losses, metrics, aux = t.objective.loss(params, aux, at.key, part, **options)
+    output = t.objective.loss(params, aux, at.key, part, **options)
+    losses, metrics, aux = checked_loss(output, len(part.index))
     scalars = {"loss": losses, **metrics}
     means = {n: masked_mean(v, part.mask) for n, v in scalars.items()}
     return means["loss"], (means, aux)
@@ -339,7 +341,8 @@ def make_eval_step(
 
   def eval_step(params: Params, aux: Aux, batch: Batch, seed: Any) -> Scalars:
     key: Key = rng.stream(jax.random.key(seed), Stream.HELD_OUT)
-    losses, metrics, _ = generative.loss(params, aux, key, batch, train=False)
+    output = generative.loss(params, aux, key, batch, train=False)
+    losses, metrics, _ = checked_loss(output, len(batch.index))
     values = {"loss": losses, **metrics}
     keys = rng.example_keys(rng.stream(key, Stream.LIKELIHOOD), batch.index)
     for name in likelihoods:

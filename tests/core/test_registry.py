@@ -1,5 +1,6 @@
 """Registries and contracts: what is missing is said once, and entries from outside are found."""
 
+import abc
 import dataclasses
 import sys
 import types
@@ -7,6 +8,7 @@ from typing import ClassVar, Protocol
 
 import pytest
 
+from diffusion_jax.auditing.rows import Row, audit_entries
 from diffusion_jax.core import registry
 from diffusion_jax.core.registry import Registry, broken_contract
 from diffusion_jax.types import UserError
@@ -86,6 +88,64 @@ def test_a_method_is_no_value_and_a_field_no_method():
   assert "bake must be a method, not a field" in fault
 
 
+class Baker(abc.ABC):
+  """A base class whose own abstract method belongs to the contract of its subclasses."""
+
+  layers = 1
+
+  def bake(self, minutes: int, *, heat: float) -> str:
+    return self.dough(minutes)
+
+  @abc.abstractmethod
+  def dough(self, minutes: int, rest: int = 0) -> str:
+    """Return the dough."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NoRest(Baker):
+  def dough(self, minutes: int) -> str:
+    return str(minutes)
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherName(Baker):
+  def dough(self, minutes: int, pause: int = 0) -> str:
+    return str(minutes + pause)
+
+
+@dataclasses.dataclass(frozen=True)
+class DoughField(Baker):
+  dough: str = "rye"  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+
+
+@dataclasses.dataclass(frozen=True)
+class Described(Cake):
+  """The Protocol itself: its stubs say what is wanted, and are none of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  layers: ClassVar[int] = 1
+
+  @property
+  def bake(self) -> str:
+    return ""
+
+
+@pytest.mark.parametrize(
+  ("cls", "words"),
+  [
+    (NoRest, "dough must take (self, minutes: int, rest: int = 0) -> str (Return the dough)"),
+    (OtherName, "dough must take (self, minutes: int, rest: int = 0)"),
+    (DoughField, "dough must be a method, not a field (Return the dough)"),
+    (Described, "layers is missing (Number of layers, at least 1); bake is missing"),
+    (Measured, "bake must be a method, not a property"),
+  ],
+)
+def test_signatures_of_all_members_are_the_contract(cls, words):
+  assert words in (broken_contract(cls, Cake) or "")
+
+
 @pytest.mark.parametrize("cls", [int, dataclasses.make_dataclass("Open", [])])
 def test_an_entry_is_a_frozen_dataclass(cls):
   assert "frozen dataclass" in (broken_contract(cls, Cake) or "")
@@ -115,6 +175,21 @@ def test_a_class_from_outside_is_named_by_its_place(cakes, outside):
   cls = cakes.find("my_cakes:Sponge", "config.cake.name")
   assert cls is outside.Sponge
   assert cakes.name_of(cls) == "my_cakes:Sponge"
+
+
+def test_a_broken_entry_point_takes_its_own_place_alone(cakes, outside, monkeypatch):
+  places = {"gone": "no_such_cakes:A", "boxed": "my_cakes:Sponge"}
+  points = [types.SimpleNamespace(name=f"cake.{n}", value=v) for n, v in places.items()]
+  monkeypatch.setattr(registry.importlib.metadata, "entry_points", lambda group: points)
+  registry._entry_points.cache_clear()
+  try:
+    found = dict(registry.every_entry(cakes))
+    rows = list(audit_entries(cakes, Cake, "a cake", lambda name, cls: [Row(name, "", 1.0, 1.0)]))
+  finally:
+    registry._entry_points.cache_clear()
+  assert (found["sponge"], found["boxed"]) == (Sponge, outside.Sponge)
+  assert "entry point cake.gone=no_such_cakes:A: no such module" in str(found["gone"])
+  assert {row.entry: row.passed for row in rows} == {"sponge": True, "gone": False, "boxed": True}
 
 
 def test_a_broken_class_from_outside_is_refused_in_one_line(cakes, outside):

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from broken_parts import Divides
 from plug_ins import MeanGap
 
 from diffusion_jax.core import registry
@@ -200,6 +201,18 @@ def test_a_metric_that_cannot_be_computed_leaves_the_others(monkeypatch):
   monkeypatch.setattr(MeanGap, "compute", lambda *_: Measurement(1.0, float("nan")))
   found, _ = sample_metrics.measure_samples(sets, reference_of(normal(0, 300)), DIGITS, chosen)
   assert found["mean_gap_digits"]["standard_error"] is None
+
+
+def test_a_metric_whose_code_fails_leaves_the_others():
+  """All samples are drawn by then."""
+  sets = [sample_set(normal(1, 300))]
+  found, missing = sample_metrics.measure_samples(
+    sets, reference_of(normal(0, 300)), DIGITS, [Divides(), *create_metrics(("fid",))]
+  )
+  assert list(found) == ["fd_digits"]
+  line = "broken_parts:Divides raised ZeroDivisionError: division by zero (broken_parts.py, line "
+  assert len(missing) == 1
+  assert line in missing[0]
 
 
 def test_a_figure_of_an_older_version_has_its_words_by_its_name():

@@ -1,5 +1,7 @@
 """eps, x0 and v are three names of one estimate."""
 
+import dataclasses
+import re
 import types
 
 import jax
@@ -112,6 +114,44 @@ def test_data_may_have_any_shape(shape):
   for i, time in enumerate(np.asarray(t)):
     np.testing.assert_allclose(xt[i], (1 - time) * x0[i] + time * eps[i], rtol=1e-5)
     np.testing.assert_allclose(estimate[i], (1 - 0.3 * time) * xt[i], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("network", "given"),
+  [
+    (lambda x, *_: x[:, :1], "float32[8,1]"),
+    (lambda x, *_: x[0], "float32[2]"),
+    (lambda x, *_: jnp.stack([x] * 8), "float32[8,8,2]"),
+    (lambda x, *_: x.astype(jnp.int32), "int32[8,2]"),
+    (lambda x, *_: (x, None), "tuple (float32[8,2], None)"),
+    (lambda *_: None, "None"),
+  ],
+)
+def test_an_output_of_another_shape_is_no_prediction(network, given):
+  """Broadcasting would give plausible losses and bits of all of them."""
+  model = Denoiser(network, Flow(), "velocity")
+  line = f"network returned {given}; needed float32[8,2]"
+  with pytest.raises(ValueError, match=re.escape(line)):
+    model.denoise(jnp.ones((8, 2)), jnp.full(8, 0.5))
+  learned = dataclasses.replace(model, learned_variance=True)
+  with pytest.raises(ValueError, match=r"needed float32\[8,4\]"):
+    learned.denoise(jnp.ones((8, 2)), jnp.full(8, 0.5))
+
+
+@pytest.mark.parametrize(
+  ("fields", "line"),
+  [
+    ({"network": None}, "network=None: it must be a function"),
+    ({"process": "flow"}, "process='flow': it must be a process, e.g. processes.Flow()"),
+    ({"process": Flow}, "process=Flow is a class; write Flow()"),
+    ({"process": None}, "process=None: it must be a process"),
+  ],
+)
+def test_what_is_no_network_or_process_is_refused(fields, line):
+  """Called like this since the tests' type checker would refuse it before."""
+  given = {"network": lambda *_: None, "process": Flow(), "prediction": "velocity", **fields}
+  with pytest.raises(ValueError, match=re.escape(line)):
+    Denoiser.__post_init__(types.SimpleNamespace(**given))  # pyright: ignore[reportArgumentType]
 
 
 def test_an_unknown_prediction_is_refused():

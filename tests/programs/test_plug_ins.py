@@ -9,6 +9,7 @@ from plug_ins import Stripes
 
 from diffusion_jax import evaluate, plan, sample, train
 from diffusion_jax.inference.restore import stored_spec
+from diffusion_jax.runs import own_parts
 from diffusion_jax.types import FieldSpec
 
 OWN = [
@@ -110,6 +111,85 @@ def test_what_is_missing_is_said_before_a_folder_is_made(flag, line, dry, call, 
   assert err.count("\n") == 1
   assert line in err
   assert not workdir.exists()
+
+
+SHAPE = "needed float32[3,8,8,1]"
+BROKEN = {
+  "loss": {
+    "ErrorTakesOne": "ErrorTakesOne: error must take (self, model: ",
+    "ErrorIsAField": "ErrorIsAField: error must be a method, not a field",
+    "OnlyStubs": "OnlyStubs: needs_derivative is missing",
+    "ScalarLoss": "ScalarLoss.error returned float32[]; needed float32[3], one value per example",
+    "LossOfPixels": "LossOfPixels.error returned float32[3,8,8,1]; needed float32[3]",
+    "IntegerLoss": "IntegerLoss.error returned int32[3]; needed float32[3]",
+    "BareLoss": "loss returned float32[3]; needed LossOutput(values)",
+    "LossRaises": "AttributeError: 'Noised' object has no attribute 'nothing' (broken_parts.py, ",
+    "AssertsItsField": "AssertsItsField): AssertionError: scale is not negative (broken_parts.py",
+    "UnknownAnnotation": "UnknownAnnotation: the type of a field cannot be read: name 'Nowhere'",
+  },
+  "sampler": {
+    "NoSamples": "sampler returned float32[3,8,8,1]; needed Samples(images, num_evaluations)",
+    "OneSample": f"sampler returned float32[1,8,8,1]; {SHAPE}",
+    "KeepsNothing": "KeepsNothing: sample must take (self, denoise: ",
+    "SamplerStubs": "SamplerStubs: order is missing",
+  },
+  "model": {
+    "CroppingNetwork": f"network returned float32[3,1,8,1]; {SHAPE}",
+    "NetworkTakesTwo": "NetworkTakesTwo.apply() takes 3 positional arguments but 6 were",
+    "NetworkOfOtherNames": "NetworkOfOtherNames): KeyError: 'weight' (broken_parts.py, line ",
+    "HalfParameters": "init returned the parameter w as bfloat16[3]; needed float32",
+    "NoParameters": "init returned no parameters",
+    "NoNetwork": "NoNetwork.create returned None; needed Network(init, apply)",
+    "NetworkRaises": "NetworkRaises): KeyError: 'width' (broken_parts.py, line ",
+  },
+  "process": {
+    "OneCoefficient": "alpha_sigma returned float64[5]; needed (alpha, sigma)",
+    "NegativeNoise": "sigma must be positive",
+    "FixedNumber": "network_time returned float32[3] for 5 times",
+  },
+  "optimizer": {
+    "UpdatesNothing": "UpdatesNothing.create returned None; needed an optax.GradientTransformation",
+    "OptimizerRaises": "OptimizerRaises): RuntimeError: boom (broken_parts.py, line ",
+    "NoRates": "NoRates: create must take (self, num_steps: int, rates: ",
+  },
+  "data": {
+    "DataAreGone": "DataAreGone): FileNotFoundError: no such folder: /data/x (broken_parts.py, ",
+    "LengthRaises": "LengthRaises): KeyError: 'length' (broken_parts.py, line ",
+  },
+}
+CASES = [(s, name, line) for s, parts in BROKEN.items() for name, line in parts.items()]
+
+
+@pytest.mark.parametrize(("section", "name", "line"), CASES, ids=[name for _, name, _ in CASES])
+def test_a_part_that_cannot_be_used_is_one_line_before_a_folder_is_made(
+  section, name, line, call, tmp_path
+):
+  """Names alone are no contract: what a part's code raises or returns is found by a trace."""
+  small = [f for f in tiny.TINY if section != "model" or "config.model" not in f]
+  small = [*small, "--config.process.name=flow", "--config.generative.prediction=velocity"]
+  workdir = tmp_path / "run"
+  chosen = f"--config.{section}.name=broken_parts:{name}"
+  code, _, err = call(train.main, *small, chosen, f"--workdir={workdir}")
+  assert (code, err.count("\n")) == (2, 1), err
+  assert err.startswith(f"error: config.{section}") or section == "model" or "UnknownAnn" in name
+  assert line in err
+  assert not workdir.exists()
+
+
+def test_a_sampler_is_checked_before_an_image_is_drawn(call, smoke_run, tmp_path):
+  chosen = "--config.sampler.name=broken_parts:OneSample"
+  out = tmp_path / "a.npz"
+  code, _, err = call(sample.main, f"--workdir={smoke_run}", "--num=4", f"--out={out}", chosen)
+  assert code == 2
+  assert f"sampler returned float32[1,8,8,1]; {SHAPE}" in err
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_this_package_are_not_traced(monkeypatch, call, tmp_path):
+  """So that the first step of a shipped config does not come later."""
+  monkeypatch.setattr(own_parts, "_parameters", lambda *args: pytest.fail("traced"))
+  code, _, err = call(train.main, *tiny.TINY, f"--workdir={tmp_path}/run", "--dry_run")
+  assert code == 0, err
 
 
 def test_a_plan_of_data_that_must_be_read_asks_for_their_shape(call):
