@@ -18,7 +18,7 @@ from diffusion_jax.parallel.platforms import run_in_calling_thread
 from diffusion_jax.runs import command_line, own_data
 from diffusion_jax.runs.signals import stop_requests
 from diffusion_jax.runs.stored import load_experiment
-from diffusion_jax.runs.workdir import default_workdir, lock, prepare_workdir
+from diffusion_jax.runs.workdir import choose_workdir, lock, prepare_workdir
 from diffusion_jax.train_loop import own_run
 from diffusion_jax.train_loop.library import train
 from diffusion_jax.train_loop.loop import train_run
@@ -36,8 +36,8 @@ def main(argv: list[str]) -> None:
   command_line.enable_compilation_cache()
   own = None
   if args.data is None:
-    workdir = args.workdir or default_workdir(args.config)
     experiment = load_experiment(args.config, overrides)
+    workdir = args.workdir or choose_workdir(args.config, experiment)
     command_line.join_job(experiment)
   else:
     workdir = args.workdir or own_data.folder_for_data(args.data)
@@ -65,7 +65,10 @@ def parser() -> command_line.Parser:
   flags.add_argument("--save_config", metavar="FILE.py", type=user_path,
                      help="with --data: write the chosen config as a file to edit")  # fmt: skip
   flags.add_argument(
-    "--workdir", type=run_folder, help="the run's folder; default: runs/<config or data>"
+    "--workdir",
+    type=run_folder,
+    help="the run's folder; default: runs/<config or data>, "
+    "or runs/<config>_<data> on other data than the config's",
   )
   flags.add_argument("--dry_run", action="store_true", help="check everything, print what would "
                      "run and how it would be sharded, and end")  # fmt: skip

@@ -182,8 +182,25 @@ class UNet(NetworkBase):
     out_channels = spec.channels * (2 if self.learned_variance else 1)
     return as_network(UNetModule(self, out_channels, num_labels), self, spec, num_labels)
 
+  def warning(self, spec: ImageSpec) -> str | None:
+    """Return a sentence on resolutions for attention that no level has; None if all exist."""
+    sides = self._sides(spec)
+    odd = [str(side) for side in self.attention_resolutions if side not in sides]
+    if not odd:
+      return None
+    is_nowhere = len(odd) == len(self.attention_resolutions)
+    where = ", so attention is only in the middle" if is_nowhere else ""
+    return (
+      f"`model.attention_resolutions={','.join(map(str, self.attention_resolutions))}`: no level "
+      f"of the network has side {' or '.join(odd)}; its levels have "
+      f"{', '.join(map(str, sides))}{where}"
+    )
+
+  def _sides(self, spec: ImageSpec) -> list[int]:
+    return [spec.height // 2**level for level in range(len(self.multipliers))]
+
   def _check_heads(self, spec: ImageSpec) -> None:
-    sides = [spec.height // 2**level for level in range(len(self.multipliers))]
+    sides = self._sides(spec)
     here = [side in self.attention_resolutions for side in sides[:-1]] + [True]  # the middle too
     for multiplier in (m for m, attention in zip(self.multipliers, here, strict=True) if attention):
       width, unit = self.channels * multiplier, self.channels_per_head or self.num_heads

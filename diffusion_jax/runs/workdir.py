@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from diffusion_jax import parallel
 from diffusion_jax.core import files
 from diffusion_jax.core.config import split_argument
 from diffusion_jax.core.files import write_json
+from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.runs.stored import check_continues, load_experiment, stored_config
 from diffusion_jax.types import UserError
 
 LOCK_PATIENCE_SEC = 20.0
@@ -23,6 +26,34 @@ LOCK_PATIENCE_SEC = 20.0
 def default_workdir(config: str) -> Path:
   """Return runs/<stem of the config file>."""
   return files.run_folder(f"runs/{split_argument(config)[0].stem}")
+
+
+def choose_workdir(config: str, experiment: Experiment) -> Path:
+  """Return the default folder of a run: runs/CONFIG, or runs/CONFIG_DATA on other data.
+
+  A run of such data that an older version has put into runs/CONFIG continues there.
+
+  Args:
+    config: the config's name or file.
+    experiment: the config with its overrides.
+  """
+  folder = default_workdir(config)
+  now, own = _data_word(experiment.to_dict()["data"]), None
+  with contextlib.suppress(UserError):
+    own = _data_word(load_experiment(config, ()).to_dict()["data"])
+  if own in (now, None):
+    return folder
+  with contextlib.suppress(UserError, OSError, KeyError):
+    if _data_word(stored_config(folder)["data"]) == now:
+      check_continues(folder, experiment)
+      return folder
+  return folder.with_name(f"{folder.name}_{now}")
+
+
+def _data_word(data: Mapping[str, Any]) -> str:
+  """Return a word for a data set: its own name, or that of its folder or file, or its kind's."""
+  named = data.get("dataset") or Path(str(data.get("path") or "")).name or data["name"]
+  return re.sub(r"\W+", "_", str(named)).strip("_") or str(data["name"])
 
 
 def prepare_workdir(workdir: Path, fresh: bool) -> None:

@@ -14,7 +14,7 @@ from diffusion_jax.runs import own_data
 from diffusion_jax.runs.command_line import enable_compilation_cache, jax_as_written
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.signals import stop_requests
-from diffusion_jax.runs.workdir import default_workdir, lock, prepare_workdir
+from diffusion_jax.runs.workdir import choose_workdir, lock, prepare_workdir
 from diffusion_jax.train_loop import own_run
 from diffusion_jax.train_loop.loop import train_run
 from diffusion_jax.train_loop.setup import prepare_job
@@ -56,7 +56,7 @@ def train(
     if workdir is None and isinstance(config, Mapping):
       raise UserError("workdir is missing: a config of sections needs the folder of its run")
     folder = (
-      _default_folder(config, data)
+      _default_folder(config, data, sections)
       if workdir is None
       else run_folder(os.fspath(workdir), "workdir")
     )
@@ -72,8 +72,10 @@ def train(
     return load_run(folder)
 
 
-def _default_folder(config: Any, data: str | Path | None) -> Path:
-  return default_workdir(str(config)) if data is None else own_data.folder_for_data(str(data))
+def _default_folder(config: Any, data: str | Path | None, sections: Mapping[str, Any]) -> Path:
+  if data is None:
+    return choose_workdir(str(config), make_experiment(config, sections))
+  return own_data.folder_for_data(str(data))
 
 
 def make_experiment(config: str | Mapping[str, Any], sections: Mapping[str, Any]) -> Experiment:

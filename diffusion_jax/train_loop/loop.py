@@ -15,6 +15,7 @@ from diffusion_jax.runs.workdir import drop_later_final, is_finished
 from diffusion_jax.train_loop.compile import Compiled, cast_vote, compile_step
 from diffusion_jax.train_loop.data_grid import write_data_grid
 from diffusion_jax.train_loop.ema_snapshots import Snapshots
+from diffusion_jax.train_loop.ending import describe_end
 from diffusion_jax.train_loop.previews import is_due, make_show, make_up
 from diffusion_jax.train_loop.profiling import Span, Trace
 from diffusion_jax.train_loop.saving import explained, saved_on_failure, stop_run, took_last_step
@@ -35,11 +36,14 @@ def train_run(job: Job, stop_requested: Stop, span: Span | None) -> None:
   print_plan(job, f"resuming at step {first:,} of {job.num_steps:,}" if resumed else "a new run")
   if parallel.broadcast_object(is_finished(job.workdir, first, job.num_steps)):
     print(f"finished: {job.workdir} has its {first:,} steps; nothing is left to do")
+    print("\n".join(describe_end(job.workdir, first)))
     return
   provenance.write_environment(job.workdir)
   parallel.on_process_0(lambda: write_data_grid(job))
   train_steps(job, state, stop_requested, span)
-  print(f"finished: {max(first, job.num_steps):,} steps; look in {job.workdir}")
+  last = max(first, job.num_steps)
+  print(f"finished: {last:,} steps; look in {job.workdir}")
+  print("\n".join(describe_end(job.workdir, last)))
 
 
 def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | None) -> None:

@@ -113,10 +113,18 @@ def print_plan(job: Job, beginning: str) -> None:
     ("workdir", str(job.workdir)),
     ("start", beginning),
     *job.experiment.warnings().items(),
+    *_network_warning(job),
   ]
   print(f"diffusion_jax {__version__}, jax {jax.__version__}")
   print("\n".join(f"  {name:<11}{text}" for name, text in rows))
   print("\n".join(f"  {line}" for line in sharding.describe_layout(mesh, state)), flush=True)
+
+
+def _network_warning(job: Job) -> list[tuple[str, str]]:
+  """Return the row on settings of the network without effect; others' networks may have none."""
+  warn = getattr(job.experiment.sections.get("model"), "warning", None)
+  text = warn(job.feed.spec) if warn else None
+  return [("warning", text)] if text else []
 
 
 def describe_splits(job: Job) -> list[tuple[str, str]]:

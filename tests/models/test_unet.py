@@ -9,10 +9,12 @@ import pytest
 from drawn_weights import drawn_weights
 from numpy_draws import normal
 
+from diffusion_jax.core import shipped
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import UNet
 from diffusion_jax.models.embeddings import cosine_first_embedding, sinusoidal_embedding
 from diffusion_jax.models.layers import Norm
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.types import Condition, ImageSpec
 
 pytestmark = pytest.mark.costly
@@ -207,3 +209,27 @@ def test_sides_that_cannot_be_halved_are_refused():
 def test_impossible_networks_are_refused(fields):
   with pytest.raises(ValueError, match=next(iter(fields))):
     dataclasses.replace(TINY, **fields)
+
+
+@pytest.mark.parametrize(
+  ("resolutions", "words"),
+  [
+    ((16,), None),
+    ((), None),
+    ((16, 12), "`model.attention_resolutions=16,12`: no level of the network has side 12; its "
+     "levels have 32, 16, 8"),
+    ((15, 7), "`model.attention_resolutions=15,7`: no level of the network has side 15 or 7; its "
+     "levels have 32, 16, 8, so attention is only in the middle"),
+  ],
+)  # fmt: skip
+def test_attention_at_a_resolution_that_no_level_has_is_said(resolutions, words):
+  model = UNet(channels=32, multipliers=(1, 2, 2), attention_resolutions=resolutions)
+  assert model.warning(ImageSpec(32, 32, 3, 256, 0)) == words
+
+
+def test_no_shipped_config_asks_for_attention_at_a_resolution_that_it_lacks():
+  """The sizes of standard sets are known without their files."""
+  for name in shipped.configs():
+    parts = load_experiment(name, ())
+    spec, warn = parts.data.known_spec(), getattr(parts.sections["model"], "warning", None)
+    assert spec is None or warn is None or warn(spec) is None, name

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from diffusion_jax.core import files
-from diffusion_jax.runs.workdir import drop_later_final, is_finished, lock, prepare_workdir
+from diffusion_jax.core.config import parse_override
+from diffusion_jax.runs.stored import load_experiment, write_config
+from diffusion_jax.runs.workdir import (
+  choose_workdir,
+  drop_later_final,
+  is_finished,
+  lock,
+  prepare_workdir,
+)
 from diffusion_jax.types import UserError
 
 
@@ -85,3 +93,42 @@ def test_the_mark_of_a_later_step_does_not_outlive_a_return_to_an_earlier_one(tm
   file.write_text(content)
   drop_later_final(tmp_path, 20)
   assert file.exists() == (content != '{"step": 21}')
+
+
+def experiment(*overrides):
+  flags = [parse_override(f"--config.{text}") for text in overrides]
+  return load_experiment("ddpm_cifar", flags)
+
+
+@pytest.mark.parametrize(
+  ("overrides", "folder"),
+  [
+    ((), "runs/ddpm_cifar"),
+    (("training.seed=3", "data.flip=false"), "runs/ddpm_cifar"),
+    (("data.dataset=cifar100",), "runs/ddpm_cifar_cifar100"),
+    (("data.dataset=imagenette/160px",), "runs/ddpm_cifar_imagenette_160px"),
+    (("data.name=folder", "data.path=/a/my cats/"), "runs/ddpm_cifar_my_cats"),
+    (("data.name=folder",), "runs/ddpm_cifar_folder"),
+    (("data.name=digits",), "runs/ddpm_cifar_digits"),
+  ],
+)
+def test_a_run_on_other_data_than_its_configs_is_named_after_them(
+  overrides, folder, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  for _ in range(2):  # the same command finds its run again
+    assert choose_workdir("ddpm_cifar", experiment(*overrides)) == Path(folder)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_config(Path(folder), experiment(*overrides).to_dict())
+
+
+def test_a_run_of_the_older_name_continues_there(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  old = experiment("data.name=folder", "data.path=/a/cats")
+  (tmp_path / "runs/ddpm_cifar").mkdir(parents=True)
+  write_config(tmp_path / "runs/ddpm_cifar", old.to_dict())
+  assert choose_workdir("ddpm_cifar", old) == Path("runs/ddpm_cifar")
+  other = experiment("data.name=folder", "data.path=/a/dogs")
+  assert choose_workdir("ddpm_cifar", other) == Path("runs/ddpm_cifar_dogs")
+  larger = experiment("data.name=folder", "data.path=/a/cats", "model.channels=64")
+  assert choose_workdir("ddpm_cifar", larger) == Path("runs/ddpm_cifar_cats")
