@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from diffusion_jax.types import UserError
 
+PARTS = ("state", "meta")
+"""Folders within the folder of a step."""
+
 
 class Damage(NamedTuple):
   """A step that could not be restored, and the reason."""

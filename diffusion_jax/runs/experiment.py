@@ -354,9 +354,7 @@ def flags_to_keep(
 
   Empty if there are no such flags, because a section is missing or has another name.
   """
-  facts = SettingFacts(new, old)
-  changes = _changes(old, new)
-  fatal = [c for c in changes if not facts.of_field("may_change", c.section, c.field)]
+  fatal = fatal_changes(old, new)
   if any(c.field == "name" or c.section not in old or c.section not in new for c in fatal):
     return []
   return [f"`{c.section}.{c.field}={as_text(c.before)}`" for c in fatal]
@@ -367,6 +365,15 @@ class _Change(NamedTuple):
   field: str
   before: Any
   after: Any
+
+
+def fatal_changes(
+  old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
+) -> list[_Change]:
+  """Return the differing fields of two resolved configs that a run may not change."""
+  facts = SettingFacts(new, old)
+  changes = _changes(old, new)
+  return [c for c in changes if not facts.of_field("may_change", c.section, c.field)]
 
 
 def _changes(

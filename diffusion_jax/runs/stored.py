@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ import jax
 from diffusion_jax.checkpoints import store
 from diffusion_jax.core.config import Override, load_file
 from diffusion_jax.core.files import write_json
+from diffusion_jax.core.registry import Registry
+from diffusion_jax.generative import GENERATIVES
 from diffusion_jax.runs import experiment as experiments
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.types import UserError
@@ -59,25 +62,103 @@ def stored_config(workdir: Path) -> dict[str, Any]:
   """Return the content of config.json, or else the config in the newest checkpoint.
 
   Raises:
-    UserError: there is neither.
+    UserError: there is neither, or config.json is not the config of the checkpoints.
   """
   path, checkpoints = workdir / "config.json", workdir / "checkpoints"
-  try:
-    config = json.loads(path.read_text())
-    if isinstance(config, dict) and all(isinstance(section, dict) for section in config.values()):
-      return experiments.of_today(config)
-  except (FileNotFoundError, NotADirectoryError, ValueError):
-    pass
-  except OSError as error:
-    if error.errno != errno.EIO:  # an unreadable disk block is damage
-      raise
+  config, fault = _read_config(path)
+  if config is not None:
+    _check_unedited(path, config, checkpoints)
+    return experiments.of_today(config)
   if store.saved_steps(checkpoints):  # each checkpoint has the config too
-    return experiments.of_today(store.read_meta(checkpoints)["config"])
+    meta = store.read_meta(checkpoints)
+    _say_once(f"{path} {fault}: using the copy in checkpoint {meta.get('step', '')}".rstrip())
+    return experiments.of_today(meta["config"])
   if path.is_file():
-    raise UserError(f"{path} is damaged; restore it, or start over with `fresh=True`")
+    raise UserError(f"{path} {fault}; restore a copy of it, or train again with `fresh=True`")
   runs = sorted(str(p.parent) for p in Path("runs").glob("*/config.json"))
   listed = f" Runs here: {', '.join(runs)}." if runs else ""
   raise UserError(f"`workdir={workdir}`: no run there (config.json is missing).{listed}")
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any] | None, str]:
+  """Return the sections in a config.json, or None and what is wrong with it."""
+  try:
+    config = json.loads(path.read_text())
+  except (FileNotFoundError, NotADirectoryError):
+    return None, "is missing"
+  except ValueError:
+    return None, "is damaged (it is not JSON)"
+  except OSError as error:
+    if error.errno != errno.EIO:  # an unreadable disk block is damage
+      raise
+    return None, "is damaged (it cannot be read)"
+  if not isinstance(config, dict) or not all(isinstance(s, dict) for s in config.values()):
+    return None, "is damaged (it does not hold the sections of a config)"
+  if lacking := _missing_section(config):
+    return None, f"is damaged (its section {lacking} is missing or has no name)"
+  return config, ""
+
+
+def _missing_section(config: Mapping[str, Any]) -> str | None:
+  """Return the first section that a stored config needs and lacks, or None.
+
+  Any section may be missing that has defaults: older versions did not have it.
+  """
+  layout = dict(experiments.COMMON)
+  with contextlib.suppress(UserError):
+    layout |= GENERATIVES.find(str(config.get("generative", {}).get("name")), "").sections
+  needed = (name for name, section in layout.items() if isinstance(section, Registry))
+  return next((name for name in needed if "name" not in config.get(name, {})), None)
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+  """Print a line the first time: a program reads the config more than once."""
+  print(line)
+
+
+def _check_unedited(path: Path, config: Mapping[str, Any], checkpoints: Path) -> None:
+  """Compare config.json with the configs in the checkpoints; one must be of this run.
+
+  Raises:
+    UserError: all that can be read are of a run with other settings.
+  """
+  edits: list[str] = []
+  for step in reversed(store.saved_steps(checkpoints)):
+    try:
+      saved = store.read_meta(checkpoints, step)["config"]
+    except (UserError, KeyError):  # damaged, or deleted meanwhile
+      continue
+    if (edit := _edit(config, saved)) is None:
+      return
+    edits.append(edit)
+  if edits:
+    raise UserError(
+      f"{path} was edited, or is another run's: {edits[0]}, or delete the file: each checkpoint "
+      "has a copy"
+    )
+
+
+def _edit(config: Mapping[str, Any], saved: Mapping[str, Any], most: int = 4) -> str | None:
+  """Return what to undo in a config.json to have the run of a checkpoint, or None."""
+  ours, theirs = experiments.of_today(config), experiments.of_today(saved)
+  if ours == theirs:
+    return None
+  try:
+    theirs = experiments.build_experiment(theirs).identity()
+  except UserError:  # a version with other fields: its leaves are compared
+    return None
+  try:
+    ours = experiments.build_experiment(ours).identity()
+  except UserError as error:
+    return f"{str(error).rstrip('.')}; undo that"
+  changes = [(f"{c.section}.{c.field}", c) for c in experiments.fatal_changes(theirs, ours)]
+  if not changes:
+    return None
+  listed = ", ".join(f"{name}={json.dumps(c.before)}" for name, c in changes[:most])
+  more = f" and {len(changes) - most} more fields" if len(changes) > most else ""
+  found = ", ".join(f"{name} is {json.dumps(c.after)}" for name, c in changes[:most])
+  return f"{found}; set {listed}{more} again"
 
 
 def check_continues(workdir: Path, experiment: Experiment) -> list[str]:
@@ -118,8 +199,8 @@ def check_same_data(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, A
   if saved["fingerprint"] != now["fingerprint"]:
     raise UserError(
       f"{workdir}: the data set changed: the run was trained on {_data_words(saved)}, found "
-      f"{_data_words(now)}; restore the data, use another `workdir`, or `fresh=True` to move "
-      "the old run aside"
+      f"{_data_words(now)}; restore the data, or train anew with another `workdir`, or with "
+      "`fresh=True`, which moves the old run aside"
     )
   if "latents" in now:
     check_same_data(workdir, saved["latents"], now["latents"])

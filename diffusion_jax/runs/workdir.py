@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from diffusion_jax import parallel
+from diffusion_jax.checkpoints.step_folders import PARTS, saved_steps
 from diffusion_jax.core import files
 from diffusion_jax.core.config import split_argument
 from diffusion_jax.core.files import write_json
@@ -21,6 +22,12 @@ from diffusion_jax.runs.stored import check_continues, load_experiment, stored_c
 from diffusion_jax.types import UserError
 
 LOCK_PATIENCE_SEC = 20.0
+
+LAUNCHERS_FILES = (".out", ".err", ".log", ".sh", ".sbatch", ".slurm", ".py")
+"""Suffixes of files that precede a run: logs, scripts and the run's config file."""
+
+LAUNCHERS_FOLDERS = ("log", "logs", "slurm", "wandb", "profile", "lost+found")
+"""Folders that launchers, schedulers and file systems make there."""
 
 
 def default_workdir(config: str) -> Path:
@@ -63,11 +70,13 @@ def prepare_workdir(workdir: Path, fresh: bool) -> None:
   created there.
 
   Raises:
-    UserError: the folder cannot be created or written.
+    UserError: the folder cannot be created or written, or is in use for something else.
   """
   try:
     folder = Path(os.path.realpath(workdir)) if workdir.is_symlink() else workdir
-    if fresh and folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and not _holds_run(folder):
+      _check_unused(folder)
+    elif fresh and folder.exists():
       _move_aside(folder)
   except OSError as error:
     raise UserError(
@@ -76,11 +85,43 @@ def prepare_workdir(workdir: Path, fresh: bool) -> None:
   files.make_writable(folder, f"`workdir={workdir}`", "choose another `workdir`")
 
 
-def _move_aside(workdir: Path) -> None:
-  if not any((workdir / name).exists() for name in ("config.json", "checkpoints")):
+def _holds_run(folder: Path) -> bool:
+  """Return whether a run has begun in a folder: others have config.json and checkpoints/ too."""
+  checkpoints = folder / "checkpoints"
+  steps = [checkpoints / str(step) for step in saved_steps(checkpoints)]
+  if (folder / ".lock").exists() or any((s / p).exists() for s in steps for p in PARTS):
+    return True
+  try:
+    return "generative" in json.loads((folder / "config.json").read_text())
+  except (OSError, ValueError, TypeError):
+    return False
+
+
+def _check_unused(folder: Path) -> None:
+  """Raise an error for a folder of other files, among which a run would be lost.
+
+  Raises:
+    UserError: a file is not one that launchers and schedulers put there before a run begins.
+  """
+  foreign = [p.name for p in folder.iterdir() if not _may_precede_run(p)]
+  if foreign:
+    shown = ", ".join(sorted(foreign)[:3]) + ", ..." * (len(foreign) > 3)
     raise UserError(
-      f"`fresh=True`: {workdir} is not empty and holds no run; choose another `workdir`"
+      f"`workdir={folder}`: the folder holds no run but other files ({files.printable(shown)}); "
+      f"choose another `workdir`, e.g. `workdir={folder / 'run'}`"
     )
+
+
+def _may_precede_run(path: Path) -> bool:
+  """Return whether a launcher, a scheduler or the file system may put this into a new folder."""
+  if path.name.startswith("."):
+    return True
+  if path.is_dir():
+    return path.name in LAUNCHERS_FOLDERS and not path.is_symlink()
+  return path.suffix in LAUNCHERS_FILES
+
+
+def _move_aside(workdir: Path) -> None:
   if Path.cwd().is_relative_to(workdir.resolve()):
     raise UserError(
       f"`fresh=True`: cannot move {workdir}, the current folder; start from another one"

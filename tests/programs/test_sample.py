@@ -244,14 +244,15 @@ def test_a_folder_with_something_in_it_is_not_written_into(call, run, tmp_path):
 
 
 def test_another_model_than_the_checkpoints_is_refused(call, run, tmp_path):
-  """A config.json of another run beside it: each checkpoint says so, and none is taken."""
+  """An edited config.json, or one of another run: what to set again, and no advice to train."""
   config = json.loads((run / "config.json").read_text())
   config["model"]["hidden"] = 16
   copy = shutil.copytree(run, tmp_path / "run")
   (copy / "config.json").write_text(json.dumps(config))
   code, _, err = call(sample.main, f"--workdir={copy}", f"--out={tmp_path}/x.npz")
   assert code == 2
-  assert "60: it belongs to another run (model.hidden: 16 -> 32); 30: it belongs to" in err
+  assert "config.json was edited, or is another run's: model.hidden is 16; set model.hidden=" in err
+  assert "--fresh" not in err
   assert err.count("\n") == 1
 
 

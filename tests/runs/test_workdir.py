@@ -16,11 +16,13 @@ from diffusion_jax.runs.workdir import (
 )
 from diffusion_jax.types import UserError
 
+CONFIG = '{"generative": {"name": "diffusion"}}'
+
 
 def test_old_runs_are_moved_aside_under_free_names(tmp_path):
   for number in (1, 2):
     (tmp_path / "run").mkdir(exist_ok=True)
-    (tmp_path / "run" / "config.json").touch()
+    (tmp_path / "run" / "config.json").write_text(CONFIG)
     (tmp_path / "run" / "file").write_text(str(number))
     prepare_workdir(tmp_path / "run", fresh=True)
     assert (tmp_path / f"run.old{number}" / "file").read_text() == str(number)
@@ -33,18 +35,18 @@ def test_a_linked_folder_stays_a_link_and_its_run_is_moved_aside_where_it_lies(t
   link.symlink_to(storage)  # it leads nowhere yet
   prepare_workdir(link, fresh=False)
   assert storage.is_dir()
-  (storage / "config.json").write_text("old")
+  (storage / "config.json").write_text(CONFIG)
   (tmp_path / "storage" / "run.old1").symlink_to("nowhere")  # no free name
   prepare_workdir(link, fresh=True)
   assert link.is_symlink()
   assert not any(storage.iterdir())
-  assert (tmp_path / "storage" / "run.old2" / "config.json").read_text() == "old"
+  assert (tmp_path / "storage" / "run.old2" / "config.json").read_text() == CONFIG
   assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "storage"]
 
 
 def test_a_run_around_the_current_folder_is_not_moved_aside(tmp_path, monkeypatch):
   (tmp_path / "run" / "samples").mkdir(parents=True)
-  (tmp_path / "run" / "config.json").touch()
+  (tmp_path / "run" / "config.json").write_text(CONFIG)
   monkeypatch.chdir(tmp_path / "run" / "samples")
   with pytest.raises(UserError, match="the current folder"):
     prepare_workdir(Path(".."), fresh=True)
@@ -53,18 +55,61 @@ def test_a_run_around_the_current_folder_is_not_moved_aside(tmp_path, monkeypatc
 
 def test_what_is_no_run_is_not_moved_aside(tmp_path, monkeypatch):
   (tmp_path / "thesis").touch()
-  with pytest.raises(UserError, match="holds no run; choose another `workdir`"):
+  with pytest.raises(UserError, match=r"holds no run but other files \(thesis\); choose another"):
     prepare_workdir(tmp_path, fresh=True)
-  (tmp_path / "config.json").touch()
+  (tmp_path / "config.json").write_text(CONFIG)
   monkeypatch.chdir(tmp_path)
   with pytest.raises(UserError, match="the current folder"):
     prepare_workdir(Path(), fresh=True)
   assert (tmp_path / "thesis").exists()
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+  "other",
+  [
+    "thesis.pdf",
+    "notes.txt",
+    "config.json",
+    "checkpoints/100/model.bin",
+    "checkpoints/a.ckpt",
+    "a/b",
+  ],
+)
+def test_a_folder_of_something_else_is_neither_trained_into_nor_moved(tmp_path, fresh, other):
+  """Another project's model has a config.json and checkpoints too."""
+  file = tmp_path / "mine" / other
+  file.parent.mkdir(parents=True)
+  file.write_text('{"architectures": []}')
+  name = other.partition("/")[0]
+  with pytest.raises(UserError, match=f"no run but other files .{name}.; .*workdir=.*mine/run`"):
+    prepare_workdir(tmp_path / "mine", fresh)
+  assert [p for p in tmp_path.rglob("*") if p.is_file()] == [file]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_launchers_write_first_is_no_obstacle(tmp_path, fresh):
+  for name in ("slurm-1.out", "train.err", "train.log", "job.sbatch", ".nfs01", "my_config.py"):
+    (tmp_path / name).touch()
+  (tmp_path / "logs").mkdir()
+  prepare_workdir(tmp_path, fresh)
+  assert len([*tmp_path.iterdir()]) == 7
+
+
+@pytest.mark.parametrize("mark", [".lock", "checkpoints/5/meta/metadata", "checkpoints/5/state/a"])
+def test_a_run_with_files_of_the_user_goes_on(tmp_path, mark):
+  """Also one that has lost its config.json, or was stopped before it wrote one."""
+  (tmp_path / "run" / mark).parent.mkdir(parents=True)
+  (tmp_path / "run" / mark).touch()
+  (tmp_path / "run" / "notes.txt").touch()
+  prepare_workdir(tmp_path / "run", fresh=False)
+  prepare_workdir(tmp_path / "run", fresh=True)
+  assert (tmp_path / "run.old1" / "notes.txt").exists()
+
+
 def test_a_run_that_is_being_trained_is_not_moved_aside(tmp_path):
   (tmp_path / "run").mkdir()
-  (tmp_path / "run" / "config.json").touch()
+  (tmp_path / "run" / "config.json").write_text(CONFIG)
   with lock(tmp_path / "run"), pytest.raises(UserError, match="is already training there"):
     prepare_workdir(tmp_path / "run", fresh=True)
   assert (tmp_path / "run" / "config.json").exists()
