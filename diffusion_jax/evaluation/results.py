@@ -15,7 +15,8 @@ from diffusion_jax.evaluation.measure import CheckpointUnderTest, Summary
 from diffusion_jax.evaluation.metrics_json import SCHEMA
 from diffusion_jax.inference.restore import Average
 from diffusion_jax.metrics import PACKAGED
-from diffusion_jax.runs.experiment import SettingFacts, build_experiment, differences, of_today
+from diffusion_jax.runs.changes import differences
+from diffusion_jax.runs.experiment import SettingFacts, build_experiment, of_today
 from diffusion_jax.types import UserError
 
 

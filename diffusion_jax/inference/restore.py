@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints import store
 from diffusion_jax.parallel import sharding
-from diffusion_jax.runs.experiment import of_another_run
+from diffusion_jax.runs.changes import of_another_run
 from diffusion_jax.training import train_state
 from diffusion_jax.training.power_function_ema import (
   MAX_WIDTH,

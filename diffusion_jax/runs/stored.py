@@ -15,6 +15,7 @@ from diffusion_jax.core.config import Override, load_file
 from diffusion_jax.core.files import write_json
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.generative import GENERATIVES
+from diffusion_jax.runs import changes
 from diffusion_jax.runs import experiment as experiments
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.types import UserError
@@ -45,7 +46,7 @@ def trained_experiment(workdir: Path, overrides: Sequence[Override]) -> Experime
     UserError: there is no run, or overrides change the meaning of its weights.
   """
   stored, wanted = (stored_experiment(workdir, o).identity() for o in ([], overrides))
-  fatal, _ = experiments.differences({**stored, "data": {}}, {**wanted, "data": {}})
+  fatal, _ = changes.differences({**stored, "data": {}}, {**wanted, "data": {}})
   if fatal:
     facts = experiments.SettingFacts(wanted)
     changeable = [n for n in wanted if facts.of_section("may_change", n)]
@@ -152,12 +153,12 @@ def _edit(config: Mapping[str, Any], saved: Mapping[str, Any], most: int = 4) ->
     ours = experiments.build_experiment(ours).identity()
   except UserError as error:
     return f"{str(error).rstrip('.')}; undo that"
-  changes = [(f"{c.section}.{c.field}", c) for c in experiments.fatal_changes(theirs, ours)]
-  if not changes:
+  fatal = [(f"{c.section}.{c.field}", c) for c in changes.fatal_changes(theirs, ours)]
+  if not fatal:
     return None
-  listed = ", ".join(f"{name}={json.dumps(c.before)}" for name, c in changes[:most])
-  more = f" and {len(changes) - most} more fields" if len(changes) > most else ""
-  found = ", ".join(f"{name} is {json.dumps(c.after)}" for name, c in changes[:most])
+  listed = ", ".join(f"{name}={json.dumps(c.before)}" for name, c in fatal[:most])
+  more = f" and {len(fatal) - most} more fields" if len(fatal) > most else ""
+  found = ", ".join(f"{name} is {json.dumps(c.after)}" for name, c in fatal[:most])
   return f"{found}; set {listed}{more} again"
 
 
@@ -174,9 +175,9 @@ def check_continues(workdir: Path, experiment: Experiment) -> list[str]:
   # A run of an older version lacks newer fields, which have the defaults.
   with contextlib.suppress(UserError):
     stored = experiments.build_experiment(stored).identity()
-  fatal, harmless = experiments.differences(stored, experiment.identity())
+  fatal, harmless = changes.differences(stored, experiment.identity())
   if fatal:
-    flags = " ".join(experiments.flags_to_keep(stored, experiment.identity()))
+    flags = " ".join(changes.flags_to_keep(stored, experiment.identity()))
     goes_on = f"continue with its own settings ({flags}), " if flags else ""
     raise UserError(
       f"{workdir} holds a run that this config cannot continue ({'; '.join(fatal)}); {goes_on}use "

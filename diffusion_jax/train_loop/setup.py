@@ -24,7 +24,8 @@ from diffusion_jax.data import (
 )
 from diffusion_jax.parallel import sharding, watchdog
 from diffusion_jax.runs import own_parts
-from diffusion_jax.runs.experiment import Experiment, of_another_run
+from diffusion_jax.runs.changes import of_another_run
+from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.stored import check_continues, check_same_data, write_config
 from diffusion_jax.runs.workdir import is_finished
 from diffusion_jax.training.step import make_init

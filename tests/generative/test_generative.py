@@ -46,7 +46,8 @@ from diffusion_jax.models import (
   VAENetworks,
 )
 from diffusion_jax.processes import LinearLogSNR, LinearVP
-from diffusion_jax.runs.experiment import build_experiment, differences
+from diffusion_jax.runs.changes import differences
+from diffusion_jax.runs.experiment import build_experiment
 from diffusion_jax.samplers import DDIM, Guidance
 from diffusion_jax.types import Batch, Condition, FieldSpec, GenerativeModel, ImageSpec, UserError
 

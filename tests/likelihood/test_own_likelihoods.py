@@ -26,7 +26,8 @@ from diffusion_jax.likelihood import (
 )
 from diffusion_jax.likelihood.outside import RESERVED
 from diffusion_jax.processes import Denoiser, EDMProcess, Flow, LinearVP
-from diffusion_jax.runs.experiment import build_experiment, differences
+from diffusion_jax.runs.changes import differences
+from diffusion_jax.runs.experiment import build_experiment
 from diffusion_jax.types import Estimate, Examples, ImageSpec, UserError
 
 POINTS = np.float32([[1.0, 0.5], [-0.3, 0.2], [0.0, -2.0]])

@@ -10,6 +10,7 @@ import pytest
 
 from diffusion_jax.core.config import parse_override
 from diffusion_jax.processes import MAX_PRIOR_BITS, PROCESSES, LinearVP, end_kl, prior_bits
+from diffusion_jax.runs import changes
 from diffusion_jax.runs import experiment as experiments
 from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.samplers import DDIM, Euler
@@ -113,11 +114,11 @@ def test_a_stored_run_keeps_the_betas_that_it_was_trained_with():
   loaded = experiments.build_experiment(old)
   assert loaded.sections["process"].alphas_cumprod[-1] == pytest.approx(0.3636, abs=1e-3)
   assert loaded.to_dict()["process"] == old["process"]
-  fatal, _ = experiments.differences(loaded.to_dict(), new)
+  fatal, _ = changes.differences(loaded.to_dict(), new)
   assert any("process.beta_end: 0.02 -> 0.2" in line for line in fatal)
   stored = {**old, "process": {**old["process"], "num_timesteps": 1000}}
   now = experiment("smoke", "process.num_timesteps=1000").to_dict()
-  assert experiments.differences(experiments.build_experiment(stored).to_dict(), now) == ([], [])
+  assert changes.differences(experiments.build_experiment(stored).to_dict(), now) == ([], [])
 
 
 def test_the_only_step_of_a_process_ends_in_noise():

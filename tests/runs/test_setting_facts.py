@@ -9,7 +9,8 @@ from diffusion_jax.core.settings import fields_with, setting
 from diffusion_jax.data import SOURCES, DataSetBase
 from diffusion_jax.generative import GENERATIVES
 from diffusion_jax.models import DECODERS, VAES
-from diffusion_jax.runs.experiment import COMMON, SettingFacts, differences
+from diffusion_jax.runs.changes import differences
+from diffusion_jax.runs.experiment import COMMON, SettingFacts
 from diffusion_jax.samplers import SAMPLERS
 
 ALL = object()
