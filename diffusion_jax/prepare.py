@@ -1,6 +1,7 @@
 """Prepare data sets, record shards of images, and the Inception weights.
 
   python -m diffusion_jax.prepare mnist --data_dir=DIR
+  python -m diffusion_jax.prepare cifar10 cifar-10-python.tar.gz
   python -m diffusion_jax.prepare inception [FILE.pth]
   python -m diffusion_jax.prepare records PICTURES --out=DIR --image_size=64
 
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
     options = {name: value for name, value in _record_options(args).items() if value is not None}
     print(f"prepared {shards.write_shards(shards.Task(args.source, **options))}")
   elif args.name in standard.STANDARD:
-    print(f"prepared {standard.prepare_standard(args.name, data_dir)}")
+    print(f"prepared {standard.prepare_standard(args.name, data_dir, args.source)}")
   else:
     print(f"prepared {prepare_with_tensorflow(args.name, data_dir)}")
 
@@ -53,7 +54,8 @@ def parser() -> command_line.Parser:
   )
   flags.add_argument(
     "source", nargs="?", type=user_path,
-    help="inception: the .pth file, if already downloaded; records: the folder of images",
+    help="inception: the .pth file, if already downloaded; records: the images' folder or archive; "
+    "cifar10, cifar100, mnist, fashion_mnist: their archive or folder, if already downloaded",
   )  # fmt: skip
   flags.add_argument(
     "--data_dir", type=user_path, help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
@@ -93,10 +95,10 @@ def _check(args: argparse.Namespace) -> None:
     if args.data_dir is not None:
       raise UserError(f"--data_dir={args.data_dir}: prepare records writes to --out; leave it out")
     return
-  if args.name != "inception" and args.source is not None:
+  if args.name not in ("inception", *standard.STANDARD) and args.source is not None:
     raise UserError(
-      f"{args.source}: only `prepare inception` takes a file and `prepare records` "
-      "a folder; leave it out"
+      f"{args.source}: only `prepare inception`, `prepare records` and "
+      f"{', '.join(standard.STANDARD)} take a file or folder; leave it out"
     )
   given = [name for name, value in _record_options(args).items() if value is not None]
   if given:
@@ -108,10 +110,7 @@ def prepare_with_tensorflow(name: str, data_dir: Path) -> str:
   """Run the data set's official builder, write array_record files and return their folder."""
   import tensorflow_datasets as tfds
 
-  if name.partition("/")[0].partition(":")[0] not in tfds.list_builders(
-    with_community_datasets=False
-  ):
-    raise UserError(f"{name}: tensorflow-datasets has no such set; see its catalogue for names")
+  check_known_to_tfds(name, {"inception", "records"})
   if find_spec("tensorflow") is None:
     raise UserError(f"{name} needs TensorFlow: pip install 'diffusion_jax[tfds-prepare]'")
   builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")

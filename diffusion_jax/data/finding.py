@@ -37,11 +37,25 @@ def find_data(text: str) -> dict[str, Any]:
 
 
 def _of_folder(path: Path, text: str) -> dict[str, Any]:
+  if path.is_dir() and (cifar := _cifar_in(path)):
+    raise UserError(
+      f"--data={text} holds {cifar}'s own files; prepare it: diffusion-jax prepare {cifar} {text}, "
+      f"then --data={cifar}"
+    )
   if path.is_dir() and any(path.glob("*.array_record*")):
     return {"name": "records", "path": str(path)}
   if path.is_dir() and (path / "latents.json").exists():
     raise UserError(f"--data={text} holds latents; train on them with a config, see latent_digits")
   return {"name": "folder", "path": str(path)}
+
+
+def _cifar_in(folder: Path) -> str | None:
+  """Return cifar10 or cifar100 if the folder, or one in it, has that set's own files."""
+  for name, file in (("cifar10", "data_batch_1"), ("cifar10", "data_batch_1.bin")):
+    if (folder / file).is_file() or any(folder.glob(f"*/{file}")):
+      return name
+  has_all = all((folder / file).is_file() for file in ("train", "test", "meta"))
+  return "cifar100" if has_all else None
 
 
 def _of_file(path: Path, text: str) -> dict[str, Any]:
@@ -72,6 +86,22 @@ def known_to_tfds() -> set[str]:
   import tensorflow_datasets as tfds
 
   return set(tfds.list_builders(with_community_datasets=False))
+
+
+def check_known_to_tfds(name: str, others: set[str]) -> None:
+  """Raise a UserError with the nearest name if tensorflow-datasets has no such set.
+
+  Args:
+    name: "name", "name/config" or "name:version".
+    others: further names that may be meant.
+  """
+  known = known_to_tfds()
+  if name.partition("/")[0].partition(":")[0] not in known:
+    near = closest(name, known | others)
+    hint = f" Did you mean '{near}'?" if near else ""
+    raise UserError(
+      f"{printable(name)}: tensorflow-datasets has no such set.{hint} Its catalogue has all names"
+    )
 
 
 def name_of_data(text: str, section: Mapping[str, Any]) -> str:

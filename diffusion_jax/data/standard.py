@@ -23,6 +23,14 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from diffusion_jax.core.files import atomic_write, unfinished
+from diffusion_jax.data.given_archives import (
+  GivenFiles,
+  given_files,
+  read_checked,
+  read_cifar_batch,
+  read_idx,
+  read_pickle,
+)
 from diffusion_jax.types import UserError
 
 CONNECT_SEC = 8.0
@@ -57,12 +65,14 @@ Files = Mapping[str, Path]
 """Archive files by name."""
 
 
-def prepare_standard(name: str, data_dir: Path) -> Path:
-  """Download (unless the archives exist) and prepare a standard set.
+def prepare_standard(name: str, data_dir: Path, given: Path | None = None) -> Path:
+  """Download (unless the archives exist or are given) and prepare a standard set.
 
   Args:
     name: a key of STANDARD.
     data_dir: parent of `<name>/<version>/`; archives are kept in `downloads/<name>/`.
+    given: the set as downloaded elsewhere: the archive of TFDS, CIFAR's python archive (also as
+      torchvision or Kaggle pack it), or the folder of either or of MNIST's files.
 
   Returns:
     The prepared folder, created atomically.
@@ -78,14 +88,76 @@ def prepare_standard(name: str, data_dir: Path) -> Path:
     target = data_dir / official.name / str(official.version)
     if (target / "dataset_info.json").is_file():
       return target
-    files = {
-      info.filename: _obtain(url, data_dir / "downloads" / name / info.filename, info.checksum)
-      for url, info in official.url_infos.items()
-    }
+    if given is not None:
+      content = read_given(
+        name, given, {i.filename: i.checksum for i in official.url_infos.values()}
+      )
+    else:
+      content = STANDARD[name](
+        {
+          info.filename: _obtain(url, data_dir / "downloads" / name / info.filename, info.checksum)
+          for url, info in official.url_infos.items()
+        }
+      )
     print(f"preparing {name} in {data_dir}: about a minute, once", flush=True)
-    return _write(official, STANDARD[name](files), data_dir)
+    return _write(official, content, data_dir)
   except OSError as error:
     raise UserError(f"{data_dir} cannot be written ({error}); choose another data_dir") from error
+
+
+def read_given(name: str, source: Path, checksums: Mapping[str, str]) -> Content:
+  """Return a standard set from files that were downloaded elsewhere.
+
+  Args:
+    name: a key of STANDARD.
+    source: an archive, or a folder.
+    checksums: name -> SHA-256 of the archives of tensorflow-datasets.
+
+  Raises:
+    UserError: it is not that set, or differs from the published one.
+  """
+  if source.name in checksums and source.is_file():
+    _check_sum(source, source.name, checksums[source.name])
+    if len(checksums) == 1:
+      return STANDARD[name]({source.name: source})
+  files = given_files(source.parent if source.name in checksums else source)
+  if "mnist" in name:
+    return _mnist_content(lambda file: read_idx(files, file, checksums))
+  if all(file in files for file in PYTHON_FILES[name]):
+    return _read_cifar_python(name, files)
+  wanted = {file: f"{file}.bin" for file in PYTHON_FILES[name][:-1]}
+  if all(file in files for file in wanted.values()):
+    print(f"{source}: its files have no published checksums, so they are not verified", flush=True)
+    members = {file: read() for file, read in files.items()}
+    return _cifar10_content(members) if name == "cifar10" else _cifar100_content(members)
+  raise UserError(
+    f"{source} is not {name}; give {next(iter(checksums))}, the python archive "
+    f"({'cifar-10-python.tar.gz' if name == 'cifar10' else 'cifar-100-python.tar.gz'}), or the "
+    f"folder with {', '.join(PYTHON_FILES[name][:2])}, ..."
+  )
+
+
+PYTHON_FILES = {
+  "cifar10": (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"),
+  "cifar100": ("train", "test", "meta"),
+}
+"""Files of the python archives; the last has the names of the classes."""
+
+
+def _read_cifar_python(name: str, files: GivenFiles) -> Content:
+  """Read the python archive, after comparing each file with its published MD5."""
+  keys = {"label": "labels"}
+  if name == "cifar100":
+    keys = {"coarse_label": "coarse_labels", "label": "fine_labels"}
+  *train, test, meta = PYTHON_FILES[name]
+  batches = [read_cifar_batch(read_checked(files, file), keys) for file in [*train, test]]
+  images = np.concatenate([batch for batch, _ in batches[:-1]])
+  labels = {key: np.concatenate([own[key] for _, own in batches[:-1]]) for key in keys}
+  names = read_pickle(read_checked(files, meta))
+  kinds = {
+    key: names[key_there.replace("labels", "label_names")] for key, key_there in keys.items()
+  }
+  return Content({"train": Split(images, labels), "test": Split(*batches[-1])}, kinds)
 
 
 def _obtain(url: str, path: Path, checksum: str) -> Path:
@@ -213,17 +285,22 @@ def _png(image: UInt8[np.ndarray, "H W C"]) -> io.BytesIO:
 
 
 def _read_cifar10(files: Files) -> Content:
-  folder = "cifar-10-batches-bin"
+  return _cifar10_content(_members(files["cifar-10-binary.tar.gz"], "cifar-10-batches-bin"))
+
+
+def _cifar10_content(members: Mapping[str, bytes]) -> Content:
   names = [f"data_batch_{i}.bin" for i in range(1, 6)]
-  members = _members(files["cifar-10-binary.tar.gz"], folder)
   train = _cifar_split(b"".join(members[n] for n in names), ("label",))
   test = _cifar_split(members["test_batch.bin"], ("label",))
   return Content({"train": train, "test": test}, {"label": _lines(members["batches.meta.txt"])})
 
 
 def _read_cifar100(files: Files) -> Content:
+  return _cifar100_content(_members(files["cifar-100-binary.tar.gz"], "cifar-100-binary"))
+
+
+def _cifar100_content(members: Mapping[str, bytes]) -> Content:
   keys = ("coarse_label", "label")
-  members = _members(files["cifar-100-binary.tar.gz"], "cifar-100-binary")
   splits = {name: _cifar_split(members[f"{name}.bin"], keys) for name in ("train", "test")}
   names = {
     "coarse_label": _lines(members["coarse_label_names.txt"]),
@@ -255,20 +332,23 @@ def _lines(text: bytes) -> list[str]:
 
 
 def _read_mnist(files: Files) -> Content:
+  return _mnist_content(lambda name: gzip.decompress(files[name].read_bytes()))
+
+
+def _mnist_content(read: Callable[[str], bytes]) -> Content:
   stems = {"train": "train", "test": "t10k"}
   splits = {
     name: Split(
-      _idx(files[f"{stem}-images-idx3-ubyte.gz"])[..., None],
-      {"label": _idx(files[f"{stem}-labels-idx1-ubyte.gz"])},
+      _idx(read(f"{stem}-images-idx3-ubyte.gz"))[..., None],
+      {"label": _idx(read(f"{stem}-labels-idx1-ubyte.gz"))},
     )
     for name, stem in stems.items()
   }
   return Content(splits, {})
 
 
-def _idx(path: Path) -> UInt8[np.ndarray, "..."]:
+def _idx(data: bytes) -> UInt8[np.ndarray, "..."]:
   """Read an array of bytes in the idx format: magic 0 0 8 rank, sizes big-endian, data."""
-  data = gzip.decompress(path.read_bytes())
   rank = data[3]
   shape = np.frombuffer(data, ">u4", rank, 4).astype(int)
   return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)

@@ -566,7 +566,7 @@ class TestCommand:
       (("records", "DIR", "--out=X", "--data_dir=Y"), "--data_dir=Y: prepare records writes to"),
       (("mnist", "--out=X"), "--out: only `prepare records` takes it"),
       (("inception", "--shards=2"), "--shards: only `prepare records` takes it"),
-      (("mnist", "FILE"), "FILE: only `prepare inception` takes a file"),
+      (("svhn_cropped", "FILE"), "FILE: only `prepare inception`, `prepare records` and cifar10"),
       (("records", "DIR", "--out=X", "--channels=2"), "invalid choice: .*2"),
     ],
   )
