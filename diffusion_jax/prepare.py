@@ -23,6 +23,7 @@ from typing import Any
 
 from diffusion_jax.core.files import user_path
 from diffusion_jax.data import shards, standard
+from diffusion_jax.data.finding import check_known_to_tfds
 from diffusion_jax.data.tfds import default_data_dir
 from diffusion_jax.models.inception import weights as inception_weights
 from diffusion_jax.runs import command_line

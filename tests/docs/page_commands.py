@@ -33,6 +33,8 @@ SIZES = {
 
 ONLY_IF_TYPED = ("--profile", "--guide_step", "--config.eval.num_seeds", "--num")
 KEPT_OF_THE_MODEL = ("--config.model.dtype",)
+WRITTEN_BEFORE = "mine.py"
+"""Config file that an earlier command of a page writes."""
 ELSEWHERE = ("kubectl", "source", "tensorboard")
 
 
@@ -95,7 +97,7 @@ def check_as_typed(words: list[str]) -> None:
 def _check_flags(program: str, flags: list[str]) -> None:
   args, overrides = importlib.import_module(f"diffusion_jax.{program}").parser().parse(flags)
   config = getattr(args, "config", None)
-  if config is not None and program in ("train", "plan"):
+  if config is not None and config != WRITTEN_BEFORE and program in ("train", "plan"):
     load_experiment(str(ROOT / config) if "/" in config else config, overrides)
 
 
@@ -109,6 +111,8 @@ def tiny_flags(program: str, flags: list[str]) -> list[str]:
     for flag in SIZES.get(program, [])
     if flag.partition("=")[0] in typed or not flag.startswith(ONLY_IF_TYPED)
   ]
+  if "--data" in typed:  # its recipe has continuous time
+    small = [flag for flag in small if not flag.startswith("--config.process.")]
   replaced = {flag.partition("=")[0] for flag in small}
   kept = [f for f in flags if f.partition("=")[0] not in replaced and not _of_the_model(program, f)]
   return [*(re.sub("^(--sweep=.*?),.*", r"\1", flag) for flag in kept), *small]
