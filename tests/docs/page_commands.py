@@ -111,7 +111,7 @@ def tiny_flags(program: str, flags: list[str]) -> list[str]:
     for flag in SIZES.get(program, [])
     if flag.partition("=")[0] in typed or not flag.startswith(ONLY_IF_TYPED)
   ]
-  if "--data" in typed:  # its recipe has continuous time
+  if "--data" in typed or f"--config={WRITTEN_BEFORE}" in flags:  # its recipe has continuous time
     small = [flag for flag in small if not flag.startswith("--config.process.")]
   replaced = {flag.partition("=")[0] for flag in small}
   kept = [f for f in flags if f.partition("=")[0] not in replaced and not _of_the_model(program, f)]
