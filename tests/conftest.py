@@ -1,5 +1,6 @@
 """Tests run on the CPU with 8 virtual devices, whatever the machine has."""
 
+import collections
 import os
 import shutil
 import sys
@@ -26,6 +27,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 def pytest_addoption(parser):
   parser.addoption("--costs", type=Path, help="append what each test costs to this file: costs.py")
+  parser.addoption("--every", type=int, default=1, help="run every N-th of the tests of each file")
 
 
 def pytest_configure(config):
@@ -38,11 +40,13 @@ def pytest_configure(config):
     config.pluginmanager.register(costs.Recorder(path.absolute()))
 
 
+@pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config, items):
   """A test with several markers is of its dearest group: -m costly leaves out what is slow too.
 
   Tests that start processes come first: they wait for long, and one worker has all of a file.
   """
+  leave_out_of_each_file(config, items, config.getoption("--every"))
   expression = config.getoption("markexpr")
   if not expression:
     return
@@ -55,6 +59,17 @@ def pytest_collection_modifyitems(config, items):
   config.hook.pytest_deselected(items=[i for i, keep in zip(items, kept, strict=True) if not keep])
   items[:] = [i for i, keep in zip(items, kept, strict=True) if keep]
   items.sort(key=lambda item: item.get_closest_marker("process") is None)
+
+
+def leave_out_of_each_file(config, items, every):
+  """Keep the first, the (N+1)-th, ... test of each file: every file is imported and tried."""
+  counts = collections.Counter()
+  kept, others = [], []
+  for item in items:
+    (others if counts[item.path] % every else kept).append(item)
+    counts[item.path] += 1
+  config.hook.pytest_deselected(items=others)
+  items[:] = kept
 
 
 @pytest.fixture(autouse=True, scope="session")
