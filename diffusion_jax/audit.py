@@ -6,9 +6,10 @@ Each part is audited by what it declares, so your own part is audited once it is
 without a declaration fails. Exit code 1 if any row fails.
 """
 
+import functools
 import time
 
-from diffusion_jax.auditing import AUDITS, as_table
+from diffusion_jax.auditing import AUDITS, as_table, choose_entries
 from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.runs import command_line
 from diffusion_jax.types import UserError
@@ -22,11 +23,15 @@ def main(argv: list[str]) -> int:
   for name in names:
     if name not in AUDITS:
       raise UserError(f"--only={name}: no such audit.{spelling_hint(name, AUDITS)}")
+  audits = {name: AUDITS[name] for name in names}
+  if args.entries is not None:
+    chosen = choose_entries(names, args.entries.split(","))
+    audits = {name: functools.partial(AUDITS[name], classes) for name, classes in chosen.items()}
   command_line.enable_compilation_cache()
   failed = total = 0
-  for name in names:
+  for name, audit in audits.items():
     begun = time.perf_counter()
-    rows = list(AUDITS[name]())
+    rows = list(audit())
     print(f"{name}\n{as_table(rows)}\n", flush=True)
     failed += sum(not row.passed for row in rows)
     total += len(rows)
@@ -38,6 +43,9 @@ def main(argv: list[str]) -> int:
 def parser() -> command_line.Parser:
   flags = command_line.Parser("audit", description=__doc__)
   flags.add_argument("--only", help=f"comma-separated, some of {','.join(AUDITS)}")
+  flags.add_argument(
+    "--entries", help="comma-separated parts to audit, e.g. your own: pseudo_huber,dpm_solver_2"
+  )
   return flags
 
 

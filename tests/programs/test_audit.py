@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from diffusion_jax import audit
-from diffusion_jax.auditing import audit_processes, linear_vae, oracles
+from diffusion_jax.auditing import AUDITS, audit_processes, choose_entries, linear_vae, oracles
 from diffusion_jax.auditing.estimator_rows import audit_likelihoods, ddpm_bound_bits
 from diffusion_jax.auditing.loss_rows import audit_losses
 from diffusion_jax.auditing.rows import Row, as_table
 from diffusion_jax.auditing.sampler_rows import audit_samplers
 from diffusion_jax.likelihood import ProbabilityFlow
-from diffusion_jax.losses import MinSNR
-from diffusion_jax.processes import ContinuousProcess, LinearVP
+from diffusion_jax.losses import MinSNR, Simple
+from diffusion_jax.processes import PROCESSES, ContinuousProcess, LinearVP
 from diffusion_jax.samplers import DDIM, Heun
 
 pytestmark = pytest.mark.costly
@@ -135,10 +135,20 @@ def test_the_oracles_denoiser_is_the_posterior_mean():
   assert abs(mean - oracles.entropy_bits()) < 4 * error
 
 
+def test_only_the_chosen_entries_are_audited():
+  chosen = choose_entries(list(AUDITS), ["vp", "simple"])
+  assert chosen == {"processes": {"vp": PROCESSES["vp"]}, "losses": {"simple": Simple}}
+  path = f"{Simple.__module__}:Simple"
+  assert choose_entries(["losses"], [path]) == {"losses": {path: Simple}}
+
+
 @pytest.mark.parametrize(
   ("flags", "words"),
   [
     (["--only="], "--only=: no such audit."),
+    (["--entries=simpel"], "--entries=simpel: no such part. Did you mean 'simple'?"),
+    (["--entries=a.b:C"], "--entries=a.b:C: name its kind too, e.g. --only=losses"),
+    (["--only=losses", "--entries=json:C"], "--entries=json:C: json has no class 'C'"),
     (["--only=loses"], "--only=loses: no such audit. Did you mean 'losses'?"),
     (["--config.loss.name=p2"], "--config.loss.name=p2: audit takes no config"),
   ],
