@@ -1,7 +1,6 @@
 """Save and restore checkpoints: state, step, config and checksums as one atomic unit.
 
-A folder has one folder per step. Only a committed step with correct checksums is restored. No other
-file uses orbax.
+A folder has one folder per step. Only a committed step with correct checksums is restored.
 """
 
 import contextlib
@@ -21,6 +20,7 @@ from diffusion_jax import parallel
 from diffusion_jax.checkpoints import leaves
 from diffusion_jax.checkpoints.step_folders import Damage, Unreadable, saved_steps
 from diffusion_jax.core import files, progress, storage
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.types import UserError
 
@@ -35,7 +35,7 @@ MIN_SLICE_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpointing:
+class Checkpointing(Part):
   """The checkpoints that are saved and kept.
 
   Attributes:

@@ -6,21 +6,25 @@ dataclass. There is no central schema: a section may have the fields that its cl
 """
 
 import dataclasses
-import math
 import os
 import runpy
-import sys
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from diffusion_jax.core import shipped
+from diffusion_jax.core.field_types import (
+  checked,
+  concrete,
+  field_types,
+  is_supported,
+  parse_value,
+  unsupported,
+)
 from diffusion_jax.core.files import user_path
-from diffusion_jax.core.own_code import own_code, place_of
+from diffusion_jax.core.own_code import own_code
 from diffusion_jax.core.registry import Registry, Section
 from diffusion_jax.core.spelling import closest, spelling_hint
 from diffusion_jax.core.synonyms import hint_for_field
@@ -168,7 +172,7 @@ def _build_section(section: Section, value: dict, overrides: list[Override], whe
     cls = section
   else:
     cls, value, overrides = _select(section, value, overrides, where)
-  hints = field_types(cls)
+  hints, defaults = field_types(cls), {f.name: f.default for f in dataclasses.fields(cls)}
   for name in (*value, *(o.field for o in overrides)):
     if name not in hints:
       allowed = hints if isinstance(section, type) else ["name", *hints]
@@ -176,7 +180,7 @@ def _build_section(section: Section, value: dict, overrides: list[Override], whe
       hint = hint_for_field(where, name, text, allowed)
       hint = f" {hint[0].upper()}{hint[1:]}" if hint else spelling_hint(name, allowed)
       raise UserError(f"config.{where} has no field '{name}'.{hint}")
-  fields = {n: _check(v, hints[n], f"config.{where}.{n}") for n, v in value.items()}
+  fields = {n: _check(v, hints[n], f"config.{where}.{n}", defaults[n]) for n, v in value.items()}
   fields |= {o.field: parse_value(o.text, hints[o.field], o.flag) for o in overrides}
   refusals = TypeError, ValueError
   try:
@@ -198,96 +202,17 @@ def _select(registry: Registry, value: dict, overrides: list[Override], where: s
   return cls, fields, [o for o in overrides if o.field != "name"]
 
 
-def field_types(cls: type) -> dict[str, Any]:
-  """Return field -> type of a config class, in the order of the fields."""
-  try:
-    hints = typing.get_type_hints(cls)
-  except NameError as error:
-    raise UserError(f"{place_of(cls)}: the type of a field cannot be read: {error}") from error
-  return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+def _check(value: Any, hint: Any, where: str, default: Any) -> Any:
+  """Return `value` as a field of type `hint` stores it, or raise an error.
 
-
-def _check(value: Any, hint: Any, where: str) -> Any:
-  """Return `value` as a field of type `hint` stores it, or raise an error."""
-  if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
-    return float(value)
-  if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-    return tuple(_check(v, typing.get_args(hint)[0], where) for v in value)
-  if typing.get_origin(hint) in (typing.Union, types.UnionType):
-    for option in _options(hint):
-      try:
-        return _check(value, option, where)
-      except UserError:
-        continue
-  elif (typing.get_origin(hint) is Literal and value in typing.get_args(hint)) or (
-    hint is not float and isinstance(hint, type) and type(value) is hint
-  ):
-    return value
-  raise UserError(f"{where} is {value!r}; it must be {describe_type(hint)}.")
-
-
-def parse_value(text: str, hint: Any, flag: str) -> Any:
-  """Parse a command line's text as a field's type.
-
-  Raises:
-    UserError: the text is not of that type; the message names the allowed values.
+  The default is allowed whatever its type: a stored config has it.
   """
-  for option in _options(hint):
-    try:
-      return _parse_one(text, option)
-    except ValueError:
-      continue
-  raise UserError(f"{flag}: '{text}' is not {describe_type(hint)}.")
-
-
-def as_text(value: Any) -> str:
-  """Format a field's value for a command line; `parse_value` reads it again."""
-  if isinstance(value, list | tuple):
-    return ",".join(as_text(item) for item in value)
-  return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def _options(hint: Any) -> tuple:
-  """Return the members of a union, None first: 'none' is also a text."""
-  if typing.get_origin(hint) not in (typing.Union, types.UnionType):
-    return (hint,)
-  return tuple(sorted(typing.get_args(hint), key=lambda option: option is not type(None)))
-
-
-def _parse_one(text: str, hint: Any) -> Any:
-  if hint is type(None) and text.lower() in ("none", "null"):
-    return None
-  if hint is bool and text.lower() in ("true", "false"):
-    return text.lower() == "true"
-  if hint is str:
-    return text
-  if hint is int:
-    return int(text)
-  if hint is float:
-    return float(text) if math.isfinite(float(text)) else _refuse(text)
-  if typing.get_origin(hint) is Literal:
-    return {str(v): v for v in typing.get_args(hint)}.get(text) or _refuse(text)
-  if typing.get_origin(hint) is tuple:
-    if text.lower() in ("none", "null"):  # not an item of this name
-      return ()
-    items = [t.strip() for t in text.strip("()[] ").split(",") if t.strip()]
-    return tuple(_parse_one(t, typing.get_args(hint)[0]) for t in items)
-  return _refuse(text)
-
-
-def _refuse(text: str) -> NoReturn:
-  raise ValueError(text)
-
-
-def describe_type(hint: Any) -> str:
-  """Return a type in words: "an integer", "one of a, b", "a list of integers"."""
-  words = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
-  if hint in words:
-    return words[hint]
-  if hint is type(None):
-    return "none"
-  if typing.get_origin(hint) is Literal:
-    return f"one of {', '.join(str(v) for v in typing.get_args(hint))}"
-  if typing.get_origin(hint) is tuple:
-    return f"a list, each {describe_type(typing.get_args(hint)[0])}"
-  return " or ".join(describe_type(option) for option in _options(hint))
+  same = tuple(value) if isinstance(default, tuple) and isinstance(value, list) else value
+  if type(same) is type(default) and same == default:
+    return default
+  try:
+    return checked(concrete(value), hint)
+  except ValueError as error:
+    if not is_supported(hint):
+      raise UserError(f"{where}: {unsupported(hint)}") from error
+    raise UserError(f"{where} is {error}.") from error

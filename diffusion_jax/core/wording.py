@@ -32,7 +32,7 @@ SETTING = re.compile(rf"`(?:([a-z_0-9]+\.[a-z_0-9]+)=|({'|'.join(ARGUMENTS)})(?:
 
 
 IN_TEXT = {"True": "true", "False": "false", "None": "none"}
-"""Python's words in a command line's text, as `core.config.as_text` writes them."""
+"""Python's words in a command line's text, as `core.field_types.as_text` writes them."""
 
 
 def with_flags(text: str) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, Num
 
 from diffusion_jax.core.own_code import own_code
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.registry import documented
 from diffusion_jax.data.accounting import FileCounts
 from diffusion_jax.types import ImageSpec, UserError
@@ -141,7 +142,7 @@ class DataSet(Protocol):
     ...
 
 
-class DataSetBase:
+class DataSetBase(Part):
   """Defaults of a data set: only a training split, not mirrored and not encoded."""
 
   flip: bool = False

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Num
 
-from diffusion_jax.core.config import as_text, build
+from diffusion_jax.core.config import build
+from diffusion_jax.core.field_types import as_text
 from diffusion_jax.core.files import user_path
 from diffusion_jax.core.settings import field_fact, fields_with, setting
 from diffusion_jax.data.base import Autoencoder, DataSetBase, SourceBase, load_split

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.core.config import as_text
+from diffusion_jax.core.field_types import as_text
 from diffusion_jax.core.files import home, user_path
 from diffusion_jax.core.settings import setting
 from diffusion_jax.core.spelling import spelling_hint

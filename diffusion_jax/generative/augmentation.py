@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.types import Key, Keys
 
@@ -66,7 +67,7 @@ class Draws(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Part):
   """EDM's augmentation; its network needs model.augmentation_labels=9.
 
   Attributes:
@@ -84,9 +85,14 @@ class Augmentation:
   def __post_init__(self):
     if min(self.scale_std, self.stretch_std, self.translation_std) < 0:
       raise ValueError("scale_std, stretch_std and translation_std must not be negative")
+    if not 0 <= self.probability <= 1:
+      raise ValueError(
+        f"augmentation={self.probability} must lie between 0 and 1; EDM has "
+        "`generative.augmentation=0.12`"
+      )
 
   def check(self, num_labels: int, image_size: int) -> None:
-    """Check the probability, the network and the image size.
+    """Check the network and the image size.
 
     Args:
       num_labels: number of augmentation labels that the network takes.
@@ -95,11 +101,6 @@ class Augmentation:
     Raises:
       ValueError: one of them does not fit; the message has the setting to change.
     """
-    if not 0 <= self.probability <= 1:
-      raise ValueError(
-        f"generative.augmentation={self.probability} must lie between 0 and 1; EDM has "
-        "`generative.augmentation=0.12`"
-      )
     needed = NUM_LABELS if self.probability else 0
     if num_labels != needed:
       raise ValueError(

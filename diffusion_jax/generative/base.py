@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.types import (
   UNCONDITIONAL,
@@ -85,7 +86,7 @@ class GenerativeConfig(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerativeConfigBase:
+class GenerativeConfigBase(Part):
   """Defaults of a `GenerativeConfig`: it trains on images and has no warning."""
 
   description: ClassVar[str] = ""

@@ -69,6 +69,7 @@ class Diffusion(GenerativeConfigBase):
   def __post_init__(self):
     if self.sigma_data <= 0:
       raise ValueError(f"sigma_data={self.sigma_data} must be positive")
+    Augmentation(self.augmentation)  # checks it
     if not 0 <= self.label_dropout < 1:
       raise ValueError(f"label_dropout={self.label_dropout} must be at least 0 and below 1")
 

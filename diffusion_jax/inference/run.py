@@ -178,7 +178,7 @@ class Run:
     """Return the compiled function, cached by sampler, guidance and batch size."""
     changes = {n: v for n, v in (("sampler", sampler), ("guidance", guidance)) if v is not None}
     changed = self.experiment.replace(**changes)
-    key = (sampler, guidance, batch_size)
+    key = (*changes, *(changed.sections[name] for name in changes), batch_size)
     if key not in self._drawn:
       model = changed.create(self._spec) if changes else self.model
       self._drawn[key] = make_draw(model, self.mesh, batch_size)

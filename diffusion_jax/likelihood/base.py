@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
+from diffusion_jax.core.parts import Part
 from diffusion_jax.processes import Denoiser, Process, check_inputs
 from diffusion_jax.types import Estimate, Examples, Keys
 
@@ -62,7 +63,7 @@ class Likelihood(DescribedLikelihood, Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class DescribedBase:
+class DescribedBase(Part):
   """Defaults of an estimator's description: the name alone, on a card."""
 
   description = ""

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.core import rng
 from diffusion_jax.core.broadcasting import mean_dims
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.core.settings import Facts
 from diffusion_jax.processes import Denoiser, Process, check_inputs, namespace
@@ -26,7 +27,7 @@ MAX_LOG_SNR = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Spectrum:
+class Spectrum(Part):
   """Mean squared error of the predicted noise per dimension, as a function of log-SNR.
 
   Attributes:

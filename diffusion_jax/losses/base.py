@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Integer
 
 from diffusion_jax.core import rng
 from diffusion_jax.core.broadcasting import mean_dims
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.core.shapes import per_example
 from diffusion_jax.processes import Denoiser, Noised, Predicted, Process, check_inputs
@@ -109,7 +110,7 @@ class Loss(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class LossBase:
+class LossBase(Part):
   """Defaults of a loss: it needs nothing, and has neither a state nor parameters."""
 
   needs_derivative = False

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.core import distributions
+from diffusion_jax.core.parts import Part
 
 
 class ElboTerms(NamedTuple):
@@ -54,7 +55,7 @@ class VAELoss(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class ELBO:
+class ELBO(Part):
   """The negative ELBO with a weight on the KL and free bits.
 
   Attributes:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from diffusion_jax.core.parts import Part
 from diffusion_jax.metrics.moments import Moments
 
 PUBLISHED_NUM_SAMPLES = 50_000
@@ -128,7 +129,7 @@ class Metric(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class MetricBase:
+class MetricBase(Part):
   """Defaults of a metric: one name, no card, 50,000 samples, at least 2 reference images."""
 
   domain_name: ClassVar[str] = ""

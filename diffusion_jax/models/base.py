@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.shapes import describe_value
 from diffusion_jax.types import UNCONDITIONAL, Condition, FieldSpec, ImageSpec, Key, Params
 
@@ -64,7 +65,7 @@ class NetworkConfig(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkBase:
+class NetworkBase(Part):
   """Defaults of a `NetworkConfig`: at most labels as a condition, no learned variance."""
 
   learned_variance = False  # unannotated, so that subclasses do not get them as dataclass fields

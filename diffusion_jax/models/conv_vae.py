@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.settings import setting
 from diffusion_jax.models.layers import (
   Conv3,
@@ -47,7 +48,7 @@ class VAENetworks(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvVAE:
+class ConvVAE(Part):
   """A convolutional encoder and decoder.
 
   Attributes:

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.core import distributions
+from diffusion_jax.core.parts import Part
 
 Raw = Float[Array, "B H W P"]
 Images = Float[Array, "B H W C"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(Part):
   """A Bernoulli variable per pixel, 1 with probability sigmoid(logit).
 
   A grey image represents its random binarisations, in which a pixel is 1 with probability
@@ -40,7 +41,7 @@ class Bernoulli:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Part):
   """A Gaussian per pixel: integrated over each level's bin, or its density for float data.
 
   Attributes:
@@ -78,7 +79,7 @@ class Gaussian:
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscretizedLogistic:
+class DiscretizedLogistic(Part):
   """A logistic per pixel, integrated over the bins of the data's levels.
 
   Attributes:

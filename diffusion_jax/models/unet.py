@@ -143,7 +143,7 @@ class UNet(NetworkBase):
     if self.resample_filter not in FILTERS:
       allowed = " or ".join(str(taps) for taps in FILTERS)
       raise ValueError(f"resample_filter={self.resample_filter} must be {allowed}")
-    if self.num_heads < 1 or (self.channels_per_head or 1) < 1:
+    if self.num_heads < 1 or (self.channels_per_head is not None and self.channels_per_head < 1):
       raise ValueError("num_heads and channels_per_head must be at least 1")
     if self.channels_per_head is not None and self.num_heads != 1:
       raise ValueError(

@@ -65,6 +65,8 @@ class VDMUNet(NetworkBase):
       raise ValueError(f"num_blocks={self.num_blocks} must be at least 1")
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+    if self.time_scale <= 0:
+      raise ValueError(f"time_scale={self.time_scale} must be positive")
     check_norm_groups(self.norm_groups, self.channels)
 
   def create(self, spec: ImageSpec, num_labels: int) -> Network:

@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.parallel import watchdog
@@ -53,7 +54,7 @@ of its scores over the devices. The transformer's heads and MLP are split as in 
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshShape:
+class MeshShape(Part):
   """Number of devices along each axis; -1 takes all that the other axes leave.
 
   Attributes:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.types import UserError
 
@@ -14,7 +15,7 @@ GOOGLE_PCI_VENDOR = "0x1ae0"
 
 
 @dataclasses.dataclass(frozen=True)
-class Distributed:
+class Distributed(Part):
   """A job of several processes; the same values on all of them.
 
   Attributes:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffusion_jax.core.parts import Part
 from diffusion_jax.types import Key, Params
 
 Data = Float[Array, "B ..."]
@@ -96,7 +97,7 @@ class Process(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class ProcessBase(abc.ABC):
+class ProcessBase(Part, abc.ABC):
   """Defaults of a process: a fixed schedule at every t in [min_time, 1].
 
   An entry must define the abstract methods, or use one of the bases below. A field or a property

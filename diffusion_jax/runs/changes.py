@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from diffusion_jax.core.config import as_text
+from diffusion_jax.core.field_types import as_text
 from diffusion_jax.runs.experiment import SettingFacts, build_experiment, of_today
 from diffusion_jax.types import UserError
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion_jax.core.config import Override, as_text, describe_type, field_types
+from diffusion_jax.core.config import Override
+from diffusion_jax.core.field_types import as_text, describe_type, field_types
 from diffusion_jax.core.registry import Registry, Section
 from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.generative import GENERATIVES

@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from diffusion_jax.checkpoints.store import Checkpointing
-from diffusion_jax.core.config import Override, field_types, resolve, to_dict
+from diffusion_jax.core.config import Override, resolve, to_dict
+from diffusion_jax.core.field_types import field_types, stored_form
 from diffusion_jax.core.own_code import own_code, own_refusal
 from diffusion_jax.core.registry import Registry, Section, broken_contract
-from diffusion_jax.core.settings import Facts, field_fact, section_fact, setting
+from diffusion_jax.core.settings import field_fact, section_fact
 from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.data import SOURCES
 from diffusion_jax.generative import GENERATIVES
@@ -18,60 +19,13 @@ from diffusion_jax.likelihood.outside import outside_entries, section_of
 from diffusion_jax.parallel import Distributed
 from diffusion_jax.parallel.sharding import MeshShape
 from diffusion_jax.runs import own_parts
+from diffusion_jax.runs.evaluating import Evaluating
+from diffusion_jax.runs.storable import warn_of_main
 from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.logger import Logging
 from diffusion_jax.training.optimizers import OPTIMIZERS, Optimizer
 from diffusion_jax.training.step import Training
 from diffusion_jax.types import GenerativeModel, ImageSpec, UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluating:
-  """The measurements while training and by the evaluation program.
-
-  Attributes:
-    every_steps: steps between two passes over the test split in training; none: only at the end.
-    training_likelihoods: likelihoods of these passes; a model without an elbo omits it.
-    batch_size: images per batch of a pass, and per chunk of samples.
-    num_samples: images drawn for the sample metrics; none: the size of the reference split, at most
-      50,000.
-    num_seeds: sets of samples from successive seeds; their spread is the error bar of the metrics.
-    reference_split: split that samples are compared with.
-    metrics: sample metrics: names such as fid, kid, or "module:Class" of your own; all: every one
-      of this package and of installed packages; none: no metric.
-    likelihoods: likelihoods that the evaluation program measures: names of figures, "module:Class"
-      of your own or the name of an entry point; all: every one of this package; none: no
-      likelihood. The fields of your own are a section with the name of its class or entry point.
-    likelihood_split: split on which they are measured, in full.
-    likelihood_repeats: independent draws per image; two or more separate the error of these draws
-      from that of the images.
-    spectrum_images: images of each split for the loss by log-SNR, evenly spaced; 0: no spectrum.
-  """
-
-  # figures depend on num_samples, metrics and likelihoods, but those are compared by their results
-  every_steps: int | None = setting(None, affects_figures=False)
-  training_likelihoods: tuple[str, ...] = setting(("elbo",), affects_figures=False)
-  batch_size: int = setting(256, affects_figures=False)
-  num_samples: int | None = setting(None, affects_figures=False)
-  num_seeds: int = 1
-  reference_split: Literal["train", "test"] = "train"
-  metrics: Literal["all"] | tuple[str, ...] = setting("all", affects_figures=False)
-  likelihoods: Literal["all"] | tuple[str, ...] = setting("all", affects_figures=False)
-  likelihood_split: Literal["train", "test"] = "test"
-  likelihood_repeats: int = 1
-  spectrum_images: int = 2048
-
-  setting_facts: ClassVar[Facts] = Facts(may_change=True, affects_samples=False)
-
-  def __post_init__(self):
-    for name in ("every_steps", "batch_size", "num_seeds", "likelihood_repeats"):
-      if getattr(self, name) is not None and getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-    if self.num_samples is not None and self.num_samples < 2:
-      raise ValueError(f"num_samples={self.num_samples} must be at least 2, or none")
-    if self.spectrum_images < 0:
-      raise ValueError(f"spectrum_images={self.spectrum_images} must not be negative")
-
 
 COMMON: Mapping[str, Section] = {
   "generative": GENERATIVES,
@@ -163,7 +117,8 @@ class Experiment:
     """Return the experiment with other built sections, e.g. sampler=Heun(steps=18).
 
     Raises:
-      UserError: there is no such section, or its registry has no such entry.
+      UserError: there is no such section, its registry has no such entry, or a field has a value
+        that its type does not allow.
     """
     for name, instance in sections.items():
       if name not in self.layout:
@@ -180,7 +135,8 @@ class Experiment:
         fault = f"it must be a {section.__name__}"
       if fault:
         raise UserError(f"{name}={cls.__name__}: {fault}")
-    return Experiment({**self.sections, **sections}, self.layout)
+    checked = {name: _checked(instance, name) for name, instance in sections.items()}
+    return Experiment({**self.sections, **checked}, self.layout)
 
   def figure_names(self, likelihoods: Sequence[str]) -> list[str]:
     """Return the names of the figures of likelihoods, of which some are entries from outside."""
@@ -190,7 +146,8 @@ class Experiment:
 
   def warnings(self) -> dict[str, str]:
     """Return {"warning": line} for a combination that works but is unlikely to be meant, or {}."""
-    warning = self.sections["generative"].warning(self.sections)
+    lines = [self.sections["generative"].warning(self.sections), warn_of_main(self.sections)]
+    warning = "; ".join(line for line in lines if line)
     return {"warning": warning} if warning else {}
 
   def identity(self) -> dict[str, dict[str, Any]]:
@@ -206,6 +163,14 @@ class Experiment:
   def to_dict(self) -> dict[str, dict[str, Any]]:
     """Return all sections with all fields, as in config.json."""
     return {n: to_dict(self.sections[n], section) for n, section in self.layout.items()}
+
+
+def _checked(instance: Any, name: str) -> Any:
+  """Return a built part with its numbers as a config stores them."""
+  try:
+    return stored_form(instance)
+  except (TypeError, ValueError) as error:
+    raise UserError(f"{name}: {error}") from error
 
 
 def _built_example(name: str, section: Section) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusion_jax.checkpoints import store
-from diffusion_jax.core.config import Override, as_text, build, field_types, to_dict
+from diffusion_jax.core.config import Override, build, to_dict
+from diffusion_jax.core.field_types import as_text, field_types
 from diffusion_jax.core.files import check_file, printable, run_folder, write_json
 from diffusion_jax.data import SOURCES, Source
 from diffusion_jax.data.base import Seen

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.shapes import describe_value, float_array
 from diffusion_jax.processes import Process
 from diffusion_jax.types import Key, Keys, Samples
@@ -109,7 +110,7 @@ class Sampler(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplerBase(abc.ABC):
+class SamplerBase(Part, abc.ABC):
   """Defaults of a sampler with its own loop, which must define `order` and `stochastic`.
 
   `initial_states` gives x_1, and `keys_per_example` the keys of its noise.

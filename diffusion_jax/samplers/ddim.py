@@ -37,6 +37,7 @@ class DDIM(LinearSampler):
   order = 1
 
   def __post_init__(self):
+    super().__post_init__()
     if not 0 <= self.eta <= 1:
       raise ValueError(f"eta={self.eta} must lie between 0 (deterministic) and 1")
 

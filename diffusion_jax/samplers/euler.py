@@ -94,6 +94,7 @@ class Euler(LinearSampler):
   order = 1
 
   def __post_init__(self):
+    super().__post_init__()
     check_churn(self.s_churn, self.s_min, self.s_max, self.s_noise)
 
   @property

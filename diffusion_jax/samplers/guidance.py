@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.core.broadcasting import dims, expand
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.settings import Facts
 from diffusion_jax.core.shapes import float_array
 from diffusion_jax.processes import Data, Denoiser, Predicted, Process, State, namespace
@@ -22,7 +23,7 @@ GuidingModel = Callable[[Data, Float[Array, "N"], Condition], Data]
 
 
 @dataclasses.dataclass(frozen=True)
-class Guidance:
+class Guidance(Part):
   """D = D_null + weight (D_label - D_null) on the x0 estimate, before clipping.
 
   Source: Ho and Salimans 2022 (arXiv 2207.12598); their w is weight - 1. It is the same

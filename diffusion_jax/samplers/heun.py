@@ -42,6 +42,7 @@ class Heun(LinearSampler):
   order = 2
 
   def __post_init__(self):
+    super().__post_init__()
     check_churn(self.s_churn, self.s_min, self.s_max, self.s_noise)
 
   @property

@@ -98,6 +98,12 @@ class LinearSampler(SamplerBase):
   auto_by_step: ClassVar[Spacing] = "log_snr"
   """Meaning of spacing `auto` on a process with steps."""
 
+  def __post_init__(self):
+    if self.steps < 1:
+      raise ValueError(f"steps={self.steps} must be at least 1, e.g. `sampler.steps=20`")
+    if self.rho <= 0:
+      raise ValueError(f"rho={self.rho} must be positive, e.g. `sampler.rho=7`")
+
   @abc.abstractmethod
   def on_grid(self, process: Process, grid: Grid) -> Tableau:
     """Return the coefficients on a grid."""

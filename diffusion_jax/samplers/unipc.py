@@ -40,6 +40,7 @@ class UniPC(LinearSampler):
   stochastic = False
 
   def __post_init__(self):
+    super().__post_init__()
     if self.solver_order not in (1, 2, 3):
       raise ValueError(
         f"solver_order={self.solver_order} must be 1, 2 or 3; e.g. `sampler.solver_order=2`"

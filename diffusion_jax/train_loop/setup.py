@@ -26,6 +26,7 @@ from diffusion_jax.parallel import sharding, watchdog
 from diffusion_jax.runs import own_parts
 from diffusion_jax.runs.changes import of_another_run
 from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.runs.storable import check_storable
 from diffusion_jax.runs.stored import check_continues, check_same_data, write_config
 from diffusion_jax.runs.workdir import is_finished
 from diffusion_jax.training.step import make_init
@@ -72,9 +73,10 @@ def prepare_job(experiment: Experiment, workdir: Path) -> Job:
   """Check everything that can be checked before the run's folder is touched.
 
   Raises:
-    UserError: data, model, mesh and batch do not fit each other.
+    UserError: data, model, mesh and batch do not fit each other, or a part cannot be stored.
   """
   training = experiment.training
+  check_storable(experiment.sections, experiment.layout)
   _check_metrics(experiment)
   mesh = sharding.create_mesh(experiment.mesh)
   num_microbatches = training.accumulation_steps

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.settings import Facts, setting
 from diffusion_jax.training.optimizers import Rates
 from diffusion_jax.training.power_function_ema import MAX_WIDTH, exponent_of
@@ -16,7 +17,7 @@ from diffusion_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
-class EMA:
+class EMA(Part):
   """Moving averages of the parameters, updated once per step.
 
   Attributes:

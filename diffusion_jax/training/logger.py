@@ -17,13 +17,14 @@ from jaxtyping import UInt8
 
 from diffusion_jax.core import progress
 from diffusion_jax.core.files import write_png, write_whole
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.core.wording import duration
 from diffusion_jax.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Logging:
+class Logging(Part):
   """Progress lines, sample grids and trackers of a training run.
 
   Attributes:

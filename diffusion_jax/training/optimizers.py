@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.core.settings import HOW_IT_RUNS
 from diffusion_jax.core.shapes import describe_value
@@ -54,7 +55,7 @@ class Optimizer(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class ScheduledOptimizer:
+class ScheduledOptimizer(Part):
   """A learning rate with linear warm-up and schedule, and gradient clipping.
 
   Attributes:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.parts import Part
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.core.settings import Facts, setting
 from diffusion_jax.core.shapes import checked_loss
@@ -35,7 +36,7 @@ Scalars = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Training(Part):
   """Length, batch size and seed of a training run.
 
   Attributes:

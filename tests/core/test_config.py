@@ -4,6 +4,8 @@ import dataclasses
 import json
 from typing import Literal
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -39,6 +41,13 @@ SECTIONS = {"net": Registry("net", object, {"small": Small, "large": Large}), "p
 
 def resolve(raw, *arguments):
   return config.resolve(raw, [config.parse_override(a) for a in arguments], SECTIONS)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.25), np.array(0.25), np.int64(3), jnp.float32(2)])
+def test_numbers_of_other_libraries_are_numbers(number):
+  rate = resolve({"plain": {"rate": number}, "net": {"name": "small"}})["plain"].rate
+  assert type(rate) is float
+  assert rate == float(number)
 
 
 @pytest.mark.parametrize(

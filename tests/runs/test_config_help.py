@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from diffusion_jax.core.config import as_text, field_types, parse_override, parse_value
+from diffusion_jax.core.config import parse_override
+from diffusion_jax.core.field_types import as_text, field_types, parse_value
 from diffusion_jax.generative import GENERATIVES
 from diffusion_jax.runs import config_help as helps
 from diffusion_jax.runs.experiment import COMMON
