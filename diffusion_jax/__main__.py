@@ -58,7 +58,7 @@ def answer(name: str, rest: Sequence[str]) -> int:
   """Answer a command that is no program, or refuse it in one line; return the exit code."""
   if name in ("-h", "--help", "help", "--helpfull", "--helpshort"):
     print(overview())
-  elif name == "--version":
+  elif name in ("--version", "-V", "version"):
     print(shipped.versions())
   elif name == "configs" and (not rest or set(rest) & {"-h", "--help"}):
     print(two_columns({n: shipped.first_line(path) for n, path in shipped.configs().items()}))
@@ -78,6 +78,8 @@ def config_facts(names: Sequence[str]) -> int:
   """Print the files and docstrings of shipped configs; return the exit code."""
   configs = shipped.configs()
   for name in names:
+    if name.startswith("-"):
+      return refuse(f"configs {name}: no such flag; write configs or configs NAME")
     if name not in configs:
       return refuse(f"{name}: no shipped config.{spelling_hint(name, configs)}")
   print("\n\n".join(f"{configs[n]}\n\n{shipped.docstring(configs[n])}" for n in names))

@@ -1,12 +1,13 @@
 """Generated images, for tests and for measuring speed."""
 
 import dataclasses
+import math
 
 import numpy as np
 
 from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.source import ArraySource, Source
-from diffusion_jax.types import ImageSpec
+from diffusion_jax.types import ImageSpec, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +29,16 @@ class Synthetic(DataSetBase):
   flip: bool = False
 
   def __post_init__(self):
-    if self.num_images < 4 or self.image_size < 4 or self.num_classes < 0:
-      raise ValueError("num_images and image_size must be at least 4, num_classes at least 0")
+    for name, least in (("num_images", 4), ("image_size", 4), ("num_classes", 0)):
+      if getattr(self, name) < least:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
     if self.channels not in (1, 3):
       raise ValueError(f"channels={self.channels} must be 1 or 3")
 
   def load(self, split: str) -> Source:
     num_images = self.num_images if split == "train" else self.num_images // 4
-    size, word = self.image_size, np.random.Philox(key=[int(split == "test"), num_images])
-    noise = word.random_raw(num_images * size * size * self.channels) >> np.uint64(58)
-    images = noise.astype(np.uint8).reshape(num_images, size, size, self.channels)
+    images = self._noise(num_images, int(split == "test"))
+    size = self.image_size
     labels = np.arange(num_images) % max(self.num_classes, 1)
     side = int(np.ceil(np.sqrt(max(self.num_classes, 1))))
     cell = max(size // side, 1)
@@ -45,6 +46,18 @@ class Synthetic(DataSetBase):
       top, left = label // side * cell, label % side * cell
       image[top : top + cell, left : left + cell] += 192
     return ArraySource(f"synthetic {split}", images, labels, 256, self.num_classes)
+
+  def _noise(self, num_images: int, stream: int) -> np.ndarray:
+    """Return the dark noise of all images, uint8 [num, size, size, channels]."""
+    shape = (num_images, self.image_size, self.image_size, self.channels)
+    try:
+      word = np.random.Philox(key=[stream, num_images])
+      return (word.random_raw(math.prod(shape)) >> np.uint64(58)).astype(np.uint8).reshape(shape)
+    except (MemoryError, OverflowError, ValueError) as error:
+      raise UserError(
+        f"config.data: num_images={self.num_images}, image_size={self.image_size}: so many pixels "
+        "do not fit into memory; give smaller ones"
+      ) from error
 
   def known_spec(self) -> ImageSpec:
     return self.load("train").spec

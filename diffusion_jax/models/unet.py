@@ -174,8 +174,9 @@ class UNet(NetworkBase):
     factor = 2 ** (len(self.multipliers) - 1)
     if spec.height % factor or spec.width % factor:
       raise ValueError(
-        f"images of {spec.height}x{spec.width} cannot be halved {len(self.multipliers) - 1} times; "
-        f"use sides divisible by {factor} or fewer multipliers"
+        f"images of {spec.height}x{spec.width} cannot be halved {len(self.multipliers) - 1} times: "
+        f"multipliers={self.multipliers} has {len(self.multipliers)} levels; use sides divisible "
+        f"by {factor} or fewer multipliers"
       )
     self._check_heads(spec)
     check_fields(spec)

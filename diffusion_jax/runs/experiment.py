@@ -188,6 +188,7 @@ def build_experiment(raw: Mapping[str, Any], overrides: Sequence[Override] = ())
     UserError: see `config.resolve`.
   """
   layout = {**COMMON, **_model_sections(raw, overrides)}
+  _check_kind(layout, {*raw, *(o.section for o in overrides)})
   before, own = raw.get("eval", {}), [o for o in overrides if o.section == "eval"]
   now = resolve({"eval": before}, own, {"eval": Evaluating})["eval"]
   outside = _outside_likelihoods(layout, vars(now))
@@ -197,6 +198,21 @@ def build_experiment(raw: Mapping[str, Any], overrides: Sequence[Override] = ())
   layout |= outside
   kept = {name: section for name, section in raw.items() if name not in gone}
   return Experiment(resolve(kept, overrides, layout), layout)
+
+
+def _check_kind(layout: Mapping[str, Section], given: set[str]) -> None:
+  """Raise an error for sections that another kind of model has, e.g. the sampler of a VAE."""
+  kinds = {kind: set(cls.sections) for kind, cls in GENERATIVES.items()}
+  foreign = sorted(given & set().union(*kinds.values()) - layout.keys())
+  if not foreign:
+    return
+  own = next((kind for kind, names in kinds.items() if names <= layout.keys()), "this kind")
+  others = [kind for kind, names in kinds.items() if names.intersection(foreign)]
+  raise UserError(
+    f"config.generative.name={own}: such a model has no section {', '.join(foreign)}, which "
+    f"{'belongs' if len(foreign) == 1 else 'belong'} to {' and '.join(others)}; start from a "
+    "shipped config of the kind that you want (diffusion-jax configs lists them)"
+  )
 
 
 def _likelihood_registry(layout: Mapping[str, Section]) -> Registry | None:

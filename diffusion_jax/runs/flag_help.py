@@ -80,8 +80,8 @@ def explain_unknown(unknown: Sequence[str], flags: Iterable[str], takes_config: 
   if hint and first.lstrip("-") not in meanings(word):  # else only --config. is missing
     return f"unrecognized arguments: {' '.join(unknown)}; {hint}"
   meant = closest(first, own) if first.startswith("-") else None
-  if takes_config and re.fullmatch(r"-{0,2}[a-z_]+\.\w+", first):
-    meant = f"--config.{unknown[0].lstrip('-')}"
+  if takes_config and (field := re.fullmatch(r"-{0,2}(?:config\.)?([a-z_]+\.\w+)", first)):
+    meant = f"--config.{field[1]}{unknown[0][len(first) :]}"
   elif takes_config and (name := closest(first, shipped.configs(), 0.8)):
     meant = f"--config={name}"
   hint = f"; did you mean {meant}?" if meant else ""

@@ -95,6 +95,8 @@ def leave_out_repeats() -> None:
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # only Orbax uses it
   # A useless write, reported when Python ends, with or without a file's name.
   warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+  # What overflows or is not finite is told by the error that it leads to, not by lines of source.
+  warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"diffusion_jax\.")
   if getattr(sys.unraisablehook, "func", None) is not _report:
     sys.unraisablehook = functools.partial(_report, sys.unraisablehook)
 

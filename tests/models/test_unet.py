@@ -201,7 +201,7 @@ def test_cosine_first_embedding_is_its_formula():
 
 
 def test_sides_that_cannot_be_halved_are_refused():
-  with pytest.raises(ValueError, match="divisible by 8"):
+  with pytest.raises(ValueError, match=r"3 times: multipliers=\(.*divisible by 8"):
     DDPM.create(ImageSpec(28, 28, 1, 256, 10), 0)
 
 

@@ -92,6 +92,7 @@ def test_a_program_is_started_as_python_m_would(typed, words, name, argv):
     (["config"], "Did you mean 'configs'?"),
     (["TRAIN"], "Did you mean 'train'?"),
     (["--config=ddpm_digits"], "as diffusion-jax train --config=ddpm_digits"),
+    (["configs", "--foo"], "configs --foo: no such flag; write configs or configs NAME"),
     (["configs", "ddpm_digit"], "ddpm_digit: no shipped config. Did you mean 'ddpm_digits'?"),
   ],
 )
@@ -103,7 +104,8 @@ def test_a_mistake_is_one_line_that_names_what_was_meant(typed, words, expected)
 
 
 def test_the_version_is_that_of_the_project_and_of_jax(typed):
-  assert typed("--version")[:2] == (0, f"diffusion_jax {__version__}, jax {version('jax')}\n")
+  for word in ("--version", "version", "-V"):
+    assert typed(word)[:2] == (0, f"diffusion_jax {__version__}, jax {version('jax')}\n")
 
 
 def test_configs_lists_the_shipped_ones_with_a_line_each(typed):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from diffusion_jax.core.config import build, to_dict
+from diffusion_jax.data.synthetic import Synthetic
 from diffusion_jax.generative import GENERATIVES
 from diffusion_jax.runs import command_line, experiment
 from diffusion_jax.runs.stored import check_continues, load_experiment, stored_experiment
@@ -51,3 +52,38 @@ def test_a_run_of_an_older_version_continues_though_fields_were_added_since(tmp_
   (tmp_path / "config.json").write_text(json.dumps(old))
   with pytest.raises(command_line.UserError, match=r"generative.sigma_data: 0.7 -> 0.5"):
     check_continues(tmp_path, now)
+
+
+@pytest.mark.parametrize(
+  ("config", "flag", "words"),
+  [
+    (
+      "ddpm_digits",
+      "generative.name=vae",
+      "name=vae: such a model has no section .*guidance, ",
+    ),
+    (
+      "vae_digits",
+      "generative.name=diffusion",
+      "no section decoder, iwae, which belong to lat",
+    ),
+    (
+      "vae_digits",
+      "sampler.steps=5",
+      "no section sampler, which belongs to diffusion and",
+    ),
+  ],
+)
+def test_sections_of_another_kind_of_model_are_told_as_such(config, flag, words):
+  with pytest.raises(command_line.UserError, match=words) as error:
+    load_experiment(config, [command_line.parse_override(f"--config.{flag}")])
+  assert "Did you mean" not in str(error.value)
+
+
+def test_synthetic_images_that_cannot_be_are_told_with_their_fields():
+  for flag in ("num_images=3", "image_size=2", "num_classes=-1"):
+    with pytest.raises(command_line.UserError, match=f"config.data: {flag} must be at least"):
+      load_experiment("smoke", [command_line.parse_override(f"--config.data.{flag}")])
+  for size in (10**6, 10**9):  # more than the memory, and than a number of bytes may be
+    with pytest.raises(command_line.UserError, match=f"image_size={size}: .* give smaller ones"):
+      Synthetic(num_images=10**6, image_size=size).load("train")

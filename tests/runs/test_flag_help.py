@@ -57,6 +57,8 @@ def test_help_names_the_module_and_every_flag_with_its_type_and_default(name, ca
     ("train", ["--config=smoke", "--helpfull"], "did you mean --help?"),
     ("train", ["--config=smoke", "--training.seed=1"], "did you mean --config.training.seed=1?"),
     ("train", ["--config=smoke", "training.seed=1"], "did you mean --config.training.seed=1?"),
+    ("train", ["--config=smoke", "-config.training.seed=1"], "mean --config.training.seed=1?"),
+    ("train", ["--config=smoke", "config.training.seed=1"], "mean --config.training.seed=1?"),
     ("train", ["ddpm_digits"], "did you mean --config=ddpm_digits?"),
     ("train", ["ddpm_digit"], "did you mean --config=ddpm_digits?"),
     ("train", ["--config=smoke", "--zzz"], "unrecognized arguments: --zzz; try"),
