@@ -10,6 +10,7 @@ import functools
 import time
 
 from diffusion_jax.auditing import AUDITS, as_table, choose_entries
+from diffusion_jax.core import progress
 from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.runs import command_line
 from diffusion_jax.types import UserError
@@ -30,8 +31,11 @@ def main(argv: list[str]) -> int:
   command_line.enable_compilation_cache()
   failed = total = 0
   for name, audit in audits.items():
-    begun = time.perf_counter()
-    rows = list(audit())
+    begun, rows = time.perf_counter(), []
+    with progress.phase(f"checking {name}", unit="rows") as phase:
+      for row in audit():
+        rows.append(row)
+        phase.advance()
     print(f"{name}\n{as_table(rows)}\n", flush=True)
     failed += sum(not row.passed for row in rows)
     total += len(rows)

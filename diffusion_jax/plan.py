@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffusion_jax import planning
+from diffusion_jax.core import progress
 from diffusion_jax.core.files import user_path, write_json
 from diffusion_jax.parallel import sharding
 from diffusion_jax.planning import DoesNotFit, Fit, Measured, Plan, Program
@@ -118,7 +119,8 @@ def compile_all(program: Program, sizes: Sequence[int]) -> list[Measured | DoesN
   images = " and ".join(f"{n:,}" for n in sizes)
   print(f"compiling for {program.mesh.size} x {kind}, {images} images {whose} ...", flush=True)
   begun = time.perf_counter()
-  measured = planning.measure_program(program, sizes)
+  with progress.phase("compiling", last_line=False):
+    measured = planning.measure_program(program, sizes)
   print(f"  {time.perf_counter() - begun:.1f} s", flush=True)
   return measured
 

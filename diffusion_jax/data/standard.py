@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from diffusion_jax.core import progress
 from diffusion_jax.core.files import atomic_write, unfinished
 from diffusion_jax.data.given_archives import (
   GivenFiles,
@@ -100,7 +101,8 @@ def prepare_standard(name: str, data_dir: Path, given: Path | None = None) -> Pa
         }
       )
     print(f"preparing {name} in {data_dir}: about a minute, once", flush=True)
-    return _write(official, content, data_dir)
+    with progress.phase(f"preparing {name}"):
+      return _write(official, content, data_dir)
   except OSError as error:
     raise UserError(f"{data_dir} cannot be written ({error}); choose another data_dir") from error
 
@@ -172,14 +174,18 @@ def _obtain(url: str, path: Path, checksum: str) -> Path:
 
 
 def _copy(answer: Any, file: Any, url: str, path: Path) -> None:
-  while True:
-    try:
-      block = answer.read(1 << 20)
-    except (OSError, http.client.HTTPException) as error:
-      raise _cannot_download(url, error, path) from error
-    if not block:
-      return
-    file.write(block)
+  length = str(getattr(answer, "headers", {}).get("Content-Length", ""))
+  total = int(length) >> 20 if length.isdecimal() else None
+  with progress.phase(f"downloading {path.name}", total, "MiB") as phase:
+    while True:
+      try:
+        block = answer.read(1 << 20)
+      except (OSError, http.client.HTTPException) as error:
+        raise _cannot_download(url, error, path) from error
+      if not block:
+        return
+      file.write(block)
+      phase.set(file.tell() >> 20)
 
 
 def _cannot_download(url: str, error: Exception, path: Path) -> UserError:

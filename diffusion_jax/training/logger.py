@@ -193,7 +193,8 @@ class Logger:
     if not self._active:
       yield
       return
-    with progress.phase("training", self._num_steps, "steps", self._start_step) as self._phase:
+    args = ("training", self._num_steps, "steps", self._start_step)
+    with progress.phase(*args, is_steady=True) as self._phase:
       yield
 
   def print(self, text: str) -> None:

@@ -14,7 +14,8 @@ import time
 import pyte
 import pytest
 
-from diffusion_jax.core import progress
+from diffusion_jax.core import bars, phases, progress
+from diffusion_jax.core.phases import Phase
 
 ROWS = 12
 
@@ -87,7 +88,7 @@ def terminal(monkeypatch):
 
 def advanced(clock, **options):
   """A phase halfway: 50 of 100 images in ten seconds."""
-  shown = progress.Phase("reading", total=100, unit="images", **options)
+  shown = Phase("reading", total=100, unit="images", **options)
   for _ in range(10):
     clock(1.0)
     shown.advance(5)
@@ -101,7 +102,7 @@ def test_a_line_has_the_count_the_time_and_the_time_left(clock):
   assert shown.last_line(110.0) == "reading: 50 of 100 images in 10s"
   shown.set(100)
   assert shown.last_line(170.0) == "reading: 100 images in 1m10s"
-  compiling = progress.Phase("compiling")
+  compiling = Phase("compiling")
   assert compiling.line(clock(65.0)) == "compiling: 1m05s"
   assert compiling.last_line(clock(0.0)) == "compiling: done in 1m05s"
 
@@ -112,8 +113,18 @@ def test_the_time_left_counts_down_and_grows_when_nothing_comes(clock):
   assert shown.seconds_left(clock(100.0)) > 50.0
 
 
+def test_a_steady_phase_does_not_count_what_is_inside_it(clock, display):
+  with progress.phase("training", total=100, is_steady=True) as shown:
+    for _ in range(10):
+      clock(1.0)
+      shown.advance(5)
+    with progress.phase("drawing samples"):
+      assert shown.seconds_left(clock(600.0)) == pytest.approx(10.0)
+    assert shown.seconds_left(clock(1.0)) == pytest.approx(9.0)
+
+
 def test_the_time_left_is_of_this_start_and_of_the_last_minute(clock):
-  shown = progress.Phase("sampling", total=1000, done=500)
+  shown = Phase("sampling", total=1000, done=500)
   for seconds in [0.01] * 20 + [2.0] * 60:  # restored pieces, then new ones
     clock(seconds)
     shown.advance(1)
@@ -121,7 +132,7 @@ def test_the_time_left_is_of_this_start_and_of_the_last_minute(clock):
 
 
 def test_the_first_items_compilation_does_not_count(clock):
-  shown = progress.Phase("sampling", total=100)
+  shown = Phase("sampling", total=100)
   clock(60.0)
   shown.advance(1)
   for _ in range(9):
@@ -326,8 +337,9 @@ class Broken(io.StringIO):
 def test_a_broken_display_ends_nothing(monkeypatch):
   monkeypatch.setattr(progress, "BAR_AFTER_SEC", 0.0)
   monkeypatch.setattr(progress, "REDRAW_SEC", 0.01)
+  monkeypatch.setattr(phases, "LINE_AFTER_SEC", 0.0)
   monkeypatch.setattr(progress, "LINE_AFTER_SEC", 0.0)
-  monkeypatch.setattr(progress, "_columns", lambda stream: 80)
+  monkeypatch.setattr(bars, "_columns", lambda stream: 80)
   monkeypatch.setenv("TERM", "xterm")
   monkeypatch.setattr(sys, "stderr", Broken())
   monkeypatch.setattr(sys, "stdout", Broken())
@@ -339,6 +351,7 @@ def test_a_broken_display_ends_nothing(monkeypatch):
 
 def test_a_thread_shows_what_the_program_is_busy_with_and_ends_with_it(monkeypatch, capsys):
   monkeypatch.setattr(progress, "BAR_AFTER_SEC", 0.0)
+  monkeypatch.setattr(phases, "LINE_AFTER_SEC", 0.0)
   monkeypatch.setattr(progress, "LINE_AFTER_SEC", 0.0)
   monkeypatch.setattr(progress, "REDRAW_SEC", 0.01)
   before = threading.active_count()
