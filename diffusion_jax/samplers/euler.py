@@ -70,12 +70,8 @@ def shift_left(values: Values, last: float) -> Values:
 
 
 @dataclasses.dataclass(frozen=True)
-class Euler(LinearSampler):
-  """x' = alpha' x0_hat + sigma' eps_hat, from a churned point; without churn it is DDIM.
-
-  It is Euler's step in any coordinate of the form x / (alpha + k sigma), so on straight paths it is
-  also that of flow matching. Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 2 without its
-  correction.
+class ChurnedSampler(LinearSampler):
+  """A sampler of the probability-flow ODE whose steps begin at points that churn has moved.
 
   Attributes:
     s_churn: added noise, EDM's S_churn: each step's level increases by s_churn / steps of itself,
@@ -85,13 +81,10 @@ class Euler(LinearSampler):
     s_noise: factor of the standard deviation of the added noise.
   """
 
-  steps: int = 50
   s_churn: float = 0.0
   s_min: float = 0.0
   s_max: float | None = None
   s_noise: float = 1.0
-
-  order = 1
 
   def __post_init__(self):
     super().__post_init__()
@@ -102,9 +95,27 @@ class Euler(LinearSampler):
     """True with churn."""
     return self.s_churn > 0
 
+  def churned(self, process: Process, grid: Grid) -> Churned:
+    """Return the steps' start points on a grid."""
+    return churned(process, grid, self.s_churn, self.s_min, self.s_max, self.s_noise)
+
+
+@dataclasses.dataclass(frozen=True)
+class Euler(ChurnedSampler):
+  """x' = alpha' x0_hat + sigma' eps_hat, from a churned point; without churn it is DDIM.
+
+  It is Euler's step in any coordinate of the form x / (alpha + k sigma), so on straight paths it is
+  also that of flow matching. Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 2 without its
+  correction.
+  """
+
+  steps: int = 50
+
+  order = 1
+
   def on_grid(self, process: Process, grid: Grid) -> Tableau:
     """Return the update's coefficients on a grid."""
-    at = churned(process, grid, self.s_churn, self.s_min, self.s_max, self.s_noise)
+    at = self.churned(process, grid)
     _, (alpha, sigma) = step_endpoints(grid)
     decay = sigma / at.sigma
     x0 = alpha - decay * at.alpha

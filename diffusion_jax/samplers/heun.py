@@ -6,13 +6,20 @@ from typing import Literal
 import jax
 
 from diffusion_jax.processes import Process, namespace
-from diffusion_jax.samplers.euler import Churned, check_churn, churned, shift_left
+from diffusion_jax.samplers.euler import Churned, ChurnedSampler, shift_left
 from diffusion_jax.samplers.grids import Grid, Values
 from diffusion_jax.samplers.linear import LinearSampler, StepWeights, Tableau, step_endpoints
 
 
 @dataclasses.dataclass(frozen=True)
-class Heun(LinearSampler):
+class _WithCoordinate(LinearSampler):
+  """The field that precedes those of churn among Heun's positional arguments."""
+
+  coordinate: Literal["auto", "noise", "flow"] = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class Heun(ChurnedSampler, _WithCoordinate):
   """Euler's step, repeated with the mean of the slopes at its two endpoints; order 2.
 
   The path is a curve y(u) with y = x / (alpha + k sigma), u = sigma / (alpha + k sigma) and slope
@@ -25,30 +32,11 @@ class Heun(LinearSampler):
       S.
     coordinate: coordinate of the path: "noise" k = 0, "flow" k = 1, "auto": flow if alpha is 0 at
       t = 1, else noise.
-    s_churn: added noise, EDM's S_churn: each step's level increases by s_churn / steps of itself,
-      at most 41%; 0 is deterministic.
-    s_min: noise level sigma / alpha below which no noise is added.
-    s_max: noise level sigma / alpha above which no noise is added; none: no upper end.
-    s_noise: factor of the standard deviation of the added noise.
   """
 
   steps: int = 18
-  coordinate: Literal["auto", "noise", "flow"] = "auto"
-  s_churn: float = 0.0
-  s_min: float = 0.0
-  s_max: float | None = None
-  s_noise: float = 1.0
 
   order = 2
-
-  def __post_init__(self):
-    super().__post_init__()
-    check_churn(self.s_churn, self.s_min, self.s_max, self.s_noise)
-
-  @property
-  def stochastic(self) -> bool:
-    """True with churn."""
-    return self.s_churn > 0
 
   def on_grid(self, process: Process, grid: Grid) -> Tableau:
     """Return the update's coefficients on a grid.
@@ -56,7 +44,7 @@ class Heun(LinearSampler):
     Rows alternate: one evaluates at the start of the step and stores that point as the base state,
     the next evaluates at the end of Euler's step.
     """
-    at = churned(process, grid, self.s_churn, self.s_min, self.s_max, self.s_noise)
+    at = self.churned(process, grid)
     n = grid.num_steps - grid.to_data
     predicted, kept = _predict(grid, at)
     state = _interleave(predicted, _correct(grid, at, n, self._k(grid)))
