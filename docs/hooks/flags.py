@@ -2,12 +2,15 @@
 
 import re
 
-CODE = re.compile(r"<code>([^<]*--[^<]*)</code>")
+INLINE = re.compile(r"<code>([^<]*--[^<]*)</code>")
+BLOCK = re.compile(r'<div class="language-sh highlight">.*?</div>', re.DOTALL)
+FLAG = re.compile(r"(?<=[\s>])--[\w.]+")
 
 
 def on_page_content(html, page, config, files):
-  """Mark each word of the commands within the text."""
-  return CODE.sub(lambda match: f"<code>{_words(match[1])}</code>", html)
+  """Mark each word of the commands within the text, and each flag of the blocks."""
+  html = INLINE.sub(lambda match: f"<code>{_words(match[1])}</code>", html)
+  return BLOCK.sub(lambda match: FLAG.sub(r'<span class="flag">\g<0></span>', match[0]), html)
 
 
 def _words(text: str) -> str:

@@ -99,3 +99,10 @@ def test_links_to_source_lead_to_the_line_of_the_name(site):
     assert f'id="{anchor}"' in (site / page).read_text()
     file = ROOT / Path(page).relative_to("source").with_suffix("")
     assert name in file.read_text().splitlines()[int(number) - 1]
+
+
+@pytest.mark.reference
+def test_a_command_breaks_between_words_only(site):
+  text = (site / "howto" / "guidance.html").read_text()
+  assert text.count('<span class="flag">--config.guidance.weight</span>') == 3
+  assert '<span class="word">--dry_run</span>' in (site / "build.html").read_text()
