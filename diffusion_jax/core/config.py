@@ -90,8 +90,12 @@ def load_file(path: str) -> ConfigDict:
   """
   name, argument = find_file(path)
   try:
-    get_config = runpy.run_path(str(name)).get("get_config", lambda *_: None)
-    config = get_config(argument) if argument else get_config()
+    get_config = runpy.run_path(str(name)).get("get_config")
+    config = None
+    if callable(get_config):
+      config = get_config(argument) if argument else get_config()
+    if isinstance(config, dict):
+      config = ConfigDict(config)
     if isinstance(config, ConfigDict):
       config.to_dict()  # raises for an unfilled placeholder
   except (Exception, SystemExit) as error:

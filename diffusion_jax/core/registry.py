@@ -117,18 +117,21 @@ def import_class(path: str, where: str) -> type:
   module_name, _, name = path.partition(":")
   if not module_name:
     raise UserError(f"{where}={path}: no module is named before the colon.")
+  if "/" in module_name or module_name.endswith(".py"):
+    stem = module_name.rpartition("/")[2].removesuffix(".py")
+    raise UserError(f"{where}={path}: name the module, not its file, e.g. {stem}:{name or 'Mine'}.")
   if os.getcwd() not in sys.path and "" not in sys.path:
     sys.path.append(os.getcwd())
   try:
     module = importlib.import_module(module_name)
-  except Exception as error:
+  except (Exception, SystemExit) as error:  # a module that ends the program is no end of this one
     names = module_name.split(".")
     parents = {".".join(names[: i + 1]) for i in range(len(names))}
     gone = isinstance(error, ModuleNotFoundError) and error.name in parents
     reason = (
       "no such module; install the package that has it, or run where it can be imported"
       if gone
-      else f"importing {module_name} raised {type(error).__name__}: {error}"
+      else f"importing {module_name} raised {type(error).__name__}: {' '.join(str(error).split())}"
     )
     raise UserError(f"{where}={path}: {reason}.") from error
   cls: Any = module
@@ -136,7 +139,8 @@ def import_class(path: str, where: str) -> type:
     cls = vars(cls).get(part) if part else None
   if isinstance(cls, type):
     return cls
-  classes = [n for n, v in vars(module).items() if dataclasses.is_dataclass(v)]
+  own = {n: v for n, v in vars(module).items() if dataclasses.is_dataclass(v)}
+  classes = [n for n, v in own.items() if getattr(v, "__module__", "") == module_name]
   raise UserError(
     f"{where}={path}: {module_name} has no class '{name}'.{spelling_hint(name, classes)}"
   )

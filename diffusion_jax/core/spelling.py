@@ -28,4 +28,4 @@ def spelling_hint(word: str, allowed: Iterable[str]) -> str:
   allowed = sorted(allowed)
   close = closest(word, allowed)
   hint = f" Did you mean '{close}'?" if close else ""
-  return f"{hint} Allowed: {', '.join(allowed)}."
+  return f"{hint} Allowed: {', '.join(allowed)}." if allowed else ""

@@ -251,7 +251,20 @@ def _model_sections(raw: Mapping[str, Any], overrides: Sequence[Override]) -> Ma
   for registry in (DIFFUSION_LIKELIHOODS, VAE_LIKELIHOODS):
     for likelihood in registry:
       registry.find(likelihood, registry.kind)
+  if name is None:
+    raise UserError(_without_a_model(raw))
   return GENERATIVES.find(str(name), "config.generative.name").sections
+
+
+def _without_a_model(raw: Mapping[str, Any]) -> str:
+  """Return the mistake of a config that names no kind of model: often a misspelt section."""
+  known = {*COMMON, *(name for cls in GENERATIVES.values() for name in cls.sections)}
+  for name, section in raw.items():
+    if name not in known:
+      return f"config has no section '{name}'.{spelling_hint(name, known)}"
+    if not hasattr(section, "get"):
+      return f"config.{name} is {section!r}; it must be a section with fields."
+  return f"config.generative.name is missing. Allowed: {', '.join(GENERATIVES.names())}."
 
 
 RESPELT = {

@@ -175,3 +175,15 @@ def test_an_entry_without_fields_still_allows_its_name():
   sections = {"loss": Registry("loss", object, {"empty": empty})}
   with pytest.raises(UserError, match=r"no field 'nmae'. Did you mean 'name'\? Allowed: name\.$"):
     config.resolve({"loss": {"name": "empty", "nmae": 1}}, [], sections)
+
+
+@pytest.mark.parametrize(
+  ("text", "field"), [("get_config = lambda: {'plain': {'width': 9}}", 9), ("get_config = 5", None)]
+)
+def test_a_config_file_may_return_a_plain_dict(tmp_path, text, field):
+  (tmp_path / "c.py").write_text(text)
+  if field is None:
+    with pytest.raises(UserError, match=r"needs a get_config\(\)"):
+      config.load_file(str(tmp_path / "c.py"))
+  else:
+    assert config.load_file(str(tmp_path / "c.py")).to_dict() == {"plain": {"width": field}}

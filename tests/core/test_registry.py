@@ -235,3 +235,19 @@ def test_entry_points_of_installed_packages_are_entries(cakes, outside, monkeypa
     assert dict(registry.every_entry({"flat": Flat})) == {"flat": Flat}
   finally:
     registry._entry_points.cache_clear()
+
+
+@pytest.mark.parametrize(
+  ("text", "path", "message"),
+  [
+    ("import sys\nsys.exit(3)", "mine_a:X", "importing mine_a raised SystemExit: 3"),
+    ("raise RuntimeError('two\\nlines')", "mine_b:X", "raised RuntimeError: two lines"),
+    ("", "mine_c:X", r"mine_c has no class 'X'\.$"),
+    ("", "../mine_d.py:X", "name the module, not its file, e.g. mine_d:X"),
+  ],
+)
+def test_a_module_that_gives_no_class_is_one_line(tmp_path, monkeypatch, text, path, message):
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / f"{path[:6].strip('./')}.py").write_text(text)
+  with pytest.raises(UserError, match=message):
+    registry.import_class(path, "config.loss.name")

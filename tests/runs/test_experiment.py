@@ -87,3 +87,17 @@ def test_synthetic_images_that_cannot_be_are_told_with_their_fields():
   for size in (10**6, 10**9):  # more than the memory, and than a number of bytes may be
     with pytest.raises(command_line.UserError, match=f"image_size={size}: .* give smaller ones"):
       Synthetic(num_images=10**6, image_size=size).load("train")
+
+
+@pytest.mark.parametrize(
+  ("raw", "message"),
+  [
+    ({"dta": {}}, "config has no section 'dta'. Did you mean 'data'"),
+    ({"data": 5}, "config.data is 5; it must be a section with fields"),
+    ({}, "config.generative.name is missing. Allowed: diffusion, latent_diffusion, vae"),
+    ({"data": {"name": "digits"}}, "config.generative.name is missing"),
+  ],
+)
+def test_the_real_mistake_of_a_config_without_a_model_is_named(raw, message):
+  with pytest.raises(command_line.UserError, match=message):
+    experiment.build_experiment(raw)
