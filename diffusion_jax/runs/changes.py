@@ -1,4 +1,4 @@
-"""Compare whole configs: what a run may continue with, and whose a checkpoint is.
+"""Compare whole configs: what a run may continue with, and whose a checkpoint is."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
