@@ -115,6 +115,7 @@ def test_the_rule_catches_an_import_upwards(tmp_path):
     ("jinja2", {"report"}),
     ("tensorflow_datasets", {"data", "prepare"}),
     ("array_record", {"data"}),
+    ("datasets", {"data"}),
     ("torch", set()),
     ("tensorflow", set()),
   ],

@@ -15,6 +15,7 @@ from diffusion_jax.data.base import (
 )
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.folder import Folder
+from diffusion_jax.data.hugging_face import HuggingFace
 from diffusion_jax.data.latents import Latents
 from diffusion_jax.data.pictures import load_pictures, with_channels
 from diffusion_jax.data.pipeline import Prefetcher, TrainStream, full_pass, make_batch
@@ -36,6 +37,7 @@ SOURCES = Registry(
     "digits": Digits,
     "tfds": Tfds,
     "folder": Folder,
+    "hugging_face": HuggingFace,
     "records": Records,
     "arrays": Arrays,
     "latents": Latents,
@@ -54,6 +56,7 @@ __all__ = [
   "DataSetBase",
   "Digits",
   "Folder",
+  "HuggingFace",
   "Latents",
   "Prefetcher",
   "Records",

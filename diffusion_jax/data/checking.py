@@ -97,7 +97,7 @@ def check_pictures(
   rest = listing.keep(kept) if broken else listing
   reasons = {**listing.skipped, **count_reasons(broken.values())}
   counts = FileCounts(count_treatments([header.size for header in whole], size), reasons)
-  checked = Checked(rest, whole, skipped(broken, reader), reader.memory, counts)
+  checked = Checked(rest, whole, unreadable_notes(broken, reader), reader.memory, counts)
   if decoded is None:
     return checked
   readable = np.setdiff1d(np.arange(len(headers)), list(decoded.broken))
@@ -105,7 +105,7 @@ def check_pictures(
   return checked._replace(images=decoded.images, rows=rows)
 
 
-def skipped(broken: dict[int, str], reader: Reader) -> tuple[str, ...]:
+def unreadable_notes(broken: dict[int, str], reader: Reader) -> tuple[str, ...]:
   """Return a sentence on the skipped pictures, if there are any."""
   if not broken:
     return ()

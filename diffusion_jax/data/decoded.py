@@ -4,7 +4,6 @@ import json
 import shutil
 import time
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.core import files, progress
-from diffusion_jax.data.archives import Member
-from diffusion_jax.data.reading import CHUNK, Broken, Reader, files_digest
+from diffusion_jax.data.reading import CHUNK, Broken, Reader
 from diffusion_jax.data.source import num_threads
 from diffusion_jax.parallel import watchdog
 from diffusion_jax.types import UserError
@@ -40,9 +38,8 @@ class Decoded(NamedTuple):
 def decode_pictures(
   reader: Reader[np.ndarray],
   shape: tuple[int, int, int],
-  root: str,
-  files_read: Sequence[str | Member],
-  settings: str,
+  num_images: int,
+  digest: str,
   tolerant: bool,
 ) -> Decoded:
   """Decode every picture, or take the result from the user's cache.
@@ -50,21 +47,19 @@ def decode_pictures(
   Args:
     reader: position -> pixels of that shape.
     shape: height, width and channels of every result.
-    root: folder or archive of the files.
-    files_read: the files by position, whose states identify them.
-    settings: everything else that the pixels depend on, as a text.
+    num_images: number of pictures.
+    digest: hash of everything that the pixels depend on, see `reading.files_digest`.
     tolerant: skip unreadable pictures; otherwise an error lists all of them.
 
   Raises:
     UserError: pictures are unreadable.
   """
-  digest = files_digest(f"{root} {shape} {settings}", files_read)
   folder = files.cache_folder() / "decoded" / digest
   cached = _load(folder)
   if cached is not None and (tolerant or not cached.broken):
     return cached
   begun = time.monotonic()
-  decoded, is_lasting = _decode(reader, len(files_read), shape, tolerant)
+  decoded, is_lasting = _decode(reader, num_images, shape, tolerant)
   if is_lasting and time.monotonic() - begun >= CACHED_FROM_SEC:
     _store(folder, decoded)
   return decoded

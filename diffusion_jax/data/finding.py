@@ -12,6 +12,9 @@ from diffusion_jax.data.tfds import prepared_names
 from diffusion_jax.types import UserError
 
 HUGGING_FACE = "hf:"
+SAVED_BY_HUGGING_FACE = ("dataset_dict.json", "state.json")
+"""Files of a folder that save_to_disk has written, of several splits or of one."""
+
 ALLOWED = (
   "a folder of pictures, a .zip or .tar of one, an .npz, a folder of records, a data set of "
   "tensorflow-datasets such as cifar10, digits, or hf:NAME of Hugging Face"
@@ -26,6 +29,9 @@ def find_data(text: str) -> dict[str, Any]:
   """
   if not text:
     raise UserError(f"--data= is empty; give {ALLOWED}")
+  if text.startswith(HUGGING_FACE):
+    name, _, subset = text.removeprefix(HUGGING_FACE).partition(":")
+    return {"name": "hugging_face", "dataset": name} | ({"subset": subset} if subset else {})
   if SCHEME.match(text):
     raise UserError(f"--data={text}: addresses are not supported; download it first")
   path = user_path(text).absolute()
@@ -37,6 +43,8 @@ def find_data(text: str) -> dict[str, Any]:
 
 
 def _of_folder(path: Path, text: str) -> dict[str, Any]:
+  if any((path / name).is_file() for name in SAVED_BY_HUGGING_FACE):
+    return {"name": "hugging_face", "path": str(path)}
   if path.is_dir() and (cifar := _cifar_in(path)):
     raise UserError(
       f"--data={text} holds {cifar}'s own files; prepare it: diffusion-jax prepare {cifar} {text}, "

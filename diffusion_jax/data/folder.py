@@ -11,7 +11,14 @@ from diffusion_jax.data.base import DataSetBase, Seen
 from diffusion_jax.data.checking import Checked, check_pictures
 from diffusion_jax.data.decoded import Decoded, decode_pictures
 from diffusion_jax.data.listing import Listing, list_folder, split_folders
-from diffusion_jax.data.reading import Header, Reader, Unreadable, opened, read_headers
+from diffusion_jax.data.reading import (
+  Header,
+  Reader,
+  Unreadable,
+  files_digest,
+  opened,
+  read_headers,
+)
 from diffusion_jax.data.source import (
   About,
   ArraySource,
@@ -159,8 +166,9 @@ class Folder(DataSetBase):
   def _decode(self, reader: Reader[np.ndarray], listing: Listing, tolerant: bool) -> Decoded:
     assert self.image_size
     shape = (self.image_size, self.image_size, self.channels)
-    files, settings = listing.files(), f"draft={self.draft}"
-    return decode_pictures(reader, shape, listing.root, files, settings, tolerant)
+    files = listing.files()
+    digest = files_digest(f"{listing.root} {shape} draft={self.draft}", files)
+    return decode_pictures(reader, shape, len(files), digest, tolerant)
 
   def _reader(
     self, listing: Listing, where: str, beside: bool = True, memory: Path | None = None

@@ -209,6 +209,11 @@ class Reader(Generic[T]):
       broken = {index: str(error)}
       raise (self._forget(broken) if self.memory else self.refuse(broken)) from error
 
+  @property
+  def num_pictures(self) -> int:
+    """Number of pictures."""
+    return self._num
+
   def load(self, index: int) -> T:
     """Return the content at a position; raise Broken for it alone."""
     return self._load(index)

@@ -13,7 +13,7 @@ import numpy as np
 from diffusion_jax.core.files import user_path
 from diffusion_jax.core.settings import setting
 from diffusion_jax.data.base import DataSetBase, Seen
-from diffusion_jax.data.checking import skipped
+from diffusion_jax.data.checking import unreadable_notes
 from diffusion_jax.data.reading import Header, Reader, Unreadable, opened, read_header
 from diffusion_jax.data.record_format import (
   COMMAND,
@@ -132,7 +132,7 @@ class Records(DataSetBase):
   ) -> About:
     files = "shard" if len(shard_files.files) == 1 else "shards"
     origin = f"{len(shard_files.files):,} {files} {shard_files.group} of {shard_files.where}"
-    notes = skipped(broken, pictures)
+    notes = unreadable_notes(broken, pictures)
     described = shard_files.description
     if described is None or reader.label_key is None or self.num_classes is not None:
       return About((), None, origin, notes)

@@ -1,6 +1,7 @@
 """A config is chosen from the data, with reasons, and its file gives the same run."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,12 @@ def test_a_run_continues_with_its_own_choice(photos, tmp_path, monkeypatch):
   assert own_data.stored_choice(run, section | {"path": "elsewhere"}) is None
   (run / own_data.CHOSEN).write_text(json.dumps([1]))
   assert own_data.stored_choice(run, section) is None
+
+
+def test_a_missing_library_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "datasets", None)
+  with pytest.raises(UserError, match=r"pip install 'diffusion_jax\[hf\]'"):
+    own_data.choose_config("hf:ylecun/mnist", "cpu", 1)
 
 
 class TestFinding:

@@ -1,0 +1,294 @@
+"""Data sets of Hugging Face's library `datasets`, by name or from disk."""
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.core.files import user_path
+from diffusion_jax.core.settings import setting
+from diffusion_jax.data.accounting import FileCounts, count_reasons, count_treatments
+from diffusion_jax.data.base import DataSetBase, Seen
+from diffusion_jax.data.checking import unreadable_notes
+from diffusion_jax.data.decoded import decode_pictures
+from diffusion_jax.data.listing import in_natural_order
+from diffusion_jax.data.reading import (
+  Broken,
+  Header,
+  Reader,
+  Unreadable,
+  files_digest,
+  opened,
+  read_header,
+)
+from diffusion_jax.data.source import (
+  About,
+  ArraySource,
+  Source,
+  fit_image,
+  fits_in_memory,
+  fixed_order,
+)
+from diffusion_jax.types import UserError
+
+INSTALL = "pip install 'diffusion_jax[hf]'"
+AUTO = "auto"
+TEST_NAMES = ("test", "validation", "valid", "val")
+NUM_PROBES = 512
+"""Number of evenly spaced pictures whose sizes are looked at."""
+
+ADVICE = "repair them, or leave them out with --config.data.unreadable=skip"
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFace(DataSetBase):
+  """An image data set of Hugging Face's `datasets`; it needs the extra `hf`.
+
+  Its images are decoded at image_size into the memory.
+
+  Attributes:
+    dataset: name of the set, e.g. "ylecun/mnist"; downloaded into the library's own cache.
+    path: folder written by the library's save_to_disk, in place of `dataset`.
+    subset: configuration of the set, if it has several.
+    revision: version of the set: a tag, branch or commit; none: the newest.
+    train_split: training split in the library's notation, e.g. "train[:90%]".
+    test_split: held-out split; auto: test or validation if there is one; none: no such split.
+    test_fraction: fraction of the pictures to hold out without a test split, in a fixed order.
+    image_key: column of the images; auto: the first of that type.
+    label_key: column of the classes; auto: the first class label; none: unlabelled.
+    image_size: pixels per side: the shorter side is resized to it, the centre cropped; none: no
+      resizing.
+    channels: 1 for grey, 3 for colour; pictures are converted.
+    unreadable: refuse and list all unreadable pictures, or skip them.
+    max_ram_gib: largest decoded size of a split, in GiB.
+    flip: mirror half of the training images, chosen at random.
+  """
+
+  dataset: str | None = None
+  path: str | None = setting(None, may_change=True, affects_figures=False, is_path=True)
+  subset: str | None = None
+  revision: str | None = None
+  train_split: str = "train"
+  test_split: str | None = setting(AUTO, may_change=True)
+  test_fraction: float = setting(0.0, may_change=True)
+  image_key: str = AUTO
+  label_key: str | None = AUTO
+  image_size: int | None = None
+  channels: int = 3
+  unreadable: Unreadable = setting("refuse", may_change=True)
+  max_ram_gib: float = setting(8.0, may_change=True, affects_figures=False)
+  flip: bool = False
+
+  def __post_init__(self):
+    if self.channels not in (1, 3):
+      raise ValueError(f"channels={self.channels} must be 1 (grey) or 3 (colour)")
+    if self.image_size is not None and self.image_size < 1:
+      raise ValueError(f"image_size={self.image_size} must be at least 1, or none")
+    if not 0 <= self.test_fraction < 1:
+      raise ValueError(f"test_fraction={self.test_fraction} must be at least 0 and below 1")
+    if self.dataset and self.path:
+      raise ValueError(f"dataset={self.dataset} and path={self.path} both name a set; set one")
+
+  def load(self, split: str) -> Source:
+    """Read and decode a split.
+
+    Raises:
+      UserError: the library or the set is missing, or a column or picture does not fit.
+    """
+    name = self._split_name(split)
+    rows = self._rows(name)
+    image_key, label_key = self._columns(rows.features, name)
+    labels, classes = _read_labels(rows, label_key)
+    reader = self._reader(rows, image_key)
+    spec = (*self._one_size(reader), self.channels)
+    if not fits_in_memory(len(rows), int(np.prod(spec)), self.max_ram_gib):
+      raise UserError(
+        f"{self._where}: {len(rows):,} images of {spec[0]}x{spec[1]} exceed --config.data."
+        f"max_ram_gib={self.max_ram_gib:g}; set a smaller --config.data.image_size, or raise it"
+      )
+    digest = files_digest(f"{rows._fingerprint} {image_key} {spec} {self.image_size}", ())
+    tolerant = self.unreadable == "skip"
+    decoded = decode_pictures(reader, spec, len(rows), digest, tolerant)
+    kept = np.setdiff1d(np.arange(len(rows)), list(decoded.broken))
+    part = self._part(len(kept), split)
+    about = self._about(reader, rows, image_key, decoded.broken, f"{name} of {self._where}")
+    about = about._replace(classes=classes)
+    numbers = labels[kept][part] if classes else None
+    title = f"{self.dataset or Path(self.path or '').name} {name}"
+    return ArraySource(title, decoded.images[part], numbers, 256, len(classes), about)
+
+  def has_split(self, split: str) -> bool:
+    return split == "train" or bool(self.test_fraction) or self._test_name() is not None
+
+  def look(self) -> Seen:
+    """Return the sizes of some pictures and the number of classes."""
+    rows = self._rows(self.train_split)
+    image_key, label_key = self._columns(rows.features, self.train_split)
+    index = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), NUM_PROBES)).astype(int))
+    headers = [read_header(_file(rows[int(i)][image_key])) for i in index]
+    headers = [header for header in headers if isinstance(header, Header)]
+    _, classes = _read_labels(rows, label_key)
+    is_grey = all(header.is_grey for header in headers)
+    return Seen([h.size for h in headers], is_grey, len(rows), len(classes), True)
+
+  @property
+  def _where(self) -> str:
+    return f"--config.data.{'path' if self.path else 'dataset'}={self.path or self.dataset}"
+
+  def _split_name(self, split: str) -> str:
+    name = self.train_split if split == "train" or self.test_fraction else self._test_name()
+    if name is None:
+      raise UserError(
+        f"{self._where} has no held-out split; set --config.data.test_split, or "
+        "--config.data.test_fraction=0.1"
+      )
+    return name
+
+  def _test_name(self) -> str | None:
+    if self.test_split != AUTO:
+      return self.test_split
+    names = self._split_names()
+    return next((name for name in TEST_NAMES if name in names), None)
+
+  def _split_names(self) -> Sequence[str]:
+    library = _library()
+    if self.path:
+      whole = self._asked(lambda: library.load_from_disk(str(user_path(self.path or ""))))
+      return list(whole) if isinstance(whole, Mapping) else []
+    builder = self._asked(lambda: library.load_dataset_builder(self._name(), self.subset))
+    return list(builder.info.splits or ()) or self._asked(
+      lambda: library.get_dataset_split_names(self._name(), self.subset)
+    )
+
+  def _name(self) -> str:
+    if not self.dataset:
+      raise UserError("--config.data.dataset is not set; give a name such as ylecun/mnist")
+    return self.dataset
+
+  def _rows(self, split: str) -> Any:
+    """Return a split with its images undecoded."""
+    library = _library()
+    if self.path:
+      whole = self._asked(lambda: library.load_from_disk(str(user_path(self.path or ""))))
+      rows = whole[split] if isinstance(whole, Mapping) and split in whole else whole
+      if isinstance(rows, Mapping):
+        raise UserError(f"{self._where} has the splits {', '.join(rows)}, not {split}")
+    else:
+      named = {"split": split, "revision": self.revision}
+      rows = self._asked(lambda: library.load_dataset(self._name(), self.subset, **named))
+    for key, feature in rows.features.items():
+      if isinstance(feature, library.Image):
+        rows = rows.cast_column(key, library.Image(decode=False))
+    if not len(rows):
+      raise UserError(f"{self._where}: its split {split} holds no image")
+    return rows
+
+  def _asked(self, ask: Any) -> Any:
+    """Return what the library gives; its errors become one line."""
+    try:
+      return ask()
+    except Exception as error:
+      reason = str(error).strip().partition("\n")[0] or type(error).__name__
+      raise UserError(
+        f"{self._where} cannot be loaded ({reason}); check the name, --config.data.subset and the "
+        "network, or save it elsewhere with save_to_disk and give --data=FOLDER"
+      ) from error
+
+  def _columns(self, features: Mapping[str, Any], split: str) -> tuple[str, str | None]:
+    """Return the columns of the images and of the classes."""
+    library = _library()
+    images = [key for key, feature in features.items() if isinstance(feature, library.Image)]
+    if self.image_key != AUTO:
+      images = [key for key in images if key == self.image_key]
+    if not images:
+      raise UserError(
+        f"{self._where}: its split {split} has no column of images"
+        f"{'' if self.image_key == AUTO else f' named {self.image_key}'}; its columns are "
+        f"{', '.join(features)}; set --config.data.image_key"
+      )
+    labels = [key for key, feature in features.items() if isinstance(feature, library.ClassLabel)]
+    labels += [key for key in LABEL_NAMES if key in features and key not in labels]
+    if self.label_key in (AUTO, None):
+      return images[0], labels[0] if labels and self.label_key else None
+    if self.label_key not in features:
+      raise UserError(
+        f"--config.data.label_key={self.label_key}: its columns are {', '.join(features)}"
+      )
+    return images[0], self.label_key
+
+  def _reader(self, rows: Any, image_key: str) -> Reader[np.ndarray]:
+    def load(index: int) -> np.ndarray:
+      with opened(_file(rows[index][image_key])) as image:
+        return fit_image(image, self.image_size, self.channels)
+
+    return Reader(len(rows), load, lambda index: f"row {index}", self._where, ADVICE)
+
+  def _one_size(self, reader: Reader[np.ndarray]) -> tuple[int, int]:
+    if self.image_size is not None:
+      return self.image_size, self.image_size
+    shapes = {reader(index).shape[:2] for index in range(reader.num_pictures)}
+    if len(shapes) > 1:
+      side = min(min(shape) for shape in shapes)
+      raise UserError(
+        f"{self._where}: its images have {len(shapes):,} sizes; set --config.data.image_size={side}"
+      )
+    return shapes.pop()
+
+  def _part(self, num_images: int, split: str) -> np.ndarray:
+    """Return the positions of a split among the readable images."""
+    if not self.test_fraction:
+      return np.arange(num_images)
+    order = fixed_order(num_images)
+    num_train = num_images - round(num_images * self.test_fraction)
+    return np.sort(order[:num_train] if split == "train" else order[num_train:])
+
+  def _about(
+    self, reader: Reader, rows: Any, image_key: str, broken: Mapping[int, str], origin: str
+  ) -> About:
+    headers = [read_header(_file(row[image_key])) for row in rows.select_columns([image_key])]
+    sizes = [h.size for i, h in enumerate(headers) if isinstance(h, Header) and i not in broken]
+    files = FileCounts(count_treatments(sizes, self.image_size), count_reasons(broken.values()))
+    return About(origin=origin, notes=unreadable_notes(dict(broken), reader), files=files)
+
+
+LABEL_NAMES = ("label", "labels", "class", "fine_label")
+"""Columns that hold the class if no column has the type of one."""
+
+
+def _library() -> Any:
+  try:
+    import datasets  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise UserError(f"data sets of Hugging Face need their library: {INSTALL}") from error
+  return datasets
+
+
+def _file(cell: Mapping[str, Any]) -> str | io.BytesIO:
+  """Return the file of an undecoded image, or its bytes."""
+  if cell is None:
+    raise Broken("no image")
+  return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
+
+
+def _read_labels(rows: Any, key: str | None) -> tuple[np.ndarray, list[str]]:
+  """Return class numbers and names; no names if unlabelled.
+
+  Raises:
+    UserError: a label is missing, or is no class.
+  """
+  if key is None:
+    return np.zeros(len(rows), np.int32), []
+  values, names = rows[key], getattr(rows.features[key], "names", None)
+  if names is None and all(isinstance(value, str) for value in values):
+    names = sorted(set(values), key=in_natural_order)
+    values = [names.index(value) for value in values]
+  elif not all(type(value) is int and value >= 0 for value in values):
+    raise UserError(
+      f"--config.data.label_key={key}: it must hold a class number or a name for every image; set "
+      "it to none for an unlabelled set"
+    )
+  names = names or [str(i) for i in range(max(values) + 1)]
+  return np.array(values, np.int32), list(names)

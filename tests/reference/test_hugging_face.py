@@ -1,0 +1,144 @@
+"""Data sets of Hugging Face, with the real library, offline, on sets made here."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.data import HuggingFace
+from diffusion_jax.data.finding import find_data
+from diffusion_jax.runs import own_data
+from diffusion_jax.runs.experiment import build_experiment
+from diffusion_jax.types import UserError
+
+pytestmark = pytest.mark.reference
+RNG = np.random.default_rng(0)
+NAMES = ["cat", "小狗"]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  datasets = pytest.importorskip("datasets")
+  monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+
+
+def picture(width=12, height=10, mode="RGB"):
+  file = io.BytesIO()
+  pixels = RNG.integers(0, 256, (height, width, 3), np.uint8)
+  Image.fromarray(pixels).convert(mode).save(file, "PNG")
+  return {"bytes": file.getvalue(), "path": None}
+
+
+def make(num, features=None, broken=(), **columns):
+  import datasets
+
+  cells = [{"bytes": b"no picture", "path": None} if i in broken else picture() for i in range(num)]
+  features = features or {"label": datasets.ClassLabel(names=NAMES)}
+  columns = columns or {"label": [i % 2 for i in range(num)]}
+  kinds = datasets.Features({"image": datasets.Image(), **features})
+  return datasets.Dataset.from_dict({"image": cells, **columns}, features=kinds)
+
+
+@pytest.fixture
+def saved(tmp_path):
+  import datasets
+
+  both = datasets.DatasetDict({"train": make(30), "validation": make(4)})
+  both.save_to_disk(str(tmp_path / "saved"))
+  return tmp_path / "saved"
+
+
+def test_a_saved_set_is_found_and_read(saved):
+  assert find_data(str(saved)) == {"name": "hugging_face", "path": str(saved)}
+  data = HuggingFace(path=str(saved), image_size=8)
+  train, test = data.load("train"), data.load("test")
+  assert (len(train), len(test), train.spec.shape) == (30, 4, (8, 8, 3))
+  assert (train.about.classes, train.about.counts) == (NAMES, [15, 15])
+  assert train.gather(np.arange(4))[1].tolist() == [0, 1, 0, 1]
+  assert train.about.files.found == 30
+
+
+def test_pixels_are_those_of_the_images(saved):
+  import datasets
+
+  source = HuggingFace(path=str(saved)).load("train")
+  theirs = datasets.load_from_disk(str(saved))["train"]
+  images = source.gather(np.arange(30))[0]
+  assert all(
+    (np.asarray(row["image"]) == ours).all() for row, ours in zip(theirs, images, strict=True)
+  )
+
+
+def test_a_config_is_chosen(saved, tmp_path):
+  chosen = own_data.choose_config(str(saved), "cpu", 1)
+  values = {(c.section, c.field): c.value for c in chosen.choices}
+  assert values["data", "image_size"] == 8
+  assert values["generative", "conditional"] is True
+  assert ("data", "test_fraction") not in values
+  data = build_experiment(chosen.raw).data
+  assert (len(data.load("train")), len(data.load("test"))) == (30, 4)
+
+
+def test_one_split_holds_out_a_part(tmp_path):
+  make(40).save_to_disk(str(tmp_path / "one"))
+  data = build_experiment(own_data.choose_config(str(tmp_path / "one"), "cpu", 1).raw).data
+  assert (len(data.load("train")), len(data.load("test"))) == (36, 4)
+
+
+def test_by_name(tmp_path):
+  """A local folder stands for a repository; the library treats both alike."""
+  (tmp_path / "repo").mkdir()
+  make(6).to_parquet(str(tmp_path / "repo" / "train.parquet"))
+  data = HuggingFace(dataset=str(tmp_path / "repo"), image_size=8)
+  assert len(data.load("train")) == 6
+  assert not data.has_split("test")
+  assert find_data("hf:ylecun/mnist:plain") == {
+    "name": "hugging_face", "dataset": "ylecun/mnist", "subset": "plain",
+  }  # fmt: skip
+
+
+def test_names_and_numbers_as_labels(tmp_path):
+  import datasets
+
+  for kind, values, classes in (
+    ("string", ["b", "a", "b"], ["a", "b"]),
+    ("int64", [2, 0, 2], ["0", "1", "2"]),
+  ):
+    rows = make(3, {"label": datasets.Value(kind)}, label=values)
+    rows.save_to_disk(str(tmp_path / kind))
+    source = HuggingFace(path=str(tmp_path / kind)).load("train")
+    assert source.about.classes == classes
+    assert source.gather(np.arange(3))[1].tolist() == [classes.index(str(v)) for v in values]
+    assert (
+      HuggingFace(path=str(tmp_path / kind), label_key=None).load("train").spec.num_classes == 0
+    )
+
+
+def test_broken_images_are_refused_or_skipped(tmp_path):
+  make(5, broken=(1, 3)).save_to_disk(str(tmp_path / "a"))
+  with pytest.raises(UserError, match=r"2 of 5 pictures cannot be read: row 1 \(.*row 3"):
+    HuggingFace(path=str(tmp_path / "a"), image_size=8).load("train")
+  source = HuggingFace(path=str(tmp_path / "a"), image_size=8, unreadable="skip").load("train")
+  assert (len(source), source.gather(np.arange(3))[1].tolist()) == (3, [0, 0, 0])
+  assert sum(source.about.files.skipped.values()) == 2
+
+
+def test_what_is_not_there_is_one_line(saved, tmp_path):
+  for fields, message in (
+    ({"path": f"{tmp_path}/none"}, "cannot be loaded"),
+    ({"dataset": "nobody/nothing"}, "cannot be loaded"),
+    ({"path": str(saved), "image_key": "photo"}, "no column of images named photo"),
+    ({"path": str(saved), "label_key": "kind"}, "its columns are image, label"),
+    ({"path": str(saved), "train_split": "all"}, "has the splits train, validation, not all"),
+    (
+      {"path": str(saved), "image_size": 8, "max_ram_gib": 1e-6},
+      "exceed --config.data.max",
+    ),
+  ):
+    with pytest.raises(UserError) as error:
+      HuggingFace(**fields).load("train")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
