@@ -55,7 +55,7 @@ class HuggingFace(DataSetBase):
     subset: configuration of the set, if it has several.
     revision: version of the set: a tag, branch or commit; none: the newest.
     train_split: training split in the library's notation, e.g. "train[:90%]".
-    test_split: held-out split; auto: test or validation if there is one; none: no such split.
+    test_split: held-out split; auto: test or validation if the set has one; none: no such split.
     test_fraction: fraction of the pictures to hold out without a test split, in a fixed order.
     image_key: column of the images; auto: the first of that type.
     label_key: column of the classes; auto: the first class label; none: unlabelled.
