@@ -119,7 +119,7 @@ class Arrays(DataSetBase):
     part = np.sort(order[:num_train] if split == "train" else order[num_train:])
     if not len(part):
       raise UserError(
-        f"--config.data.test_fraction={self.test_fraction} leaves no image of {num_images} for the "
+        f"`data.test_fraction={self.test_fraction}` leaves no image of {num_images} for the "
         f"{split} split; choose another"
       )
     return part

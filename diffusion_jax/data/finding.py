@@ -70,7 +70,7 @@ def _of_file(path: Path, text: str) -> dict[str, Any]:
   if path.suffix == ".npz":
     return {"name": "arrays", "path": str(path)}
   if path.suffix == ".py":
-    raise UserError(f"--data={text} is a program; for a config file write --config={text}")
+    raise UserError(f"--data={text} is a program; for a config file write `config={text}`")
   raise UserError(f"--data={text}: a {path.suffix or 'file'} is no data set; give {ALLOWED}")
 
 

@@ -40,7 +40,7 @@ TEST_NAMES = ("test", "validation", "valid", "val")
 NUM_PROBES = 512
 """Number of evenly spaced pictures whose sizes are looked at."""
 
-ADVICE = "repair them, or leave them out with --config.data.unreadable=skip"
+ADVICE = "repair them, or leave them out with `data.unreadable=skip`"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +106,8 @@ class HuggingFace(DataSetBase):
     spec = (*self._one_size(reader), self.channels)
     if not fits_in_memory(len(rows), int(np.prod(spec)), self.max_ram_gib):
       raise UserError(
-        f"{self._where}: {len(rows):,} images of {spec[0]}x{spec[1]} exceed --config.data."
-        f"max_ram_gib={self.max_ram_gib:g}; set a smaller --config.data.image_size, or raise it"
+        f"{self._where}: {len(rows):,} images of {spec[0]}x{spec[1]} exceed `data."
+        f"max_ram_gib={self.max_ram_gib:g}`; set a smaller `data.image_size=...`, or raise it"
       )
     digest = files_digest(f"{rows._fingerprint} {image_key} {spec} {self.image_size}", ())
     tolerant = self.unreadable == "skip"
@@ -136,14 +136,14 @@ class HuggingFace(DataSetBase):
 
   @property
   def _where(self) -> str:
-    return f"--config.data.{'path' if self.path else 'dataset'}={self.path or self.dataset}"
+    return f"`data.{'path' if self.path else 'dataset'}={self.path or self.dataset}`"
 
   def _split_name(self, split: str) -> str:
     name = self.train_split if split == "train" or self.test_fraction else self._test_name()
     if name is None:
       raise UserError(
-        f"{self._where} has no held-out split; set --config.data.test_split, or "
-        "--config.data.test_fraction=0.1"
+        f"{self._where} has no held-out split; set `data.test_split=...`, or "
+        "`data.test_fraction=0.1`"
       )
     return name
 
@@ -165,7 +165,7 @@ class HuggingFace(DataSetBase):
 
   def _name(self) -> str:
     if not self.dataset:
-      raise UserError("--config.data.dataset is not set; give a name such as ylecun/mnist")
+      raise UserError("`data.dataset=` is empty; give a name such as ylecun/mnist")
     return self.dataset
 
   def _rows(self, split: str) -> Any:
@@ -193,7 +193,7 @@ class HuggingFace(DataSetBase):
     except Exception as error:
       reason = str(error).strip().partition("\n")[0] or type(error).__name__
       raise UserError(
-        f"{self._where} cannot be loaded ({reason}); check the name, --config.data.subset and the "
+        f"{self._where} cannot be loaded ({reason}); check the name, `data.subset=...` and the "
         "network, or save it elsewhere with save_to_disk and give --data=FOLDER"
       ) from error
 
@@ -207,16 +207,14 @@ class HuggingFace(DataSetBase):
       raise UserError(
         f"{self._where}: its split {split} has no column of images"
         f"{'' if self.image_key == AUTO else f' named {self.image_key}'}; its columns are "
-        f"{', '.join(features)}; set --config.data.image_key"
+        f"{', '.join(features)}; set `data.image_key=...`"
       )
     labels = [key for key, feature in features.items() if isinstance(feature, library.ClassLabel)]
     labels += [key for key in LABEL_NAMES if key in features and key not in labels]
     if self.label_key in (AUTO, None):
       return images[0], labels[0] if labels and self.label_key else None
     if self.label_key not in features:
-      raise UserError(
-        f"--config.data.label_key={self.label_key}: its columns are {', '.join(features)}"
-      )
+      raise UserError(f"`data.label_key={self.label_key}`: its columns are {', '.join(features)}")
     return images[0], self.label_key
 
   def _reader(self, rows: Any, image_key: str) -> Reader[np.ndarray]:
@@ -233,7 +231,7 @@ class HuggingFace(DataSetBase):
     if len(shapes) > 1:
       side = min(min(shape) for shape in shapes)
       raise UserError(
-        f"{self._where}: its images have {len(shapes):,} sizes; set --config.data.image_size={side}"
+        f"{self._where}: its images have {len(shapes):,} sizes; set `data.image_size={side}`"
       )
     return shapes.pop()
 
@@ -287,7 +285,7 @@ def _read_labels(rows: Any, key: str | None) -> tuple[np.ndarray, list[str]]:
     values = [names.index(value) for value in values]
   elif not all(type(value) is int and value >= 0 for value in values):
     raise UserError(
-      f"--config.data.label_key={key}: it must hold a class number or a name for every image; set "
+      f"`data.label_key={key}`: it must hold a class number or a name for every image; set "
       "it to none for an unlabelled set"
     )
   names = names or [str(i) for i in range(max(values) + 1)]

@@ -250,7 +250,7 @@ def split_fields(dataset: str) -> dict[str, str | None]:
   if "train" not in names:
     raise UserError(
       f"--data={dataset} has the splits {', '.join(sorted(names))} and no train; use a config with "
-      "--config.data.train_split"
+      "`data.train_split=...`"
     )
   if held_out is not None:
     return unlabelled | {"test_split": held_out}

@@ -18,15 +18,20 @@ PARSED = {
   "runs/command_line.py": "parses these flags",
   "runs/config_help.py": "is the list of these flags",
   "runs/flag_help.py": "explains a mistyped flag",
+  "runs/own_data.py": "ends what the command prints of its choices",
 }
 """Files that may write "--config.", and why."""
 
 OF_COMMANDS = {
   "core/config.py": "parses these flags",
+  "core/synonyms.py": "is the list of flags of other programs with those of this one",
   "evaluation/": "only the command evaluate comes here, with flags of its own",
   "runs/command_line.py": "parses these flags",
   "runs/config_help.py": "only commands come here",
   "runs/flag_help.py": "only commands come here",
+  "runs/own_data.py": "writes the file of --save_config and says what to do with it",
+  "train_loop/ending.py": "prints the commands that come next",
+  "train_loop/own_run.py": "says how to train the file of --save_config",
 }
 """Files that may write the flag of an argument, and why."""
 

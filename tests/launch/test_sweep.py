@@ -95,7 +95,7 @@ def test_a_shell_runs_what_is_printed(sweep, runner, tmp_path):
   ("flags", "says"),
   [
     (["--grid=training.sed=1"], "no field 'sed'. Did you mean 'seed'?"),
-    (["--grid=trainin.seed=1"], "no section 'trainin'. Did you mean 'training'?"),
+    (["--grid=trainin.seed=1"], "no section 'trainin'. Did you mean --config.training.seed=1?"),
     (["--grid=training.seed=1,x"], "--config.training.seed=x: 'x' is not an integer"),
     (["--grid=training.batch_size=64,0"], "config.training: batch_size"),
     (["--grid=training.seed=1,,2"], "--grid=training.seed=1,,2: a value is empty"),
@@ -112,7 +112,7 @@ def test_a_shell_runs_what_is_printed(sweep, runner, tmp_path):
     ([SEEDS, "--config.training.sed=5"], "no field 'sed'"),
     ([SEEDS, "--submit="], "--submit= is empty"),
     ([SEEDS, "--submit=a 'b"], "--submit=a 'b: No closing quotation"),
-    ([SEEDS, "--workdir="], "--workdir= is empty"),
+    ([SEEDS, "--workdir="], "is empty; give a folder or leave it out"),
     ([SEEDS, "--foo"], "unrecognized arguments: --foo; try python launch/sweep.py --help"),
     ([], "required: --grid; try python launch/sweep.py --help"),
     ([SEEDS, "--config=nowhere.py"], "--config=nowhere.py: no such file"),

@@ -300,7 +300,7 @@ def test_training_moves_the_schedule_which_stays_monotone(name):
 @pytest.mark.parametrize(
   ("sections", "words"),
   [
-    ({"loss": {"name": "simple"}}, "learns its noise schedule.*--config.loss.name=vdm"),
+    ({"loss": {"name": "simple"}}, "learns its noise schedule.*`loss.name=vdm`"),
     ({"process": {"name": "linear_vp"}}, "needs a process in continuous time"),
   ],
 )
