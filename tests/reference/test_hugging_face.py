@@ -135,7 +135,7 @@ def test_what_is_not_there_is_one_line(saved, tmp_path):
     ({"path": str(saved), "train_split": "all"}, "has the splits train, validation, not all"),
     (
       {"path": str(saved), "image_size": 8, "max_ram_gib": 1e-6},
-      "exceed --config.data.max",
+      "exceed `data.max",
     ),
   ):
     with pytest.raises(UserError) as error:

@@ -190,7 +190,7 @@ class TestFinding:
     assert message in str(error.value)
 
   def test_other_files(self, tmp_path):
-    for name, message in (("a.py", "write --config="), ("a.csv", r"a \.csv is no data set")):
+    for name, message in (("a.py", "write `config="), ("a.csv", r"a \.csv is no data set")):
       (tmp_path / name).touch()
       with pytest.raises(UserError, match=message):
         find_data(f"{tmp_path}/{name}")
