@@ -1,6 +1,5 @@
 """Tests run on the CPU with 8 virtual devices, whatever the machine has."""
 
-import collections
 import os
 import shutil
 import sys
@@ -46,7 +45,7 @@ def pytest_collection_modifyitems(config, items):
 
   Tests that start processes come first: they wait for long, and one worker has all of a file.
   """
-  leave_out_of_each_file(config, items, config.getoption("--every"))
+  costs.leave_out_of_each_file(config, items, config.getoption("--every"))
   expression = config.getoption("markexpr")
   if not expression:
     return
@@ -59,17 +58,6 @@ def pytest_collection_modifyitems(config, items):
   config.hook.pytest_deselected(items=[i for i, keep in zip(items, kept, strict=True) if not keep])
   items[:] = [i for i, keep in zip(items, kept, strict=True) if keep]
   items.sort(key=lambda item: item.get_closest_marker("process") is None)
-
-
-def leave_out_of_each_file(config, items, every):
-  """Keep the first, the (N+1)-th, ... test of each file: every file is imported and tried."""
-  counts = collections.Counter()
-  kept, others = [], []
-  for item in items:
-    (others if counts[item.path] % every else kept).append(item)
-    counts[item.path] += 1
-  config.hook.pytest_deselected(items=others)
-  items[:] = kept
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,7 +4,7 @@ import re
 import subprocess
 import types
 
-import conftest
+import costs
 import pytest
 
 
@@ -12,7 +12,7 @@ def test_every_third_test_of_each_file_is_kept():
   names = ["a", "a", "a", "a", "b", "c", "c"]
   items, left_out = [types.SimpleNamespace(path=name, at=i) for i, name in enumerate(names)], []
   hook = types.SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items))
-  conftest.leave_out_of_each_file(types.SimpleNamespace(hook=hook), items, 3)
+  costs.leave_out_of_each_file(types.SimpleNamespace(hook=hook), items, 3)
   assert [item.at for item in items] == [0, 3, 4, 5]
   assert [item.at for item in left_out] == [1, 2, 6]
 

@@ -154,7 +154,7 @@ def test_load_file_runs_get_config(tmp_path):
   [
     (None, ["no such file"]),
     ("x = 1", ["get_config"]),
-    ("def get_config(): return {}", ["ConfigDict"]),
+    ("def get_config(): return 5", ["ConfigDict"]),
     ("import nothing_like_this", ["ModuleNotFoundError", "nothing_like_this"]),
     ("def get_config(:", ["SyntaxError"]),
   ],

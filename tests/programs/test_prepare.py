@@ -26,4 +26,4 @@ def test_prepare_makes_a_standard_set(call, tmp_path, monkeypatch):
   )
   code, out, _ = call(prepare.main, "mnist", f"--data_dir={tmp_path}")
   assert (code, out) == (0, "prepared the folder\n")
-  assert made == [("mnist", tmp_path)]
+  assert made == [("mnist", tmp_path, None)]

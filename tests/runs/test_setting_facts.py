@@ -120,6 +120,7 @@ def test_the_paths_of_data_sets():
     "folder": ["path", "test_path"],
     "records": ["path", "test_path"],
     "arrays": ["path"],
+    "hugging_face": ["path"],
     "latents": ["path", "data_dir"],
   }
 
