@@ -18,7 +18,6 @@ from diffusion_jax.data import Folder, Records, fingerprint, load_pictures, read
 from diffusion_jax.data.pipeline import permutation
 from diffusion_jax.data.record_format import serialize_example
 from diffusion_jax.inference.masks import known_pixels
-from diffusion_jax.train_loop import setup
 from diffusion_jax.types import ImageSpec, UserError
 
 RNG = np.random.default_rng(0)
@@ -124,7 +123,7 @@ def test_a_long_list_is_in_a_file(tmp_path, cache):
 def test_training_that_meets_one_has_saved_and_ends_with_all(tmp_path, call, monkeypatch, root):
   """In a set that is too large to be read at the start, and to be kept in memory."""
   monkeypatch.chdir(root)
-  monkeypatch.setattr(setup, "fingerprint", lambda source: source.name)
+  monkeypatch.setattr("diffusion_jax.data.source.fingerprint", lambda source: source.name)
   broken = sorted(permutation(0, 0, 80)[[44, 75]])  # of the sixth batch, and a later one
   for i in range(80):
     save(tmp_path / "set" / "cat" / f"{i:02d}.png", cut=i in broken)

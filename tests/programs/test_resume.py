@@ -149,7 +149,7 @@ def test_a_stopped_run_saves_and_exits_with_75(straight, tmp_path, number):
 def test_stopping_during_the_start_loses_nothing(tmp_path):
   process = begin(tmp_path)
   for line in process.stdout:
-    if line.startswith("Compiling"):
+    if line.startswith("training images"):  # compiling comes next
       break
   process.send_signal(signal.SIGTERM)
   out, _ = process.communicate()

@@ -195,7 +195,7 @@ WRONG = {
   "guide step": (["--guide_step=x"], "--guide_step=x: must be latest or a number"),
   "guided by nothing": (
     ["--config.guidance.against=model"],
-    "guidance.against=model needs the run of an inferior model: sample with --guide_workdir=DIR",
+    "guidance.against=model needs the run of an inferior model: python -m diffusion_jax.samp",
   ),
   "reconstruct": (["--reconstruct", "--out=x.png"], "cannot reconstruct: it has no encoder"),
   "reconstruct to arrays": (["--reconstruct"], "--reconstruct writes a grid; use a name ending in"),
