@@ -1,17 +1,41 @@
 """Parts of an outside package, each as small as its contract allows."""
 
+import contextlib
 import dataclasses
+import importlib.metadata
+import types
 from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
+from diffusion_jax.core import entry_points
 from diffusion_jax.data import ArraySource, DataSetBase
 from diffusion_jax.likelihood import LikelihoodBase
 from diffusion_jax.metrics import MetricBase
 from diffusion_jax.training.optimizers import ScheduledOptimizer
 from diffusion_jax.types import Estimate
+
+
+@contextlib.contextmanager
+def declared(**packages):
+  """Let packages of these names declare entry points {"KIND.NAME": "module:Class"}."""
+  points = []
+  for package, values in packages.items():
+    for name, value in values.items():
+      point = importlib.metadata.EntryPoint(name, value, entry_points.GROUP)
+      vars(point)["dist"] = types.SimpleNamespace(name=package)
+      points.append(point)
+  cached = (entry_points._all_of_the_group, entry_points.entry_points_of, entry_points.warn)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(importlib.metadata, "entry_points", lambda group: points)
+    for function in cached:
+      function.cache_clear()
+    yield
+  for function in cached:
+    function.cache_clear()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from diffusion_jax.core.registry import Registry
 from diffusion_jax.models import NOISE_SCHEDULES
 from diffusion_jax.processes import PROCESSES, Process
 
-AUDITED = Registry("process", Process, PROCESSES, NOISE_SCHEDULES)
+AUDITED = Registry("process", Process, PROCESSES, NOISE_SCHEDULES, base=PROCESSES.base)
 
 
 def audit_processes(registry: Mapping[str, Any] = AUDITED) -> Iterator[Row]:

@@ -73,7 +73,7 @@ def audit_entries(
     if isinstance(config, UserError):
       yield failure(name, f"it cannot be imported: {config}")
       continue
-    broken = broken_contract(config, contract)
+    broken = broken_contract(config, contract, getattr(registry, "base", None))
     if broken:
       yield failure(name, f"it does not declare what {noun} is: {broken}")
       continue

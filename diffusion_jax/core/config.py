@@ -18,6 +18,7 @@ from diffusion_jax.core import shipped
 from diffusion_jax.core.field_types import (
   checked,
   concrete,
+  describe_type,
   field_types,
   is_supported,
   parse_value,
@@ -73,6 +74,9 @@ def find_file(text: str) -> tuple[Path, str]:
     return configs[name], argument
   if is_name and Path(f"{name}.py").is_file():
     raise UserError(f"`config={text}`: no such file. Did you mean '{name}.py'?")
+  if path.is_dir():
+    inside = ", ".join(sorted(map(str, path.glob("*.py")))) or "a config file, FILE.py"
+    raise UserError(f"`config={text}`: it is a folder; give a file: {inside}")
   folder = Path("configs")
   is_shipped = folder.resolve() == shipped.folder().resolve()
   there = [] if is_shipped else sorted(map(str, folder.glob("*.py")))
@@ -186,6 +190,10 @@ def _build_section(section: Section, value: dict, overrides: list[Override], whe
       raise UserError(f"config.{where} has no field '{name}'.{hint}")
   fields = {n: _check(v, hints[n], f"config.{where}.{n}", defaults[n]) for n, v in value.items()}
   fields |= {o.field: parse_value(o.text, hints[o.field], o.flag) for o in overrides}
+  needed = [f.name for f in dataclasses.fields(cls) if f.name in hints and _is_required(f)]
+  if lacking := [name for name in needed if name not in fields]:
+    listed = ", ".join(f"`{where}.{n}=...` ({describe_type(hints[n])})" for n in lacking)
+    raise UserError(f"config.{where}: {cls.__name__} has no default for this: give {listed}")
   refusals = TypeError, ValueError
   try:
     with own_code({where: cls}, refusals):
@@ -195,12 +203,16 @@ def _build_section(section: Section, value: dict, overrides: list[Override], whe
     raise UserError(f"config.{where}: {text}") from error
 
 
+def _is_required(field: dataclasses.Field) -> bool:
+  return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
 def _select(registry: Registry, value: dict, overrides: list[Override], where: str):
   """Select the registry entry, and remove `name` from the fields and the overrides."""
   name = value.pop("name", None)
   chosen = next((o.text for o in reversed(overrides) if o.field == "name"), name)
   if chosen is None:
-    raise UserError(f"config.{where} needs a name. Allowed: {', '.join(registry.names())}.")
+    raise UserError(f"config.{where} needs a name. Allowed: {', '.join(registry.allowed())}.")
   cls = registry.find(str(chosen), f"config.{where}.name")
   fields = value if chosen == name else {}
   return cls, fields, [o for o in overrides if o.field != "name"]

@@ -5,10 +5,9 @@ that an installed package declares as an entry point of the group `diffusion_jax
 written "module:Class".
 """
 
+import contextlib
 import dataclasses
-import functools
 import importlib
-import importlib.metadata
 import inspect
 import os
 import sys
@@ -16,13 +15,13 @@ from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Protocol, cast
 
+from diffusion_jax.core.entry_points import KINDS, entry_points_of, path_of_point, warn_if_hidden
 from diffusion_jax.core.settings import Facts
-from diffusion_jax.core.spelling import spelling_hint
+from diffusion_jax.core.spelling import closest, spelling_hint
 from diffusion_jax.types import UserError
 
 MISSING = object()
-GROUP = "diffusion_jax"
-"""Group of the entry points that add entries, e.g. `sampler.dpm_2 = "package:DPM2"`."""
+MISSING_WORDS = "is missing"
 
 
 class Registry(ChainMap[str, type]):
@@ -34,6 +33,7 @@ class Registry(ChainMap[str, type]):
       docstring describes the member.
     maps: name -> class. New entries go into the first mapping.
     setting_facts: facts about all fields of all entries, see `core.settings`.
+    base: class with defaults of most members, from which an entry should derive.
   """
 
   def __init__(
@@ -42,13 +42,29 @@ class Registry(ChainMap[str, type]):
     contract: type,
     *maps: MutableMapping[str, Any],
     setting_facts: Facts = Facts(),
+    base: type | None = None,
   ):
     super().__init__(*maps)
-    self.kind, self.contract, self.setting_facts = kind, contract, setting_facts
+    self.kind, self.contract, self.setting_facts, self.base = kind, contract, setting_facts, base
+    KINDS.add(kind)
 
   def names(self) -> list[str]:
     """Return all names, including entry points of installed packages, sorted."""
-    return sorted({*self, *_entry_points(self.kind)})
+    warn_if_hidden(self.kind, self)
+    return sorted({*self, *entry_points_of(self.kind)})
+
+  def allowed(self) -> list[str]:
+    """Return the names of the entries that can be used: not of broken entry points."""
+    usable = set(self)
+    for name in self.names():
+      with contextlib.suppress(UserError):
+        self.find(name, name)
+        usable.add(name)
+    return sorted(usable)
+
+  def fault(self, cls: type) -> str | None:
+    """Describe in one line how a class breaks this registry's contract, or return None."""
+    return broken_contract(cls, self.contract, self.base)
 
   def find(self, name: str, where: str) -> type:
     """Return the class of a name or of "module:Class".
@@ -60,21 +76,32 @@ class Registry(ChainMap[str, type]):
     Raises:
       UserError: there is no such entry, or it does not keep the contract.
     """
+    points, said = entry_points_of(self.kind), f"{where}={name}"
     if name in self:
       cls = self[name]
+      if name in points:
+        warn_if_hidden(self.kind, {name: cls})
     elif ":" in name:
-      cls = import_class(name, where)
-    elif name in _entry_points(self.kind):
-      cls = import_class(_entry_points(self.kind)[name], where)
+      cls = import_class(name, where, self)
+    elif name in points:
+      cls, said = self._of_package(name, where)
     else:
       raise UserError(
-        f"{where} is '{name}'.{spelling_hint(name, self.names())} A class of your own is written "
+        f"{where} is '{name}'.{spelling_hint(name, self.allowed())} A class of your own is written "
         "module:Class."
       )
-    broken = broken_contract(cls, self.contract)
+    broken = self.fault(cls)
     if broken:
-      raise UserError(f"{where}={name}: {broken}")
+      raise UserError(f"{said}: {broken}")
     return cls
+
+  def _of_package(self, name: str, where: str) -> tuple[type, str]:
+    """Return the class of an entry point, and words for the place: what was typed, the package."""
+    try:
+      path, place = path_of_point(entry_points_of(self.kind)[name])
+      return import_class(path, place, self), f"{where}={name} ({place}={path})"
+    except UserError as error:
+      raise UserError(f"{where}={name}: {error}") from error
 
   def name_of(self, cls: type) -> str:
     """Return the name under which `find` returns a class; "module:Class" if from outside."""
@@ -92,24 +119,21 @@ def every_entry(entries: Mapping[str, type]) -> Iterator[tuple[str, type | UserE
   """
   yield from entries.items()
   if isinstance(entries, Registry):
-    for name, path in _entry_points(entries.kind).items():
+    for name, points in entry_points_of(entries.kind).items():
       if name not in entries:
         try:
-          yield name, import_class(path, f"entry point {entries.kind}.{name}")
+          yield name, import_class(*path_of_point(points))
         except UserError as error:
           yield name, error
 
 
-@functools.cache
-def _entry_points(kind: str) -> dict[str, str]:
-  """Return name -> "module:Class" of the entry points "KIND.NAME"."""
-  points = importlib.metadata.entry_points(group=GROUP)
-  named = ((point.name.partition("."), point.value) for point in points)
-  return {name: value for (first, _, name), value in named if first == kind}
-
-
-def import_class(path: str, where: str) -> type:
+def import_class(path: str, where: str, registry: Registry | None = None) -> type:
   """Return the class at "module:Class", also from modules in the working directory.
+
+  Args:
+    path: "module:Class".
+    where: config field or entry point that holds it, for messages.
+    registry: where it will be an entry; only classes that can be one are proposed for another.
 
   Raises:
     UserError: there is no such module or class, or the module raises.
@@ -141,22 +165,26 @@ def import_class(path: str, where: str) -> type:
     return cls
   own = {n: v for n, v in vars(module).items() if dataclasses.is_dataclass(v)}
   classes = [n for n, v in own.items() if getattr(v, "__module__", "") == module_name]
-  raise UserError(
-    f"{where}={path}: {module_name} has no class '{name}'.{spelling_hint(name, classes)}"
-  )
+  fits = [n for n in classes if registry is None or not registry.fault(cast(type, own[n]))]
+  near = closest(name, classes)
+  hint = spelling_hint(name, fits) or (f" Did you mean '{near}'?" if near else "")
+  raise UserError(f"{where}={path}: {module_name} has no class '{name}'.{hint}")
 
 
-def broken_contract(cls: type, contract: type) -> str | None:
+def broken_contract(cls: type, contract: type, base: type | None = None) -> str | None:
   """Describe in one line how a class breaks a contract, or return None.
 
   Args:
     cls: class of an entry.
     contract: Protocol; see `Registry`. Abstract methods of the class's bases belong to it too.
+    base: class with defaults of most members, which is proposed first to a class without them.
   """
   described = f"see {contract.__module__}.{contract.__qualname__}"
   parameters = getattr(cls, "__dataclass_params__", None)
   if parameters is None or not parameters.frozen:
     return f"it must be a frozen dataclass, whose fields are its section's; {described}."
+  if base is not None and not issubclass(cls, base) and (line := _derive(cls, contract, base)):
+    return f"{line}; {described}."
   faults = []
   for name, wanted in {**members(contract), **_abstract_members(cls)}.items():
     about = (inspect.getdoc(wanted) or "").partition("\n")[0].rstrip(".")
@@ -165,17 +193,29 @@ def broken_contract(cls: type, contract: type) -> str | None:
   return f"{'; '.join(faults)}; {described}." if faults else None
 
 
+def _derive(cls: type, contract: type, base: type) -> str | None:
+  """Return the advice to derive a class from a base that has members which it lacks, or None."""
+  wanted = {**members(contract), **_abstract_members(base)}.items()
+  lacking = [name for name, value in wanted if _member_fault(cls, name, value) == MISSING_WORDS]
+  left = [name for name, value in wanted if name in lacking and _member_fault(base, name, value)]
+  if left == lacking:
+    return None
+  and_define = f", and define {', '.join(left)}" if left else ""
+  return f"derive it from {base.__qualname__} ({base.__module__}){and_define}"
+
+
 def _member_fault(cls: type, name: str, wanted: Any) -> str | None:
   """Return how a class's member differs from the contract's, or None."""
   is_method = inspect.isfunction(wanted)
-  if any(field.name == name for field in dataclasses.fields(cast(Any, cls))):
+  fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+  if any(field.name == name for field in fields):
     return "must be a method, not a field" if is_method else None
   # not getattr_static, which would find the `__call__` that makes instances of any class; the
   # members of a Protocol that the class derives from describe what is wanted
   bases = [base for base in cls.__mro__ if not getattr(base, "_is_protocol", False)]
   given = next((vars(base)[name] for base in bases if name in vars(base)), MISSING)
   if given is MISSING or getattr(given, "__isabstractmethod__", False):
-    return "is missing"
+    return MISSING_WORDS
   if not is_method:
     return "must be a value or a property, not a method" if inspect.isfunction(given) else None
   if isinstance(given, property):

@@ -44,6 +44,7 @@ SOURCES = Registry(
     "synthetic": Synthetic,
   },
   setting_facts=Facts(affects_samples=False),
+  base=DataSetBase,
 )
 """Data sets by name: the values of `data.name`."""
 

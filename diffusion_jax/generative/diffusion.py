@@ -56,7 +56,7 @@ class Diffusion(GenerativeConfigBase):
   description: ClassVar[str] = "diffusion model"
   sections: ClassVar[ChainMap[str, Any]] = ChainMap(
     {
-      "process": Registry("process", Process, PROCESSES, NOISE_SCHEDULES),
+      "process": Registry("process", Process, PROCESSES, NOISE_SCHEDULES, base=PROCESSES.base),
       "model": NETWORKS,
       "loss": DENOISING_LOSSES,
       "sampler": SAMPLERS,

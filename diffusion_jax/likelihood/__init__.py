@@ -33,6 +33,7 @@ DIFFUSION_LIKELIHOODS = Registry(
     "probability_flow": ProbabilityFlow,
   },
   setting_facts=Facts(may_change=True, affects_samples=False),
+  base=LikelihoodBase,
 )
 """Likelihoods of diffusion models by the name of their config section."""
 VAE_LIKELIHOODS = Registry(
@@ -40,6 +41,7 @@ VAE_LIKELIHOODS = Registry(
   VAELikelihood,
   {"iwae": ImportanceWeighted},
   setting_facts=Facts(may_change=True, affects_samples=False),
+  base=DescribedBase,
 )
 """Likelihoods of VAEs by the name of their config section."""
 

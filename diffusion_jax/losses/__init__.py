@@ -33,6 +33,7 @@ DENOISING_LOSSES = Registry(
     "vlb": FullBound,
   },
   setting_facts=Facts(affects_samples=False),
+  base=LossBase,
 )
 """Losses of diffusion models by name: the values of `loss.name`."""
 VAE_LOSSES = Registry(

@@ -60,6 +60,7 @@ METRICS = Registry(
     "density": Density,
     "coverage": Coverage,
   },
+  base=MetricBase,
 )
 """Sample metrics by name, as in `eval.metrics`."""
 

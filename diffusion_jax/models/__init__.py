@@ -21,7 +21,10 @@ from diffusion_jax.models.vdm_unet import VDMUNet
 from diffusion_jax.processes import Process
 
 NETWORKS = Registry(
-  "model", NetworkConfig, {"unet": UNet, "vdm_unet": VDMUNet, "dit": DiT, "mlp": MLP}
+  "model",
+  NetworkConfig,
+  {"unet": UNet, "vdm_unet": VDMUNet, "dit": DiT, "mlp": MLP},
+  base=NetworkBase,
 )
 """Networks of diffusion models by name: the values of `model.name`."""
 NOISE_SCHEDULES = Registry(

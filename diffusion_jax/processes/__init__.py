@@ -62,6 +62,7 @@ PROCESSES = Registry(
     "edm": EDMProcess,
     "flow": Flow,
   },
+  base=ProcessBase,
 )
 """Processes with a fixed noise schedule by name: values of `process.name`."""
 

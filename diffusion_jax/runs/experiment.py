@@ -9,7 +9,7 @@ from diffusion_jax.checkpoints.store import Checkpointing
 from diffusion_jax.core.config import Override, resolve, to_dict
 from diffusion_jax.core.field_types import field_types, stored_form
 from diffusion_jax.core.own_code import own_code, own_refusal
-from diffusion_jax.core.registry import Registry, Section, broken_contract
+from diffusion_jax.core.registry import Registry, Section
 from diffusion_jax.core.settings import field_fact, section_fact
 from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.data import SOURCES
@@ -130,7 +130,7 @@ class Experiment:
       if not dataclasses.is_dataclass(instance):
         raise UserError(f"{name}={instance!r}: {_built_example(name, section)}")
       if isinstance(section, Registry):
-        fault = broken_contract(cls, section.contract)
+        fault = section.fault(cls)
       elif not issubclass(cls, section):
         fault = f"it must be a {section.__name__}"
       if fault:
@@ -264,7 +264,7 @@ def _without_a_model(raw: Mapping[str, Any]) -> str:
       return f"config has no section '{name}'.{spelling_hint(name, known)}"
     if not hasattr(section, "get"):
       return f"config.{name} is {section!r}; it must be a section with fields."
-  return f"config.generative.name is missing. Allowed: {', '.join(GENERATIVES.names())}."
+  return f"config.generative.name is missing. Allowed: {', '.join(GENERATIVES.allowed())}."
 
 
 RESPELT = {

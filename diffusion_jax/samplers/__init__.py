@@ -34,6 +34,7 @@ SAMPLERS = Registry(
     "probability_flow": ProbabilityFlow,
   },
   setting_facts=Facts(may_change=True),
+  base=SamplerBase,
 )
 """Samplers by name: the values of `sampler.name`."""
 

@@ -222,4 +222,5 @@ OPTIMIZERS = Registry(
   Optimizer,
   {"adam": Adam},
   setting_facts=HOW_IT_RUNS,
+  base=ScheduledOptimizer,
 )

@@ -7,6 +7,7 @@ import types
 from typing import ClassVar, Protocol
 
 import pytest
+from plug_ins import declared
 
 from diffusion_jax.auditing.rows import Row, audit_entries
 from diffusion_jax.core import registry
@@ -177,19 +178,67 @@ def test_a_class_from_outside_is_named_by_its_place(cakes, outside):
   assert cakes.name_of(cls) == "my_cakes:Sponge"
 
 
-def test_a_broken_entry_point_takes_its_own_place_alone(cakes, outside, monkeypatch):
-  places = {"gone": "no_such_cakes:A", "boxed": "my_cakes:Sponge"}
-  points = [types.SimpleNamespace(name=f"cake.{n}", value=v) for n, v in places.items()]
-  monkeypatch.setattr(registry.importlib.metadata, "entry_points", lambda group: points)
-  registry._entry_points.cache_clear()
-  try:
+def test_a_broken_entry_point_takes_its_own_place_alone(cakes, outside):
+  with declared(bakery={"cake.gone": "no_such_cakes:A", "cake.boxed": "my_cakes:Sponge"}):
     found = dict(registry.every_entry(cakes))
     rows = list(audit_entries(cakes, Cake, "a cake", lambda name, cls: [Row(name, "", 1.0, 1.0)]))
-  finally:
-    registry._entry_points.cache_clear()
   assert (found["sponge"], found["boxed"]) == (Sponge, outside.Sponge)
-  assert "entry point cake.gone=no_such_cakes:A: no such module" in str(found["gone"])
+  line = "package bakery, entry point cake.gone=no_such_cakes:A: no such module"
+  assert line in str(found["gone"])
   assert {row.entry: row.passed for row in rows} == {"sponge": True, "gone": False, "boxed": True}
+
+
+@pytest.mark.parametrize(
+  ("value", "words"),
+  [
+    ("no_such_cakes:A", "package bakery, entry point cake.mine=no_such_cakes:A: no such module"),
+    ("my_cakes", "package bakery, entry point cake.mine=my_cakes: it names no class; its package"),
+    ("my_cakes:", "package bakery, entry point cake.mine=my_cakes:: it names no class"),
+    ("my_cakes:Flat", "(package bakery, entry point cake.mine=my_cakes:Flat): layers is missing"),
+  ],
+)
+def test_a_broken_entry_point_is_told_with_what_was_typed_and_its_package(
+  cakes, outside, value, words
+):
+  with declared(bakery={"cake.mine": value, "cake.boxed": "my_cakes:Sponge"}):
+    with pytest.raises(UserError) as caught:
+      cakes.find("mine", "config.cake.name")
+    assert cakes.allowed() == ["boxed", "sponge"]
+    with pytest.raises(UserError, match=r"Allowed: boxed, sponge\."):
+      cakes.find("pie", "config.cake.name")
+  assert str(caught.value).startswith("config.cake.name=mine")
+  assert words in str(caught.value)
+
+
+def test_an_entry_point_may_name_the_extra_that_it_needs(cakes, outside):
+  with declared(bakery={"cake.mine": "my_cakes:Sponge [icing]"}):
+    assert cakes.find("mine", "config.cake.name") is outside.Sponge
+
+
+def test_two_packages_may_not_declare_one_name(cakes, outside):
+  mine, also = {"cake.mine": "my_cakes:Sponge"}, {"cake.mine": "my_cakes:Flat"}
+  with declared(one=mine, two=also), pytest.raises(UserError, match=r"one, .* and package two, "):
+    cakes.find("mine", "config.cake.name")
+  with declared(one=mine, two=mine):
+    assert cakes.find("mine", "config.cake.name") is outside.Sponge
+
+
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("cake.sponge", "entry point cake.sponge=my_cakes:Sponge is ignored: cake sponge is there"),
+    ("cakes.mine", "entry point cakes.mine is ignored: did you mean cake.mine?"),
+    ("mine", "entry point mine is ignored: a name is KIND.NAME, with KIND one of autoencoder, "),
+    ("cake", "entry point cake is ignored: did you mean cake.NAME?"),
+  ],
+)
+def test_an_entry_point_that_is_ignored_is_told_once(cakes, outside, capsys, name, words):
+  with declared(bakery={name: "my_cakes:Sponge"}):
+    for _ in range(2):
+      assert cakes.names() == ["sponge"]
+      assert cakes.find("sponge", "config.cake.name") is Sponge
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith(f"warning: package bakery, {words}")
 
 
 def test_a_broken_class_from_outside_is_refused_in_one_line(cakes, outside):
@@ -221,20 +270,37 @@ def test_a_module_that_raises_is_one_line(cakes, tmp_path, monkeypatch):
     cakes.find("burnt_cakes:A", "config.cake.name")
 
 
-def test_entry_points_of_installed_packages_are_entries(cakes, outside, monkeypatch):
-  point = types.SimpleNamespace(name="cake.boxed", value="my_cakes:Sponge")
-  other = types.SimpleNamespace(name="bread.rye", value="my_breads:Rye")
-  monkeypatch.setattr(
-    registry.importlib.metadata, "entry_points", lambda group: [point, other][: group and 2]
-  )
-  registry._entry_points.cache_clear()
-  try:
+def test_entry_points_of_installed_packages_are_entries(cakes, outside):
+  with declared(bakery={"cake.boxed": "my_cakes:Sponge", "data.rye": "my_breads:Rye"}):
     assert cakes.names() == ["boxed", "sponge"]
     assert cakes.name_of(cakes.find("boxed", "config.cake.name")) == "my_cakes:Sponge"
     assert dict(registry.every_entry(cakes)) == {"sponge": Sponge, "boxed": outside.Sponge}
     assert dict(registry.every_entry({"flat": Flat})) == {"flat": Flat}
-  finally:
-    registry._entry_points.cache_clear()
+
+
+def test_only_classes_that_keep_the_contract_are_proposed(cakes, outside):
+  with pytest.raises(UserError, match=r"no class 'Pie'\. Allowed: Sponge\.$"):
+    cakes.find("my_cakes:Pie", "config.cake.name")
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone:
+  def dough(self, minutes: int, rest: int = 0) -> str:
+    return ""
+
+
+@pytest.mark.parametrize(
+  ("cls", "words"),
+  [
+    (dataclasses.make_dataclass("Empty", [], frozen=True), ", and define dough; see "),
+    (Alone, "; see "),
+    (dataclasses.make_dataclass("Own", [], bases=(Sponge,), frozen=True), None),
+  ],
+)
+def test_a_class_without_the_base_is_told_to_derive_from_it(cls, words):
+  found = Registry("cake", Cake, {}, base=Baker).fault(cls)
+  place = f"{__name__}.Cake."
+  assert found == (words and f"derive it from Baker ({__name__}){words}{place}")
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 from broken_parts import Divides
-from plug_ins import MeanGap
+from plug_ins import MeanGap, declared
 
-from diffusion_jax.core import registry
 from diffusion_jax.evaluation import sample_metrics
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.evaluation.sample_metrics import Protocol
@@ -250,8 +249,7 @@ def test_details_add_to_a_figure_and_replace_nothing(monkeypatch):
   assert "mean_gap_digits cannot be computed: its details are no JSON values" in missing[0]
 
 
-def test_a_metric_of_an_installed_package_is_one_of_all(monkeypatch):
-  points = {"metric": {"gap": "plug_ins:MeanGap"}}
-  monkeypatch.setattr(registry, "_entry_points", lambda kind: points.get(kind, {}))
-  assert [metric.name for metric in create_metrics()] == [*METRICS, "mean_gap"]
-  assert create_metrics(("gap",)) == [MeanGap()]
+def test_a_metric_of_an_installed_package_is_one_of_all():
+  with declared(theirs={"metric.gap": "plug_ins:MeanGap"}):
+    assert [metric.name for metric in create_metrics()] == [*METRICS, "mean_gap"]
+    assert create_metrics(("gap",)) == [MeanGap()]

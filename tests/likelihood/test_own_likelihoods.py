@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plug_ins import declared
 
 from diffusion_jax.auditing import estimator_rows
-from diffusion_jax.core import registry as registries
 from diffusion_jax.core import rng
 from diffusion_jax.core.config import Override
 from diffusion_jax.core.registry import broken_contract
@@ -183,12 +183,12 @@ class TestFromOutside:
     assert not fatal
     assert {line.partition(":")[0] for line in harmless} == {"eval.likelihoods", "Loose.more"}
 
-  def test_one_that_is_installed_has_its_own_name(self, monkeypatch):
-    points = {"likelihood": {"mine": self.ENTRY}}
-    monkeypatch.setattr(registries, "_entry_points", lambda kind: points.get(kind, {}))
-    experiment = self.build("mine", Override("mine", "more", "1"))
+  def test_one_that_is_installed_has_its_own_name(self):
+    with declared(theirs={"likelihood.mine": self.ENTRY}):
+      experiment = self.build("mine", Override("mine", "more", "1"))
+      names = experiment.figure_names(("mine",))
+    assert names == ["loose"]
     assert experiment.sections["mine"] == Loose(1.0)
-    assert experiment.figure_names(("mine",)) == ["loose"]
     assert "mine" not in build_experiment(CONFIG).sections
 
   @pytest.mark.parametrize(

@@ -98,7 +98,10 @@ def test_named_arrays_of_a_file_travel_through_training_and_evaluation(call, tmp
     ("data.name=no_package:Set", "data.name=no_package:Set: no such module"),
     ("optimizer.name=plug_ins:NoRule", "NoRule: create is missing (Return the optax update rule"),
     ("eval.metrics=plug_ins:Bare", "Bare: name is missing"),
-    ("eval.likelihoods=plug_ins:NoLoad", "NoLoad: figure_name is missing (Name of its value in"),
+    (
+      "eval.likelihoods=plug_ins:NoLoad",
+      "NoLoad: derive it from LikelihoodBase (diffusion_jax.like",
+    ),
     ("model.end_time=true", "the network MLP needs a second time (condition.end_time), and"),
   ],
 )
@@ -118,7 +121,7 @@ BROKEN = {
   "loss": {
     "ErrorTakesOne": "ErrorTakesOne: error must take (self, model: ",
     "ErrorIsAField": "ErrorIsAField: error must be a method, not a field",
-    "OnlyStubs": "OnlyStubs: needs_derivative is missing",
+    "OnlyStubs": "OnlyStubs: derive it from LossBase (diffusion_jax.losses.base), and define ",
     "ScalarLoss": "ScalarLoss.error returned float32[]; needed float32[3], one value per example",
     "LossOfPixels": "LossOfPixels.error returned float32[3,8,8,1]; needed float32[3]",
     "IntegerLoss": "IntegerLoss.error returned int32[3]; needed float32[3]",
@@ -131,7 +134,7 @@ BROKEN = {
     "NoSamples": "sampler returned float32[3,8,8,1]; needed Samples(images, num_evaluations)",
     "OneSample": f"sampler returned float32[1,8,8,1]; {SHAPE}",
     "KeepsNothing": "KeepsNothing: sample must take (self, denoise: ",
-    "SamplerStubs": "SamplerStubs: order is missing",
+    "SamplerStubs": "SamplerStubs: derive it from SamplerBase (diffusion_jax.samplers.base), and ",
   },
   "model": {
     "CroppingNetwork": f"network returned float32[3,1,8,1]; {SHAPE}",
