@@ -73,7 +73,10 @@ def _check_arrays(
   if images.dtype != np.uint8 or images.ndim != 4:
     raise ValueError(f"images are {images.dtype}{list(images.shape)}; they must be uint8 [N H W C]")
   if num_levels < 256 and images.max(initial=0) >= num_levels:
-    raise ValueError(f"images hold {images.max()}; num_levels={num_levels} allows less than that")
+    raise ValueError(
+      f"images hold the value {images.max()}; with num_levels={num_levels} all must lie between 0 "
+      f"and {num_levels - 1}"
+    )
   if labels is None:
     return
   if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
@@ -83,7 +86,9 @@ def _check_arrays(
     )
   low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
   if low < 0 or (num_classes and high >= num_classes):
-    raise ValueError(f"labels run from {low} to {high}; num_classes={num_classes} allows 0 to less")
+    most = f"; with num_classes={num_classes} all must lie between 0 and" if num_classes else ""
+    needed = f"{most} {num_classes - 1}" if num_classes else "; none may be negative"
+    raise ValueError(f"the labels lie between {low} and {high}{needed}")
 
 
 def check_field(name: str, array: np.ndarray, num_images: int) -> np.ndarray:
