@@ -193,7 +193,7 @@ class Checkpoints:
     """Wait until a save has finished on every process, or failed on one."""
     while jax.process_count() > 1:
       failed = self._barrier.error
-      failure = None if failed is None else storage.reason(failed)
+      failure = None if failed is None else storage.numbered_reason(failed)
       reports = parallel.all_gather_objects([failure, self._manager.is_saving_in_progress()])
       reason = next((f"process {i}: {said}" for i, (said, _) in enumerate(reports) if said), None)
       if reason is not None:

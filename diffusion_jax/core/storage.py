@@ -51,6 +51,13 @@ UNREADABLE = {
 }
 """Status with which TensorStore refuses a checkpoint -> the reason in plain words."""
 
+MISPLACED = {
+  errno.ENOENT: "a file of it is missing",
+  errno.ENOTDIR: "a file stands where a folder of it belongs",
+  errno.EISDIR: "a folder stands where a file of it belongs",
+}
+"""Error of reading a checkpoint's files -> the reason in plain words."""
+
 PATH = re.compile(r"""(?<![\w.])/[^\s"':,;()]+""")
 
 
@@ -164,13 +171,19 @@ def spares_content(error: BaseException) -> bool:
   return trouble is not None and trouble.number in SPARED
 
 
+def numbered_reason(error: BaseException) -> str:
+  """Return the reason of a failed save with the error's number, for the other processes."""
+  trouble = find(error, every=True)
+  return f"[Errno {trouble.number}] {reason(error)}" if trouble else reason(error)
+
+
 def reason(error: BaseException) -> str:
   """Return the reason of a failed read in one line, from the error's first cause."""
   if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
     return "its metadata is truncated or not JSON"
   if (trouble := find(error, every=True)) is not None:
     location = f": {trouble.path}" if trouble.path else ""
-    return f"[Errno {trouble.number}] {os.strerror(trouble.number)}{location}"
+    return f"{MISPLACED.get(trouble.number) or os.strerror(trouble.number)}{location}"
   *_, first = chain(error)
   text = str(first).strip().splitlines() or [type(first).__name__]
   status = text[0].partition(":")[0]

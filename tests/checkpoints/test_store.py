@@ -321,6 +321,22 @@ def test_checksums_see_one_changed_element_of_any_type(dtype):
   assert checksums({"a": zeros}) != checksums({"a": jax.device_put(changed)})
 
 
+@pytest.mark.parametrize(
+  ("spoil", "words"),
+  [
+    (lambda file: file.unlink(), "a file of it is missing: "),
+    (lambda file: (file.unlink(), file.mkdir()), "a folder stands where a file of it belongs: "),
+    (lambda file: (shutil.rmtree(file.parent), file.parent.touch()), "a file stands where a fold"),
+  ],
+)
+def test_metadata_that_are_not_where_they_belong_are_told_in_words(folder, spoil, words):
+  for step in (10, 20, 30):
+    spoil(folder / str(step) / "meta" / "metadata")
+  with pytest.raises(UserError, match=f"{words}.*30/meta/metadata") as caught:
+    store.read_meta(folder, 30)
+  assert "Errno" not in str(caught.value)
+
+
 @pytest.mark.parametrize("part", ["_load_meta", "_read"])
 def test_a_block_that_cannot_be_read_is_one_checkpoints_trouble(part, folder, monkeypatch):
   """EIO, in the description or in the data of the newest: the one before is taken."""
@@ -334,7 +350,7 @@ def test_a_block_that_cannot_be_read_is_one_checkpoints_trouble(part, folder, mo
   monkeypatch.setattr(store, part, read)
   restored = store.restore_checkpoint(folder, target)
   assert restored.step == 20
-  assert [(d.step, d.reason) for d in restored.damaged] == [(30, "[Errno 5] Input/output error")]
+  assert [(d.step, d.reason) for d in restored.damaged] == [(30, "Input/output error")]
   for number in (errno.EMFILE, errno.ESTALE, errno.EACCES):  # of which the step is none the worse
     monkeypatch.setattr(store, part, functools.partial(read, number=number))
     with pytest.raises(OSError, match=os.strerror(number)):

@@ -88,6 +88,14 @@ def test_an_error_that_names_itself_as_its_cause_ends_the_search():
   assert storage.explain_storage(error) is None
 
 
+def test_another_process_is_told_the_number_of_any_error():
+  for number in (errno.ENOSPC, errno.ENOENT, errno.ENOTDIR):
+    said = storage.numbered_reason(OSError(number, os.strerror(number), "/runs/x"))
+    found = storage.find(RuntimeError(said), every=True)
+    assert found == (number, Path("/runs/x"))
+  assert storage.numbered_reason(ValueError("odd")) == "odd"
+
+
 def test_numpys_short_write_is_a_full_disk():
   assert storage.find(OSError("4096 requested and 2048 written")).number == errno.ENOSPC
 
