@@ -97,10 +97,10 @@ def path_of_point(points: tuple[EntryPoint, ...]) -> tuple[str, str]:
   Raises:
     UserError: packages disagree, or the value is no "module:Class".
   """
-  if len(points) > 1:
-    listed = " and ".join(f"{describe_point(point)}={point.value}" for point in points)
+  point, *others = points
+  if others:
+    listed = " and ".join(f"{describe_point(p)}={p.value}" for p in points)
     raise UserError(f"{listed} have one name; write the module:Class that you mean")
-  point = points[0]
   match = EntryPoint.pattern.match(point.value)
   if match is None or not match["attr"]:
     raise UserError(

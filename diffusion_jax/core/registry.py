@@ -104,9 +104,13 @@ class Registry(ChainMap[str, type]):
       raise UserError(f"{where}={name}: {error}") from error
 
   def name_of(self, cls: type) -> str:
-    """Return the name under which `find` returns a class; "module:Class" if from outside."""
+    """Return the name under which `find` returns a class; "module:Class" if from outside.
+
+    A class that stands for another has that one's name as `stored_name`.
+    """
     inside = (name for name, entry in self.items() if entry is cls)
-    return next(inside, f"{cls.__module__}:{cls.__qualname__}")
+    outside = vars(cls).get("stored_name", f"{cls.__module__}:{cls.__qualname__}")
+    return next(inside, outside)
 
 
 def every_entry(entries: Mapping[str, type]) -> Iterator[tuple[str, type | UserError]]:

@@ -187,7 +187,7 @@ def build_experiment(raw: Mapping[str, Any], overrides: Sequence[Override] = ())
   Raises:
     UserError: see `config.resolve`.
   """
-  layout = {**COMMON, **_model_sections(raw, overrides)}
+  layout = layout_of(raw, overrides)
   _check_kind(layout, {*raw, *(o.section for o in overrides)})
   before, own = raw.get("eval", {}), [o for o in overrides if o.section == "eval"]
   now = resolve({"eval": before}, own, {"eval": Evaluating})["eval"]
@@ -198,6 +198,15 @@ def build_experiment(raw: Mapping[str, Any], overrides: Sequence[Override] = ())
   layout |= outside
   kept = {name: section for name, section in raw.items() if name not in gone}
   return Experiment(resolve(kept, overrides, layout), layout)
+
+
+def layout_of(raw: Mapping[str, Any], overrides: Sequence[Override] = ()) -> dict[str, Section]:
+  """Return section -> registry or class, for the kind of model of a config.
+
+  Raises:
+    UserError: there is no such kind, or none is named.
+  """
+  return {**COMMON, **_model_sections(raw, overrides)}
 
 
 def _check_kind(layout: Mapping[str, Section], given: set[str]) -> None:

@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -15,7 +15,7 @@ from diffusion_jax.core.config import Override, load_file
 from diffusion_jax.core.files import write_json
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.generative import GENERATIVES
-from diffusion_jax.runs import changes
+from diffusion_jax.runs import changes, gone
 from diffusion_jax.runs import experiment as experiments
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.types import UserError
@@ -29,23 +29,36 @@ def load_experiment(config: str, overrides: Sequence[Override]) -> Experiment:
 def stored_experiment(workdir: Path, overrides: Sequence[Override]) -> Experiment:
   """Return the experiment of a run's folder, with overrides, for the available devices.
 
+  Parts that only training needs and that cannot be loaded are replaced by stand-ins, see `gone`.
+
   Raises:
     UserError: the folder is missing or has no run.
   """
   here = ("mesh", "distributed")
   config = {name: section for name, section in stored_config(workdir).items() if name not in here}
-  return experiments.build_experiment(config, overrides)
+  layout = experiments.layout_of(config, overrides)
+  errors = gone.unusable_parts(config, layout, overrides)
+  if not errors:
+    return experiments.build_experiment(config, overrides)
+  others = {name: {"name": next(iter(cast(Registry, layout[name])))} for name in errors}
+  experiment = experiments.build_experiment({**config, **others}, overrides)
+  checkpoints = workdir / "checkpoints"
+  leaves = store.read_meta(checkpoints)["leaves"] if store.saved_steps(checkpoints) else {}
+  return gone.with_stand_ins(experiment, config, errors, leaves)
 
 
 def trained_experiment(workdir: Path, overrides: Sequence[Override]) -> Experiment:
   """Return the experiment of a run for programs that use its weights, with overrides.
 
-  Data fields are not checked here; `check_same_data` compares the content.
+  Data fields are not checked here; `check_same_data` compares the content. An override of a field
+  that may change also replaces a part that can no longer be loaded.
 
   Raises:
     UserError: there is no run, or overrides change the meaning of its weights.
   """
-  stored, wanted = (stored_experiment(workdir, o).identity() for o in ([], overrides))
+  facts = experiments.SettingFacts(stored_config(workdir))
+  harmless = [o for o in overrides if facts.of_field("may_change", o.section, o.field)]
+  stored, wanted = (stored_experiment(workdir, o).identity() for o in (harmless, overrides))
   fatal, _ = changes.differences({**stored, "data": {}}, {**wanted, "data": {}})
   if fatal:
     facts = experiments.SettingFacts(wanted)

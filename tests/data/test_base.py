@@ -118,6 +118,7 @@ def test_a_whole_source_passes():
       {"labels": np.full(6, 3), "num_classes": 2},
       "the labels lie between 0 and 3; with num_classes=2 all must lie between 0 and 1",
     ),
+    ({"labels": np.full(6, -1)}, "the labels lie between -1 and 0; none may be negative"),
     ({"fields": {"text": np.zeros(5)}}, "'text' has 5 rows beside 6 images; it must have one"),
     ({"fields": {"text": np.full((6, 2), np.nan)}}, "'text' is not finite (NaN or infinity) in 6"),
     ({"fields": {"text": np.array(["a"] * 6)}}, "'text' is <U1; it must hold numbers"),
