@@ -1,4 +1,4 @@
-"""Stand-ins for parts of a run that can no longer be loaded, and that its weights do not need.
+"""Stand-ins for parts of a run that cannot be loaded and that only training needs.
 
 A loss, an optimizer and a data set serve the training. If a user's own is deleted or renamed
 afterwards, samples and figures can still be made; what does need the part says what is wrong.
@@ -21,7 +21,7 @@ Sections = Mapping[str, Mapping[str, Any]]
 
 
 class GonePart:
-  """A part that has the fields that were stored, and raises the error of loading it when used."""
+  """A part with the fields that were stored; its use raises the error of loading it."""
 
   error = ""
 
@@ -46,7 +46,7 @@ class GoneOptimizer(GonePart):
 
 
 class GoneLoss(GonePart):
-  """A loss that fits any model; `needs_variance` and `gives_end_time` are those of the network."""
+  """A loss that fits any model: `needs_variance`, `gives_end_time` are the network's."""
 
   needs_derivative = False
   needs_levels = False
@@ -73,7 +73,7 @@ class GoneLoss(GonePart):
 def unusable_parts(
   config: Sections, layout: Mapping[str, Section], overrides: Sequence[Override]
 ) -> dict[str, UserError]:
-  """Return section -> error, for the parts that cannot be loaded and that weights do not need.
+  """Return section -> error for parts only of the training that cannot be loaded.
 
   Args:
     config: sections of a stored run.
