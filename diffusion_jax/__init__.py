@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
   signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+# The current folder may hold a json.py, which the doctor has to report rather than import.
+if sys.argv[:2] == ["-m", "doctor"] and not sys.flags.safe_path:
+  del sys.path[0]
+
 __version__ = "0.1.0"
 
 _ROOMS = ("data", "likelihood", "losses", "metrics", "models", "processes", "samplers")

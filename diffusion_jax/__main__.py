@@ -23,6 +23,8 @@ PROGRAMS = (
 
 OWN = {
   "configs": "List the shipped configs, or describe one: configs [NAME].",
+  "doctor": "Check versions, devices and folders, and say what to type for each fault.",
+  "runs": "List runs, their figures and how their configs differ: runs [DIR].",
   "help": "Print the flags of a command: help COMMAND.",
 }
 """The commands that are answered here."""
@@ -67,6 +69,10 @@ def answer(name: str, rest: Sequence[str]) -> int:
     )
   elif name == "configs":
     return config_facts(rest)
+  elif name == "runs":
+    return list_runs(rest)
+  elif name == "doctor":
+    return check_machine(rest)
   elif name.startswith("-"):
     return refuse(f"{name}: name a command first, as diffusion-jax train {name}; see --help")
   else:
@@ -84,6 +90,31 @@ def config_facts(names: Sequence[str]) -> int:
       return refuse(f"{name}: no shipped config.{spelling_hint(name, configs)}")
   print("\n\n".join(f"{configs[n]}\n\n{shipped.docstring(configs[n])}" for n in names))
   return DONE
+
+
+def list_runs(argv: Sequence[str]) -> int:
+  """Print the table of runs; return the exit code."""
+  from diffusion_jax.runs.run_table import UsageError, table_of_runs
+
+  try:
+    print(table_of_runs(argv))
+  except UsageError as error:
+    return refuse(str(error))
+  except SystemExit:  # --help is printed
+    pass
+  return DONE
+
+
+def check_machine(argv: Sequence[str]) -> int:
+  """Print the findings of the doctor; return the exit code."""
+  from diffusion_jax.runs.doctor import DoctorUsageError, examine
+
+  try:
+    return DONE if examine(argv) else USER_ERROR
+  except DoctorUsageError as error:
+    return refuse(str(error))
+  except SystemExit:  # --help is printed
+    return DONE
 
 
 def refuse(message: str) -> int:

@@ -22,6 +22,7 @@ from diffusion_jax.evaluation import (
   metrics_json,
   results,
   sample_grids,
+  tracking,
 )
 from diffusion_jax.evaluation import context as contexts
 from diffusion_jax.evaluation.context import EvaluationContext, Request
@@ -101,6 +102,8 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
           with clock(checkpoint.seconds, "features and references"):
             context = contexts.equip(context, request)
         evaluate(context, checkpoint, compared, argv, args.fresh, begun)
+        if args.out is None:
+          tracking.send_from_process_0(args.workdir, context.experiment)
         measured += 1
       except UserError as error:
         why = why_left_out(context, step, error) if args.watch or args.step == "all" else None

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from diffusion_jax.core.printing import printable as printable
 from diffusion_jax.types import UserError
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(gs|s3|hdfs):")
@@ -48,17 +49,6 @@ def user_path(text: str | os.PathLike[str]) -> Path:
     return Path(given).expanduser()
   except RuntimeError as error:
     raise UserError(f"{given}: that home folder is not known; give a path without ~") from error
-
-
-def printable(text: str) -> str:
-  """Return a text on one line, with line breaks and other control characters escaped.
-
-  A file's name may contain any of them, and a terminal executes some.
-  """
-  return "".join(
-    c if c.isprintable() else c.encode("unicode_escape").decode()  # an invalid byte too: \udcff
-    for c in text
-  )
 
 
 def flag_path(flag: str) -> Callable[[str], Path]:
@@ -374,6 +364,17 @@ def write_png(path: Path, image: UInt8[np.ndarray, "H W C"]) -> None:
   picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image[:, :, :3])
   with atomic_write(path) as file:
     picture.save(file, format="PNG")
+
+
+def read_png(path: Path) -> UInt8[np.ndarray, "H W C"]:
+  """Return the pixels of a grey or colour picture.
+
+  Raises:
+    OSError: it cannot be read, or is no picture.
+  """
+  with Image.open(path) as picture:
+    pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
+  return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def write_json(path: Path, value: Any) -> None:

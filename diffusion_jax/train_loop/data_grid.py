@@ -1,11 +1,15 @@
 """Draw the grid of training images in a run's folder: what the model sees."""
 
+import contextlib
+from pathlib import Path
+
 import numpy as np
 
-from diffusion_jax.core.files import grid_columns, image_grid, write_png
+from diffusion_jax.core.files import grid_columns, image_grid, read_png, write_png
 from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.data import Source, trained_classes
 from diffusion_jax.train_loop.setup import Job
+from diffusion_jax.training.logger import Logger
 from diffusion_jax.types import UserError
 
 MAX_READ = 512
@@ -17,7 +21,7 @@ def write_data_grid(job: Job) -> None:
 
   Images that cannot be read are reported by the training that meets them.
   """
-  path = job.workdir / "samples" / "data.png"
+  path = data_grid_path(job.workdir)
   if path.exists() or job.train.spec.channels not in (1, 3):
     return
   try:
@@ -25,6 +29,19 @@ def write_data_grid(job: Job) -> None:
   except (UserError, OSError):
     return
   print(f"training images, as the model sees them: {path}", flush=True)
+
+
+def data_grid_path(workdir: Path) -> Path:
+  """Return the path of a run's grid of training images."""
+  return workdir / "samples" / "data.png"
+
+
+def show_data_grid(workdir: Path, logger: Logger, first_step: int) -> None:
+  """Send the grid to the run's trackers, if the run begins; a resumed one has sent it."""
+  path = data_grid_path(workdir)
+  if first_step == 0 and path.exists():
+    with contextlib.suppress(OSError):
+      logger.show(0, "data", read_png(path))
 
 
 def data_grid(source: Source, num_images: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from diffusion_jax.parallel import sharding, watchdog
 from diffusion_jax.runs import provenance
 from diffusion_jax.runs.workdir import drop_later_final, is_finished
 from diffusion_jax.train_loop.compile import Compiled, cast_vote, compile_step
-from diffusion_jax.train_loop.data_grid import write_data_grid
+from diffusion_jax.train_loop.data_grid import show_data_grid, write_data_grid
 from diffusion_jax.train_loop.ema_snapshots import Snapshots
 from diffusion_jax.train_loop.ending import describe_end
 from diffusion_jax.train_loop.previews import is_due, make_show, make_up
@@ -53,7 +53,8 @@ def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | 
   with contextlib.ExitStack() as stack:
     keep = lambda opened: stack.enter_context(contextlib.closing(opened))  # noqa: E731
     args = (job.workdir, config.logging, first, job.num_steps, parallel.is_first())
-    logger = keep(Logger(*args))
+    logger = keep(Logger(*args, config.to_dict()))
+    show_data_grid(job.workdir, logger, first)
     parallel.on_process_0(lambda: drop_later_final(job.workdir, first))
     folder = job.workdir / "ema_snapshots"
     snapshots = keep(Snapshots(folder, config.ema, job.num_steps, state, meta))

@@ -4,13 +4,11 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,7 +18,7 @@ from diffusion_jax.core.files import write_png, write_whole
 from diffusion_jax.core.parts import Part
 from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.core.wording import duration
-from diffusion_jax.types import UserError
+from diffusion_jax.training.trackers import Events, Sink, WeightsAndBiases, WeightsAndBiasesRun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +30,11 @@ class Logging(Part):
     sample_every_steps: steps between two sample grids; none: only at the end.
     num_samples: number of images in a grid.
     tensorboard: also write scalars and grids to tensorboard/.
-    wandb_project: Weights & Biases project that also gets scalars and grids; none: no project.
+    wandb_project: Weights & Biases project that also gets scalars, grids, the config and the
+      evaluations; none: no project.
+    wandb_tags: tags of the run there.
+    wandb_group: group of runs there that it belongs to, such as a sweep; none: no group.
+    wandb_job_type: its kind within the group, such as train; none: no kind.
   """
 
   every_steps: int = 100
@@ -40,6 +42,9 @@ class Logging(Part):
   num_samples: int = 64
   tensorboard: bool = True
   wandb_project: str | None = None
+  wandb_tags: tuple[str, ...] = ()
+  wandb_group: str | None = None
+  wandb_job_type: str | None = None
 
   setting_facts: ClassVar[Facts] = HOW_IT_RUNS
 
@@ -48,15 +53,13 @@ class Logging(Part):
       if getattr(self, name) is not None and getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
-
-class Sink(Protocol):
-  """A destination of a run's metrics; an error that it raises never ends the run."""
-
-  def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
-
-  def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> None: ...
-
-  def close(self) -> None: ...
+  def wandb_run(self, workdir: Path) -> WeightsAndBiasesRun | None:
+    """Return the run of Weights & Biases that belongs to a folder; None without a project."""
+    if not self.wandb_project:
+      return None
+    return WeightsAndBiasesRun(
+      workdir, self.wandb_project, tuple(self.wandb_tags), self.wandb_group, self.wandb_job_type
+    )
 
 
 class Rows:
@@ -73,76 +76,11 @@ class Rows:
   def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> None:
     del step, name, grid
 
+  def config(self, resolved: Mapping[str, Mapping[str, Any]]) -> None:
+    del resolved  # it is in config.json
+
   def close(self) -> None:
     self._file.close()
-
-
-class Events:
-  """TensorBoard's event file, written and flushed in the caller's thread.
-
-  tensorboardX's own SummaryWriter passes events to a thread. If a full disk ends that thread, its
-  queue fills up and the caller waits forever.
-  """
-
-  def __init__(self, folder: Path, start_step: int):
-    from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-
-    self._folder, self._writer = folder, None
-    restart = SessionLog(status=SessionLog.START)
-    self._write(step=start_step + 1, session_log=restart)  # discards later steps of a dead run
-
-  def _write(self, **fields: Any) -> None:
-    """Write an event; after a failure the next one starts a new file, free of partial records."""
-    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-
-    writer, self._writer = self._writer or self._open(), None
-    writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
-    writer.flush()
-    self._writer = writer
-
-  def _open(self) -> Any:
-    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-    from tensorboardX.record_writer import RecordWriter
-
-    self._folder.mkdir(parents=True, exist_ok=True)
-    seconds, rest = divmod(time.time_ns(), 10**9)  # TensorBoard reads files in order of their names
-    name = f"events.out.tfevents.{seconds:010d}.{rest:09d}.{os.getpid()}"
-    writer = RecordWriter(str(self._folder / name))
-    writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-    return writer
-
-  def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-
-    scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-    self._write(step=step, summary=Summary(value=scalars))
-
-  def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> None:
-    from tensorboardX.summary import image
-
-    self._write(step=step, summary=image(name, grid, dataformats="HWC"))
-
-  def close(self) -> None:
-    if self._writer is not None:
-      self._writer.close()
-
-
-class WeightsAndBiases:
-  """A Weights & Biases run, continued after a resume."""
-
-  def __init__(self, project: str, workdir: Path):
-    self._run = _open_wandb(project, workdir)
-
-  def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    self._run.log(dict(values), step=step)
-
-  def image(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> None:
-    import wandb  # pyright: ignore[reportMissingImports]
-
-    self._run.log({name: wandb.Image(grid)}, step=step)
-
-  def close(self) -> None:
-    self._run.finish()
 
 
 class Logger:
@@ -154,10 +92,17 @@ class Logger:
     start_step: first step; rows, scalars and pictures of later steps of a dead run are deleted.
     num_steps: length of the run in steps, for the bar and the remaining time.
     active: True if this process writes.
+    resolved: the run's whole config, section -> field -> value, for the trackers.
   """
 
   def __init__(
-    self, workdir: Path, config: Logging, start_step: int, num_steps: int, active: bool = True
+    self,
+    workdir: Path,
+    config: Logging,
+    start_step: int,
+    num_steps: int,
+    active: bool = True,
+    resolved: Mapping[str, Mapping[str, Any]] | None = None,
   ):
     self._workdir, self._active, self._num_steps = workdir, active, num_steps
     self._phase, self._notes, self._sinks, self._failed = None, [], {}, set()
@@ -167,10 +112,12 @@ class Logger:
     _delete_later_pictures(workdir, start_step)
     if config.tensorboard:
       self._sinks["TensorBoard"] = Events(workdir / "tensorboard", start_step)
-    if config.wandb_project:
-      self._sinks["Weights & Biases"] = WeightsAndBiases(config.wandb_project, workdir)
+    if run := config.wandb_run(workdir):
+      self._sinks["Weights & Biases"] = WeightsAndBiases(run, resolved or {})
     self._sinks["metrics.jsonl"] = rows  # last, so that a row there means all other sinks have it
     self._start_step = start_step
+    if resolved is not None:
+      self._tell(lambda sink: sink.config(resolved))
 
   def _tell(self, call: Callable[[Sink], None]) -> None:
     """Call every sink; print the first error of each and continue the run."""
@@ -244,6 +191,10 @@ class Logger:
     self._tell(lambda sink: sink.image(step, name, grid))
     return path if self._try("a picture", lambda: write_png(path, grid)) else None
 
+  def show(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> None:
+    """Send a grid that has its file already to every sink."""
+    self._tell(lambda sink: sink.image(step, name, grid))
+
   def close(self) -> None:
     """Flush and close everything."""
     self._tell(lambda sink: sink.close())
@@ -288,19 +239,3 @@ def _row_step(line: str) -> float:
     return float(json.loads(line)["step"])
   except (ValueError, KeyError, TypeError):
     return math.inf
-
-
-def _open_wandb(project: str, workdir: Path):
-  try:
-    import wandb  # pyright: ignore[reportMissingImports]
-  except ImportError as error:
-    raise UserError(
-      f"logging.wandb_project={project} needs wandb: pip install 'diffusion_jax[wandb]'"
-    ) from error
-  file = workdir / "wandb_id"  # a resumed run continues the same W&B run
-  if not file.exists():
-    write_whole(file, uuid.uuid4().hex[:8])
-  identity = file.read_text()
-  return wandb.init(
-    project=project, name=workdir.name, dir=str(workdir), id=identity, resume="allow"
-  )

@@ -17,11 +17,13 @@ import pytest
 from PIL import Image
 from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
+from tensorboardX.proto import plugin_hparams_pb2 as plugin_data_pb2
 from tensorboardX.proto.event_pb2 import SessionLog
 
 from diffusion_jax.core import progress
 from diffusion_jax.core.files import grid_columns, image_grid, write_png
 from diffusion_jax.core.wording import describe_data, duration
+from diffusion_jax.train_loop.data_grid import show_data_grid
 from diffusion_jax.training import logger as logger_module
 from diffusion_jax.training.logger import Logger, Logging, Rows
 from diffusion_jax.types import ImageSpec, UserError
@@ -73,6 +75,35 @@ def test_tensorboard_has_the_scalars_and_grids(tmp_path):
   assert scalar.simple_value == 0.5
   image = next(v.image for _, v in values if v.tag == "samples")
   assert (image.height, image.width) == (40, 50)
+
+
+def test_tensorboard_has_the_config_as_hyperparameters(tmp_path):
+  config = {
+    "training": {"seed": 3, "ema": None}, "model": {"name": "unet", "multipliers": (1, 2)},
+    "logging": {"num_samples": 4}, "data": {"flip": True},
+  }  # fmt: skip
+  Logger(tmp_path, Logging(), 0, 10, resolved=config).close()
+  [session] = [
+    v for e in events(tmp_path) for v in e.summary.value
+    if v.tag == "_hparams_/session_start_info"
+  ]  # fmt: skip
+  content = plugin_data_pb2.HParamsPluginData.FromString(session.metadata.plugin_data.content)
+  sent = content.session_start_info.hparams
+  assert sent["training.seed"].number_value == 3
+  assert sent["training.ema"].string_value == "none"
+  assert sent["model.multipliers"].string_value == "1,2"
+  assert sent["data.flip"].bool_value is True
+  assert not [name for name in sent if name.startswith("logging")]
+
+
+def test_the_training_images_are_sent_when_a_run_begins(tmp_path):
+  write_png(tmp_path / "samples" / "data.png", np.zeros((6, 4, 3), np.uint8))
+  for first in (0, 4):
+    logger = Logger(tmp_path, Logging(), first, 10)
+    show_data_grid(tmp_path, logger, first)
+    logger.close()
+  shown = [(e.step, v.tag) for e in events(tmp_path) for v in e.summary.value]
+  assert shown == [(0, "data")]
 
 
 def full(*args, **options):
@@ -225,6 +256,18 @@ def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "wandb", None)
   with pytest.raises(UserError, match=r"wandb_project=p needs wandb: pip install"):
     Logger(tmp_path, Logging(tensorboard=False, wandb_project="p"), 0, 1)
+
+
+def test_weights_and_biases_that_cannot_start_is_one_line(tmp_path, monkeypatch):
+  def init(**options):
+    raise RuntimeError("api_key not configured (no-tty).\nmore")
+
+  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+  with pytest.raises(
+    UserError, match=r"cannot start \(api_key not.*\); type wandb login"
+  ) as raised:
+    Logger(tmp_path, Logging(tensorboard=False, wandb_project="p"), 0, 1)
+  assert "\n" not in str(raised.value)
 
 
 def test_descriptions():
