@@ -11,16 +11,15 @@ with these arrays, one row per image). Weights, sampler and steps are chosen as 
 interpolation needs a deterministic sampler.
 """
 
-from typing import Any
-
 import numpy as np
 
 from diffusion_jax.core.files import run_folder, user_path
+from diffusion_jax.core.picture_grid import label_captions
 from diffusion_jax.core.pixels import as_pictures, from_levels, to_uint8
 from diffusion_jax.data import load_held_out, load_pictures, with_channels
 from diffusion_jax.inference import condition_fields, draw, outputs, restore
 from diffusion_jax.inference.masks import GREY, SIDES, known_pixels
-from diffusion_jax.inference.restore import stored_classes, stored_spec
+from diffusion_jax.inference.restore import stored_class_names, stored_classes, stored_spec
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs import command_line, flags
 from diffusion_jax.runs.experiment import Experiment
@@ -56,13 +55,17 @@ def edit(args, experiment: Experiment) -> None:
   given = load_given(args, experiment, generative, spec)
   if args.inpaint and args.images is None and (null := generative.num_classes):
     given = draw.with_trained_labels(given, stored_classes(directory, args.step), null)
+  names = stored_class_names(directory, args.step)
+  captions = []
+  if args.images is None and (null := spec.num_classes):
+    captions = label_captions(np.where(given.label < null, given.label, -1), names)
   mesh = sharding.create_mesh(experiment.mesh)
   restored = outputs.restore_for_output(args.workdir, args.step, left, mesh, generative, average)
   facts = {"asked": asked, "step": restored.step, "weights": digest(restored.facts)}
   named = [given.fields[name] for name in sorted(given.fields)]
   facts["given"] = outputs.hash_of(given.image, given.label, known, *named)
   work = blend_pairs if known is None else fill_in
-  work(args, generative, mesh, restored.params, given, facts, known)
+  work(args, generative, mesh, restored.params, given, facts, known, captions)
   print(f"{args.num} {'pairs' if known is None else 'images'} in {args.out}")
 
 
@@ -116,7 +119,7 @@ def load_given(args, experiment: Experiment, model: GenerativeModel, spec: Image
   return batch._replace(image=image, fields=fields)
 
 
-def fill_in(args, model: GenerativeModel, mesh, params, given: Batch, facts: dict, known: Any):
+def fill_in(args, model: GenerativeModel, mesh, params, given, facts: dict, known, captions):
   """Write rows of images, of their visible pixels and of the filled-in images.
 
   A class-conditional model gets the label of a held-out image if it was trained on that class, and
@@ -138,10 +141,10 @@ def fill_in(args, model: GenerativeModel, mesh, params, given: Batch, facts: dic
   images = as_pictures(given.image, None)
   shown = np.where(is_known, images, GREY).astype(np.uint8)
   rows_of = lambda filled: [images, shown, filled]  # noqa: E731
-  outputs.write_grid(args.out, facts, args.num, size, compute, rows_of, columns)
+  outputs.write_grid(args.out, facts, args.num, size, compute, rows_of, columns, captions)
 
 
-def blend_pairs(args, model: GenerativeModel, mesh, params, given: Batch, facts: dict, known: Any):
+def blend_pairs(args, model: GenerativeModel, mesh, params, given, facts: dict, known, captions):
   """Write one row per pair: the first image, the images in between, the second."""
   del known
   firsts, seconds = given.image[0::2], given.image[1::2]
@@ -161,7 +164,10 @@ def blend_pairs(args, model: GenerativeModel, mesh, params, given: Batch, facts:
     return [rows.reshape(-1, *rows.shape[2:])]
 
   columns = args.interpolate + 2
-  outputs.write_grid(args.out, facts, args.num, size, compute, rows_of, columns)
+  between = [""] * args.interpolate
+  pairs = zip(captions[0::2], captions[1::2], strict=True)
+  texts = [text for start, end in pairs for text in (start, *between, end)]
+  outputs.write_grid(args.out, facts, args.num, size, compute, rows_of, columns, texts)
 
 
 if __name__ == "__main__":

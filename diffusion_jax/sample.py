@@ -15,8 +15,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax import parallel
+from diffusion_jax.core.class_names import class_numbers
 from diffusion_jax.core.config import Override
-from diffusion_jax.core.files import grid_columns, image_grid, run_folder, user_path, write_png
+from diffusion_jax.core.files import run_folder, user_path, write_png
+from diffusion_jax.core.picture_grid import grid_columns, image_grid
 from diffusion_jax.core.pixels import as_pictures, to_uint8
 from diffusion_jax.data import load_held_out
 from diffusion_jax.inference import outputs, restore
@@ -28,8 +30,8 @@ from diffusion_jax.inference.draw import (
   make_draw,
   make_reconstruct,
   rows_in_turn,
-)
-from diffusion_jax.inference.restore import stored_classes, stored_spec
+)  # fmt: skip
+from diffusion_jax.inference.restore import stored_class_names, stored_classes, stored_spec
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs import command_line, flags
 from diffusion_jax.runs.experiment import Experiment
@@ -67,7 +69,9 @@ def draw_images(args, experiment: Experiment) -> None:
   spec = stored_spec(directory, args.step)
   generative = experiment.create(spec)
   trained = stored_classes(directory, args.step) if generative.num_classes else []
-  labels = choose_labels(args.labels, args.num, trained)
+  names = stored_class_names(directory, args.step) if trained else []
+  labels = choose_labels(args.labels, args.num, trained, names)
+  classes = class_numbers(args.labels, names, "--labels") if args.labels else trained
   mesh = sharding.create_mesh(experiment.mesh)
   restored = outputs.restore_for_output(args.workdir, args.step, left, mesh, generative, average)
   params, made_of = restored.params, {"step": restored.step, "weights": digest(restored.facts)}
@@ -86,12 +90,10 @@ def draw_images(args, experiment: Experiment) -> None:
       images = to_uint8(call(params, given, size, args.seed, first, fields))
       return {"images": images, "labels": np.full(size, -1) if given is None else given}
 
-    chunks = outputs.make(
-      args.out, {"asked": asked, **made_of}, args.num, size, compute, "sampling"
-    )
-    classes = len(args.labels.split(",")) if args.labels else len(trained)
-    columns, num = grid_columns(args.num, classes), args.num
-    parallel.on_process_0(lambda: outputs.finish(args.out, chunks, num, size, columns))
+    facts = {"asked": asked, **made_of}
+    chunks = outputs.make(args.out, facts, args.num, size, compute, "sampling")
+    num, columns = args.num, grid_columns(args.num, len(classes))
+    parallel.on_process_0(lambda: outputs.finish(args.out, chunks, num, size, columns, names))
   seconds = time.perf_counter() - begun
   shown = "" if args.ema is None else f", {average.label}"
   print(f"{describe_sampling(experiment)}{shown}, seed {args.seed}: {num:,} images in {args.out}, "
@@ -104,11 +106,9 @@ def parser() -> command_line.Parser:
   cli = command_line.Parser("sample", description=__doc__)
   cli.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
   cli.add_argument("--num", type=int, default=64, help="number of images")
-  cli.add_argument(
-    "--out", type=user_path, required=True,
-    help="a .png (one grid), an .npz (arrays images, labels) or a folder (one PNG per image)",
-  )  # fmt: skip
-  cli.add_argument("--labels", help="classes, repeated in order, e.g. 0,1,2; default: all trained")
+  cli.add_argument("--out", type=user_path, required=True, help="a .png (one grid), "
+                   "an .npz (arrays images, labels, class_names) or a folder of PNGs")  # fmt: skip
+  cli.add_argument("--labels", help="classes in order, e.g. cat,ship or 0,1; default: all trained")
   cli.add_argument("--seed", type=int, default=0, help="seed; image i depends only on it and i")
   cli.add_argument("--step", default="latest", help="latest, or a checkpoint's step")
   cli.add_argument("--ema", help=restore.EMA_HELP)

@@ -1,11 +1,10 @@
-"""Paths from users, the user's cache, atomic files, locks, and image grids."""
+"""Paths from users, the user's cache, atomic files and locks."""
 
 import contextlib
 import errno
 import fcntl
 import functools
 import json
-import math
 import os
 import re
 import secrets
@@ -14,7 +13,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -329,33 +328,6 @@ def _is_at(path: Path, file: Any) -> bool:
     return os.path.samestat(path.lstat(), os.fstat(file.fileno()))
   except FileNotFoundError:
     return False
-
-
-def image_grid(images: UInt8[np.ndarray, "N H W C"], columns: int) -> UInt8[np.ndarray, "A B C"]:
-  """Tile images row by row on white, enlarged by whole pixels to sides of at least 32."""
-  return grid_of(images, len(images), columns)
-
-
-def grid_of(
-  images: Iterable[UInt8[np.ndarray, "H W C"]], num_images: int, columns: int
-) -> UInt8[np.ndarray, "A B C"]:
-  """Tile `num_images` images (at least one) like `image_grid`, with one in memory at a time."""
-  num_rows, gap, grid = math.ceil(num_images / columns), 2, None
-  for i, image in enumerate(images):
-    zoom = max(1, math.ceil(32 / min(image.shape[:2])))
-    image = image.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    tall, wide, channels = image.shape[0] + gap, image.shape[1] + gap, image.shape[2]
-    if grid is None:
-      grid = np.full((num_rows * tall + gap, columns * wide + gap, channels), 255, np.uint8)
-    top, left = gap + i // columns * tall, gap + i % columns * wide
-    grid[top : top + image.shape[0], left : left + image.shape[1]] = image
-  assert grid is not None
-  return grid
-
-
-def grid_columns(num_images: int, num_classes: int) -> int:
-  """Return the number of columns: one per class if the classes are few, else nearly square."""
-  return num_classes if 2 <= num_classes <= 16 else math.ceil(math.sqrt(num_images))
 
 
 def write_png(path: Path, image: UInt8[np.ndarray, "H W C"]) -> None:

@@ -22,6 +22,7 @@ from diffusion_jax.data.pipeline import Prefetcher, TrainStream, full_pass, make
 from diffusion_jax.data.records import Records
 from diffusion_jax.data.source import (
   ArraySource,
+  class_names,
   describe_classes,
   fingerprint,
   source_identity,
@@ -66,6 +67,7 @@ __all__ = [
   "Synthetic",
   "Tfds",
   "TrainStream",
+  "class_names",
   "describe_classes",
   "fingerprint",
   "full_pass",

@@ -24,6 +24,10 @@ SPLITS = {
 """Array names of the images and labels of a split: ours, Keras', np.savez(FILE, images)'s."""
 
 
+CLASS_NAMES = "class_names"
+"""Name of the array with one text per class, as `sample` writes it."""
+
+
 class Named(NamedTuple):
   """Names of the arrays of a split.
 
@@ -41,7 +45,8 @@ class Arrays(DataSetBase):
   """An .npz with train_images, train_labels, test_images, test_labels, or images and labels.
 
   Keras' x_train, y_train, x_test, y_test and the unnamed arr_0 (with arr_1 for labels) are accepted
-  too; further unnamed arrays are refused. Labels and the test split are optional.
+  too; further unnamed arrays are refused. Labels, the test split and the names of the classes
+  (class_names, one text for each) are optional.
 
   Attributes:
     path: the .npz file.
@@ -96,12 +101,13 @@ class Arrays(DataSetBase):
     num_classes = self._count_classes(named, arrays)
     labels = arrays[chosen.labels] if chosen.labels else None
     beside = {key for name in self.fields for each in SPLITS for key in _field_keys(name, each)}
-    others = sorted(set(there) - wanted - beside)
+    classes = self._class_names(there, num_classes)
+    others = sorted(set(there) - wanted - beside - ({CLASS_NAMES} if classes else set()))
     notes = [f"arrays that are not read: {some(others)}"] if others else []
     part = self._part(len(images), split, "test" in named)
     origin = f"{chosen.images} of {self.path}"
     name = f"{Path(self.path).stem} {split}"
-    about = About(origin=origin, notes=notes)
+    about = About(classes, origin=origin, notes=notes)
     try:
       extra = {name: check_field(key, arrays[key], len(images)) for name, key in fields.items()}
     except ValueError as error:
@@ -184,6 +190,18 @@ class Arrays(DataSetBase):
         "label every split or none"
       )
     return max((int(arrays[pair.labels or ""].max()) + 1 for pair in labelled), default=0)
+
+  def _class_names(self, there: Sequence[str], num_classes: int) -> list[str]:
+    """Return the names of the classes, if the file has a text for each."""
+    if CLASS_NAMES not in there or not num_classes:
+      return []
+    try:
+      path = user_path(self.path)
+      names = npz.read_npz(path, self._where, lambda name: name == CLASS_NAMES)[CLASS_NAMES]
+    except UserError:  # Python objects, which no version has read
+      return []
+    is_text = names.ndim == 1 and names.dtype.kind == "U"
+    return names[:num_classes].tolist() if is_text and len(names) >= num_classes else []
 
   def _check_shape(self, name: str, images: np.ndarray) -> None:
     where, shape = f"{self._where}: {name} has shape {images.shape}", images.shape

@@ -34,7 +34,8 @@ class Digits(DataSetBase):
     images = bunch.images[chosen].astype(np.uint8)[..., None]
     origin = f"{len(chosen):,} of the set's {len(order):,}, in a fixed order"
     labels = bunch.target[chosen]
-    return ArraySource(f"digits {split}", images, labels, 17, 10, About(origin=origin))
+    about = About([str(name) for name in bunch.target_names], origin=origin)
+    return ArraySource(f"digits {split}", images, labels, 17, 10, about)
 
   def known_spec(self) -> ImageSpec:
     return self.load("train").spec

@@ -128,13 +128,18 @@ def trained_classes(source: Source) -> list[int]:
   return [i for i in range(num_classes) if counts is None or counts[i]]
 
 
+def class_names(about: About) -> list[str]:
+  """Return the names of the classes on one line each; empty if they have only numbers."""
+  return [printable(name) for name in about.classes]
+
+
 MAX_NAMED = 10
 """Number of classes that are listed at the start of a run."""
 
 
 def describe_classes(about: About, num_classes: int) -> str:
   """List the first classes, "ape (2), cat (3)", and the number of classes without images."""
-  names = [printable(name) for name in about.classes] or [str(i) for i in range(num_classes)]
+  names = class_names(about) or [str(i) for i in range(num_classes)]
   counts = about.counts
   if counts is None:
     shown, num_there = list(names[:MAX_NAMED]), num_classes

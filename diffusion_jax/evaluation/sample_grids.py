@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from diffusion_jax.core import rng
-from diffusion_jax.core.files import grid_columns, image_grid
+from diffusion_jax.core.picture_grid import grid_columns, image_grid, label_captions
 from diffusion_jax.core.pixels import as_pictures, to_uint8
+from diffusion_jax.data import class_names
 from diffusion_jax.evaluation import measure
 from diffusion_jax.evaluation.context import EvaluationContext, sampled_fields
 from diffusion_jax.evaluation.measure import CheckpointUnderTest
@@ -30,7 +31,7 @@ def make_pictures(
 ) -> dict[str, Picture]:
   """Return name -> picture for everything that the model can show; samples are measured ones."""
   images = _samples(context, checkpoint)
-  pictures = {"samples": _grid_of_samples(images)}
+  pictures = {"samples": _grid_of_samples(context, images)}
   if 2 <= len(context.classes) <= len(images):  # otherwise a class has no sample
     pictures["classes"] = _classes(context, images)
   if "trajectory" in context.generative.capabilities:
@@ -58,10 +59,12 @@ def _samples(
   return np.concatenate(batches)[:wanted]
 
 
-def _grid_of_samples(images: np.ndarray) -> Picture:
+def _grid_of_samples(context: EvaluationContext, images: np.ndarray) -> Picture:
   images = images[:GRID]
-  columns = math.ceil(math.sqrt(len(images)))
-  return Picture(image_grid(images, columns), f"The first {len(images)} samples, none left out.")
+  columns, labels = math.ceil(math.sqrt(len(images))), measure.labels_of(context, 0, len(images))
+  captions = [] if labels is None else label_captions(labels, class_names(context.train.about))
+  words = f"The first {len(images)} samples, none left out."
+  return Picture(image_grid(images, columns, captions), words)
 
 
 def _classes(context: EvaluationContext, images: np.ndarray) -> Picture:
@@ -70,10 +73,14 @@ def _classes(context: EvaluationContext, images: np.ndarray) -> Picture:
   shown = [images[i::num_classes][:PER_CLASS] for i in range(min(num_classes, MAX_CLASSES))]
   columns = min(len(row) for row in shown)
   cells = np.concatenate([row[:columns] for row in shown])
-  labels = context.classes[: len(shown)]
+  labels, names = context.classes[: len(shown)], class_names(context.train.about)
   named = f"0 to {len(shown) - 1}" if labels[-1] == len(shown) - 1 else ", ".join(map(str, labels))
+  if names:
+    named = ", ".join(names[label] for label in labels)
+  texts = label_captions(labels, names)
+  captions = [text for first in texts for text in (first, *[""] * (columns - 1))]
   words = f"One row per class, {named}: the first {columns} samples with that label."
-  return Picture(image_grid(cells, columns), words)
+  return Picture(image_grid(cells, columns, captions), words)
 
 
 def _progression(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Picture:
@@ -106,7 +113,10 @@ def _reconstructions(context: EvaluationContext, checkpoint: CheckpointUnderTest
   images = draw.rows_in_turn([originals, to_uint8(decoded)], columns)
   what = "held-out" if context.test else "training"
   words = f"Each row of {what} images above their reconstructions."
-  return Picture(image_grid(images, columns), words)
+  is_labelled = bool(source.spec.num_classes)
+  names = label_captions(np.asarray(batch.label), class_names(source.about)) if is_labelled else []
+  captions = draw.captions_in_turn(names, 2, columns)
+  return Picture(image_grid(images, columns, captions), words)
 
 
 def _nearest(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Picture | None:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.class_names import class_numbers, list_classes
 from diffusion_jax.data import Source, make_batch
 from diffusion_jax.generative import ModelBase, require
 from diffusion_jax.inference.condition_fields import mixed_fields
@@ -217,28 +218,56 @@ def cycle_labels(classes: Sequence[int], num_images: int) -> Int[np.ndarray, "N"
   return np.resize(np.asarray(classes, np.int32), num_images)
 
 
-def choose_labels(text: str | None, num_images: int, trained: Sequence[int]) -> np.ndarray | None:
+def choose_labels(
+  text: str | None, num_images: int, trained: Sequence[int], names: Sequence[str] = ()
+) -> np.ndarray | None:
   """Return the class of each image, by default the trained classes in turn.
 
   Args:
-    text: value of --labels, e.g. "0,3", repeated in order; None: the trained classes.
+    text: value of --labels, e.g. "cat,3", repeated in order; None: the trained classes.
     num_images: number of images.
     trained: labels with training images; empty for an unconditional model, which gets None.
+    names: names of all classes in the order of their numbers, if they have some.
+
+  Raises:
+    UserError: a class is not known, or was not trained.
   """
   if not trained:
     if text is not None:
       raise UserError(f"--labels={text}: this model is not class-conditional; leave --labels out")
     return None
-  try:
-    classes = trained if text is None else [int(name) for name in text.split(",")]
-  except ValueError:
-    classes = []
+  if list(names) == [str(label) for label in range(len(names))]:  # the digits: only numbers
+    names = ()
+  classes = trained if text is None else _numbers(text, names)
+  if names and (strange := sorted(set(classes) - set(trained))):
+    raise UserError(f"--labels={text}: {_unknown(strange, trained, names)}")
   if not classes or not set(classes) <= set(trained):
     is_range = list(trained) == list(range(len(trained)))
     allowed = f"from 0 to {trained[-1]}" if is_range else f"that were trained: {_listed(trained)}"
     example = ",".join(map(str, trained[:3]))
     raise UserError(f"--labels={text}: must be numbers {allowed}, e.g. {example}")
   return cycle_labels(classes, num_images)
+
+
+def _numbers(text: str, names: Sequence[str]) -> list[int]:
+  """Return the numbers of the classes in a text; none if they are neither names nor numbers."""
+  if names:
+    return class_numbers(text, names, f"--labels={text}")
+  try:
+    return [int(number) for number in text.split(",")]
+  except ValueError:
+    return []
+
+
+def _unknown(strange: Sequence[int], trained: Sequence[int], names: Sequence[str]) -> str:
+  """Describe classes that do not exist or have no training image."""
+  if outside := [label for label in strange if not 0 <= label < len(names)]:
+    return (
+      f"there is no class {outside[0]}; give a number from 0 to {len(names) - 1}, or a name: "
+      f"{list_classes(names)}"
+    )
+  there = list_classes([names[label] for label in trained])
+  return f"{names[strange[0]]} has no training image; trained were {there}"
 
 
 def with_trained_labels(given: Batch, trained: Sequence[int], null_label: int) -> Batch:
@@ -290,3 +319,12 @@ def rows_in_turn(
       blank = np.full((columns - len(row), *row.shape[1:]), 255, np.uint8)
       interleaved.append(np.concatenate([row, blank]))
   return np.concatenate(interleaved)
+
+
+def captions_in_turn(captions: Sequence[str], num_sets: int, columns: int) -> list[str]:
+  """Return the captions of `rows_in_turn`, repeated for each set of images."""
+  repeated = []
+  for first in range(0, len(captions), columns):
+    row = list(captions[first : first + columns])
+    repeated += (row + [""] * (columns - len(row))) * num_sets
+  return repeated

@@ -21,6 +21,8 @@ from jax.sharding import Mesh
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints import store
 from diffusion_jax.core import files, progress
+from diffusion_jax.core.class_names import in_file_name
+from diffusion_jax.core.picture_grid import grid_of, image_grid, label_captions
 from diffusion_jax.data.pictures import UNFINISHED
 from diffusion_jax.data.unfinished import check_asked
 from diffusion_jax.inference import draw
@@ -213,6 +215,7 @@ def _sweep(folder: Path, facts: Facts) -> None:
 def write_grid(
   out: Path, facts: Facts, num_images: int, size: int, compute: Callable[[int], Arrays],
   rows_of: Callable[[np.ndarray], Sequence[np.ndarray]], columns: int,
+  captions: Sequence[str] = (),
 ) -> None:  # fmt: skip
   """Write one PNG grid of images that are computed as in `make`.
 
@@ -220,13 +223,15 @@ def write_grid(
     out, facts, num_images, size, compute: as in `make`; the array of images is named "images".
     rows_of: (all of these images) -> the images of each kind of row; the rows alternate.
     columns: number of columns of the grid.
+    captions: text above each image of a kind of row, the same for every kind.
   """
   chunks = make(out, facts, num_images, size, compute, "drawing")
 
   def put_together() -> None:
     batches = [chunks.read(chunk, count)["images"] for chunk, _, count in pieces(num_images, size)]
-    images = draw.rows_in_turn(rows_of(np.concatenate(batches)), columns)
-    files.write_png(out, files.image_grid(images, columns))
+    rows = rows_of(np.concatenate(batches))
+    texts = draw.captions_in_turn(captions, len(rows), columns)
+    files.write_png(out, image_grid(draw.rows_in_turn(rows, columns), columns, texts))
     _remove(chunks.folder)
 
   parallel.on_process_0(put_together)
@@ -248,30 +253,39 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(left, ignore_errors=True)
 
 
-def finish(out: Path, chunks: Chunks, num_images: int, size: int, columns: int) -> None:
+def finish(
+  out: Path, chunks: Chunks, num_images: int, size: int, columns: int, names: Sequence[str] = ()
+) -> None:
   """Combine batches of images and labels into the output and delete them; for process 0.
 
   Args:
-    out: a .png (one grid), an .npz (arrays images, labels) or a folder (one PNG per image).
+    out: a .png (one grid), an .npz (arrays images, labels; class_names if there are some) or a
+      folder (one PNG per image, whose name ends in that of its class).
     chunks: batches from `make`.
     num_images, size: as in `make`.
     columns: number of columns of a grid.
+    names: names of the classes; empty: numbers.
   """
   batches = (chunks.read(number, count) for number, _, count in pieces(num_images, size))
   if out.suffix == ".png":
-    files.write_png(
-      out, files.grid_of((i for batch in batches for i in batch["images"]), num_images, columns)
-    )
+    labels = [chunks.read(n, count)["labels"] for n, _, count in pieces(num_images, size)]
+    texts = label_captions(np.concatenate(labels), names)
+    images = (image for batch in batches for image in batch["images"])
+    files.write_png(out, grid_of(images, num_images, columns, texts))
   elif out.suffix == ".npz":
-    write_npz(out, batches, num_images)
+    write_npz(out, batches, num_images, names)
   else:
-    for number, image in enumerate(image for batch in batches for image in batch["images"]):
-      files.write_png(out / f"{number:06d}.png", image)
+    pairs = ((i, x) for b in batches for i, x in zip(b["images"], b["labels"], strict=True))
+    for number, (image, label) in enumerate(pairs):
+      ending = f"_{in_file_name(int(label), names)}" if names and label >= 0 else ""
+      files.write_png(out / f"{number:06d}{ending}.png", image)
   _remove(chunks.folder)
 
 
-def write_npz(out: Path, batches: Iterator[Arrays], num_images: int) -> None:
-  """Write an .npz with the arrays images and labels, holding one batch at a time."""
+def write_npz(
+  out: Path, batches: Iterator[Arrays], num_images: int, names: Sequence[str] = ()
+) -> None:
+  """Write an .npz with images, labels and class_names (if any), holding one batch at a time."""
   part, labels = parts_folder(out) / "whole.npz", []
   part.unlink(missing_ok=True)  # left by a process that was killed, or a link
   with files.naming(out), part.open("xb") as whole, zipfile.ZipFile(whole, "w") as archive:
@@ -285,6 +299,9 @@ def write_npz(out: Path, batches: Iterator[Arrays], num_images: int) -> None:
         labels.append(batch["labels"].astype(np.int32))
     with archive.open(_member("labels.npy"), "w", force_zip64=True) as file:
       np.lib.format.write_array(file, np.concatenate(labels), allow_pickle=False)
+    if names:
+      with archive.open(_member("class_names.npy"), "w") as file:
+        np.lib.format.write_array(file, np.array(names), allow_pickle=False)
   os.replace(part, out)
 
 

@@ -390,6 +390,11 @@ def stored_classes(checkpoints: Path, step: int | None) -> list[int]:
   return data.get("trained_classes", list(range(data["spec"]["num_classes"])))
 
 
+def stored_class_names(checkpoints: Path, step: int | None) -> list[str]:
+  """Return the names of all classes; none for a run of an older version, or nameless classes."""
+  return list(store.read_meta(checkpoints, step)["data"].get("classes", ()))
+
+
 def stored_spec(checkpoints: Path, step: int | None) -> ImageSpec:
   """Return the image spec stored with the checkpoints; the data set itself is not needed."""
   return ImageSpec.from_json(store.read_meta(checkpoints, step)["data"]["spec"])

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from diffusion_jax.checkpoints import store
+from diffusion_jax.core.class_names import class_numbers
 from diffusion_jax.core.files import run_folder
 from diffusion_jax.core.pixels import to_uint8
 from diffusion_jax.data import Source
@@ -112,7 +113,7 @@ class Run:
     self,
     num: int,
     *,
-    labels: Iterable[int] | None = None,
+    labels: Iterable[int | str] | None = None,
     fields: Mapping[str, Any] | None = None,
     sampler: Any = None,
     guidance: Any = None,
@@ -123,7 +124,8 @@ class Run:
 
     Args:
       num: number of images N.
-      labels: classes, repeated in order over the images; None: the classes of the training images.
+      labels: classes by number or by name, repeated in order over the images; None: the classes of
+        the training images.
       fields: named arrays of a model that takes some, see `generative.fields`: rows [M ...],
         repeated in order over the images, or one array [...] for all. Names that are left out are
         dropped as in training. None: the arrays of the held-out images (of the training images if
@@ -143,6 +145,11 @@ class Run:
       drawn, given = self._labels(num, labels), self._fields(num, fields)
       draw = self._draw(sampler, guidance, min(batch_size, num))
       return to_uint8(draw(self.params, drawn, num, seed, fields=given))
+
+  @functools.cached_property
+  def class_names(self) -> list[str]:
+    """Return the names of the classes in the order of their numbers; empty if they have none."""
+    return restore.stored_class_names(self.workdir / "checkpoints", None)
 
   def denoise(
     self,
@@ -210,9 +217,16 @@ class Run:
       return None
     known = restore.stored_classes(self.workdir / "checkpoints", None)
     chosen = known if labels is None else labels
-    wanted = np.asarray(list(chosen)) if isinstance(chosen, Iterable) else np.asarray(chosen)
+    if isinstance(chosen, str):
+      raise UserError(f"labels={chosen!r}: must be a list, e.g. [{chosen!r}]")
+    chosen = list(chosen) if isinstance(chosen, Iterable) else chosen
+    if isinstance(chosen, list) and any(isinstance(label, str) for label in chosen):
+      numbers = [int(label) if isinstance(label, np.integer) else label for label in chosen]
+      _check_labels_given(numbers)
+      chosen = class_numbers(numbers, self.class_names, f"labels={labels!r}")
+    wanted = np.asarray(chosen)
     if wanted.ndim != 1 or not len(wanted) or wanted.dtype.kind not in "iu":
-      raise UserError(f"labels={labels!r}: must be a list of integers, at least one")
+      raise UserError(f"labels={labels!r}: must be a list of integers or names, at least one")
     if wanted.min() < 0 or wanted.max() >= classes:
       raise UserError(f"labels={wanted.tolist()}: must lie between 0 and {classes - 1}")
     return wanted[np.arange(num) % len(wanted)].astype(np.int32)
@@ -253,6 +267,13 @@ def _check_integers(least: int, **values: Any) -> None:
       raise UserError(f"{name}={value}: must be at least {least}")
     if value > MAX_INT:
       raise UserError(f"{name}={value}: must be at most {MAX_INT}")
+
+
+def _check_labels_given(labels: list[Any]) -> None:
+  """Raise an error for an entry of labels that is neither a text nor an integer."""
+  for label in labels:
+    if not isinstance(label, (str, int)) or isinstance(label, bool):
+      raise UserError(f"labels: {label!r} is neither the number nor the name of a class")
 
 
 def _check_denoised(xt: Any, t: Any, spec: ImageSpec) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax.core.files import grid_columns, image_grid, read_png, write_png
+from diffusion_jax.core.files import read_png, write_png
+from diffusion_jax.core.picture_grid import grid_columns, image_grid, label_captions
 from diffusion_jax.core.pixels import as_pictures
-from diffusion_jax.data import Source, trained_classes
+from diffusion_jax.data import Source, class_names, trained_classes
 from diffusion_jax.train_loop.setup import Job
 from diffusion_jax.training.logger import Logger
 from diffusion_jax.types import UserError
@@ -50,13 +51,15 @@ def data_grid(source: Source, num_images: int) -> np.ndarray:
   images, labels = source.gather(index)
   pictures = as_pictures(images, source.spec.num_levels)
   classes = trained_classes(source) if source.spec.num_classes else []
-  columns = grid_columns(num_images, len(classes))
+  columns, names = grid_columns(num_images, len(classes)), class_names(source.about)
   if columns == len(classes):
     rows = max(1, num_images // columns)
     positions = [np.flatnonzero(labels == label) for label in classes]
     blank = np.full_like(pictures[0], 255)
     cells = [p[row] if row < len(p) else None for row in range(rows) for p in positions]
     shown = np.stack([blank if cell is None else pictures[cell] for cell in cells])
+    captions = label_captions(classes * rows, names)
   else:
-    shown = pictures[np.unique(np.linspace(0, len(index) - 1, num_images).astype(int))]
-  return image_grid(shown, columns)
+    chosen = np.unique(np.linspace(0, len(index) - 1, num_images).astype(int))
+    shown, captions = pictures[chosen], label_captions(labels[chosen], names) if classes else []
+  return image_grid(shown, columns, captions)

@@ -9,11 +9,13 @@ import numpy as np
 
 from diffusion_jax import evaluation, parallel
 from diffusion_jax.core import progress
-from diffusion_jax.core.files import grid_columns, image_grid
+from diffusion_jax.core.picture_grid import grid_columns, image_grid, label_captions
 from diffusion_jax.core.pixels import NonFiniteImages, as_pictures, to_uint8
+from diffusion_jax.data import class_names
 from diffusion_jax.inference.condition_fields import fields_in_turn
 from diffusion_jax.inference.draw import (
   Draw,
+  captions_in_turn,
   cycle_labels,
   first_examples,
   make_draw,
@@ -134,7 +136,8 @@ def show_samples(job: Job, logger: Logger, step: int, params: Params, draw: Draw
   fields = fields_in_turn(job.generative, job.test or job.train, 0, num_images)
   with progress.phase("drawing samples"):
     images = to_uint8(draw(params, labels, num_images, job.experiment.training.seed, fields=fields))
-  grid = image_grid(images, grid_columns(num_images, len(classes)))
+  captions = [] if labels is None else label_captions(labels, class_names(job.train.about))
+  grid = image_grid(images, grid_columns(num_images, len(classes)), captions)
   path = logger.image(step, "samples", grid)
   if path is not None:
     logger.print(f"step {step:,}: samples in {path}")
@@ -149,7 +152,9 @@ def show_reconstructions(job: Job, logger: Logger, step: int, params: Params) ->
   originals = as_pictures(batch.image, job.train.spec.num_levels)
   columns = grid_columns(num_images, 0)
   images = rows_in_turn([originals, decoded], columns)
-  path = logger.image(step, "reconstructions", image_grid(images, columns))
+  named = label_captions(np.asarray(batch.label), class_names(job.train.about))
+  captions = captions_in_turn(named if job.train.spec.num_classes else [], 2, columns)
+  path = logger.image(step, "reconstructions", image_grid(images, columns, captions))
   what = "held-out" if job.test else "training"
   if path is not None:
     logger.print(f"step {step:,}: {what} images above their reconstructions in {path}")

@@ -16,6 +16,7 @@ from diffusion_jax.core.files import printable
 from diffusion_jax.data import (
   About,
   Source,
+  class_names,
   describe_classes,
   fingerprint,
   load_splits,
@@ -262,6 +263,8 @@ def describe_run_data(job: Job) -> dict[str, Any]:
   data = {**source_identity(job.train), "spec": job.train.spec.to_json()}
   if len(trained := sampled_classes(job)) < job.train.spec.num_classes:
     data["trained_classes"] = trained
+  if len(names := class_names(job.train.about)) == job.train.spec.num_classes and names:
+    data["classes"] = names
   if job.feed is not job.train:
     data["latents"] = source_identity(job.feed)
   return {"config": job.experiment.to_dict(), "data": data, "draws": rng.DRAWS}

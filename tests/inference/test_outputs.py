@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.core import files
-from diffusion_jax.data import load_pictures
+from diffusion_jax.core.picture_grid import image_grid, label_captions
+from diffusion_jax.data import Arrays, load_pictures
 from diffusion_jax.inference import outputs
 from diffusion_jax.types import UserError
 
@@ -55,9 +56,9 @@ class Drawer:
     self.alive -= 1
 
 
-def draw(out, num, drawer, facts=FACTS):
+def draw(out, num, drawer, facts=FACTS, names=()):
   chunks = outputs.make(out, facts, num, drawer.size, drawer, "drawing")
-  outputs.finish(out, chunks, num, drawer.size, 5)
+  outputs.finish(out, chunks, num, drawer.size, 5, names)
   return drawer
 
 
@@ -105,7 +106,27 @@ def test_the_files_hold_every_image_once_and_in_order(tmp_path):
     assert (file["images"].dtype, file["labels"].dtype) == (np.uint8, np.int32)
   for i in range(10):
     np.testing.assert_array_equal(Image.open(tmp_path / f"folder/{i:06d}.png"), expected[i])
-  np.testing.assert_array_equal(Image.open(tmp_path / "a.png"), files.image_grid(expected, 5))
+  captions = [str(i % 3) for i in range(10)]
+  grid = image_grid(expected, 5, captions)
+  np.testing.assert_array_equal(Image.open(tmp_path / "a.png"), grid)
+
+
+def test_the_files_name_the_classes(tmp_path):
+  names = ["cat", "a/b", "K\u00e4se"]
+  for name in ("a.npz", "a.png", "folder"):
+    draw(tmp_path / name, 5, Drawer(), names=names)
+  with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
+    assert file["class_names"].tolist() == names
+  assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == [
+    "000000_cat.png", "000001_a_b.png", "000002_K\u00e4se.png", "000003_cat.png", "000004_a_b.png",
+  ]  # fmt: skip
+  captions = label_captions([0, 1, 2, 0, 1], names)
+  grid = image_grid(picture(range(5)), 5, captions)
+  np.testing.assert_array_equal(Image.open(tmp_path / "a.png"), grid)
+  again = Arrays(path=str(tmp_path / "a.npz")).load("train")
+  assert list(again.about.classes) == names
+  assert again.about.notes == []
+  assert len(load_pictures(tmp_path / "folder", "--samples")) == 5
 
 
 @pytest.mark.parametrize("name", ["a.npz", "folder"])

@@ -63,6 +63,8 @@ def test_the_same_call_continues_and_a_restored_run_is_the_same(run):
 
 def test_images_depend_on_seed_and_position_alone(run):
   images = run.sample(5, labels=[1, 2], seed=3)
+  assert run.class_names == []
+  np.testing.assert_array_equal(run.sample(5, labels=["1", 2], seed=3), images)
   assert images.shape == (5, 8, 8, 1)
   assert images.dtype == np.uint8
   np.testing.assert_array_equal(run.sample(5, labels=[1, 2], seed=3, batch_size=2), images)
@@ -87,6 +89,11 @@ def test_the_denoiser_takes_a_condition(run):
     (lambda run: run.sample(0), "^num=0: must be at least 1$"),
     (lambda run: run.sample(2, labels=[10]), r"^labels=\[10\]: must lie between 0 and 9$"),
     (lambda run: run.sample(2, labels=[]), r"^labels=\[\]: must be a list of integers"),
+    (lambda run: run.sample(2, labels="3"), r"^labels='3': must be a list, e.g. \['3'\]"),
+    (
+      lambda run: run.sample(2, labels=["cat"]),
+      "is no number, and these classes have no names",
+    ),
     (
       lambda run: run.sample(2, sampler=3),
       "^sampler=3: it must be a built sampler, such as Ancestral\\(\\)$",

@@ -23,6 +23,9 @@ from diffusion_jax.types import Batch, ImageSpec, UserError
 LABELS = np.array([3, 8] * 20)
 
 
+NAMES = [f"\u732b{i}" for i in range(9)]
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
   """Forty grey images of the classes 3 and 8, ten of them held out, one of class 5."""
@@ -54,6 +57,14 @@ def test_labels_in_turn_are_the_trained_ones():
     draw.choose_labels("3,4", 2, [1, 2, 3, 8])
   with pytest.raises(UserError, match=r"--labels=a: must be numbers from 0 to 3, e\.g\. 0,1,2"):
     draw.choose_labels("a", 2, [0, 1, 2, 3])
+  names = ["cat", "dog", "ship"]
+  assert draw.choose_labels("ship,0", 3, [0, 2], names).tolist() == [2, 0, 2]
+  with pytest.raises(UserError, match="dog has no training image; trained were cat, ship"):
+    draw.choose_labels("cat,dog", 2, [0, 2], names)
+  with pytest.raises(UserError, match="there is no class 7; give a number from 0 to 2, or a name"):
+    draw.choose_labels("7", 2, [0, 2], names)
+  with pytest.raises(UserError, match=r"no class is called 'shop'. Did you mean 'ship'"):
+    draw.choose_labels("shop", 2, [0, 2], names)
 
 
 def test_given_images_of_other_classes_get_the_null_class(capsys):
@@ -121,8 +132,11 @@ class TestPrograms:
   def run(self, file, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "two"
     config = Path(__file__).parents[2] / "configs/smoke.py"
+    named = workdir.with_name("two.npz")
+    with np.load(file) as arrays:
+      np.savez(named, allow_pickle=False, class_names=np.array(NAMES), **dict(arrays))
     train.main([
-      f"--config={config}", *MODEL, "--config.data.name=arrays", f"--config.data.path={file}",
+      f"--config={config}", *MODEL, "--config.data.name=arrays", f"--config.data.path={named}",
       "--config.training.num_steps=2", "--config.process.num_timesteps=20",
       "--config.logging.num_samples=4", "--config.logging.tensorboard=false",
       f"--workdir={workdir}",
@@ -134,19 +148,28 @@ class TestPrograms:
     assert call(sample.main, *flags)[0] == 0
     with np.load(tmp_path / "a.npz") as drawn:
       assert drawn["labels"].tolist() == [3, 8, 3, 8]
+      assert drawn["class_names"].tolist() == NAMES
     code, _, err = call(sample.main, *flags, "--labels=3,4")
     assert (code, err.count("\n")) == (2, 1)
-    assert "--labels=3,4: must be numbers that were trained: 3, 8" in err
+    assert "--labels=3,4: \u732b4 has no training image; trained were \u732b3, \u732b8" in err
+    assert restore.stored_class_names(run / "checkpoints", None) == NAMES
+    named = (*flags[:2], f"--out={tmp_path}/b", "--labels=\u732b8,3")
+    assert call(sample.main, *named)[0] == 0
+    assert sorted(p.name for p in (tmp_path / "b").iterdir() if p.suffix) == [
+      "000000_\u732b8.png", "000001_\u732b3.png", "000002_\u732b8.png", "000003_\u732b3.png",
+    ]  # fmt: skip
     # a run of an older version does not say
     read = store.read_meta
 
     def older(*args):
       meta = read(*args)
       meta["data"].pop("trained_classes")
+      meta["data"].pop("classes")
       return meta
 
     monkeypatch.setattr(store, "read_meta", older)
     assert restore.stored_classes(run / "checkpoints", None) == list(range(9))
+    assert restore.stored_class_names(run / "checkpoints", None) == []
 
   def test_edit_tells_the_model_no_other(self, run, call, tmp_path, monkeypatch):
     told, make = [], draw.make_inpaint

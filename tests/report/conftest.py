@@ -9,7 +9,7 @@ import page
 import pytest
 from sklearn.datasets import load_digits
 
-from diffusion_jax.core.files import image_grid
+from diffusion_jax.core.picture_grid import image_grid
 from diffusion_jax.report import Picture, html
 
 DIGITS_HASH = "9f2c1d7e" * 8

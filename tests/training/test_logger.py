@@ -21,7 +21,8 @@ from tensorboardX.proto import plugin_hparams_pb2 as plugin_data_pb2
 from tensorboardX.proto.event_pb2 import SessionLog
 
 from diffusion_jax.core import progress
-from diffusion_jax.core.files import grid_columns, image_grid, write_png
+from diffusion_jax.core.files import write_png
+from diffusion_jax.core.picture_grid import grid_columns, image_grid
 from diffusion_jax.core.wording import describe_data, duration
 from diffusion_jax.train_loop.data_grid import show_data_grid
 from diffusion_jax.training import logger as logger_module
