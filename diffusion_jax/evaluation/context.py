@@ -190,7 +190,7 @@ def equip(context: EvaluationContext, request: Request) -> EvaluationContext:
     UserError: a file cannot be written, or the weights differ between hosts.
   """
   extractors = list(context.extractors)
-  if request.features is None and context.train.spec.num_classes:
+  if request.features is None:
     extractors.insert(0, _domain(None, context.train, context.test))
   return _with_references(context, extractors)._replace(is_equipped=True)
 
@@ -293,9 +293,7 @@ def find_extractors(request: Request, train: Source) -> tuple[list[Extractor], l
     UserError: a named file is missing or invalid.
   """
   extractors, missing = [], []
-  if request.features is None and not train.spec.num_classes:
-    missing.append(f"{train.name} has no labels, so it has no features of its own")
-  elif request.features not in (None, "none"):
+  if request.features not in (None, "none"):
     extractors.append(_domain(request.features, train, None))
   networks, reasons = optional_inception(request.inception, lambda: _inception(request))
   return extractors + networks, missing + reasons
@@ -319,7 +317,8 @@ def _check_same_weights(extractor: Extractor) -> None:
 
 
 def _train_domain(train: Source, test: Source | None, path: Path) -> None:
-  print(f"training the features of {train.name}, once: {path}", flush=True)
+  what = "training the" if train.spec.num_classes else "no labels: standardising random"
+  print(f"{what} features of {train.name}, once: {path}", flush=True)
   train_domain(train, test, path, Recipe())
 
 

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from diffusion_jax import metrics
 from diffusion_jax.core import progress
 from diffusion_jax.core.pixels import QUANTISATION, to_uint8
-from diffusion_jax.evaluation import bits_per_dim, noise_levels, sample_metrics
+from diffusion_jax.evaluation import anchors, bits_per_dim, noise_levels, sample_metrics
 from diffusion_jax.evaluation.context import (
   PROBES,
   EvaluationContext,
@@ -107,6 +107,9 @@ def evaluate_checkpoint(context: EvaluationContext, checkpoint: CheckpointUnderT
     with clock(checkpoint.seconds, "sample metrics"):
       results |= _sample_figures(context, sets, context.metrics, results["missing"])
       results |= _memorization(context, sets)
+    with clock(checkpoint.seconds, "anchors"):
+      results["anchors"], lines = anchors.measure_anchors(context, results["figures"])
+      results["missing"] += lines
   with clock(checkpoint.seconds, "likelihoods"):
     results |= _likelihoods(context, checkpoint)
   with clock(checkpoint.seconds, "spectrum"):

@@ -165,7 +165,8 @@ def training_rows(workdir: Path) -> list[dict[str, Any]]:
 
 def lines(metrics: Summary) -> list[str]:
   """Format the lines for the terminal."""
-  listed = [_figure_line(name, figure) for name, figure in metrics.get("figures", {}).items()]
+  anchors = metrics.get("anchors") or {}
+  listed = [_figure_line(n, f, anchors.get(n)) for n, f in metrics.get("figures", {}).items()]
   for name, estimate in metrics.get("likelihoods", {}).items():
     terms = ", ".join(f"{n} {t['mean']:.4f}" for n, t in estimate["terms"].items())
     levels = f" at {estimate['num_levels']} levels" if estimate["num_levels"] else ""
@@ -184,11 +185,15 @@ def lines(metrics: Summary) -> list[str]:
   return listed + [f"not measured: {line}" for line in metrics.get("missing", [])]
 
 
-def _figure_line(name: str, figure: Summary) -> str:
+def _figure_line(name: str, figure: Summary, anchor: Summary | None) -> str:
   error = figure.get("standard_deviation")
   if error is None:
     error = figure.get("standard_error")
-  return f"{name} {figure['value']:.4f}{_error(error)}"
+  line = f"{name} {figure['value']:.4f}{_error(error)}"
+  if anchor is None:
+    return line
+  few = "" if anchor["num_images"] == figure["num_samples"] else f", {anchor['num_images']:,}"
+  return f"{line} (real images {anchor['value']:.4f}{_error(anchor['standard_error'])}{few})"
 
 
 def _error(value: float | None) -> str:

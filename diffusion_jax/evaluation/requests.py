@@ -47,7 +47,7 @@ def check_measures(context: EvaluationContext, request: Request) -> EvaluationCo
   Raises:
     UserError: a sweep is requested, but there are no features for its samples.
   """
-  if context.extractors or (request.features is None and context.train.spec.num_classes):
+  if context.extractors or request.features is None:
     return context
   reason = "; ".join(context.missing) or "--features=none and --inception=none"
   if context.sweep:

@@ -65,7 +65,7 @@ def gather(batches: Sequence[Features]) -> FeatureSet:
     if spatial is not None and batch.spatial is not None:
       spatial = moments.add(spatial, batch.spatial)
   pool, logits = (np.concatenate(arrays) for arrays in zip(*(p[:2] for p in batches), strict=True))
-  return FeatureSet(pool, sums, logits, spatial)
+  return FeatureSet(pool, sums, logits if logits.shape[1] else None, spatial)
 
 
 def measure_samples(

@@ -1,8 +1,8 @@
-"""Features of a data set's own classifier: a sample metric that needs no download.
+"""Features of a data set's own: a sample metric that needs no download.
 
 The classifier is trained once, on one device, on the training split only. It is kept in a file in
 the user's cache, so that the same network measures all runs on the same data. Its metrics are named
-after the data, e.g. fd_digits, and never fid.
+after the data, e.g. fd_digits, and never fid. A data set without labels has random features.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.data import Source, TrainStream, fingerprint, full_pass
+from diffusion_jax.extractors import random_features
 from diffusion_jax.extractors.base import Extractor
 from diffusion_jax.models import Classifier
 from diffusion_jax.types import ImageSpec, Keys, UserError
@@ -50,13 +51,14 @@ def data_name(source: Source) -> str:
 
 
 def default_features_path(source: Source) -> Path:
-  """Return the path of the classifier of a training split, trained with today's draws."""
-  name = f"{data_name(source)}-{fingerprint(source)}-draws{rng.DRAWS}.npz"
+  """Return the path of a training split's features: its classifier, or random convolutions."""
+  made = f"draws{rng.DRAWS}" if source.spec.num_classes else f"random{random_features.VERSION}"
+  name = f"{data_name(source)}-{fingerprint(source)}-{made}.npz"
   return files.cache_folder() / "features" / name
 
 
 def train_domain(train: Source, test: Source | None, path: Path, recipe: Recipe) -> Extractor:
-  """Train the classifier of a labelled data set and write its file.
+  """Train the classifier of a data set, or standardise random features, and write its file.
 
   Args:
     train: training split.
@@ -65,10 +67,10 @@ def train_domain(train: Source, test: Source | None, path: Path, recipe: Recipe)
     recipe: settings of the training.
 
   Raises:
-    UserError: the data have no labels, or the file cannot be written.
+    UserError: the file cannot be written.
   """
   if not train.spec.num_classes:
-    raise UserError(f"{train.name} has no labels to learn features from; use --inception instead")
+    return _write_random(train, path)
   params = _train(train, recipe)
   facts = {
     "format": FORMAT,
@@ -84,6 +86,22 @@ def train_domain(train: Source, test: Source | None, path: Path, recipe: Recipe)
   }
   flat = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
   _write(path, flat, facts)
+  return load_domain(path)
+
+
+def _write_random(train: Source, path: Path) -> Extractor:
+  facts = {
+    "format": FORMAT,
+    "network": random_features.NETWORK,
+    "version": random_features.VERSION,
+    "data": data_name(train),
+    "fingerprint": fingerprint(train),
+    "spec": train.spec._replace(fields={}).to_json(),
+    "accuracy": None,
+    "resize": "none",
+    "input": "k / 127.5 - 1 of levels 0..255",
+  }
+  _write(path, random_features.random_weights(train), facts)
   return load_domain(path)
 
 
@@ -109,13 +127,21 @@ def load_domain(path: Path) -> Extractor:
     raise UserError(
       f"--features={path} is not a readable file of features ({error}); {cure}"
     ) from error
+  stamp = {k: v for k, v in facts.items() if k not in ("format", "spec")} | {"sha256": sha256}
+  if facts["network"] == random_features.NETWORK:
+    name = f"random_{facts['data']}"
+    return Extractor(name, stamp, arrays, _apply_random, spec.shape)
   network = Classifier().create(spec)
 
   def apply(params, images):
     return (*network.apply(params, _to_input(images)), None)
 
-  stamp = {k: v for k, v in facts.items() if k not in ("format", "spec")} | {"sha256": sha256}
   return Extractor(facts["data"], stamp, _nest(arrays), apply, spec.shape)
+
+
+def _apply_random(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+  """Return random features, and no logits."""
+  return random_features.random_features(params, images), jnp.zeros((len(images), 0)), None
 
 
 def _nest(arrays: dict[str, np.ndarray]) -> Any:

@@ -151,7 +151,11 @@ def _measured(metrics: Metrics, shown: Mapping[str, Picture]) -> dict[str, dict[
   ]
   rows, likelihoods = views.figure_rows(metrics), views.likelihood_rows(metrics)
   return {
-    "figures": {"rows": rows, "shared_protocol": views.shared_protocol(rows)},
+    "figures": {
+      "rows": rows,
+      "shared_protocol": views.shared_protocol(rows),
+      "has_anchors": any(row.anchor for row in rows),
+    },
     "quality": {"plots": sweep_plots.quality(metrics), "table": sweep.sweep_table(metrics)},
     "limit": {"plots": sweep_plots.infinity(metrics)},
     "likelihood": {

@@ -41,6 +41,7 @@ class Figure(NamedTuple):
     protocol: protocol in words.
     metric: name of the metric.
     card: place among the cards; 0: no card.
+    anchor: the same metric of real images, in words; empty if it was not measured.
   """
 
   key: str
@@ -56,6 +57,7 @@ class Figure(NamedTuple):
   protocol: str
   metric: str
   card: float
+  anchor: str = ""
 
 
 class Term(NamedTuple):
@@ -101,6 +103,7 @@ class Card(NamedTuple):
   value: Number
   error: Number | None
   note: str
+  anchor: str = ""
 
 
 class Words(NamedTuple):
@@ -130,11 +133,12 @@ def _names(metric: Metric) -> dict[str, str]:
 
 def figure_rows(metrics: Metrics) -> list[Figure]:
   """Return the sample metrics in the order of metrics.json."""
-  return [figure_row(key, f) for key, f in metrics.get("figures", {}).items()]
+  anchors = metrics.get("anchors") or {}
+  return [figure_row(key, f, anchors.get(key)) for key, f in metrics.get("figures", {}).items()]
 
 
-def figure_row(key: str, figure: Mapping[str, Any]) -> Figure:
-  """Return one sample metric as a row."""
+def figure_row(key: str, figure: Mapping[str, Any], anchor: Metrics | None = None) -> Figure:
+  """Return one sample metric as a row, with the same metric of real images if there is one."""
   error, error_is = spread(figure)
   value, shown_error = with_error(figure.get("value"), error)
   seeds = figure.get("values") or []
@@ -154,7 +158,18 @@ def figure_row(key: str, figure: Mapping[str, Any]) -> Figure:
     figure.get("protocol") or "",
     words.metric,
     words.card,
+    anchor_words(anchor, figure) if anchor else "",
   )
+
+
+def anchor_words(anchor: Mapping[str, Any], figure: Mapping[str, Any]) -> str:
+  """Return an anchor in words: "held-out images: 0.983 ± 0.005 (297 images)"."""
+  value, error = with_error(anchor.get("value"), anchor.get("standard_error"))
+  shown = f"{value.text} ± {error.text}" if error.exact else value.text
+  who = str(anchor.get("images") or "real images").partition(" against ")[0]
+  num = anchor.get("num_images")
+  few = "" if num == figure.get("num_samples") else f" (only {count(num).text} images)"
+  return f"{who}: {shown}{few}"
 
 
 def spread(figure: Mapping[str, Any]) -> tuple[float | None, str]:
@@ -247,7 +262,8 @@ def _figure_card(figure: Figure) -> Card:
     notes.append(f"{figure.num_samples.text} samples")
   if figure.error_is:
     notes.append(f"± {figure.error_is}".replace(" ", "\N{NO-BREAK SPACE}"))
-  return Card(figure.key, figure.description, figure.value, figure.error, ", ".join(notes))
+  return Card(figure.key, figure.description, figure.value, figure.error, ", ".join(notes),
+              figure.anchor)  # fmt: skip
 
 
 def _likelihood_card(row: Likelihood) -> Card:

@@ -94,9 +94,23 @@ def test_a_damaged_file_is_refused(trained, tmp_path, damage):
 def test_what_is_missing_is_said(tmp_path):
   with pytest.raises(UserError, match="no such file; make one"):
     load_domain(tmp_path / "none.npz")
-  blank = ArraySource("blank train", np.zeros((4, 8, 8, 1), np.uint8), None, 256, 0)
-  with pytest.raises(UserError, match="has no labels to learn features from"):
-    train_domain(blank, None, tmp_path / "x.npz", Recipe())
+
+
+def test_a_set_without_labels_has_random_features(tmp_path):
+  images = np.random.default_rng(0).integers(0, 256, (40, 12, 10, 1), np.uint8)
+  source = ArraySource("photos train", images, None, 256, 0)
+  extractor = train_domain(source, None, tmp_path / "x.npz", Recipe())
+  assert (extractor.name, extractor.resolution) == ("random_photos", (12, 10, 1))
+  assert "random convolutions" in extractor.stamp["network"]
+  extract = make_extract(extractor, sharding.create_mesh(sharding.MeshShape()), 8)
+  features = extract(images)
+  assert features.logits.shape == (40, 0)
+  np.testing.assert_allclose(features.pool.mean(0), 0, atol=0.3)
+  assert 0.5 < features.pool.std() < 2
+  again = train_domain(source, None, tmp_path / "y.npz", Recipe())
+  assert again.stamp == extractor.stamp
+  labelled = ArraySource("photos train", images, np.zeros(40, int), 256, 1)
+  assert default_features_path(labelled) != default_features_path(source)
 
 
 def test_features_that_are_not_finite_are_refused(trained):
