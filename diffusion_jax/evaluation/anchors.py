@@ -1,4 +1,4 @@
-"""Anchors: each sample metric of real images, which a figure of samples is to be read against."""
+"""Anchors: the sample metrics of real images, to read those of samples against."""
 
 import json
 from collections.abc import Mapping, Sequence

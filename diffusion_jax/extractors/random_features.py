@@ -1,4 +1,4 @@
-"""Fixed random convolutions: features for data sets without labels, and without any training.
+"""Fixed random convolutions: features of data sets without labels, without training.
 
 The weights are the same for all data sets of a number of channels. The features are standardised
 on the training images of one data set, which names its metrics, e.g. kd_random_faces. Random
