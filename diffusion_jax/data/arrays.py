@@ -12,7 +12,14 @@ from diffusion_jax.core.files import user_path
 from diffusion_jax.core.settings import setting
 from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.listing import MAX_CLASSES
-from diffusion_jax.data.source import About, ArraySource, Source, check_field, fixed_order
+from diffusion_jax.data.source import (
+  About,
+  ArraySource,
+  Source,
+  check_field,
+  check_test_fraction,
+  fixed_order,
+)
 from diffusion_jax.data.walking import some
 from diffusion_jax.types import ImageSpec, UserError
 
@@ -72,8 +79,7 @@ class Arrays(DataSetBase):
       )
     if not 2 <= self.num_levels <= 256:
       raise ValueError(f"num_levels={self.num_levels} must lie between 2 and 256")
-    if not 0 <= self.test_fraction < 1:
-      raise ValueError(f"test_fraction={self.test_fraction} must be at least 0 and below 1")
+    check_test_fraction(self.test_fraction)
 
   def load(self, split: str) -> Source:
     """Read a split.

@@ -24,6 +24,8 @@ from diffusion_jax.data.source import (
   ArraySource,
   DecodedSource,
   Source,
+  check_fit,
+  check_test_fraction,
   count_labels,
   fit_image,
   fits_in_memory,
@@ -71,12 +73,8 @@ class Folder(DataSetBase):
   draft: bool = False
 
   def __post_init__(self):
-    if self.channels not in (1, 3):
-      raise ValueError(f"channels={self.channels} must be 1 (grey) or 3 (colour)")
-    if self.image_size is not None and self.image_size < 1:
-      raise ValueError(f"image_size={self.image_size} must be at least 1, or none")
-    if not 0 <= self.test_fraction < 1:
-      raise ValueError(f"test_fraction={self.test_fraction} must be at least 0 and below 1")
+    check_fit(self.image_size, self.channels)
+    check_test_fraction(self.test_fraction)
 
   def load(self, split: str) -> Source:
     """List, check and (if small) decode a split.

@@ -305,6 +305,20 @@ DRAFT_FACTOR = 2
 """Sides of a JPEG decoded at a reduced size are at least so many times the wanted ones."""
 
 
+def check_fit(image_size: int | None, channels: int = 3) -> None:
+  """Raise a ValueError if pictures cannot have this size or number of channels."""
+  if channels not in (1, 3):
+    raise ValueError(f"channels={channels} must be 1 (grey) or 3 (colour)")
+  if image_size is not None and image_size < 1:
+    raise ValueError(f"image_size={image_size} must be at least 1, or none")
+
+
+def check_test_fraction(test_fraction: float) -> None:
+  """Raise a ValueError if the fraction to hold out is not in [0, 1)."""
+  if not 0 <= test_fraction < 1:
+    raise ValueError(f"test_fraction={test_fraction} must be at least 0 and below 1")
+
+
 def fit_image(
   image: Image.Image, size: int | None, channels: int, draft: bool = False
 ) -> UInt8[np.ndarray, "H W C"]:

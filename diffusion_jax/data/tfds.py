@@ -15,7 +15,14 @@ from diffusion_jax.core.settings import setting
 from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.data import standard
 from diffusion_jax.data.base import DataSetBase, Seen
-from diffusion_jax.data.source import About, DecodedSource, Source, fit_image, in_memory_if_small
+from diffusion_jax.data.source import (
+  About,
+  DecodedSource,
+  Source,
+  check_fit,
+  fit_image,
+  in_memory_if_small,
+)
 from diffusion_jax.types import ImageSpec, UserError
 
 STANDARD = {
@@ -62,8 +69,7 @@ class Tfds(DataSetBase):
   flip: bool = False
 
   def __post_init__(self):
-    if self.image_size is not None and self.image_size < 1:
-      raise ValueError(f"image_size={self.image_size} must be at least 1, or none")
+    check_fit(self.image_size)
 
   def load(self, split: str) -> Source:
     """Open a split; prepare a standard set first if it is missing.
