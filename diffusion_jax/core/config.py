@@ -75,8 +75,9 @@ def find_file(text: str) -> tuple[Path, str]:
   if is_name and Path(f"{name}.py").is_file():
     raise UserError(f"`config={text}`: no such file. Did you mean '{name}.py'?")
   if path.is_dir():
-    inside = ", ".join(sorted(map(str, path.glob("*.py")))) or "a config file, FILE.py"
-    raise UserError(f"`config={text}`: it is a folder; give a file: {inside}")
+    inside = ", ".join(sorted(map(str, path.glob("*.py"))))
+    give = f"give one of its files: {inside}" if inside else "give a config file, FILE.py"
+    raise UserError(f"`config={text}`: it is a folder; {give}")
   folder = Path("configs")
   is_shipped = folder.resolve() == shipped.folder().resolve()
   there = [] if is_shipped else sorted(map(str, folder.glob("*.py")))

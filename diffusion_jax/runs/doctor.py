@@ -168,9 +168,9 @@ def folders(env: Mapping[str, str]) -> Iterator[Finding]:
   cache = Path(env.get("XDG_CACHE_HOME") or home / ".cache").expanduser() / "diffusion_jax"
   programs = Path(env.get("JAX_COMPILATION_CACHE_DIR") or cache / "xla").expanduser()
   data = Path(env.get("TFDS_DATA_DIR") or home / "tensorflow_datasets").expanduser()
-  given = "--config.data.data_dir=FOLDER" if env.get("TFDS_DATA_DIR") is None else "another folder"
+  given = "`data.data_dir=FOLDER`" if env.get("TFDS_DATA_DIR") is None else "another folder"
   other = "export XDG_CACHE_HOME=FOLDER to keep it; until then a temporary folder is used"
-  yield folder_finding("runs", Path("runs"), FAULT, "cd elsewhere, or give --workdir=FOLDER")
+  yield folder_finding("runs", Path("runs"), FAULT, "cd elsewhere, or give `workdir=FOLDER`")
   yield folder_finding("cache", cache, NOTE, other)
   if programs != cache / "xla":
     yield folder_finding("programs", programs, NOTE, "export JAX_COMPILATION_CACHE_DIR=FOLDER")

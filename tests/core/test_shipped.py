@@ -72,7 +72,7 @@ def test_a_config_built_on_another_is_found_through_a_link(tmp_path, root):
     ("configs/ddpm_digits.py", ["no such file: configs/ddpm_digits.py", "'ddpm_digits'?"]),
     ("/nowhere/x.py", ["no such file: /nowhere/x.py", "vae_cifar"]),
     ("./ddpm_digits", ["no such file"]),
-    ("..", ["no such file"]),
+    ("..", ["it is a folder; give a config file, FILE.py"]),
   ],
 )
 def test_no_config_is_one_line_with_the_nearest_names(text, words, tmp_path, monkeypatch):

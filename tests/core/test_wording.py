@@ -77,12 +77,17 @@ def texts(tree: ast.AST) -> list[str]:
   return found
 
 
+COMMAND = re.compile(r"(python -m diffusion_jax\.|diffusion-jax ).*")
+"""The rest of a text from where a command to type begins."""
+
+
 def writers(pattern: str) -> dict[str, list[str]]:
   """Return the texts of the library that name a flag, by file; commands to type may do so."""
   found = {}
   for path in ROOMS:
     said = [
-      re.sub(r"python -m diffusion_jax\..*", "", t) for t in texts(ast.parse(path.read_text()))
+      re.sub(r"(python -m diffusion_jax\.|diffusion-jax ).*", "", t)
+      for t in texts(ast.parse(path.read_text()))
     ]
     if named := [text for text in said if re.search(pattern, text)]:
       found[path.relative_to(PACKAGE).as_posix()] = named

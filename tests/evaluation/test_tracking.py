@@ -7,7 +7,7 @@ import types
 
 import numpy as np
 import pytest
-from test_logger import events
+from tensorboard_events import events
 
 from diffusion_jax.core.files import write_png
 from diffusion_jax.evaluation.tracking import send_evaluations

@@ -105,7 +105,7 @@ def test_folders_that_cannot_be_written_or_are_full(tmp_path, monkeypatch):
   assert {name: f.state for name, f in found.items()} == {
     "runs": "fault", "cache": "note", "data sets": "ok",
   }  # fmt: skip
-  assert "--workdir=FOLDER" in found["runs"].remedy
+  assert "`workdir=FOLDER`" in found["runs"].remedy
   assert "export XDG_CACHE_HOME=FOLDER" in found["cache"].remedy
   (tmp_path / "runs").unlink()
   usage = doctor.shutil.disk_usage(tmp_path)

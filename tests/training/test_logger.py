@@ -15,8 +15,8 @@ import types
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard_events import events
 from tensorboardX import record_writer
-from tensorboardX.proto import event_pb2
 from tensorboardX.proto import plugin_hparams_pb2 as plugin_data_pb2
 from tensorboardX.proto.event_pb2 import SessionLog
 
@@ -32,16 +32,6 @@ from diffusion_jax.types import ImageSpec, UserError
 
 def rows(workdir):
   return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def events(workdir):
-  """Every event of TensorBoard's files: length (8 bytes), its crc (4), the event, its crc (4)."""
-  for file in sorted((workdir / "tensorboard").iterdir()):
-    content, place = file.read_bytes(), 0
-    while place < len(content):
-      length = int.from_bytes(content[place : place + 8], "little")
-      yield event_pb2.Event.FromString(content[place + 12 : place + 12 + length])
-      place += length + 16
 
 
 def test_rows_are_json_with_null_for_what_is_no_number(tmp_path):
