@@ -122,3 +122,11 @@ def smoke_run(tmp_path_factory):
   ]  # fmt: skip
   train.main([f"--config={config}", f"--workdir={workdir}", *flags])
   return workdir
+
+
+@pytest.fixture(autouse=True)
+def float32():
+  """Fail the test that leaves JAX in 64 bits: later tests of its worker would differ."""
+  yield
+  if "jax" in sys.modules:
+    assert not sys.modules["jax"].config.jax_enable_x64

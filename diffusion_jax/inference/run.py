@@ -29,8 +29,8 @@ from diffusion_jax.inference.condition_fields import (
 )
 from diffusion_jax.inference.draw import Draw, make_draw
 from diffusion_jax.parallel import sharding
-from diffusion_jax.runs.command_line import jax_as_written
 from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.runs.jax_settings import jax_as_written
 from diffusion_jax.runs.stored import stored_experiment
 from diffusion_jax.training.step import make_init
 from diffusion_jax.training.train_state import (

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -24,6 +24,7 @@ from diffusion_jax.parallel import compilation_cache
 from diffusion_jax.runs import flag_help, signals, streams
 from diffusion_jax.runs.config_help import help_on
 from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.runs.jax_settings import hold_jax_as_written
 from diffusion_jax.types import UserError
 
 DONE, FAILED, USER_ERROR, STOPPED_EARLY, INTERRUPTED = 0, 1, 2, 75, 130
@@ -108,8 +109,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
   """
   logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it writes
   streams.leave_out_repeats()
-  for name, value in AS_WRITTEN.items():
-    jax.config.update(name, value)
+  hold_jax_as_written()
   # All that a program prints passes here, so that each error, warning and log line names flags.
   out, err = (streams.Unbreakable(s, with_flags) for s in (sys.stdout, sys.stderr))
   signals.stop_with_launcher(os.environ)
@@ -166,27 +166,6 @@ def users_part(error: Exception) -> str | None:
       "install what it needs, e.g. pip install 'diffusion_jax[cuda12]'"
     )
   return None
-
-
-AS_WRITTEN = {
-  "jax_enable_x64": False,
-  "jax_numpy_dtype_promotion": "standard",
-  "jax_numpy_rank_promotion": "allow",
-}
-"""Settings of JAX required by the programs; the environment cannot change them."""
-
-
-@contextlib.contextmanager
-def jax_as_written() -> Iterator[None]:
-  """Hold JAX at the settings that the programs run with; afterwards they are as before."""
-  before = {name: getattr(jax.config, name) for name in AS_WRITTEN}
-  try:
-    for name, value in AS_WRITTEN.items():
-      jax.config.update(name, value)
-    yield
-  finally:
-    for name, value in before.items():
-      jax.config.update(name, value)
 
 
 def join_job(experiment: Experiment) -> None:

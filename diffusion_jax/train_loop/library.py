@@ -11,8 +11,9 @@ from diffusion_jax.core.files import run_folder
 from diffusion_jax.inference.run import Run, load_run
 from diffusion_jax.runs import experiment as experiments
 from diffusion_jax.runs import own_data
-from diffusion_jax.runs.command_line import enable_compilation_cache, jax_as_written
+from diffusion_jax.runs.command_line import enable_compilation_cache
 from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.runs.jax_settings import jax_as_written
 from diffusion_jax.runs.signals import stop_requests
 from diffusion_jax.runs.workdir import choose_workdir, lock, prepare_workdir
 from diffusion_jax.train_loop import own_run

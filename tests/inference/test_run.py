@@ -49,7 +49,8 @@ def test_a_users_float64_does_not_reach_a_run(run):
     other = dj.load_run(run.workdir)
     np.testing.assert_array_equal(other.sample(2), before)
     assert other.denoise(XT, T).dtype == np.float32
-    assert jax.config.read("jax_enable_x64")
+    assert jax.config.jax_enable_x64
+  assert not jax.config.jax_enable_x64
 
 
 def test_the_same_call_continues_and_a_restored_run_is_the_same(run):
