@@ -22,6 +22,7 @@ def trained(tmp_path_factory):
   return train_domain(digits.load("train"), digits.load("test"), path, recipe), path
 
 
+@pytest.mark.costly
 def test_it_has_learned_the_classes(trained):
   extractor, _ = trained
   assert extractor.name == "digits"
@@ -46,6 +47,7 @@ def test_the_file_gives_the_same_network(trained):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.costly
 def test_the_same_recipe_gives_the_same_hash(tmp_path):
   train = Digits().load("train")
   recipe = Recipe(num_steps=2, batch_size=8)

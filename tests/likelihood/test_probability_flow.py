@@ -94,6 +94,7 @@ def test_published_entropies_of_the_vp_sde(std, nats):
   np.testing.assert_allclose(np.mean(found) * math.log(2), nats, atol=6e-4)
 
 
+@pytest.mark.costly
 def test_hutchinsons_estimate_is_unbiased_with_the_spread_that_theory_gives():
   """Rademacher: variance 2 |off-diagonal G|^2 with G = log(S_1 S_0^-1) / 2, of correlated data."""
   process = made("vp")

@@ -268,6 +268,7 @@ def trained(process, devices, shape=None, parts=1, steps=2):
   return states, losses
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
   ("devices", "shape", "parts"), [(8, None, 1), (8, MeshShape(1, 8), 1), (1, None, 4)]
 )

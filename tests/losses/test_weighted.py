@@ -131,7 +131,10 @@ def test_the_exact_predictor_reaches_the_closed_form_minimum(name, process):
   assert error < 0.1 * expected
 
 
-@pytest.mark.parametrize("process", ["vp", "sub_vp", "ve", "edm", "flow"])
+@pytest.mark.parametrize(
+  "process",
+  ["vp", "flow", *(pytest.param(p, marks=pytest.mark.costly) for p in ("sub_vp", "ve", "edm"))],
+)
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_does_not_depend_on_what_is_predicted(name, process):
   forward = PROCESSES[process]()

@@ -179,6 +179,7 @@ def test_a_part_that_cannot_be_used_is_one_line_before_a_folder_is_made(
   assert not workdir.exists()
 
 
+@pytest.mark.costly
 def test_a_sampler_is_checked_before_an_image_is_drawn(call, smoke_run, tmp_path):
   chosen = "--config.sampler.name=broken_parts:OneSample"
   out = tmp_path / "a.npz"

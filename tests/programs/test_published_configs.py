@@ -45,6 +45,7 @@ def traced(name, spec, *overrides):
   return model, *jax.eval_shape(model.init, jax.random.key(0))
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
   ("name", "overrides", "spec", "exact", "published"),
   [
@@ -170,6 +171,7 @@ def test_the_transformers_digits_are_the_twin_of_ddpms():
   assert {n for n in plain if plain[n] != other[n]} == {"model"}
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
   ("name", "spec"),
   [
