@@ -270,6 +270,32 @@ def test_two_processes_evaluate_as_one_does(looked_at):
   assert "evaluated already" not in measured
 
 
+def test_named_arrays_reach_their_examples_in_two_processes_as_in_one(tmp_path):
+  """Each process reads its own rows of the arrays; every loss and sample is that of one process."""
+  code = np.random.default_rng(0).normal(size=(48, 3)).astype(np.float32)
+  images = np.random.default_rng(1).integers(0, 256, (48, 8, 8, 1), np.uint8)
+  np.savez(tmp_path / "data.npz", train_images=images, train_code=code, test_images=images[:8],
+           test_code=code[:8])  # fmt: skip
+  steps = ["--config.training.num_steps=4", "--config.logging.every_steps=1"]
+  named = [f"--config.data.path={tmp_path}/data.npz", "--config.data.name=arrays",
+           "--config.data.fields=code", "--config.generative.fields=code",
+           "--config.generative.conditional=false", "--config.generative.dropped=code",
+           "--config.guidance.weight=2", "--config.sampler.steps=2"]  # fmt: skip
+  found = {}
+  for processes, devices in ((2, 2), (1, 4)):
+    folder = tmp_path / str(processes)
+    folder.mkdir()
+    where = f"--workdir={folder / 'run'}"
+    drawn = ["sample", where, "--num=8", f"--out={folder / 'a.npz'}"]
+    in_turn([["train", *TINY, *steps, *named, where], drawn], folder, processes, devices)
+    found[processes] = losses(folder / "run"), np.load(folder / "a.npz")["images"].astype(int)
+  (two, drawn_by_two), (one, drawn_by_one) = found[2], found[1]
+  assert sorted(two) == [1, 2, 3, 4]
+  np.testing.assert_allclose([two[s] for s in two], [one[s] for s in two], rtol=2e-5)
+  assert np.abs(drawn_by_two - drawn_by_one).max() <= 1
+  assert (drawn_by_two != drawn_by_one).mean() < 1e-2
+
+
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_when_one_is_killed_the_other_ends_and_the_job_continues(pair, tmp_path, victim):
   """kill -9; the survivor leaves within heartbeat_sec, and a restart ends bit for bit equal."""
