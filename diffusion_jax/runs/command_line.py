@@ -65,8 +65,6 @@ class Parser(argparse.ArgumentParser):
       action.required = False  # an unknown flag is told before a missing one, which it may be
     overrides = [parse_override(a) for a in argv if a.startswith("--config.")]
     flags = [a for a in argv if not a.startswith("--config.")]
-    if repeated := flag_help.explain_repeated(flags, self._actions):
-      raise UserError(repeated)
     args, unknown = self.parse_known_args(flags)
     if unknown:
       self.error(flag_help.explain_unknown(unknown, self._option_string_actions, takes_config))

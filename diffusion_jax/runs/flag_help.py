@@ -64,17 +64,6 @@ def usage(program: str, actions: Iterable[argparse.Action]) -> str:
   return " ".join([*words, "[FLAGS]"])
 
 
-def explain_repeated(flags: Sequence[str], actions: Iterable[argparse.Action]) -> str | None:
-  """Return the line on a flag that has one value and is given more than once, or None."""
-  for action in actions:
-    takes_one = action.nargs != 0 and not isinstance(action, argparse._AppendAction)
-    given = [i for i, flag in enumerate(flags) if flag.partition("=")[0] in action.option_strings]
-    if takes_one and len(given) > 1:
-      values = [flags[i] if "=" in flags[i] else " ".join(flags[i : i + 2]) for i in given]
-      return f"{' and '.join(values)}: give {action.option_strings[0]} once"
-  return None
-
-
 def explain_unknown(unknown: Sequence[str], flags: Iterable[str], takes_config: bool) -> str:
   """Return the line on arguments that a program does not have, with what was probably meant.
 

@@ -64,25 +64,13 @@ def test_help_names_the_module_and_every_flag_with_its_type_and_default(name, ca
     ("train", ["--config=smoke", "--zzz"], "unrecognized arguments: --zzz; try"),
     ("train", ["--config"], "argument --config: expected one argument"),
     ("audit", ["--onyl=losses"], "did you mean --only?"),
-    ("train", ["--config=a", "--config=b"], "error: --config=a and --config=b: give --config once"),
-    ("train", ["--config", "a", "--config=a"], "--config a and --config=a: give --config once"),
-    ("sample", ["--num=1", "--seed=1", "--num=2"], "--num=1 and --num=2: give --num once"),
   ],
 )  # fmt: skip
-def test_a_wrong_flag_is_one_line_with_what_was_meant(name, flags, expected, call):
+def test_an_unknown_flag_is_one_line_with_what_was_meant(name, flags, expected, call):
   code, out, err = call(program(name), *flags)
   assert (code, out, err.count("\n")) == (2, "", 1), err
   assert expected in err
-  meant = ("did you mean", " once\n")
-  assert err.endswith(f"; try python -m diffusion_jax.{name} --help\n") or any(
-    words in err for words in meant
-  )
-
-
-def test_a_flag_of_several_values_may_be_given_again(call):
-  code, _, err = call(program("evaluate"), "--workdir=no", *["--compare=a"] * 2, "--sweep=1")
-  assert code == 2
-  assert "once" not in err
+  assert err.endswith(f"; try python -m diffusion_jax.{name} --help\n") or "did you mean" in err
 
 
 @pytest.mark.parametrize("name", ["train", "plan", "features"])
