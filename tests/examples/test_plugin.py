@@ -72,12 +72,12 @@ def test_a_package_that_is_gone_is_one_line(environment, tmp_path):
   folder = tmp_path / "run"
   folder.mkdir()
   config = load_experiment("configs/smoke.py", []).to_dict()
-  config["loss"] = {"name": "gone_package:Loss"}
+  config["model"] = {"name": "gone_package:Network"}
   (folder / "config.json").write_text(json.dumps(config))
   command = [sys.executable, "-m", "diffusion_jax", "sample", f"--workdir={folder}", "--out=a.png"]
   found = subprocess.run(
     command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
   )
   assert found.returncode == 2
-  assert found.stderr.startswith("error: config.loss.name=gone_package:Loss: no such module")
+  assert found.stderr.startswith("error: config.model.name=gone_package:Network: no such module")
   assert found.stderr.count("\n") == 1

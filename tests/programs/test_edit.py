@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import edit
+from diffusion_jax.core.picture_grid import LINE
 from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.generative import ModelBase
 from diffusion_jax.inference import draw
@@ -29,16 +30,20 @@ def at_the_root(monkeypatch, root):
 
 @pytest.fixture
 def cells(smoke_run, call, tmp_path):
-  """The images of the grid that the program writes with these flags, 8x8 pixels each."""
+  """The images of the grid that the program writes with these flags, 8x8 pixels each.
 
-  def cells(*flags):
+  `captioned`: the rows with the names of classes above them.
+  """
+
+  def cells(*flags, captioned=(0,)):
     out = tmp_path / "grid.png"
     code, _, err = call(edit.main, f"--workdir={smoke_run}", f"--out={out}", *flags)
     assert code == 0, err
     grid = np.asarray(Image.open(out))
-    rows, columns = ((n - 2) // 34 for n in grid.shape)
-    image = lambda r, c: grid[2 + 34 * r : 34 + 34 * r : 4, 2 + 34 * c : 34 + 34 * c : 4]  # noqa: E731
-    return np.stack([[image(r, c) for c in range(columns)] for r in range(rows)])
+    rows, columns = (grid.shape[0] - 2 - LINE * len(captioned)) // 34, (grid.shape[1] - 2) // 34
+    tops = [2 + 34 * r + LINE * sum(c <= r for c in captioned) for r in range(rows)]
+    image = lambda top, c: grid[top : top + 32 : 4, 2 + 34 * c : 34 + 34 * c : 4]  # noqa: E731
+    return np.stack([[image(top, c) for c in range(columns)] for top in tops])
 
   return cells
 
@@ -108,7 +113,7 @@ def test_an_image_does_not_depend_on_its_batch_and_a_cut_costs_one(cells, smoke_
 def test_a_way_leads_from_one_image_to_the_other(cells, held_out):
   """With many steps the first and last of many places are all but the images themselves."""
   flags = ["--interpolate=99", "--num=2", "--config.sampler.steps=100"]
-  ways = cells(*flags).astype(int)
+  ways = cells(*flags, captioned=(0, 1)).astype(int)
   assert ways.shape[:2] == (2, 101)
   np.testing.assert_array_equal(ways[:, 0], held_out[0:4:2])
   np.testing.assert_array_equal(ways[:, -1], held_out[1:4:2])
@@ -120,10 +125,10 @@ def test_a_way_leads_from_one_image_to_the_other(cells, held_out):
 def test_given_images_and_wrong_ones(cells, smoke_run, call, tmp_path):
   images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
   np.savez(tmp_path / "mine.npz", images=images)
-  given = cells("--inpaint=top", f"--images={tmp_path}/mine.npz", "--num=3")[0]
+  given = cells("--inpaint=top", f"--images={tmp_path}/mine.npz", "--num=3", captioned=())[0]
   np.testing.assert_array_equal(given, images[..., 0])
   np.savez(tmp_path / "rgb.npz", images=np.repeat(images, 3, -1))  # grey, stored in colour
-  again = cells("--inpaint=top", f"--images={tmp_path}/rgb.npz", "--num=3")[0]
+  again = cells("--inpaint=top", f"--images={tmp_path}/rgb.npz", "--num=3", captioned=())[0]
   np.testing.assert_array_equal(again, images[..., 0])
   np.savez(tmp_path / "big.npz", images=np.zeros((3, 9, 9, 1), np.uint8))
   flags = [f"--workdir={smoke_run}", f"--out={tmp_path}/x.png", "--inpaint=top"]

@@ -10,6 +10,7 @@ from PIL import Image
 from tiny import MODEL
 
 from diffusion_jax import train
+from diffusion_jax.core.picture_grid import LINE
 from diffusion_jax.runs.stored import load_experiment
 
 TINY = [*MODEL, "--config.training.num_steps=2", "--config.sampler.steps=2",
@@ -42,7 +43,7 @@ def test_551_files_are_trained_on_and_accounted_for(call, tmp_path):
   table = dict(re.findall(r"^  (\S.*?) +(\d+) +\d+$", out, re.MULTILINE))
   assert {"cat", "小狗", "Übung", "écureuil", "my dog's pictures"} <= set(table)
   with Image.open("runs/photos/samples/data.png") as grid:
-    assert grid.size == (5 * 34 + 2, 2 * 34 + 2)
+    assert grid.size == (5 * 98 + 2, LINE + 2 * 98 + 2)  # enlarged for the names of the classes
   stored = json.loads((tmp_path / "runs/photos/config.json").read_text())
   mine = load_experiment("mine.py", []).to_dict()
   assert json.loads(json.dumps(mine)) == stored

@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffusion_jax import edit, evaluate, plan, sample, train
 from diffusion_jax.checkpoints import store
+from diffusion_jax.core.picture_grid import LINE
 from diffusion_jax.extractors import train_domain
 from diffusion_jax.extractors.domain import Recipe, default_features_path
 from diffusion_jax.runs.stored import stored_experiment
@@ -67,7 +68,7 @@ def test_edit(workdir, call, tmp_path):
   flags = [f"--workdir={workdir}", "--num=2", "--inpaint=left", f"--out={tmp_path}/a.png"]
   code, _, err = call(edit.main, *flags)
   assert code == 0, err
-  grid = np.asarray(Image.open(tmp_path / "a.png"))
+  grid = np.asarray(Image.open(tmp_path / "a.png"))[LINE:]  # below the names of the classes
   given, _, filled = (grid[2 + 34 * r : 34 + 34 * r, 2:70] for r in range(3))
   np.testing.assert_array_equal(filled[:, 16:32], given[:, 16:32])
   assert (filled[:, :16] != given[:, :16]).any()

@@ -15,6 +15,7 @@ from tiny import TINY
 
 from diffusion_jax import sample, train
 from diffusion_jax.checkpoints import store
+from diffusion_jax.core.picture_grid import LINE
 
 pytestmark = pytest.mark.costly
 
@@ -153,7 +154,7 @@ def test_a_grid_and_a_folder_hold_the_same_pixels(draw, run, call, tmp_path):
   grid = np.asarray(Image.open(tmp_path / "grid.png"))
   for i, image in enumerate(images[..., 0]):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"folder/{i:06d}.png")), image)
-    np.testing.assert_array_equal(grid[2:34:4, 2 + 34 * i : 34 + 34 * i : 4], image)
+    np.testing.assert_array_equal(grid[LINE:][2:34:4, 2 + 34 * i : 34 + 34 * i : 4], image)
 
 
 def test_a_vae_draws_from_its_prior_and_reconstructs(vae, draw, call, tmp_path):

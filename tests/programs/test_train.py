@@ -15,6 +15,7 @@ from tiny import TINY as SMOKE
 
 from diffusion_jax import sample, train
 from diffusion_jax.checkpoints import store
+from diffusion_jax.core.picture_grid import LINE
 from diffusion_jax.data.pipeline import TrainStream
 from diffusion_jax.losses import Simple
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
@@ -73,7 +74,7 @@ def test_a_finished_run_has_its_folder(finished):
 
 def test_the_grid_has_a_cell_for_each_sample(finished):
   image = Image.open(finished / "samples" / "step_00000020.png")
-  assert image.size == (10 * 34 + 2, 2 * 34 + 2)
+  assert image.size == (10 * 34 + 2, LINE + 2 * 34 + 2)  # one line with the classes
 
 
 def test_another_seed_and_other_rates_compile_nothing_anew(finished, call, tmp_path):
