@@ -19,7 +19,7 @@ PROGRAMS = (
   "train", "sample", "edit", "encode", "evaluate", "prepare", "stats", "features", "plan", "audit",
   "options",
 )  # fmt: skip
-"""The modules that one can start; the first line of its docstring describes each."""
+"""Modules with a command each; the first line of a module's docstring describes it."""
 
 OWN = {
   "configs": "List the shipped configs, or describe one: configs [NAME].",
@@ -27,13 +27,13 @@ OWN = {
   "runs": "List runs, their figures and how their configs differ: runs [DIR].",
   "help": "Print the flags of a command: help COMMAND.",
 }
-"""The commands that are answered here."""
+"""Commands without a module of their own, with their descriptions."""
 
 DONE, USER_ERROR = 0, 2
 
 
 def main() -> int:
-  """Run the command that sys.argv names; return the exit code where no program has exited."""
+  """Run the command in sys.argv; return the exit code unless a program exits itself."""
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the program handles it: no traceback
   name, *rest = sys.argv[1:] or ["--help"]
@@ -50,14 +50,14 @@ def main() -> int:
 
 
 def start_program(name: str, argv: Sequence[str]) -> None:
-  """Run a program as `python -m` would, to the exit that it ends with."""
+  """Run a program as `python -m` would, and exit with its code."""
   sys.argv[1:] = argv
   runpy.run_module(f"diffusion_jax.{name}", run_name="__main__", alter_sys=True)
   sys.exit(DONE)
 
 
 def answer(name: str, rest: Sequence[str]) -> int:
-  """Answer a command that is no program, or refuse it in one line; return the exit code."""
+  """Run a command of OWN, or refuse an unknown one in one line; return the exit code."""
   if name in ("-h", "--help", "help", "--helpfull", "--helpshort"):
     print(overview())
   elif name in ("--version", "-V", "version"):

@@ -107,7 +107,7 @@ def best_logits(process: DiscreteVP) -> np.ndarray:
 
 
 def gaussian_images(n: int, seed: int = 0) -> jax.Array:
-  """Return samples of the data [num, 4, 4, 1]."""
+  """Return samples of the data [n, 4, 4, 1]."""
   noise = jax.random.normal(jax.random.key(seed), (n, NUM_DIMS))
   return ((noise * jnp.sqrt(jnp.asarray(VARIANCES))) @ jnp.asarray(AXES.T)).reshape(n, *SHAPE)
 

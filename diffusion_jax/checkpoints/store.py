@@ -363,7 +363,7 @@ def _attempt(function: Callable[[], T], causes: list[Exception]) -> tuple[T | No
 
 
 def _check(folder: Path, target: Any, foreign: Foreign) -> tuple[dict[str, Any], Any]:
-  """Return a step's meta and the tree to read; a UserError is another model, others damage."""
+  """Return a step's meta and the tree to read; UserError: another model, others: damage."""
   meta = _load_meta(folder)
   if (reason := foreign(meta)) is not None:
     raise ValueError(reason)

@@ -16,7 +16,7 @@ GAP = 2
 
 
 def is_seen() -> bool:
-  """Return whether whoever reads stdout sees the bars: both are terminals."""
+  """Return True if a reader of stdout sees the bars: stdout and stderr are terminals."""
   return can_show(sys.stderr) and is_terminal(sys.stdout)
 
 
@@ -131,7 +131,7 @@ class Above:
 
 
 def _inner(stream: Any) -> Any:
-  """Return the stream below one of earlier bars, which code around may have kept."""
+  """Return the stream inside an `Above`, which a caller may have kept; others unchanged."""
   return stream.inner if isinstance(stream, Above) else stream
 
 

@@ -17,7 +17,7 @@ MAX_IN_FILE = 60
 def class_numbers(given: str | Sequence[str | int], names: Sequence[str], where: str) -> list[int]:
   """Return the numbers of classes that are given by name or by number.
 
-  A name comes first: where a class is called by the number of another class, text is always a name.
+  Names take precedence. If a class's name is a number other than its own, texts are only names.
 
   Args:
     given: text such as "cat,3", whose names may contain commas; or a list of names and integers.
@@ -32,7 +32,7 @@ def class_numbers(given: str | Sequence[str | int], names: Sequence[str], where:
 
 
 def _split(text: str, names: Sequence[str]) -> list[str]:
-  """Split a text at its commas, but for those within a name; the longest name comes first."""
+  """Split a text at its commas, except at those within a name; longer names are tried first."""
   pieces, words, known = text.split(","), [], {_plain(name) for name in names}
   longest = max((name.count(",") for name in names), default=0) + 1
   while pieces:
@@ -61,7 +61,7 @@ def _number(word: str, names: Sequence[str], where: str) -> int:
 
 
 def _numbers_elsewhere(names: Sequence[str]) -> bool:
-  """Return whether a class is called by a number other than its own."""
+  """Return whether the name of a class is a number other than its own."""
   return any(name.strip().isdecimal() and int(name) != i for i, name in enumerate(names))
 
 

@@ -38,7 +38,7 @@ KINDS = {
 def entry_points_of(kind: str) -> Mapping[str, tuple[EntryPoint, ...]]:
   """Return name -> the entry points "KIND.NAME", more than one if packages disagree.
 
-  Entry points of no kind are told on stderr, once.
+  An entry point of an unknown kind is reported once on stderr.
   """
   found: dict[str, tuple[EntryPoint, ...]] = {}
   for point in _all_of_the_group():
@@ -75,11 +75,11 @@ def describe_point(point: EntryPoint) -> str:
 
 
 def warn_if_hidden(kind: str, entries: Mapping[str, type]) -> None:
-  """Tell once of entry points that have the name of another class which is there already.
+  """Warn once of each entry point whose name another class already has.
 
   Args:
     kind: kind of the registry.
-    entries: those that the registry has without entry points.
+    entries: entries of the registry itself, without those of installed packages.
   """
   points = entry_points_of(kind)
   for name in sorted(points.keys() & entries.keys()):
@@ -92,7 +92,7 @@ def warn_if_hidden(kind: str, entries: Mapping[str, type]) -> None:
 
 
 def path_of_point(points: tuple[EntryPoint, ...]) -> tuple[str, str]:
-  """Return "module:Class" of the entry points of one name, and words for the place.
+  """Return "module:Class" of the entry points of one name, and their description.
 
   Raises:
     UserError: packages disagree, or the value is no "module:Class".

@@ -113,8 +113,8 @@ def _items(values: Iterable[Any], members: tuple[Any, ...]) -> list[tuple[Any, A
 def check_values(instance: Any) -> None:
   """Check the values of a built part, and store NumPy's numbers as Python's.
 
-  A default is not checked: it is its author's. Neither is a field of a type that a config cannot
-  hold, nor an array of JAX in the place of a number, which may be traced.
+  Not checked are defaults, which the class's author has chosen, fields of a type that a config
+  cannot hold, and JAX arrays in the place of numbers, which may be traced.
 
   Raises:
     ValueError: the field, its value and what is allowed.

@@ -1,4 +1,4 @@
-"""Code of a user's own parts: what it raises becomes one line with the part and the place."""
+"""Code of a user's own parts: its exceptions become one line with the part and the place."""
 
 import contextlib
 import inspect
@@ -55,7 +55,7 @@ def own_code(
 
 
 def explain_own_error(own: Mapping[str, Any], error: Exception) -> str:
-  """Return the line on an exception raised in one of these parts, or by a call of them.
+  """Describe in one line an exception raised in one of these parts, or by a call of them.
 
   Args:
     own: config section -> part from outside the package, at least one.
@@ -73,7 +73,7 @@ def explain_own_error(own: Mapping[str, Any], error: Exception) -> str:
 
 
 def own_refusal(parts: Mapping[str, Any], error: Exception) -> str | None:
-  """Return the line on an exception that a user's own part raised itself; None for any other.
+  """Describe in one line an exception that a user's own part raised; None for any other.
 
   Args:
     parts: config section -> part.

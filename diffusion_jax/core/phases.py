@@ -1,4 +1,4 @@
-"""A piece of work with a name, and the texts that tell how far it is."""
+"""A piece of work with a name, and the texts that describe its progress."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ from collections import deque
 from diffusion_jax.core.wording import duration
 
 LINE_AFTER_SEC = 5.0
-"""Seconds after which a phase has its first line where no bar is, and a line at its end."""
+"""Seconds after which a phase prints its first line (without a bar) and a line at its end."""
 LINE_EVERY_SEC = 30.0
 WINDOW_SEC = 60.0
 """Seconds of the past that count for the remaining time."""
@@ -54,7 +54,7 @@ class Phase:
 
   def _set(self, done: int) -> None:
     now, self.done = time.monotonic(), done
-    if not self._is_past_first:  # which may have waited for a compilation
+    if not self._is_past_first:  # the first item may include a compilation
       self._is_past_first = True
       self._past.append((now, done))
       return
@@ -83,13 +83,13 @@ class Phase:
     self.notes = parts
 
   def say(self, text: str) -> None:
-    """Print a line that tells how far this phase is, in place of its own next line."""
+    """Print a line on the progress of this phase, in place of its own next line."""
     now = time.monotonic()
     self.line_due = now + max(LINE_EVERY_SEC, (now - self.begun) / 10)
     print(text, flush=True)
 
   def give_way(self) -> None:
-    """Put off the first line, because a phase inside this one will have its own."""
+    """Delay the first line, because a phase inside this one will print its own."""
     if self.line_due == self.begun + LINE_AFTER_SEC:
       self.line_due += LINE_AFTER_SEC
 
@@ -100,7 +100,7 @@ class Phase:
       (since, before), (at, done) = self._past[0], self._past[-1]
     if self.total is None or done <= before:
       return None
-    is_late = now - at > at - since  # what came at once says little about the rate
+    is_late = now - at > at - since  # items that came in one burst say little about the rate
     sec_per_item = ((now if is_late else at) - since) / (done - before)
     left = (self.total - self.done) * sec_per_item
     return left if is_late else max(left - (now - at), 0.0)

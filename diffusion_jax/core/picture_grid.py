@@ -111,7 +111,7 @@ def image_grid(
   Args:
     images: the images.
     columns: number of columns.
-    captions: text above each image; a row repeats no captions that the row above it has.
+    captions: text above each image; a row with the captions of the row above has none.
   """
   return grid_of(images, len(images), columns, captions)
 

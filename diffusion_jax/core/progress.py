@@ -4,8 +4,8 @@
     for name in names:
       phase.advance()
 
-A thread shows all open phases, so that one without a total, such as a compilation, is alive too.
-Nothing in this file raises an error: a display decides over no run.
+A thread redraws all open phases, so that one without a total, such as a compilation, moves too.
+Nothing in this file raises an error: a faulty display must not end a run.
 """
 
 import atexit
@@ -76,7 +76,7 @@ class Display:
           self._thread.start()
 
   def close(self, shown: Phase) -> None:
-    """End showing a phase; with the last one the terminal is as before."""
+    """Stop showing a phase; after the last one, restore the terminal."""
     with self.lock:
       self._phases = [other for other in self._phases if other is not shown]
       if self._bars is not None and shown.is_drawn:
@@ -116,7 +116,7 @@ class Display:
       self._bars.draw(lasting, now)
       if is_terminal(sys.stdout):
         return
-    for shown in reversed(lasting):  # the innermost knows most
+    for shown in reversed(lasting):  # the innermost is the most specific
       if now >= shown.line_due:
         shown.say(shown.line(now))
         for outer in self._phases[: self._phases.index(shown)]:

@@ -106,7 +106,7 @@ class Registry(ChainMap[str, type]):
   def name_of(self, cls: type) -> str:
     """Return the name under which `find` returns a class; "module:Class" if from outside.
 
-    A class that stands for another has that one's name as `stored_name`.
+    A stand-in has the name of the class that it replaces as `stored_name`.
     """
     inside = (name for name, entry in self.items() if entry is cls)
     outside = vars(cls).get("stored_name", f"{cls.__module__}:{cls.__qualname__}")
@@ -137,7 +137,7 @@ def import_class(path: str, where: str, registry: Registry | None = None) -> typ
   Args:
     path: "module:Class".
     where: config field or entry point that holds it, for messages.
-    registry: where it will be an entry; only classes that can be one are proposed for another.
+    registry: registry that it is for; an error proposes only classes that keep its contract.
 
   Raises:
     UserError: there is no such module or class, or the module raises.
@@ -152,7 +152,7 @@ def import_class(path: str, where: str, registry: Registry | None = None) -> typ
     sys.path.append(os.getcwd())
   try:
     module = importlib.import_module(module_name)
-  except (Exception, SystemExit) as error:  # a module that ends the program is no end of this one
+  except (Exception, SystemExit) as error:  # the module may call sys.exit
     names = module_name.split(".")
     parents = {".".join(names[: i + 1]) for i in range(len(names))}
     gone = isinstance(error, ModuleNotFoundError) and error.name in parents

@@ -166,9 +166,9 @@ def hint_for_field(section: str, field: str, value: str, allowed: Collection[str
   """Return a clause on a field that does not exist, such as "did you mean `a.b=1`?".
 
   Args:
-    section, field: where it was looked for.
+    section, field: what was typed.
     value: text that it was set to, which is kept.
-    allowed: fields of the section; a near one is meant rather than one of another section.
+    allowed: fields of the section; a similar one of these is preferred to other sections.
   """
   found = meanings(field) or meanings(f"{section}_{field}")
   settings = [meant for meant in found if not meant.startswith("--")]

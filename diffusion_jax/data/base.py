@@ -157,7 +157,7 @@ class DataSetBase(Part):
     return None
 
   def look(self) -> Seen:
-    """Return the sizes and classes of the training split, by default those of its only size."""
+    """Return the size and classes of the training split, by default of images of one size."""
     source: Source = self.load("train")  # type: ignore[attr-defined]
     spec = source.spec
     size = (spec.height, spec.width)

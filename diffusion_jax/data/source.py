@@ -155,7 +155,7 @@ def describe_classes(about: About, num_classes: int) -> str:
 
 
 def fixed_order(num_images: int, seed: int = 0) -> Int[np.ndarray, "N"]:
-  """Return a permutation of 0..num-1 that is the same in every version of NumPy.
+  """Return a permutation of 0..num_images-1 that is the same in every version of NumPy.
 
   It sorts the raw words of the Philox counter-based generator (Salmon et al. 2011), whose stream is
   part of NumPy's compatibility promise; `Generator.permutation` is not.

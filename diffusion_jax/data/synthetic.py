@@ -48,7 +48,7 @@ class Synthetic(DataSetBase):
     return ArraySource(f"synthetic {split}", images, labels, 256, self.num_classes)
 
   def _noise(self, num_images: int, stream: int) -> np.ndarray:
-    """Return the dark noise of all images, uint8 [num, size, size, channels]."""
+    """Return the dark noise of all images, uint8 [N, size, size, channels]."""
     shape = (num_images, self.image_size, self.image_size, self.channels)
     try:
       word = np.random.Philox(key=[stream, num_images])

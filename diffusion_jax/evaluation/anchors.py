@@ -1,4 +1,4 @@
-"""Anchors: the sample metrics of real images, to read those of samples against."""
+"""Anchors: the sample metrics of real images, to compare those of samples with."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ WORDS = {
   "train": "held-out images against training images",
   "test": "training images against held-out images",
 }
-"""Split of the reference -> the images that are measured against it."""
+"""Split of the reference -> description of the measured images."""
 
 Anchors = dict[str, dict[str, Any]]
 """Name -> figure: value, standard_error, num_images, num_reference."""
@@ -60,7 +60,7 @@ def measure_anchors(
 def _measured(
   context: EvaluationContext, space: FeatureSpace, other: Source, chosen: Sequence[Metric]
 ) -> Anchors:
-  """Return the anchors by metric: stored ones, and the others anew."""
+  """Return the anchors by metric, from the cache or computed."""
   num = min(len(other), context.num_samples)
   name = "test" if context.experiment.eval.reference_split == "train" else "train"
   key = {
@@ -73,7 +73,7 @@ def _measured(
   stored = _read(path)
   if parallel.all_true(all(metric.name in stored for metric in chosen)):
     return stored
-  images = _extract(other, num, space.extract)  # on every host, of which each has its own cache
+  images = _extract(other, num, space.extract)  # on every host: each has its own cache
   wanted = [metric for metric in chosen if metric.name not in stored]
   figures, _ = sample_metrics.measure_samples([images], space.reference, space.extractor, wanted)
   new = {f["metric"]: _anchor(f, len(other)) for f in figures.values()}

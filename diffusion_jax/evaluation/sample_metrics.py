@@ -22,7 +22,7 @@ class Protocol(NamedTuple):
 
   Attributes:
     extractor: feature network.
-    split: split of the reference; "train", the whole of a data set's, is not mentioned.
+    split: split of the reference; names omit "train".
     num_samples: number of samples.
     num_reference: number of images of the reference.
   """

@@ -26,7 +26,7 @@ def send_from_process_0(workdir: Path, experiment: Experiment) -> None:
 
 
 def send_evaluations(workdir: Path, logging: Logging, resolved: Mapping[str, Any]) -> None:
-  """Send each evaluation in a run's eval/ that a tracker lacks; say what cannot be sent.
+  """Send each evaluation in a run's eval/ that a tracker lacks; print what cannot be sent.
 
   Weights & Biases takes one writer at a time: while the run trains, its evaluations wait for the
   next call after its end.

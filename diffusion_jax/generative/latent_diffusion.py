@@ -57,7 +57,7 @@ class LatentDiffusion(GenerativeConfigBase):
   """A diffusion model of the latents of a trained autoencoder.
 
   Attributes:
-    prediction: quantity that the network predicts, see `processes.parameterization`.
+    prediction: quantity that the network predicts, see `processes.denoiser`.
     sigma_data: standard deviation of the latents, which are scaled to 1; for prediction=edm.
     conditional: give the network the class; needs a labelled data set.
     label_dropout: fraction of training examples with a dropped condition (the parts in `dropped`),

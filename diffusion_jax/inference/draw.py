@@ -117,8 +117,8 @@ def make_interpolate(generative: GenerativeModel, mesh: Mesh) -> Callable[..., n
 
   Returns:
     The function (params, first [N H W C], second, share [K], named arrays [N ...] of the first and
-    of the second) -> images [N K H W C]. An image in between is given the mean of both arrays with
-    its share as weight, or those of the nearer if they are integers.
+    of the second) -> images [N K H W C]. An image in between gets the arrays of both ends,
+    weighted by its share; integer arrays are those of the nearer end.
 
   Raises:
     UserError: the model cannot edit images, or its sampler draws noise.

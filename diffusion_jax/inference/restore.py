@@ -153,7 +153,7 @@ def restore_weights(
     average: the average, from `parse_average`.
 
   Raises:
-    UserError: as `Checkpoints.restore`; or the average is neither tracked nor reconstructible.
+    UserError: as `store.restore_checkpoint`; or the average is neither tracked nor reconstructible.
   """
   directory = folder_of(workdir, step, average)
   meta = store.read_meta(directory, step)

@@ -120,7 +120,7 @@ class Run:
     seed: int = 0,
     batch_size: int = 64,
   ) -> UInt8[np.ndarray, "N H W C"]:
-    """Draw images; image i depends only on the seed and i.
+    """Draw images; image i depends only on the seed, i and its condition.
 
     Args:
       num: number of images N.

@@ -25,9 +25,9 @@ def outside_entries(registry: Registry, evaluating: Mapping[str, Any]) -> dict[s
 
   Args:
     registry: the likelihoods of the config's kind of model.
-    evaluating: fields of the section `eval`, of which `likelihoods` and `training_likelihoods` name
-      entries: "module:Class", whose section has the name of the class, or an entry point, whose
-      section has the same name.
+    evaluating: fields of the section `eval`. Its `likelihoods` and `training_likelihoods` may name
+      "module:Class", whose section has the name of the class, or an entry point, whose section
+      has the name of the entry point.
   """
   entries: list[str] = []
   for field in ("likelihoods", "training_likelihoods"):
@@ -50,8 +50,8 @@ def likelihoods_of(registry: Registry, parts: Mapping[str, Any]) -> dict[str, An
     parts: section name -> instance; without "eval" only the registry's own.
 
   Raises:
-    ValueError: two of them have one name, one has the name of a figure of this package, or a name
-      that is none.
+    ValueError: two figures have the same name, or one has an invalid name or that of a figure of
+      this package.
   """
   evaluating = vars(parts["eval"]) if "eval" in parts else {}
   found: dict[str, Any] = {}

@@ -4,7 +4,7 @@
               + sum_{t=2..T} KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t))          denoising
               - log p(x0 | x_1)                                                    reconstruction
 
-Source: Ho et al. 2020 (arXiv 2006.11239), equations 5 to 8; the terms are in `processes.reverse`.
+Source: Ho et al. 2020 (arXiv 2006.11239), equations 5 to 8; the terms are in `processes.posterior`.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Pure loss functions; each returns one value per example, and only step.py averages."""
+"""Pure loss functions with one value per example; only the training step averages."""
 
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.core.settings import Facts

@@ -146,7 +146,7 @@ class FullBound(LossBase):
 
   Attributes:
     sampling: distribution of times: `importance`, p_t by the size of earlier L_t, see
-      `time_history`; `uniform`, 1 / T.
+      `loss_aware_times`; `uniform`, 1 / T.
   """
 
   sampling: Literal["importance", "uniform"] = "importance"

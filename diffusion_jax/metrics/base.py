@@ -142,7 +142,7 @@ class MetricBase(Part):
   in_sweeps: ClassVar[bool] = True
 
   def min_num_samples(self, num_features: int) -> int:
-    """Return the minimum number of reference images."""
+    """Return `min_num_reference`, for any number of features."""
     del num_features
     return self.min_num_reference
 

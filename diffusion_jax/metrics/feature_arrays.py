@@ -64,7 +64,7 @@ def check_same_width(
 
 
 def row_blocks(num_rows: int, rows: int = ROWS_AT_ONCE) -> list[slice]:
-  """Return consecutive slices of at most `rows` elements that cover 0..num-1."""
+  """Return consecutive slices of at most `rows` elements that cover 0..num_rows-1."""
   return [slice(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
 
 

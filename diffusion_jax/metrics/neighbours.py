@@ -92,8 +92,8 @@ class Nearest(NamedTuple):
   """The nearest rows of a database, nearest first; ties go to the lower index.
 
   Attributes:
-    index: indices of the rows, [Q, num].
-    distance: Euclidean distances, [Q, num].
+    index: indices of the rows, [Q, K].
+    distance: Euclidean distances, [Q, K].
   """
 
   index: Int[np.ndarray, "Q K"]  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -23,9 +23,9 @@ PADDINGS = ((0, 1), (1, 1))
 
 @dataclasses.dataclass(frozen=True)
 class UNet(NetworkBase):
-  """A U-Net; the defaults are DDPM's but for `norm_groups`, equal from 128 channels on.
+  """A U-Net; the defaults are DDPM's, `norm_groups` for 128 or more channels.
 
-  From 128 channels on, the default of `norm_groups` equals DDPM's too.
+  With fewer channels it has groups of 4 channels; `norm_groups=32` is DDPM's.
 
   | field | DDPM | iDDPM | ADM | EDM's DDPM++ | EDM's NCSN++ |
   |---|---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""Compare whole configs: what a run may continue with, and whose a checkpoint is."""
+"""Compare whole configs: may a run continue, and does a checkpoint belong to it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple

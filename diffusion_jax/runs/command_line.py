@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
     """Split --config.section.field=value from the program's own flags.
 
     Raises:
-      UserError: a flag that is not there, is missing or has a wrong value.
+      UserError: a flag is unknown, missing, given twice or has a wrong value.
     """
     takes_config = any(action.dest in ("config", "workdir") for action in self._actions)
     self.usage = flag_help.usage(self.prog, self._actions)
@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
     for action in self._actions:  # including those of groups
       flag_help.complete(action)
       action.type = _naming_its_flag(action)
-      action.required = False  # an unknown flag is told before a missing one, which it may be
+      action.required = False  # report an unknown flag first: it may be the missing one, misspelt
     overrides = [parse_override(a) for a in argv if a.startswith("--config.")]
     flags = [a for a in argv if not a.startswith("--config.")]
     args, unknown = self.parse_known_args(flags)

@@ -128,7 +128,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def all_parts() -> list[Part]:
-  """Return the sections of all kinds of models; twice if two kinds have other entries of one."""
+  """Return the sections of all kinds of models; once per set of entries if these differ."""
   models_of: dict[str, list[tuple[Section, list[str]]]] = {"generative": [(GENERATIVES, [])]}
   for model, cls in GENERATIVES.items():
     for name, section in cls.sections.items():

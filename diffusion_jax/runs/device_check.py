@@ -10,7 +10,7 @@ import time
 
 
 def check_devices() -> dict:
-  """Return platform, kind and number of the devices, and what each trial gave."""
+  """Return platform, kind and number of the devices, and the result of each trial."""
   import jax
 
   started = time.perf_counter()

@@ -26,7 +26,7 @@ from diffusion_jax.runs import device_check, machine
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "rich")
 DEVICE_LIMIT_SEC = 120.0
 LEAST_BYTES, FEW_BYTES = 10**9, 10**10
-"""Free space below which nothing can be trained, and below which it may not last."""
+"""Free space, bytes: too little to train below the first, scarce below the second."""
 
 HELD = "end other programs that use the device (see nvidia-smi), or pip install -U jax jaxlib"
 
@@ -68,7 +68,7 @@ def doctor_parser() -> argparse.ArgumentParser:
 
 
 def examine(argv: Sequence[str]) -> bool:
-  """Print each finding when it is made; return whether nothing must be changed.
+  """Print each finding as it is made; return True if nothing must be changed.
 
   Raises:
     DoctorUsageError: a wrong flag.
@@ -149,7 +149,7 @@ def unmet_requirements() -> list[str]:
 
 
 def hidden_libraries(env: Mapping[str, str]) -> Finding:
-  """Check for the user's files that have the name of a library."""
+  """Check for files of the user that have the name of a library."""
   package = Path(__file__).resolve().parent.parent
   found = machine.hiding_files(machine.folders_first_on_path(env), package)
   if not found:
@@ -163,7 +163,7 @@ def hidden_libraries(env: Mapping[str, str]) -> Finding:
 
 
 def folders(env: Mapping[str, str]) -> Iterator[Finding]:
-  """Check that runs, the cache and data sets can be written, and the room that they have."""
+  """Check that runs, the cache and data sets can be written, and their free space."""
   home = Path(env.get("HOME") or "~").expanduser()
   cache = Path(env.get("XDG_CACHE_HOME") or home / ".cache").expanduser() / "diffusion_jax"
   programs = Path(env.get("JAX_COMPILATION_CACHE_DIR") or cache / "xla").expanduser()
@@ -181,10 +181,10 @@ def folder_finding(name: str, folder: Path, state: str, remedy: str) -> Finding:
   """Check one folder, or where it will be created.
 
   Args:
-    name: what it is for.
-    folder: its path.
-    state: how bad it is that it cannot be written.
-    remedy: what to type then.
+    name: name of the check.
+    folder: path of the folder.
+    state: state of the finding if the folder cannot be written.
+    remedy: what to type in that case.
   """
   place = next((p for p in (folder, *folder.absolute().parents) if os.path.lexists(p)), folder)
   missing = "" if place == folder else " (not created yet)"
@@ -228,7 +228,7 @@ def try_devices(env: Mapping[str, str], limit_sec: float = DEVICE_LIMIT_SEC) -> 
 
 
 def device_findings(devices: Mapping[str, Any]) -> Iterator[Finding]:
-  """Judge what the trial of the devices gave."""
+  """Yield the findings from the result of `try_devices`."""
   if "error" in devices:
     yield Finding("devices", FAULT, devices["error"], devices["remedy"])
     return

@@ -1,7 +1,7 @@
 """Stand-ins for parts of a run that cannot be loaded and that only training needs.
 
-A loss, an optimizer and a data set serve the training. If a user's own is deleted or renamed
-afterwards, samples and figures can still be made; what does need the part says what is wrong.
+Only training needs a loss, an optimizer and a data set. If a user's own is deleted or renamed
+afterwards, the run can still be sampled and measured; any use of the part raises an error.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class GonePart:
 
 
 class GoneDataSet(GonePart):
-  """A data set; a model asks only whether its images are encoded, which they are if needed."""
+  """A data set that fits any model: a model only checks that latents exist if it needs them."""
 
   flip = False
   has_latents = True
@@ -46,7 +46,7 @@ class GoneOptimizer(GonePart):
 
 
 class GoneLoss(GonePart):
-  """A loss that fits any model: `needs_variance`, `gives_end_time` are the network's."""
+  """A loss that fits any model; `needs_variance` and `gives_end_time` follow the network."""
 
   needs_derivative = False
   needs_levels = False
@@ -73,12 +73,12 @@ class GoneLoss(GonePart):
 def unusable_parts(
   config: Sections, layout: Mapping[str, Section], overrides: Sequence[Override]
 ) -> dict[str, UserError]:
-  """Return section -> error for parts only of the training that cannot be loaded.
+  """Return section -> error for parts that only training needs and that cannot be loaded.
 
   Args:
     config: sections of a stored run.
     layout: name -> registry or class of each section.
-    overrides: a section that they change is wanted, so its error is not put off.
+    overrides: overrides of the config; a section that they change must be loadable.
   """
   changed = {o.section for o in overrides}
   found = {}

@@ -27,7 +27,7 @@ _outside: dict[str, Any] = {}
 
 
 def hold_jax_as_written() -> None:
-  """Set them for all threads of the process."""
+  """Set the required settings for all threads of the process."""
   for name, value in AS_WRITTEN.items():
     jax.config.update(name, value)
 

@@ -1,4 +1,4 @@
-"""Look at the machine without JAX: accelerators, libraries, and files that hide a library."""
+"""Inspect the machine without JAX: accelerators, libraries, files that hide a library."""
 
 import importlib.metadata
 import os
@@ -14,7 +14,7 @@ LIBRARIES = (
   "rich", "absl", "etils", "jaxtyping", "jinja2", "google", "ml_collections", "tensorboardX",
   "tensorflow", "tensorflow_datasets", "array_record", "diffrax", "equinox", "torch", "wandb",
 )  # fmt: skip
-"""Modules that the programs import, by the names that a file of the user may have too."""
+"""Modules that the programs import; a user's file of such a name would hide the module."""
 
 UNUSED = ("antigravity", "idlelib", "test", "this", "tkinter", "turtle", "turtledemo")
 """Modules of Python that nothing here imports."""
@@ -72,7 +72,7 @@ def cuda_version(env: Mapping[str, str], devices: Path = Path("/dev")) -> str | 
   """Return the newest CUDA version that an NVIDIA driver supports.
 
   Returns:
-    A version such as "12.8"; empty for a GPU whose driver does not tell it; None without a GPU.
+    A version such as "12.8"; empty for a GPU whose driver does not report it; None without a GPU.
   """
   has_device = any(re.fullmatch(r"nvidia\d+", p.name) for p in devices.glob("nvidia*"))
   if (program := shutil.which("nvidia-smi", path=env.get("PATH"))) is not None:
@@ -89,7 +89,7 @@ def cuda_version(env: Mapping[str, str], devices: Path = Path("/dev")) -> str | 
 
 
 def has_tpu(env: Mapping[str, str], devices: Path = Path("/sys/bus/pci/devices")) -> bool:
-  """Return whether this machine, or its environment, tells of a TPU."""
+  """Return whether this machine has a TPU, or its environment declares one."""
   if any(env.get(name) for name in TPU_VARIABLES):
     return True
   for path in devices.glob("*/vendor"):

@@ -20,28 +20,28 @@ from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.types import UserError
 
 CHOSEN = "chosen_config.json"
-"""File in a run's folder with the config that its data have led to, before overrides."""
+"""File in a run's folder with the config chosen from its data, before overrides."""
 
 SIZES = (8, 16, 32, 64, 128, 256)
 MAX_SIZE = {"cpu": 32, "accelerator": 64}
-"""Largest resolution that is chosen by itself, pixels per side."""
+"""Largest resolution that is chosen automatically, pixels per side."""
 
 MIN_PER_CLASS = 5
-"""Number of images per class from which labels are worth learning, on average."""
+"""Least mean number of images per class for which labels are used."""
 
 MIN_HELD_OUT = 20
-"""Number of images from which some are held out."""
+"""Least number of images of which some are held out."""
 
 MAX_HELD_OUT = 5000
 MANY_IMAGES = 10_000
-"""Number of images from which a network needs no dropout."""
+"""Least number of images for which the network has no dropout."""
 
 MAX_ATTENTION = 16
 """Largest side, in pixels, at which attention is chosen."""
 
 MIN_COLUMNS = 2
 MAX_ROWS = 30
-"""Number of classes in the table."""
+"""Largest number of classes in the table."""
 
 RECIPE: Mapping[str, Mapping[str, Any]] = {
   "generative": {"name": "diffusion", "prediction": "edm", "sigma_data": 0.5},
@@ -90,7 +90,7 @@ def folder_for_data(text: str) -> Path:
 
 
 def recipe_of(text: str) -> dict[str, dict[str, Any]]:
-  """Return the config before anything of the data is read, to check flags early.
+  """Return the config as known before the data are read, to check flags early.
 
   Raises:
     UserError: there are no such data.

@@ -1,4 +1,4 @@
-"""Read what a run's folder says of it, damaged or not; nothing here imports JAX."""
+"""Read the facts about a run from its folder, damaged or not; nothing here imports JAX."""
 
 import dataclasses
 import fcntl
@@ -12,7 +12,7 @@ from typing import Any
 from diffusion_jax.core.printing import printable
 
 MAX_DEPTH = 3
-"""Levels of folders below the given one in which runs are found."""
+"""Number of levels of folders that are searched for runs."""
 
 UNDECIDED = ("logging", "distributed")
 """Sections that say nothing about a run's results."""
@@ -38,7 +38,7 @@ class RunFacts:
   Attributes:
     name: folder, relative to the folder that was searched.
     state: running, finished, stopped, damaged, or foreign for a folder without a run.
-    problem: reason of the last two; empty for the others.
+    problem: what is wrong with a damaged or foreign folder; empty for others.
     kind: the generative model and the data set.
     step, num_steps: last step that left a trace, and length of the run.
     loss: loss on the held-out split when it was last measured.
@@ -62,8 +62,8 @@ class RunFacts:
 def find_runs(root: Path) -> list[RunFacts]:
   """Return the facts about each run in a folder, sorted by name.
 
-  A folder directly below without any run is a line of its own. Nothing is raised for a folder that
-  cannot be read.
+  A folder directly below `root` in which there is no run has its own entry, state "foreign". A
+  folder that cannot be read raises no error.
 
   Args:
     root: a folder with runs, or a run.

@@ -1,10 +1,10 @@
 """List runs with their figures and the config fields in which they differ.
 
   diffusion-jax runs                                  those in runs/
-  diffusion-jax runs runs/sweep --sort=fd_digits      the best first; --sort=-step: the most first
+  diffusion-jax runs runs/sweep --sort=fd_digits      the smallest first; -fd_digits: the largest
   diffusion-jax runs --format=csv > runs.csv          every figure and every differing field
 
-A sweep can be read without any service. Folders that are damaged, or no runs, have a line too.
+It needs no service. Damaged folders, and folders that hold no run, have a line too.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.runs.run_facts import UNDECIDED, Figure, RunFacts, find_runs
 
 MOST_FIGURES, MOST_FIELDS = 4, 6
-"""Columns of a table, beyond which --format=csv and json tell more."""
+"""Largest number of columns for figures and fields in a table; csv and json have all."""
 
 FACTS: dict[str, Callable[[RunFacts], Any]] = {
   "name": lambda run: run.name,
@@ -34,7 +34,7 @@ FACTS: dict[str, Callable[[RunFacts], Any]] = {
 
 
 class UsageError(Exception):
-  """Raised for what is typed wrongly; the message is one line."""
+  """Raised for wrong arguments; the message is one line."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
   flags.add_argument("folder", nargs="?", default="runs", metavar="DIR",
                      help="a folder with runs, or a run [default: runs]")  # fmt: skip
   flags.add_argument("--sort", default="name", metavar="FIELD",
-                     help="a column or section.field; -FIELD: falling [default: name]")  # fmt: skip
+                     help="a column or section.field; -FIELD reverses [default: name]")  # fmt: skip
   flags.add_argument("--format", choices=["table", "csv", "json"], default="table",
                      help="the output [default: table]")  # fmt: skip
   return flags
@@ -77,7 +77,7 @@ def table_of_runs(argv: Sequence[str]) -> str:
 
 
 def sort_runs(runs: Sequence[RunFacts], field: str) -> list[RunFacts]:
-  """Return the runs sorted by a column, numbers before words and those without a value last.
+  """Return the runs sorted by a column: numbers, then texts, then runs without a value.
 
   Raises:
     UsageError: no run has such a column.
@@ -112,7 +112,7 @@ def _order(value: Any) -> tuple[bool, Any]:
 def differing_fields(runs: Sequence[RunFacts]) -> list[str]:
   """Return the config fields, as section.field, that differ between runs.
 
-  Fields of how a run is logged or distributed do not count.
+  The sections in UNDECIDED do not count.
   """
   configs = [run.config for run in runs if run.config]
   names = list(dict.fromkeys(name for config in configs for name in config))
@@ -121,7 +121,7 @@ def differing_fields(runs: Sequence[RunFacts]) -> list[str]:
 
 
 def _table_fields(runs: Sequence[RunFacts]) -> list[str]:
-  """Return the differing fields for a table: of a part that itself differs, only its name."""
+  """Return the differing fields for a table; if a part is another one, only its name."""
   fields = differing_fields(runs)
   other = {name.partition(".")[0] for name in fields if name.endswith(".name")}
   return [n for n in fields if n.endswith(".name") or n.partition(".")[0] not in other]

@@ -132,10 +132,10 @@ def _say_once(line: str) -> None:
 
 
 def _check_unedited(path: Path, config: Mapping[str, Any], checkpoints: Path) -> None:
-  """Compare config.json with the configs in the checkpoints; one must be of this run.
+  """Compare config.json with the configs in the checkpoints; one of them must fit.
 
   Raises:
-    UserError: all that can be read are of a run with other settings.
+    UserError: every checkpoint that can be read has other settings.
   """
   edits: list[str] = []
   for step in reversed(store.saved_steps(checkpoints)):
@@ -154,7 +154,7 @@ def _check_unedited(path: Path, config: Mapping[str, Any], checkpoints: Path) ->
 
 
 def _edit(config: Mapping[str, Any], saved: Mapping[str, Any], most: int = 4) -> str | None:
-  """Return what to undo in a config.json to have the run of a checkpoint, or None."""
+  """Describe the edits to undo in a config.json so that it fits a checkpoint, or return None."""
   ours, theirs = experiments.of_today(config), experiments.of_today(saved)
   if ours == theirs:
     return None

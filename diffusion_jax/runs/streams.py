@@ -93,9 +93,9 @@ def leave_out_repeats() -> None:
   """
   logging.getLogger("absl").addFilter(_is_not_of_orbax)  # an existing filter is not added again
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # only Orbax uses it
-  # A useless write, reported when Python ends, with or without a file's name.
+  # Tasks that a failed save leaves behind; Python reports them when it ends.
   warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
-  # What overflows or is not finite is told by the error that it leads to, not by lines of source.
+  # Overflow and NaN are reported by the error that follows, not by lines of source.
   warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"diffusion_jax\.")
   if getattr(sys.unraisablehook, "func", None) is not _report:
     sys.unraisablehook = functools.partial(_report, sys.unraisablehook)

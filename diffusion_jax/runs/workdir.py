@@ -86,7 +86,7 @@ def prepare_workdir(workdir: Path, fresh: bool) -> None:
 
 
 def _holds_run(folder: Path) -> bool:
-  """Return whether a run has begun in a folder: others have config.json and checkpoints/ too."""
+  """Return whether a run has begun in a folder; other programs write config.json too."""
   checkpoints = folder / "checkpoints"
   steps = [checkpoints / str(step) for step in saved_steps(checkpoints)]
   if (folder / ".lock").exists() or any((s / p).exists() for s in steps for p in PARTS):

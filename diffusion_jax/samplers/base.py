@@ -215,7 +215,7 @@ def keys_per_example(key: Key | Keys, num_images: int) -> Keys:
   """Return one key per example.
 
   Args:
-    key: one key, from which example i uses the i-th, or [num] keys.
+    key: one key, from which example i uses the i-th, or one key per example.
     num_images: number of examples.
 
   Raises:

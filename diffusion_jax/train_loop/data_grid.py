@@ -14,13 +14,13 @@ from diffusion_jax.training.logger import Logger
 from diffusion_jax.types import UserError
 
 MAX_READ = 512
-"""Number of images that are read, from which each class takes its rows."""
+"""Number of images that are read; those of a class fill its column."""
 
 
 def write_data_grid(job: Job) -> None:
   """Write samples/data.png and print its path, unless it exists.
 
-  Images that cannot be read are reported by the training that meets them.
+  Unreadable images give no grid; training reports them when it reads them.
   """
   path = data_grid_path(job.workdir)
   if path.exists() or job.train.spec.channels not in (1, 3):
@@ -38,7 +38,7 @@ def data_grid_path(workdir: Path) -> Path:
 
 
 def show_data_grid(workdir: Path, logger: Logger, first_step: int) -> None:
-  """Send the grid to the run's trackers, if the run begins; a resumed one has sent it."""
+  """Send the grid to the trackers at the first start of a run; later starts need not."""
   path = data_grid_path(workdir)
   if first_step == 0 and path.exists():
     with contextlib.suppress(OSError):

@@ -32,11 +32,11 @@ def train(
 ) -> Run:
   """Train a model, or continue its run, as the command line does, in this process.
 
-  Compiled programs are kept in the user's cache, as `jax_compilation_cache_dir` then says.
+  Compiled programs are kept in the user's cache: it sets `jax_compilation_cache_dir`.
 
   Args:
     config: name of a shipped config, path of a config file, or the sections themselves.
-    data: instead of a config: a folder, an archive, an .npz or a name, as `train --data`.
+    data: a folder, an archive, an .npz or a name, as in `train --data`; in place of a config.
     workdir: the run's folder; None: `runs/NAME` of the config or the data.
     fresh: start over; the old run is moved aside.
     sections: changes per section, as a mapping of fields (`training=dict(num_steps=20)`; another

@@ -32,9 +32,9 @@ class Logging(Part):
     tensorboard: also write scalars and grids to tensorboard/.
     wandb_project: Weights & Biases project that also gets scalars, grids, the config and the
       evaluations; none: no project.
-    wandb_tags: tags of the run there.
-    wandb_group: group of runs there that it belongs to, such as a sweep; none: no group.
-    wandb_job_type: its kind within the group, such as train; none: no kind.
+    wandb_tags: tags of the Weights & Biases run.
+    wandb_group: group of the Weights & Biases run, such as a sweep; none: no group.
+    wandb_job_type: kind of the run within its group, such as train; none: no kind.
   """
 
   every_steps: int = 100
@@ -192,7 +192,7 @@ class Logger:
     return path if self._try("a picture", lambda: write_png(path, grid)) else None
 
   def show(self, step: int, name: str, grid: UInt8[np.ndarray, "H W C"]) -> None:
-    """Send a grid that has its file already to every sink."""
+    """Send a grid whose file exists already to every sink."""
     self._tell(lambda sink: sink.image(step, name, grid))
 
   def close(self) -> None:

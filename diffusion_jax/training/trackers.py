@@ -52,8 +52,8 @@ class Events:
 
   Args:
     folder: folder of the event files; a second writer may add a file of its own.
-    start_step: first step of a start of training, after which steps of a dead run are discarded;
-      none: nothing is discarded.
+    start_step: step from which training starts; TensorBoard discards later steps of a killed run.
+      None: nothing is discarded.
   """
 
   def __init__(self, folder: Path, start_step: int | None):
@@ -107,12 +107,12 @@ class Events:
 
 
 class WeightsAndBiasesRun(NamedTuple):
-  """A run of Weights & Biases, which all programs continue that work on the run's folder.
+  """A run of Weights & Biases, continued by every program that works on the run's folder.
 
   Attributes:
     workdir: the run's folder, whose file wandb_id has the identity.
     project: its project.
-    tags, group, job_type: where it is found there.
+    tags, group, job_type: its tags, group and kind there.
   """
 
   workdir: Path
@@ -137,7 +137,7 @@ class WeightsAndBiases:
     self._run = _open_wandb(run, resolved)
 
   def config(self, resolved: Mapping[str, Mapping[str, Any]]) -> None:
-    del resolved  # the run has begun with it
+    del resolved  # passed when the run was opened
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     self._run.log(dict(values), step=step)
@@ -154,7 +154,7 @@ class WeightsAndBiases:
     values: Mapping[str, float],
     grids: Mapping[str, UInt8[np.ndarray, "H W C"]],
   ) -> None:
-    """Send what was measured of a checkpoint, plotted over the checkpoints' steps.
+    """Send the measurements of a checkpoint, plotted over the steps of checkpoints.
 
     The run's own step only rises, and a checkpoint may be measured long after it.
 

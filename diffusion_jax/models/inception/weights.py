@@ -26,11 +26,13 @@ URLS = (
   "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
   "weights-inception-2015-12-05-6726825d.pth",
 )
-"""Two places of the same file."""
+"""Two addresses of the same file."""
 
 SIZE = 95_628_359
-MAX_BYTES = 4 * SIZE  # limit for a file with these weights, also in float64
 """Size of the published file, bytes."""
+
+MAX_BYTES = 4 * SIZE
+"""Largest size of a file with these weights, also in float64, bytes."""
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """SHA-256 of the published file."""
@@ -48,7 +50,7 @@ class Weights(NamedTuple):
   """A network's weights and their source.
 
   Attributes:
-    params: parameters for `inception.apply`.
+    params: parameters for `network.apply`.
     sha256: SHA-256 of the PyTorch file that they come from.
     is_published: true if that is the published file; only its features may be called FID's.
   """
@@ -67,7 +69,7 @@ def load_weights(path: Path | None = None, expected: str | None = PUBLISHED) -> 
   """Read and check the weights.
 
   Args:
-    path: the PyTorch file or the .npz made from it; None for `default_path()`.
+    path: the PyTorch file or the .npz made from it; None for `default_weights_path()`.
     expected: PUBLISHED, or the required SHA-256 of the PyTorch file, or None: any file of the same
       network.
 
