@@ -2,8 +2,9 @@
 
   python -m diffusion_jax.features --config=ddpm_digits
 
-Trains on the training split. Metrics such as fd_digits use its last hidden layer. `evaluate` trains
-it automatically if needed.
+Trains on the training split. Metrics such as fd_digits use its last hidden layer. A data set without
+labels gets fixed random convolutions, standardised on the training split. `evaluate` makes either
+automatically if needed.
 """
 
 from diffusion_jax.core.files import check_file, user_path

@@ -41,7 +41,7 @@ class Checkpointing(Part):
   Attributes:
     every_steps: steps between two checkpoints; the last step is always saved.
     keep_last: number of newest checkpoints to keep.
-    keep_every_steps: keep checkpoints at multiples of this for good; none: no others.
+    keep_every_steps: keep checkpoints at multiples of this for good; none: only the newest ones.
   """
 
   every_steps: int = 1000

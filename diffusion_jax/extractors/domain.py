@@ -106,7 +106,7 @@ def _write_random(train: Source, path: Path) -> Extractor:
 
 
 def load_domain(path: Path) -> Extractor:
-  """Read a classifier's file.
+  """Read a file from `train_domain`: of a classifier, or of random convolutions.
 
   Raises:
     UserError: the file is missing, damaged or of another kind.

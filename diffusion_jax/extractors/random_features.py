@@ -25,10 +25,10 @@ SMALLEST_SIDE = 4
 """Side at which halving of the resolution stops, pixels."""
 
 MAX_IMAGES = 2048
-"""Number of training images on which the features are standardised."""
+"""Largest number of training images on which the features are standardised."""
 
 LIMIT = 4.0
-"""Largest deviation of a feature, standard deviations: no picture outweighs all others."""
+"""Bound of a standardised feature, so that no picture outweighs all others."""
 
 CHUNK = 256
 

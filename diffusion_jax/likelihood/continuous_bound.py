@@ -26,7 +26,7 @@ from diffusion_jax.types import Estimate, Examples, Keys
 MAX_LOG_SNR = 20.0
 """Minus the log-SNR where the integral ends on a process that ends in pure noise.
 
-The rest of the integral is below e^-20.
+The rest of the integral is about e^-20 nats per dimension.
 """
 
 

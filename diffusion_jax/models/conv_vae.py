@@ -56,7 +56,7 @@ class ConvVAE(Part):
     latent_channels: c of spatial latents [h w c], which are as large as the last level; latent_dim
       is then unused. None: z is a vector.
     channels: width at full resolution.
-    multipliers: width of each level over `channels`; every level halves the resolution.
+    multipliers: width of each level over `channels`; each level after the first halves the sides.
     num_blocks: residual blocks per level.
     dropout: dropout rate in the residual blocks.
     norm_groups: number of groups of the group normalisation, a divisor of `channels`; none: width /
@@ -111,7 +111,7 @@ class ConvVAE(Part):
       num_outputs: P, parameters per pixel of the observation model.
 
     Raises:
-      ValueError: the image's sides cannot be halved once per level.
+      ValueError: the image's sides cannot be halved between all levels.
     """
     factor = 2 ** (len(self.multipliers) - 1)
     if spec.height % factor or spec.width % factor:

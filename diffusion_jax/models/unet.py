@@ -49,7 +49,7 @@ class UNet(NetworkBase):
 
   Attributes:
     channels: width at full resolution.
-    multipliers: width of each level over `channels`; every level halves the resolution.
+    multipliers: width of each level over `channels`; each level after the first halves the sides.
     num_blocks: residual blocks per level on the way down; one more on the way up.
     attention_resolutions: sides, in pixels, at which attention follows the blocks. The middle
       always has attention.
@@ -168,8 +168,8 @@ class UNet(NetworkBase):
       num_labels: size of the label embedding (the null class included), 0 for unconditional.
 
     Raises:
-      ValueError: the image's sides cannot be halved once per level, heads do not divide a width, or
-        a named array is neither.
+      ValueError: the image's sides cannot be halved between all levels, heads do not divide a
+        width, or a named array is neither.
     """
     factor = 2 ** (len(self.multipliers) - 1)
     if spec.height % factor or spec.width % factor:

@@ -2,8 +2,8 @@
 
 alpha_t^2 = sigmoid(lambda_t), sigma_t^2 = sigmoid(-lambda_t); a schedule is its log-SNR lambda_t
 and the inverse. On larger images the same schedule destroys less information, since neighbouring
-pixels are redundant: `shift` adds to lambda, e.g. 2 log(64 / pixels per side) (Hoogeboom et al.
-2023, arXiv 2301.11093, equation 4).
+pixels are redundant: `shift` adds to lambda, e.g. 2 log(64 / pixels per side), or with 32 in place
+of 64 (Hoogeboom et al. 2023, arXiv 2301.11093, equation 4).
 """
 
 import dataclasses

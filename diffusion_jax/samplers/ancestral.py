@@ -19,9 +19,9 @@ from diffusion_jax.samplers.linear import (
 
 @dataclasses.dataclass(frozen=True)
 class Ancestral(LinearSampler):
-  """x_s ~ N(posterior mean given the x0 estimate, variance); no noise on the last step.
+  """x_s ~ N(posterior mean given the x0 estimate, variance); no noise in a step to the data.
 
-  The last step goes to the data. With v = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, the variance
+  With v = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, the variance
   added from the next grid point s to t: fixed_large is v; fixed_small is the posterior's
   v sigma_s^2 / sigma_t^2; learned interpolates between their logarithms by the network's output,
   per dimension, also on a respaced grid.
@@ -33,7 +33,7 @@ class Ancestral(LinearSampler):
     variance: variance of the added noise; auto: learned if the network gives variances, else
       fixed_large.
     spacing: placement of the steps in time, see `grids.make_grid`. auto is trailing on a process
-      with steps, as for DDIM with eta = 1, which this is; Improved DDPM's respacing is linspace.
+      with steps, as for DDIM; Improved DDPM's respacing is linspace.
   """
 
   steps: int = 1000

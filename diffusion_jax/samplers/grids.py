@@ -96,7 +96,7 @@ def make_grid(
     final: "data": the last step goes from min_time to alpha 1, sigma 0; if min_time itself has no
       noise, it is this endpoint. "min_time": the last of the S steps ends there.
     rho: exponent of karras.
-    auto_by_step: meaning of auto on a process with steps; each sampler has its own.
+    auto_by_step: meaning of auto on a process with steps, which differs between samplers.
 
   Raises:
     ValueError: the process does not have such a grid.
