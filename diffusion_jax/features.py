@@ -2,8 +2,8 @@
 
   python -m diffusion_jax.features --config=ddpm_digits
 
-Trains on the training split. Metrics such as fd_digits use its last hidden layer. A data set without
-labels gets fixed random convolutions, standardised on the training split. `evaluate` makes either
+Trains on the training split. Metrics such as fd_digits use its last hidden layer. For a data set
+without labels it standardises fixed random convolutions instead. `evaluate` does either
 automatically if needed.
 """
 
