@@ -27,6 +27,7 @@ from diffusion_jax.data.reading import (
 from diffusion_jax.data.source import (
   About,
   ArraySource,
+  DecodedSource,
   Source,
   check_fit,
   check_test_fraction,
@@ -34,7 +35,7 @@ from diffusion_jax.data.source import (
   fits_in_memory,
   fixed_order,
 )
-from diffusion_jax.types import UserError
+from diffusion_jax.types import ImageSpec, UserError
 
 INSTALL = "pip install 'diffusion_jax[hf]'"
 AUTO = "auto"
@@ -49,7 +50,8 @@ ADVICE = "repair them, or leave them out with `data.unreadable=skip`"
 class HuggingFace(DataSetBase):
   """An image data set of Hugging Face's `datasets`; it needs the extra `hf`.
 
-  Its images are decoded at image_size into the memory.
+  Its images are decoded at image_size into the memory, or, if they exceed max_ram_gib, as they are
+  read: the library maps its files into memory and copies none.
 
   Attributes:
     dataset: name of the set, e.g. "ylecun/mnist"; downloaded into the library's own cache.
@@ -65,7 +67,7 @@ class HuggingFace(DataSetBase):
       resizing.
     channels: 1 for grey, 3 for colour; pictures are converted.
     unreadable: refuse and list all unreadable pictures, or skip them.
-    max_ram_gib: largest decoded size of a split, in GiB.
+    max_ram_gib: largest decoded size of a split, in GiB, that is kept in memory.
     flip: mirror half of the training images, chosen at random.
   """
 
@@ -101,22 +103,28 @@ class HuggingFace(DataSetBase):
     image_key, label_key = self._columns(rows.features, name)
     labels, classes = _read_labels(rows, label_key)
     reader = self._reader(rows, image_key)
-    spec = (*self._one_size(reader), self.channels)
-    if not fits_in_memory(len(rows), int(np.prod(spec)), self.max_ram_gib):
-      raise UserError(
-        f"{self._where}: {len(rows):,} images of {spec[0]}x{spec[1]} exceed `data."
-        f"max_ram_gib={self.max_ram_gib:g}`; set a smaller `data.image_size=...`, or raise it"
-      )
-    digest = files_digest(f"{rows._fingerprint} {image_key} {spec} {self.image_size}", ())
-    tolerant = self.unreadable == "skip"
-    decoded = decode_pictures(reader, spec, len(rows), digest, tolerant)
-    kept = np.setdiff1d(np.arange(len(rows)), list(decoded.broken))
+    headers = [_header(row[image_key]) for row in rows.select_columns([image_key])]
+    broken = {i: str(header) for i, header in enumerate(headers) if isinstance(header, Broken)}
+    tolerant, images = self.unreadable == "skip", None
+    if broken and not tolerant:
+      raise reader.refuse(broken)
+    shape = (*self._one_size(headers), self.channels)
+    if fits_in_memory(len(rows), int(np.prod(shape)), self.max_ram_gib):
+      digest = files_digest(f"{rows._fingerprint} {image_key} {shape} {self.image_size}", ())
+      images, found = decode_pictures(reader, shape, len(rows), digest, tolerant)
+      broken |= found
+    kept = np.setdiff1d(np.arange(len(rows)), list(broken))
     part = self._part(len(kept), split)
-    about = self._about(reader, rows, image_key, decoded.broken, f"{name} of {self._where}")
+    numbers = labels[kept][part]
+    about = self._about(reader, headers, broken, f"{name} of {self._where}")
     about = about._replace(classes=classes)
-    numbers = labels[kept][part] if classes else None
     title = f"{self.dataset or Path(self.path or '').name} {name}"
-    return ArraySource(title, decoded.images[part], numbers, 256, len(classes), about)
+    if images is not None:
+      own = numbers if classes else None
+      return ArraySource(title, images[part], own, 256, len(classes), about)
+    spec, places = ImageSpec(*shape, 256, len(classes)), kept[part]
+    read = lambda i: (reader(int(places[i])), int(numbers[i]))  # noqa: E731
+    return DecodedSource(title, spec, len(places), read, about)
 
   def has_split(self, split: str) -> bool:
     return split == "train" or bool(self.test_fraction) or self._test_name() is not None
@@ -126,7 +134,7 @@ class HuggingFace(DataSetBase):
     rows = self._rows(self.train_split)
     image_key, label_key = self._columns(rows.features, self.train_split)
     index = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), NUM_PROBES)).astype(int))
-    headers = [read_header(_file(rows[int(i)][image_key])) for i in index]
+    headers = [_header(rows[int(i)][image_key]) for i in index]
     headers = [header for header in headers if isinstance(header, Header)]
     _, classes = _read_labels(rows, label_key)
     is_grey = all(header.is_grey for header in headers)
@@ -222,16 +230,19 @@ class HuggingFace(DataSetBase):
 
     return Reader(len(rows), load, lambda index: f"row {index}", self._where, ADVICE)
 
-  def _one_size(self, reader: Reader[np.ndarray]) -> tuple[int, int]:
+  def _one_size(self, headers: Sequence[Header | Broken]) -> tuple[int, int]:
+    """Return the height and width of every image."""
+    sizes = {header.size for header in headers if isinstance(header, Header)}
+    if not sizes:
+      raise UserError(f"{self._where}: none of its {len(headers):,} images can be read")
     if self.image_size is not None:
       return self.image_size, self.image_size
-    shapes = {reader(index).shape[:2] for index in range(reader.num_pictures)}
-    if len(shapes) > 1:
-      side = min(min(shape) for shape in shapes)
+    if len(sizes) > 1:
+      side = min(min(size) for size in sizes)
       raise UserError(
-        f"{self._where}: its images have {len(shapes):,} sizes; set `data.image_size={side}`"
+        f"{self._where}: its images have {len(sizes):,} sizes; set `data.image_size={side}`"
       )
-    return shapes.pop()
+    return sizes.pop()
 
   def _part(self, num_images: int, split: str) -> np.ndarray:
     """Return the positions of a split among the readable images."""
@@ -242,9 +253,12 @@ class HuggingFace(DataSetBase):
     return np.sort(order[:num_train] if split == "train" else order[num_train:])
 
   def _about(
-    self, reader: Reader, rows: Any, image_key: str, broken: Mapping[int, str], origin: str
+    self,
+    reader: Reader,
+    headers: Sequence[Header | Broken],
+    broken: Mapping[int, str],
+    origin: str,
   ) -> About:
-    headers = [read_header(_file(row[image_key])) for row in rows.select_columns([image_key])]
     sizes = [h.size for i, h in enumerate(headers) if isinstance(h, Header) and i not in broken]
     files = FileCounts(count_treatments(sizes, self.image_size), count_reasons(broken.values()))
     return About(origin=origin, notes=unreadable_notes(dict(broken), reader), files=files)
@@ -262,11 +276,19 @@ def _library() -> Any:
   return datasets
 
 
-def _file(cell: Mapping[str, Any]) -> str | io.BytesIO:
+def _file(cell: Mapping[str, Any] | None) -> str | io.BytesIO:
   """Return the file of an undecoded image, or its bytes."""
   if cell is None:
     raise Broken("no image")
   return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
+
+
+def _header(cell: Mapping[str, Any] | None) -> Header | Broken:
+  """Return the header of an undecoded image, or why it has none."""
+  try:
+    return read_header(_file(cell))
+  except Broken as broken:
+    return broken
 
 
 def _read_labels(rows: Any, key: str | None) -> tuple[np.ndarray, list[str]]:
