@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import xla_flags
 from tiny import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +42,7 @@ def start(workdir: Path) -> subprocess.Popen:
   command = [sys.executable, "-m", "diffusion_jax.train", *FLAGS, f"--workdir={workdir}"]
   return subprocess.Popen(
     command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    env={**os.environ, "XLA_FLAGS": xla_flags.FAST},
   )  # fmt: skip
 
 

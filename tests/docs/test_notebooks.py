@@ -5,6 +5,7 @@ import os
 import re
 
 import pytest
+import xla_flags
 from site_hooks import ROOT, hook
 
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
@@ -52,7 +53,7 @@ def test_it_runs(path, tmp_path, monkeypatch):
     code.source = re.sub(rf"^{name} = .*$", f"{name} = {value}", code.source, flags=re.MULTILINE)
   monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
   monkeypatch.setenv("MPLBACKEND", "agg")
-  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # and one device
+  monkeypatch.setenv("XLA_FLAGS", xla_flags.FAST)  # and one device
   (tmp_path / "tiny_config.py").write_text(TINY_CONFIG)
   nbclient.NotebookClient(
     notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+import xla_flags
 from tiny import TINY
 
 from diffusion_jax.checkpoints import store
@@ -58,7 +59,7 @@ def free_port():
 
 
 def environment(devices, **extra):
-  flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+  flags = f"--xla_force_host_platform_device_count={devices} {xla_flags.FAST}"
   return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **extra}
 
 

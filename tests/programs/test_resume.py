@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import xla_flags
 from tiny import TINY
 
 from diffusion_jax.checkpoints import store
@@ -38,7 +39,7 @@ def begin(workdir):
   command = [sys.executable, "-m", "diffusion_jax.train", *FLAGS, f"--workdir={workdir}"]
   return subprocess.Popen(
     command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    env={**os.environ, "XLA_FLAGS": xla_flags.FAST},
   )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import xla_flags
 from tiny import TINY
 
 from diffusion_jax import train
@@ -114,7 +115,7 @@ def test_a_limit_on_the_size_of_files_ends_a_real_run_with_one_line(tmp_path, ro
   flags = [*FLAGS, "--config.model.hidden=256", f"--workdir={tmp_path}/run"]
   ran = subprocess.run(
     [sys.executable, "-m", "diffusion_jax.train", *flags], cwd=root, text=True,
-    capture_output=True, env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    capture_output=True, env={**os.environ, "XLA_FLAGS": xla_flags.FAST},
     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18)),
   )  # fmt: skip
   assert ran.returncode == 2, ran.stderr
