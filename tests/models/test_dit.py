@@ -149,7 +149,10 @@ def test_layer_norm_is_accurate_at_a_mean_of_a_thousand_deviations(first):
     return value, *pull(cotangent)
 
   cotangent = normal(2, *x.shape)
-  found = jax.jit(functools.partial(results, _layer_norm))(x, cotangent)
+  # As users compile it: the tests' own flags round the anchor differently in value and gradient.
+  usual = {"xla_backend_optimization_level": 3}
+  run = jax.jit(functools.partial(results, _layer_norm), compiler_options=usual)
+  found = run(x, cotangent)
   with jax.enable_x64(True):
     exact = jax.jit(functools.partial(results, textbook))(np.float64(x), np.float64(cotangent))
     exact = [np.asarray(value) for value in exact]
