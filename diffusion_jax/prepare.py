@@ -1,15 +1,16 @@
-"""Prepare data sets, record shards of images, and the Inception weights.
+"""Prepare data sets, record shards of images, and the weights of feature networks.
 
   python -m diffusion_jax.prepare mnist --data_dir=DIR
   python -m diffusion_jax.prepare cifar10 cifar-10-python.tar.gz
   python -m diffusion_jax.prepare inception [FILE.pth]
+  python -m diffusion_jax.prepare dinov2 FILE.pth
   python -m diffusion_jax.prepare records PICTURES --out=DIR --image_size=64
 
 cifar10, cifar100, mnist and fashion_mnist of tensorflow-datasets need nothing else. Other data sets
 are built by TensorFlow, once: pip install 'diffusion_jax[tfds-prepare]'. The weights for FID are
-downloaded (or read from the given file), checked and stored in the user's cache. Records are shards
-for --config.data.name=records, made from a folder whose sub-folders are the classes; the same
-command continues after an interruption.
+downloaded (or read from the given file), those of dinov2 and clip are read from their files; all
+are checked and stored in the user's cache. Records are shards for --config.data.name=records, made
+from a folder whose sub-folders are the classes; the same command continues after an interruption.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from diffusion_jax.data import shards, standard
 from diffusion_jax.data.finding import check_known_to_tfds
 from diffusion_jax.data.tfds import default_data_dir
 from diffusion_jax.models.inception import weights as inception_weights
+from diffusion_jax.models.vision.vision_weights import RECIPES, prepare_vision
 from diffusion_jax.runs import command_line
 from diffusion_jax.types import UserError
 
@@ -38,6 +40,8 @@ def main(argv: list[str]) -> None:
   data_dir = args.data_dir or default_data_dir()
   if args.name == "inception":
     print(f"prepared {prepare_inception(args.source)}")
+  elif args.name in RECIPES:
+    print(f"prepared {prepare_vision(args.name, args.source)}")
   elif args.name == "records":
     options = {name: value for name, value in _record_options(args).items() if value is not None}
     print(f"prepared {shards.write_shards(shards.Task(args.source, **options))}")
@@ -51,12 +55,13 @@ def parser() -> command_line.Parser:
   flags = command_line.Parser("prepare", description=__doc__)
   flags.add_argument(
     "name",
-    help="a data set (name, name/config or name:version), inception: FID's weights, or records",
+    help="a data set (name, name/config or name:version), records, or the weights of a feature "
+    "network: inception (FID's), dinov2 or clip",
   )
   flags.add_argument(
     "source", nargs="?", type=user_path,
-    help="inception: the .pth file, if already downloaded; records: the images' folder or archive; "
-    "cifar10, cifar100, mnist, fashion_mnist: their archive or folder, if already downloaded",
+    help="dinov2, clip: their file; inception: its file, if already downloaded; records: the "
+    "images' folder or archive; cifar10, cifar100, mnist, fashion_mnist: likewise their own",
   )  # fmt: skip
   flags.add_argument(
     "--data_dir", type=user_path, help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
@@ -68,11 +73,8 @@ def parser() -> command_line.Parser:
   only.add_argument("--channels", type=int, choices=(1, 3), help="1: grey; 3, the default: colour")
   only.add_argument("--unreadable", choices=("refuse", "skip"), help="images that cannot be "
                     "read: list all and stop (refuse, the default), or skip them")  # fmt: skip
-  only.add_argument(
-    "--shards",
-    type=int,
-    help="number of shards, at most one per picture and 10,000; default: of about 256 MiB",
-  )
+  only.add_argument("--shards", type=int, help="number of shards, at most one per picture and "
+                    "10,000; default: of about 256 MiB")  # fmt: skip
   return flags
 
 
@@ -96,11 +98,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.data_dir is not None:
       raise UserError(f"--data_dir={args.data_dir}: prepare records writes to --out; leave it out")
     return
-  if args.name not in ("inception", *standard.STANDARD) and args.source is not None:
-    raise UserError(
-      f"{args.source}: only `prepare inception`, `prepare records` and "
-      f"{', '.join(standard.STANDARD)} take a file or folder; leave it out"
-    )
+  take_file = ("inception", *RECIPES, "records", *standard.STANDARD)
+  if args.name not in take_file and args.source is not None:
+    raise UserError(f"{args.source}: only {', '.join(take_file)} take a file; leave it out")
   given = [name for name, value in _record_options(args).items() if value is not None]
   if given:
     flag = given[0].removeprefix("num_")
@@ -111,7 +111,7 @@ def prepare_with_tensorflow(name: str, data_dir: Path) -> str:
   """Run the data set's official builder, write array_record files and return their folder."""
   import tensorflow_datasets as tfds
 
-  check_known_to_tfds(name, {"inception", "records"})
+  check_known_to_tfds(name, {"inception", "records", *RECIPES})
   if find_spec("tensorflow") is None:
     raise UserError(f"{name} needs TensorFlow: pip install 'diffusion_jax[tfds-prepare]'")
   builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")

@@ -1,0 +1,1 @@
+"""Vision transformers whose features are compared: DINOv2 and the image tower of CLIP."""
