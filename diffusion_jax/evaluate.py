@@ -17,6 +17,8 @@ from diffusion_jax.core.files import run_folder, user_path
 from diffusion_jax.data import load_split
 from diffusion_jax.evaluation import (
   checkpoint_steps,
+  drawing,
+  expected_time,
   external_images,
   measure,
   metrics_json,
@@ -26,8 +28,13 @@ from diffusion_jax.evaluation import (
 )
 from diffusion_jax.evaluation import context as contexts
 from diffusion_jax.evaluation.context import EvaluationContext, Request
-from diffusion_jax.evaluation.measure import CheckpointUnderTest
-from diffusion_jax.evaluation.requests import check_measures, check_request, why_left_out
+from diffusion_jax.evaluation.drawing import CheckpointUnderTest
+from diffusion_jax.evaluation.requests import (
+  check_measures,
+  check_request,
+  vision_flags,
+  why_left_out,
+)
 from diffusion_jax.evaluation.timing import clock, describe_time
 from diffusion_jax.inference import restore
 from diffusion_jax.runs import command_line, resumable, signals
@@ -71,6 +78,8 @@ def parser() -> command_line.Parser:
   flags.add_argument("--inception", help="file of Inception weights, or none")
   flags.add_argument("--inception_sha256", choices=["published", "any"], default="published",
                      help="any: accept other weights; their metric is never named fid")  # fmt: skip
+  flags.add_argument("--dinov2", help="file of DINOv2 weights, or none; default: those prepared")
+  flags.add_argument("--clip", help="file of CLIP weights, or none; default: those prepared")
   flags.add_argument("--out", type=user_path, help="output folder in place of the run's eval/; "
                      "with --samples, the metrics.json to write")  # fmt: skip
   return flags
@@ -86,7 +95,7 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   command_line.join_job(trained_experiment(args.workdir, overrides))
   request = Request(
     args.workdir, overrides, args.seed, args.sweep, args.features, args.inception,
-    args.inception_sha256 == "any", args.out,
+    args.inception_sha256 == "any", args.out, vision_flags(args),
   )  # fmt: skip
   results.prepare_folder(request)
   with lock(request.folder, "evaluating"):
@@ -96,7 +105,7 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
     for step in checkpoint_steps.choose_steps(context, args):
       begun = time.perf_counter() if context.is_equipped or args.watch else started
       try:
-        checkpoint = measure.restore_average(context, step, average)
+        checkpoint = drawing.restore_average(context, step, average)
         signals.stop_here()
         if not context.is_equipped:
           with clock(checkpoint.seconds, "features and references"):
@@ -110,11 +119,11 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
         if why is None:
           raise
         left_out.append(f"step {step:,}: {why}")
-        measure.say(left_out[-1])
+        drawing.say(left_out[-1])
   if left_out and not measured:
     raise UserError(f"{args.workdir}: no checkpoint could be measured ({'; '.join(left_out)})")
   if left_out:  # repeated at the end, where it is noticed
-    measure.say(f"measured {measured} of {measured + len(left_out)}; " + "; ".join(left_out))
+    drawing.say(f"measured {measured} of {measured + len(left_out)}; " + "; ".join(left_out))
 
 
 def evaluate(
@@ -133,13 +142,15 @@ def evaluate(
     return
   parallel.on_process_0(lambda: results.keep([checkpoint.folder], context, fresh, checkpoint))
   if done:
-    measure.say(f"step {checkpoint.step:,}: evaluated already; its report is written again")
+    drawing.say(f"step {checkpoint.step:,}: evaluated already; its report is written again")
     metrics = results.read_metrics(metrics_file)
   else:
-    measure.say(
+    drawing.say(
       f"step {checkpoint.step:,}: {context.num_samples:,} samples, "
       f"{len(context.estimates)} likelihoods, {len(context.sweep)} settings swept"
     )
+    with clock(checkpoint.seconds, "first batches"):
+      expected_time.tell_expected_time(context, checkpoint)
     measured = measure.evaluate_checkpoint(context, checkpoint)
     metrics = metrics_json.compose(
       context, checkpoint, measured, metrics_json.command(argv, checkpoint.step)
@@ -151,12 +162,12 @@ def evaluate(
   with clock(checkpoint.seconds, "report"):
     metrics_json.write_evaluation(checkpoint.folder, metrics, pictures, training, compared)
   resumable.remove(checkpoint.work)
-  measure.say(
+  drawing.say(
     "\n".join(f"step {checkpoint.step:,}: {line}" for line in metrics_json.lines(metrics))
   )
   took = describe_time(checkpoint.seconds, time.perf_counter() - begun)
   outcome = f"{metrics_file}, {checkpoint.folder / 'report.html'}"
-  measure.say(f"step {checkpoint.step:,}: {outcome}, {took}")
+  drawing.say(f"step {checkpoint.step:,}: {outcome}, {took}")
 
 
 def measure_files(args, overrides: Sequence[Override], argv: list[str]) -> None:

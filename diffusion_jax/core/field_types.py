@@ -20,6 +20,7 @@ import numpy as np
 from jax.core import Tracer
 
 from diffusion_jax.core.own_code import place_of
+from diffusion_jax.core.spelling import closest
 from diffusion_jax.types import UserError
 
 WORDS = {
@@ -189,7 +190,19 @@ def parse_value(text: str, hint: Any, flag: str) -> Any:
       continue
   if not is_supported(hint):
     raise UserError(f"{flag}: {unsupported(hint)}")
-  raise UserError(f"{flag}: '{text}' is not {describe_type(hint)}.")
+  raise UserError(f"{flag}: '{text}' is not {describe_type(hint)}.{_nearest(text, hint)}")
+
+
+def _nearest(text: str, hint: Any) -> str:
+  """Return " Did you mean 'x'?" for the most similar of a field's words, if one is."""
+  words = [
+    word
+    for option in options(hint)
+    if typing.get_origin(option) is Literal
+    for word in typing.get_args(option)
+  ]
+  near = closest(text, [word for word in words if isinstance(word, str)])
+  return f" Did you mean '{near}'?" if near else ""
 
 
 def unsupported(hint: Any) -> str:

@@ -62,14 +62,7 @@ def _measured(
 ) -> Anchors:
   """Return the anchors by metric, from the cache or computed."""
   num = min(len(other), context.num_samples)
-  name = "test" if context.experiment.eval.reference_split == "train" else "train"
-  key = {
-    "schema": SCHEMA,
-    "reference": dict(space.reference.stamp),
-    "images": reference.make_stamp(other, name, space.extractor),
-    "num": num,
-  }
-  path = reference.statistics_folder() / f"{key['images']['data']}-anchors-{digest(key)}.json"
+  path = _path(context, space, other, num)
   stored = _read(path)
   if parallel.all_true(all(metric.name in stored for metric in chosen)):
     return stored
@@ -80,6 +73,28 @@ def _measured(
   kept = {n: f for n, f in (stored | new).items() if n in PACKAGED}
   _write(path, kept)
   return stored | new
+
+
+def num_to_extract(context: EvaluationContext) -> int:
+  """Return the number of images whose features the anchors still need in a feature space."""
+  other = context.test if context.experiment.eval.reference_split == "train" else context.train
+  if other is None:
+    return 0
+  num = min(len(other), context.num_samples)
+  paths = [_path(context, space, other, num) for space in context.feature_spaces]
+  return 0 if all(path.is_file() for path in paths) else num
+
+
+def _path(context: EvaluationContext, space: FeatureSpace, other: Source, num: int) -> Path:
+  """Return the file of the anchors of a feature space."""
+  name = "test" if context.experiment.eval.reference_split == "train" else "train"
+  key = {
+    "schema": SCHEMA,
+    "reference": dict(space.reference.stamp),
+    "images": reference.make_stamp(other, name, space.extractor),
+    "num": num,
+  }
+  return reference.statistics_folder() / f"{key['images']['data']}-anchors-{digest(key)}.json"
 
 
 def _anchor(figure: Mapping[str, Any], num_there: int) -> dict[str, Any]:

@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int, Int32, Num
 
 from diffusion_jax.core import rng
 from diffusion_jax.core.rng import Stream
-from diffusion_jax.data import Source, full_pass
+from diffusion_jax.data import Source, SourceBase, full_pass
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.resumable import Chunks
 from diffusion_jax.types import GenerativeModel, Params
@@ -30,45 +30,100 @@ def make_estimate(generative: GenerativeModel, name: str) -> Callable:
   return estimate
 
 
+class SplitEstimate(NamedTuple):
+  """The estimates of a split: every image once in each repeat.
+
+  Attributes:
+    params: parameters of the model.
+    source: the split, or a part of it.
+    mesh: device mesh.
+    chunks: storage of the finished batches.
+    batch_size: images per batch, at most the split's size; rounded up to a multiple of the devices.
+    repeats: independent draws per image.
+    seed: seed of the draws.
+  """
+
+  params: Params
+  source: Source
+  mesh: Mesh
+  chunks: Chunks
+  batch_size: int
+  repeats: int
+  seed: int
+
+  @property
+  def size(self) -> int:
+    """Return the number of images per batch."""
+    return sharding.round_up(min(self.batch_size, len(self.source)), self.mesh)
+
+
+def num_batches(split: SplitEstimate) -> int:
+  """Return the number of batches of all repeats."""
+  return split.repeats * math.ceil(len(split.source) / split.size)
+
+
+def estimate_batch(estimate: Callable, split: SplitEstimate, number: int) -> dict[str, np.ndarray]:
+  """Return the values of one batch, from the disk or computed.
+
+  Args:
+    estimate: function from `make_estimate`.
+    split: the images.
+    number: number of the batch, counted over the repeats.
+  """
+  size, mesh = split.size, split.mesh
+  repeat, place = divmod(number, math.ceil(len(split.source) / size))
+  first = place * size
+
+  def compute():
+    batch = next(full_pass(split.source, size, sharding.local_rows(mesh, size), first))
+    estimates = estimate(split.params, split.seed, repeat, sharding.put_batch(batch, mesh))
+    return {name: sharding.fetch(value) for name, value in estimates.items()}
+
+  return split.chunks.get(number, min(size, len(split.source) - first), compute)
+
+
 def estimate_split(
-  estimate: Callable,
-  params: Params,
-  source: Source,
-  mesh: Mesh,
-  chunks: Chunks,
-  batch_size: int,
-  repeats: int,
-  seed: int,
-  report: Callable[[int], None],
+  estimate: Callable, split: SplitEstimate, report: Callable[[int], None]
 ) -> dict[str, Float[np.ndarray, "R N ..."]]:
   """Return the values of every image in every repeat, [repeats, images, ...], float64.
 
   Args:
     estimate: function from `make_estimate`.
-    params: parameters of the model.
-    source: the split; each image counts once.
-    mesh: device mesh.
-    chunks: storage of the finished batches.
-    batch_size: images per batch.
-    repeats: independent draws per image.
-    seed: seed of the draws.
+    split: the images.
     report: function of the number of finished estimates, called during the work.
   """
-  batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
-  per_pass = math.ceil(len(source) / batch_size)
   batches: list[dict[str, np.ndarray]] = []
-  for repeat in range(repeats):
-    passed = full_pass(source, batch_size, sharding.local_rows(mesh, batch_size))
-    for i, batch in enumerate(passed):
-      num_images = min(batch_size, len(source) - i * batch_size)
+  num_done = 0
+  for number in range(num_batches(split)):
+    batches.append(estimate_batch(estimate, split, number))
+    num_done += len(batches[-1]["bits_per_dim"])
+    report(num_done)
+  return {name: _stack([r[name] for r in batches], split.repeats) for name in batches[0]}
 
-      def compute(batch=batch, repeat=repeat):
-        estimates = estimate(params, seed, repeat, sharding.put_batch(batch, mesh))
-        return {name: sharding.fetch(value) for name, value in estimates.items()}
 
-      batches.append(chunks.get(repeat * per_pass + i, num_images, compute))
-      report(repeat * len(source) + min((i + 1) * batch_size, len(source)))
-  return {name: _stack([r[name] for r in batches], repeats) for name in batches[0]}
+class EvenlySpaced(SourceBase):
+  """Evenly spaced images of a split.
+
+  Args:
+    source: the split.
+    num: number of images, at most those of the split.
+  """
+
+  def __init__(self, source: Source, num: int):
+    self.name, self.spec, self.about = source.name, source.spec, source.about
+    self._source = source
+    self._places = np.linspace(0, len(source) - 1, min(num, len(source))).astype(int)
+
+  def __len__(self) -> int:
+    return len(self._places)
+
+  def gather(
+    self, index: Int[np.ndarray, "B"]
+  ) -> tuple[Num[np.ndarray, "B ..."], Int32[np.ndarray, "B"]]:
+    return self._source.gather(self._places[index])
+
+  def gather_fields(self, index: Int[np.ndarray, "B"]) -> Mapping[str, Num[np.ndarray, "B ..."]]:
+    return self._source.gather_fields(self._places[index])
 
 
 def _stack(batches: list[np.ndarray], repeats: int) -> np.ndarray:

@@ -15,16 +15,18 @@ from diffusion_jax.core import progress, rng
 from diffusion_jax.core.config import Override, parse_override
 from diffusion_jax.core.files import user_path
 from diffusion_jax.data import Source, load_splits, make_batch, source_identity, trained_classes
-from diffusion_jax.evaluation import bits_per_dim, noise_levels, reference
+from diffusion_jax.evaluation import bits_per_dim, noise_levels, presets, reference
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.evaluation.sweep_grid import sweep_points
 from diffusion_jax.extractors import (
+  VISION,
   Extract,
   Extractor,
   load_domain,
   load_inception,
   make_extract,
   optional_inception,
+  optional_vision,
   train_domain,
 )
 from diffusion_jax.extractors.domain import Recipe, default_features_path
@@ -126,6 +128,7 @@ class Request(NamedTuple):
     features, inception: files of weights; None: the usual places; "none": omit this network.
     any_inception: also accept unpublished weights of the Inception network.
     out: folder of the outcomes; None: eval/ in the run's folder.
+    vision: files of weights of DINOv2 and CLIP by their names, as for `inception`.
   """
 
   workdir: Path
@@ -136,6 +139,7 @@ class Request(NamedTuple):
   inception: str | None = None
   any_inception: bool = False
   out: Path | None = None
+  vision: Mapping[str, str | None] = MappingProxyType(dict.fromkeys(VISION, "none"))
 
   @property
   def folder(self) -> Path:
@@ -145,7 +149,8 @@ class Request(NamedTuple):
   @property
   def has_features(self) -> bool:
     """Return whether the flags allow sample metrics."""
-    return self.features != "none" or self.inception != "none"
+    files = (self.features, self.inception, *self.vision.values())
+    return any(file != "none" for file in files)
 
 
 def prepare_evaluation(request: Request) -> EvaluationContext:
@@ -161,6 +166,8 @@ def prepare_evaluation(request: Request) -> EvaluationContext:
   with progress.phase("reading the data"):
     train, test = parallel.process_0_first(lambda: load_splits(experiment.data))
   saved = _check_data(request.workdir, train, test)
+  experiment, line = presets.fill_in(experiment, request.overrides)
+  parallel.on_process_0(lambda: print(line, flush=True) if line else None)
   generative = experiment.create(train.spec)
   mesh = sharding.create_mesh(experiment.mesh)
   estimates = _estimates(experiment, generative)
@@ -296,7 +303,10 @@ def find_extractors(request: Request, train: Source) -> tuple[list[Extractor], l
   if request.features not in (None, "none"):
     extractors.append(_domain(request.features, train, None))
   networks, reasons = optional_inception(request.inception, lambda: _inception(request))
-  return extractors + networks, missing + reasons
+  vision, lacking = optional_vision(request.vision, parallel.agree)
+  for extractor in vision:
+    _check_same_weights(extractor)
+  return extractors + networks + vision, missing + reasons + lacking
 
 
 def _inception(request: Request) -> Extractor:

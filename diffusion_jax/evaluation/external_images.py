@@ -1,8 +1,9 @@
 """Measure images from any program against a data set, other images or statistics."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,15 +15,18 @@ from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.data import Source, load_pictures, with_channels
 from diffusion_jax.evaluation import metrics_json, reference, results, sample_metrics
 from diffusion_jax.evaluation.context import EXTRACT_BATCH
-from diffusion_jax.evaluation.measure import Summary, say
+from diffusion_jax.evaluation.drawing import Summary, say
 from diffusion_jax.evaluation.reference import Reference
+from diffusion_jax.evaluation.requests import vision_flags
 from diffusion_jax.extractors import (
+  VISION,
   Extract,
   Extractor,
   load_domain,
   load_inception,
   make_extract,
   optional_inception,
+  optional_vision,
 )
 from diffusion_jax.extractors.domain import default_features_path
 from diffusion_jax.metrics import Metric, create_metrics
@@ -71,7 +75,7 @@ def measure_external(args: Any, against: Against, repeat: str) -> Summary:
   metrics = create_metrics(against.metrics)
   samples = load_pictures(args.samples, "--samples")
   extractors, missing = extractors_by_flags(
-    args.features, args.inception, args.inception_sha256 == "any", against
+    args.features, args.inception, args.inception_sha256 == "any", against, vision_flags(args)
   )
   about, comparisons = prepare_comparisons(samples, against, extractors)
   if args.out is not None:
@@ -85,7 +89,11 @@ def measure_external(args: Any, against: Against, repeat: str) -> Summary:
 
 
 def extractors_by_flags(
-  features: str | None, inception: str | None, any_inception: bool, against: Against
+  features: str | None,
+  inception: str | None,
+  any_inception: bool,
+  against: Against,
+  vision: Mapping[str, str | None] = MappingProxyType(dict.fromkeys(VISION, "none")),
 ) -> tuple[list[Extractor], list[str]]:
   """Return the extractors selected by flags, and a line for each unavailable one.
 
@@ -105,7 +113,8 @@ def extractors_by_flags(
       missing.append("no features of the data set: python -m diffusion_jax.features --config=...")
   weights = None if inception is None else user_path(inception)
   networks, reasons = optional_inception(inception, lambda: load_inception(weights, any_inception))
-  extractors, missing = extractors + networks, missing + reasons
+  others, lacking = optional_vision(vision, lambda load: load())
+  extractors, missing = extractors + networks + others, missing + reasons + lacking
   if not extractors:
     reason = "; ".join(missing) if missing else "--inception=none and no features"
     raise UserError(f"nothing to measure with: {reason}; or give --features=FILE")

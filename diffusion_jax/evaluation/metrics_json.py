@@ -14,9 +14,9 @@ from diffusion_jax import __version__
 from diffusion_jax.core import files
 from diffusion_jax.core.pixels import QUANTISATION
 from diffusion_jax.evaluation import context as contexts
-from diffusion_jax.evaluation import measure
+from diffusion_jax.evaluation import drawing, measure
 from diffusion_jax.evaluation.context import EvaluationContext
-from diffusion_jax.evaluation.measure import CheckpointUnderTest, Summary
+from diffusion_jax.evaluation.drawing import CheckpointUnderTest, Summary
 from diffusion_jax.report import Picture, write_report
 from diffusion_jax.runs import provenance
 from diffusion_jax.runs.resumable import digest
@@ -70,11 +70,11 @@ def _model(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Summa
 
 
 def _samples(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Summary:
-  facts = measure.sample_facts(context, checkpoint, context.setting, context.seed)
+  facts = drawing.sample_facts(context, checkpoint, context.setting, context.seed)
   return {
     "source": f"{context.workdir} step {checkpoint.step}",
     "num": context.num_samples,
-    "seeds": measure.seeds(context),
+    "seeds": drawing.seeds(context),
     "sampler": facts["settings"].get("sampler"),
     "auto_spacing": facts["auto_spacing"],
     "guidance": facts["settings"].get("guidance"),

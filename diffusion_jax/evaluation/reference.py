@@ -1,7 +1,9 @@
 """Reference statistics: features of real images, with a stamp of their origin."""
 
 import json
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ from jaxtyping import Float, Int
 from diffusion_jax import parallel
 from diffusion_jax.core import files, npz, progress
 from diffusion_jax.core.pixels import QUANTISATION, as_pictures
+from diffusion_jax.core.wording import duration
 from diffusion_jax.data import Source, fingerprint
 from diffusion_jax.extractors import Extract, Extractor
 from diffusion_jax.extractors.domain import data_name
@@ -21,6 +24,10 @@ from diffusion_jax.types import UserError
 SCHEMA = 1
 MAX_FEATURES = 50_000
 """Maximum number of images whose features are kept; the moments include all images."""
+
+
+NUM_TIMED = 64
+"""Number of images from which the time of all others is told."""
 
 
 class Reference(NamedTuple):
@@ -196,10 +203,25 @@ def cached(
   if parallel.all_true(stored is not None):  # each host has its own cache
     assert stored is not None
     return stored
-  print(f"features of the {len(source):,} images of {source.name} ({extractor.name})", flush=True)
+  line = f"features of the {len(source):,} images of {source.name} ({extractor.name})"
+  if len(source) > 2 * NUM_TIMED:
+    line += f": expected time about {duration(_expected_sec(source, extract))}"
+  print(line, flush=True)
   reference = compute(source, split, extractor, extract)
   save(path, reference)
   return reference
+
+
+def _expected_sec(
+  source: Source, extract: Extract, now: Callable[[], float] = time.perf_counter
+) -> float:
+  """Return the seconds that the features of a split will take, from a few of its images."""
+  images = source.gather(np.arange(min(NUM_TIMED, len(source))))[0]
+  pictures = as_pictures(images, source.spec.num_levels)
+  extract(pictures)  # compiles
+  begun = now()
+  extract(pictures)
+  return (now() - begun) * math.ceil(len(source) / len(images))
 
 
 def statistics_folder() -> Path:

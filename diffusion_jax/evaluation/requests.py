@@ -9,6 +9,7 @@ from diffusion_jax.checkpoints import store
 from diffusion_jax.checkpoints.store import Unreadable
 from diffusion_jax.core.config import Override
 from diffusion_jax.evaluation.context import EvaluationContext, Request
+from diffusion_jax.extractors import VISION
 from diffusion_jax.types import UserError
 
 
@@ -39,6 +40,12 @@ def check_request(args: Any, overrides: Sequence[Override]) -> None:
     raise UserError(f"--step={args.step}: must be latest, all or a number, e.g. --step=1000")
   if args.watch and args.step != "latest":
     raise UserError(f"--step={args.step}: --watch takes every checkpoint; leave --step out")
+
+
+def vision_flags(args: Any) -> dict[str, str | None]:
+  """Return the flags --dinov2 and --clip; both are off if all other features are."""
+  others_off = args.features == args.inception == "none"
+  return {name: getattr(args, name) or ("none" if others_off else None) for name in VISION}
 
 
 def check_measures(context: EvaluationContext, request: Request) -> EvaluationContext:

@@ -11,7 +11,7 @@ from diffusion_jax.checkpoints import store
 from diffusion_jax.core import files
 from diffusion_jax.evaluation import metrics_json
 from diffusion_jax.evaluation.context import EvaluationContext, Request
-from diffusion_jax.evaluation.measure import CheckpointUnderTest, Summary
+from diffusion_jax.evaluation.drawing import CheckpointUnderTest, Summary
 from diffusion_jax.evaluation.metrics_json import SCHEMA
 from diffusion_jax.inference.restore import Average
 from diffusion_jax.metrics import PACKAGED

@@ -10,9 +10,9 @@ from diffusion_jax.core import rng
 from diffusion_jax.core.picture_grid import grid_columns, image_grid, label_captions
 from diffusion_jax.core.pixels import as_pictures, to_uint8
 from diffusion_jax.data import class_names
-from diffusion_jax.evaluation import measure
+from diffusion_jax.evaluation import drawing, measure
 from diffusion_jax.evaluation.context import EvaluationContext, sampled_fields
-from diffusion_jax.evaluation.measure import CheckpointUnderTest
+from diffusion_jax.evaluation.drawing import CheckpointUnderTest
 from diffusion_jax.inference import draw
 from diffusion_jax.parallel import sharding
 from diffusion_jax.report import Picture
@@ -49,7 +49,7 @@ def _samples(
   """Return the first samples of the first seed, enough for every grid."""
   wanted = min(max(GRID, len(context.classes) * PER_CLASS), context.num_samples)
   batches, num_drawn = [], 0
-  for _, images in measure.draw_samples(
+  for _, images in drawing.draw_samples(
     context, checkpoint, context.setting, context.seed, context.num_samples
   ):
     batches.append(images)
@@ -61,7 +61,7 @@ def _samples(
 
 def _grid_of_samples(context: EvaluationContext, images: np.ndarray) -> Picture:
   images = images[:GRID]
-  columns, labels = math.ceil(math.sqrt(len(images))), measure.labels_of(context, 0, len(images))
+  columns, labels = math.ceil(math.sqrt(len(images))), drawing.labels_of(context, 0, len(images))
   captions = [] if labels is None else label_captions(labels, class_names(context.train.about))
   words = f"The first {len(images)} samples, none left out."
   return Picture(image_grid(images, columns, captions), words)
@@ -89,7 +89,7 @@ def _progression(context: EvaluationContext, checkpoint: CheckpointUnderTest) ->
   The last one is final.
   """
   fields = sampled_fields(context, 0, ROWS)
-  condition = Condition(measure.labels_of(context, 0, ROWS), fields=fields)
+  condition = Condition(drawing.labels_of(context, 0, ROWS), fields=fields)
 
   @jax.jit
   def follow(params, index, condition):

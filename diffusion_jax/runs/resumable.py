@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,13 @@ class Chunks:
     is_shared: true if all processes see the folder; otherwise only process 0 uses it.
 
   Attributes:
-    num_restored: number of chunks that `get` has read.
+    num_restored: number of chunks of an earlier process that `get` has read.
+    made: numbers of the chunks that `get` has computed.
   """
 
   def __init__(self, folder: Path, facts: Mapping[str, Any], is_shared: bool = True):
     self.folder, self.num_restored = folder, 0
+    self.made: set[int] = set()
     if jax.process_index():
       if is_shared:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,12 +73,19 @@ class Chunks:
     stored = self._read(self.folder / f"{chunk:06d}.npz", num_examples)
     if parallel.all_true(stored is not None):
       assert stored is not None
-      self.num_restored += 1
+      self.num_restored += chunk not in self.made
       return stored
+    self.made.add(chunk)
     arrays = {name: np.asarray(value) for name, value in compute().items()}
     if jax.process_index() == 0:
       self._write(self.folder / f"{chunk:06d}.npz", arrays)
     return {name: value[:num_examples] for name, value in arrays.items()}
+
+  def missing(self, every: Iterable[int]) -> list[int]:
+    """Return the numbers of chunks that are not on process 0's disk, in order."""
+    there = {path.stem for path in self.folder.glob("*.npz")} if jax.process_index() == 0 else set()
+    there = parallel.broadcast_object(there)
+    return [chunk for chunk in every if f"{chunk:06d}" not in there]
 
   def ensure(self, chunk: int, num_examples: int, compute: Callable[[], Arrays]) -> bool:
     """Put chunk `chunk` on process 0's disk; return True if it had to be computed.

@@ -38,10 +38,10 @@ def run(tmp_path, noise, num=37, repeats=2, devices=8, batch_size=16):
   estimate = bits_per_dim.make_estimate(generative(noise), "mine")
   mesh = sharding.create_mesh(sharding.MeshShape(), jax.devices()[:devices])
   told = []
-  values = bits_per_dim.estimate_split(
-    estimate, jnp.float32(2.0), source(num)[0], mesh, Chunks(tmp_path, {}), batch_size, repeats, 5,
-    told.append,
-  )  # fmt: skip
+  split = bits_per_dim.SplitEstimate(
+    jnp.float32(2.0), source(num)[0], mesh, Chunks(tmp_path, {}), batch_size, repeats, 5
+  )
+  values = bits_per_dim.estimate_split(estimate, split, told.append)
   assert told[-1] == num * repeats
   return values
 

@@ -9,7 +9,7 @@ import pytest
 from diffusion_jax.core.config import parse_override
 from diffusion_jax.evaluation import results
 from diffusion_jax.evaluation.context import EvaluationContext, SamplerSetting
-from diffusion_jax.evaluation.measure import CheckpointUnderTest
+from diffusion_jax.evaluation.drawing import CheckpointUnderTest
 from diffusion_jax.evaluation.results import Difference, compare_metrics
 from diffusion_jax.inference.restore import Average
 from diffusion_jax.metrics import create_metrics
@@ -36,7 +36,7 @@ def context_of(*overrides, seed=0, sweep=(), likelihoods=("vlb",), references=No
 
 
 def checkpoint(weights):
-  return CheckpointUnderTest(None, Average(), None, 4, weights, {}, Path(), {})
+  return CheckpointUnderTest(None, Average(), None, 4, weights, {}, Path(), {}, {})
 
 
 def metrics_of(context):

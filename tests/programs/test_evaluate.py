@@ -290,7 +290,8 @@ def test_watching_takes_each_checkpoint_as_it_comes(run, measure, monkeypatch):
 def test_a_checkpoint_that_the_run_deletes_ends_no_watch(run, measure, monkeypatch, when):
   """Training goes on and keeps its newest checkpoints only."""
   name = "restore_average" if when == "before it is read" else "evaluate_checkpoint"
-  original = getattr(evaluate.measure, name)
+  module = evaluate.drawing if name == "restore_average" else evaluate.measure
+  original = getattr(module, name)
 
   def late(bench, what, *more):
     step = what if name == "restore_average" else what.step
@@ -298,7 +299,7 @@ def test_a_checkpoint_that_the_run_deletes_ends_no_watch(run, measure, monkeypat
       shutil.rmtree(run / "checkpoints/2")
     return original(bench, what, *more)
 
-  monkeypatch.setattr(evaluate.measure, name, late)
+  monkeypatch.setattr(module, name, late)
   metrics, out = measure(run, "--watch")
   skipped = "step 2: the run has deleted this checkpoint; skipped" in out
   assert skipped == (when == "before it is read")
@@ -498,6 +499,8 @@ def test_missing_inception_weights_are_said_and_the_rest_is_measured(run, call):
   metrics = json.loads((run / "eval/4/metrics.json").read_text())
   assert [line.split()[0] for line in metrics["missing"]] == [
     "Inception",
+    "fd_dinov2:",
+    "fd_clip:",
     "fd_infinity_synthetic_40",
   ]
   assert "fd_synthetic_40" in metrics["figures"]

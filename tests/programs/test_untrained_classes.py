@@ -14,7 +14,7 @@ from diffusion_jax.checkpoints import store
 from diffusion_jax.data import Arrays, Synthetic
 from diffusion_jax.data.source import About, ArraySource, DecodedSource, trained_classes
 from diffusion_jax.evaluation import context as contexts
-from diffusion_jax.evaluation import measure
+from diffusion_jax.evaluation import drawing
 from diffusion_jax.generative import ModelBase
 from diffusion_jax.inference import draw, restore
 from diffusion_jax.train_loop import setup
@@ -99,14 +99,14 @@ def run_on(splits, feed=None):
 
 def test_an_evaluation_draws_the_trained_ones():
   two = bench([3, 8], 9)
-  assert measure.labels_of(two, 1, 4).tolist() == [8, 3, 8, 3]
-  assert measure.named_labels(two) == "classes 3,8 in turn"
+  assert drawing.labels_of(two, 1, 4).tolist() == [8, 3, 8, 3]
+  assert drawing.named_labels(two) == "classes 3,8 in turn"
   every = bench([0, 1, 2], 3)
-  assert measure.labels_of(every, 4, 3).tolist() == [1, 2, 0]
-  assert measure.named_labels(every) == "classes in turn"  # what was sampled before is found again
+  assert drawing.labels_of(every, 4, 3).tolist() == [1, 2, 0]
+  assert drawing.named_labels(every) == "classes in turn"  # what was sampled before is found again
   none = bench((), 0)
-  assert measure.labels_of(none, 0, 4) is None
-  assert measure.named_labels(none) is None
+  assert drawing.labels_of(none, 0, 4) is None
+  assert drawing.named_labels(none) is None
 
 
 def test_the_start_block_names_them(file):
