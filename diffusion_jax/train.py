@@ -16,6 +16,7 @@ from diffusion_jax import parallel
 from diffusion_jax.core.files import run_folder, user_path
 from diffusion_jax.parallel.platforms import run_in_calling_thread
 from diffusion_jax.runs import command_line, own_data
+from diffusion_jax.runs.data_argument import folder_for_data, naming_data
 from diffusion_jax.runs.signals import stop_requests
 from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.runs.workdir import choose_workdir, lock, prepare_workdir
@@ -40,11 +41,12 @@ def main(argv: list[str]) -> None:
     workdir = args.workdir or choose_workdir(args.config, experiment)
     command_line.join_job(experiment)
   else:
-    workdir = args.workdir or own_data.folder_for_data(args.data)
+    workdir = args.workdir or folder_for_data(args.data)
     own = own_run.begin_own_run(args.data, overrides, workdir, args.fresh, args.save_config)
     experiment = own.experiment
   with stop_requests() as stop_requested:
-    job = prepare_job(experiment, workdir)
+    with naming_data(args.data):
+      job = prepare_job(experiment, workdir)
     if own is not None:
       parallel.on_process_0(lambda: own.show(job))
     if args.dry_run:

@@ -28,6 +28,9 @@ def class_numbers(given: str | Sequence[str | int], names: Sequence[str], where:
     UserError: a text is neither the name of one class nor a number.
   """
   words = _split(given, names) if isinstance(given, str) else given
+  if isinstance(given, str) and "" in words:
+    some = f"a class is missing; give e.g. {names[0] if names else 0}, or leave the flag out"
+    raise UserError(f"{where}: {some} for all classes")
   return [_number(word, names, where) if isinstance(word, str) else int(word) for word in words]
 
 
@@ -73,7 +76,8 @@ def _plain(name: str) -> str:
 def list_classes(names: Sequence[str]) -> str:
   """List the first names, and the number of the others."""
   more = f" and {len(names) - MAX_LISTED:,} more" if len(names) > MAX_LISTED else ""
-  return ", ".join(names[:MAX_LISTED]) + more
+  shown = [repr(name) if "," in name else name for name in names[:MAX_LISTED]]
+  return ", ".join(shown) + more
 
 
 def name_of(label: int, names: Sequence[str]) -> str:

@@ -55,6 +55,10 @@ def split_argument(path: str) -> tuple[Path, str]:
   return user_path(name), argument
 
 
+NO_CONFIGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".npz")
+"""Suffixes of data, which somebody may give in place of a config file."""
+
+
 def find_file(text: str) -> tuple[Path, str]:
   """Return the file and the argument of --config=TEXT.
 
@@ -66,6 +70,8 @@ def find_file(text: str) -> tuple[Path, str]:
   """
   path, argument = split_argument(text)
   if path.is_file():
+    if path.suffix.lower() in NO_CONFIGS:
+      raise UserError(f"`config={text}` is no config file; to train on it write `data={text}`")
     return path, argument
   name = text.removesuffix(f":{argument}")
   is_name = "/" not in name and os.sep not in name and path.suffix != ".py"
@@ -77,7 +83,8 @@ def find_file(text: str) -> tuple[Path, str]:
   if path.is_dir():
     inside = ", ".join(sorted(map(str, path.glob("*.py"))))
     give = f"give one of its files: {inside}" if inside else "give a config file, FILE.py"
-    raise UserError(f"`config={text}`: it is a folder; {give}")
+    own = "" if inside else f"; to train on its pictures write `data={text}`"
+    raise UserError(f"`config={text}`: it is a folder; {give}{own}")
   folder = Path("configs")
   is_shipped = folder.resolve() == shipped.folder().resolve()
   there = [] if is_shipped else sorted(map(str, folder.glob("*.py")))

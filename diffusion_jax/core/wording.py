@@ -10,9 +10,11 @@ def describe_data(name: str, num_images: int, spec: ImageSpec) -> str:
   """Return one line: "digits train, 1,500 images of 8x8x1, 17 levels, 10 classes"."""
   size = "x".join(str(n) for n in spec.shape)
   levels = f", {spec.num_levels} levels" if spec.num_levels else ""
-  classes = f"{spec.num_classes} classes" if spec.num_classes else "no labels"
+  count = f"{spec.num_classes} class{'' if spec.num_classes == 1 else 'es'}"
+  classes = count if spec.num_classes else "no labels"
   named = "".join(f", {n} {f.dtype}{list(f.shape)}" for n, f in spec.fields.items())
-  return f"{name}, {num_images:,} images of {size}{levels}, {classes}{named}"
+  images = "image" if num_images == 1 else "images"
+  return f"{name}, {num_images:,} {images} of {size}{levels}, {classes}{named}"
 
 
 def duration(seconds: float) -> str:
@@ -24,7 +26,7 @@ def duration(seconds: float) -> str:
   return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
 
 
-ARGUMENTS = ("config", "workdir", "fresh", "step", "ema")
+ARGUMENTS = ("config", "data", "workdir", "fresh", "step", "ema")
 """Arguments of `train` and `load_run` that are flags of the commands too."""
 
 SETTING = re.compile(rf"`(?:([a-z_0-9]+\.[a-z_0-9]+)=|({'|'.join(ARGUMENTS)})(?:=|(?=`)))([^`]*)`")

@@ -1,5 +1,6 @@
 """Counts of all files found: pictures by their treatment, skipped files by reason."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -74,4 +75,4 @@ def _in_brief(reason: str) -> str:
     return "of more than 8 bits a channel"
   if "empty file" in text:
     return "empty"
-  return f"unreadable: {reason.partition('(')[0].partition(':')[0].strip()}"
+  return f"unreadable: {re.split(r'[(:]| for file ', reason, maxsplit=1)[0].strip()}"

@@ -224,9 +224,10 @@ class Arrays(DataSetBase):
       raise UserError(f"{where} is {images.dtype}; it must hold integers, e.g. uint8")
     low, high = int(images.min()), int(images.max())
     if low < 0 or high >= self.num_levels:
+      more = f", or set `data.num_levels={high + 1}`" if low >= 0 and high < 256 else ""
       raise UserError(
         f"{where} holds values from {low} to {high}; they must lie between 0 and "
-        f"{self.num_levels - 1}, or set `data.num_levels={high + 1}`"
+        f"{self.num_levels - 1}{more}"
       )
     return images.astype(np.uint8)
 

@@ -28,12 +28,14 @@ def find_data(text: str) -> dict[str, Any]:
     UserError: there is nothing of this name, or nothing that can be read.
   """
   if not text:
-    raise UserError(f"--data= is empty; give {ALLOWED}")
+    raise UserError(f"`data=` is empty; give {ALLOWED}")
   if text.startswith(HUGGING_FACE):
     name, _, subset = text.removeprefix(HUGGING_FACE).partition(":")
+    if not name:
+      raise UserError(f"`data={text}` names no data set; write hf:NAME or hf:NAME:SUBSET")
     return {"name": "hugging_face", "dataset": name} | ({"subset": subset} if subset else {})
   if SCHEME.match(text):
-    raise UserError(f"--data={text}: addresses are not supported; download it first")
+    raise UserError(f"`data={text}`: addresses are not supported; download it first")
   path = user_path(text).absolute()
   if path.is_dir() or find_archive(path) is not None:
     return _of_folder(path, text)
@@ -47,13 +49,13 @@ def _of_folder(path: Path, text: str) -> dict[str, Any]:
     return {"name": "hugging_face", "path": str(path)}
   if path.is_dir() and (cifar := _cifar_in(path)):
     raise UserError(
-      f"--data={text} holds {cifar}'s own files; prepare it: diffusion-jax prepare {cifar} {text}, "
-      f"then --data={cifar}"
+      f"`data={text}` holds {cifar}'s own files; prepare it: diffusion-jax prepare {cifar} {text}, "
+      f"then `data={cifar}`"
     )
   if path.is_dir() and any(path.glob("*.array_record*")):
     return {"name": "records", "path": str(path)}
   if path.is_dir() and (path / "latents.json").exists():
-    raise UserError(f"--data={text} holds latents; train on them with a config, see latent_digits")
+    raise UserError(f"`data={text}` holds latents; train on them with a config, see latent_digits")
   return {"name": "folder", "path": str(path)}
 
 
@@ -70,14 +72,18 @@ def _of_file(path: Path, text: str) -> dict[str, Any]:
   if path.suffix == ".npz":
     return {"name": "arrays", "path": str(path)}
   if path.suffix == ".py":
-    raise UserError(f"--data={text} is a program; for a config file write `config={text}`")
-  raise UserError(f"--data={text}: a {path.suffix or 'file'} is no data set; give {ALLOWED}")
+    raise UserError(f"`data={text}` is a program; for a config file write `config={text}`")
+  raise UserError(f"`data={text}`: a {path.suffix or 'file'} is no data set; give {ALLOWED}")
 
 
 def _of_name(text: str) -> dict[str, Any]:
   names = {"digits", *prepared_names()}
   if text == "digits":
     return {"name": "digits"}
+  if user_path(text).is_symlink():
+    raise UserError(
+      f"`data={printable(text)}` is a link that leads nowhere; repair it, or give {ALLOWED}"
+    )
   base = text.partition("/")[0].partition(":")[0]
   is_name = re.fullmatch(r"[\w./:-]+", text) and not text.startswith((".", "/"))
   if text in names or base in names or (is_name and base in known_to_tfds()):
@@ -85,7 +91,7 @@ def _of_name(text: str) -> dict[str, Any]:
   near = closest(text, sorted(names | known_to_tfds())) if is_name else None
   hint = f" Did you mean '{near}'?" if near else ""
   raise UserError(
-    f"--data={printable(text)}: no such folder, file or data set.{hint} Give {ALLOWED}"
+    f"`data={printable(text)}`: no such folder, file or data set.{hint} Give {ALLOWED}"
   )
 
 

@@ -200,7 +200,7 @@ class HuggingFace(DataSetBase):
       reason = str(error).strip().partition("\n")[0] or type(error).__name__
       raise UserError(
         f"{self._where} cannot be loaded ({reason}); check the name, `data.subset=...` and the "
-        "network, or save it elsewhere with save_to_disk and give --data=FOLDER"
+        "network, or save it elsewhere with save_to_disk and give `data=FOLDER`"
       ) from error
 
   def _columns(self, features: Mapping[str, Any], split: str) -> tuple[str, str | None]:

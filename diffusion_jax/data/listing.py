@@ -99,7 +99,7 @@ def list_folder(
   found = sorted({top for top in tops if top}, key=in_natural_order)
   if classes is not None and set(found) - set(classes):
     other = printable(min(set(found) - set(classes)))
-    raise UserError(f"{where} has class {other}, which data.path does not have")
+    raise UserError(f"{where} has class {other}, which the training pictures do not have")
   if classes and not found:
     raise UserError(f"{where} has no sub-folders, but path has the classes {some(classes)}")
   numbers = {name: i for i, name in enumerate(found if classes is None else classes)}
@@ -122,7 +122,7 @@ def _labelled(
   names = names or sorted(map(str, set(own)), key=in_natural_order)
   if classes is not None and set(names) - set(classes):
     other = printable(min(set(names) - set(classes)))
-    raise UserError(f"{where} has class {other}, which data.path does not have")
+    raise UserError(f"{where} has class {other}, which the training pictures do not have")
   names = names if classes is None else classes
   number = {name: i for i, name in enumerate(names)}
   chosen = [number[str(label)] for label in own] or [0] * len(walk.names)

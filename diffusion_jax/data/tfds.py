@@ -255,7 +255,7 @@ def split_fields(dataset: str) -> dict[str, str | None]:
     return unlabelled
   if "train" not in names:
     raise UserError(
-      f"--data={dataset} has the splits {', '.join(sorted(names))} and no train; use a config with "
+      f"`data={dataset}` has the splits {', '.join(sorted(names))} and no train; use a config with "
       "`data.train_split=...`"
     )
   if held_out is not None:

@@ -6,15 +6,16 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from diffusion_jax.checkpoints import store
 from diffusion_jax.core.config import Override, build, to_dict
 from diffusion_jax.core.field_types import as_text, field_types
-from diffusion_jax.core.files import check_file, printable, run_folder, write_json
+from diffusion_jax.core.files import check_file, printable, write_json
 from diffusion_jax.data import SOURCES, Source
 from diffusion_jax.data.base import Seen
-from diffusion_jax.data.finding import find_data, name_of_data
+from diffusion_jax.data.finding import find_data
 from diffusion_jax.data.tfds import split_fields
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.types import UserError
@@ -70,6 +71,10 @@ class Choice(NamedTuple):
   reason: str
 
 
+Given = Mapping[tuple[str, str], Any]
+"""(section, field) -> value that the user has set."""
+
+
 class Chosen(NamedTuple):
   """A config chosen for a data set.
 
@@ -84,11 +89,6 @@ class Chosen(NamedTuple):
   is_stored: bool = False
 
 
-def folder_for_data(text: str) -> Path:
-  """Return runs/<name of the data>, the default folder of a run on --data=TEXT."""
-  return run_folder(f"runs/{name_of_data(text, find_data(text))}")
-
-
 def recipe_of(text: str) -> dict[str, dict[str, Any]]:
   """Return the config as known before the data are read, to check flags early.
 
@@ -99,7 +99,10 @@ def recipe_of(text: str) -> dict[str, dict[str, Any]]:
 
 
 def stored_choice(workdir: Path, section: Mapping[str, Any]) -> Chosen | None:
-  """Return the config chosen when the run in a folder began on the same data, or None."""
+  """Return the config chosen when the run in a folder began, or None.
+
+  Data at another path may be the same ones, moved; the run compares their content.
+  """
   if not store.saved_steps(workdir / "checkpoints"):
     return None
   try:
@@ -108,23 +111,29 @@ def stored_choice(workdir: Path, section: Mapping[str, Any]) -> Chosen | None:
     stored = found["config"]
   except (OSError, ValueError, KeyError, TypeError):
     return None
-  same = all(stored["data"].get(key) == value for key, value in section.items())
-  return Chosen(stored, choices, True) if same else None
+  same = all(stored["data"].get(key) == value for key, value in section.items() if key != "path")
+  return Chosen({**stored, "data": {**stored["data"], **section}}, choices, True) if same else None
 
 
 def store_choice(workdir: Path, chosen: Chosen) -> None:
-  """Write the chosen config into the run's folder, from which the same command continues."""
-  if not chosen.is_stored:
+  """Write the chosen config into the run's folder, from which the same command continues.
+
+  The choice of a run that has begun stays: other data may be refused yet.
+  """
+  if not chosen.is_stored and not store.saved_steps(workdir / "checkpoints"):
     write_json(workdir / CHOSEN, {"config": chosen.raw, "choices": chosen.choices})
 
 
-def choose_config(text: str, platform: str, num_devices: int) -> Chosen:
+def choose_config(
+  text: str, platform: str, num_devices: int, given: Given = MappingProxyType({})
+) -> Chosen:
   """Look at the data and choose a config.
 
   Args:
     text: the value of --data.
     platform: kind of device, "cpu" or an accelerator.
     num_devices: number of devices that share a batch.
+    given: the user's own fields, which the choices of other fields follow.
 
   Raises:
     UserError: the data cannot be read.
@@ -135,17 +144,19 @@ def choose_config(text: str, platform: str, num_devices: int) -> Chosen:
     section |= split_fields(section["dataset"])
   cls = SOURCES.find(section["name"], "--data")
   tolerant = {"unreadable": "skip"} if "unreadable" in field_types(cls) else {}
-  data: Any = build(SOURCES, section | tolerant, "data")
+  own = {field: value for (name, field), value in given.items() if name == "data"}
+  data: Any = build(SOURCES, section | tolerant | own, "data")
   seen: Seen = data.look()
   if not seen.sizes:
-    raise UserError(f"--data={printable(text)}: none of its pictures can be read")
+    raise UserError(f"`data={printable(text)}`: none of its pictures can be read")
   device = "cpu" if platform == "cpu" else "accelerator"
   size, reason = choose_size(seen, device)
+  size = given.get(("data", "image_size"), size)
   height, width = (size, size) if size else seen.sizes[0]
   choices = [
     *_data_choices(data, seen, size, reason),
-    *_model_choices(height, width, seen, device),
-    *_training_choices(max(height, width), seen, device, num_devices),
+    *_model_choices(height, width, seen, device, given),
+    *_training_choices(max(height, width), seen, device, num_devices, given),
   ]
   for choice in choices:
     raw.setdefault(choice.section, {})[choice.field] = choice.value
@@ -200,9 +211,9 @@ def _held_out_fraction(num_images: int) -> float:
   return round(math.floor(fraction / digit + 1e-9) * digit, 9)
 
 
-def _model_choices(height: int, width: int, seen: Seen, device: str) -> list[Choice]:
+def _model_choices(height: int, width: int, seen: Seen, device: str, given: Given) -> list[Choice]:
   is_small, num_images = device == "cpu", seen.num_images
-  multipliers = _multipliers(height, width)
+  multipliers = given.get(("model", "multipliers")) or _multipliers(height, width)
   lowest = min(height, width) // 2 ** (len(multipliers) - 1)
   channels = 32 if is_small else 64 if num_images < MANY_IMAGES else 128
   why = "small, for a CPU" if is_small else f"for {num_images:,} images"
@@ -215,7 +226,7 @@ def _model_choices(height: int, width: int, seen: Seen, device: str) -> list[Cho
   ]
   if num_images < MANY_IMAGES:
     choices.append(Choice("model", "dropout", 0.1, f"{num_images:,} images are soon memorised"))
-  return [*choices, *_label_choices(seen)]
+  return [*choices, *_label_choices(seen, given.get(("generative", "conditional")))]
 
 
 def _multipliers(height: int, width: int) -> tuple[int, ...]:
@@ -231,11 +242,13 @@ def _multipliers(height: int, width: int) -> tuple[int, ...]:
   return (1, 2, 2, 2)[:levels]
 
 
-def _label_choices(seen: Seen) -> list[Choice]:
+def _label_choices(seen: Seen, wanted: bool | None = None) -> list[Choice]:
   num_classes, num_images = seen.num_classes, seen.num_images
   if num_classes < 2:
     return [Choice("generative", "conditional", False, "there are no classes")]
-  if num_images < MIN_PER_CLASS * num_classes:
+  if wanted is False:
+    return [Choice("generative", "conditional", False, "labels are not used")]
+  if num_images < MIN_PER_CLASS * num_classes and not wanted:
     why = f"{num_classes:,} classes of {num_images / num_classes:.1f} images are too small to learn"
     return [Choice("generative", "conditional", False, why)]
   return [
@@ -244,7 +257,9 @@ def _label_choices(seen: Seen) -> list[Choice]:
   ]
 
 
-def _training_choices(side: int, seen: Seen, device: str, num_devices: int) -> list[Choice]:
+def _training_choices(
+  side: int, seen: Seen, device: str, num_devices: int, given: Given
+) -> list[Choice]:
   is_small = device == "cpu"
   num_train = max(1, seen.num_images - round(0.1 * seen.num_images))
   most = (64 if side <= 8 else 32) if is_small else 128
@@ -253,6 +268,7 @@ def _training_choices(side: int, seen: Seen, device: str, num_devices: int) -> l
   steps = (1000 if side <= 8 else 2000) if is_small else 100_000
   if not is_small and seen.num_images < MANY_IMAGES:
     steps = 50_000
+  steps = given.get(("training", "num_steps"), steps)
   rate = (2e-3 if side <= 8 else 1e-3) if is_small else 3e-4
   why = "a first result on a CPU; more steps, better pictures" if is_small else "a full training"
   classes = seen.num_classes if MIN_COLUMNS <= seen.num_classes <= 16 else 8
@@ -324,7 +340,7 @@ def check_config_target(path: Path, content: str) -> None:
   check_file(path, "--save_config")
   if path.suffix != ".py":
     raise UserError(f"--save_config={path}: must end in .py, e.g. mine.py")
-  if path.exists() and path.read_text(encoding="utf-8") != content:
+  if path.exists() and path.read_bytes() != content.encode():
     raise UserError(
       f"--save_config={path} exists with other content; train it with --config={path}, or choose "
       "another name"

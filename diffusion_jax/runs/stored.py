@@ -213,8 +213,8 @@ def check_same_data(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, A
   if saved["fingerprint"] != now["fingerprint"]:
     raise UserError(
       f"{workdir}: the data set changed: the run was trained on {_data_words(saved)}, found "
-      f"{_data_words(now)}; restore the data, or train anew with another `workdir`, or with "
-      "`fresh=True`, which moves the old run aside"
+      f"{_data_words(now)}{_changed_classes(saved, now)}; restore the data, or train anew with "
+      "another `workdir`, or with `fresh=True`, which moves the old run aside"
     )
   if "latents" in now:
     check_same_data(workdir, saved["latents"], now["latents"])
@@ -222,6 +222,15 @@ def check_same_data(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, A
 
 def _data_words(data: Mapping[str, Any]) -> str:
   return f"{data['name']} ({data['num']:,} images, fingerprint {data['fingerprint']})"
+
+
+def _changed_classes(saved: Mapping[str, Any], now: Mapping[str, Any], most: int = 5) -> str:
+  """Return which class names are new or gone, to begin with a comma; "" if none is."""
+  before, after = saved.get("classes", []), now.get("classes", [])
+  new, gone = ([n for n in a if n not in b] for a, b in ((after, before), (before, after)))
+  listed = lambda names: ", ".join(names[:most]) + ", ..." * (len(names) > most)  # noqa: E731
+  words = [f"{listed(names)} {word}" for names, word in ((new, "new"), (gone, "gone")) if names]
+  return f", classes: {'; '.join(words)}" if before and after and words else ""
 
 
 def write_config(workdir: Path, config: Mapping[str, Any]) -> None:

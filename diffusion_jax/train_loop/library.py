@@ -12,6 +12,7 @@ from diffusion_jax.inference.run import Run, load_run
 from diffusion_jax.runs import experiment as experiments
 from diffusion_jax.runs import own_data
 from diffusion_jax.runs.command_line import enable_compilation_cache
+from diffusion_jax.runs.data_argument import folder_for_data, naming_data
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.jax_settings import jax_as_written
 from diffusion_jax.runs.signals import stop_requests
@@ -61,10 +62,11 @@ def train(
       if workdir is None
       else run_folder(os.fspath(workdir), "workdir")
     )
-    chosen = None if data is None else own_run.choose_for_run(str(data), folder, fresh)
+    chosen = None if data is None else _choose(str(data), folder, fresh, sections)
     experiment = make_experiment(chosen.raw if chosen else config or {}, sections)
     with stop_requests() as stop_requested:
-      job = prepare_job(experiment, folder)
+      with naming_data(None if data is None else str(data)):
+        job = prepare_job(experiment, folder)
       prepare_workdir(folder, fresh)
       with lock(folder):
         if chosen:
@@ -73,10 +75,20 @@ def train(
     return load_run(folder)
 
 
+def _choose(data: str, folder: Path, fresh: bool, sections: Mapping[str, Any]) -> own_data.Chosen:
+  """Return the config for data, whose choices follow the changed sections."""
+  recipe = make_experiment(own_data.recipe_of(data), sections)
+  fields = []
+  for name, part in sections.items():
+    names = [f.name for f in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else part
+    fields += [(name, field) for field in names]
+  return own_run.choose_for_run(data, folder, fresh, recipe, fields)
+
+
 def _default_folder(config: Any, data: str | Path | None, sections: Mapping[str, Any]) -> Path:
   if data is None:
     return choose_workdir(str(config), make_experiment(config, sections))
-  return own_data.folder_for_data(str(data))
+  return folder_for_data(str(data))
 
 
 def make_experiment(config: str | Mapping[str, Any], sections: Mapping[str, Any]) -> Experiment:

@@ -1,6 +1,6 @@
 """Begin a run on a user's own data: choose its config, and say what was found."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from diffusion_jax.core.config import Override
 from diffusion_jax.core.files import write_whole
 from diffusion_jax.data.finding import find_data
 from diffusion_jax.runs import command_line, own_data
+from diffusion_jax.runs.data_argument import naming_data
 from diffusion_jax.runs.experiment import Experiment, build_experiment
 from diffusion_jax.runs.own_data import Chosen
 from diffusion_jax.train_loop.setup import Job
@@ -47,8 +48,9 @@ def begin_own_run(
   Raises:
     UserError: the data or a flag cannot be used.
   """
-  command_line.join_job(build_experiment(own_data.recipe_of(text), overrides))
-  chosen = choose_for_run(text, workdir, fresh)
+  recipe = build_experiment(own_data.recipe_of(text), overrides)
+  command_line.join_job(recipe)
+  chosen = choose_for_run(text, workdir, fresh, recipe, [(o.section, o.field) for o in overrides])
   experiment = build_experiment(chosen.raw, overrides)
   saved_as = None
   if save_config is not None:
@@ -58,10 +60,22 @@ def begin_own_run(
   return OwnRun(experiment, chosen, saved_as)
 
 
-def choose_for_run(text: str, workdir: Path, fresh: bool) -> Chosen:
-  """Return the config that the run began with, or choose one for its data and these devices."""
+def choose_for_run(
+  text: str, workdir: Path, fresh: bool, recipe: Experiment, fields: Iterable[tuple[str, str]]
+) -> Chosen:
+  """Return the config that the run began with, or choose one for its data and these devices.
+
+  Args:
+    text: the value of --data.
+    workdir: folder of the run.
+    fresh: choose anew.
+    recipe: the experiment before the data are looked at, with the user's own fields.
+    fields: section and field of these.
+  """
   stored = None if fresh else own_data.stored_choice(workdir, find_data(text))
   if stored is not None:
     return stored
   devices = (jax.default_backend(), jax.device_count())
-  return parallel.process_0_first(lambda: own_data.choose_config(text, *devices))
+  given = {(s, f): getattr(recipe.sections[s], f) for s, f in fields if f != "name"}
+  with naming_data(text):
+    return parallel.process_0_first(lambda: own_data.choose_config(text, *devices, given))

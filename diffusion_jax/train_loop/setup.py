@@ -1,6 +1,5 @@
 """Build and check a training run: its parts, and the state from which it continues."""
 
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,11 +197,17 @@ def first_state(job: Job) -> tuple[TrainState, bool]:
       create = jax.jit(init, out_shardings=layout)
       return jax.block_until_ready(create(np.uint32(experiment.training.seed))), False
   harmless = check_continues(job.workdir, experiment)
-  foreign = functools.partial(of_another_run, experiment.to_dict())
+  data = describe_run_data(job)["data"]
+
+  def foreign(meta: Mapping[str, Any]) -> str | None:
+    reason = of_another_run(experiment.to_dict(), meta)
+    if reason is None:  # before the weights: other classes need a network of another size
+      check_same_data(job.workdir, meta["data"], data)
+    return reason
+
   target = stored_target(shapes, layout)
   restored = store.restore_checkpoint(job.checkpoints, target, foreign=foreign)
   _check_draws(job, restored)
-  check_same_data(job.workdir, restored.meta["data"], describe_run_data(job)["data"])
   if harmless:
     print(f"changed since the run began: {'; '.join(harmless)}")
   parallel.on_process_0(lambda: _put_aside(job, restored.damaged))

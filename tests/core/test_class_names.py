@@ -31,6 +31,19 @@ def test_an_unknown_name_gets_the_nearest_and_the_list():
     class_numbers("cat,shop", NAMES, "--labels=cat,shop")
 
 
+@pytest.mark.parametrize("given", ["", ",", "cat,", "cat,,ship"])
+def test_a_missing_class_is_told(given):
+  with pytest.raises(
+    UserError, match=r"a class is missing; give e\.g\. cat, or leave the flag out"
+  ):
+    class_numbers(given, NAMES, f"--labels={given}")
+
+
+def test_names_with_commas_are_quoted_in_lists():
+  with pytest.raises(UserError, match="Classes: cat, ship, 'great white, shark', "):
+    class_numbers("x7", NAMES, "--labels=x7")
+
+
 def test_a_name_that_is_the_number_of_another_class_is_a_name():
   names = ["1", "2", "10"]
   assert class_numbers("1,10", names, "--labels") == [0, 2]

@@ -72,7 +72,7 @@ def test_a_config_built_on_another_is_found_through_a_link(tmp_path, root):
     ("configs/ddpm_digits.py", ["no such file: configs/ddpm_digits.py", "'ddpm_digits'?"]),
     ("/nowhere/x.py", ["no such file: /nowhere/x.py", "vae_cifar"]),
     ("./ddpm_digits", ["no such file"]),
-    ("..", ["it is a folder; give a config file, FILE.py"]),
+    ("..", ["it is a folder; give a config file, FILE.py", "write `data=..`"]),
   ],
 )
 def test_no_config_is_one_line_with_the_nearest_names(text, words, tmp_path, monkeypatch):
@@ -104,3 +104,10 @@ def test_an_installed_package_has_its_own_folder(tmp_path, monkeypatch):
 def test_a_run_lies_in_the_same_folder_however_its_config_is_named(root):
   named = ["smoke", "smoke.py", "configs/smoke.py", f"{root}/configs/smoke.py"]
   assert {str(default_workdir(text)) for text in named} == {"runs/smoke"}
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "photos.TAR", "images.npz"])
+def test_data_given_as_a_config_are_sent_to_their_argument(name, tmp_path):
+  (tmp_path / name).touch()
+  with pytest.raises(UserError, match=r"is no config file; to train on it write `data="):
+    config.find_file(f"{tmp_path}/{name}")

@@ -51,6 +51,7 @@ OF_COMMANDS = {
     ("`workdir=runs/x`: use another `workdir` or `fresh=True`",
      "--workdir=runs/x: use another --workdir or --fresh"),
     ("`ema=decay:0.9`, `step=3`, `config=smoke`", "--ema=decay:0.9, --step=3, --config=smoke"),
+    ("`data=my cats`: no pictures there", "--data='my cats': no pictures there"),
     ("python -m diffusion_jax.encode --out=DIR", "python -m diffusion_jax.encode --out=DIR"),
     ("the file `a.png`, `x = 1`, `steps=5` and `steps`",
      "the file `a.png`, `x = 1`, `steps=5` and `steps`"),

@@ -178,7 +178,7 @@ def test_the_downloaded_archive_is_checked(tmp_path):
 
 
 def test_own_data_names_the_command(cifar10):
-  with pytest.raises(UserError, match=r"diffusion-jax prepare cifar10 .*, then --data=cifar10"):
+  with pytest.raises(UserError, match=r"diffusion-jax prepare cifar10 .*, then `data=cifar10`"):
     find_data(str(cifar10 / "root"))
 
 

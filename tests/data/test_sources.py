@@ -83,6 +83,10 @@ class TestArrays:
     self.write(tmp_path, images=self.images)
     with pytest.raises(UserError, match=r"from 0 to \d+; .* 0 and 16, or set .*num_levels"):
       Arrays(path=str(tmp_path / "a.npz"), num_levels=17).load("train")
+    for values in (self.images.astype(int) - 300, self.images.astype(int) + 300):
+      self.write(tmp_path, images=values)  # no number of levels would do
+      with pytest.raises(UserError, match=r"between 0 and 255$"):
+        Arrays(path=str(tmp_path / "a.npz")).load("train")
 
   def test_labels_and_shapes_that_do_not_fit_are_said_with_their_values(self, tmp_path):
     for labels, words in (
@@ -234,7 +238,7 @@ class TestFolder:
     picture(tmp_path / "train" / "a" / "1.png")
     picture(tmp_path / "test" / "b" / "1.png")
     picture(tmp_path / "flat" / "1.png")
-    with pytest.raises(UserError, match=r"has class b, which data\.path does not have"):
+    with pytest.raises(UserError, match=r"has class b, which the training pictures do not have"):
       Folder(path=f"{tmp_path}/train", test_path=f"{tmp_path}/test").load("test")
     with pytest.raises(UserError, match="no sub-folders, but path has the classes a"):
       Folder(path=f"{tmp_path}/train", test_path=f"{tmp_path}/flat").load("test")

@@ -12,6 +12,7 @@ from diffusion_jax.core.config import Override
 from diffusion_jax.data.base import Seen
 from diffusion_jax.data.finding import find_data, name_of_data
 from diffusion_jax.runs import own_data
+from diffusion_jax.runs.data_argument import folder_for_data, naming_data
 from diffusion_jax.runs.experiment import build_experiment
 from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.types import UserError
@@ -143,6 +144,9 @@ def test_a_file_of_other_content_is_kept(tmp_path):
     own_data.check_config_target(file, "x")
   with pytest.raises(UserError, match=r"must end in \.py"):
     own_data.check_config_target(tmp_path / "mine", "x")
+  file.write_bytes(b"\xff")
+  with pytest.raises(UserError, match="exists with other content"):
+    own_data.check_config_target(file, "x")
 
 
 def test_a_run_continues_with_its_own_choice(photos, tmp_path, monkeypatch):
@@ -156,9 +160,62 @@ def test_a_run_continues_with_its_own_choice(photos, tmp_path, monkeypatch):
   assert stored.is_stored
   assert build_experiment(stored.raw).to_dict() == build_experiment(chosen.raw).to_dict()
   own_data.store_choice(run, stored)  # does not write again
-  assert own_data.stored_choice(run, section | {"path": "elsewhere"}) is None
+  moved = own_data.stored_choice(run, section | {"path": "elsewhere"})
+  assert moved.raw["data"] == stored.raw["data"] | {"path": "elsewhere"}
+  assert own_data.stored_choice(run, {"name": "digits"}) is None
+  own_data.store_choice(run, own_data.choose_config(str(photos), "cpu", 1))  # may yet be refused
+  assert own_data.stored_choice(run, section).raw == stored.raw
   (run / own_data.CHOSEN).write_text(json.dumps([1]))
   assert own_data.stored_choice(run, section) is None
+
+
+def test_the_choices_follow_the_fields_that_are_set(photos):
+  given = {
+    ("data", "image_size"): 32,
+    ("data", "test_path"): str(photos),
+    ("generative", "conditional"): False,
+    ("training", "num_steps"): 8000,
+  }
+  chosen = own_data.choose_config(str(photos), "cpu", 1, given)
+  assert chosen.raw["model"]["multipliers"] == (1, 2, 2)
+  assert chosen.raw["optimizer"]["warmup_steps"] == 400
+  assert chosen.raw["checkpoint"]["every_steps"] == 1000
+  assert "guidance" not in chosen.raw
+  assert "test_fraction" not in chosen.raw["data"]
+
+
+@pytest.mark.parametrize(
+  ("message", "said"),
+  [
+    ("`data.path={path}`: no pictures there", "`data=photos`: no pictures there"),
+    ("{path}: this archive cannot be read", "`data=photos`: this archive cannot be read"),
+    ("set `data.path=ROOT/train`", "set `data=ROOT/train`"),
+    ("`data.image_size=7` is odd", "`data.image_size=7` is odd"),
+  ],
+)
+def test_an_error_names_the_argument_that_was_given(message, said, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "photos").mkdir()
+  with pytest.raises(UserError) as error, naming_data("photos"):
+    raise UserError(message.format(path=tmp_path / "photos"))
+  assert str(error.value) == said
+
+
+def test_data_that_have_moved_name_the_run_to_go_on_with(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "runs/photos").mkdir(parents=True)
+  with pytest.raises(UserError) as error:
+    folder_for_data("./photos")
+  assert "runs/photos" not in str(error.value)
+  (tmp_path / "runs/photos" / own_data.CHOSEN).write_text("{}")
+  with pytest.raises(UserError, match=r"go on with `data=NEW_PLACE` `workdir=runs/photos`"):
+    folder_for_data("./photos")
+
+
+def test_a_link_that_leads_nowhere_is_called_one(tmp_path):
+  (tmp_path / "photos").symlink_to("nowhere")
+  with pytest.raises(UserError, match="is a link that leads nowhere"):
+    find_data(f"{tmp_path}/photos")
 
 
 def test_a_missing_library_says_what_to_install(monkeypatch):
@@ -178,7 +235,8 @@ class TestFinding:
   @pytest.mark.parametrize(
     ("text", "message"),
     [
-      ("", "--data= is empty; give a folder"),
+      ("", "`data=` is empty; give a folder"),
+      ("hf:", "`data=hf:` names no data set; write hf:NAME"),
       ("cifar1O", "no such folder, file or data set. Did you mean 'cifar10'?"),
       ("gs://bucket/x", "addresses are not supported"),
       ("./nowhere", "no such folder, file or data set. Give a folder"),
@@ -207,7 +265,7 @@ class TestFinding:
   def test_names_of_runs(self, text, name):
     assert name_of_data(text, {"path": text}) == name
     assert name_of_data("imagenet_resized/64x64:0.1", {}) == "imagenet_resized_64x64_0.1"
-    assert own_data.folder_for_data("digits") == Path("runs/digits")
+    assert folder_for_data("digits") == Path("runs/digits")
 
 
 def test_unlabelled_arrays_hold_out_a_part(tmp_path):

@@ -9,6 +9,16 @@ from diffusion_jax.checkpoints import store
 from diffusion_jax.runs.stored import check_same_data, load_experiment, stored_config
 from diffusion_jax.types import UserError
 
+
+def test_changed_data_name_the_classes_that_are_new_and_gone(tmp_path):
+  saved = {"name": "x train", "num": 4, "fingerprint": "a", "classes": ["cat", "ship"]}
+  now = saved | {"fingerprint": "b", "classes": ["bird", "cat"]}
+  with pytest.raises(
+    UserError, match="fingerprint b\\), classes: bird new; ship gone; restore the"
+  ):
+    check_same_data(tmp_path, saved, now)
+
+
 DAMAGED = {
   "cut off": (b'{"generative": {"na', "it is not JSON"),
   "empty": (b"", "it is not JSON"),
