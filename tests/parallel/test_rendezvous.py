@@ -169,7 +169,7 @@ def test_a_process_that_starts_again_takes_its_own_place():
 def test_a_stranger_on_the_port_of_process_0_is_named(answer, monkeypatch, capsys):
   """It takes the connection and says nothing, or something else than process 0 would."""
   monkeypatch.setattr(rendezvous, "WELCOME_SEC", 0.5)
-  monkeypatch.setattr(rendezvous, "LOOKED_SEC", (0.7, 10.0))
+  monkeypatch.setattr(rendezvous, "LOOKED_SEC", (0.1, 10.0))
   config = Distributed(connect_timeout_sec=1.0, start_timeout_sec=60.0)
   with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
     port = server.getsockname()[1]
