@@ -51,6 +51,7 @@ NO_FIGURES = {
     "num_samples",
     "likelihoods",
     "metrics",
+    "preset",
   },
   "model": {"remat"},
   "autoencoder": {"remat"},
