@@ -22,6 +22,7 @@ from diffusion_jax.evaluation import (
   external_images,
   measure,
   metrics_json,
+  report_parts,
   results,
   sample_grids,
   tracking,
@@ -89,7 +90,7 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   """Evaluate the selected checkpoints."""
   started = time.perf_counter()
   average = restore.parse_average(args.ema)
-  compared = results.find_compared(args.compare)
+  compared = report_parts.find_compared(args.compare)
   if args.watch:
     checkpoint_steps.wait_for_checkpoint(args.workdir)
   command_line.join_job(trained_experiment(args.workdir, overrides))
@@ -158,9 +159,8 @@ def evaluate(
   assert metrics is not None
   with clock(checkpoint.seconds, "pictures"):
     pictures = sample_grids.make_pictures(context, checkpoint)
-  training = metrics_json.training_rows(context.workdir)
   with clock(checkpoint.seconds, "report"):
-    metrics_json.write_evaluation(checkpoint.folder, metrics, pictures, training, compared)
+    report_parts.write_evaluation(checkpoint.folder, context.workdir, metrics, pictures, compared)
   resumable.remove(checkpoint.work)
   drawing.say(
     "\n".join(f"step {checkpoint.step:,}: {line}" for line in metrics_json.lines(metrics))

@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from diffusion_jax.evaluation import context as contexts
 from diffusion_jax.evaluation import drawing, measure
 from diffusion_jax.evaluation.context import EvaluationContext
 from diffusion_jax.evaluation.drawing import CheckpointUnderTest, Summary
-from diffusion_jax.report import Picture, write_report
 from diffusion_jax.runs import provenance
 from diffusion_jax.runs.resumable import digest
 from diffusion_jax.training.train_state import count_parameters
@@ -102,24 +101,6 @@ def environment(seconds: Mapping[str, Any]) -> Summary:
     "num_processes": jax.process_count(),
     "packages": provenance.package_versions(),
   }
-
-
-def write_evaluation(
-  folder: Path,
-  metrics: Summary,
-  pictures: Mapping[str, Picture],
-  training: Sequence[Mapping[str, Any]],
-  compared: Sequence[Summary],
-) -> None:
-  """Write the pictures, the report, and last metrics.json, the mark of finished work."""
-  if jax.process_index():
-    return
-  folder.mkdir(parents=True, exist_ok=True)
-  for name, picture in pictures.items():
-    files.write_png(folder / f"{name}.png", picture.image)
-  stored = json_values(metrics)
-  write_report(folder / "report.html", stored, pictures, training, compared)
-  files.write_json(folder / "metrics.json", stored)
 
 
 def write_metrics(path: Path, metrics: Summary) -> None:

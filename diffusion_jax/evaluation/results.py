@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion_jax import parallel, report
+from diffusion_jax import parallel
 from diffusion_jax.checkpoints import store
 from diffusion_jax.core import files
 from diffusion_jax.evaluation import metrics_json
@@ -211,44 +211,3 @@ def prepare_folder(request: Request) -> None:
   )
   parallel.on_process_0(lambda: files.make_writable(folder, what, advice))
   parallel.check_shared(folder)
-
-
-def find_compared(given: Sequence[Path]) -> list[Summary]:
-  """Return the metrics of other runs: a metrics.json, or a run's newest evaluated step.
-
-  A report page of each is rendered here, so that none fails after the measurement.
-
-  Raises:
-    UserError: a path has no metrics, or damaged ones.
-  """
-  return [_find_compared(path) for path in given]
-
-
-def _find_compared(path: Path) -> Summary:
-  where = f"--compare={path}"
-  file = path if path.suffix == ".json" else _newest(path)
-  if file is None or not file.is_file():
-    raise UserError(
-      f"{where}: no metrics.json there; run python -m diffusion_jax.evaluate --workdir={path} first"
-    )
-  try:
-    metrics = json.loads(file.read_text())
-    if metrics["schema"] != SCHEMA:
-      raise ValueError(f"schema {metrics['schema']}, this version reads {SCHEMA}")
-    report.render(metrics, {}, (), [metrics])
-  except Exception as error:
-    raise UserError(
-      f"{where}: {file} is no metrics.json that can be compared ({type(error).__name__}: "
-      f"{str(error).partition(chr(10))[0][:200]}); evaluate that run again, or leave it out"
-    ) from error
-  return metrics
-
-
-def _newest(folder: Path) -> Path | None:
-  """Return the newest step's metrics.json of a run, of a folder of --out, or of one step."""
-  for root in (folder / "eval", folder):
-    candidates = [p for p in root.glob("*/metrics.json") if p.parent.name.isdigit()]
-    if candidates:
-      return max(candidates, key=lambda p: int(p.parent.name))
-  file = folder / "metrics.json"
-  return file if file.is_file() else None

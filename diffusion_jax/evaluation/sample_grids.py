@@ -1,12 +1,15 @@
 """Grids of an evaluation: samples, classes, progression, reconstructions, neighbours."""
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 
 from diffusion_jax.core import rng
+from diffusion_jax.core.class_names import name_of
 from diffusion_jax.core.picture_grid import grid_columns, image_grid, label_captions
 from diffusion_jax.core.pixels import as_pictures, to_uint8
 from diffusion_jax.data import class_names
@@ -15,12 +18,16 @@ from diffusion_jax.evaluation.context import EvaluationContext, sampled_fields
 from diffusion_jax.evaluation.drawing import CheckpointUnderTest
 from diffusion_jax.inference import draw
 from diffusion_jax.parallel import sharding
-from diffusion_jax.report import Picture
+from diffusion_jax.report import Part, Picture, Row
 from diffusion_jax.types import Condition
 
 GRID = 64
 MAX_CLASSES = 20
-PER_CLASS = 10
+PER_CLASS = 5
+MAX_PIXELS = 4_000_000
+"""Pixels of the real images and the samples by class; larger images are fewer."""
+MAX_SEARCHED = 4096
+"""Number of training images among which those of each class are searched."""
 ROWS = 8
 MOMENTS = 10
 NEIGHBOURS = 5
@@ -30,10 +37,14 @@ def make_pictures(
   context: EvaluationContext, checkpoint: CheckpointUnderTest
 ) -> dict[str, Picture]:
   """Return name -> picture for everything that the model can show; samples are measured ones."""
-  images = _samples(context, checkpoint)
+  rows = _rows_of_classes(context)
+  wanted = sorted(
+    {*range(min(GRID, context.num_samples)), *(i for row in rows for i in row.places)}
+  )
+  images = _samples(context, checkpoint, wanted)
   pictures = {"samples": _grid_of_samples(context, images)}
-  if 2 <= len(context.classes) <= len(images):  # otherwise a class has no sample
-    pictures["classes"] = _classes(context, images)
+  name = "classes" if rows[0].label is not None else "real"
+  pictures[name] = _beside_real(context, images, rows)
   if "trajectory" in context.generative.capabilities:
     pictures["progression"] = _progression(context, checkpoint)
   if "encode" in context.generative.capabilities:
@@ -43,44 +54,111 @@ def make_pictures(
   return pictures
 
 
+class ClassRow(NamedTuple):
+  """A class beside whose real images samples are shown.
+
+  Attributes:
+    label: number of the class; None: all images, of a model without classes.
+    places: numbers of its samples.
+  """
+
+  label: int | None
+  places: list[int]
+
+
+def _rows_of_classes(context: EvaluationContext) -> list[ClassRow]:
+  """Return the shown classes, evenly spaced if they are many; samples have them in turn."""
+  num_classes, num = len(context.classes), context.num_samples
+  if not num_classes:
+    return [ClassRow(None, list(range(min(num, 4 * PER_CLASS))))]
+  drawn = min(num_classes, num)  # others have no sample
+  chosen = np.unique(np.linspace(0, drawn - 1, min(drawn, MAX_CLASSES)).astype(int)).tolist()
+  pixels = 2 * len(chosen) * math.prod(context.train.spec.shape[:2])
+  most = min(PER_CLASS, max(2, MAX_PIXELS // pixels))
+  return [
+    ClassRow(int(context.classes[i]), list(range(i, num, num_classes))[:most]) for i in chosen
+  ]
+
+
 def _samples(
-  context: EvaluationContext, checkpoint: CheckpointUnderTest
-) -> UInt8[np.ndarray, "N H W C"]:
-  """Return the first samples of the first seed, enough for every grid."""
-  wanted = min(max(GRID, len(context.classes) * PER_CLASS), context.num_samples)
-  batches, num_drawn = [], 0
+  context: EvaluationContext, checkpoint: CheckpointUnderTest, wanted: list[int]
+) -> dict[int, UInt8[np.ndarray, "H W C"]]:
+  """Return the samples of the first seed with these numbers."""
+  kept, first = {}, 0
   for _, images in drawing.draw_samples(
     context, checkpoint, context.setting, context.seed, context.num_samples
   ):
-    batches.append(images)
-    num_drawn += len(images)
-    if num_drawn >= wanted:
+    kept |= {i: images[i - first] for i in wanted if first <= i < first + len(images)}
+    first += len(images)
+    if first > wanted[-1]:
       break
-  return np.concatenate(batches)[:wanted]
+  return kept
 
 
-def _grid_of_samples(context: EvaluationContext, images: np.ndarray) -> Picture:
-  images = images[:GRID]
-  columns, labels = math.ceil(math.sqrt(len(images))), drawing.labels_of(context, 0, len(images))
+def _grid_of_samples(context: EvaluationContext, samples: Mapping[int, np.ndarray]) -> Picture:
+  num = min(GRID, context.num_samples)
+  images = np.stack([samples[i] for i in range(num)])
+  columns, labels = math.ceil(math.sqrt(num)), drawing.labels_of(context, 0, num)
   captions = [] if labels is None else label_captions(labels, class_names(context.train.about))
-  words = f"The first {len(images)} samples, none left out."
-  return Picture(image_grid(images, columns, captions), words)
+  words = f"The first {num} samples, none left out."
+  rows = [Row("", [Part("", images, _names(context, labels))])]
+  return Picture(image_grid(images, columns, captions), words, rows)
 
 
-def _classes(context: EvaluationContext, images: np.ndarray) -> Picture:
-  """Draw one row per class, by the label given to the sampler; images are ordered by class."""
-  num_classes = len(context.classes)
-  shown = [images[i::num_classes][:PER_CLASS] for i in range(min(num_classes, MAX_CLASSES))]
-  columns = min(len(row) for row in shown)
-  cells = np.concatenate([row[:columns] for row in shown])
-  labels, names = context.classes[: len(shown)], class_names(context.train.about)
-  named = f"0 to {len(shown) - 1}" if labels[-1] == len(shown) - 1 else ", ".join(map(str, labels))
-  if names:
-    named = ", ".join(names[label] for label in labels)
-  texts = label_captions(labels, names)
-  captions = [text for first in texts for text in (first, *[""] * (columns - 1))]
-  words = f"One row per class, {named}: the first {columns} samples with that label."
-  return Picture(image_grid(cells, columns, captions), words)
+def _names(context: EvaluationContext, labels: Iterable[int] | None) -> list[str]:
+  """Return the names of classes; without names their numbers."""
+  names = class_names(context.train.about)
+  return [name_of(int(label), names) for label in labels] if labels is not None else []
+
+
+def _beside_real(
+  context: EvaluationContext, samples: Mapping[int, np.ndarray], rows: list[ClassRow]
+) -> Picture:
+  """Show training images beside samples of the same class, one row per class."""
+  real = _real_images(context, [row.label for row in rows], max(len(r.places) for r in rows))
+  names = _names(context, [row.label for row in rows if row.label is not None]) or [""]
+  shown, cells = [], []
+  for row, name, originals in zip(rows, names, real, strict=True):
+    images = np.stack([samples[i] for i in row.places])
+    parts = [Part("real", originals), Part("samples", images)]
+    shown.append(Row(name, [part for part in parts if len(part.images)]))
+    cells.append((originals, images))
+  columns = max(max(len(a), len(b)) for a, b in cells)
+  grid = np.concatenate([_padded(a, b, columns) for a, b in cells])
+  captions = label_captions([row.label for row in rows if row.label is not None],
+                            class_names(context.train.about))  # fmt: skip
+  texts = [text for first in captions for text in (first, *[""] * 2 * columns)]
+  total = len(context.classes)
+  some = f"{len(rows)} of {total:,} classes: " if total > len(rows) else ""
+  words = f"{some}training images at the left, samples at the right."
+  return Picture(image_grid(grid, 2 * columns + 1, texts), words.capitalize(), shown)
+
+
+def _padded(real: np.ndarray, samples: np.ndarray, columns: int) -> np.ndarray:
+  """Return a row of the grid: real images, a gap and samples, on white where there are fewer."""
+  row = np.full((2 * columns + 1, *samples.shape[1:]), 255, np.uint8)
+  row[: len(real)] = real
+  row[columns + 1 : columns + 1 + len(samples)] = samples
+  return row
+
+
+def _real_images(
+  context: EvaluationContext, labels: list[int | None], most: int
+) -> list[UInt8[np.ndarray, "N H W C"]]:
+  """Return up to `most` training images of each class, from an arbitrary but fixed selection."""
+  source, batch = context.train, 256
+  places = np.random.default_rng(0).permutation(len(source))[:MAX_SEARCHED]
+  found: dict[int | None, list[np.ndarray]] = {label: [] for label in labels}
+  for first in range(0, len(places), batch):
+    images, theirs = source.gather(places[first : first + batch])
+    for label, kept in found.items():
+      same = np.flatnonzero(theirs == label) if label is not None else np.arange(len(images))
+      if len(chosen := same[: most - len(kept)]):
+        kept.extend(as_pictures(images[chosen], source.spec.num_levels))
+    if all(len(kept) >= most for kept in found.values()):
+      break
+  empty = np.zeros((0, *source.spec.shape), np.uint8)
+  return [np.stack(kept) if kept else empty for kept in found.values()]
 
 
 def _progression(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Picture:
@@ -101,7 +179,12 @@ def _progression(context: EvaluationContext, checkpoint: CheckpointUnderTest) ->
   cells = to_uint8(path[steps]).swapaxes(0, 1).reshape(-1, *path.shape[2:])
   numbers = ", ".join(str(step + 1) for step in steps)
   words = f"The x0 estimate after steps {numbers} of {len(path)}, one row per image."
-  return Picture(image_grid(cells, len(steps)), words)
+  names = _names(context, condition.label) or [""] * ROWS
+  captions = [f"step {step + 1}" for step in steps]
+  rows = [
+    Row(n, [Part("", one, captions)]) for n, one in zip(names, np.split(cells, ROWS), strict=True)
+  ]
+  return Picture(image_grid(cells, len(steps)), words, rows)
 
 
 def _reconstructions(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Picture:
@@ -116,7 +199,10 @@ def _reconstructions(context: EvaluationContext, checkpoint: CheckpointUnderTest
   is_labelled = bool(source.spec.num_classes)
   names = label_captions(np.asarray(batch.label), class_names(source.about)) if is_labelled else []
   captions = draw.captions_in_turn(names, 2, columns)
-  return Picture(image_grid(images, columns, captions), words)
+  labels = list(names) or [""] * len(originals)
+  pairs = zip(labels, originals, to_uint8(decoded), strict=True)
+  rows = [Row(name, [Part("image, reconstruction", np.stack(pair))]) for name, *pair in pairs]
+  return Picture(image_grid(images, columns, captions), words, rows)
 
 
 def _nearest(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Picture | None:
@@ -134,4 +220,9 @@ def _nearest(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Pic
   cells = np.concatenate([samples[:, None], blank, near], axis=1)
   grid = image_grid(cells.reshape(-1, *samples.shape[1:]), wanted + 2)
   name = context.feature_spaces[0].extractor.name
-  return Picture(grid, f"Left: a sample. Right: its {wanted} nearest training images ({name}).")
+  rows = [
+    Row("", [Part("sample", sample[None]), Part("nearest training images", others)])
+    for sample, others in zip(samples, near, strict=True)
+  ]
+  words = f"Left: a sample. Right: its {wanted} nearest training images ({name})."
+  return Picture(grid, words, rows)

@@ -13,6 +13,7 @@ from diffusion_jax.report.formatting import (
   text,
   with_error,
 )
+from diffusion_jax.report.inline_images import Picture
 from diffusion_jax.report.views import Metrics, run_name, spread
 
 MEASUREMENT = (
@@ -77,6 +78,44 @@ class Comparison(NamedTuple):
   differences: list[Difference]
 
 
+class OtherRun(NamedTuple):
+  """A run that is compared.
+
+  Attributes:
+    metrics: its metrics.json.
+    samples: its samples; None: they are not shown.
+    training: rows of its metrics.jsonl.
+  """
+
+  metrics: Metrics
+  samples: Picture | None = None
+  training: Sequence[Mapping[str, Any]] = ()
+
+
+class ConfigRow(NamedTuple):
+  """A config field that differs: "optimizer.learning_rate" and its value in each run."""
+
+  field: str
+  values: list[str]
+
+
+def config_differences(runs: Sequence[Metrics]) -> list[ConfigRow]:
+  """Return the config fields that are not equal in all runs, in the order of the config."""
+  configs = [_config_fields(run) for run in runs]
+  fields = dict.fromkeys(field for config in configs for field in config)
+  rows = [ConfigRow(field, [c.get(field, DASH) for c in configs]) for field in fields]
+  return [row for row in rows if len(set(row.values)) > 1]
+
+
+def _config_fields(run: Metrics) -> dict[str, str]:
+  config = (run.get("model") or {}).get("config") or {}
+  return {
+    f"{section}.{field}" if field else str(section): _words(value)
+    for section, fields in config.items()
+    for field, value in (fields.items() if isinstance(fields, Mapping) else [("", fields)])
+  }
+
+
 def compare_runs(metrics: Metrics, others: Sequence[Metrics]) -> Comparison | None:
   """Compare the runs' figures and protocols; return None if there are no other runs."""
   if not others:
@@ -136,6 +175,11 @@ def _best(values: Sequence[float | None], better: str) -> float | None:
 
 def _same(a: Mapping[str, str], b: Mapping[str, str]) -> bool:
   return all(a.get(key) == b.get(key) for key in MEASUREMENT)
+
+
+def same_protocol(group: str, key: str, here: Metrics, there: Metrics) -> bool:
+  """Return whether a figure was measured alike in two runs, so that it may be ranked."""
+  return _same(_protocol(group, key, here), _protocol(group, key, there))
 
 
 def _protocol(group: str, key: str, run: Metrics) -> dict[str, str]:

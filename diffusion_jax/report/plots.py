@@ -7,25 +7,36 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from diffusion_jax.report import svg
-from diffusion_jax.report.formatting import clipped, finite, number, tick
-from diffusion_jax.report.svg import Key, Plot
+from diffusion_jax.report.formatting import clipped, finite, number, tick, with_error
+from diffusion_jax.report.svg import Key, Mark, Plot, Point, drawable, drawable_error
 from diffusion_jax.report.views import Metrics
 
-Pairs = list[tuple[float, float]]
+Points = list[Point]
 MAX_POINTS = 1000
 """Maximum points of a training curve; longer ones are thinned evenly."""
 
 
-def pairs(xs: Sequence[Any], ys: Sequence[Any]) -> Pairs:
-  """Return the finite points of two lists."""
-  both = [(finite(x), finite(y)) for x, y in zip(xs, ys, strict=False)]
-  return [(x, y) for x, y in both if x is not None and y is not None]
+def points_of(xs: Sequence[Any], ys: Sequence[Any], errors: Sequence[Any] = ()) -> Points:
+  """Return the points of two lists that can be drawn, with their errors if there are any."""
+  padded = [*errors, *[None] * max(0, len(ys) - len(errors))]
+  rows = [(drawable(x), drawable(y), e) for x, y, e in zip(xs, ys, padded, strict=False)]
+  return [Point(x, y, drawable_error(e)) for x, y, e in rows if x is not None and y is not None]
 
 
-def thinned(points: Pairs) -> Pairs:
+def thinned(points: Points) -> Points:
   """Return at most MAX_POINTS of the points, evenly spaced and with the last one."""
   every = -(-len(points) // MAX_POINTS)
   return points[::-1][::every][::-1] if every > 1 else points
+
+
+def draw_points(axes: Axes, i: int, points: Points, marker: str | None = "o") -> None:
+  """Draw the i-th curve, with error bars where errors are known."""
+  x, y, error = zip(*points, strict=True)
+  style: Any = {"color": svg.color(i), "ls": svg.dash(i), "marker": marker}
+  if any(error):
+    axes.errorbar(x, y, error, elinewidth=1.2, **style)
+  else:
+    axes.plot(x, y, **style)
 
 
 # Training
@@ -37,15 +48,36 @@ def training(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
   return [plot for plot in plots if plot is not None]
 
 
-def column(rows: Sequence[Mapping[str, Any]], name: str) -> Pairs:
-  """Return (step, value) for the rows that have both."""
-  return pairs([r.get("step") for r in rows], [r.get(name) for r in rows])
+def column(rows: Sequence[Mapping[str, Any]], name: str) -> Points:
+  """Return (step, value, error) for the rows that have a step and the value."""
+  columns = ([r.get(n) for r in rows] for n in ("step", name, f"{name}_standard_error"))
+  return points_of(*columns)
+
+
+LOSS_NOTE = (
+  "Each point is the mean over a logging interval; held out: the whole split, EMA weights."
+)
 
 
 def _loss(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
   curves = {"training": column(rows, "train/loss"), "held out": column(rows, "held_out/loss")}
-  note = "Each point is the mean over a logging interval; held out: the whole split, EMA weights."
-  return _curves("loss", "Loss", "loss an example", curves, note)
+  return curves_by_step("loss", "Loss", "loss an example", curves, LOSS_NOTE)
+
+
+def losses(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Plot]:
+  """Plot the training losses of several runs in one drawing, their held-out ones in another.
+
+  Args:
+    runs: rows of metrics.jsonl by the name of the run in the legend.
+  """
+  plots = []
+  for key, title in (("train/loss", "Training loss"), ("held_out/loss", "Held-out loss")):
+    curves = {run: column(rows, key) for run, rows in runs.items()}
+    if sum(bool(points) for points in curves.values()) > 1:
+      plots.append(
+        curves_by_step(f"runs-{slug(key)}", title, "loss an example", curves, is_named=True)
+      )
+  return [plot for plot in plots if plot is not None]
 
 
 def _held_out_bits(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
@@ -57,44 +89,58 @@ def _held_out_bits(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
     for name in names
     if not name.endswith("standard_error")
   }
-  return _curves("held-out", "Held-out likelihood", "bits/dim", curves)
+  return curves_by_step("held-out", "Held-out likelihood", "bits/dim", curves)
 
 
 def _speed(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
   curves = {"": column(rows, "train/images_per_sec")}
-  return _curves("speed", "Speed of training", "images/s", curves, from_zero=True)
+  return curves_by_step("speed", "Speed of training", "images/s", curves, from_zero=True)
 
 
-def _curves(
+def curves_by_step(
   name: str,
   title: str,
   unit: str,
-  curves: Mapping[str, Pairs],
+  curves: Mapping[str, Points],
   note: str = "",
   from_zero: bool = False,
+  is_named: bool = False,
+  bars: str = "standard error",
 ) -> Plot | None:
-  """Plot curves against the step; a curve with few points also has markers."""
+  """Plot curves against the training step; a curve with few points also has markers.
+
+  Args:
+    name: part of the drawing's id, unique in the page.
+    title, unit, note: texts.
+    curves: points by the name of the curve; empty ones are left out.
+    from_zero: whether the y axis begins at zero.
+    is_named: whether a single curve is named too.
+    bars: meaning of the error bars.
+  """
   curves = {k: thinned(points) for k, points in curves.items() if points}
   if not curves:
     return None
-  values = [y for points in curves.values() for _, y in points]
+  everything = [p for points in curves.values() for p in points]
 
   def paint(axes: Axes) -> None:
     for i, points in enumerate(curves.values()):
-      few = "o" if len(points) <= 30 else None
-      axes.plot(*zip(*points, strict=True), color=svg.color(i), ls=svg.dash(i), marker=few)
+      draw_points(axes, i, points, "o" if len(points) <= 30 else None)
     axes.set(xlabel="training step", ylabel=unit)
     svg.plain_axis(axes.xaxis)
-    svg.plain_axis(axes.yaxis)
-    if from_zero:
-      axes.set_ylim(0, max(values) * 1.1 or 1)
-    elif svg.spans(values, 5):
-      svg.log_axis(axes, "y", values)
+    svg.fit_y(axes, everything)
+    if from_zero and min(p.y for p in everything) >= 0:
+      axes.set_yscale("linear")
+      axes.set_ylim(0, max(p.y + p.error for p in everything) * 1.1 or 1)
+      svg.plain_axis(axes.yaxis)
 
-  keys = [svg.key(label, i) for i, label in enumerate(curves)] if len(curves) > 1 else []
-  last = "; ".join(f"{k or title} {number(p[-1][1]).text}" for k, p in curves.items())
+  many = is_named or len(curves) > 1
+  keys = [svg.key(label, i) for i, label in enumerate(curves)] if many else []
+  last = "; ".join(f"{k or title} {number(p[-1].y).text}" for k, p in curves.items())
   alt = f"{title} against the training step. Last values: {last}."
-  return Plot(title, svg.draw_axes(f"plot-{name}", paint), alt, keys, note)
+  marks = [m for k, p in curves.items() for m in svg.marks_of(p, "step", k if many else "")]
+  if any(p.error for p in everything):
+    note = f"{note} Bars: ± {bars}.".strip()
+  return Plot(title, svg.draw_axes(f"plot-{name}", paint, marks=marks), alt, keys, note)
 
 
 # Likelihood
@@ -115,11 +161,7 @@ def bits(metrics: Metrics) -> Plot | None:
       axes.axvline(value, color=svg.INK, lw=1.4, ls=svg.dash(i + 1))
     axes.set_yticks(range(len(bars)), labels=[clipped(name, 20) for name in bars])
     axes.set(xlabel="bits/dim", ylim=(len(bars) - 0.5, -0.5))
-    axes.set_xlim(
-      0,
-      1.12
-      * max([finite(e["bits_per_dim"]) or 0 for e in bars.values()] + list(baselines.values())),
-    )
+    axes.set_xlim(0, 1.15 * max([*map(_end, bars.values()), *baselines.values(), 1e-9]))
     svg.plain_axis(axes.xaxis)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
@@ -130,7 +172,8 @@ def bits(metrics: Metrics) -> Plot | None:
     for i, (k, v) in enumerate(baselines.items())
   ]
   alt = "Terms in bits/dim: " + "; ".join(_bar_words(k, e) for k, e in bars.items()) + "."
-  drawing = svg.draw_axes("plot-bits", paint, 0.85 + 0.5 * len(bars))
+  marks = [m for row, e in enumerate(bars.values()) for m in _bar_marks(row, e, names)]
+  drawing = svg.draw_axes("plot-bits", paint, 0.85 + 0.5 * len(bars), marks)
   return Plot("Terms of the bits/dim", drawing, alt, keys)
 
 
@@ -147,8 +190,30 @@ def _bar(axes: Axes, row: int, estimate: Mapping[str, Any], names: Sequence[str]
       mean = float(estimate["terms"][name]["mean"])
       axes.barh(row, mean, left=left, height=0.56, color=svg.color(i))
       left += mean
-  total = number(estimate.get("bits_per_dim")).text
-  axes.annotate(total, (left, row), (5, 0), textcoords="offset points", va="center")
+  error = drawable_error(estimate.get("standard_error"))
+  if error:
+    axes.errorbar([left], [row], xerr=[error], color=svg.INK, fmt="none", elinewidth=1.2)
+  total = with_error(estimate.get("bits_per_dim"), error or None)[0].text
+  axes.annotate(total, (left + error, row), (5, 0), textcoords="offset points", va="center")
+
+
+def _end(estimate: Mapping[str, Any]) -> float:
+  """Return the right end of a bar with its error."""
+  total = sum(float(term["mean"]) for term in estimate["terms"].values())
+  return total + drawable_error(estimate.get("standard_error"))
+
+
+def _bar_marks(row: int, estimate: Mapping[str, Any], names: Sequence[str]) -> list[Mark]:
+  """Return a mark in the middle of each term."""
+  left, marks = 0.0, []
+  for name in names:
+    if name in estimate["terms"]:
+      term = estimate["terms"][name]
+      mean, error = float(term["mean"]), drawable_error(term.get("standard_error"))
+      words = svg.value_words(Point(0, mean, error))
+      marks.append(Mark(left + mean / 2, row, f"{name}: {words} bits/dim"))
+      left += mean
+  return marks
 
 
 def _bar_words(key: str, estimate: Mapping[str, Any]) -> str:
@@ -167,20 +232,17 @@ def timesteps(metrics: Metrics) -> list[Plot]:
 
 
 def _timestep_curve(key: str, words: str, name: str, curve: Mapping[str, Any]) -> Plot | None:
-  points = pairs(curve.get("t") or [], curve.get("bits_per_dim") or [])
+  points = points_of(curve.get("t") or [], curve.get("bits_per_dim") or [])
   if not points:
     return None
-  values = [y for _, y in points]
 
   def paint(axes: Axes) -> None:
-    axes.plot(*zip(*points, strict=True), color=svg.color(0))
+    draw_points(axes, 0, points, "o" if len(points) == 1 else None)
     axes.set(xlabel="time t (0: data, 1: noise)", ylabel="bits/dim a step")
     svg.plain_axis(axes.xaxis)
-    svg.plain_axis(axes.yaxis)
-    if svg.spans(values, 10):
-      svg.log_axis(axes, "y", values)
+    svg.fit_y(axes, points, 10)
 
-  top_t, top = max(points, key=lambda p: p[1])
+  top_t, top, _ = max(points, key=lambda p: p.y)
   alt = (
     f"{name} term of {key} at each of {len(points)} steps; largest at t={tick(top_t)}: "
     f"{number(top).text} bits/dim."
@@ -188,7 +250,9 @@ def _timestep_curve(key: str, words: str, name: str, curve: Mapping[str, Any]) -
   title = f"{name.replace('_', ' ').capitalize()} by time step"
   return Plot(
     title,
-    svg.draw_axes(f"plot-time-{slug(key)}-{slug(name)}", paint),
+    svg.draw_axes(
+      f"plot-time-{slug(key)}-{slug(name)}", paint, marks=svg.marks_of(points, "time", name)
+    ),
     alt,
     (),
     f"{key}: {words}; the steps sum to the term.",
@@ -210,21 +274,26 @@ def spectrum(metrics: Metrics) -> list[Plot]:
 
 
 def _spectrum(x: Sequence[Any], splits: Mapping[str, Mapping[str, Any]]) -> Plot | None:
-  curves = {split: pairs(x, curve["eps_mse"]) for split, curve in splits.items()}
+  curves = {
+    split: points_of(x, curve["eps_mse"], curve.get("standard_error") or [])
+    for split, curve in splits.items()
+  }
   curves = {split: points for split, points in curves.items() if points}
   if not curves:
     return None
-  values = [y for points in curves.values() for _, y in points]
+  twice = [p._replace(error=2 * p.error) for points in curves.values() for p in points]
 
   def paint(axes: Axes) -> None:
-    for i, (split, points) in enumerate(curves.items()):
-      _band(axes, i, x, splits[split])
-      axes.plot(*zip(*points, strict=True), color=svg.color(i), ls=svg.dash(i), marker="o", ms=3)
+    for i, points in enumerate(curves.values()):
+      log_snr, mse, error = np.array(points).T
+      color = svg.color(i)
+      if error.any():
+        low, high = mse - 2 * error, mse + 2 * error
+        axes.fill_between(log_snr, low, high, color=color, alpha=0.18, lw=0)
+      axes.plot(log_snr, mse, color=color, ls=svg.dash(i), marker="o", ms=3)
     axes.set(xlabel="log-SNR, ln(α²/σ²) (left: noise, right: data)", ylabel="MSE of ε per dim.")
     svg.plain_axis(axes.xaxis)
-    svg.plain_axis(axes.yaxis)
-    if svg.spans(values, 20):
-      svg.log_axis(axes, "y", values)
+    svg.fit_y(axes, twice, 20)
 
   counts = {s: splits[s].get("num_images") for s in curves}
   keys = [
@@ -233,28 +302,13 @@ def _spectrum(x: Sequence[Any], splits: Mapping[str, Mapping[str, Any]]) -> Plot
   endpoints = "; ".join(f"{s} from {_at(p[0])} to {_at(p[-1])}" for s, p in curves.items())
   alt = f"Mean squared error of the noise estimate against log-SNR: {endpoints}."
   note = "Mean squared error of the noise estimate; bands: ± 2 standard errors."
-  return Plot(
-    "Denoising error by noise level", svg.draw_axes("plot-spectrum", paint), alt, keys, note
-  )
+  marks = [m for s, points in curves.items() for m in svg.marks_of(points, "log-SNR", s)]
+  drawing = svg.draw_axes("plot-spectrum", paint, marks=marks)
+  return Plot("Denoising error by noise level", drawing, alt, keys, note)
 
 
-def _at(point: tuple[float, float]) -> str:
-  return f"{number(point[1]).text} at {tick(round(point[0], 2))}"
-
-
-def _band(axes: Axes, i: int, x: Sequence[Any], curve: Mapping[str, Any]) -> None:
-  errors = curve.get("standard_error") or []
-  known = [
-    (a, b, e)
-    for a, b, e in zip(
-      map(finite, x), map(finite, curve["eps_mse"]), map(finite, errors), strict=False
-    )
-    if a is not None and b is not None and e is not None
-  ]
-  if known:
-    a, b, e = np.array(known).T
-    low = np.maximum(b - 2 * e, b * 1e-2)  # stays on a logarithmic axis
-    axes.fill_between(a, low, b + 2 * e, color=svg.color(i), alpha=0.18, lw=0)
+def _at(point: Point) -> str:
+  return f"{number(point.y).text} at {tick(round(point.x, 2))}"
 
 
 def _gap(x: Sequence[Any], splits: Mapping[str, Mapping[str, Any]]) -> Plot | None:
@@ -263,29 +317,32 @@ def _gap(x: Sequence[Any], splits: Mapping[str, Mapping[str, Any]]) -> Plot | No
     return None
   train, test = splits["train"], splits["test"]
   columns = (x, train["eps_mse"], test["eps_mse"])
-  points = [tuple(map(finite, row)) for row in zip(*columns, strict=False)]
+  points = [tuple(map(drawable, row)) for row in zip(*columns, strict=False)]
   errors = list(zip(_errors(train, len(points)), _errors(test, len(points)), strict=True))
   known = [(*r, *e) for r, e in zip(points, errors, strict=True) if None not in r and r[1]]
   if not known:
     return None
   log_snr, a, b, sa, sb = np.array(known, float).T
   gap = 100 * (b / a - 1)
-  error = 200 / a * np.hypot(sa * b / a, sb)  # two standard errors of 100 b / a
+  error = 200 / np.abs(a) * np.hypot(sa * b / a, sb)  # two standard errors of 100 b / a
+  shown = points_of(log_snr.tolist(), gap.tolist(), error.tolist())
 
   def paint(axes: Axes) -> None:
     axes.axhline(0, color=svg.MUTED, lw=1)
-    axes.errorbar(log_snr, gap, error, color=svg.color(1), fmt="o", ms=4, elinewidth=1.2)
+    axes.errorbar(*zip(*shown, strict=True), color=svg.color(1), fmt="o", ms=4, elinewidth=1.2)
     axes.set(xlabel="log-SNR, ln(α²/σ²) (left: noise, right: data)", ylabel="test over train, %")
     svg.plain_axis(axes.xaxis)
+    axes.set_ylim(*svg.axis_range([*shown, Point(0, 0)]))
     svg.plain_axis(axes.yaxis)
 
   worst = int(np.argmax(gap))
   at = tick(round(log_snr[worst], 2))
   alt = f"Test error over training error; largest at log-SNR {at}: {gap[worst]:+.1f}%."
   note = "Above zero: the network denoises its training images better. Bars: ± 2 standard errors."
-  return Plot("Generalisation gap", svg.draw_axes("plot-gap", paint), alt, (), note)
+  marks = svg.marks_of(shown, "log-SNR")
+  return Plot("Generalisation gap", svg.draw_axes("plot-gap", paint, marks=marks), alt, (), note)
 
 
 def _errors(curve: Mapping[str, Any], length: int) -> list[float]:
-  errors = [finite(e) or 0.0 for e in curve.get("standard_error") or []]
+  errors = [drawable_error(e) for e in curve.get("standard_error") or []]
   return (errors + [0.0] * length)[:length]

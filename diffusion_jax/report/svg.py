@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diffusion_jax.report.formatting import tick
+from diffusion_jax.report.formatting import finite, tick, with_error
 
 INK, MUTED, LINE = "#1c2126", "#5d6670", "#dcdfe3"
 COLORS = ("#2563a8", "#c2541f", "#14806a", "#8a5fb0", "#a87a10", "#4f5b67")
@@ -28,16 +28,23 @@ DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.8)), (0, (7, 2, 1.5, 2)))
 GAP = 0.09
 """Minimum distance of two labels on a logarithmic axis, as a fraction of its length."""
 
-WIDTH = 6.0
-"""Width in inches, 72 units per inch: the type is 11.5 units on a drawing 432 units wide."""
+WIDTH = 5.0
+"""Width in inches, 72 units per inch: that of a telephone, where type is not shrunk."""
+
+TOO_LARGE = 1e100
+"""Values and errors from here on cannot be drawn."""
+
+NARROWEST = 0.01
+NARROWEST_WITH_ERROR = 1e-4
+"""Least span of a y axis as a fraction of its values: without a known error, and with one."""
 
 STYLE: Any = {
   "svg.fonttype": "none",
   "svg.hashsalt": "diffusion_jax",
   "text.parse_math": False,
   "font.family": "DejaVu Sans",
-  "font.size": 11.5,
-  "axes.labelsize": 11.5,
+  "font.size": 11,
+  "axes.labelsize": 11,
   "axes.labelcolor": MUTED,
   "axes.edgecolor": MUTED,
   "axes.linewidth": 0.8,
@@ -67,6 +74,22 @@ class Key(NamedTuple):
   color: int
   dash: int
   kind: str
+
+
+class Point(NamedTuple):
+  """A value at x; `error` is zero if it is not known."""
+
+  x: float
+  y: float
+  error: float = 0.0
+
+
+class Mark(NamedTuple):
+  """A place in a drawing, in units of the data, with the text shown under the pointer."""
+
+  x: float
+  y: float
+  text: str
 
 
 class Plot(NamedTuple):
@@ -102,13 +125,19 @@ def key(label: str, i: int, kind: str = "line") -> Key:
   return Key(label, i % len(COLORS) + 1, i % len(DASHES), kind)
 
 
-def draw_axes(name: str, paint: Callable[[Axes], None], height: float = 3.3) -> Markup:
-  """Draw one pair of axes and return it as SVG.
+def draw_axes(
+  name: str,
+  paint: Callable[[Axes], None],
+  height: float = 2.9,
+  marks: Sequence[Mark] = (),
+) -> Markup:
+  """Draw one pair of axes and return it as SVG, whose data-y has the ends of the y axis.
 
   Args:
     name: prefix of all ids in the drawing, unique in the page.
     paint: function that draws on the axes.
     height: height of the drawing, inches.
+    marks: places with a text for the pointer.
   """
   with matplotlib.rc_context(STYLE):
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -118,7 +147,24 @@ def draw_axes(name: str, paint: Callable[[Axes], None], height: float = 3.3) -> 
     stream = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(stream, format="svg", metadata=nothing)
-  return Markup(inline(stream.getvalue(), name))
+  drawing = inline(stream.getvalue(), name)
+  low, high = sorted(axes.get_ylim())
+  drawing = drawing.replace("<svg ", f'<svg data-y="{low:.9g} {high:.9g}" ', 1)
+  return Markup(drawing.replace("</svg>", f"{_mark_elements(axes, figure, height, marks)}</svg>"))
+
+
+def _mark_elements(axes: Axes, figure: Figure, height: float, marks: Sequence[Mark]) -> str:
+  """Write the marks as invisible circles; a browser shows the title of each without a script."""
+  if not marks:
+    return ""
+  places = axes.transData.transform([(mark.x, mark.y) for mark in marks]) * 72 / figure.dpi
+  circles = [
+    f'<circle cx="{x:.1f}" cy="{72 * height - y:.1f}" r="5">'
+    f"<title>{escape(mark.text)}</title></circle>"
+    for (x, y), mark in zip(places, marks, strict=True)
+    if np.isfinite((x, y)).all()
+  ]
+  return f'<g class="marks">{"".join(circles)}</g>'
 
 
 def inline(svg: str, name: str) -> str:
@@ -184,3 +230,77 @@ def spaced(positions: Sequence[int | float], low: int | float, high: int | float
 def spans(values: Sequence[float] | np.ndarray, ratio: int | float) -> bool:
   """Return whether all are positive and the largest is more than `ratio` times the smallest."""
   return len(values) > 0 and min(values) > 0 and max(values) > ratio * min(values)
+
+
+def drawable(value: Any) -> float | None:
+  """Return the value as a float, or None if it is not finite or too large to be drawn."""
+  x = finite(value)
+  return x if x is not None and abs(x) < TOO_LARGE else None
+
+
+def drawable_error(value: Any) -> float:
+  """Return an error, or 0 if it is unknown, negative or too large to be drawn."""
+  return max(drawable(value) or 0.0, 0.0)
+
+
+def axis_range(points: Sequence[Point], floor: int | float = 0.0) -> tuple[float, float]:
+  """Return the ends of a linear axis that shows every value with its whole error.
+
+  Args:
+    points: the values; at least one.
+    floor: an error that is known of the figure but not of each point: the axis is at least as wide
+      as that error bar.
+  """
+  low, high = min(p.y - p.error for p in points), max(p.y + p.error for p in points)
+  largest = max([floor, *(p.error for p in points)])
+  fraction = NARROWEST_WITH_ERROR if largest else NARROWEST
+  needed = max(2 * largest, fraction * max(abs(low), abs(high))) or 1.0
+  if high - low < needed:
+    low, high = (low + high - needed) / 2, (low + high + needed) / 2
+  return low - 0.05 * (high - low), high + 0.05 * (high - low)
+
+
+def fit_y(
+  axes: Axes, points: Sequence[Point], ratio: int | float = 5, floor: int | float = 0.0
+) -> None:
+  """Scale the y axis, never narrower than the error; logarithmic only if each error bar fits.
+
+  Args:
+    axes: the axes, with everything drawn.
+    points, floor: see `axis_range`.
+    ratio: least ratio of the largest to the smallest value for a logarithmic axis.
+  """
+  low, high = min(p.y - p.error for p in points), max(p.y + p.error for p in points)
+  if spans([p.y for p in points], ratio) and low > 0 and high - low >= 2 * floor:
+    margin = (high / low) ** 0.05
+    axes.set_ylim(low / margin, high * margin)
+    log_axis(axes, "y", [])
+  else:
+    axes.set_ylim(*axis_range(points, floor))
+    plain_axis(axes.yaxis)
+
+
+def value_words(point: Point) -> str:
+  """Return a point's value with its error, in words: "3.2 ± 0.1"."""
+  value, error = with_error(point.y, point.error or None)
+  return f"{value.text} ± {error.text}" if error.exact else value.text
+
+
+MAX_MARKS = 150
+"""Maximum number of marks of one curve."""
+
+
+def marks_of(points: Sequence[Point], x_name: str, series: str = "") -> list[Mark]:
+  """Return a mark for each point, or evenly spaced ones of a long curve.
+
+  Args:
+    points: points of one curve.
+    x_name: name of x in the text: "step".
+    series: name of the curve in the text; empty: none.
+  """
+  every = max(1, -(-len(points) // MAX_MARKS))
+  name = f"{series}, " if series else ""
+  return [
+    Mark(p.x, p.y, f"{name}{x_name} {tick(p.x)}: {value_words(p)}")
+    for p in points[::-1][::every][::-1]
+  ]

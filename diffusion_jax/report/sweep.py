@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from diffusion_jax.report.formatting import Number, count, finite, text, with_error
+from diffusion_jax.report.formatting import Number, count, text, with_error
+from diffusion_jax.report.svg import Point, drawable, drawable_error
 from diffusion_jax.report.views import Metrics, spread
 
 STEPS = "sampler.steps"
@@ -55,14 +56,6 @@ def overrides_text(overrides: Mapping[str, Any]) -> str:
   return ", ".join(f"{key}={text(value)}" for key, value in overrides.items()) or "as trained"
 
 
-class Point(NamedTuple):
-  """A figure at one setting; `error` is zero if it is not known."""
-
-  x: float
-  y: float
-  error: float
-
-
 def series(
   rows: Sequence[Mapping[str, Any]], figure: str, x: str, apart: Sequence[str]
 ) -> dict[str, list[Point]]:
@@ -90,11 +83,11 @@ def series(
 
 def _point(row: Mapping[str, Any], figure: str, x: str) -> Point | None:
   entry = (row.get("figures") or {}).get(figure) or {}
-  x_value = finite(row.get(x) if x in row else (row.get("overrides") or {}).get(x))
-  value = finite(entry.get("value"))
+  x_value = drawable(row.get(x) if x in row else (row.get("overrides") or {}).get(x))
+  value = drawable(entry.get("value"))
   if x_value is None or value is None:
     return None
-  return Point(x_value, value, spread(entry)[0] or 0.0)
+  return Point(x_value, value, drawable_error(spread(entry)[0]))
 
 
 def _varying(rows: Sequence[Mapping[str, Any]], apart: Sequence[str]) -> list[str]:

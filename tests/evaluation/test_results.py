@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from diffusion_jax.core.config import parse_override
-from diffusion_jax.evaluation import results
+from diffusion_jax.evaluation import report_parts, results
 from diffusion_jax.evaluation.context import EvaluationContext, SamplerSetting
 from diffusion_jax.evaluation.drawing import CheckpointUnderTest
 from diffusion_jax.evaluation.results import Difference, compare_metrics
@@ -163,9 +163,11 @@ def test_a_damaged_file_to_compare_with_is_one_line(tmp_path, kind):
     (tmp_path / f"eval/{step}/metrics.json").write_text(text)
   for path in (tmp_path, tmp_path / "eval/10/metrics.json", tmp_path / "eval/10"):
     with pytest.raises(UserError, match=r"10/metrics\.json is no metrics\.json that can be") as e:
-      results.find_compared([path])
+      report_parts.find_compared([path])
     assert "\n" not in str(e.value)
-  assert results.find_compared([tmp_path / "eval/2"]) == [{"schema": 1}]
+  (found,) = report_parts.find_compared([tmp_path / "eval/2"])
+  assert found.metrics == {"schema": 1}
+  assert found.samples is None
 
 
 def test_a_new_metric_asks_for_more_and_an_older_outcome_had_those_of_the_package():

@@ -111,11 +111,12 @@ def test_the_figures_carry_what_repeats_them(evaluated):
   assert metrics["run"]["devices"]
 
 
-def test_fewer_samples_than_classes_have_no_picture_by_class(run, measure):
+def test_fewer_samples_than_classes_show_the_classes_that_were_drawn(run, measure):
   flags = ["--config.eval.num_samples=3", "--features=none", "--config.eval.likelihoods="]
   measure(run, *flags, "--config.eval.spectrum_images=0")
   assert (run / "eval/4/samples.png").is_file()
-  assert not (run / "eval/4/classes.png").exists()
+  page = (run / "eval/4/report.html").read_text()
+  assert page.count(">real</p>") == page.count(">samples</p>") == 3
 
 
 def test_the_samples_are_there_and_are_those_of_the_sampling_program(evaluated, call, tmp_path):

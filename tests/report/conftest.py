@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from diffusion_jax.core.picture_grid import image_grid
-from diffusion_jax.report import Picture, html
+from diffusion_jax.report import Part, Picture, Row, html
 
 DIGITS_HASH = "9f2c1d7e" * 8
 DATA_HASH = "41b0c6aa" * 8
@@ -266,6 +266,23 @@ def training_rows():
   return rows
 
 
+def tiled_pictures():
+  """Samples by class beside real images, one by one: small ones, and large ones."""
+  images, labels = digits()
+  names = ["zero", "one", "two"]
+  rows = [
+    Row(name, [Part("real", images[labels == i][:5]), Part("samples", images[labels == i][5:10])])
+    for i, name in enumerate(names)
+  ]
+  large = np.zeros((2, 256, 200, 3), np.uint8) + np.arange(200, dtype=np.uint8)[:, None]
+  one = [Row("", [Part("", images[:40], [names[0]] * 40)])]
+  return {
+    "samples": Picture(image_grid(images[:40], 8), "The first 40 samples.", one),
+    "classes": Picture(image_grid(images[:30], 10), "Real and drawn.", rows),
+    "large": Picture(large[0], "Large ones.", [Row("", [Part("", large)])]),
+  }
+
+
 @pytest.fixture
 def metrics():
   return full_metrics()
@@ -289,7 +306,7 @@ def training():
 @pytest.fixture(scope="session")
 def full():
   """The page with everything in it."""
-  return html.render(full_metrics(), all_pictures(), training_rows(), [another_run()])
+  return html.render(full_metrics(), all_pictures(), page.beside(training_rows(), another_run()))
 
 
 @pytest.fixture(scope="session")
@@ -313,7 +330,7 @@ def hostile():
     row["overrides"]["sampler.name"] = hostile
     row["figures"][hostile] = {"value": 1.0}
   pictures[hostile] = Picture(np.zeros((2, 2, 3), np.uint8), hostile)
-  return html.render(metrics, pictures, training_rows(), [other])
+  return html.render(metrics, pictures, page.beside(training_rows(), other))
 
 
 @pytest.fixture(scope="session")

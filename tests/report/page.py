@@ -2,10 +2,17 @@
 
 from html.parser import HTMLParser
 
+from diffusion_jax.report import Beside, OtherRun
+
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> $\\frac$ --></svg>"
 """A name or text of a user's that must stay text."""
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
+
+
+def beside(training=(), *others):
+  """What a report shows besides its own evaluation: training rows, and metrics of other runs."""
+  return Beside(training, [OtherRun(metrics) for metrics in others])
 
 
 class Element:

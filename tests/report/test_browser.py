@@ -3,6 +3,7 @@
 import shutil
 
 import chromium
+import conftest
 import pytest
 
 from diffusion_jax.report import html
@@ -99,13 +100,16 @@ def test_every_picture_is_decoded_and_shown(browser, address):
   browser.resize(1400)
   browser.open(address)
   sizes = browser.evaluate(
-    "[...document.images].map((i) => [i.naturalWidth, +i.getAttribute('width'), i.clientWidth])"
+    "[...document.querySelectorAll('main img')]"
+    ".map((i) => [i.naturalWidth, +i.getAttribute('width'), i.clientWidth])"
   )
   assert len(sizes) == 5
   for natural, declared, shown in sizes:
     assert natural == declared > 0
     assert shown % natural == 0  # whole multiples: no pixel is wider than another
-  rendering = "[...document.images].map((i) => getComputedStyle(i).imageRendering)"
+  rendering = (
+    "[...document.querySelectorAll('main img')].map((i) => getComputedStyle(i).imageRendering)"
+  )
   assert set(browser.evaluate(rendering)) == {"pixelated"}
 
 
@@ -157,6 +161,100 @@ def test_the_check_of_overflow_sees_what_is_too_wide(browser, full, tmp_path):
   browser.resize(400)
   browser.open(path.as_uri())
   assert any("wide" in found for found in browser.evaluate(TOO_WIDE))
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory):
+  metrics = conftest.full_metrics()
+  for row in metrics["sweep"]:
+    row["figures"] |= {f"further_{i}": {"value": 1.0} for i in range(9)}
+  path = tmp_path_factory.mktemp("tiled") / "report.html"
+  path.write_text(html.render(metrics, conftest.tiled_pictures()), encoding="utf-8")
+  return path.as_uri()
+
+
+@pytest.mark.parametrize(("width", "small", "large"), [(1400, 96, 75), (400, 64, 50)])
+def test_images_of_their_own_have_whole_pixels_at_each_width(browser, tiled, width, small, large):
+  browser.resize(width)
+  browser.open(tiled)
+  assert browser.evaluate("document.documentElement.scrollWidth") == width
+  assert browser.evaluate(TOO_WIDE) == []
+  sizes = "[...new Set([...document.querySelectorAll('img.%s')].map((i) => i.clientWidth))]"
+  assert browser.evaluate(sizes % "pixels") == [small]
+  assert browser.evaluate(sizes % "photo") == [large]
+
+
+def test_a_click_enlarges_an_image_by_a_whole_factor_and_keys_go_on(browser, tiled):
+  browser.resize(1400)
+  browser.open(tiled)
+  browser.evaluate("document.querySelector('#samples button.zoom').click()")
+  state = (
+    "(() => { const i = large.querySelector('img'); return [large.open, i.clientWidth, i.alt]; })()"
+  )
+  is_open, width, alt = browser.evaluate(state)
+  assert is_open
+  assert width % 8 == 0
+  assert width > 400
+  assert alt == "zero, real, image 1 of 5"
+  for kind in ("keyDown", "keyUp"):
+    browser.send("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight")
+  assert browser.evaluate(state)[2] == "zero, real, image 2 of 5"
+  browser.evaluate("large.querySelector('img').click()")
+  assert browser.evaluate("large.open") is False
+  assert browser.reported("Log.entryAdded", "Runtime.exceptionThrown") == []
+
+
+def test_the_pointer_over_a_plot_shows_the_value(browser, address):
+  browser.resize(1400)
+  browser.open(address)
+  mark = browser.evaluate("""
+    (() => {
+      const marks = [...document.querySelectorAll("#quality .marks circle")];
+      marks[2].scrollIntoView({block: "center", behavior: "instant"});
+      const box = marks[2].getBoundingClientRect();
+      const found = [box.left + box.width / 2, box.top + box.height / 2, marks[2].dataset.text];
+      return new Promise((resolve) => setTimeout(() => resolve(found), 100));  // the scroll ends
+    })()
+  """)
+  browser.send("Input.dispatchMouseEvent", type="mouseMoved", x=mark[0] + 6, y=mark[1] - 6)
+  assert browser.evaluate("[tip.hidden, tip.textContent]") == [False, mark[2]]
+  assert "evaluations" in mark[2]
+  browser.send("Input.dispatchMouseEvent", type="mouseMoved", x=5, y=5)
+  assert browser.evaluate("tip.hidden") is True
+
+
+def test_a_wide_table_says_that_it_scrolls(browser, tiled):
+  hints = (
+    "[...document.querySelectorAll('#quality .more')].map((p) => p.hidden ? '' : p.textContent)"
+  )
+  for width in (400, 1400):
+    browser.resize(width)
+    browser.open(tiled)
+    assert browser.evaluate(hints) == ["↔ Scroll the table sideways for more columns."]
+  assert (
+    browser.evaluate("getComputedStyle(document.querySelector('#quality .scroll')).overflowX")
+    == "auto"
+  )
+
+
+def test_every_figure_is_in_view_on_a_telephone(browser, address):
+  browser.resize(400)
+  browser.open(address)
+  outside = """
+    [...document.querySelectorAll("#figures data, #likelihood data, #comparison table.stack data")]
+      .filter((e) => {
+        const box = e.getBoundingClientRect();
+        return box.right > innerWidth || !box.width;
+      }).map((e) => e.textContent)
+  """
+  assert browser.evaluate(outside) == []
+  small = """
+    [...document.querySelectorAll("[role=img] svg text")].map((t) => {
+      const scale = Math.hypot(t.getScreenCTM().a, t.getScreenCTM().b);
+      return parseFloat(getComputedStyle(t).fontSize) * scale;
+    }).filter((size) => size < 10.5)
+  """
+  assert browser.evaluate(small) == []
 
 
 def test_it_prints_on_pages_without_the_navigation(browser, address):

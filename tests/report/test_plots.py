@@ -181,7 +181,7 @@ def test_held_out_bits_have_a_plot_without_their_errors():
 
 
 def test_long_curves_are_thinned_and_end_where_they_end():
-  points = [(float(i), 1.0) for i in range(25_001)]
+  points = [svg.Point(float(i), 1.0) for i in range(25_001)]
   short = plots.thinned(points)
   assert len(short) <= plots.MAX_POINTS
   assert short[-1] == points[-1]
@@ -198,7 +198,7 @@ def test_common_plot_needs_two_sweeps_with_a_common_figure(metrics, other):
 
 
 def test_drawings_take_their_colours_and_style_from_the_page(metrics, training):
-  found = html.render(metrics, {}, training)
+  found = html.render(metrics, {}, page.beside(training))
   drawings = [e for e in page.read(found).all("svg") if "viewbox" in e.attributes]
   styles = [p.attributes.get("style", "") for d in drawings for p in d.all()]
   used = set(re.findall(r"#[0-9a-fA-F]{3,6}\b", " ".join(styles)))

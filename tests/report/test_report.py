@@ -16,7 +16,7 @@ import page
 import pytest
 from PIL import Image
 
-from diffusion_jax.report import Picture, html, write_report
+from diffusion_jax.report import Picture, html, links, write_report
 
 HOSTILE = page.HOSTILE
 
@@ -152,11 +152,38 @@ def test_the_stamp_has_every_leaf_that_repeating_needs(doc, metrics):
 
 def test_the_command_is_there_to_the_letter_and_can_be_copied(doc, metrics):
   assert doc.one(id="repeat").text == metrics["repeat"]
-  assert doc.one("button").attributes["data-copies"] == "repeat"
+  assert doc.one("button", class_="copy").attributes["data-copies"] == "repeat"
 
 
 def test_what_is_missing_is_said(doc, metrics):
-  assert [li.text for li in doc.one("div", class_="missing").all("li")] == metrics["missing"]
+  sentence = doc.one("p", class_="missing")
+  assert sentence.text == "Not measured: fid: why, and what to do."
+  assert sentence.one("a").attributes["href"] == "#missing"
+  assert [li.text for li in doc.one("section", id="missing").all("li")] == metrics["missing"]
+
+
+@pytest.mark.parametrize(
+  ("lines", "sentence"),
+  [
+    (["fid: no weights"], "Not measured: fid"),
+    (
+      [f"metric{i}: why" for i in range(6)],
+      "Not measured: metric0, metric1, metric2, metric3 and 2 more",
+    ),
+    (["too few images, so no anchors"], "1 measurement left out"),
+    (
+      ["Inception weights not found: fetch them", "fd needs at least 9 samples; there are 3"],
+      "Not measured: fid and other figures on Inception features, fd",
+    ),
+    (["kd cannot be computed: singular"], "Not measured: kd"),
+    (
+      ["no weights: a", "others cannot be: b" * 40, "kid: few"],
+      "Not measured: others cannot be, kid and 1 more",
+    ),
+  ],
+)
+def test_what_is_missing_is_one_sentence(lines, sentence):
+  assert links.missing_sentence(links.missing_reasons({"missing": lines})) == sentence
 
 
 def test_the_run_has_its_times(doc):
@@ -207,14 +234,14 @@ def test_pictures_without_any_figure_have_their_sections(pictures):
 def test_a_part_whose_fields_are_absent_is_still_a_page(part):
   empty = [{}] if part == "sweep" else {"x": {}} if part in ("figures", "likelihoods") else {}
   metrics = {"figures": {"fd": {"value": 1.0}}, part: empty}
-  doc = page.read(html.render(metrics, {}, [{}], [{}, metrics]))
+  doc = page.read(html.render(metrics, {}, page.beside([{}], {}, metrics)))
   assert "None" not in doc.one("body").text
 
 
 def test_nothing_measured_is_still_a_page():
   doc = page.read(html.render({"schema": 1, "missing": ["everything"]}, {}))
-  assert not doc.all("section")
-  assert doc.one("li").text == "everything"
+  assert [s.attributes["id"] for s in doc.all("section")] == ["missing"]
+  assert doc.one("section").one("li").text == "everything"
   assert "None" not in doc.one("body").text
 
 
@@ -240,7 +267,7 @@ def broken(value, bad):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
 def test_a_value_that_is_no_number_is_a_dash(bad, metrics, training, other):
   doc = page.read(
-    html.render(broken(metrics, bad), {}, broken(training, bad), [broken(other, bad)])
+    html.render(broken(metrics, bad), {}, page.beside(broken(training, bad), broken(other, bad)))
   )
   body = doc.one("body")
   attributes = [v for e in body.all() for v in e.attributes.values() if v]
@@ -256,7 +283,7 @@ def test_single_points_and_zero_errors_are_drawn(metrics, training):
   metrics["likelihoods"]["vlb"].update(
     standard_error=0.0, curves={"x": {"t": [1], "bits_per_dim": [0.0]}}
   )
-  doc = page.read(html.render(metrics, {}, training[:1]))
+  doc = page.read(html.render(metrics, {}, page.beside(training[:1])))
   assert doc.all(id="training")
   assert page.row(doc.all("table")[2], "vlb").numbers()[1] == 0
 
@@ -323,8 +350,8 @@ def test_pictures_keep_every_pixel_and_say_what_they_are(doc, pictures):
     element = shown[picture.caption]
     np.testing.assert_array_equal(pixels(element), picture.image)
     assert element.attributes["class"] == "pixels"
-    width = int(element.attributes["style"].removeprefix("width:").removesuffix("px"))
-    assert width % picture.image.shape[1] == 0
+    for width in re.findall(r"(\d+)px", element.attributes["style"]):  # wide and narrow
+      assert int(width) % picture.image.shape[1] == 0
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -347,7 +374,7 @@ def test_a_picture_that_cannot_be_shown_is_refused(shape):
 
 
 def test_the_same_input_gives_the_same_bytes(full, metrics, pictures, training, other, tmp_path):
-  assert html.render(metrics, pictures, training, [other]) == full
+  assert html.render(metrics, pictures, page.beside(training, other)) == full
   file = tmp_path / "metrics.json"
   file.write_text(json.dumps(metrics))
   program = (
