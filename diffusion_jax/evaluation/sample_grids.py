@@ -1,7 +1,7 @@
 """Grids of an evaluation: samples, classes, progression, reconstructions, neighbours."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -105,7 +105,7 @@ def _grid_of_samples(context: EvaluationContext, samples: Mapping[int, np.ndarra
   return Picture(image_grid(images, columns, captions), words, rows)
 
 
-def _names(context: EvaluationContext, labels: Iterable[int] | None) -> list[str]:
+def _names(context: EvaluationContext, labels: Sequence[int] | np.ndarray | None) -> list[str]:
   """Return the names of classes; without names their numbers."""
   names = class_names(context.train.about)
   return [name_of(int(label), names) for label in labels] if labels is not None else []
@@ -179,7 +179,7 @@ def _progression(context: EvaluationContext, checkpoint: CheckpointUnderTest) ->
   cells = to_uint8(path[steps]).swapaxes(0, 1).reshape(-1, *path.shape[2:])
   numbers = ", ".join(str(step + 1) for step in steps)
   words = f"The x0 estimate after steps {numbers} of {len(path)}, one row per image."
-  names = _names(context, condition.label) or [""] * ROWS
+  names = _names(context, measure.labels_of(context, 0, ROWS)) or [""] * ROWS
   captions = [f"step {step + 1}" for step in steps]
   rows = [
     Row(n, [Part("", one, captions)]) for n, one in zip(names, np.split(cells, ROWS), strict=True)
