@@ -179,7 +179,7 @@ def _progression(context: EvaluationContext, checkpoint: CheckpointUnderTest) ->
   cells = to_uint8(path[steps]).swapaxes(0, 1).reshape(-1, *path.shape[2:])
   numbers = ", ".join(str(step + 1) for step in steps)
   words = f"The x0 estimate after steps {numbers} of {len(path)}, one row per image."
-  names = _names(context, measure.labels_of(context, 0, ROWS)) or [""] * ROWS
+  names = _names(context, drawing.labels_of(context, 0, ROWS)) or [""] * ROWS
   captions = [f"step {step + 1}" for step in steps]
   rows = [
     Row(n, [Part("", one, captions)]) for n, one in zip(names, np.split(cells, ROWS), strict=True)
