@@ -12,7 +12,7 @@ from diffusion_jax.processes import Process
 from diffusion_jax.samplers import linear
 from diffusion_jax.samplers.base import Data, Denoise, initial_states, keys_per_example
 from diffusion_jax.samplers.grids import backwards
-from diffusion_jax.samplers.linear import LinearSampler
+from diffusion_jax.samplers.linear import LinearSampler, Replace, Tableau
 from diffusion_jax.types import Key, Keys, Samples
 
 
@@ -98,9 +98,32 @@ def inpaint(
     sampler: any fixed-step sampler.
   """
   tableau, keys = sampler.tableau(process), keys_per_example(key, len(known))
+  replace = known_again(process, tableau, keys, known, is_known, sampler.grid(process).to_data)
+  x = initial_states(process, keys, known.shape[1:]).astype(known.dtype)
+  return linear.integrate(tableau, denoise, x, keys, sampler.clip, replace=replace)
+
+
+def known_again(
+  process: Process,
+  tableau: Tableau,
+  keys: Keys,
+  known: Data,
+  is_known: Bool[Array | np.ndarray, "N ..."],
+  to_data: bool,
+) -> Replace:
+  """Return the `replace` of `linear.integrate` that sets known dimensions after each row.
+
+  Args:
+    process: process of the denoiser.
+    tableau: the sampler's coefficients.
+    keys: one per example.
+    known: examples in [-1, 1]; unknown dimensions may have any value.
+    is_known: True for known dimensions.
+    to_data: True if the last state is data, which becomes exactly `known` there.
+  """
   times = jnp.append(jnp.asarray(tableau.t, known.dtype), jnp.asarray(tableau.end, known.dtype))
   alpha, sigma = process.alpha_sigma(times)
-  if sampler.grid(process).to_data:
+  if to_data:
     alpha, sigma = alpha.at[-1].set(1.0), sigma.at[-1].set(0.0)
   noise_keys = rng.stream(keys, rng.Stream.INPAINTING)
 
@@ -109,8 +132,7 @@ def inpaint(
     there = alpha[step] * known + sigma[step] * z.astype(known.dtype)
     return jnp.where(is_known, there, x)
 
-  x = initial_states(process, keys, known.shape[1:]).astype(known.dtype)
-  return linear.integrate(tableau, denoise, x, keys, sampler.clip, replace=replace)
+  return replace
 
 
 def _check_deterministic(sampler: Any) -> None:

@@ -61,9 +61,14 @@ class Guidance(Part):
       raise ValueError(f"guidance.rescale={self.rescale} must lie between 0 (off) and 1")
 
   @property
+  def is_off(self) -> bool:
+    """True if it changes nothing, so that one network evaluation per step is enough."""
+    return self.weight == 1.0
+
+  @property
   def num_evaluations(self) -> int:
     """Return the maximum number of network evaluations per example in a call of the denoiser."""
-    return 1 if self.weight == 1.0 else 2
+    return 1 if self.is_off else 2
 
   @property
   def everywhere(self) -> bool:
@@ -75,7 +80,7 @@ class Guidance(Part):
 
     It is two inside the interval and one outside; an array for a learned schedule.
     """
-    if self.weight == 1.0:
+    if self.is_off:
       return len(t)
     evaluations = len(t) + self._acts(process, t).sum()
     return int(evaluations) if namespace(evaluations) is np else evaluations
@@ -132,7 +137,7 @@ class Guidance(Part):
       acts = self._acts(denoiser.process, state.t).any()
       return jax.lax.cond(acts, guided, own, state, end_time)
 
-    off = self.weight == 1.0 or (guiding_model is None and null_condition is None)
+    off = self.is_off or (guiding_model is None and null_condition is None)
     evaluate = own if off else guided if self.everywhere else in_interval
 
     def denoise(xt: Data, t: Float[Array, "N"], end_time: Any = None) -> Any:
