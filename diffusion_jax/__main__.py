@@ -16,8 +16,8 @@ from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.runs.streams import Unbreakable
 
 PROGRAMS = (
-  "train", "sample", "edit", "encode", "evaluate", "prepare", "stats", "features", "plan", "audit",
-  "options",
+  "train", "sample", "edit", "encode", "evaluate", "gallery", "prepare", "stats", "features",
+  "plan", "audit", "options",
 )  # fmt: skip
 """Modules with a command each; the first line of a module's docstring describes it."""
 

@@ -35,7 +35,7 @@ ONLY_IF_TYPED = ("--profile", "--guide_step", "--config.eval.num_seeds", "--num"
 KEPT_OF_THE_MODEL = ("--config.model.dtype",)
 WRITTEN_BEFORE = "mine.py"
 """Config file that an earlier command of a page writes."""
-ELSEWHERE = ("kubectl", "source", "tensorboard")
+ELSEWHERE = ("kubectl", "source", "ssh", "tensorboard")
 
 
 class Command(NamedTuple):

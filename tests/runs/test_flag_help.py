@@ -14,6 +14,7 @@ TAKE_CONFIG = [
   "edit",
   "encode",
   "evaluate",
+  "gallery",
   "stats",
   "features",
   "plan",

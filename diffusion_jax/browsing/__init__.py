@@ -1,0 +1,1 @@
+"""Browse runs on a local page: draw, inpaint, interpolate and walk through latents."""
