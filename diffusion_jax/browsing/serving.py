@@ -75,7 +75,7 @@ def runs_in(root: Path) -> dict[str, tuple[Path, RunFacts]]:
   Raises:
     UserError: there is no such folder, or no run in it.
   """
-  where = f"--workdir={root}"
+  where = f"`workdir={root}`"
   try:
     facts = find_runs(root)
   except OSError as error:

@@ -9,7 +9,7 @@ from diffusion_jax.browsing.studio import NUM_TIMES
 from diffusion_jax.core.class_names import name_of
 from diffusion_jax.runs.run_facts import RunFacts
 
-STEPS = (1, 2, 3, 4, 5, 8, 10, 15, 20, 25, 30, 40, 50, 64, 75, 100)
+STEPS = (1, 2, 3, 4, 5, 8, 10, 15, 20, 25, 30, 40, 50, 60, 75)
 """Numbers of sampler steps on the page; the run's own is added."""
 
 PREVIEW = re.compile(r"(step|reconstructions)_(\d+)\.png")

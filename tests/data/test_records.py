@@ -566,7 +566,10 @@ class TestCommand:
       (("records", "DIR", "--out=X", "--data_dir=Y"), "--data_dir=Y: prepare records writes to"),
       (("mnist", "--out=X"), "--out: only `prepare records` takes it"),
       (("inception", "--shards=2"), "--shards: only `prepare records` takes it"),
-      (("svhn_cropped", "FILE"), "FILE: only `prepare inception`, `prepare records` and cifar10"),
+      (
+        ("svhn_cropped", "FILE"),
+        "FILE: only inception, dinov2, clip, records, cifar10, .* take a file",
+      ),
       (("records", "DIR", "--out=X", "--channels=2"), "invalid choice: .*2"),
     ],
   )

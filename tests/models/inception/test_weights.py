@@ -178,7 +178,7 @@ def test_paths_that_cannot_be_used(call, published, tmp_path, monkeypatch):
   code, _, err = call(prepare.main, "inception", tmp_path / "none.pth")
   assert (code, "none.pth cannot be read" in err) == (2, True)
   code, _, err = call(prepare.main, "svhn_cropped", published)
-  assert (code, "only `prepare inception`, `prepare records` and" in err) == (2, True)
+  assert (code, "only inception, dinov2, clip, records, cifar10," in err) == (2, True)
 
 
 def test_a_cache_that_is_a_file_is_not_used(call, published, tmp_path, monkeypatch):
