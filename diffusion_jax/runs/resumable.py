@@ -83,8 +83,9 @@ class Chunks:
 
   def missing(self, every: Iterable[int]) -> list[int]:
     """Return the numbers of chunks that are not on process 0's disk, in order."""
-    there = {path.stem for path in self.folder.glob("*.npz")} if jax.process_index() == 0 else set()
-    there = parallel.broadcast_object(there)
+    is_first = jax.process_index() == 0
+    there = sorted(path.stem for path in self.folder.glob("*.npz")) if is_first else []
+    there = set(parallel.broadcast_object(there))
     return [chunk for chunk in every if f"{chunk:06d}" not in there]
 
   def ensure(self, chunk: int, num_examples: int, compute: Callable[[], Arrays]) -> bool:
