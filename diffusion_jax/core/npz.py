@@ -1,7 +1,8 @@
-"""Read arrays from .npz files of any origin, or reject a file in one line."""
+"""Read arrays from .npz files of any origin, or reject a file in one line; hash arrays."""
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,13 @@ def _check_kind(path: Path, where: str, cure: str = "") -> None:
   kind = next((text for magic, text in KINDS.items() if start.startswith(magic)), None)
   kind = kind or ("is no .npz" if start else "is empty")
   raise UserError(f"{where} {kind}; {cure or HOW_TO_WRITE}")
+
+
+def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
+  """Return the SHA-256 of arrays with their names, types and shapes, in any order."""
+  sha = hashlib.sha256()
+  for name in sorted(arrays):
+    array = np.ascontiguousarray(arrays[name])
+    sha.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+    sha.update(array.data)
+  return sha.hexdigest()

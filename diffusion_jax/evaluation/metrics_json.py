@@ -1,6 +1,5 @@
 """metrics.json and the report: the results, their checkpoint, and how to repeat them."""
 
-import json
 import math
 import shlex
 import time
@@ -19,6 +18,7 @@ from diffusion_jax.evaluation.context import EvaluationContext
 from diffusion_jax.evaluation.drawing import CheckpointUnderTest, Summary
 from diffusion_jax.runs import provenance
 from diffusion_jax.runs.resumable import digest
+from diffusion_jax.runs.run_facts import metric_rows
 from diffusion_jax.training.train_state import count_parameters
 from diffusion_jax.types import UserError
 
@@ -128,20 +128,8 @@ def json_values(value: Any) -> Any:
 
 
 def training_rows(workdir: Path) -> list[dict[str, Any]]:
-  """Return the readable rows of metrics.jsonl; a value may be null."""
-  rows = []
-  try:
-    lines = (workdir / "metrics.jsonl").read_text(errors="replace").splitlines()
-  except OSError:
-    return []
-  for line in lines:
-    try:
-      row = json.loads(line)
-    except ValueError:
-      continue
-    if isinstance(row, dict) and "step" in row:
-      rows.append(row)
-  return rows
+  """Return the readable rows of metrics.jsonl that have a step; a value may be null."""
+  return [row for row in metric_rows(workdir / "metrics.jsonl") if "step" in row]
 
 
 def lines(metrics: Summary) -> list[str]:

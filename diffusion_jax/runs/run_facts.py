@@ -122,7 +122,7 @@ def _read_run(folder: Path, name: str) -> RunFacts:
     return RunFacts(name, "foreign", "its config.json is not that of a run")
   fields = flat(config)
   num_steps = _whole(fields.get("training.num_steps"))
-  final, rows = _json(folder / "held_out.json"), _rows(folder / "metrics.jsonl")
+  final, rows = _json(folder / "held_out.json"), metric_rows(folder / "metrics.jsonl")
   steps = [_saved_step(folder), *(_whole(row.get("step")) for row in rows[-1:])]
   step = max((s for s in steps if s is not None), default=0)
   is_finished = isinstance(final, dict) and num_steps is not None and step >= num_steps
@@ -151,7 +151,7 @@ def _json(path: Path) -> Any:
     return None
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def metric_rows(path: Path) -> list[dict[str, Any]]:
   """Return the readable rows of metrics.jsonl."""
   rows = []
   try:

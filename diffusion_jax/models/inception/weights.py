@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.core import files
+from diffusion_jax.core import files, npz
 from diffusion_jax.models.inception.torch_file import read_state_dict
 from diffusion_jax.models.inception.torch_port import from_torch, torch_shapes
 from diffusion_jax.types import Params, UserError
@@ -139,7 +139,7 @@ def pack(state: Mapping[str, np.ndarray], sha256: str) -> bytes:
   """Return the .npz of a state dict from a file with this SHA-256."""
   arrays = {name: np.asarray(state[name]) for name in sorted(torch_shapes())}
   file = io.BytesIO()
-  texts = {SOURCE: np.array(sha256), DIGEST: np.array(_digest(arrays))}
+  texts = {SOURCE: np.array(sha256), DIGEST: np.array(npz.arrays_digest(arrays))}
   np.savez(file, allow_pickle=False, **texts, **arrays)
   return file.getvalue()
 
@@ -155,18 +155,9 @@ def _unpack(data: bytes, path: Path) -> tuple[dict[str, np.ndarray], str]:
     source, digest = str(arrays.pop(SOURCE)), str(arrays.pop(DIGEST))
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(f"{path} is no readable .npz of Inception weights; {_cure()}") from error
-  if _digest(arrays) != digest:
+  if npz.arrays_digest(arrays) != digest:
     raise UserError(f"{path} is damaged: its arrays do not have the SHA-256 {digest}; {_cure()}")
   return arrays, source
-
-
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-  sha = hashlib.sha256()
-  for name in sorted(arrays):
-    array = np.ascontiguousarray(arrays[name])
-    sha.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-    sha.update(array.data)
-  return sha.hexdigest()
 
 
 def _read(path: Path) -> bytes:

@@ -82,7 +82,7 @@ def prepare_vision(name: str, source: Path | None) -> str:
   state, sha256 = _from_torch(source, recipe)
   from_state(state, recipe, str(source))  # raises before anything is written
   target = vision_path(recipe)
-  facts = json.dumps({"source": sha256, "arrays": _digest(state)})
+  facts = json.dumps({"source": sha256, "arrays": npz.arrays_digest(state)})
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_write(target) as file:
@@ -139,7 +139,7 @@ def _unpack(path: Path, recipe: VisionRecipe) -> tuple[dict[str, np.ndarray], st
   arrays = npz.read_npz(path, str(path), cure=_cure(recipe))
   try:
     facts = json.loads(str(arrays.pop(FACTS)))
-    is_whole = facts["arrays"] == _digest(arrays)
+    is_whole = facts["arrays"] == npz.arrays_digest(arrays)
     source = str(facts["source"])
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(f"{path} holds no weights of {recipe.name}; {_cure(recipe)}") from error
@@ -150,15 +150,6 @@ def _unpack(path: Path, recipe: VisionRecipe) -> tuple[dict[str, np.ndarray], st
 
 def _sha256(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()
-
-
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-  sha = hashlib.sha256()
-  for name in sorted(arrays):
-    array = np.ascontiguousarray(arrays[name])
-    sha.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-    sha.update(array.data)
-  return sha.hexdigest()
 
 
 def _cure(recipe: VisionRecipe) -> str:
