@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from diffusion_jax.core import progress
 from diffusion_jax.core.wording import duration
 from diffusion_jax.evaluation import anchors, bits_per_dim, drawing, measure
 from diffusion_jax.evaluation.context import EvaluationContext, SamplerSetting
@@ -55,11 +56,17 @@ def expected_seconds(works: Sequence[Work], now: Callable[[], float]) -> Mapping
   """
   seconds: dict[str, float] = {}
   for work in works:
-    for i, number in enumerate(work.missing[:2]):
-      begun = now()
-      work.run(number)
-      times = 1 if i == 0 else len(work.missing) - 1 + work.more
-      seconds[work.part] = seconds.get(work.part, 0.0) + times * (now() - begun)
+    first = work.missing[:2]
+    if not first:
+      continue
+    name = f"{work.part}, first batches"
+    with progress.phase(name, len(first), "batches", last_line=False) as phase:
+      for i, number in enumerate(first):
+        begun = now()
+        work.run(number)
+        times = 1 if i == 0 else len(work.missing) - 1 + work.more
+        seconds[work.part] = seconds.get(work.part, 0.0) + times * (now() - begun)
+        phase.advance()
   return seconds
 
 

@@ -68,7 +68,8 @@ def test_a_terminal_shows_every_part_of_train_and_evaluate(tmp_path, monkeypatch
   missing = {
     "creating the state", "compiling the training step", "training",
     "drawing samples", "held-out pass", "restoring step 4", "features and references",
-    "training the features", "samples", "sampling, seed 0", "sample metrics", "pictures",
+    "training the features", "first batches", "samples, first batches", "sampling, seed 0",
+    "sample metrics", "pictures",
   } - {line.partition("━")[0].strip() for line in lines}  # fmt: skip
   assert not missing
   assert {len(line) + 1 for line in lines} >= set(WIDTHS[: watched.widths - 1])
