@@ -162,11 +162,12 @@ def evaluate(
   with clock(checkpoint.seconds, "report"):
     report_parts.write_evaluation(checkpoint.folder, context.workdir, metrics, pictures, compared)
   resumable.remove(checkpoint.work)
+  page = checkpoint.folder / "report.html"
   drawing.say(
-    "\n".join(f"step {checkpoint.step:,}: {line}" for line in metrics_json.lines(metrics))
+    "\n".join(f"step {checkpoint.step:,}: {line}" for line in metrics_json.lines(metrics, page))
   )
   took = describe_time(checkpoint.seconds, time.perf_counter() - begun)
-  outcome = f"{metrics_file}, {checkpoint.folder / 'report.html'}"
+  outcome = f"{metrics_file}, {page}"
   drawing.say(f"step {checkpoint.step:,}: {outcome}, {took}")
 
 

@@ -16,6 +16,7 @@ from diffusion_jax.evaluation import context as contexts
 from diffusion_jax.evaluation import drawing, measure
 from diffusion_jax.evaluation.context import EvaluationContext
 from diffusion_jax.evaluation.drawing import CheckpointUnderTest, Summary
+from diffusion_jax.report.links import missing_reasons, missing_sentence
 from diffusion_jax.runs import provenance
 from diffusion_jax.runs.resumable import digest
 from diffusion_jax.runs.run_facts import metric_rows
@@ -132,8 +133,13 @@ def training_rows(workdir: Path) -> list[dict[str, Any]]:
   return [row for row in metric_rows(workdir / "metrics.jsonl") if "step" in row]
 
 
-def lines(metrics: Summary) -> list[str]:
-  """Format the lines for the terminal."""
+def lines(metrics: Summary, report: Path | None = None) -> list[str]:
+  """Format the lines for the terminal.
+
+  Args:
+    metrics: content of metrics.json.
+    report: the page that tells why a figure is missing and what to do; None: the lines tell it.
+  """
   anchors = metrics.get("anchors") or {}
   listed = [_figure_line(n, f, anchors.get(n)) for n, f in metrics.get("figures", {}).items()]
   for name, estimate in metrics.get("likelihoods", {}).items():
@@ -151,7 +157,10 @@ def lines(metrics: Summary) -> list[str]:
   if "memorization" in metrics:
     estimate = metrics["memorization"]
     listed.append(f"copying test C_T {estimate['c_t']:.2f}: {estimate['verdict']}")
-  return listed + [f"not measured: {line}" for line in metrics.get("missing", [])]
+  reasons = missing_reasons(metrics)
+  if report is None or not reasons:
+    return listed + [f"not measured: {line}" for line in metrics.get("missing", [])]
+  return [*listed, f"{missing_sentence(reasons)}; why, and what to do: {report}"]
 
 
 def _figure_line(name: str, figure: Summary, anchor: Summary | None) -> str:

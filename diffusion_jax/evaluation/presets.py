@@ -31,8 +31,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 def fill_in(experiment: Experiment, overrides: Sequence[Override]) -> tuple[Experiment, str]:
   """Return the experiment with the fields of its preset, and a line that names them.
 
-  Fields with a flag keep their value, and so do fields that the run's config has set: those with
-  another value than the default. Without a preset nothing changes, and the line is empty.
+  Fields with a flag keep their value. A preset in the run's config also leaves what that config
+  sets to another value than the default; a preset given as a flag replaces it. Without a preset
+  nothing changes, and the line is empty.
 
   Args:
     experiment: config of the run, with `overrides` applied.
@@ -42,9 +43,11 @@ def fill_in(experiment: Experiment, overrides: Sequence[Override]) -> tuple[Expe
   if options.preset is None:
     return experiment, ""
   flags = {override.field for override in overrides if override.section == "eval"}
-  defaults = {field.name: field.default for field in dataclasses.fields(Evaluating)}
   preset = PRESETS[options.preset]
-  kept = {n for n in preset if n in flags or getattr(options, n) != defaults[n]}
+  kept = flags & set(preset)
+  if "preset" not in flags:
+    defaults = {field.name: field.default for field in dataclasses.fields(Evaluating)}
+    kept |= {name for name in preset if getattr(options, name) != defaults[name]}
   filled = {name: value for name, value in preset.items() if name not in kept}
   line = f"eval.preset={options.preset}: {_listed(filled) or 'no field is left to it'}"
   if kept:

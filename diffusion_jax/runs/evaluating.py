@@ -15,7 +15,8 @@ class Evaluating(Part):
     preset: quick: a first look, with 1,000 samples, 256 images for the likelihoods and no spectrum;
       full: the numbers of a paper, with samples as many as the reference split has, at most 50,000,
       in three sets, and all images for the likelihoods. It fills in the fields of this section that
-      have neither a flag nor a value other than the default in the config; none: no field.
+      have no flag; in a config it also leaves fields with another value than the default. none: no
+      field.
     every_steps: steps between two passes over the test split in training; none: only at the end.
     training_likelihoods: likelihoods of these passes; a model without an elbo omits it.
     batch_size: images per batch of a pass, and per chunk of samples.

@@ -48,6 +48,14 @@ def test_flags_win_even_with_the_default_and_so_do_fields_of_the_config():
   assert line.endswith("; as you set them: num_samples=64, num_seeds=1, spectrum_images=2048")
 
 
+def test_a_preset_given_as_a_flag_replaces_what_the_config_sets():
+  kept = Evaluating(preset="quick", num_seeds=3, likelihood_repeats=2)
+  flags = ("--config.eval.preset=quick", "--config.eval.likelihood_repeats=2")
+  options, line = filled(kept, *flags)
+  assert (options.num_seeds, options.likelihood_repeats) == (1, 2)
+  assert line.endswith("; as you set them: likelihood_repeats=2")
+
+
 def test_presets_name_fields_of_the_section():
   names = {field.name for field in dataclasses.fields(Evaluating)}
   assert all(set(preset) <= names for preset in presets.PRESETS.values())

@@ -495,8 +495,11 @@ def test_missing_inception_weights_are_said_and_the_rest_is_measured(run, call):
   flags = [f for f in QUICK if not f.startswith("--inception")]
   code, out, _ = call(evaluate.main, f"--workdir={run}", *flags)
   assert code == 0
-  assert "not measured: " in out
-  assert "python -m diffusion_jax.prepare inception" in out
+  (line,) = [line for line in out.splitlines() if "Not measured: " in line]
+  assert "Inception features, fd_dinov2, fd_clip" in line
+  page = run / "eval/4/report.html"
+  assert line.endswith(f"; why, and what to do: {page}")
+  assert "python -m diffusion_jax.prepare inception" in page.read_text()
   metrics = json.loads((run / "eval/4/metrics.json").read_text())
   assert [line.split()[0] for line in metrics["missing"]] == [
     "Inception",
