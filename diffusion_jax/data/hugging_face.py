@@ -1,7 +1,6 @@
 """Data sets of Hugging Face's library `datasets`, by name or from disk."""
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,13 @@ from diffusion_jax.data.source import (
   fits_in_memory,
   fixed_order,
 )
+from diffusion_jax.data.streamed import (
+  Stream,
+  keep_resized,
+  open_stream,
+  original_headers,
+  picture_file,
+)
 from diffusion_jax.types import ImageSpec, UserError
 
 INSTALL = "pip install 'diffusion_jax[hf]'"
@@ -58,6 +64,8 @@ class HuggingFace(DataSetBase):
     path: folder written by the library's save_to_disk, in place of `dataset`.
     subset: configuration of the set, if it has several.
     revision: version of the set: a tag, branch or commit; none: the newest.
+    streaming: resize the images to image_size while they are downloaded, and keep only the result
+      in the library's cache; splits are then plain names.
     train_split: training split in the library's notation, e.g. "train[:90%]".
     test_split: held-out split; auto: test or validation if the set has one; none: no such split.
     test_fraction: fraction of the pictures to hold out without a test split, in a fixed order.
@@ -75,6 +83,7 @@ class HuggingFace(DataSetBase):
   path: str | None = setting(None, may_change=True, affects_figures=False, is_path=True)
   subset: str | None = None
   revision: str | None = None
+  streaming: bool = setting(False, may_change=True, affects_figures=False)
   train_split: str = "train"
   test_split: str | None = setting(AUTO, may_change=True)
   test_fraction: float = setting(0.0, may_change=True)
@@ -91,6 +100,8 @@ class HuggingFace(DataSetBase):
     check_test_fraction(self.test_fraction)
     if self.dataset and self.path:
       raise ValueError(f"dataset={self.dataset} and path={self.path} both name a set; set one")
+    if self.streaming and self.path:
+      raise ValueError(f"streaming=true downloads a set by its name, and path={self.path} is here")
 
   def load(self, split: str) -> Source:
     """Read and decode a split.
@@ -105,6 +116,7 @@ class HuggingFace(DataSetBase):
     reader = self._reader(rows, image_key)
     headers = [_header(row[image_key]) for row in rows.select_columns([image_key])]
     broken = {i: str(header) for i, header in enumerate(headers) if isinstance(header, Broken)}
+    sizes = original_headers(rows) or headers
     tolerant, images = self.unreadable == "skip", None
     if broken and not tolerant:
       raise reader.refuse(broken)
@@ -116,7 +128,7 @@ class HuggingFace(DataSetBase):
     kept = np.setdiff1d(np.arange(len(rows)), list(broken))
     part = self._part(len(kept), split)
     numbers = labels[kept][part]
-    about = self._about(reader, headers, broken, f"{name} of {self._where}")
+    about = self._about(reader, sizes, broken, f"{name} of {self._where}")
     about = about._replace(classes=classes)
     title = f"{self.dataset or Path(self.path or '').name} {name}"
     if images is not None:
@@ -131,14 +143,24 @@ class HuggingFace(DataSetBase):
 
   def look(self) -> Seen:
     """Return the sizes of some pictures and the number of classes."""
-    rows = self._rows(self.train_split)
+    rows, num_images = self._probes()
     image_key, label_key = self._columns(rows.features, self.train_split)
     index = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), NUM_PROBES)).astype(int))
     headers = [_header(rows[int(i)][image_key]) for i in index]
     headers = [header for header in headers if isinstance(header, Header)]
     _, classes = _read_labels(rows, label_key)
     is_grey = all(header.is_grey for header in headers)
-    return Seen([h.size for h in headers], is_grey, len(rows), len(classes), True)
+    return Seen([h.size for h in headers], is_grey, num_images, len(classes), True)
+
+  def _probes(self) -> tuple[Any, int]:
+    """Return training rows to look at, and the number of all; a stream gives its first ones."""
+    if not self.streaming or self.image_size is not None:
+      rows = self._rows(self.train_split)
+      return rows, len(rows)
+    stream = self._asked(lambda: self._open_stream(self.train_split))
+    first = self._asked(lambda: list(stream.take(NUM_PROBES)))
+    rows = _library().Dataset.from_list(first, features=stream.features)
+    return rows, self._num_rows(self.train_split) or len(rows)
 
   @property
   def _where(self) -> str:
@@ -164,8 +186,7 @@ class HuggingFace(DataSetBase):
     if self.path:
       whole = self._asked(lambda: library.load_from_disk(str(user_path(self.path or ""))))
       return list(whole) if isinstance(whole, Mapping) else []
-    builder = self._asked(lambda: library.load_dataset_builder(self._name(), self.subset))
-    return list(builder.info.splits or ()) or self._asked(
+    return list(self._builder().info.splits or ()) or self._asked(
       lambda: library.get_dataset_split_names(self._name(), self.subset)
     )
 
@@ -182,6 +203,8 @@ class HuggingFace(DataSetBase):
       rows = whole[split] if isinstance(whole, Mapping) and split in whole else whole
       if isinstance(rows, Mapping):
         raise UserError(f"{self._where} has the splits {', '.join(rows)}, not {split}")
+    elif self.streaming:
+      rows = self._streamed(split)
     else:
       named = {"split": split, "revision": self.revision}
       rows = self._asked(lambda: library.load_dataset(self._name(), self.subset, **named))
@@ -192,12 +215,40 @@ class HuggingFace(DataSetBase):
       raise UserError(f"{self._where}: its split {split} holds no image")
     return rows
 
+  def _streamed(self, split: str) -> Any:
+    """Return a split whose images were resized while they were downloaded."""
+    if self.image_size is None:
+      raise UserError("`data.streaming=true` keeps resized images: set `data.image_size=...`")
+    library, version = _library(), self._builder().hash
+    features = self._asked(lambda: self._open_stream(split)).features
+    keys = self._columns(features, split)
+    about = Stream(
+      self._name(), self.subset, split, self.revision, version, self._num_rows(split), *keys,
+      self.image_size, self.channels,
+    )  # fmt: skip
+    return self._asked(lambda: keep_resized(library, about, features))
+
+  def _open_stream(self, split: str) -> Any:
+    return open_stream(_library(), self._name(), self.subset, split, self.revision)
+
+  def _num_rows(self, split: str) -> int | None:
+    """Return the number of rows of a split if the set tells it."""
+    splits = self._builder().info.splits or {}
+    return splits[split].num_examples if split in splits else None
+
+  def _builder(self) -> Any:
+    ask = _library().load_dataset_builder
+    return self._asked(lambda: ask(self._name(), self.subset, revision=self.revision))
+
   def _asked(self, ask: Any) -> Any:
     """Return what the library gives; its errors become one line."""
     try:
       return ask()
     except Exception as error:
-      reason = str(error).strip().partition("\n")[0] or type(error).__name__
+      cause: BaseException = error
+      while cause.__cause__ is not None:  # the library wraps what happened
+        cause = cause.__cause__
+      reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
       raise UserError(
         f"{self._where} cannot be loaded ({reason}); check the name, `data.subset=...` and the "
         "network, or save it elsewhere with save_to_disk and give `data=FOLDER`"
@@ -225,7 +276,7 @@ class HuggingFace(DataSetBase):
 
   def _reader(self, rows: Any, image_key: str) -> Reader[np.ndarray]:
     def load(index: int) -> np.ndarray:
-      with opened(_file(rows[index][image_key])) as image:
+      with opened(picture_file(rows[index][image_key])) as image:
         return fit_image(image, self.image_size, self.channels)
 
     return Reader(len(rows), load, lambda index: f"row {index}", self._where, ADVICE)
@@ -276,17 +327,10 @@ def _library() -> Any:
   return datasets
 
 
-def _file(cell: Mapping[str, Any] | None) -> str | io.BytesIO:
-  """Return the file of an undecoded image, or its bytes."""
-  if cell is None:
-    raise Broken("no image")
-  return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
-
-
 def _header(cell: Mapping[str, Any] | None) -> Header | Broken:
   """Return the header of an undecoded image, or why it has none."""
   try:
-    return read_header(_file(cell))
+    return read_header(picture_file(cell))
   except Broken as broken:
     return broken
 

@@ -1,12 +1,13 @@
 """Data sets of Hugging Face, with the real library, offline, on sets made here."""
 
+import dataclasses
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.data import HuggingFace
+from diffusion_jax.data import HuggingFace, streamed
 from diffusion_jax.data.finding import find_data
 from diffusion_jax.data.source import DecodedSource
 from diffusion_jax.runs import own_data
@@ -168,3 +169,57 @@ def test_rows_without_a_picture_are_refused_or_skipped(max_ram_gib, tmp_path):
   source = HuggingFace(**fields, unreadable="skip").load("train")
   assert source.gather(np.arange(2))[0].shape == (2, 8, 8, 3)
   assert (len(source), sum(source.about.files.skipped.values())) == (2, 2)
+
+
+class TestStreaming:
+  @pytest.fixture
+  def repo(self, tmp_path):
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    make(30, broken=(3,)).to_parquet(str(folder / "train.parquet"))
+    make(4).to_parquet(str(folder / "test.parquet"))
+    return str(folder)
+
+  def test_it_gives_the_images_of_the_whole_download(self, repo):
+    skip = {"image_size": 8, "unreadable": "skip"}
+    whole = HuggingFace(dataset=repo, **skip)
+    small = HuggingFace(dataset=repo, streaming=True, **skip)
+    for split, num in (("train", 29), ("test", 4)):
+      ours, theirs = small.load(split), whole.load(split)
+      assert len(ours) == len(theirs) == num
+      pairs = zip(ours.gather(np.arange(num)), theirs.gather(np.arange(num)), strict=True)
+      assert all((a == b).all() for a, b in pairs)
+      assert ours.about.files == theirs.about.files
+      assert ours.about.classes == NAMES
+    with pytest.raises(UserError, match="1 of 30 pictures cannot be read: row 3"):
+      dataclasses.replace(small, unreadable="refuse").load("train")
+
+  def test_it_is_downloaded_once_and_only_the_small_images_are_kept(
+    self, repo, tmp_path, monkeypatch
+  ):
+    data = HuggingFace(dataset=repo, streaming=True, image_size=8, channels=1)
+    assert data.load("test").spec.shape == (8, 8, 1)
+    monkeypatch.setattr(streamed, "_shrunk", lambda *_: pytest.fail("downloaded again"))
+    assert len(data.load("test")) == 4
+    kept = [file.read_bytes() for file in (tmp_path / "hf").rglob("*.arrow")]
+    assert len(kept) == 1
+    import datasets
+
+    original = datasets.load_dataset(repo, split="test", streaming=True)
+    cells = original.cast_column("image", datasets.Image(decode=False))
+    assert not any(row["image"]["bytes"] in kept[0] for row in cells)
+
+  def test_a_config_is_chosen_from_its_first_rows(self, repo):
+    given = {("data", "streaming"): True, ("data", "unreadable"): "skip"}
+    chosen = own_data.choose_config(f"hf:{repo}", "cpu", 1, given)
+    values = {(c.section, c.field): c.value for c in chosen.choices}
+    assert values["data", "image_size"] == 8
+    assert values["generative", "conditional"] is True
+
+  def test_a_folder_and_no_size_are_refused(self, repo, saved):
+    with pytest.raises(ValueError, match="downloads a set by its name"):
+      HuggingFace(path=str(saved), streaming=True)
+    with pytest.raises(UserError, match=r"set `data\.image_size=\.\.\.`"):
+      HuggingFace(dataset=repo, streaming=True).load("train")
+    with pytest.raises(UserError, match=r"cannot be loaded .*Bad split: nope"):
+      HuggingFace(dataset=repo, streaming=True, image_size=8, train_split="nope").load("train")
