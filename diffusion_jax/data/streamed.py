@@ -21,7 +21,7 @@ HEIGHT, WIDTH = "original_height", "original_width"
 
 
 class Stream(NamedTuple):
-  """What is read, and the size of the images that are kept.
+  """A split to download, and the form in which its images are kept.
 
   Attributes:
     dataset, subset, split, revision: as in `HuggingFace`.
