@@ -94,8 +94,8 @@ class Batch(NamedTuple):
     image: pixel levels 0..L-1 as uint8, or float32 latents.
     label: class numbers; 0 for an unlabelled set.
     mask: 1 for an example, 0 for padding.
-    index: global number of the example: step * batch_size + position in training, position in the
-      split during a full pass. It alone determines the example's random draws.
+    index: global number of the example, modulo 2^32: step * batch_size + position in training,
+      position in the split during a full pass. It alone determines the example's random draws.
     fields: named arrays per example [B ...], as declared by the source's `spec.fields`.
   """
 
@@ -139,8 +139,8 @@ class Examples:
   Attributes:
     x0: data as NumPy or JAX arrays of floats; level k of L of quantised data is 2 k / (L - 1) - 1.
     condition: the other inputs of the network.
-    index: global number of each example in the run, step * batch_size + position. None: losses
-      count the examples from 0.
+    index: global number of each example in the run, step * batch_size + position, modulo 2^32.
+      None: losses count the examples from 0.
     mask: 1 for an example, 0 for padding. None: no padding.
     step_key: key of the step, the same for all its microbatches and on all devices. None: losses
       that need one key for all examples use the first example's.

@@ -93,18 +93,32 @@ def remember(
   """Return the history with new terms: per step, the last ten by the example's global number.
 
   The global number and not the order of arrival decides, so that the result does not depend on how
-  the batch is split between devices and microbatches.
+  the batch is split between devices and microbatches. Numbers are modulo 2^32, and of two the later
+  one is that which follows within 2^31.
   """
-  num_steps, age = len(history["age"]), position.index.astype(jnp.uint32) + 1
+  num_steps, age = len(history["age"]), _age(position.index)
   same = steps[:, None] == steps[None, :]
-  later = jnp.sum(same & (age[None, :] > age[:, None]), axis=1)  # later ones of the same t
+  place, order = _place(age, age[0]), jnp.arange(len(age))
+  follows = (place[None, :] == place[:, None]) & (order[None, :] > order[:, None])
+  later = jnp.sum(same & ((place[None, :] > place[:, None]) | follows), axis=1)
   row = jnp.where(later < LENGTH, steps - 1, num_steps)  # terms before the last ten are dropped
-  put = functools.partial(_scatter, num_steps, row, jnp.minimum(later, LENGTH - 1))
+  put = functools.partial(_scatter, num_steps, row, jnp.maximum(LENGTH - 1 - later, 0))
   ages = jnp.concatenate([history["age"], put(age)], axis=1)
   squares = jnp.concatenate([history["squares"], put(jnp.square(terms))], axis=1)
-  order = jnp.argsort(ages, axis=1)[:, LENGTH:]
+  order = jnp.argsort(_place(ages, age[0]), axis=1)[:, LENGTH:]
   newest = {"age": ages, "squares": squares}
   return {**history, **{n: jnp.take_along_axis(v, order, axis=1) for n, v in newest.items()}}
+
+
+def _age(index: Integer[Array, "B"]) -> Integer[Array, "B"]:
+  """Return 1 + the example's number, modulo 2^32; never 0, which stands for no term."""
+  age = index.astype(jnp.uint32) + 1
+  return jnp.where(age == 0, jnp.uint32(1), age)
+
+
+def _place(age: Integer[Array, "..."], near: Integer[Array, ""]) -> Integer[Array, "..."]:
+  """Return the order of terms within 2^31 of `near`; no term comes before all others."""
+  return jnp.where(age == 0, jnp.uint32(0), age - near + jnp.uint32(2**31))
 
 
 def _scatter(num_steps: int, row: Int[Array, "B"], column: Int[Array, "B"], values: Array) -> Array:

@@ -71,6 +71,17 @@ def test_index_is_the_global_position():
   np.testing.assert_array_equal(TrainStream(numbered(), 5, 0).batch(3).index, np.arange(15, 20))
 
 
+def test_batches_go_on_after_four_billion_images():
+  stream = TrainStream(numbered(10), 8, seed=1, flip=True)
+  steps = range(2**29 - 1, 2**29 + 2)  # the second one begins with image 2^32
+  batches = [stream.batch(step) for step in steps]
+  assert [batch.index.tolist() for batch in batches[1:]] == [list(range(8)), list(range(8, 16))]
+  first = (2**29 - 1) * 8
+  places = [int(permutation(1, p // 10, 10)[p % 10]) for p in range(first, first + 24)]
+  found = np.concatenate([records(batch) % 100 for batch in batches])
+  assert found.tolist() == places
+
+
 def test_half_are_flipped_and_only_when_asked():
   plain, flipped = TrainStream(numbered(), 500, 7), TrainStream(numbered(), 500, 7, True)
   assert (plain.batch(0).image[:, 0, 0, 0] < 100).all()

@@ -249,6 +249,23 @@ def test_the_history_against_lists():
   assert uniform_until > 2
 
 
+def test_the_history_survives_four_billion_images():
+  """The last ten of each step are the same wherever the numbers pass 2^32."""
+
+  def squares(first, num=3, batch=16):
+    rng, memory = np.random.default_rng(2), loss_aware_times.empty(num)
+    for step in range(8):
+      index = (first + np.arange(batch) + step * batch).astype(np.uint32)
+      number, terms = rng.integers(1, num + 1, batch), np.float32(rng.exponential(size=batch))
+      memory = remember(memory, BatchPosition(jax.random.key(step), index), number, terms)
+    assert (np.asarray(memory["age"]) > 0).all()
+    return np.asarray(memory["squares"])
+
+  before = squares(0)
+  for past in (16, 40, 48, 127):
+    np.testing.assert_array_equal(squares(2**32 - past), before)
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_is_remembered_as_a_whole(parts):
   """Every parts-th example together, as the step cuts them."""
