@@ -42,10 +42,13 @@ class Phase:
     self._past = deque([(self.begun, done)], maxlen=100)
     self._is_past_first, self._is_from_start = False, True
 
-  def advance(self, num: int = 1) -> None:
-    """Count `num` more items as done."""
+  def advance(self, num: int = 1, is_new: bool = True) -> None:
+    """Count `num` more items as done; items done by an earlier start say nothing about the rate."""
     with self._lock:
-      self._set(self.done + num)
+      if is_new:
+        return self._set(self.done + num)
+      self.start, self.done = self.start + num, self.done + num
+      self._past = deque([(at, done + num) for at, done in self._past], maxlen=100)
 
   def set(self, done: int) -> None:
     """Count `done` items as done."""

@@ -83,21 +83,20 @@ def estimate_batch(estimate: Callable, split: SplitEstimate, number: int) -> dic
 
 
 def estimate_split(
-  estimate: Callable, split: SplitEstimate, report: Callable[[int], None]
+  estimate: Callable, split: SplitEstimate, report: Callable[[int, bool], None]
 ) -> dict[str, Float[np.ndarray, "R N ..."]]:
   """Return the values of every image in every repeat, [repeats, images, ...], float64.
 
   Args:
     estimate: function from `make_estimate`.
     split: the images.
-    report: function of the number of finished estimates, called during the work.
+    report: called after each batch with its number of estimates, and whether they are new.
   """
   batches: list[dict[str, np.ndarray]] = []
-  num_done = 0
+  missing = set(split.chunks.missing(range(num_batches(split))))
   for number in range(num_batches(split)):
     batches.append(estimate_batch(estimate, split, number))
-    num_done += len(batches[-1]["bits_per_dim"])
-    report(num_done)
+    report(len(batches[-1]["bits_per_dim"]), number in missing)
   return {name: _stack([r[name] for r in batches], split.repeats) for name in batches[0]}
 
 

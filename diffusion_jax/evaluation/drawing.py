@@ -153,8 +153,9 @@ def draw_samples(
         num_new += min(size, num - first)
         return {"images": images, "labels": np.full(size, -1) if labels is None else labels}
 
+      num_before = num_new
       yield chunk, chunks.get(chunk, count, compute)["images"]
-      phase.set(first + count)
+      phase.advance(count, num_new > num_before)
   if only is not None:
     return
   num_old = sum(count for chunk, _, count in chosen if chunk not in chunks.made)

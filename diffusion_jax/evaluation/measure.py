@@ -147,7 +147,7 @@ def _likelihoods(context: EvaluationContext, checkpoint: CheckpointUnderTest) ->
     split = likelihood_split(context, checkpoint, name)
     num = len(split.source) * options.likelihood_repeats
     with progress.phase(f"likelihood {name}", num, "estimates") as phase:
-      values = bits_per_dim.estimate_split(estimate, split, phase.set)
+      values = bits_per_dim.estimate_split(estimate, split, phase.advance)
     _tell_restored(name, split.chunks)
     declared = context.generative.described_likelihoods.get(name, DescribedBase())
     about = {

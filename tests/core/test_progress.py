@@ -131,6 +131,16 @@ def test_the_time_left_is_of_this_start_and_of_the_last_minute(clock):
   assert shown.seconds_left(clock(0.0)) == pytest.approx(2.0 * 420, rel=0.05)
 
 
+def test_items_of_an_earlier_start_say_nothing_about_the_time_left(clock):
+  shown = Phase("likelihood", total=594)
+  clock(0.1)
+  shown.advance(297, is_new=False)
+  assert shown.seconds_left(clock(60.0)) is None  # not 297 in 0.1 s
+  shown.advance(256)
+  assert shown.count() == "553 of 594"
+  assert shown.last_line(clock(0.0)) == "likelihood: 256 of 594 in 1m00s"
+
+
 def test_the_first_items_compilation_does_not_count(clock):
   shown = Phase("sampling", total=100)
   clock(60.0)

@@ -41,8 +41,13 @@ def run(tmp_path, noise, num=37, repeats=2, devices=8, batch_size=16):
   split = bits_per_dim.SplitEstimate(
     jnp.float32(2.0), source(num)[0], mesh, Chunks(tmp_path, {}), batch_size, repeats, 5
   )
-  values = bits_per_dim.estimate_split(estimate, split, told.append)
-  assert told[-1] == num * repeats
+  values = bits_per_dim.estimate_split(estimate, split, lambda num, new: told.append((num, new)))
+  assert sum(count for count, _ in told) == num * repeats
+  assert all(is_new for _, is_new in told)
+  told.clear()  # a second time everything is read from the disk
+  bits_per_dim.estimate_split(estimate, split, lambda num, new: told.append((num, new)))
+  assert sum(count for count, _ in told) == num * repeats
+  assert not any(is_new for _, is_new in told)
   return values
 
 

@@ -121,7 +121,7 @@ def test_what_was_computed_for_the_estimate_is_not_computed_again(work, capsys):
   assert "100 of 100 samples, " in (out := capsys.readouterr().out)
   assert "drawn before" not in out  # by an earlier command
   split = expected_time.measure.likelihood_split(context, checkpoint, "elbo")
-  bits_per_dim.estimate_split(context.estimates["elbo"], split, lambda done: None)
+  bits_per_dim.estimate_split(context.estimates["elbo"], split, lambda num, is_new: None)
   assert (calls["estimate"], split.chunks.num_restored) == (6, 0)
 
 
