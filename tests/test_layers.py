@@ -137,7 +137,7 @@ def test_data_never_touches_a_device():
 
 def test_no_deprecated_parallelism():
   for path in FILES:
-    for name in ("pmap", "PositionalSharding", "shard_map"):
+    for name in ("pmap", "PositionalSharding", "experimental.shard_map"):
       assert name not in path.read_text(), path
 
 

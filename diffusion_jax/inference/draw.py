@@ -15,6 +15,7 @@ from diffusion_jax.core.class_names import class_numbers, list_classes
 from diffusion_jax.data import Source, make_batch
 from diffusion_jax.generative import ModelBase, require
 from diffusion_jax.inference.condition_fields import mixed_fields
+from diffusion_jax.kernels.attention import placed_on
 from diffusion_jax.parallel import sharding
 from diffusion_jax.samplers.editing import interpolate
 from diffusion_jax.types import (
@@ -66,6 +67,7 @@ def make_draw(generative: GenerativeModel, mesh: Mesh, batch_size: int) -> Draw:
   by_batch = sharding.batch_sharding(mesh)
 
   @jax.jit
+  @placed_on(mesh)
   def sample(params, seed, index, condition):
     keys = rng.sample_keys(seed, index)
     images = generative.sample(params, keys, condition).images
@@ -98,6 +100,7 @@ def make_inpaint(generative: GenerativeModel, mesh: Mesh) -> Callable[..., np.nd
   require(generative, "edit")
 
   @jax.jit
+  @placed_on(mesh)
   def inpaint(params, seed, index, condition, x0, is_known):
     keys = rng.sample_keys(seed, index)
     return generative.inpaint(params, keys, condition, x0, is_known).images
@@ -126,6 +129,7 @@ def make_interpolate(generative: GenerativeModel, mesh: Mesh) -> Callable[..., n
   require(generative, "edit")
 
   @jax.jit
+  @placed_on(mesh)
   def between(params, first, second, weights):
     (one, one_fields), (other, other_fields) = first, second
     start = generative.to_noise(params, one, Condition(fields=one_fields))
@@ -199,6 +203,7 @@ def make_reconstruct(
   require(generative, "encode")
 
   @jax.jit
+  @placed_on(mesh)
   def reconstruct(params, batch):
     return generative.decode(params, generative.encode(params, jax.random.key(0), batch))
 

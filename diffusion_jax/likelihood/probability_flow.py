@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.core import distributions, rng
 from diffusion_jax.core.broadcasting import sum_dims
 from diffusion_jax.core.rng import Stream
+from diffusion_jax.kernels.attention import plain_only
 from diffusion_jax.likelihood.base import LikelihoodBase
 from diffusion_jax.likelihood.dequantization import Dequantization, dequantize
 from diffusion_jax.processes import Denoiser, Process, first_time
@@ -137,7 +138,8 @@ def divergence_of(
     mean = 1.0
   else:
     mean = 1.0 / len(probes)
-  value, derivative = jax.linearize(function, x)
+  with plain_only():  # a fused attention has no forward-mode derivative
+    value, derivative = jax.linearize(function, x)
   return value, mean * jnp.sum(jax.vmap(lambda e: jnp.vdot(e, derivative(e)))(probes))
 
 

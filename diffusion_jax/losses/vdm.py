@@ -12,6 +12,7 @@ from jaxtyping import Array, Integer
 from diffusion_jax.core import rng
 from diffusion_jax.core.broadcasting import sum_dims
 from diffusion_jax.core.rng import Stream
+from diffusion_jax.kernels.attention import plain_only
 from diffusion_jax.losses.base import (
   BatchPosition,
   LossBase,
@@ -100,7 +101,11 @@ def _terms(
 
   interior, one = process.interior, jnp.ones_like(t)
   trains = interior is not None and dropout_key is not None
-  errors, rise = jax.jvp(error, (t,), (one,)) if trains else (error(t), 0.0 * t)
+  if trains:
+    with plain_only():  # a fused attention has no forward-mode derivative
+      errors, rise = jax.jvp(error, (t,), (one,))
+  else:
+    errors, rise = error(t), 0.0 * t
   diffusion = -jax.jvp(process.log_snr, (t,), (one,))[1] * errors
   terms = {
     "prior": in_bits * end_kl(process, x0),

@@ -12,10 +12,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from diffusion_jax.core.settings import setting
+from diffusion_jax.kernels.attention import Implementation, attend
 from diffusion_jax.models.base import Network, NetworkBase, as_network
 from diffusion_jax.models.embeddings import cosine_first_embedding, position_embedding
 from diffusion_jax.models.initializers import kernel_init
-from diffusion_jax.models.layers import FLOAT32, Dtype, Pointwise, Remat, attend, rematerialized
+from diffusion_jax.models.layers import FLOAT32, Dtype, Pointwise, Remat, rematerialized
 from diffusion_jax.types import Condition, ImageSpec
 
 TIME_FREQUENCIES = 256
@@ -52,6 +53,8 @@ class DiT(NetworkBase):
       softmax stay float32.
     remat: values that the backward pass recomputes to save memory: `none`; `block`, all of a block
       except its input; `products`, all except the outputs of matrix products.
+    attention: `xla`, the plain form; `cudnn` on NVIDIA GPUs or `splash` on TPUs, which store no
+      scores; `auto`, the device's kernel if it takes the type and shapes, else the plain form.
   """
 
   depth: int = 12
@@ -63,6 +66,7 @@ class DiT(NetworkBase):
   learned_variance: bool = False
   dtype: Literal["float32", "bfloat16"] = setting("float32", may_change=True)
   remat: Remat = setting("none", may_change=True, affects_figures=False)
+  attention: Implementation = setting("auto", may_change=True)
 
   def __post_init__(self):
     if min(self.depth, self.hidden, self.heads, self.patch, self.mlp_ratio) < 1:
@@ -114,7 +118,8 @@ class DiTModule(nn.Module):
     h = (h + position_embedding(*grid, config.hidden)).astype(dtype)
     kind = rematerialized(Block, config.remat)
     for i in range(config.depth):
-      h = kind(config.heads, config.mlp_ratio, dtype, name=f"block{i}")(h, condition)
+      settings = (config.heads, config.mlp_ratio, dtype, config.attention)
+      h = kind(*settings, name=f"block{i}")(h, condition)
     shift, scale = _modulation(condition, config.hidden, 2, "modulation_out")
     h = _modulated(h, shift, scale).astype(dtype)
     h = _dense(config.patch**2 * self.out_channels, dtype, zeros, "patch_out")(h)
@@ -140,6 +145,7 @@ class Block(nn.Module):
   heads: int
   mlp_ratio: int
   dtype: Dtype
+  attention: Implementation = "auto"
 
   @nn.compact
   def __call__(
@@ -147,7 +153,7 @@ class Block(nn.Module):
   ) -> Float[Array, "B N D"]:
     width = x.shape[-1]
     shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(condition, width, 6, "modulation")
-    h = SelfAttention(self.heads, self.dtype, name="attention")(
+    h = SelfAttention(self.heads, self.dtype, self.attention, name="attention")(
       _modulated(x, shift1, scale1).astype(self.dtype)
     )
     x = _gated(x, gate1, h)
@@ -162,13 +168,15 @@ class SelfAttention(nn.Module):
 
   heads: int
   dtype: Dtype
+  implementation: Implementation = "auto"
 
   @nn.compact
   def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
     width = x.shape[-1]
     names = ("query", "key", "value")
     query, key, value = (_dense(width, self.dtype, qkv_init, name)(x) for name in names)
-    return _dense(width, self.dtype, name="out")(attend(query, key, value, self.heads))
+    h = attend(query, key, value, self.heads, self.implementation)
+    return _dense(width, self.dtype, name="out")(h)
 
 
 def _dense(features: int, dtype: Dtype, kernel=kernel_init, name: str = "") -> nn.Dense:

@@ -15,6 +15,7 @@ from flax import linen as nn
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
+from diffusion_jax.kernels.attention import Implementation, attend
 from diffusion_jax.kernels.group_norm import Modulation, group_norm
 from diffusion_jax.kernels.pointwise import pointwise
 from diffusion_jax.kernels.upsampled_conv import upsampled_conv
@@ -49,6 +50,7 @@ class Recipe:
     num_heads: number of attention heads, unless `channels_per_head` is given.
     channels_per_head: width of a head.
     norm_groups: number of groups of the group normalisation; see `num_groups`.
+    attention: implementation of attention; see `kernels.attention.attend`.
   """
 
   init: Init = INITS["ddpm"]
@@ -59,6 +61,7 @@ class Recipe:
   num_heads: int = 1
   channels_per_head: int | None = None
   norm_groups: int | None = None
+  attention: Implementation = "auto"
 
   def heads(self, width: int) -> int:
     """Return the number of heads of an attention layer of `width` channels."""
@@ -100,29 +103,6 @@ def rematerialized(kind: Any, remat: Remat, static_argnums: tuple[int, ...] = ()
 
 def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
   return primitive in (jax.lax.conv_general_dilated_p, jax.lax.dot_general_p)
-
-
-def attend(
-  query: Float[Array, "B N D"],
-  key: Float[Array, "B M D"],
-  value: Float[Array, "B M D"],
-  num_heads: int,
-) -> Float[Array, "B N D"]:
-  """Compute softmax attention of `num_heads` channel slices, scaled by (D / heads)^-1/2.
-
-  Scores and softmax are float32; the products' inputs and the result have the type of the values.
-  """
-  if num_heads == 1:
-    return _attend(query, key, value)
-  query, key, value = (x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value))
-  h = jax.vmap(_attend, in_axes=2, out_axes=2)(query, key, value)
-  return h.reshape(*h.shape[:2], -1)
-
-
-def _attend(query: Array, key: Array, value: Array) -> Array:
-  scores = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
-  weights = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
-  return jnp.einsum("bqk,bkc->bqc", weights, value)
 
 
 def num_groups(width: int, norm_groups: int | None) -> int:
@@ -359,7 +339,7 @@ class Attention(nn.Module):
     bias = init.bias(channels)
     names = ("query", "key", "value")
     query, key, value = (self._dense(channels, n, init.qkv, bias)(tokens) for n in names)
-    h = attend(query, key, value, self.recipe.heads(channels))
+    h = attend(query, key, value, self.recipe.heads(channels), self.recipe.attention)
     h = self._dense(channels, "out", init.zero, nn.initializers.zeros)(h)
     return (x + h.reshape(x.shape)) * self.recipe.skip_scale
 

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Literal
 
 from diffusion_jax.core.settings import setting
+from diffusion_jax.kernels.attention import Implementation
 from diffusion_jax.models.base import Network, NetworkBase, as_network
 from diffusion_jax.models.initializers import INITS
 from diffusion_jax.models.layers import Recipe, Remat, check_norm_groups, settled_groups
@@ -57,6 +58,8 @@ class UNet(NetworkBase):
     dtype: compute type; parameters, statistics and softmax stay float32.
     remat: values that the backward pass recomputes to save memory: `none`; `block`, all of a block
       except its input; `products`, all except outputs of convolutions and matrix products.
+    attention: `xla`, the plain form; `cudnn` on NVIDIA GPUs or `splash` on TPUs, which store no
+      scores; `auto`, the device's kernel if it takes the type and shapes, else the plain form.
     num_heads: number of heads of every attention layer.
     channels_per_head: width of a head, which replaces `num_heads`; none: use `num_heads`.
     decoder_attention: attention on the way up: after `every` block of such a resolution, or only
@@ -96,6 +99,7 @@ class UNet(NetworkBase):
   dropout: float = 0.1
   dtype: Literal["float32", "bfloat16"] = setting("float32", may_change=True)
   remat: Remat = setting("none", may_change=True, affects_figures=False)
+  attention: Implementation = setting("auto", may_change=True)
   num_heads: int = 1
   channels_per_head: int | None = None
   decoder_attention: Literal["every", "last"] = "every"
@@ -220,6 +224,7 @@ class UNet(NetworkBase):
       num_heads=self.num_heads,
       channels_per_head=self.channels_per_head,
       norm_groups=self.norm_groups,
+      attention=self.attention,
     )
 
   def settled(self) -> "UNet":

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from diffusion_jax.core.settings import setting
+from diffusion_jax.kernels.attention import Implementation
 from diffusion_jax.models.base import Network, NetworkBase, as_network
 from diffusion_jax.models.embeddings import pixel_fourier_features, sinusoidal_embedding
 from diffusion_jax.models.initializers import VDM_INIT
@@ -47,6 +48,8 @@ class VDMUNet(NetworkBase):
     dtype: compute type; parameters, statistics and softmax stay float32.
     remat: values that the backward pass recomputes to save memory: `none`; `block`, all of a block
       except its input; `products`, all except outputs of convolutions and matrix products.
+    attention: `xla`, the plain form; `cudnn` on NVIDIA GPUs or `splash` on TPUs, which store no
+      scores; `auto`, the device's kernel if it takes the type and shapes, else the plain form.
   """
 
   channels: int = 128
@@ -57,6 +60,7 @@ class VDMUNet(NetworkBase):
   norm_groups: int | None = None
   dtype: Literal["float32", "bfloat16"] = setting("float32", may_change=True)
   remat: Remat = setting("none", may_change=True, affects_figures=False)
+  attention: Implementation = setting("auto", may_change=True)
 
   def __post_init__(self):
     if self.channels < 4 or self.channels % 2:
@@ -81,7 +85,9 @@ class VDMUNet(NetworkBase):
   @property
   def recipe(self) -> Recipe:
     """Return the settings that its blocks share."""
-    return Recipe(init=VDM_INIT, embed_bias=False, norm_groups=self.norm_groups)
+    return Recipe(
+      init=VDM_INIT, embed_bias=False, norm_groups=self.norm_groups, attention=self.attention
+    )
 
   def settled(self) -> "VDMUNet":
     """Return the same network with an explicit number of groups, if both widths share one."""

@@ -17,6 +17,7 @@ from diffusion_jax.core.parts import Part
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.core.settings import Facts, setting
 from diffusion_jax.core.shapes import checked_loss
+from diffusion_jax.kernels.attention import placed_on
 from diffusion_jax.parallel import platforms, sharding
 from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.objectives import (
@@ -125,6 +126,7 @@ def make_train_step(
   """
   trained = trained_objectives(model, optimizers)
 
+  @placed_on(mesh)
   def train_step(
     state: TrainState, batch: Batch, numbers: Hyperparameters
   ) -> tuple[TrainState, Scalars]:

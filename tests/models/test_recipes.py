@@ -16,9 +16,10 @@ from drawn_weights import drawn_weights
 from numpy_draws import normal
 
 from diffusion_jax.core.trees import named_leaves
+from diffusion_jax.kernels.attention import attend
 from diffusion_jax.models import UNet
 from diffusion_jax.models.embeddings import FourierEmbedding
-from diffusion_jax.models.layers import Attention, Recipe, Resample, ResBlock, attend
+from diffusion_jax.models.layers import Attention, Recipe, Resample, ResBlock
 from diffusion_jax.types import Condition, ImageSpec
 
 pytestmark = pytest.mark.costly
