@@ -23,7 +23,7 @@ from diffusion_jax.types import Condition
 
 GRID = 64
 MAX_CLASSES = 20
-PER_CLASS = 5
+PER_CLASS = 4
 MAX_PIXELS = 4_000_000
 """Pixels of the real images and the samples by class; larger images are fewer."""
 MAX_SEARCHED = 4096
