@@ -31,8 +31,8 @@ AMPERE, HOPPER = 8.0, 9.0
 CUDNN_MAX_WIDTH = 128
 """Maximum width of a head before Hopper, where it is twice that."""
 
-SPLASH_BLOCK = 128
-"""Padded lengths for splash attention are multiples of it."""
+SPLASH_BLOCKS = (512, 256, 128)
+"""Lengths of the tiles of splash attention; padded lengths are multiples of the last."""
 
 _is_plain: ContextVar[bool] = ContextVar("is_plain", default=False)
 _mesh: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
@@ -188,15 +188,28 @@ def _splash_local(query: Array, key: Array, value: Array, interpret: bool) -> Ar
 
   num, num_keys, scale = query.shape[1], key.shape[1], query.shape[-1] ** -0.5
   query, key, value = (
-    _padded(x.swapaxes(1, 2), SPLASH_BLOCK, 2) for x in (query * scale, key, value)
+    _padded(x.swapaxes(1, 2), SPLASH_BLOCKS[-1], 2) for x in (query * scale, key, value)
   )
   rows, columns = query.shape[2], key.shape[2]
   mask = splash.MultiHeadMask([splash.FullMask((rows, columns))] * query.shape[1])
-  kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+  kernel = splash.make_splash_mha(
+    mask, head_shards=1, q_seq_shards=1, interpret=interpret, block_sizes=_tiles(rows, columns)
+  )
   real = lambda length, count: (jnp.arange(length) < count).astype(jnp.int32)  # noqa: E731
   segments = splash.SegmentIds(real(rows, num), real(columns, num_keys))
   h: Any = jax.vmap(kernel, in_axes=(0, 0, 0, None))(query, key, value, segments)
   return h[:, :, :num].swapaxes(1, 2).astype(value.dtype)
+
+
+def _tiles(rows: int, columns: int) -> Any:
+  """Return the largest tiles that divide both lengths; those of the library are the smallest."""
+  from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+  q, kv = (next(n for n in SPLASH_BLOCKS if length % n == 0) for length in (rows, columns))
+  return splash.BlockSizes(
+    block_q=q, block_kv=kv, block_kv_compute=kv, block_q_dkv=q, block_kv_dkv=kv,
+    block_kv_dkv_compute=kv, block_q_dq=q, block_kv_dq=kv,
+  )  # fmt: skip
 
 
 @functools.cache
