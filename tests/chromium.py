@@ -100,6 +100,36 @@ class Chromium:
       raise RuntimeError(answer["exceptionDetails"])
     return answer["result"].get("value")
 
+  def move(self, kind: str, x: float, y: float):
+    """A mouse event at a place in the viewport: Pressed, Moved or Released."""
+    held = {"button": "left", "buttons": int(kind != "Released"), "clickCount": 1}
+    self.send("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, **held)
+
+  def place(self, element: str, across: float = 0.5, down: float = 0.5) -> tuple[float, float]:
+    """A place in an element, which a JavaScript expression gives, scrolled into view."""
+    box = f"(() => {{ const e = {element}; e.scrollIntoView({{block: 'center'}});"
+    box += " const b = e.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; })()"
+    x, y, width, height = self.evaluate(box)
+    return x + across * width, y + down * height
+
+  def drag(self, element: str, *places: tuple[float, float]):
+    """Presses the mouse at the first place in an element, moves it over the others, lets go."""
+    places = [self.place(element, *place) for place in places]
+    self.move("Pressed", *places[0])
+    for place in places[1:]:
+      self.move("Moved", *place)
+    self.move("Released", *places[-1])
+
+  def click(self, element: str):
+    """Clicks the middle of an element with the mouse."""
+    self.drag(element, (0.5, 0.5))
+
+  def press(self, key: str):
+    """Presses a key such as ArrowDown in the element that has the focus."""
+    code = {"ArrowDown": 40, "ArrowUp": 38, "Enter": 13}[key]
+    for kind in ("rawKeyDown", "keyUp"):
+      self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
   def resize(self, width: int, height: int = 900):
     """Sets the viewport in CSS pixels, narrower than a window may be."""
     self.send(

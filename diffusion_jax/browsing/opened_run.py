@@ -70,18 +70,27 @@ class OpenedRun:
     self.average = restore.parse_average(ema)
     self.experiment = trained_experiment(folder, overrides)
     self.checkpoints = folder / "checkpoints"
-    self.steps = store.saved_steps(self.checkpoints)
-    if not self.steps:
-      raise UserError(
-        f"`workdir={folder}`: no checkpoint yet; wait for the first one, or train: diffusion-jax "
-        f"train --workdir={folder}"
-      )
+    self.find_steps()
     self.spec = restore.stored_spec(self.checkpoints, None)
     self.model = self.experiment.create(self.spec)
     self.class_names = restore.stored_class_names(self.checkpoints, None)
     self._mesh = sharding.create_mesh(self.experiment.mesh)
     self._weights: dict[int, Params] = {}
     self._lock = threading.RLock()
+
+  def find_steps(self) -> None:
+    """List the steps with a checkpoint: a run that still trains saves and deletes them.
+
+    Raises:
+      UserError: there is none.
+    """
+    steps = store.saved_steps(self.checkpoints)
+    if not steps:
+      raise UserError(
+        f"`workdir={self.folder}`: no checkpoint yet; wait for the first one, or train: "
+        f"diffusion-jax train --workdir={self.folder}"
+      )
+    self.steps = steps
 
   @property
   def null(self) -> int:

@@ -43,50 +43,57 @@ async function ask(kind, wanted) {
     if (!found) throw new Error("this file does not hold that combination");
     return found;
   }
-  const response = await fetch("api/" + kind, {
+  return fetched("api/" + kind, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ ...wanted, run: run.name }),
   });
-  const answer = await response.json().catch(() => ({ error: "the gallery has ended; start it again" }));
+}
+
+async function fetched(address, options = {}) {
+  const ended = () => { throw new Error("the gallery has ended; start it again"); };
+  const response = await fetch(address, options).catch(ended);
+  const answer = await response.json().catch(ended);
   if (!response.ok) throw new Error(answer.error);
   return answer;
 }
 
+// True as long as the run and the view are those of now: an answer may come after they changed.
+function stays() {
+  const [of, at] = [run, tab];
+  return () => run === of && tab === at;
+}
+
 // Dragging asks faster than the answers come: only the newest question waits.
 let asking = false, waiting = null;
-async function show(kind, wanted, draw) {
+async function show(kind, wanted, draw, isShown = stays()) {
   if (asking) {
-    waiting = [kind, wanted, draw];
+    waiting = [kind, wanted, draw, isShown];
     return;
   }
   asking = true;
-  const began = performance.now();
+  const began = performance.now(), compiled = run.compiled;
   const ticking = setInterval(() => {
     const seconds = Math.round((performance.now() - began) / 1000);
-    if (seconds < 1) return;
-    const first = run.compiled[kind] ? "" : "; the first time the program is compiled, later answers come at once";
+    if (seconds < 1 || !isShown()) return;
+    const first = compiled[kind] ? "" : "; the first time the program is compiled, later answers come at once";
     say(`working, ${seconds} s${first}`, "busy");
   }, 250);
-  const [at, name] = [tab, run.name];
   try {
     const answer = await ask(kind, wanted);
-    run.compiled[kind] = true;
-    if (tab === at && run.name === name) {
+    compiled[kind] = true;
+    if (isShown()) {
       say(data.live ? `${((performance.now() - began) / 1000).toFixed(2)} s` : "");
-      draw(answer);
-      document.body.dataset.answers = String(Number(document.body.dataset.answers || 0) + 1);
+      await draw(answer);
     }
   } catch (error) {
-    if (tab === at && run.name === name) say(error.message, "error");
+    if (isShown()) say(error.message, "error");
   } finally {
     clearInterval(ticking);
     asking = false;
-    if (waiting) {
-      const next = waiting;
-      waiting = null;
-      show(...next);
-    }
+    const next = waiting;
+    waiting = null;
+    if (next && next[3]()) show(...next);
   }
 }
 
@@ -122,6 +129,15 @@ async function tiles(sheet, row, options = {}) {
   return box;
 }
 
+// Puts tiles in a part of the page, if its view is still there when they are decoded.
+async function put(part, made) {
+  const isShown = stays(), elements = await Promise.all(made);
+  if (isShown()) $(part).replaceChildren(...elements);
+  return isShown();
+}
+
+const inRows = async (made) => make("div", { className: "rows" }, ...(await Promise.all(made)));
+
 const levelText = (ratio) => (ratio === null ? "pure noise" : `σ/α = ${ratio.toPrecision(3)}`);
 
 async function drawPath(answer) {
@@ -129,12 +145,12 @@ async function drawPath(answer) {
   const frames = answer.levels?.length || 0;
   const row = frame < 0 || frame >= frames ? frames : frame;
   const select = data.live && tab === "draw" && !run.refusals.between && run.diffusion;
-  $("grid").replaceChildren(await tiles(answer.sheet, row, {
+  const made = tiles(answer.sheet, row, {
     captions: tab === "inpaint" ? [] : answer.captions,
     click: select ? (column) => { pair = [pair[1], column]; drawPath(shown); } : null,
     pressed: (column) => pair.includes(column),
-  }));
-  drawBelow(frames, row, answer);
+  });
+  if (await put("grid", [made])) drawBelow(frames, row, answer);
 }
 
 function drawBelow(frames, row, answer) {
@@ -230,7 +246,7 @@ function drawControls() {
   if (["draw", "between", "inpaint"].includes(tab)) {
     const weights = run.choices.guidance, steps = run.choices.steps;
     parts.push(weights && !can.guidance ? slider("guidance", "Guidance", weights, "")
-      : slider("guidance", "Guidance", range(0, 80).map((i) => i / 10), can.guidance, (v) => v.toFixed(1)));
+      : slider("guidance", "Guidance", WEIGHTS(), can.guidance, (v) => (Number(v.toFixed(1)) === v ? v.toFixed(1) : String(v))));
     parts.push(choice("sampler", "Sampler", run.samplers.map((s) => [s, s]), can.sampler || (run.samplers.length < 2 ? "this file holds one" : "")));
     parts.push(slider("steps", "Sampler steps", steps || run.stepChoices, can.sampler));
   }
@@ -238,6 +254,7 @@ function drawControls() {
 }
 
 const range = (first, last) => Array.from({ length: last - first + 1 }, (_, i) => first + i);
+const WEIGHTS = () => [...new Set([...range(0, 80).map((i) => i / 10), run.defaults.guidance])].sort((a, b) => a - b);
 
 function changed(name) {
   if (!data.live) {
@@ -269,8 +286,10 @@ const VIEWS = {
   },
 
   async inpaint() {
-    if (!run.pictures) await loadPictures();
-    drawPaint();
+    if (!(await hasPictures())) return;
+    const isShown = stays();
+    await drawPaint();
+    if (!isShown()) return;
     if (hidden.some(Boolean)) fill();
     else say("draw over the part that is to be filled in");
   },
@@ -288,18 +307,18 @@ const VIEWS = {
     const settle = () => show("noise", { step: settings.step, seed: settings.seed, label: -1, level: level * gap }, async (answer) => {
       output.textContent = levelText(answer.ratio);
       const rows = ["noised images", "the model's estimates of them"];
-      $("grid").replaceChildren(make("div", { className: "rows" }, ...(await Promise.all(rows.map(async (name, row) =>
-        make("div", {}, make("p", { className: "row-name" }, name), await tiles(answer.sheet, row)))))));
+      await put("grid", [inRows(rows.map(async (name, row) =>
+        make("div", {}, make("p", { className: "row-name" }, name), await tiles(answer.sheet, row))))]);
     });
     settle();
   },
 
   async latents() {
-    if (!run.pictures) await loadPictures();
+    if (!(await hasPictures())) return;
     const pick = (column) => { picture = column; z = null; walk(null); };
-    const draw = async () => $("extra").replaceChildren(
+    const draw = () => put("extra", [
       make("p", {}, data.live ? "Start from an image; click a cell to go there." : "The directions that change an image most."),
-      await tiles(run.pictures.sheet, 0, { click: data.live ? pick : null, pressed: (c) => c === picture, plain: true, fixed: true }));
+      tiles(run.pictures.sheet, 0, { click: data.live ? pick : null, pressed: (c) => c === picture, plain: true, fixed: true })]);
     const walk = (move) => {
       const wanted = { step: settings.step, ...(z ? { z, move } : { picture }) };
       show("latents", wanted, async (answer) => {
@@ -311,8 +330,7 @@ const VIEWS = {
           click: data.live ? (c) => walk([row, answer.along[c]]) : null,
           current: (c) => c === middle,
         }));
-        $("grid").replaceChildren(make("div", { className: "rows" }, ...(await Promise.all(rows))));
-        draw();
+        if (await put("grid", [inRows(rows)])) await draw();
       });
     };
     walk(z ? [0, 0] : null);
@@ -348,23 +366,28 @@ function ends() {
 }
 
 // The images of a step are samples of it if there are no held-out images.
-async function loadPictures() {
-  const name = run.name;
-  const answer = await ask("pictures", { step: settings.step }).catch((error) => {
-    say(error.message, "error");
-    return null;
-  });
-  if (answer && run.name === name) run.pictures = answer;
-  const size = run.height * run.width;
-  if (!hidden || hidden.length !== size) hidden = new Array(size).fill(false);
+async function hasPictures() {
+  const isShown = stays(), step = settings.step;
+  if (!run.pictures) say("reading images", "busy");
+  try {
+    const answer = run.pictures || (await ask("pictures", { step }));
+    if (!isShown() || settings.step !== step) return false;
+    run.pictures = answer;
+    hidden ||= new Array(run.height * run.width).fill(false);
+    return true;
+  } catch (error) {
+    if (isShown()) say(error.message, "error");
+    return false;
+  }
 }
 
 async function drawPaint() {
-  if (!run.pictures) return;
+  const isShown = stays();
   const { sheet, captions } = run.pictures;
   const image = new Image();
   image.src = sheet.uri;
   await image.decode();
+  if (!isShown()) return;
   const canvas = make("canvas", { id: "paint", width: sheet.width, height: sheet.height, tabIndex: 0, "aria-label": "image to draw a mask on" });
   const context = canvas.getContext("2d");
   const brush = Math.max(1, Math.round(sheet.width / 16));
@@ -397,10 +420,12 @@ async function drawPaint() {
   const buttons = [["Left half", (x) => x < sheet.width / 2], ["Lower half", (x, y) => y >= sheet.height / 2], ["Clear", () => false]]
     .map(([words, rule]) => make("button", { type: "button", className: "press", onclick: set(rule) }, words));
   const choose = data.live ? (column) => { picture = column; VIEWS.inpaint(); } : null;
+  const beside = await tiles(sheet, 0, { click: choose, pressed: (c) => c === picture, captions, plain: true });
+  if (!isShown()) return;
   $("extra").replaceChildren(
     make("div", { className: "beside" },
       make("div", { className: "rows" }, canvas, make("div", { className: "press-row" }, ...(data.live ? buttons : []))),
-      await tiles(sheet, 0, { click: choose, pressed: (c) => c === picture, captions, plain: true })),
+      beside),
     make("p", {}, run.pictures.note || "Orange pixels are filled in, each time from other noise."));
   paint();
 }
@@ -412,7 +437,7 @@ function fill() {
 }
 
 function refresh(isNewStep = false) {
-  if (isNewStep) run.pictures = data.live ? null : run.pictures;
+  if (isNewStep && data.live) run.pictures = null;
   if (isNewStep) z = null;
   VIEWS[tab]();
 }
@@ -455,12 +480,10 @@ async function choose(name) {
   for (const part of ["facts", "tabs", "controls", "extra", "grid", "below"]) $(part).replaceChildren();
   say(`opening ${name}`, "busy");
   try {
-    const response = await fetch("api/run?name=" + encodeURIComponent(name));
-    const facts = await response.json();
-    if (!response.ok) throw new Error(facts.error);
-    enter(facts);
+    const facts = await fetched("api/run?name=" + encodeURIComponent(name));
+    if ($("runs").value === name) enter(facts);
   } catch (error) {
-    say(error.message, "error");
+    if ($("runs").value === name) say(error.message, "error");
   }
 }
 

@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax.browsing import asked
 from diffusion_jax.browsing.opened_run import OpenedRun
 from diffusion_jax.browsing.page_text import page_text
 from diffusion_jax.browsing.shown_run import default_settings, previews_of, run_words, shown_facts
 from diffusion_jax.browsing.studio import Studio
 from diffusion_jax.core.wording import with_flags
-from diffusion_jax.runs.run_facts import RunFacts, find_runs
+from diffusion_jax.runs.run_facts import RunFacts, find_runs, read_run
 from diffusion_jax.types import UserError
 
 HOST = "127.0.0.1"
@@ -108,9 +109,8 @@ class Gallery:
     with contextlib.suppress(UserError):
       self.runs = runs_in(self.root)
     runs = [{"name": name, "words": run_words(facts)} for name, (_, facts) in self.runs.items()]
-    return page_text(
-      {"live": True, "runs": runs, "first": next(iter(self._studios), runs[0]["name"])}
-    )
+    opened = [name for name in list(self._studios) if name in self.runs]
+    return page_text({"live": True, "runs": runs, "first": [*opened, runs[0]["name"]][0]})
 
   def folder(self, name: str) -> Path:
     """Return the folder of a run in the list.
@@ -119,7 +119,7 @@ class Gallery:
       UserError: it is not in the list.
     """
     if name not in self.runs:
-      raise UserError(f"{name}: no such run here; load the page again")
+      raise UserError(f"{asked.shown(name)}: no such run here; load the page again")
     return self.runs[name][0]
 
   def studio(self, name: str) -> Studio:
@@ -138,9 +138,10 @@ class Gallery:
       return self._studios[name]
 
   def facts(self, name: str) -> dict[str, Any]:
-    """Return what the page offers of a run."""
-    studio = self.studio(name)
-    return shown_facts(studio.run, name, self.runs[name][1])
+    """Return what the page offers of a run, with the checkpoints that it has now."""
+    run = self.studio(name).run
+    run.find_steps()
+    return shown_facts(run, name, read_run(run.folder, name))
 
   def answer(self, kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return an answer to the page."""
@@ -154,7 +155,7 @@ class Gallery:
     """
     folder = self.folder(name)
     if file not in [entry["name"] for entry in previews_of(folder)]:
-      raise UserError(f"{file}: no such picture of this run")
+      raise UserError(f"{asked.shown(file)}: no such picture of this run")
     return (folder / "samples" / file).read_bytes()
 
   def warm_up(self, name: str) -> None:
@@ -179,7 +180,7 @@ def make_app(gallery: Gallery, port: int) -> Any:
   from starlette.concurrency import run_in_threadpool  # pyright: ignore[reportMissingImports]
   from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
   from starlette.middleware.trustedhost import TrustedHostMiddleware  # pyright: ignore[reportMissingImports]
-  from starlette.requests import Request  # pyright: ignore[reportMissingImports]
+  from starlette.requests import ClientDisconnect, Request  # pyright: ignore[reportMissingImports]
   from starlette.responses import HTMLResponse, JSONResponse, Response  # pyright: ignore[reportMissingImports]
   from starlette.routing import Route  # pyright: ignore[reportMissingImports]
 
@@ -221,10 +222,13 @@ def make_app(gallery: Gallery, port: int) -> Any:
 
   async def answer(request: Request) -> Response:
     body = b""
-    async for part in request.stream():
-      body += part
-      if len(body) > MAX_BYTES:
-        return JSONResponse({"error": f"more than {MAX_BYTES:,} bytes"}, 413)
+    try:
+      async for part in request.stream():
+        body += part
+        if len(body) > MAX_BYTES:
+          return JSONResponse({"error": f"more than {MAX_BYTES:,} bytes"}, 413)
+    except ClientDisconnect:
+      return JSONResponse({"error": "the request ended before its end"}, 400)
     kind = request.path_params["kind"]
     return await replied(request, lambda: JSONResponse(gallery.answer(kind, settings_in(body))))
 

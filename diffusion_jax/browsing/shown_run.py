@@ -60,7 +60,7 @@ def shown_facts(run: OpenedRun, name: str, facts: RunFacts) -> dict[str, Any]:
     "name": name,
     "line": " · ".join(word for word in words if word),
     "steps": run.steps,
-    "stepChoices": sorted({*STEPS, defaults["steps"]}),
+    "stepChoices": sorted({*STEPS, getattr(run.sampler, "steps", 1)}),
     "numLevels": NUM_TIMES,
     "num": run.num,
     "height": run.spec.height,

@@ -1,17 +1,15 @@
 """The gallery's command and its server: what is refused, and what no request can reach."""
 
-import asyncio
 import base64
 import hashlib
 import importlib.util
 import io
 import json
 import re
-import urllib.parse
-from json import dumps
 
 import numpy as np
 import pytest
+from asgi import HOME, PORT, Client
 from PIL import Image
 
 from diffusion_jax import gallery
@@ -19,9 +17,6 @@ from diffusion_jax.browsing import asked, finished, serving
 from diffusion_jax.browsing.page_text import page_text
 from diffusion_jax.browsing.sheets import sheet
 from diffusion_jax.types import UserError
-
-PORT = 8360
-HOME = f"http://127.0.0.1:{PORT}"
 
 
 @pytest.fixture
@@ -100,53 +95,6 @@ def test_runs_are_found_in_a_folder_or_given_alone(run):
   assert {n: folder for n, (folder, _) in serving.runs_in(run).items()} == {"one": run}
 
 
-class Reply:
-  """An answer of the application."""
-
-  def __init__(self, sent):
-    self.status_code = sent[0]["status"]
-    self.headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    self.content = b"".join(part.get("body", b"") for part in sent[1:])
-    self.text = self.content.decode(errors="replace")
-
-  def json(self):
-    return json.loads(self.content)
-
-
-class Client:
-  """Calls an ASGI application as a server would, without one."""
-
-  def __init__(self, app):
-    self.app = app
-
-  def get(self, path, headers=None, params=None):
-    path, _, query = path.partition("?")
-    return self.send("GET", path, urllib.parse.urlencode(params) if params else query, headers)
-
-  def post(self, path, json=None, content=None, headers=None):
-    body = dumps(json).encode() if content is None else content
-    return self.send("POST", path, "", headers, body)
-
-  def send(self, method, path, query, headers, body=b""):
-    given = {"host": HOME.removeprefix("http://"), **(headers or {})}
-    scope = {
-      "type": "http", "http_version": "1.1", "method": method, "scheme": "http", "root_path": "",
-      "path": urllib.parse.unquote(path), "raw_path": path.encode(), "query_string": query.encode(),
-      "headers": [(name.encode(), value.encode()) for name, value in given.items()],
-      "client": ("127.0.0.1", 1), "server": ("127.0.0.1", PORT),
-    }  # fmt: skip
-    sent = []
-
-    async def receive():
-      return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message):
-      sent.append(message)
-
-    asyncio.run(self.app(scope, receive, send))
-    return Reply(sent)
-
-
 @pytest.fixture
 def client(run):
   pytest.importorskip("starlette", reason="pip install -e '.[gallery]'")
@@ -170,6 +118,21 @@ def test_the_page_lists_the_runs_and_a_refused_run_is_one_line(client):
   for body in (b"[]", b"{", b'"x"', b"[" * 100_000, b"\xff"):
     assert client.post("/api/draw", content=body).status_code == 400
   assert client.post("/api/draw", content=b"x" * (serving.MAX_BYTES + 1)).status_code == 413
+  assert client.post("/api/draw", content=b"{", is_whole=False).status_code == 400
+
+
+def test_what_a_request_asks_for_is_repeated_in_one_short_line(client):
+  long = "a\nb" * 100_000
+  replies = [
+    client.get("/api/run", params={"name": long}),
+    client.get("/api/preview", params={"run": "one", "name": long}),
+    client.post("/api/draw", json={"run": long}),
+  ]
+  for reply in replies:
+    assert reply.status_code == 400
+    assert "a\\nb" in reply.json()["error"]
+    assert len(reply.json()["error"]) < 200
+    assert "\n" not in reply.json()["error"]
 
 
 def test_no_file_but_the_pictures_of_a_run_can_be_read(client):

@@ -4,15 +4,19 @@ import base64
 import io
 import json
 import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from asgi import PORT, Client
 from PIL import Image
 
 import diffusion_jax as dj
 from diffusion_jax import gallery
 from diffusion_jax.browsing import finished
 from diffusion_jax.browsing.opened_run import OpenedRun
+from diffusion_jax.browsing.serving import Gallery, make_app
 from diffusion_jax.browsing.shown_run import default_settings
 from diffusion_jax.browsing.studio import Studio
 from diffusion_jax.types import UserError
@@ -111,6 +115,78 @@ def test_what_cannot_be_done_is_one_line(studio, defaults, kind, change, expecte
     studio.answer(kind, {**defaults, **change})
   assert expected in str(caught.value)
   assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def client(smoke_run, studio):
+  pytest.importorskip("starlette", reason="pip install -e '.[gallery]'")
+  opened = Gallery(smoke_run, lambda folder: studio.run)
+  opened._studios["smoke"] = studio
+  return Client(make_app(opened, PORT))
+
+
+def test_a_wrong_request_is_one_line_and_the_next_one_is_answered(client, defaults):
+  settings = {**defaults, "run": "smoke"}
+  edit = {"picture": 0, "mask": "1" * 64}
+  wrong = [
+    ("draw", {"sampler": "a\nb" * 1000}),
+    ("draw", {"sampler": None}),
+    ("draw", {"steps": 0}),
+    ("draw", {"steps": 10**9}),
+    ("draw", {"steps": 2.5}),
+    ("draw", {"guidance": float("nan")}),
+    ("draw", {"guidance": float("-inf")}),
+    ("draw", {"label": 10}),
+    ("draw", {"label": "0"}),
+    ("draw", {"step": 61}),
+    ("draw", {"step": []}),
+    ("draw", {"seed": 2**31}),
+    ("draw", {"run": "other"}),
+    ("between", {"first": 0, "second": NUM}),
+    ("inpaint", {**edit, "mask": "1" * 63}),
+    ("inpaint", {**edit, "mask": "0" * 64}),
+    ("inpaint", {**edit, "picture": -1}),
+    ("noise", {"level": 41}),
+    ("noise", {}),
+    ("what", {}),
+  ]
+  for kind, change in wrong:
+    reply = client.post(f"/api/{kind}", json={**settings, **change})
+    assert reply.status_code == 400, (kind, change)
+    [(key, line)] = reply.json().items()
+    assert (key, "\n" in line, len(line) < 400) == ("error", False, True), line
+  assert client.post("/api/draw", json=settings).status_code == 200
+
+
+def test_two_clients_at_once_get_what_each_gets_alone(client, defaults):
+  settings = [{**defaults, "run": "smoke", "seed": seed} for seed in (5, 6)]
+
+  def draw(wanted):
+    return client.post("/api/draw", json=wanted).json()["sheet"]
+
+  alone = [draw(wanted) for wanted in settings]
+  with ThreadPoolExecutor(4) as threads:
+    together = list(threads.map(draw, settings * 4))
+  assert together == alone * 4
+  assert alone[0] != alone[1]
+
+
+def test_a_checkpoint_that_a_run_deletes_or_adds_is_told(smoke_run, tmp_path):
+  folder = shutil.copytree(smoke_run, tmp_path / "run")
+  steps = [folder / "checkpoints" / step for step in ("30", "60")]
+  aside = steps[1].rename(tmp_path / "60")
+  studio = Studio(OpenedRun(folder, [], None, NUM))
+  assert studio.run.steps == [30]
+  aside.rename(steps[1])
+  shutil.rmtree(steps[0])
+  with pytest.raises(UserError, match=r"step=30`: no such checkpoint in .*; there are 60"):
+    studio.answer("draw", default_settings(studio.run))
+  studio.run.find_steps()
+  assert studio.run.steps == [60]
+  shutil.rmtree(steps[1])
+  with pytest.raises(UserError, match="no checkpoint yet"):
+    studio.run.find_steps()
+  assert studio.run.steps == [60]  # for those who ask meanwhile
 
 
 def test_the_file_has_every_answer_that_its_page_asks_first(smoke_run, call, tmp_path):
