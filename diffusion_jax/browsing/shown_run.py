@@ -7,6 +7,7 @@ from typing import Any
 from diffusion_jax.browsing.opened_run import OpenedRun
 from diffusion_jax.browsing.studio import NUM_TIMES
 from diffusion_jax.core.class_names import name_of
+from diffusion_jax.core.wording import with_flags
 from diffusion_jax.runs.run_facts import RunFacts
 
 STEPS = (1, 2, 3, 4, 5, 8, 10, 15, 20, 25, 30, 40, 50, 60, 75)
@@ -55,7 +56,8 @@ def shown_facts(run: OpenedRun, name: str, facts: RunFacts) -> dict[str, Any]:
   words = [facts.kind, f"images of {shape}", run_words(facts)]
   if facts.loss is not None:
     words.append(f"held-out loss {facts.loss.value:.4g}")
-  missing = "" if previews else "training has saved no pictures (logging.sample_every_steps)"
+  missing = "" if previews else "training has saved no pictures (`logging.sample_every_steps`)"
+  refusals = {**run.refusals, "training": missing}
   return {
     "name": name,
     "line": " · ".join(word for word in words if word),
@@ -68,7 +70,7 @@ def shown_facts(run: OpenedRun, name: str, facts: RunFacts) -> dict[str, Any]:
     "diffusion": run.diffusion is not None,
     "samplers": list(run.samplers) or [""],
     "classes": [[label, name_of(label, run.class_names)] for label in run.trained_classes],
-    "refusals": {**run.refusals, "training": missing},
+    "refusals": {name: with_flags(why) for name, why in refusals.items()},
     "previews": previews,
     "defaults": defaults,
   }

@@ -146,7 +146,7 @@ class Studio:
     params, seed, condition = self._drawing(settings)
     sampler, weight, process = self._sampling(settings, params)
     if not isinstance(sampler, LinearSampler):
-      raise UserError("an adaptive sampler cannot interpolate here; choose another sampler")
+      raise UserError(_own_loop(settings["sampler"], "interpolate"))
     noise = self._starts(params, seed)
     start = self._mixed(noise, first, second, share)
     nearer = np.where(share < 0.5, first, second)
@@ -164,7 +164,7 @@ class Studio:
     params, seed, _ = self._drawing(settings)
     sampler, weight, process = self._sampling(settings, params)
     if not isinstance(sampler, LinearSampler):
-      raise UserError("an adaptive sampler cannot fill in a part; choose another sampler")
+      raise UserError(_own_loop(settings["sampler"], "fill in a part"))
     given, _ = self._given(settings)
     which = asked.whole_number(settings, "picture", 0, self.run.num - 1)
     hidden = self._mask(settings)
@@ -384,6 +384,10 @@ class Studio:
     ends = np.asarray(self._decode(params, z.mean(0) + 2.0 * np.concatenate([units, -units])))
     change = np.abs(ends[:size] - ends[size:]).reshape(size, -1).sum(1)
     return units[np.argsort(-change)[:NUM_AXES]]
+
+
+def _own_loop(name: str, act: str) -> str:
+  return f"sampler {name} has a loop of its own and cannot {act} here; choose another, such as ddim"
 
 
 def _shape(setting: Setting) -> tuple[Any, ...]:
