@@ -13,7 +13,7 @@ MAX_STEPS = 1000
 MAX_WEIGHT = 100.0
 
 
-def shown(value: Any) -> str:
+def short_text(value: Any) -> str:
   """Return a value of a request for a message: one short line."""
   text = repr(value)
   return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
@@ -27,7 +27,7 @@ def whole_number(settings: Mapping[str, Any], name: str, low: int, high: int) ->
   """
   value = settings.get(name)
   if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-    raise UserError(f"{name}={shown(value)}: must be a whole number from {low} to {high}")
+    raise UserError(f"{name}={short_text(value)}: must be a whole number from {low} to {high}")
   return value
 
 
@@ -39,7 +39,7 @@ def real_number(settings: Mapping[str, Any], name: str, low: float, high: float)
   """
   value = settings.get(name)
   if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-    raise UserError(f"{name}={shown(value)}: must be a number from {low:g} to {high:g}")
+    raise UserError(f"{name}={short_text(value)}: must be a number from {low:g} to {high:g}")
   return float(value)
 
 
@@ -51,7 +51,7 @@ def one_of(settings: Mapping[str, Any], name: str, allowed: Sequence[Any]) -> An
   """
   value = settings.get(name)
   if not any(value == a and type(value) is type(a) for a in allowed):
-    raise UserError(f"{name}={shown(value)}: must be one of {', '.join(map(str, allowed))}")
+    raise UserError(f"{name}={short_text(value)}: must be one of {', '.join(map(str, allowed))}")
   return value
 
 

@@ -119,7 +119,7 @@ class Gallery:
       UserError: it is not in the list.
     """
     if name not in self.runs:
-      raise UserError(f"{asked.shown(name)}: no such run here; load the page again")
+      raise UserError(f"{asked.short_text(name)}: no such run here; load the page again")
     return self.runs[name][0]
 
   def studio(self, name: str) -> Studio:
@@ -155,7 +155,7 @@ class Gallery:
     """
     folder = self.folder(name)
     if file not in [entry["name"] for entry in previews_of(folder)]:
-      raise UserError(f"{asked.shown(file)}: no such picture of this run")
+      raise UserError(f"{asked.short_text(file)}: no such picture of this run")
     return (folder / "samples" / file).read_bytes()
 
   def warm_up(self, name: str) -> None:

@@ -84,7 +84,7 @@ class Studio:
       UserError: the run cannot do this, or a setting is out of range.
     """
     if kind not in self.kinds:
-      raise UserError(f"{asked.shown(kind)}: must be one of {', '.join(self.kinds)}")
+      raise UserError(f"{asked.short_text(kind)}: must be one of {', '.join(self.kinds)}")
     if reason := self.run.refusals.get(kind):
       raise UserError(reason)
     begun = time.perf_counter()
