@@ -17,8 +17,10 @@ from diffusion_jax import gallery
 from diffusion_jax.browsing import finished
 from diffusion_jax.browsing.opened_run import OpenedRun
 from diffusion_jax.browsing.serving import Gallery, make_app
-from diffusion_jax.browsing.shown_run import default_settings
+from diffusion_jax.browsing.shown_run import default_settings, shown_facts
 from diffusion_jax.browsing.studio import Studio
+from diffusion_jax.core.config import Override
+from diffusion_jax.runs.run_facts import read_run
 from diffusion_jax.types import UserError
 
 pytestmark = pytest.mark.costly
@@ -187,6 +189,16 @@ def test_a_checkpoint_that_a_run_deletes_or_adds_is_told(smoke_run, tmp_path):
   with pytest.raises(UserError, match="no checkpoint yet"):
     studio.run.find_steps()
   assert studio.run.steps == [60]  # for those who ask meanwhile
+
+
+def test_a_runs_own_number_of_steps_is_offered_and_a_reason_names_its_flag(smoke_run):
+  own = Override("sampler", "steps", "100")
+  run = OpenedRun(smoke_run, [own], None, NUM)
+  run.refusals["inpaint"] = "cannot; set `sampler.name=ddim`"
+  facts = shown_facts(run, "smoke", read_run(smoke_run, "smoke"))
+  assert facts["stepChoices"][-2:] == [75, 100]
+  assert facts["defaults"]["steps"] == 75
+  assert facts["refusals"]["inpaint"] == "cannot; set --config.sampler.name=ddim"
 
 
 def test_the_file_has_every_answer_that_its_page_asks_first(smoke_run, call, tmp_path):
