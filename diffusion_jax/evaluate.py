@@ -40,7 +40,6 @@ from diffusion_jax.evaluation.timing import clock, describe_time
 from diffusion_jax.inference import restore
 from diffusion_jax.runs import command_line, resumable, signals
 from diffusion_jax.runs.stored import load_experiment, trained_experiment
-from diffusion_jax.runs.workdir import lock
 from diffusion_jax.types import UserError
 
 
@@ -98,8 +97,7 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
     args.workdir, overrides, args.seed, args.sweep, args.features, args.inception,
     args.inception_sha256 == "any", args.out, vision_flags(args),
   )  # fmt: skip
-  results.prepare_folder(request)
-  with lock(request.folder, "evaluating"):
+  with results.own_folder(request):
     context = check_measures(contexts.prepare_evaluation(request), request)
     results.check_steps(context, "all" if args.watch else args.step, average, args.fresh)
     measured, left_out = 0, []

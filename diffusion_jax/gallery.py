@@ -67,9 +67,9 @@ def parser() -> command_line.Parser:
 def check_flags(args) -> None:
   """Check the flags before anything is loaded; raise a UserError for a bad one."""
   if not 0 <= args.port <= MAX_PORT:
-    raise UserError(f"--port={args.port}: must lie between 0 and {MAX_PORT}")
+    raise UserError(f"--port={args.port}: must be between 0 and {MAX_PORT}")
   if not 2 <= args.num <= MAX_NUM:
-    raise UserError(f"--num={args.num}: must lie between 2 and {MAX_NUM}")
+    raise UserError(f"--num={args.num}: must be between 2 and {MAX_NUM}")
   restore.parse_average(args.ema)
   if args.static is not None:
     if args.static.suffix not in (".html", ".htm"):

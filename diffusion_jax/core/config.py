@@ -55,7 +55,12 @@ def split_argument(path: str) -> tuple[Path, str]:
   return user_path(name), argument
 
 
-NO_CONFIGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".npz")
+WHAT_IT_IS = (
+  "a config is a Python file with get_config(), or the name of a shipped one, such as "
+  "`config=ddpm_digits`; diffusion-jax configs lists them"
+)
+
+DATA_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".npz")
 """Suffixes of data, which somebody may give in place of a config file."""
 
 
@@ -70,8 +75,9 @@ def find_file(text: str) -> tuple[Path, str]:
   """
   path, argument = split_argument(text)
   if path.is_file():
-    if path.suffix.lower() in NO_CONFIGS:
+    if path.suffix.lower() in DATA_SUFFIXES:
       raise UserError(f"`config={text}` is no config file; to train on it write `data={text}`")
+    _check_program(path, text)
     return path, argument
   name = text.removesuffix(f":{argument}")
   is_name = "/" not in name and os.sep not in name and path.suffix != ".py"
@@ -84,6 +90,8 @@ def find_file(text: str) -> tuple[Path, str]:
     inside = ", ".join(sorted(map(str, path.glob("*.py"))))
     give = f"give one of its files: {inside}" if inside else "give a config file, FILE.py"
     own = "" if inside else f"; to train on its pictures write `data={text}`"
+    if (path / "config.json").is_file():
+      own = f"; to go on with that run write `workdir={text}`"
     raise UserError(f"`config={text}`: it is a folder; {give}{own}")
   folder = Path("configs")
   is_shipped = folder.resolve() == shipped.folder().resolve()
@@ -92,6 +100,28 @@ def find_file(text: str) -> tuple[Path, str]:
   hint = spelling_hint(path.stem, configs).replace("Allowed:", "Shipped, found by name:")
   what = "no such file and no shipped config" if is_name else f"no such file: {path}"
   raise UserError(f"`config={text}`: {what}.{listed}{hint}")
+
+
+def _check_program(path: Path, text: str) -> None:
+  """Raise a UserError for a file that is no Python program with a get_config; do not run it."""
+  try:
+    content = path.read_bytes()
+    source = content.decode()
+  except UnicodeDecodeError:
+    raise UserError(f"`config={text}` is no text; {WHAT_IT_IS}") from None
+  except OSError as error:
+    raise UserError(f"`config={text}` cannot be read ({error.strerror})") from error
+  if b"\0" in content:
+    raise UserError(f"`config={text}` is no text; {WHAT_IT_IS}")
+  if path.name == "config.json" and '"generative"' in source:
+    raise UserError(
+      f"`config={text}` is the stored config of a run; go on with `workdir={path.parent}`; "
+      f"{WHAT_IT_IS}"
+    )
+  if not source.strip():
+    raise UserError(f"`config={text}` is empty; {WHAT_IT_IS}")
+  if path.suffix != ".py" and "get_config" not in source:
+    raise UserError(f"`config={text}` has no get_config(); {WHAT_IT_IS}")
 
 
 def load_file(path: str) -> ConfigDict:
@@ -103,17 +133,20 @@ def load_file(path: str) -> ConfigDict:
   name, argument = find_file(path)
   try:
     get_config = runpy.run_path(str(name)).get("get_config")
-    config = None
-    if callable(get_config):
-      config = get_config(argument) if argument else get_config()
+    if not callable(get_config):
+      raise UserError(f"`config={path}` has no get_config(); {WHAT_IT_IS}")
+    config = get_config(argument) if argument else get_config()
     if isinstance(config, dict):
       config = ConfigDict(config)
     if isinstance(config, ConfigDict):
       config.to_dict()  # raises for an unfilled placeholder
+  except UserError:
+    raise
   except (Exception, SystemExit) as error:
-    raise UserError(f"`config={path}`: {type(error).__name__}: {error}") from error
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    raise UserError(f"`config={path}`: {line}") from error
   if not isinstance(config, ConfigDict):
-    raise UserError(f"`config={path}`: the file needs a get_config() that returns a ConfigDict.")
+    raise UserError(f"`config={path}`: its get_config() must return a ConfigDict")
   return config
 
 
@@ -193,6 +226,12 @@ def _build_section(section: Section, value: dict, overrides: list[Override], whe
     if name not in hints:
       allowed = hints if isinstance(section, type) else ["name", *hints]
       text = next((o.text for o in overrides if o.field == name), "")
+      if owners := [] if isinstance(section, type) else section.with_field(name):
+        raise UserError(
+          f"config.{where} has no field '{name}' with `{where}.name={section.name_of(cls)}`; "
+          f"{', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it."
+          f" Allowed: {', '.join(sorted(allowed))}."
+        )
       hint = hint_for_field(where, name, text, allowed)
       hint = f" {hint[0].upper()}{hint[1:]}" if hint else spelling_hint(name, allowed)
       raise UserError(f"config.{where} has no field '{name}'.{hint}")

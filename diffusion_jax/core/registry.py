@@ -62,6 +62,12 @@ class Registry(ChainMap[str, type]):
         usable.add(name)
     return sorted(usable)
 
+  def with_field(self, field: str) -> list[str]:
+    """Return the names of the entries that have a field of this name."""
+    return sorted(
+      n for n, cls in self.items() if field in {f.name for f in dataclasses.fields(cls)}
+    )
+
   def fault(self, cls: type) -> str | None:
     """Describe in one line how a class breaks this registry's contract, or return None."""
     return broken_contract(cls, self.contract, self.base)

@@ -13,7 +13,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from diffusion_jax.core import files, progress
@@ -26,6 +26,9 @@ PACKED: Mapping[str, Callable[..., Any]] = {
   ".tar.xz": lzma.open,
 }
 SUFFIXES = (".zip", ".tar", *PACKED)
+MAX_FOLDERS = 8
+"""Number of folders of an archive that a message names."""
+
 MAX_MEMBER_BYTES = 1 << 30
 """Largest picture in an archive; a small archive may claim to hold far more."""
 
@@ -50,10 +53,12 @@ class Archive(NamedTuple):
   Attributes:
     where: path for messages.
     members: name with "/" -> file.
+    top: the one folder that held everything, which the names leave out.
   """
 
   where: str
   members: Mapping[str, Member]
+  top: str = ""
 
 
 def is_archive(name: str) -> bool:
@@ -61,30 +66,53 @@ def is_archive(name: str) -> bool:
   return name.lower().endswith(SUFFIXES)
 
 
-def find_archive(path: Path) -> tuple[Archive, str] | None:
+def find_archive(path: Path, where: str = "") -> tuple[Archive, str] | None:
   """Return the archive at a path, and the folder in it with "/" at its end ("": all of it).
 
   A path is an archive, a folder of tar files, a pattern such as train-{000..146}.tar, or one of
   these followed by a folder in it: photos.zip/train.
 
+  Args:
+    path: where to look.
+    where: flag that named it, for messages; "": the path.
+
   Raises:
-    UserError: the archive cannot be read.
+    UserError: the archive cannot be read, or has no such folder.
   """
   if shards := _by_pattern(str(path)):
-    return open_archive(shards), ""
+    return open_archive(shards, where), ""
   for base in (path, *path.parents):
     if base.is_file():
       inside = path.relative_to(base).as_posix()
-      found = is_archive(base.name)
-      return (open_archive([base]), "" if inside == "." else f"{inside}/") if found else None
+      if not is_archive(base.name):
+        return None
+      archive = open_archive([base], where)
+      return archive, _folder_within(archive, inside, where or str(path))
     if base.is_dir():
-      return _in_folder_of_tars(base, path.relative_to(base).as_posix())
+      return _in_folder_of_tars(base, path.relative_to(base).as_posix(), where)
   return None
 
 
-def archive_splits(path: Path) -> list[str] | None:
+def _folder_within(archive: Archive, inside: str, where: str) -> str:
+  """Return a folder of an archive with "/" at its end, "" for all of it."""
+  if inside in (".", archive.top):
+    return ""
+  for folder in (f"{inside}/", f"{inside}/".removeprefix(f"{archive.top}/")):
+    if any(name.startswith(folder) for name in archive.members):
+      return folder
+  found = {str(folder) for name in archive.members for folder in PurePosixPath(name).parents}
+  nearest = sorted(found - {"."}, key=lambda name: (name.count("/"), name))
+  names = [files.printable(name) for name in nearest[:MAX_FOLDERS]]
+  has = f"it has {', '.join(names)}{', ...' * (len(nearest) > MAX_FOLDERS)}"
+  has = has if nearest else "it has no folders"
+  raise UserError(
+    f"{where}: {os.path.basename(archive.where)} has no folder {files.printable(inside)}; {has}"
+  )
+
+
+def archive_splits(path: Path, where: str = "") -> list[str] | None:
   """Return the names in the top folder of an archive that hold files; None for no archive."""
-  if (found := find_archive(path)) is None:
+  if (found := find_archive(path, where)) is None:
     return None
   if path.is_dir():
     named = {split for tar in tars_in(path) if (split := _split_of(tar.name))}
@@ -105,11 +133,11 @@ def tars_in(folder: Path) -> list[Path]:
   return tars if all(p.suffix in (".json", ".txt", ".md", ".idx") for p in rest) else []
 
 
-def _in_folder_of_tars(folder: Path, inside: str) -> tuple[Archive, str] | None:
+def _in_folder_of_tars(folder: Path, inside: str, where: str) -> tuple[Archive, str] | None:
   tars = tars_in(folder)
   if inside != ".":
     tars = [tar for tar in tars if _split_of(tar.name) == inside]
-  return (open_archive(tars), "") if tars else None
+  return (open_archive(tars, where), "") if tars else None
 
 
 def _split_of(name: str) -> str | None:
@@ -136,29 +164,36 @@ def _braces(text: str) -> Iterator[str]:
     yield from _braces(f"{text[: match.start()]}{number:0{len(first)}d}{text[match.end() :]}")
 
 
-def open_archive(paths: Sequence[Path]) -> Archive:
+def open_archive(paths: Sequence[Path], where: str = "") -> Archive:
   """List the files of archives; the list is kept in memory while they are unchanged.
+
+  Args:
+    paths: the archives.
+    where: flag that named them, for messages.
 
   Raises:
     UserError: an archive is damaged or cannot be read.
   """
   members: dict[str, Member] = {}
+  top = ""
   for path in paths:
     try:
       about = path.stat()
-      found = _members(str(path), (about.st_size, about.st_mtime_ns, about.st_ctime_ns))
+      found, top = _members(str(path), (about.st_size, about.st_mtime_ns, about.st_ctime_ns))
     except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError) as error:
-      raise UserError(f"{path}: this archive cannot be read ({error}); fetch it again") from error
+      named = f"{where or path}: {'this archive' if path.name in where or not where else path.name}"
+      raise UserError(f"{named} cannot be read ({error}); fetch it again") from error
     for name, member in found.items():
       folder, _, last = name.rpartition("/")
       own = f"{folder}/{path.stem}_{last}".lstrip("/")  # shards may number their files alike
       members[name if name not in members else own] = member
-  where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1:,} more"
-  return Archive(where, members)
+  if len(paths) > 1:
+    return Archive(f"{paths[0]} and {len(paths) - 1:,} more", members)
+  return Archive(str(paths[0]), members, top)
 
 
 @functools.lru_cache(maxsize=4096)
-def _members(path: str, state: tuple[int, int, int]) -> Mapping[str, Member]:
+def _members(path: str, state: tuple[int, int, int]) -> tuple[Mapping[str, Member], str]:
   listed = _zip_members if path.lower().endswith(".zip") else _tar_members
   return _without_common_folder(dict(sorted(listed(path, state).items())))
 
@@ -221,14 +256,14 @@ def _unpacked(path: str, state: tuple[int, int, int], opener: Callable[..., Any]
   return target
 
 
-def _without_common_folder(members: dict[str, Member]) -> Mapping[str, Member]:
-  """Drop the one folder that holds everything, as archivers of a folder store it."""
+def _without_common_folder(members: dict[str, Member]) -> tuple[Mapping[str, Member], str]:
+  """Return the files without the one folder that holds everything, and its name, "" for none."""
   tops = {name.partition("/")[0] for name in members if not _is_left_by_system(name)}
   deep = any(name.count("/") > 1 for name in members)
   if len(tops) != 1 or not deep or not all("/" in n for n in members if not _is_left_by_system(n)):
-    return members
-  top = f"{tops.pop()}/"
-  return {name.removeprefix(top): member for name, member in members.items()}
+    return members, ""
+  top = tops.pop()
+  return {name.removeprefix(f"{top}/"): member for name, member in members.items()}, top
 
 
 def _is_left_by_system(name: str) -> bool:

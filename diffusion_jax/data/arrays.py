@@ -78,7 +78,7 @@ class Arrays(DataSetBase):
         "embedding"
       )
     if not 2 <= self.num_levels <= 256:
-      raise ValueError(f"num_levels={self.num_levels} must lie between 2 and 256")
+      raise ValueError(f"num_levels={self.num_levels} must be between 2 and 256")
     check_test_fraction(self.test_fraction)
 
   def load(self, split: str) -> Source:
@@ -226,7 +226,7 @@ class Arrays(DataSetBase):
     if low < 0 or high >= self.num_levels:
       more = f", or set `data.num_levels={high + 1}`" if low >= 0 and high < 256 else ""
       raise UserError(
-        f"{where} holds values from {low} to {high}; they must lie between 0 and "
+        f"{where} holds values from {low} to {high}; they must be between 0 and "
         f"{self.num_levels - 1}{more}"
       )
     return images.astype(np.uint8)

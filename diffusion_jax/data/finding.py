@@ -37,7 +37,7 @@ def find_data(text: str) -> dict[str, Any]:
   if SCHEME.match(text):
     raise UserError(f"`data={text}`: addresses are not supported; download it first")
   path = user_path(text).absolute()
-  if path.is_dir() or find_archive(path) is not None:
+  if path.is_dir() or find_archive(path, f"`data={printable(text)}`") is not None:
     return _of_folder(path, text)
   if path.is_file():
     return _of_file(path, text)

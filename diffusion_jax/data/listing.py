@@ -146,7 +146,7 @@ def find_pictures(root: Path, where: str) -> Listing:
 
 
 def _walk(root: Path, where: str, strict: bool = True) -> "Walk":
-  if not root.is_dir() and find_archive(root) is None:
+  if find_archive(root, where) is None and not root.is_dir():
     raise UserError(f"{where}: no such folder; give a folder of pictures, or a .zip or .tar")
   walk = Walk(str(root))
   if strict:
@@ -195,7 +195,7 @@ def split_folders(root: Path, where: str) -> dict[str, Path]:
     UserError: folders named as splits next to other folders or to pictures, two test splits, or no
       training split.
   """
-  top = _top(root)
+  top = _top(root, where)
   below, files = top["folder"], top["file"]
   tests = [name for name in below if name.lower() in TEST_NAMES]
   train = [name for name in below if name.lower() == "train"]
@@ -222,10 +222,10 @@ def split_folders(root: Path, where: str) -> dict[str, Path]:
   return {"train": root / train[0]} | ({"test": root / tests[0]} if tests else {})
 
 
-def _top(root: Path) -> dict[str, list[str]]:
+def _top(root: Path, where: str) -> dict[str, list[str]]:
   """Return kind -> sorted names of a folder's contents, without hidden ones."""
   kinds: dict[str, list[str]] = {"folder": [], "file": [], "dangling": [], "special": []}
-  if (inside := archive_splits(root)) is not None:
+  if (inside := archive_splits(root, where)) is not None:
     for name in inside:
       if not is_hidden(name.rstrip("/")):
         kinds["folder" if name.endswith("/") or root.is_dir() else "file"].append(name.rstrip("/"))

@@ -55,7 +55,7 @@ def load_pictures(path: Path, flag: str, least: int = 2, model: ImageSpec | None
   size = model.height if model is not None and model.height == model.width else None
   if (path / UNFINISHED).is_dir():
     raise UserError(f"{where}: the program that draws these images was cut off; start it again")
-  if find_archive(path) is not None:
+  if find_archive(path, where) is not None:
     source = _from_files(path, where, size)
   elif not path.exists():
     raise UserError(

@@ -74,7 +74,7 @@ def _check_arrays(
     raise ValueError(f"images are {images.dtype}{list(images.shape)}; they must be uint8 [N H W C]")
   if num_levels < 256 and images.max(initial=0) >= num_levels:
     raise ValueError(
-      f"images hold the value {images.max()}; with num_levels={num_levels} all must lie between 0 "
+      f"images hold the value {images.max()}; with num_levels={num_levels} all must be between 0 "
       f"and {num_levels - 1}"
     )
   if labels is None:
@@ -86,9 +86,9 @@ def _check_arrays(
     )
   low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
   if low < 0 or (num_classes and high >= num_classes):
-    most = f"; with num_classes={num_classes} all must lie between 0 and" if num_classes else ""
+    most = f"; with num_classes={num_classes} all must be between 0 and" if num_classes else ""
     needed = f"{most} {num_classes - 1}" if num_classes else "; none may be negative"
-    raise ValueError(f"the labels lie between {low} and {high}{needed}")
+    raise ValueError(f"the labels are between {low} and {high}{needed}")
 
 
 def check_field(name: str, array: np.ndarray, num_images: int) -> np.ndarray:

@@ -160,6 +160,12 @@ class Tfds(DataSetBase):
       return UserError(f"{flag}: {root / name} has the version {', '.join(versions)}")
     local = {p.parent.parent.name for p in root.glob("*/*/dataset_info.json")}
     known = set(tfds.list_builders(with_community_datasets=False))
+    version, versions = self.dataset.partition(":")[2], _known_versions(name)
+    if version and versions and version not in versions:
+      return UserError(
+        f"{flag}: tensorflow-datasets has no version {version} of {name}; it has "
+        f"{', '.join(versions)}"
+      )
     if name.partition("/")[0] in known:
       return UserError(
         f"{flag} is not in {root}; prepare it with: pip install 'diffusion_jax[tfds-prepare]' && "
@@ -229,6 +235,17 @@ class Tfds(DataSetBase):
       return image, label
     picture = Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image)
     return fit_image(picture, self.image_size, spec.channels), label
+
+
+def _known_versions(name: str) -> list[str]:
+  """Return the versions of a set that tensorflow-datasets can prepare; [] if it does not say."""
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = tfds.builder_cls(name.partition("/")[0])
+    return sorted({str(v) for v in (builder.VERSION, *builder.SUPPORTED_VERSIONS) if v})
+  except Exception:  # it imports the set's own module, whose packages may be missing
+    return []
 
 
 def prepared_names() -> set[str]:

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
 
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints import store
@@ -17,6 +19,7 @@ from diffusion_jax.inference.restore import Average
 from diffusion_jax.metrics import PACKAGED
 from diffusion_jax.runs.changes import differences
 from diffusion_jax.runs.experiment import SettingFacts, build_experiment, of_today
+from diffusion_jax.runs.workdir import lock
 from diffusion_jax.types import UserError
 
 
@@ -195,6 +198,33 @@ def check_steps(context: EvaluationContext, step: str, average: Average, fresh: 
     keep([context.folder / f"{saved_step}{average.suffix}" for saved_step in asked], context, fresh)
 
   parallel.on_process_0(check)
+
+
+@contextlib.contextmanager
+def own_folder(request: Request) -> Iterator[None]:
+  """Create and lock the folder of the outcomes; if an error leaves it empty, remove it again.
+
+  Raises:
+    UserError: see `prepare_folder`, or another job has the folder.
+  """
+  folder = request.folder
+  is_new = not folder.exists()
+  prepare_folder(request)
+  with lock(folder, "evaluating"):
+    try:
+      yield
+    except BaseException:
+      if is_new and jax.process_index() == 0:
+        remove_if_empty(folder)
+      raise
+
+
+def remove_if_empty(folder: Path) -> None:
+  """Remove a folder that holds nothing but its lock."""
+  with contextlib.suppress(OSError):
+    if {path.name for path in folder.iterdir()} <= {".lock"}:
+      (folder / ".lock").unlink(missing_ok=True)
+      folder.rmdir()
 
 
 def prepare_folder(request: Request) -> None:

@@ -87,7 +87,7 @@ class Augmentation(Part):
       raise ValueError("scale_std, stretch_std and translation_std must not be negative")
     if not 0 <= self.probability <= 1:
       raise ValueError(
-        f"augmentation={self.probability} must lie between 0 and 1; EDM has "
+        f"augmentation={self.probability} must be between 0 and 1; EDM has "
         "`generative.augmentation=0.12`"
       )
 

@@ -228,7 +228,7 @@ class Run:
     if wanted.ndim != 1 or not len(wanted) or wanted.dtype.kind not in "iu":
       raise UserError(f"labels={labels!r}: must be a list of integers or names, at least one")
     if wanted.min() < 0 or wanted.max() >= classes:
-      raise UserError(f"labels={wanted.tolist()}: must lie between 0 and {classes - 1}")
+      raise UserError(f"labels={wanted.tolist()}: must be between 0 and {classes - 1}")
     return wanted[np.arange(num) % len(wanted)].astype(np.int32)
 
 
@@ -295,6 +295,6 @@ def _check_labels(labels: Any, num_classes: int, num: int) -> None:
     )
   if num and (label.min() < 0 or label.max() > num_classes):
     raise UserError(
-      f"condition.label={label.tolist()}: must lie between 0 and {num_classes - 1}, or be "
+      f"condition.label={label.tolist()}: must be between 0 and {num_classes - 1}, or be "
       f"{num_classes} for the null class"
     )

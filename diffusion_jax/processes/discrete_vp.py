@@ -115,7 +115,7 @@ class LinearVP(DiscreteVP):
     first, last = self._ends()
     if not 0 < first <= last < 1:
       raise ValueError(
-        f"beta_start={first}, beta_end={last}: both must lie between 0 and 1, in that order; leave "
+        f"beta_start={first}, beta_end={last}: both must be between 0 and 1, in that order; leave "
         "them out for those of DDPM at any num_timesteps"
       )
 
@@ -154,7 +154,7 @@ class CosineVP(DiscreteVP):
     if self.offset < 0 or not 0 < self.max_beta < 1:
       raise ValueError(
         f"offset={self.offset}, max_beta={self.max_beta}: offset must not be negative and "
-        "max_beta must lie between 0 and 1"
+        "max_beta must be between 0 and 1"
       )
 
   def betas(self) -> Float[np.ndarray, "T"]:

@@ -219,4 +219,4 @@ class SubVP(ContinuousProcess):
 
 def _check_min_time(min_time: float) -> None:
   if not 0 < min_time < 0.5 or not np.isfinite(min_time):
-    raise ValueError(f"min_time={min_time} must lie between 0 and 0.5")
+    raise ValueError(f"min_time={min_time} must be between 0 and 0.5")

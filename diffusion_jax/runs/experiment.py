@@ -265,9 +265,14 @@ def _model_sections(raw: Mapping[str, Any], overrides: Sequence[Override]) -> Ma
   return GENERATIVES.find(str(name), "config.generative.name").sections
 
 
+def section_names() -> set[str]:
+  """Return the names of all sections, those of each kind of model included."""
+  return {*COMMON, *(name for cls in GENERATIVES.values() for name in cls.sections)}
+
+
 def _without_a_model(raw: Mapping[str, Any]) -> str:
   """Return the mistake of a config that names no kind of model: often a misspelt section."""
-  known = {*COMMON, *(name for cls in GENERATIVES.values() for name in cls.sections)}
+  known = section_names()
   for name, section in raw.items():
     if name not in known:
       return f"config has no section '{name}'.{spelling_hint(name, known)}"

@@ -1,6 +1,7 @@
 """Help on a command's flags: types, defaults, and the nearest flag to a mistyped one."""
 
 import argparse
+import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from diffusion_jax.core import shipped
 from diffusion_jax.core.files import run_folder
 from diffusion_jax.core.spelling import closest
 from diffusion_jax.core.synonyms import hint_for_flag, meanings
+from diffusion_jax.runs.experiment import section_names
 
 MAX_WIDTH = 100
 NAMES = {"config": "CONFIG", "step": "STEP", "guide_step": "STEP"}
@@ -80,9 +82,19 @@ def explain_unknown(unknown: Sequence[str], flags: Iterable[str], takes_config: 
   if hint and first.lstrip("-") not in meanings(word):  # else only --config. is missing
     return f"unrecognized arguments: {' '.join(unknown)}; {hint}"
   meant = closest(first, own) if first.startswith("-") else None
-  if takes_config and (field := re.fullmatch(r"-{0,2}(?:config\.)?([a-z_]+\.\w+)", first)):
+  field = re.fullmatch(r"-{0,2}(?:config\.)?(([a-z_]+)\.\w+)", first)
+  if not first.startswith("-") and os.path.exists(first):
+    meant = _flag_of_path(first, own)
+  elif takes_config and field and (field[2] in section_names() or first.startswith("-")):
     meant = f"--config.{field[1]}{unknown[0][len(first) :]}"
   elif takes_config and (name := closest(first, shipped.configs(), 0.8)):
     meant = f"--config={name}"
   hint = f"; did you mean {meant}?" if meant else ""
   return f"unrecognized arguments: {' '.join(unknown)}{hint}"
+
+
+def _flag_of_path(path: str, flags: Sequence[str]) -> str | None:
+  """Return the flag, with its value, for a file or a folder that was given without one."""
+  is_run = os.path.exists(os.path.join(path, "config.json"))
+  name = "--workdir" if is_run else "--config" if path.endswith(".py") else "--data"
+  return f"{name}={path}" if name in flags else None

@@ -175,13 +175,17 @@ def choose_size(seen: Seen, device: str) -> tuple[int | None, str]:
   tenth = shorter[len(shorter) // 10]
   size = max([one for one in SIZES if one <= min(tenth, limit)], default=SIZES[0])
   fraction = sum(side >= size for side in shorter) / len(shorter)
-  reason = (
-    f"shorter sides are {shorter[0]:,} to {shorter[-1]:,} pixels, {fraction:.0%} at least {size}"
-  )
+  reason = f"{_sides(shorter[0], shorter[-1])}, {fraction:.0%} at least {size}"
   if tenth > limit:
     kind = "a CPU" if device == "cpu" else "this recipe"
     reason += f", and more than {limit} is slow on {kind}"
   return size, reason
+
+
+def _sides(least: int, most: int) -> str:
+  if least < most:
+    return f"shorter sides are {least:,} to {most:,} pixels"
+  return f"the shorter side is always {least:,} {'pixel' if least == 1 else 'pixels'}"
 
 
 def _data_choices(data: Any, seen: Seen, size: int | None, reason: str) -> list[Choice]:

@@ -39,7 +39,7 @@ class DDIM(LinearSampler):
   def __post_init__(self):
     super().__post_init__()
     if not 0 <= self.eta <= 1:
-      raise ValueError(f"eta={self.eta} must lie between 0 (deterministic) and 1")
+      raise ValueError(f"eta={self.eta} must be between 0 (deterministic) and 1")
 
   @property
   def stochastic(self) -> bool:

@@ -172,8 +172,7 @@ def _check(process: Process, num_steps: int, spacing: Spacing, adds_data: bool) 
   limit = process.num_timesteps
   if limit is not None and not 1 <= num_steps <= limit:
     raise ValueError(
-      f"steps={num_steps} must lie between 1 and the process's {limit}; "
-      f"e.g. `sampler.steps={limit}`"
+      f"steps={num_steps} must be between 1 and the process's {limit}; e.g. `sampler.steps={limit}`"
     )
   if num_steps < 1:
     raise ValueError(f"steps={num_steps} must be at least 1; set `sampler.steps=50`")
@@ -262,7 +261,7 @@ def visited_steps(num_timesteps: int, num_steps: int, spacing: Spacing) -> Int[n
   """
   if not 1 <= num_steps <= num_timesteps:
     raise ValueError(
-      f"steps={num_steps} must lie between 1 and the process's {num_timesteps}; e.g. "
+      f"steps={num_steps} must be between 1 and the process's {num_timesteps}; e.g. "
       f"`sampler.steps={num_timesteps}`"
     )
   i = np.arange(num_steps)

@@ -58,7 +58,7 @@ class Guidance(Part):
         "levels sigma / alpha, at least 0 and in that order; interval_high=None has no end"
       )
     if not 0 <= self.rescale <= 1:
-      raise ValueError(f"guidance.rescale={self.rescale} must lie between 0 (off) and 1")
+      raise ValueError(f"guidance.rescale={self.rescale} must be between 0 (off) and 1")
 
   @property
   def is_off(self) -> bool:

@@ -62,7 +62,7 @@ class Training(Part):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
     if not 0 <= self.seed < 2**31:
-      raise ValueError(f"seed={self.seed} must lie between 0 and 2^31 - 1")
+      raise ValueError(f"seed={self.seed} must be between 0 and 2^31 - 1")
 
 
 class Hyperparameters(NamedTuple):

@@ -84,6 +84,7 @@ def test_an_override_is_read_as_its_fields_type(argument, field, value):
     ("--config.plain.kind=sofd", ["sofd", "soft, hard"]),
     ("--config.plain.sizes=1,x", ["1,x", "a list, each an integer"]),
     ("--config.plain.on=maybe", ["maybe", "true or false"]),
+    ("--config.net.depth=4", ["'depth' with `net.name=small`; large has it. Allowed: kind, limit"]),
     ("--config.plain.widht=4", ["widht", "Did you mean 'width'?", "rate"]),
     ("--config.plian.width=4", ["plian", "Did you mean 'plain'?"]),
     ("--config.net.name=smal", ["smal", "Did you mean 'small'?", "large"]),
@@ -153,8 +154,9 @@ def test_load_file_runs_get_config(tmp_path):
   ("content", "words"),
   [
     (None, ["no such file"]),
-    ("x = 1", ["get_config"]),
-    ("def get_config(): return 5", ["ConfigDict"]),
+    ("x = 1", ["has no get_config(); a config is", "diffusion-jax configs"]),
+    (" ", ["is empty; a config is"]),
+    ("def get_config(): return 5", ["must return a ConfigDict"]),
     ("import nothing_like_this", ["ModuleNotFoundError", "nothing_like_this"]),
     ("def get_config(:", ["SyntaxError"]),
   ],
@@ -170,6 +172,23 @@ def test_a_bad_config_file_is_named(tmp_path, content, words):
     assert word in str(error.value)
 
 
+@pytest.mark.parametrize(
+  ("name", "content", "words"),
+  [
+    ("cat.png", b"\x89PNG\0\0", "is no text; a config is a Python file with get_config()"),
+    ("notes.txt", b"exit('it ran')", "has no get_config(); a config is"),
+    ("c.json", b"{}", "has no get_config(); a config is"),
+    ("config.json", b'{"generative": {}}', "is the stored config of a run; go on with `workdir="),
+  ],
+)
+def test_other_files_are_told_from_configs_and_not_run(name, content, words, tmp_path):
+  file = tmp_path / name
+  file.write_bytes(content)
+  with pytest.raises(UserError) as error:
+    config.load_file(str(file))
+  assert f"`config={file}` {words}" in str(error.value)
+
+
 def test_an_entry_without_fields_still_allows_its_name():
   empty = dataclasses.make_dataclass("Empty", [], frozen=True)
   sections = {"loss": Registry("loss", object, {"empty": empty})}
@@ -183,7 +202,7 @@ def test_an_entry_without_fields_still_allows_its_name():
 def test_a_config_file_may_return_a_plain_dict(tmp_path, text, field):
   (tmp_path / "c.py").write_text(text)
   if field is None:
-    with pytest.raises(UserError, match=r"needs a get_config\(\)"):
+    with pytest.raises(UserError, match=r"has no get_config\(\)"):
       config.load_file(str(tmp_path / "c.py"))
   else:
     assert config.load_file(str(tmp_path / "c.py")).to_dict() == {"plain": {"width": field}}

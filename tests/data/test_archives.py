@@ -150,8 +150,23 @@ def test_a_damaged_archive_and_a_damaged_member(tmp_path):
     load(path)
   assert len(load(path, unreadable="skip")) == 2
   path.write_bytes(content[:100])
-  with pytest.raises(UserError, match="this archive cannot be read"):
+  with pytest.raises(UserError, match=r"^`data.path=.*a\.zip`: this archive cannot be read"):
     load(path)
+  with pytest.raises(UserError, match=r"^--images=.*a\.zip: this archive cannot be read"):
+    load_pictures(path, "--images")
+
+
+@pytest.mark.parametrize("top", ["", "photos/"])
+def test_a_folder_within_an_archive(top, tmp_path):
+  names = ("train/cat/1.png", "train/dog/1.png", "test/cat/2.png")
+  path = write_zip(tmp_path / "a.zip", {top + name: png() for name in names})
+  for inside in ("train", f"{top}train"):
+    assert list(load(path / inside).about.classes) == ["cat", "dog"]
+  with pytest.raises(UserError, match=r"a\.zip has no folder val; it has test, train, test/cat, "):
+    load(path / "val")
+  flat = write_zip(tmp_path / "b.zip", {"1.png": png()})
+  with pytest.raises(UserError, match=r"b\.zip has no folder train; it has no folders"):
+    load(flat / "train")
 
 
 def test_a_member_may_not_fill_the_memory(tmp_path, monkeypatch):

@@ -111,14 +111,14 @@ def test_a_whole_source_passes():
     ({"images": IMAGES[..., 0]}, "images are uint8[6, 4, 4]; they must be uint8 [N H W C]"),
     (
       {"images": IMAGES + 20, "num_levels": 17},
-      "images hold the value 20; with num_levels=17 all must lie between 0 and 16",
+      "images hold the value 20; with num_levels=17 all must be between 0 and 16",
     ),
     ({"labels": np.zeros(5, int)}, "labels are int64[5]; they must be one class number for each"),
     (
       {"labels": np.full(6, 3), "num_classes": 2},
-      "the labels lie between 0 and 3; with num_classes=2 all must lie between 0 and 1",
+      "the labels are between 0 and 3; with num_classes=2 all must be between 0 and 1",
     ),
-    ({"labels": np.full(6, -1)}, "the labels lie between -1 and 0; none may be negative"),
+    ({"labels": np.full(6, -1)}, "the labels are between -1 and 0; none may be negative"),
     ({"fields": {"text": np.zeros(5)}}, "'text' has 5 rows beside 6 images; it must have one"),
     ({"fields": {"text": np.full((6, 2), np.nan)}}, "'text' is not finite (NaN or infinity) in 6"),
     ({"fields": {"text": np.array(["a"] * 6)}}, "'text' is <U1; it must hold numbers"),

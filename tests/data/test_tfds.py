@@ -141,6 +141,7 @@ def test_pictures_of_many_sizes_need_a_size(tmp_path):
     ),
     ({"dataset": "cifar_10"}, "no such set. Did you mean 'cifar10'"),
     ({"dataset": "imagenet_v2"}, r"prepare it with: pip install .*tfds-prepare.* imagenet_v2 --"),
+    ({"dataset": "cifar10:9.9"}, "tensorflow-datasets has no version 9.9 of cifar10; it has 3"),
     ({"dataset": "pets:9.9.9"}, r"pets:9\.9\.9`: .*pets has the version 1\.2\.0"),
   ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from diffusion_jax.core.config import parse_override
 from diffusion_jax.evaluation import report_parts, results
-from diffusion_jax.evaluation.context import EvaluationContext, SamplerSetting
+from diffusion_jax.evaluation.context import EvaluationContext, Request, SamplerSetting
 from diffusion_jax.evaluation.drawing import CheckpointUnderTest
 from diffusion_jax.evaluation.results import Difference, compare_metrics
 from diffusion_jax.inference.restore import Average
@@ -55,6 +55,28 @@ def metrics_of(context):
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch, root):
   monkeypatch.chdir(root)
+
+
+def refuse(folder, name=None):
+  request = Request(folder.parent, (), out=folder)
+  with results.own_folder(request):
+    assert folder.is_dir()
+    if name:
+      (folder / name).touch()
+    raise UserError("the data set changed")
+
+
+@pytest.mark.parametrize("name", [None, "kept.txt"])
+def test_a_refused_evaluation_leaves_no_empty_folder(name, tmp_path):
+  with pytest.raises(UserError, match="the data set changed"):
+    refuse(tmp_path / "eval", name)
+  assert (tmp_path / "eval").exists() == bool(name)
+
+
+def test_an_empty_folder_of_the_users_own_stays(tmp_path):
+  with pytest.raises(UserError, match="the data set changed"):
+    refuse(tmp_path)
+  assert tmp_path.exists()
 
 
 def test_the_same_settings_lose_nothing_and_ask_for_nothing_more():

@@ -404,7 +404,7 @@ def refused(section, **fields):
 @pytest.mark.parametrize(
   ("raw", "spec", "words"),
   [
-    (refused("generative", augmentation=1.5), SPEC, "augmentation=1.5 must lie between"),
+    (refused("generative", augmentation=1.5), SPEC, "augmentation=1.5 must be between"),
     (refused("generative", augmentation=0.0), SPEC, r"set `model.augmentation_labels=0` \("),
     (refused("model", augmentation_labels=0), SPEC, "set `model.augmentation_labels=9`"),
     (refused("model", multipliers=(1,)), SPEC._replace(width=3), "images of 3 pixels are too"),

@@ -88,7 +88,7 @@ def test_the_denoiser_takes_a_condition(run):
   ("call", "message"),
   [
     (lambda run: run.sample(0), "^num=0: must be at least 1$"),
-    (lambda run: run.sample(2, labels=[10]), r"^labels=\[10\]: must lie between 0 and 9$"),
+    (lambda run: run.sample(2, labels=[10]), r"^labels=\[10\]: must be between 0 and 9$"),
     (lambda run: run.sample(2, labels=[]), r"^labels=\[\]: must be a list of integers"),
     (lambda run: run.sample(2, labels="3"), r"^labels='3': must be a list, e.g. \['3'\]"),
     (

@@ -40,7 +40,7 @@ def test_few_steps_are_capped_and_given_betas_are_as_given():
     assert prior_bits(LinearVP(num)) < MAX_PRIOR_BITS
   assert AS_DDPM.alphas_cumprod[-1] == pytest.approx(0.3636, abs=1e-3)
   assert LinearVP() == LinearVP(1000, 1e-4, 0.02)
-  with pytest.raises(ValueError, match=r"beta_end=1.2: both must lie between 0 and 1.* leave them"):
+  with pytest.raises(ValueError, match=r"beta_end=1.2: both must be between 0 and 1.* leave them"):
     LinearVP(100, 0.1, 1.2)
 
 

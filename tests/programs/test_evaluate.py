@@ -419,7 +419,7 @@ WRONG = {
   ),
   "sweep": (["--sweep=steps"], "--sweep=steps: write section.field=value,value"),
   "sweep field": (["--sweep=sampler.stesp=3"], "no field 'stesp'. Did you mean 'steps'"),
-  "sweep value": (["--sweep=sampler.steps=3,1000"], "sampler: steps=1000 must lie between"),
+  "sweep value": (["--sweep=sampler.steps=3,1000"], "sampler: steps=1000 must be between"),
   "swept weights": (
     ["--sweep=model.hidden=16"],
     "a sweep varies the sampling: sampler",

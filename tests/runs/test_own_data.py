@@ -108,7 +108,7 @@ def test_the_choice_says_what_and_why(photos):
   assert values["generative", "conditional"] is True
   assert all(choice.reason for choice in chosen.choices)
   text = own_data.describe_choice(chosen, [Override("training", "num_steps", "7")])
-  assert "shorter sides are 20 to 20 pixels, 100% at least 16" in text
+  assert "the shorter side is always 20 pixels, 100% at least 16" in text
   assert "7     set by you" in text.replace("  set", " set").replace("       ", "     ")
   replaced = own_data.describe_choice(chosen, [Override("model", "name", "mlp")])
   assert "model.channels" not in replaced
@@ -199,6 +199,20 @@ def test_an_error_names_the_argument_that_was_given(message, said, tmp_path, mon
   with pytest.raises(UserError) as error, naming_data("photos"):
     raise UserError(message.format(path=tmp_path / "photos"))
   assert str(error.value) == said
+
+
+def test_a_damaged_archive_is_named_by_its_argument(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "photos.zip").write_bytes(b"no archive")
+  with pytest.raises(UserError, match=r"^`data=photos\.zip`: this archive cannot be read"):
+    find_data("photos.zip")
+
+
+def test_pictures_of_one_size_have_no_range():
+  _, one = own_data.choose_size(seen((1, 9)), "cpu")
+  _, more = own_data.choose_size(seen((9, 9), (12, 12)), "cpu")
+  assert one.startswith("the shorter side is always 1 pixel,")
+  assert more.startswith("shorter sides are 9 to 12 pixels,")
 
 
 def test_data_that_have_moved_name_the_run_to_go_on_with(tmp_path, monkeypatch):

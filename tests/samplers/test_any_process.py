@@ -318,7 +318,7 @@ def test_check_passes_what_can_be_served(name):
     (lambda: Heun(coordinate="noise"), FLOW, r"coordinate=noise divides by alpha.*coordinate=flow"),
     (lambda: DPMSolverPP2M(spacing="log_snr"), FLOW, "needs a finite log-SNR"),
     (lambda: Euler(steps=0), EDM, "steps=0 must be at least 1"),
-    (lambda: Heun(steps=2000), DISCRETE, "steps=2000 must lie between 1 and the process's 1000"),
+    (lambda: Heun(steps=2000), DISCRETE, "steps=2000 must be between 1 and the process's 1000"),
     (lambda: Euler(s_churn=-1.0), EDM, r"s_churn=-1.0.* s_churn=0 is off"),
     (lambda: Heun(s_min=2.0, s_max=1.0), EDM, "s_min=2.0, s_max=1.0"),
     (lambda: UniPC(solver_order=4), EDM, "solver_order=4 must be 1, 2 or 3"),

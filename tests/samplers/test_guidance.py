@@ -106,7 +106,7 @@ def test_a_weight_of_one_asks_no_second_model():
   [
     ({"interval_low": 2.0, "interval_high": 1.0}, "interval_low=2.0, interval_high=1.0"),
     ({"interval_low": -1.0}, "interval_low=-1.0"),
-    ({"rescale": 1.5}, r"rescale=1.5 must lie between 0 \(off\) and 1"),
+    ({"rescale": 1.5}, r"rescale=1.5 must be between 0 \(off\) and 1"),
   ],
 )
 def test_meaningless_settings_are_refused(options, message):

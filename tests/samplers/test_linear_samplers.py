@@ -153,7 +153,7 @@ def test_a_single_step_of_linspace_begins_at_noise():
 
 
 def test_steps_beyond_the_process_are_refused():
-  with pytest.raises(ValueError, match="steps=1001 must lie between 1 and the process's 1000"):
+  with pytest.raises(ValueError, match="steps=1001 must be between 1 and the process's 1000"):
     coefficients(DDIM(steps=1001), PROCESS)
   with pytest.raises(ValueError, match="steps=0 must be at least 1"):
     DDIM(steps=0)
