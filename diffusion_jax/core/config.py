@@ -73,6 +73,8 @@ def find_file(text: str) -> tuple[Path, str]:
   Raises:
     UserError: there is no such file or shipped config; the nearest is named.
   """
+  if not text:
+    raise UserError(f"`config=` is empty; {WHAT_IT_IS}")
   path, argument = split_argument(text)
   if path.is_file():
     if path.suffix.lower() in DATA_SUFFIXES:

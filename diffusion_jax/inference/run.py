@@ -226,7 +226,9 @@ class Run:
       chosen = class_numbers(numbers, self.class_names, f"labels={labels!r}")
     wanted = np.asarray(chosen)
     if wanted.ndim != 1 or not len(wanted) or wanted.dtype.kind not in "iu":
-      raise UserError(f"labels={labels!r}: must be a list of integers or names, at least one")
+      raise UserError(
+        f"labels={one_line(labels)}: must be a list of integers or names, at least one"
+      )
     if wanted.min() < 0 or wanted.max() >= classes:
       raise UserError(f"labels={wanted.tolist()}: must be between 0 and {classes - 1}")
     return wanted[np.arange(num) % len(wanted)].astype(np.int32)
@@ -246,7 +248,7 @@ def load_run(
     UserError: there is no run, no such step or no such average.
   """
   with jax_as_written():
-    folder = run_folder(os.fspath(workdir), "workdir")
+    folder = run_folder(folder_text(workdir), "workdir")
     if step != "latest":
       _check_integers(0, step=step)
     average = restore.parse_average(None if ema is None else str(ema))
@@ -259,10 +261,31 @@ def load_run(
     return Run(folder, experiment, model, weights.params, weights.step, mesh)
 
 
+def folder_text(workdir: Any) -> str:
+  """Return the path of a run's folder as a text.
+
+  Raises:
+    UserError: it is no path.
+  """
+  if not isinstance(workdir, str | os.PathLike):
+    raise UserError(f"workdir={one_line(workdir)}: must be a path")
+  return str(os.fspath(workdir))
+
+
+def one_line(value: Any) -> str:
+  """Return a value as one line of a message."""
+  text = " ".join(repr(value).split())
+  return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+MAX_SHOWN = 80
+"""Length of a value in a message, in characters."""
+
+
 def _check_integers(least: int, **values: Any) -> None:
   for name, value in values.items():
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-      raise UserError(f"{name}={value!r}: must be an integer")
+      raise UserError(f"{name}={one_line(value)}: must be an integer")
     if value < least:
       raise UserError(f"{name}={value}: must be at least {least}")
     if value > MAX_INT:

@@ -6,7 +6,7 @@ ValueError if features are not finite or too few.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from diffusion_jax.core.own_code import own_code
@@ -82,6 +82,8 @@ def create_metrics(asked: Literal["all"] | Sequence[str] = "all") -> list[Metric
     UserError: a metric does not exist, breaks the contract, or has the name of another metric,
       measured or not: what is called fid follows the published protocol.
   """
+  if not isinstance(asked, Iterable) or (isinstance(asked, str) and asked != "all"):
+    raise UserError(f"metrics={asked!r}: must be a list such as ['fid', 'kid'], or 'all'")
   names = [*METRICS, *METRICS.names()] if asked == "all" else asked
   chosen: list[Metric] = []
   taken: dict[str, str] = {}

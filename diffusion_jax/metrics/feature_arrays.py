@@ -49,6 +49,20 @@ def number_array(values: Any, name: str) -> np.ndarray:
   return array if array.dtype.kind == "f" else as_float64(array)
 
 
+def check_integers(**values: Any) -> None:
+  """Raise a ValueError that names the first value that is no integer."""
+  for name, value in values.items():
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+      raise ValueError(f"{name}={value!r}: must be an integer")
+
+
+def check_numpy_seed(seed: Any) -> None:
+  """Raise a ValueError for a seed that NumPy does not take."""
+  check_integers(seed=seed)
+  if not 0 <= seed < 2**32:
+    raise ValueError(f"seed={seed}: must be between 0 and {2**32 - 1}")
+
+
 def check_same_width(
   features1: np.ndarray,
   features2: np.ndarray,

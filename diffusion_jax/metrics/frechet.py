@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from diffusion_jax.metrics.base import FeatureSet, Measurement, MetricBase
 from diffusion_jax.metrics.feature_arrays import (
   as_float64,
+  check_integers,
   check_same_width,
   feature_table,
   number_array,
@@ -184,6 +185,7 @@ def frechet_infinity(
   features = feature_table(features, "samples", MIN_NUM_EXTRAPOLATED)
   mean_ref, cov_ref = _checked_gaussian(mean_ref, cov_ref, "reference")
   check_same_width(features, mean_ref[None])
+  check_integers(num_points=num_points, min_num=min_num)
   if num_points < 3:
     raise ValueError(f"num_points={num_points}: a line with an error needs at least 3 points")
   sizes = subset_sizes(len(features), num_points, min_num)
@@ -313,4 +315,6 @@ def _checked_gaussian(
     raise ValueError(f"{name} mean {mean.shape} and covariance {cov.shape} do not fit together")
   if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
     raise ValueError(f"{name} mean or covariance is not finite (NaN or infinity)")
+  if (np.diagonal(cov) < 0).any():
+    raise ValueError(f"{name} covariance has a negative variance on its diagonal")
   return mean, cov

@@ -7,7 +7,13 @@ import numpy as np
 from jaxtyping import Float
 
 from diffusion_jax.metrics.base import FeatureSet, Measurement, MetricBase
-from diffusion_jax.metrics.feature_arrays import as_float64, check_same_width, feature_table
+from diffusion_jax.metrics.feature_arrays import (
+  as_float64,
+  check_integers,
+  check_numpy_seed,
+  check_same_width,
+  feature_table,
+)
 
 MIN_SUBSET = 4
 SUBSETS, SUBSET_SIZE = 100, 1000
@@ -106,6 +112,7 @@ def kernel_distance(
   reference = feature_table(reference, "reference features", MIN_SUBSET)
   check_same_width(samples, reference)
   _check_subsets(num_subsets, subset_size, min(len(samples), len(reference)))
+  check_numpy_seed(seed)
   rng = np.random.RandomState(seed)
   values, components = [], []
   for _ in range(num_subsets):
@@ -192,6 +199,7 @@ def _witness_variance(
 
 
 def _check_subsets(num_subsets: int, subset_size: int, num_images: int) -> None:
+  check_integers(num_subsets=num_subsets, subset_size=subset_size)
   if num_subsets < 1:
     raise ValueError(f"num_subsets={num_subsets}: at least 1 is needed")
   if not MIN_SUBSET <= subset_size <= num_images:

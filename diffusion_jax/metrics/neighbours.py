@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from diffusion_jax.metrics.base import FeatureSet, Measurement, MetricBase
 from diffusion_jax.metrics.feature_arrays import (
   as_float64,
+  check_integers,
   check_same_width,
   feature_table,
   row_blocks,
@@ -119,6 +120,7 @@ def nearest(
   Raises:
     ValueError: too few rows, different widths, or features that are not finite.
   """
+  check_integers(k=k)
   queries = feature_table(queries, "queries", 1)
   database = feature_table(database, "database rows", max(1, k + exclude_self))
   check_same_width(queries, database, "queries", "database rows")
@@ -289,6 +291,7 @@ def _inside(
 def _checked_sides(
   reference: Any, samples: Any, k: int
 ) -> tuple[Float[np.ndarray, "N D1"], Float[np.ndarray, "M D2"]]:
+  check_integers(k=k)
   if k < 1:
     raise ValueError(f"k={k}: at least 1 neighbour is needed")
   reference = feature_table(reference, "reference features", k + 1)

@@ -9,7 +9,12 @@ from jaxtyping import Float
 from scipy.special import log_softmax, logsumexp
 
 from diffusion_jax.metrics.base import FeatureSet, Measurement, MetricBase
-from diffusion_jax.metrics.feature_arrays import as_float64, feature_table
+from diffusion_jax.metrics.feature_arrays import (
+  as_float64,
+  check_integers,
+  check_numpy_seed,
+  feature_table,
+)
 
 SPLITS = 10
 
@@ -59,6 +64,9 @@ def inception_score(
       image has the score 1, whatever the image.
   """
   logits = feature_table(logits, "samples")
+  check_integers(num_splits=num_splits)
+  if seed is not None:
+    check_numpy_seed(seed)
   most = len(logits) // 2
   if not 1 <= num_splits <= most:
     raise ValueError(

@@ -158,7 +158,8 @@ class Denoiser:
       variance logits in the second half.
 
   Raises:
-    ValueError: an unknown prediction, or a network or process that is none.
+    ValueError: an unknown prediction, a network or process that is none, or a sigma_data of 0 or
+      less.
   """
 
   network: Callable[[Data, Float[Array, "B"], Condition, Key | None], Data]
@@ -177,6 +178,8 @@ class Denoiser:
         "dropout_key) -> output"
       )
     check_bindable(self.process)
+    if not self.sigma_data > 0:
+      raise ValueError(f"sigma_data={self.sigma_data} must be positive")
 
   @property
   def formulas(self) -> Prediction:
@@ -185,6 +188,7 @@ class Denoiser:
 
   def state(self, xt: Data, t: Float[Array, "B"]) -> State:
     """Return noised data with the coefficients of their times."""
+    check_times(t, xt)
     alpha, sigma = self.process.alpha_sigma(t)
     return State(t, expand(alpha, xt), expand(sigma, xt), xt)
 
@@ -234,6 +238,12 @@ class Denoiser:
     if end_time is not None:
       condition = condition._replace(end_time=end_time)
     return self.predict(self.state(xt, t), condition).x0
+
+
+def check_times(t: Any, xt: Any) -> None:
+  """Raise a ValueError unless there is one time, or one per example."""
+  if jnp.shape(t) not in ((), (1,), jnp.shape(xt)[:1]):
+    raise ValueError(f"t of shape {jnp.shape(t)}: must be one time per example, [{len(xt)}]")
 
 
 def check_inputs(model: Any, examples: Any, keys: Any) -> None:

@@ -118,9 +118,9 @@ def _read_run(folder: Path, name: str) -> RunFacts:
   if config is None:
     why = "is missing" if not (folder / "config.json").exists() else "is damaged (no JSON)"
     return RunFacts(name, "damaged", f"config.json {why}")
-  if not isinstance(config, dict) or not isinstance(config.get("generative"), dict):
+  fields = flat(config) if isinstance(config, dict) else {}
+  if not isinstance(fields.get("generative.name"), str):
     return RunFacts(name, "foreign", "its config.json is not that of a run")
-  fields = flat(config)
   num_steps = _whole(fields.get("training.num_steps"))
   final, rows = _json(folder / "held_out.json"), metric_rows(folder / "metrics.jsonl")
   steps = [_saved_step(folder), *(_whole(row.get("step")) for row in rows[-1:])]
@@ -197,7 +197,8 @@ def is_locked(path: Path) -> bool:
 
 def _loss(final: Any, rows: list[dict[str, Any]]) -> Figure | None:
   """Return the newest held-out loss, of the end or of a row."""
-  named = {f"held_out/{name}": value for name, value in final.items()} if final else {}
+  is_mapping = isinstance(final, Mapping)
+  named = {f"held_out/{name}": value for name, value in final.items()} if is_mapping else {}
   for row in (named, *reversed(rows)):
     if (value := _number(row.get("held_out/loss"))) is not None:
       return Figure(value, _number(row.get("held_out/loss_standard_error")))

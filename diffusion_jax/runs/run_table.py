@@ -112,12 +112,21 @@ def _order(value: Any) -> tuple[bool, Any]:
 def differing_fields(runs: Sequence[RunFacts]) -> list[str]:
   """Return the config fields, as section.field, that differ between runs.
 
-  The sections in UNDECIDED do not count.
+  The sections in UNDECIDED do not count. A field that a config lacks counts if its section is
+  another part, e.g. another sampler; otherwise an older version, which did not have it, wrote it.
   """
   configs = [run.config for run in runs if run.config]
   names = list(dict.fromkeys(name for config in configs for name in config))
   decided = [name for name in names if name.partition(".")[0] not in UNDECIDED]
-  return [n for n in decided if len({json.dumps(c.get(n)) for c in configs}) > 1]
+  return [name for name in decided if _differs(configs, name)]
+
+
+def _differs(configs: Sequence[Mapping[str, Any]], name: str) -> bool:
+  part = f"{name.partition('.')[0]}.name"
+  having = [config for config in configs if name in config]
+  parts = [config.get(part) for config in having]
+  lacking = any(part in c and c[part] not in parts for c in configs if name not in c)
+  return lacking or len({json.dumps(config[name]) for config in having}) > 1
 
 
 def _table_fields(runs: Sequence[RunFacts]) -> list[str]:

@@ -24,6 +24,7 @@ from diffusion_jax.core import rng
 from diffusion_jax.core.parts import Part
 from diffusion_jax.core.shapes import describe_value, float_array
 from diffusion_jax.processes import Process
+from diffusion_jax.processes.base import check_bindable
 from diffusion_jax.types import Key, Keys, Samples
 
 Data = Float[Array, "N ..."]
@@ -178,8 +179,11 @@ def checked_denoise(denoise: Denoise, needs_variance: bool = False) -> Denoise:
     needs_variance: True if it returns (x0 estimate, variance logits).
 
   Raises:
-    ValueError: a result is no array of floats with the shape of xt; what it is, is named.
+    ValueError: it is no function, or a result is no array of floats with the shape of xt; what it
+      is, is named.
   """
+  if not callable(denoise):
+    raise ValueError(f"denoise={denoise!r}: must be a function (xt, t) -> x0 estimate")
 
   def checked(xt: Data, t: Float[Array, "N"], **options: Any) -> Any:
     result = denoise(xt, t, **options)
@@ -239,4 +243,5 @@ def initial_states(process: Process, keys: Keys, shape: tuple[int, ...]) -> Data
     keys: one per example, see `keys_per_example`.
     shape: shape of one example.
   """
+  check_bindable(process)
   return process.prior_std * rng.normal(rng.stream(keys, rng.Stream.START), shape)

@@ -8,7 +8,8 @@ from typing import Any
 
 from diffusion_jax.core.config import load_file
 from diffusion_jax.core.files import run_folder
-from diffusion_jax.inference.run import Run, load_run
+from diffusion_jax.core.synonyms import hint_for_field
+from diffusion_jax.inference.run import Run, folder_text, load_run, one_line
 from diffusion_jax.runs import experiment as experiments
 from diffusion_jax.runs import own_data
 from diffusion_jax.runs.command_line import enable_compilation_cache
@@ -51,6 +52,7 @@ def train(
     StoppedEarly: a signal stopped it after its state was saved; the same call continues.
   """
   config = os.fspath(config) if isinstance(config, os.PathLike) else config
+  check_arguments(config, data, fresh)
   with jax_as_written():
     enable_compilation_cache()
     if (config is None) == (data is None):
@@ -60,7 +62,7 @@ def train(
     folder = (
       _default_folder(config, data, sections)
       if workdir is None
-      else run_folder(os.fspath(workdir), "workdir")
+      else run_folder(folder_text(workdir), "workdir")
     )
     chosen = None if data is None else _choose(str(data), folder, fresh, sections)
     experiment = make_experiment(chosen.raw if chosen else config or {}, sections)
@@ -73,6 +75,20 @@ def train(
           own_data.store_choice(folder, chosen)
         train_run(job, stop_requested, None)
     return load_run(folder)
+
+
+def check_arguments(config: Any, data: Any, fresh: Any) -> None:
+  """Raise a UserError for arguments of `train` of another type."""
+  if config is not None and not isinstance(config, str | Mapping):
+    what = "the name of a shipped config, the path of a file, or a mapping of sections"
+    raise UserError(f"config={one_line(config)}: must be {what}")
+  if data is not None and not isinstance(data, str | os.PathLike):
+    raise UserError(
+      f"data is {type(data).__name__}: must be a path or a name; save arrays first, "
+      "np.savez('data.npz', images=x, labels=y)"
+    )
+  if not isinstance(fresh, bool):  # "no" would count as true, and move the run aside
+    raise UserError(f"fresh={one_line(fresh)}: must be True or False")
 
 
 def _choose(data: str, folder: Path, fresh: bool, sections: Mapping[str, Any]) -> own_data.Chosen:
@@ -95,11 +111,18 @@ def make_experiment(config: str | Mapping[str, Any], sections: Mapping[str, Any]
   """Return the experiment of a config with changed sections; see `train`."""
   raw = load_file(config).to_dict() if isinstance(config, str) else dict(config)
   built = {name: part for name, part in sections.items() if dataclasses.is_dataclass(part)}
+  if strange := [name for name in raw if not isinstance(name, str)]:
+    raise UserError(f"config: the section {strange[0]!r} must be a text")
   for name, fields in sections.items():
     if name in built:
       continue
+    hint = hint_for_field("", name, str(fields), ())
+    if hint and name not in experiments.section_names():
+      raise UserError(f"{name}={one_line(fields)}: there is no such argument or section; {hint}")
     if not isinstance(fields, Mapping):
-      raise UserError(f"{name}={fields!r}: must be a mapping of fields, or a built part")
+      raise UserError(f"{name}={one_line(fields)}: must be a mapping of fields, or a built part")
+    if strange := [field for field in fields if not isinstance(field, str)]:
+      raise UserError(f"{name}: the field {strange[0]!r} must be a text")
     old = dict(raw.get(name, {}))
     kept = old if fields.get("name", old.get("name")) == old.get("name") else {}
     raw[name] = kept | dict(fields)

@@ -189,6 +189,11 @@ def test_other_files_are_told_from_configs_and_not_run(name, content, words, tmp
   assert f"`config={file}` {words}" in str(error.value)
 
 
+def test_an_empty_name_is_no_folder():
+  with pytest.raises(UserError, match=r"^`config=` is empty; a config is"):
+    config.load_file("")
+
+
 def test_an_entry_without_fields_still_allows_its_name():
   empty = dataclasses.make_dataclass("Empty", [], frozen=True)
   sections = {"loss": Registry("loss", object, {"empty": empty})}

@@ -110,7 +110,8 @@ def damage(folder, name, content):
     ("config.json", b"\xff\xfe", "damaged"),
     ("config.json", b"[]", "foreign"),
     ("config.json", b'{"model": "bert"}', "foreign"),
-    ("config.json", b'{"generative": {"name": []}, "training": {"num_steps": "x"}}', "stopped"),
+    ("config.json", b'{"generative": {"name": []}, "training": {"num_steps": "x"}}', "foreign"),
+    ("config.json", b'{"generative": {"name": "vae"}, "training": 5}', "stopped"),
     ("checkpoints/3/state", b"", "damaged"),
     ("photo.jpg", b"", "foreign"),
     ("eval/5/metrics.json", None, "foreign"),
@@ -131,6 +132,7 @@ def test_a_damaged_or_foreign_folder_is_one_line(name, content, state, sweep):
   [
     ("metrics.jsonl", b'3\n{"step": "x"}\n{"step": 3, "held_out/loss": "high"}\n{"st'),
     ("held_out.json", b"[3]"),
+    ("held_out.json", b"3"),
     ("held_out.json", b'{"step": 10, "loss": null}'),
     (
       "eval/10/metrics.json",
@@ -142,6 +144,7 @@ def test_a_damaged_or_foreign_folder_is_one_line(name, content, state, sweep):
 def test_a_damaged_file_costs_its_own_values_only(name, content, sweep):
   damage(sweep / "seed0", name, content)
   assert "seed0" in table_of_runs([str(sweep)])
+  assert find_runs(sweep)[0].state != "damaged"
   assert [run.state for run in find_runs(sweep)][1:] == ["finished", "finished"]
 
 
@@ -154,6 +157,13 @@ def test_of_a_part_that_differs_only_the_name_is_in_the_table(tmp_path):
   assert differing_fields(find_runs(tmp_path)) == [
     "model.name", "model.channels", "model.dropout", "model.hidden",
   ]  # fmt: skip
+
+
+def test_a_field_that_an_older_version_lacks_does_not_differ(tmp_path):
+  model = {"name": "unet", "channels": 8}
+  write_run(tmp_path / "new", 0, model=model | {"dropout": 0.1}, process={"name": "edm"})
+  write_run(tmp_path / "old", 1, model=model)
+  assert differing_fields(find_runs(tmp_path)) == ["training.seed"]
 
 
 def test_runs_are_found_in_folders_of_folders_and_alone(sweep):
