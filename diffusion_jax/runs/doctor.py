@@ -221,6 +221,8 @@ def try_devices(env: Mapping[str, str], limit_sec: float = DEVICE_LIMIT_SEC) -> 
   except (IndexError, ValueError):
     last = (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]
     asked = env.get("JAX_PLATFORMS")
+    if asked and ":" not in last:  # the name of an error alone, such as AssertionError
+      last = f"JAX_PLATFORMS={asked}: JAX finds no such device here ({last})"
     return {
       "error": last[:300],
       "remedy": f"unset JAX_PLATFORMS (it is {asked})" if asked else HELD,

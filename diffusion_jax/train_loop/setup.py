@@ -30,6 +30,7 @@ from diffusion_jax.runs.storable import check_storable
 from diffusion_jax.runs.stored import check_continues, check_same_data, write_config
 from diffusion_jax.runs.workdir import is_finished
 from diffusion_jax.training.step import make_init
+from diffusion_jax.training.trackers import import_wandb
 from diffusion_jax.training.train_state import (
   TrainState,
   count_parameters,
@@ -78,6 +79,8 @@ def prepare_job(experiment: Experiment, workdir: Path) -> Job:
   training = experiment.training
   check_storable(experiment.sections, experiment.layout)
   _check_metrics(experiment)
+  if project := experiment.logging.wandb_project:
+    parallel.on_process_0(lambda: import_wandb(project))
   mesh = sharding.create_mesh(experiment.mesh)
   num_microbatches = training.accumulation_steps
   sharding.check_batch_size(training.batch_size, mesh, num_microbatches, "training.batch_size")

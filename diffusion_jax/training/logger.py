@@ -52,6 +52,14 @@ class Logging(Part):
     for name in ("every_steps", "sample_every_steps", "num_samples"):
       if getattr(self, name) is not None and getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+    project = self.wandb_project or ""
+    if strange := sorted(set("/\\#?%:") & set(project)):
+      raise ValueError(
+        f"wandb_project={project} must be a name without {' '.join(strange)}; the account is that "
+        "of wandb login, or WANDB_ENTITY"
+      )
+    if wrong := [tag for tag in self.wandb_tags if not 1 <= len(tag) <= 64]:
+      raise ValueError(f"wandb_tags: the tag {wrong[0]!r} must have between 1 and 64 characters")
 
   def wandb_run(self, workdir: Path) -> WeightsAndBiasesRun | None:
     """Return the run of Weights & Biases that belongs to a folder; None without a project."""

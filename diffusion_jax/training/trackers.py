@@ -175,13 +175,26 @@ class WeightsAndBiases:
     self._run.finish()
 
 
-def _open_wandb(run: WeightsAndBiasesRun, resolved: Mapping[str, Mapping[str, Any]]) -> Any:
+def import_wandb(project: str) -> Any:
+  """Return the package of Weights & Biases.
+
+  Args:
+    project: project that needs it, for the message.
+
+  Raises:
+    UserError: it is not installed.
+  """
   try:
     import wandb  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise UserError(
-      f"logging.wandb_project={run.project} needs wandb: pip install 'diffusion_jax[wandb]'"
+      f"`logging.wandb_project={project}` needs wandb: pip install 'diffusion_jax[wandb]'"
     ) from error
+  return wandb
+
+
+def _open_wandb(run: WeightsAndBiasesRun, resolved: Mapping[str, Mapping[str, Any]]) -> Any:
+  wandb = import_wandb(run.project)
   file = run.workdir / "wandb_id"  # a resumed run continues the same W&B run
   if not file.exists():
     write_whole(file, uuid.uuid4().hex[:8])

@@ -197,3 +197,10 @@ def test_the_command_reports_files_that_would_break_it(tmp_path, root):
   assert wrong.stderr == (
     "error: doctor: unrecognized arguments: --jsn; see diffusion-jax doctor --help\n"
   )
+
+
+def test_an_error_without_a_text_names_the_device_that_is_missing(monkeypatch):
+  ran = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nAssertionError\n")
+  monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: ran)
+  failed = doctor.try_devices({"JAX_PLATFORMS": "cuda"})
+  assert failed["error"] == "JAX_PLATFORMS=cuda: JAX finds no such device here (AssertionError)"

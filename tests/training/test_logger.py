@@ -21,10 +21,13 @@ from tensorboardX.proto import plugin_hparams_pb2 as plugin_data_pb2
 from tensorboardX.proto.event_pb2 import SessionLog
 
 from diffusion_jax.core import progress
+from diffusion_jax.core.config import parse_override
 from diffusion_jax.core.files import write_png
 from diffusion_jax.core.picture_grid import grid_columns, image_grid
 from diffusion_jax.core.wording import describe_data, duration
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.train_loop.data_grid import show_data_grid
+from diffusion_jax.train_loop.setup import prepare_job
 from diffusion_jax.training import logger as logger_module
 from diffusion_jax.training.logger import Logger, Logging, Rows
 from diffusion_jax.types import ImageSpec, UserError
@@ -243,9 +246,32 @@ def test_png_files_hold_the_pixels_exactly(tmp_path, channels):
   assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.png"]
 
 
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"wandb_project": "me/mine"}, "wandb_project=me/mine must be a name without /; the account"),
+    ({"wandb_tags": ("a", "")}, "wandb_tags: the tag '' must have between 1 and 64 characters"),
+  ],
+)
+def test_names_that_wandb_would_refuse_are_refused_at_once(fields, message):
+  with pytest.raises(ValueError, match=message):
+    Logging(**fields)
+
+
+def test_a_run_without_wandb_is_refused_before_its_data_are_read(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  missing = parse_override("--config.logging.wandb_project=p")
+  nowhere = parse_override("--config.data.path=nowhere")
+  folder = parse_override("--config.data.name=folder")
+  experiment = load_experiment("smoke", [missing, folder, nowhere])
+  with pytest.raises(UserError, match=r"wandb_project=p` needs wandb: pip install"):
+    prepare_job(experiment, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-  with pytest.raises(UserError, match=r"wandb_project=p needs wandb: pip install"):
+  with pytest.raises(UserError, match=r"wandb_project=p` needs wandb: pip install"):
     Logger(tmp_path, Logging(tensorboard=False, wandb_project="p"), 0, 1)
 
 
