@@ -20,11 +20,12 @@ MAY_CHANGE = {
     "test_path",
     "data_dir",
     "max_ram_gib",
+    "streaming",
     "test_split",
     "test_fraction",
     "unreadable",
   },
-  "model": {"dtype", "remat"},
+  "model": {"attention", "dtype", "remat"},
   "autoencoder": {"dtype", "remat"},
   "training": {"num_steps", "accumulation_steps", "max_skipped_in_a_row"},
   "ema": {"decay", "warmup", "half_life_steps", "half_life_ramp", "snapshot_every_steps"},
@@ -43,7 +44,7 @@ MAY_CHANGE = {
   "iwae": ALL,
 }
 NO_FIGURES = {
-  "data": {"path", "data_dir", "max_ram_gib"},
+  "data": {"path", "data_dir", "max_ram_gib", "streaming"},
   "eval": {
     "every_steps",
     "training_likelihoods",
