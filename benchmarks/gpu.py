@@ -116,8 +116,10 @@ def print_goals(parts: Sequence[Part], folder: Path, missing: dict[str, str]) ->
 
 
 def step_cell(figures: Figures) -> str:
-  ours, mfu = figures["rows"][0], figures["floor"]["mfu"]
-  use = "MFU unknown" if mfu is None else f"MFU {mfu:.1%}"
+  ours, floor = figures["rows"][0], figures["floor"]
+  use = "MFU unknown"
+  if floor["mfu"] is not None:
+    use = f"MFU {floor['mfu']:.1%}, HFU {floor['hfu']:.1%}"
   return f"{rate_cell(ours)}; {use}"
 
 

@@ -30,7 +30,7 @@ class Floor(NamedTuple):
   """What a piece of work needs at least, and the rates of the machine at hand.
 
   Attributes:
-    flops: operations of the convolutions and matrix products, each counted once.
+    flops: operations of the convolutions and matrix products, nothing computed twice.
     num_bytes: each input read once, each output written once.
     flop_rate, byte_rate: measured: of a large matrix product, of a large copy (read and written).
   """
@@ -158,18 +158,24 @@ def print_table(rows: Sequence[Mapping[str, Any]], unit: str, peer: str) -> None
     )
 
 
-def print_floor(floor: Floor, seconds: float, peak_flops: float | None) -> dict[str, float | None]:
-  """The floor of one repetition that took `seconds`, and how far from it that is."""
+def print_floor(floor: Floor, seconds: float, ready: Mapping[str, Any]) -> dict[str, float | None]:
+  """The floor of one repetition that took `seconds`, and how far from it that is.
+
+  MFU is of the floor's FLOPs; in HFU what rematerialisation computes again counts too.
+  """
+  peak_flops = ready["peak_flops"]
   compute, memory = floor.flops / floor.flop_rate, floor.num_bytes / floor.byte_rate
   mfu = None if peak_flops is None else floor.flops / seconds / peak_flops
+  hfu = None if peak_flops is None else ready["executed_flops"] / seconds / peak_flops
   print(
     f"floor: {floor.flops / 1e9:,.1f} GFLOP at {floor.flop_rate / 1e9:,.0f} GFLOP/s = "
     f"{compute:.4g} s; {floor.num_bytes / 1e9:,.3f} GB at {floor.byte_rate / 1e9:,.1f} GB/s = "
     f"{memory:.4g} s\ntaken: {seconds:.4g} s, {seconds / floor.seconds:.2f} times the larger; "
     f"{floor.flops / seconds / 1e9:,.0f} GFLOP/s; "
-    + ("unknown chip, so no MFU" if mfu is None else f"MFU {mfu:.1%}")
+    + ("unknown chip, so no MFU" if mfu is None else f"MFU {mfu:.1%}, HFU {hfu:.1%}")
   )
-  return {**floor._asdict(), "floor_sec": floor.seconds, "gap": seconds / floor.seconds, "mfu": mfu}
+  gap = seconds / floor.seconds
+  return {**floor._asdict(), "floor_sec": floor.seconds, "gap": gap, "mfu": mfu, "hfu": hfu}
 
 
 def about(**more: Any) -> dict[str, Any]:
@@ -279,7 +285,7 @@ def report(
   rows = summarize(contenders, args.batch_size, peer)
   print_table(rows, "images", peer)
   ready, seconds = rows[0]["ready"], args.batch_size / rows[0]["per_sec"]
-  gap = print_floor(floor(ready, rates), seconds, ready["peak_flops"])
+  gap = print_floor(floor(ready, rates), seconds, ready)
   what = about(device=ready["device"], options=vars(args) | {"out": None})
   write(args.out, {"about": what, "rows": rows, "floor": gap})
 

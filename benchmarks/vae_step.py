@@ -34,7 +34,7 @@ def main() -> None:
   ready = rows[0]["ready"]
   floor = harness.step_floor(ready, rates)
   print_table(rows[0], args.batch_size, floor)
-  gap = harness.print_floor(floor, args.batch_size / rows[0]["per_sec"], ready["peak_flops"])
+  gap = harness.print_floor(floor, args.batch_size / rows[0]["per_sec"], ready)
   about = harness.about(device=ready["device"], options=vars(args) | {"out": None})
   harness.write(args.out, {"about": about, "rows": rows, "floor": gap})
 

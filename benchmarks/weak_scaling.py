@@ -126,10 +126,14 @@ def compile_for(topology: str, options: dict[str, Any]) -> dict[str, Any] | None
     print(f"{topology}: no figures are known of {devices[0].device_kind}")
     return None
   roof = planning.roofline(measured, chip, len(devices))
+  if roof is None or len(roof.seconds) < 3:
+    calls = [*measured.flops.unknown, *measured.work.unknown_calls]
+    print(f"{topology}: FLOPs or memory traffic are unknown: {', '.join(calls)}")
+    return None
   return {
     "topology": topology, "chip": chip.name, "chips": len(devices) // chip.devices_per_chip,
     "images": measured.batch_size, "peak_bytes": measured.memory.peak,
-    "flops": measured.work.flops, "memory_bytes": measured.work.memory_bytes,
+    "flops": measured.flops.executed, "memory_bytes": measured.work.memory_bytes,
     "wire_bytes": sum(row.wire_bytes for row in measured.traffic),
     "collectives": [row._asdict() for row in measured.traffic],
     "seconds": roof.seconds, "binds": roof.binds,

@@ -34,7 +34,7 @@ FLAGS = [
   "--config.training.accumulation_steps=2", "--config.ema.profiles=0.05,0.1",
   "--config.ema.snapshot_every_steps=30",
 ]  # fmt: skip
-TIMED = ("images_per_sec", "sec", "share", "mfu", "goodput", "wait", "time", "memory")
+TIMED = ("images_per_sec", "sec", "share", "mfu", "hfu", "goodput", "wait", "time", "memory")
 
 
 def start(workdir: Path) -> subprocess.Popen:

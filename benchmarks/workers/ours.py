@@ -1,5 +1,6 @@
 """diffusion_jax at work: the program's own compiled training step, or sampler, on random images."""
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -7,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 import protocol
-from flops import product_flops
 
 from diffusion_jax.core import config
 from diffusion_jax.parallel import platforms, sharding
 from diffusion_jax.planning import compiled
 from diffusion_jax.planning.chips import find_chip
+from diffusion_jax.planning.flops import StepFlops, count_flops, step_flops
 from diffusion_jax.runs import command_line
 from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.training.step import hyperparameters, jit_train_step, make_init, make_train_step
@@ -40,7 +41,7 @@ def train(program: compiled.Program, options: dict[str, Any]) -> None:
   )
   jitted = jit_train_step(step, state, program.mesh)
   numbers = hyperparameters(program.generative, parts.optimizers, parts.ema, parts.training)
-  run, seconds = compile_timed(jitted, state, batch, numbers)
+  run, seconds, traced = compile_timed(jitted, state, batch, numbers)
   temporaries = compiled.memory_of(run).temporaries
   platforms.keep_freed_memory(jax.default_backend(), temporaries)  # as the trainer does
 
@@ -51,11 +52,7 @@ def train(program: compiled.Program, options: dict[str, Any]) -> None:
     jax.block_until_ready((state, scalars))
 
   repeat(2)
-
-  def loss(params):
-    return program.generative.loss(params, state.aux, jax.random.key(0), batch, train=True)
-
-  flops = 3 * flops_of(loss, state.params)  # the gradient takes each product twice more
+  flops = step_flops(program.generative, parts.optimizers, state, batch, traced, 1)
   serve(repeat, run, seconds, flops, state)
 
 
@@ -66,7 +63,7 @@ def sample(program: compiled.Program, options: dict[str, Any]) -> None:
   labels = np.arange(size) % program.spec.num_classes if program.spec.num_classes else None
   condition = Condition(labels)
   jitted = jax.jit(program.generative.sample)
-  run, seconds = compile_timed(jitted, params, keys, condition)
+  run, seconds, traced = compile_timed(jitted, params, keys, condition)
 
   def repeat(times: int) -> None:
     for _ in range(times):
@@ -74,8 +71,9 @@ def sample(program: compiled.Program, options: dict[str, Any]) -> None:
     jax.block_until_ready(made)
 
   repeat(1)
-  flops = flops_of(program.generative.sample, params, keys, condition)
+  count = count_flops(traced)
   made = run(params, keys, condition)
+  flops = StepFlops(count.flops, count.flops, count.unknown)  # nothing is computed twice
   serve(repeat, run, seconds, flops, params, evaluations=int(made.num_evaluations))
 
 
@@ -89,29 +87,30 @@ def images(size: int, spec: ImageSpec) -> Batch:
   )
 
 
-def compile_timed(jitted: Any, *args: Any) -> tuple[Any, dict[str, float]]:
+def compile_timed(jitted: Any, *args: Any) -> tuple[Any, dict[str, float], Any]:
+  """The compiled function, the seconds, and the function as traced."""
   start = time.perf_counter()
-  lowered = jitted.lower(*args)
-  traced = time.perf_counter() - start
-  return lowered.compile(), {"trace_sec": traced, "compile_sec": time.perf_counter() - start}
-
-
-def flops_of(function: Callable, *args: Any) -> float:
-  return product_flops(jax.make_jaxpr(function)(*args).jaxpr)
+  traced = jitted.trace(*args)
+  lowered = traced.lower()
+  seconds = time.perf_counter() - start
+  run = lowered.compile()
+  return run, {"trace_sec": seconds, "compile_sec": time.perf_counter() - start}, traced.jaxpr
 
 
 def serve(
-  repeat: Callable[[int], None], run: Any, seconds: dict[str, float], flops: float, state: Any,
+  repeat: Callable[[int], None], run: Any, seconds: dict[str, float], flops: StepFlops, state: Any,
   **more: Any,
 ) -> None:  # fmt: skip
+  if flops.unknown:
+    sys.exit(f"the FLOPs are unknown: {', '.join(flops.unknown)}")
   device = jax.devices()[0]
   chip = find_chip(device.device_kind)
   ready = {
     "device": device.device_kind,
     "peak_flops": chip.flops if chip else None,
-    "flops": flops,
+    "flops": flops.model,
+    "executed_flops": flops.executed,
     "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
-    "xla_flops": (run.cost_analysis() or {}).get("flops"),
     "temporary_bytes": compiled.memory_of(run).temporaries,
     **seconds,
     **more,

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from diffusion_jax.parallel import sharding
 from diffusion_jax.planning import hlo
 from diffusion_jax.planning.communication import Traffic, traffic
+from diffusion_jax.planning.flops import StepFlops, step_flops
 from diffusion_jax.planning.work import Work, work
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.training.step import hyperparameters, jit_train_step, make_init, make_train_step
@@ -72,7 +73,8 @@ class Measured(NamedTuple):
     batch_size_per_device: images per device (with mesh.tensor: per group of devices).
     batch_size: images per global batch.
     memory: memory of one device.
-    work: computation of one device.
+    flops: computation of one device, counted before compilation.
+    work: memory traffic of one device.
     traffic: collectives of one device.
     compile_sec: compilation time, seconds.
   """
@@ -80,6 +82,7 @@ class Measured(NamedTuple):
   batch_size_per_device: int
   batch_size: int
   memory: Memory
+  flops: StepFlops
   work: Work
   traffic: list[Traffic]
   compile_sec: float
@@ -119,14 +122,15 @@ def measure_program(program: Program, per_device: Sequence[int]) -> list[Measure
     program: the step, from `build_program`.
     per_device: images per device; multiples of training.accumulation_steps.
   """
-  lowered = [
-    _lower(program, size) for size in per_device
+  traced = [
+    trace_step(program, size) for size in per_device
   ]  # one by one, since tracing holds Python's lock
   with ThreadPoolExecutor(len(per_device)) as pool:
-    return list(pool.map(lambda x: _measure(program, *x), zip(per_device, lowered, strict=True)))
+    return list(pool.map(lambda x: _measure(program, *x), zip(per_device, traced, strict=True)))
 
 
-def _lower(program: Program, per_device: int) -> jax.stages.Lowered:
+def trace_step(program: Program, per_device: int) -> tuple[jax.stages.Lowered, StepFlops]:
+  """Return the step for a batch size, lowered, and its FLOPs."""
   experiment, size = program.experiment, per_device * sharding.num_batch_shards(program.mesh)
   step = make_train_step(
     program.generative, experiment.optimizers, experiment.ema, experiment.training, program.mesh
@@ -138,7 +142,10 @@ def _lower(program: Program, per_device: int) -> jax.stages.Lowered:
   numbers = hyperparameters(
     program.generative, experiment.optimizers, experiment.ema, experiment.training
   )
-  return jitted.lower(program.state, Batch(*shapes, fields=fields), numbers)
+  batch = Batch(*shapes, fields=fields)
+  traced = jitted.trace(program.state, batch, numbers)
+  parts = (program.generative, experiment.optimizers, program.state, batch)
+  return traced.lower(), step_flops(*parts, traced.jaxpr, program.mesh.size)
 
 
 def _columns(program: Program) -> list[tuple[tuple[int, ...], Any]]:
@@ -148,16 +155,16 @@ def _columns(program: Program) -> list[tuple[tuple[int, ...], Any]]:
 
 
 def _measure(
-  program: Program, per_device: int, lowered: jax.stages.Lowered
+  program: Program, per_device: int, traced: tuple[jax.stages.Lowered, StepFlops]
 ) -> Measured | DoesNotFit:
-  begun = time.perf_counter()
+  (lowered, flops), begun = traced, time.perf_counter()
   compiled = attempt(lowered, per_device)
   if isinstance(compiled, DoesNotFit):
     return compiled
   seconds = time.perf_counter() - begun
   work_done, sent = take_apart(compiled)
   size = per_device * sharding.num_batch_shards(program.mesh)
-  return Measured(per_device, size, memory_of(compiled), work_done, sent, seconds)
+  return Measured(per_device, size, memory_of(compiled), flops, work_done, sent, seconds)
 
 
 def attempt(lowered: jax.stages.Lowered, per_device: int) -> jax.stages.Compiled | DoesNotFit:
@@ -173,12 +180,11 @@ def attempt(lowered: jax.stages.Lowered, per_device: int) -> jax.stages.Compiled
 
 
 def take_apart(compiled: jax.stages.Compiled) -> tuple[Work, list[Traffic]]:
-  """Return one device's computation, memory traffic and collectives in one run of a program."""
+  """Return one device's memory traffic and collectives in one run of a program."""
   module = hlo.parse_hlo(compiled.as_text() or "")
   runs, unknown = hlo.count_runs(module)
-  cost: Any = compiled.cost_analysis()
-  done = work(module, runs, unknown, cost["flops"], cost["bytes accessed"])
-  return done, traffic(module, runs)
+  cost: Any = compiled.cost_analysis() or {}
+  return work(module, runs, unknown, cost.get("bytes accessed")), traffic(module, runs)
 
 
 def memory_of(compiled: jax.stages.Compiled) -> Memory:

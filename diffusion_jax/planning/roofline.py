@@ -10,30 +10,40 @@ class Roofline(NamedTuple):
   """A bound that assumes every resource at its peak, all at the same time.
 
   Attributes:
-    seconds: minimum time of a step by resource: "compute", "memory", "interconnect".
-    binds: the slowest resource.
+    seconds: minimum time of a step by resource: "compute", "memory", "interconnect"; those whose
+      use is unknown are missing.
+    binds: the slowest of them.
     images_per_sec: bound for all devices together.
     images_per_sec_per_chip: bound per chip.
-    mfu: FLOPs of the program over the peak FLOPs in that time; recomputation by
-      rematerialisation is included.
+    mfu: model FLOPs over the peak FLOPs in that time; None if unknown.
+    hfu: the same with the executed FLOPs, i.e. with all that is computed again.
   """
 
   seconds: dict[str, float]
   binds: str
   images_per_sec: float
   images_per_sec_per_chip: float
-  mfu: float
+  mfu: float | None
+  hfu: float | None
 
 
-def roofline(measured: Measured, chip: Chip, num_devices: int) -> Roofline:
-  """Compute the roofline bound of Williams et al. 2009, with a third roof for the links."""
-  sent = sum(row.wire_bytes for row in measured.traffic)
-  seconds = {
-    "compute": measured.work.flops / chip.flops,
-    "memory": measured.work.memory_bytes / chip.memory_bandwidth,
-    "interconnect": sent / chip.link_bandwidth,
+def roofline(measured: Measured, chip: Chip, num_devices: int) -> Roofline | None:
+  """Compute the roofline bound of Williams et al. 2009, with a third roof for the links.
+
+  Returns:
+    The bound; None if neither the FLOPs nor the memory traffic is known.
+  """
+  sent, flops = sum(row.wire_bytes for row in measured.traffic), measured.flops
+  needs = {
+    "compute": (flops.executed, chip.flops),
+    "memory": (measured.work.memory_bytes, chip.memory_bandwidth),
+    "interconnect": (sent, chip.link_bandwidth),
   }
+  seconds = {name: need / rate for name, (need, rate) in needs.items() if need is not None}
+  if not {"compute", "memory"} & set(seconds):
+    return None
   binds = max(seconds, key=lambda name: seconds[name])
   rate = measured.batch_size / seconds[binds]
   per_chip = rate / num_devices * chip.devices_per_chip
-  return Roofline(seconds, binds, rate, per_chip, seconds["compute"] / seconds[binds])
+  used = lambda done: None if done is None else done / chip.flops / seconds[binds]  # noqa: E731
+  return Roofline(seconds, binds, rate, per_chip, used(flops.model), used(flops.executed))

@@ -8,10 +8,12 @@ from diffusion_jax.parallel import sharding
 from diffusion_jax.planning.chips import Chip
 from diffusion_jax.planning.compiled import Measured, Memory, Program
 from diffusion_jax.planning.fit import Fit
+from diffusion_jax.planning.flops import StepFlops
 from diffusion_jax.planning.roofline import Roofline
 from diffusion_jax.training.train_state import count_parameters
 
 NO_ROOFLINE = "none: unknown chip"
+NOTHING_KNOWN = "none: neither the FLOPs nor the memory traffic is known"
 
 
 class Plan(NamedTuple):
@@ -25,7 +27,7 @@ class Plan(NamedTuple):
     device_kind: JAX's name of the device.
     chip: the chip; None if unknown.
     available: memory of a device, bytes; None if unknown.
-    roofline: minimum time of a step; None for an unknown chip.
+    roofline: minimum time of a step; None for an unknown chip or unknown work.
     fit: largest batch; None if it was not requested or the memory is unknown.
   """
 
@@ -66,7 +68,13 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     "batch_size_per_device": m.batch_size_per_device,
     "num_parameters": count_parameters(plan.program.state.params),
     "state": [row._asdict() for row in sharding.layout_rows(mesh, plan.program.state)],
-    "step": m.work._asdict() | {"compile_sec": m.compile_sec},
+    "step": {
+      "model_flops": m.flops.model,
+      "executed_flops": m.flops.executed,
+      "unknown_flops": m.flops.unknown,
+      **m.work._asdict(),
+      "compile_sec": m.compile_sec,
+    },
     "collectives": [row._asdict() for row in m.traffic],
     "memory": m.memory._asdict() | {"peak": m.memory.peak, "available": plan.available},
     "chip": chip._asdict() if chip else None,
@@ -103,11 +111,13 @@ def each(program: Program) -> str:
 
 def _step(plan: Plan) -> str:
   done, sent = plan.measured.work, plan.measured.traffic
-  rows = {
-    "FLOPs": f"{_scaled(done.flops)}FLOP",
-    "accessed": f"{_bytes(done.accessed_bytes)} by all instructions, reuse in caches not seen",
-    "memory traffic": f"{_bytes(done.memory_bytes)} of them outside on-chip memory",
-  }
+  rows = {"FLOPs": flops_text(plan.measured.flops)}
+  if done.accessed_bytes is None or done.memory_bytes is None:
+    reason = f": calls to {', '.join(done.unknown_calls)}" if done.unknown_calls else ""
+    rows["memory traffic"] = f"unknown{reason}"
+  else:
+    rows["accessed"] = f"{_bytes(done.accessed_bytes)} by all instructions, caches not seen"
+    rows["memory traffic"] = f"{_bytes(done.memory_bytes)} of them outside on-chip memory"
   if done.unknown_loops:
     rows["loops"] = f"{done.unknown_loops} of unknown length, counted once: totals are too small"
   text = [_rows("one step, for each device", rows)]
@@ -121,6 +131,15 @@ def _step(plan: Plan) -> str:
   return "\n".join(text)
 
 
+def flops_text(flops: StepFlops) -> str:
+  """Return a step's FLOPs, with those executed if they are more, and what is unknown."""
+  if flops.executed is None:
+    return f"unknown: {', '.join(flops.unknown)}"
+  if flops.model is None or flops.executed < 1.0005 * flops.model:
+    return f"{_scaled(flops.executed)}FLOP"
+  return f"{_scaled(flops.model)}FLOP; {_scaled(flops.executed)}FLOP with what is computed twice"
+
+
 def _memory(plan: Plan) -> str:
   memory: Memory = plan.measured.memory
   rows = {name: _bytes(size) for name, size in memory._asdict().items()}
@@ -132,21 +151,24 @@ def _memory(plan: Plan) -> str:
 
 
 def _bounds(plan: Plan) -> str:
-  if plan.roofline is None or plan.chip is None:
+  if plan.chip is None:
     return _rows("bound", {"roofline": f"{NO_ROOFLINE} ({plan.device_kind})"})
+  if plan.roofline is None:
+    return _rows("bound", {"roofline": NOTHING_KNOWN})
   roofline, chip = plan.roofline, plan.chip
   roofs = {
     "compute": f"{chip.flops / 1e12:,.1f} TFLOP/s in bfloat16",
     "memory": f"{chip.memory_bandwidth / 1e9:,.0f} GB/s",
     "interconnect": f"{chip.link_bandwidth / 1e9:,.0f} GB/s one way, all links",
   }
-  rows = {
-    name: f"{_ms(roofline.seconds[name]):>10}  at {roof}{'  <- binds' * (name == roofline.binds)}"
-    for name, roof in roofs.items()
+  rows = dict.fromkeys(roofs, "   unknown") | {
+    name: f"{_ms(seconds):>10}  at {roofs[name]}{'  <- binds' * (name == roofline.binds)}"
+    for name, seconds in roofline.seconds.items()
   }
   per_chip, total = roofline.images_per_sec_per_chip, roofline.images_per_sec
   rows["images/s"] = f"{per_chip:,.0f} per chip, {total:,.0f} in total, at most"
-  rows["MFU"] = f"{roofline.mfu:.1%}, at most"
+  for name, share in (("MFU", roofline.mfu), ("HFU", roofline.hfu)):
+    rows[name] = "unknown" if share is None else f"{share:.1%}, at most"
   return _rows("bound on a step, every resource at its peak, all at the same time", rows)
 
 

@@ -99,8 +99,9 @@ def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | 
 
 
 def make_meter(job: Job, compiled: Compiled) -> Meter:
-  size, limit = job.experiment.training.batch_size, job.experiment.training.max_skipped_in_a_row
-  return Meter(size, limit, compiled.flops, compiled.peak_flops)
+  training, flops = job.experiment.training, compiled.flops
+  shares = (flops.model, flops.executed, compiled.peak_flops)
+  return Meter(training.batch_size, training.max_skipped_in_a_row, *shares)
 
 
 def log_interval(job: Job, logger: Logger, step: int, metrics: Mapping[str, float]) -> None:

@@ -168,8 +168,10 @@ class Logger:
     rate = scalars["images_per_sec"]
     self._notes = [f"{rate:,.{0 if rate >= 100 else 1}f} images/s"]
     self._notes.append(f"data wait {scalars['data_wait_share']:.1%}")
+    twice = scalars.get("hfu", 0.0) > 1.0005 * scalars.get("mfu", 0.0)  # else they are the same
     for name, title in (
       ("mfu", "MFU"),
+      *((("hfu", "HFU"),) if twice else ()),
       ("checkpoint_stall_share", "saving"),
       ("goodput", "goodput"),
     ):

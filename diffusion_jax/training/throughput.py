@@ -39,7 +39,9 @@ class Meter:
   Args:
     batch_size: images per global batch.
     max_skipped_in_a_row: number of successive skipped updates that ends the run.
-    flops, peak_flops: FLOPs per step and peak FLOPs per second, both per device; None if unknown.
+    model_flops, executed_flops: FLOPs per step and device, without and with recomputation; None if
+      unknown.
+    peak_flops: peak FLOPs per second and device; None if unknown.
 
   Attributes:
     stop_votes: value of VOTES in the newest step read; the same on all processes.
@@ -50,11 +52,13 @@ class Meter:
     self,
     batch_size: int,
     max_skipped_in_a_row: int,
-    flops: float | None = None,
+    model_flops: float | None = None,
+    executed_flops: float | None = None,
     peak_flops: float | None = None,
   ):
     self._batch_size, self._limit = batch_size, max_skipped_in_a_row
-    self._flops, self._peak_flops = flops, peak_flops
+    self._flops = {"mfu": model_flops, "hfu": executed_flops}
+    self._peak_flops = peak_flops
     self._useful_sec = 0.0
     self._pending: deque[tuple[int, Mapping[str, Array]]] = deque()
     self._rows: list[dict[str, float]] = []
@@ -96,8 +100,8 @@ class Meter:
 
     "checkpoint_stall_share" is the share of the interval's wall time in which saving blocked the
     loop. "goodput" is the share of the wall time since the program began that was spent on steps
-    that were not skipped, without waits for data. "mfu" is the program's FLOPs (rematerialised work
-    counts twice) divided by the device's peak FLOPs in that time.
+    that were not skipped, without waits for data. "mfu" is the model FLOPs divided by the device's
+    peak FLOPs in the time of a step; in "hfu" what rematerialisation computes again counts too.
 
     Args:
       wait_sec: seconds spent waiting for data since the run began.
@@ -116,8 +120,9 @@ class Meter:
     taken = sum(row["num_skipped_in_a_row"] == 0 for row in self._rows) / len(self._rows)
     self._useful_sec += taken * seconds * (1.0 - metrics["data_wait_share"])
     metrics["goodput"] = self._useful_sec / max(now - STARTED, 1e-9)
-    if self._flops is not None and self._peak_flops is not None:
-      metrics["mfu"] = self._flops / metrics["step_sec"] / self._peak_flops
+    for name, flops in self._flops.items():
+      if flops is not None and self._peak_flops is not None:
+        metrics[name] = flops / metrics["step_sec"] / self._peak_flops
     self.restart(wait_sec)
     return metrics
 

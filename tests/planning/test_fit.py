@@ -5,6 +5,7 @@ import pytest
 from diffusion_jax.planning import DoesNotFit, Fit, Measured, largest_batch, verify
 from diffusion_jax.planning.compiled import Memory
 from diffusion_jax.planning.fit import round_down
+from diffusion_jax.planning.flops import StepFlops
 from diffusion_jax.planning.work import Work
 
 
@@ -47,7 +48,8 @@ def compiler(limit):
     asked.append(size)
     if affine(size) > limit:
       return DoesNotFit(size, affine(size), limit)
-    return Measured(size, size, Memory(affine(size), 0, 0, 0, 0), Work(1, 1, 1, 0), [], 0.0)
+    memory, flops = Memory(affine(size), 0, 0, 0, 0), StepFlops(1.0, 1.0)
+    return Measured(size, size, memory, flops, Work(1.0, 1.0, 0), [], 0.0)
 
   return compile_at, asked
 

@@ -19,6 +19,7 @@ from diffusion_jax.core.picture_grid import LINE
 from diffusion_jax.data.pipeline import TrainStream
 from diffusion_jax.losses import Simple
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
+from diffusion_jax.planning.chips import CHIPS
 from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.train_loop import loop
 from diffusion_jax.train_loop.setup import prepare_job
@@ -111,7 +112,9 @@ def test_another_seed_and_other_rates_compile_nothing_anew(finished, call, tmp_p
     jax.monitoring.unregister_event_listener(on_event)
 
 
-def test_the_block_at_the_start_says_what_will_run(finished, call, tmp_path):
+def test_the_block_at_the_start_says_what_will_run(finished, call, tmp_path, monkeypatch):
+  chip = CHIPS["TPU v4"]._replace(flops=1e6)  # of a known chip there is an MFU
+  monkeypatch.setattr("diffusion_jax.train_loop.compile.find_chip", lambda kind: chip)
   flags = [*SMOKE, f"--workdir={tmp_path}", "--config.training.num_steps=2"]
   code, out, _ = call(train.main, *flags)
   assert code == 0
@@ -119,7 +122,8 @@ def test_the_block_at_the_start_says_what_will_run(finished, call, tmp_path):
     "devices    8 x cpu, 1 process\n", "mesh       data 8, fsdp 1, tensor 1",
     "batch      16 images, 2 per device", "parameters ", "synthetic train, 256 images of 8x8x1",
     "held out   64 images", f"workdir    {tmp_path}", "start      a new run",
-    "\ncompiled in ", "step       2/2  loss", "images/s  data wait ", "ETA 0s",
+    "\ncompiled in ", "FLOPs per step and device: ", "at most 0 TFLOP/s",
+    "step       2/2  loss", "MFU ", "images/s  data wait ", "ETA 0s",
     "held-out loss", "finished: 2 steps",
   ):  # fmt: skip
     assert text in out, text

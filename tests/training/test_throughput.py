@@ -107,12 +107,14 @@ def test_goodput_is_the_share_of_all_time_in_steps_that_were_taken(monkeypatch):
 def test_mfu_is_what_was_computed_over_what_the_chip_can(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-  meter = Meter(10, 3, flops=3e12, peak_flops=100e12)
+  meter = Meter(10, 3, model_flops=3e12, executed_flops=4e12, peak_flops=100e12)
   meter.push(1, scalars(1.0))
   meter.push(2, scalars(1.0))
   now[0] = 0.2  # 0.1 s a step: 30 TFLOP/s
-  assert meter.interval(0.0)["mfu"] == pytest.approx(0.3)
-  meter = Meter(10, 3, flops=3e12)
+  interval = meter.interval(0.0)
+  assert interval["mfu"] == pytest.approx(0.3)
+  assert interval["hfu"] == pytest.approx(0.4)  # with what rematerialisation computes again
+  meter = Meter(10, 3, model_flops=3e12, executed_flops=4e12)
   meter.push(1, scalars(1.0))
   now[0] = 0.4
-  assert "mfu" not in meter.interval(0.0)
+  assert not {"mfu", "hfu"} & set(meter.interval(0.0))
