@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
         "patch": 4,
         "time_scale": 1 / 999,  # a time between 0 and 1 instead of 0 to 999
         "dtype": "bfloat16",
-        "remat": "products",
+        "remat": "dots_with_no_batch_dims_saveable",
       },
       "loss": {"name": "flow_matching", "times": "uniform"},
       "sampler": {"name": "heun", "steps": 50},

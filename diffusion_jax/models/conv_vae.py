@@ -63,7 +63,9 @@ class ConvVAE(Part):
       4, at most 32.
     dtype: compute type; parameters and statistics stay float32.
     remat: values that the backward pass recomputes to save memory: `none`; `block`, all of a block
-      except its input; `products`, all except outputs of convolutions and matrix products.
+      except its input; `dots_with_no_batch_dims_saveable`, all except the outputs of convolutions
+      and of products with weights; `offload_dot_with_no_batch_dims`, the same with these on the
+      host.
   """
 
   latent_dim: int = 16

@@ -52,7 +52,8 @@ class DiT(NetworkBase):
     dtype: compute type of products and residuals; parameters, embeddings, norms, modulation and
       softmax stay float32.
     remat: values that the backward pass recomputes to save memory: `none`; `block`, all of a block
-      except its input; `products`, all except the outputs of matrix products.
+      except its input; `dots_with_no_batch_dims_saveable`, all except the outputs of products with
+      weights; `offload_dot_with_no_batch_dims`, the same with these on the host.
     attention: `xla`, the plain form; `cudnn` on NVIDIA GPUs or `splash` on TPUs, which store no
       scores; `auto`, the device's kernel if it takes the type and shapes, else the plain form.
   """

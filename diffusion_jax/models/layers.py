@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import Offloadable
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
@@ -25,14 +26,21 @@ from diffusion_jax.models.resample import double, halve
 Dtype = jnp.dtype
 FLOAT32 = jnp.dtype("float32")
 
+OFFLOAD = ("device", "pinned_host")
+"""JAX's names of the memories of the device and of its host."""
+
 Pointwise = functools.partial(nn.Dense, dot_general=pointwise)
 """A dense layer applied to each pixel or token."""
 
-Remat = Literal["none", "block", "products"]
-"""Values that the backward pass recomputes.
+Remat = Literal[
+  "none", "block", "dots_with_no_batch_dims_saveable", "offload_dot_with_no_batch_dims"
+]
+"""Values that the backward pass recomputes; the last two are policies of `jax.checkpoint_policies`.
 
-none: nothing. block: all of a block except its input. products: all of a block except the outputs
-of convolutions and matrix products (norms, activations and dropout are cheap).
+none: nothing. block: all of a block except its input. dots_with_no_batch_dims_saveable: all of a
+block except the outputs of convolutions and of products with weights; attention's scores, which
+grow with the square of the tokens, are recomputed. offload_dot_with_no_batch_dims: the same, with
+these outputs in the host's memory until they are needed.
 """
 
 
@@ -97,12 +105,22 @@ def rematerialized(kind: Any, remat: Remat, static_argnums: tuple[int, ...] = ()
   """Wrap a module's class so that the backward pass recomputes activations as in `remat`."""
   if remat == "none":
     return kind
-  policy = _is_product if remat == "products" else None
-  return nn.remat(kind, static_argnums=static_argnums, policy=policy)
+  return nn.remat(kind, static_argnums=static_argnums, policy=remat_policy(remat))
 
 
-def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
-  return primitive in (jax.lax.conv_general_dilated_p, jax.lax.dot_general_p)
+def remat_policy(remat: Remat) -> Callable[..., Any] | None:
+  """Return a policy for `jax.checkpoint`, with convolutions kept as products with weights are."""
+  policies, kept = jax.checkpoint_policies, True
+  if remat in ("none", "block"):
+    return None
+  stock = policies.dots_with_no_batch_dims_saveable
+  if remat == "offload_dot_with_no_batch_dims":
+    stock = policies.offload_dot_with_no_batch_dims(*OFFLOAD)
+    kept = Offloadable(*OFFLOAD)
+  is_convolution = lambda primitive: primitive is jax.lax.conv_general_dilated_p  # noqa: E731
+  return lambda primitive, *args, **params: (
+    kept if is_convolution(primitive) else stock(primitive, *args, **params)
+  )
 
 
 def num_groups(width: int, norm_groups: int | None) -> int:

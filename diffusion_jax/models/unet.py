@@ -57,7 +57,9 @@ class UNet(NetworkBase):
     dropout: dropout rate in the residual blocks.
     dtype: compute type; parameters, statistics and softmax stay float32.
     remat: values that the backward pass recomputes to save memory: `none`; `block`, all of a block
-      except its input; `products`, all except outputs of convolutions and matrix products.
+      except its input; `dots_with_no_batch_dims_saveable`, all except the outputs of convolutions
+      and of products with weights; `offload_dot_with_no_batch_dims`, the same with these on the
+      host.
     attention: `xla`, the plain form; `cudnn` on NVIDIA GPUs or `splash` on TPUs, which store no
       scores; `auto`, the device's kernel if it takes the type and shapes, else the plain form.
     num_heads: number of heads of every attention layer.

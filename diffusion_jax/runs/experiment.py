@@ -187,6 +187,7 @@ def build_experiment(raw: Mapping[str, Any], overrides: Sequence[Override] = ())
   Raises:
     UserError: see `config.resolve`.
   """
+  raw, overrides = of_today(raw), [_override_of_today(o) for o in overrides]
   layout = layout_of(raw, overrides)
   _check_kind(layout, {*raw, *(o.section for o in overrides)})
   before, own = raw.get("eval", {}), [o for o in overrides if o.section == "eval"]
@@ -281,21 +282,32 @@ def _without_a_model(raw: Mapping[str, Any]) -> str:
   return f"config.generative.name is missing. Allowed: {', '.join(GENERATIVES.allowed())}."
 
 
+REMAT = {
+  "False": "none",
+  "True": "block",
+  "'products'": "dots_with_no_batch_dims_saveable",
+}
 RESPELT = {
-  ("model", "remat"): {"False": "none", "True": "block"},
+  ("model", "remat"): REMAT,
+  ("autoencoder", "remat"): REMAT,
   ("eval", "likelihoods"): {"None": "all"},
 }
-"""(section, field) -> repr of a value stored by older versions -> its value now."""
+"""(section, field) -> repr of a value that older versions had -> its value now."""
 
 
 def of_today(stored: Mapping[str, Any]) -> dict[str, Any]:
-  """Return a stored config with the values of older versions replaced by today's."""
+  """Return a config with the values of older versions replaced by today's."""
   config = {n: dict(s) if isinstance(s, Mapping) else s for n, s in stored.items()}
   for (section, field), values in RESPELT.items():
     fields = config.get(section)
     if isinstance(fields, dict) and field in fields:
       fields[field] = values.get(repr(fields[field]), fields[field])
   return config
+
+
+def _override_of_today(override: Override) -> Override:
+  values = RESPELT.get((override.section, override.field), {})
+  return override._replace(text=values.get(repr(override.text), override.text))
 
 
 class SettingFacts:

@@ -30,13 +30,22 @@ def test_the_defaults_of_every_entry_survive_config_json(section, name):
 
 
 @pytest.mark.parametrize(
-  ("old", "new"), [(False, "none"), (True, "block"), ("products", "products")]
+  ("old", "new"),
+  [
+    (False, "none"),
+    (True, "block"),
+    ("products", "dots_with_no_batch_dims_saveable"),
+    ("dots_with_no_batch_dims_saveable", "dots_with_no_batch_dims_saveable"),
+  ],
 )
 def test_what_an_older_version_wrote_otherwise_is_read(tmp_path, old, new):
   config = load_experiment("configs/smoke.py", []).to_dict()
   config["model"]["remat"] = old
   (tmp_path / "config.json").write_text(json.dumps(config))
   assert stored_experiment(tmp_path, []).sections["model"].remat == new
+  if isinstance(old, str):  # in a script that started the run
+    flag = command_line.parse_override(f"--config.model.remat={old}")
+    assert load_experiment("configs/smoke.py", [flag]).sections["model"].remat == new
 
 
 def test_a_run_of_an_older_version_continues_though_fields_were_added_since(tmp_path):
