@@ -35,12 +35,13 @@ Pointwise = functools.partial(nn.Dense, dot_general=pointwise)
 Remat = Literal[
   "none", "block", "dots_with_no_batch_dims_saveable", "offload_dot_with_no_batch_dims"
 ]
-"""Values that the backward pass recomputes; the last two are policies of `jax.checkpoint_policies`.
+"""Values that the backward pass recomputes.
 
 none: nothing. block: all of a block except its input. dots_with_no_batch_dims_saveable: all of a
 block except the outputs of convolutions and of products with weights; attention's scores, which
 grow with the square of the tokens, are recomputed. offload_dot_with_no_batch_dims: the same, with
-these outputs in the host's memory until they are needed.
+these outputs in the host's memory until they are needed. The last two are policies of
+`jax.checkpoint_policies`.
 """
 
 
@@ -109,7 +110,7 @@ def rematerialized(kind: Any, remat: Remat, static_argnums: tuple[int, ...] = ()
 
 
 def remat_policy(remat: Remat) -> Callable[..., Any] | None:
-  """Return a policy for `jax.checkpoint`, with convolutions kept as products with weights are."""
+  """Return a policy for `jax.checkpoint` that keeps convolutions and products with weights."""
   policies, kept = jax.checkpoint_policies, True
   if remat in ("none", "block"):
     return None

@@ -30,9 +30,13 @@ OPAQUE = {
 """JAX's primitives that have products, but not as a matrix product: they count as unknown."""
 
 UNLISTED = {
-  "debug_callback", "debug_print", "mesh_cast", "optimization_barrier", "pcast", "platform_index",
-  "psum_invariant", "pvary", "random_clone", "random_unwrap", "random_wrap", "reshard", "split",
-  "stack", "tile", "unstack",
+  "addupdate", "all_gather_invariant", "broadcast_to", "check", "dce_sink", "debug_callback",
+  "debug_print", "dimension_size", "empty", "freeze", "from_edtype", "inspect_sharding",
+  "iota_2x32_shape", "layout_constraint", "mesh_cast", "mulhi", "new_ref", "optimization_barrier",
+  "pbroadcast", "pcast", "philox2x32", "philox4x32", "platform_index", "psum_invariant", "pvary",
+  "random_clone", "random_unwrap", "random_wrap", "reduce_scatter", "reduced_vary_cast", "relayout",
+  "reshard", "scatter-sub", "split", "stack", "threefry4x32", "tie", "tile", "to_edtype", "unstack",
+  "zeros_like",
 }  # fmt: skip
 NO_PRODUCTS = UNLISTED | (
   {value.name for value in vars(primitives).values() if isinstance(value, jex.Primitive)} - OPAQUE
@@ -100,7 +104,7 @@ def _share(count: Count, num_devices: int) -> float | None:
 def loss_flops(
   generative: GenerativeModel, optimizers: Optimizers, state: TrainState, batch: Batch
 ) -> Count:
-  """Count value and gradient of each objective's loss on the whole batch, without recomputation."""
+  """Count value and gradient of each objective's loss on the whole batch, nothing twice."""
   shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)  # noqa: E731
   trained = trained_objectives(generative, optimizers)
   params, batch = shapes(state.params), shapes(batch)
@@ -133,10 +137,10 @@ def without_recomputation(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _keep_all(value: Any) -> Any:
   """Return a jaxpr, or a sequence of them, with every checkpoint's policy to keep everything."""
+  if isinstance(value, jex.Jaxpr):  # from jax 0.12 on, the closed ones too
+    return value.replace(eqns=[_with_all_kept(equation) for equation in value.eqns])
   if isinstance(value, jex.ClosedJaxpr):
     return value.replace(jaxpr=_keep_all(value.jaxpr))
-  if isinstance(value, jex.Jaxpr):
-    return value.replace(eqns=[_with_all_kept(equation) for equation in value.eqns])
   if type(value) in (tuple, list):
     return type(value)(_keep_all(part) for part in value)
   return value
@@ -159,8 +163,7 @@ def count_flops(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> Count:
   Args:
     jaxpr: traced function, e.g. from `jax.make_jaxpr`.
   """
-  inner = jaxpr.jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jaxpr
-  return _sum(_equation(equation) for equation in inner.eqns)
+  return _sum(_equation(equation) for equation in jaxpr.eqns)
 
 
 def _equation(equation: Any) -> Count:
