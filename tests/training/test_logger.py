@@ -176,6 +176,17 @@ def test_a_progress_line_says_what_matters(tmp_path, capsys):
   )
 
 
+@pytest.mark.parametrize(("hfu", "has_it"), [(0.4, False), (0.5, True)])
+def test_hfu_is_shown_where_something_is_computed_again(tmp_path, capsys, hfu, has_it):
+  logger = Logger(tmp_path, Logging(tensorboard=False), 0, 100)
+  shares = {"data_wait_share": 0.0, "images_per_sec": 9.0, "mfu": 0.4, "hfu": hfu}
+  logger.progress(7, {"loss": 1.0, **shares}, 10.0)
+  logger.close()
+  line = capsys.readouterr().out
+  assert "MFU 40.0%" in line
+  assert ("HFU 50.0%" in line) == has_it
+
+
 def test_slow_progress_has_a_decimal(tmp_path, capsys):
   logger = Logger(tmp_path, Logging(tensorboard=False), 0, 2000)
   logger.progress(1, {"loss": 1.0, "images_per_sec": 1.84, "data_wait_share": 0.0}, 9.0)
