@@ -105,7 +105,9 @@ def test_work_on_a_tpu(settings):
   device = find_devices("v5e:1x1")[0]
   product = lowered_for(device, jnp.matmul, (512, 256), (256, 512), dtype=jnp.bfloat16)
   done, _ = take_apart(product.compile())
-  assert done.accessed_bytes == 2 * (2 * 512 * 256 + 512 * 512)
+  whole = 2 * (2 * 512 * 256 + 512 * 512)
+  assert whole <= done.memory_bytes <= done.accessed_bytes <= 3 * whole  # with copies to the chip
+  assert done.unknown_calls == ()
 
   def loop(x, w):
     return jax.lax.scan(lambda c, _: (jnp.sin(c @ w), None), x, length=9)[0]
