@@ -8,6 +8,7 @@ B). What cannot be counted is named in the result.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jax.extend import core as jex
 from jax.extend.core import primitives
 
 from diffusion_jax.core.shapes import checked_loss
+from diffusion_jax.kernels.attention import plain_only
 from diffusion_jax.training.objectives import Optimizers, trained_objectives, unpack_objectives
 from diffusion_jax.training.train_state import TrainState
 from diffusion_jax.types import Batch, GenerativeModel
@@ -42,6 +44,11 @@ NO_PRODUCTS = UNLISTED | (
   {value.name for value in vars(primitives).values() if isinstance(value, jex.Primitive)} - OPAQUE
 )
 """JAX's primitives without products: its public list, and others of some releases."""
+
+
+SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)_")
+SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+"""Kernel of splash attention -> its products of tokens with tokens; each has the scores."""
 
 
 class Count(NamedTuple):
@@ -119,7 +126,8 @@ def loss_flops(
       return jnp.sum(checked_loss(output, len(batch.index))[0])
 
     gradient = jax.value_and_grad(without_recomputation(loss))
-    traced = jax.make_jaxpr(gradient)(t.own(params), params, average, aux, batch)
+    with plain_only():  # fused attention computes its scores twice
+      traced = jax.make_jaxpr(gradient)(t.own(params), params, average, aux, batch)
     counts.append(count_flops(traced))
   return _sum(counts)
 
@@ -297,9 +305,23 @@ def _sharded(equation: Any) -> Count:
 def _pallas(equation: Any) -> Count:
   estimate = equation.params.get("cost_estimate")
   if estimate is None:
-    name = equation.params.get("name") or equation.params.get("name_and_src_info")
+    name = str(equation.params.get("name") or equation.params.get("name_and_src_info"))
+    if found := SPLASH.match(name):
+      shapes = [v.aval.shape for v in equation.invars]
+      query, key, *_ = (shape for shape in shapes if len(shape) >= 3 and shape[-2] > 1)
+      return _attention(SPLASH_PRODUCTS[found[1]], query, key[-2])
     return Count(0.0, (f"pallas_call '{name}' without cost_estimate",))
   return Count(float(estimate.flops))
+
+
+def _cudnn_attention(equation: Any) -> Count:
+  """Count cuDNN's attention over [B N H D]; its backward pass computes the scores again."""
+  query, key = (v.aval.shape for v in equation.invars[:2])
+  return _attention(5 if "bwd" in equation.primitive.name else 2, query, key[1])
+
+
+def _attention(num_products: int, query: Sequence[int], num_keys: int) -> Count:
+  return Count(2.0 * num_products * math.prod(query) * num_keys)
 
 
 def _foreign(equation: Any) -> Count:
@@ -315,5 +337,9 @@ RULES: Mapping[str, Callable[[Any], Count]] = {
   "cond": _dearest_branch,
   "shard_map": _sharded,
   "pallas_call": _pallas,
+  "dot_product_attention_fwd": _cudnn_attention,
+  "dot_product_attention_fwd_wrapper": _cudnn_attention,
+  "dot_product_attention_bwd": _cudnn_attention,
+  "dot_product_attention_bwd_wrapper": _cudnn_attention,
   "ffi_call": _foreign,
 }

@@ -15,7 +15,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.sharding import AxisType, PartitionSpec
 
-from diffusion_jax.models.layers import attend
+from diffusion_jax.kernels import attention
+from diffusion_jax.kernels.attention import attend
 from diffusion_jax.planning.flops import Count, count_flops, without_recomputation
 
 
@@ -123,6 +124,29 @@ def test_attention_has_two_products_of_all_pairs_of_tokens(heads):
   shapes = [(2, 11, 8)] * 3
   assert flops(attention, *shapes) == 2 * 2 * 2 * 11**2 * 8
   assert flops(jax.grad(total(attention), (0, 1, 2)), *shapes) == 3 * 2 * 2 * 2 * 11**2 * 8
+
+
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+def test_fused_attention_counts_the_scores_that_its_backward_pass_computes_again(
+  kernel, monkeypatch
+):
+  """Two products forwards; backwards five in cuDNN, and in splash seven and a sum of each row."""
+  import jax._src.cudnn.fused_attention_stablehlo as cudnn
+
+  monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91100)
+  monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+  monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
+  fused = {
+    "cudnn": attention._cudnn,
+    "splash": lambda *heads: attention._splash_local(*heads, interpret=True),
+  }[kernel]
+  heads = [jax.ShapeDtypeStruct((2, 256, 3, 16), jnp.bfloat16)] * 3
+  product = 2 * 2 * 3 * 256 * 256 * 16
+  assert count_flops(jax.make_jaxpr(fused)(*heads)) == Count(2.0 * product)
+  gradient = jax.value_and_grad(total(fused), argnums=(0, 1, 2))
+  rows = 2 * 2 * 3 * 256 * 16  # of the output times its cotangent
+  backwards = {"cudnn": 5 * product, "splash": 7 * product + rows}[kernel]
+  assert count_flops(jax.make_jaxpr(gradient)(*heads)) == Count(2.0 * product + backwards)
 
 
 def test_products_by_groups_of_rows():
