@@ -32,10 +32,11 @@ def checksums(tree: Any) -> dict[str, tuple[int, int]]:
 def _in_turn(x: Array) -> Array:
   """Wait for a result if programs in flight could wait for each other for ever.
 
-  The CPU devices of one process run several programs at once. The sums of several leaves that are
-  split over several processes would then meet in a different order on each process.
+  The CPU devices of one process run several programs at once, on as many threads as the machine has
+  cores. The sums of several split leaves would then meet in a different order on each process, or
+  wait in the threads that the last of them needs.
   """
-  if jax.process_count() > 1 and jax.default_backend() == "cpu":
+  if jax.device_count() > 1 and jax.default_backend() == "cpu":
     jax.block_until_ready(x)
   return x
 
