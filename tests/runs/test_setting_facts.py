@@ -1,6 +1,7 @@
 """Facts of every field of every config: which a run may change, and what depends on it."""
 
 import dataclasses
+import functools
 
 import pytest
 
@@ -71,8 +72,10 @@ def fields_of(cls):
   return [f.name for f in dataclasses.fields(cls) if f.init]
 
 
+@functools.cache
 def every_field():
-  """Yield a config and each section and field of it; every entry of every registry once."""
+  """List the facts of a config, each section and field; every entry of every registry once."""
+  found = []
   for kind, model in GENERATIVES.items():
     for section, built_from in {**COMMON, **model.sections}.items():
       is_registry = isinstance(built_from, Registry) and section != "generative"
@@ -83,15 +86,17 @@ def every_field():
         config = {"generative": {"name": kind}}
         config.setdefault(section, {"name": name})
         names = ["name"] if isinstance(built_from, Registry) else []
+        facts = SettingFacts(config)
         for field in [*names, *fields_of(cls)]:
-          yield config, section, field
+          found.append((facts, section, field))
+  return found
 
 
 def declared(fact, value):
   """Return section -> the fields whose fact has this value, ALL if all of them."""
   found = {}
-  for config, section, field in every_field():
-    holds = SettingFacts(config).of_field(fact, section, field) is value
+  for facts, section, field in every_field():
+    holds = facts.of_field(fact, section, field) is value
     found.setdefault(section, {}).setdefault(field, set()).add(holds)
   assert all(len(held) == 1 for fields in found.values() for held in fields.values())
   yes = {s: {f for f, held in fields.items() if held == {True}} for s, fields in found.items()}
@@ -109,8 +114,8 @@ def test_the_fields_without_effect_on_figures():
 def test_the_sections_that_samples_depend_on():
   found = {
     section
-    for config, section, _ in every_field()
-    if SettingFacts(config).of_section("affects_samples", section)
+    for facts, section, _ in every_field()
+    if facts.of_section("affects_samples", section)
   }
   assert found == SAMPLED
 
