@@ -117,6 +117,13 @@ class Pair:
       time.sleep(0.02)
     pytest.fail(f"step {step} was not reached: {self.output()}")
 
+  def wait_for_a_checkpoint(self, workdir, timeout_sec=60):
+    """Wait for the save in the background; the next save waits for it too."""
+    deadline = time.monotonic() + timeout_sec
+    while not store.saved_steps(workdir / "checkpoints"):
+      assert time.monotonic() < deadline, self.output()
+      time.sleep(0.02)
+
   def finish(self, timeout_sec=240):
     """Exit codes of both."""
     deadline = time.monotonic() + timeout_sec
@@ -302,6 +309,7 @@ def test_when_one_is_killed_the_other_ends_and_the_job_continues(pair, tmp_path,
   """kill -9; the survivor leaves within heartbeat_sec, and a restart ends bit for bit equal."""
   job = Pair(*TRAIN, f"--workdir={tmp_path}")
   job.wait_for_step(14)
+  job.wait_for_a_checkpoint(tmp_path)
   job.processes[victim].kill()
   begun = time.monotonic()
   codes = job.finish(60)
