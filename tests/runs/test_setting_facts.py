@@ -113,9 +113,7 @@ def test_the_fields_without_effect_on_figures():
 
 def test_the_sections_that_samples_depend_on():
   found = {
-    section
-    for facts, section, _ in every_field()
-    if facts.of_section("affects_samples", section)
+    section for facts, section, _ in every_field() if facts.of_section("affects_samples", section)
   }
   assert found == SAMPLED
 
