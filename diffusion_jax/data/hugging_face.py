@@ -244,6 +244,8 @@ class HuggingFace(DataSetBase):
     """Return what the library gives; its errors become one line."""
     try:
       return ask()
+    except UserError:
+      raise
     except Exception as error:
       cause: BaseException = error
       while cause.__cause__ is not None:  # the library wraps what happened
