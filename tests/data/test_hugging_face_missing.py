@@ -12,5 +12,5 @@ from diffusion_jax.types import UserError
 @pytest.mark.parametrize("options", [{}, {"streaming": True}, {"streaming": True, "image_size": 8}])
 def test_the_missing_library_is_named_with_what_to_install(options):
   data = HuggingFace(dataset="ylecun/mnist", **options)
-  with pytest.raises(UserError, match="^data sets of Hugging Face need their library: pip"):
+  with pytest.raises(UserError, match="data sets of Hugging Face need their library: pip"):
     data.look()
