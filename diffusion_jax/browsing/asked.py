@@ -3,20 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffusion_jax.core.wording import one_line
 from diffusion_jax.types import UserError
-
-MAX_SHOWN = 60
-"""Number of characters of a wrong value that a message repeats."""
 
 MAX_SEED = 2**31 - 1
 MAX_STEPS = 1000
 MAX_WEIGHT = 100.0
-
-
-def short_text(value: Any) -> str:
-  """Return a value of a request for a message: one short line."""
-  text = repr(value)
-  return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def whole_number(settings: Mapping[str, Any], name: str, low: int, high: int) -> int:
@@ -27,7 +19,7 @@ def whole_number(settings: Mapping[str, Any], name: str, low: int, high: int) ->
   """
   value = settings.get(name)
   if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-    raise UserError(f"{name}={short_text(value)}: must be a whole number from {low} to {high}")
+    raise UserError(f"{name}={one_line(value)}: must be a whole number from {low} to {high}")
   return value
 
 
@@ -39,7 +31,7 @@ def real_number(settings: Mapping[str, Any], name: str, low: float, high: float)
   """
   value = settings.get(name)
   if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-    raise UserError(f"{name}={short_text(value)}: must be a number from {low:g} to {high:g}")
+    raise UserError(f"{name}={one_line(value)}: must be a number from {low:g} to {high:g}")
   return float(value)
 
 
@@ -51,7 +43,7 @@ def one_of(settings: Mapping[str, Any], name: str, allowed: Sequence[Any]) -> An
   """
   value = settings.get(name)
   if not any(value == a and type(value) is type(a) for a in allowed):
-    raise UserError(f"{name}={short_text(value)}: must be one of {', '.join(map(str, allowed))}")
+    raise UserError(f"{name}={one_line(value)}: must be one of {', '.join(map(str, allowed))}")
   return value
 
 

@@ -15,12 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.browsing import asked
 from diffusion_jax.browsing.opened_run import OpenedRun
 from diffusion_jax.browsing.page_text import page_text
 from diffusion_jax.browsing.shown_run import default_settings, previews_of, run_words, shown_facts
 from diffusion_jax.browsing.studio import Studio
-from diffusion_jax.core.wording import with_flags
+from diffusion_jax.core.wording import one_line, with_flags
 from diffusion_jax.runs.run_facts import RunFacts, find_runs, read_run
 from diffusion_jax.types import UserError
 
@@ -119,7 +118,7 @@ class Gallery:
       UserError: it is not in the list.
     """
     if name not in self.runs:
-      raise UserError(f"{asked.short_text(name)}: no such run here; load the page again")
+      raise UserError(f"{one_line(name)}: no such run here; load the page again")
     return self.runs[name][0]
 
   def studio(self, name: str) -> Studio:
@@ -155,7 +154,7 @@ class Gallery:
     """
     folder = self.folder(name)
     if file not in [entry["name"] for entry in previews_of(folder)]:
-      raise UserError(f"{asked.short_text(file)}: no such picture of this run")
+      raise UserError(f"{one_line(file)}: no such picture of this run")
     return (folder / "samples" / file).read_bytes()
 
   def warm_up(self, name: str) -> None:

@@ -16,6 +16,7 @@ from diffusion_jax.browsing.opened_run import OpenedRun, Pictures
 from diffusion_jax.browsing.sheets import captions_of, sheet
 from diffusion_jax.browsing.tabled import Setting, Steered, Tabled, make_setting
 from diffusion_jax.core import rng
+from diffusion_jax.core.wording import one_line
 from diffusion_jax.inference.draw import cycle_labels
 from diffusion_jax.samplers import LinearSampler, initial_states
 from diffusion_jax.samplers.editing import interpolate
@@ -84,7 +85,7 @@ class Studio:
       UserError: the run cannot do this, or a setting is out of range.
     """
     if kind not in self.kinds:
-      raise UserError(f"{asked.short_text(kind)}: must be one of {', '.join(self.kinds)}")
+      raise UserError(f"{one_line(kind)}: must be one of {', '.join(self.kinds)}")
     if reason := self.run.refusals.get(kind):
       raise UserError(reason)
     begun = time.perf_counter()

@@ -2,8 +2,18 @@
 
 import re
 import shlex
+from typing import Any
 
 from diffusion_jax.types import ImageSpec
+
+MAX_SHOWN = 80
+"""Length of a wrong value in a message, in characters."""
+
+
+def one_line(value: Any) -> str:
+  """Return a wrong value for a message, as one short line."""
+  text = " ".join(repr(value).split())
+  return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def describe_data(name: str, num_images: int, spec: ImageSpec) -> str:

@@ -18,6 +18,7 @@ from diffusion_jax.checkpoints import store
 from diffusion_jax.core.class_names import class_numbers
 from diffusion_jax.core.files import run_folder
 from diffusion_jax.core.pixels import to_uint8
+from diffusion_jax.core.wording import one_line
 from diffusion_jax.data import Source
 from diffusion_jax.generative.base import require
 from diffusion_jax.inference import restore
@@ -270,16 +271,6 @@ def folder_text(workdir: Any) -> str:
   if not isinstance(workdir, str | os.PathLike):
     raise UserError(f"workdir={one_line(workdir)}: must be a path")
   return str(os.fspath(workdir))
-
-
-def one_line(value: Any) -> str:
-  """Return a value as one line of a message."""
-  text = " ".join(repr(value).split())
-  return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
-
-
-MAX_SHOWN = 80
-"""Length of a value in a message, in characters."""
 
 
 def _check_integers(least: int, **values: Any) -> None:

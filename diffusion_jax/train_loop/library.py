@@ -9,7 +9,8 @@ from typing import Any
 from diffusion_jax.core.config import load_file
 from diffusion_jax.core.files import run_folder
 from diffusion_jax.core.synonyms import hint_for_field
-from diffusion_jax.inference.run import Run, folder_text, load_run, one_line
+from diffusion_jax.core.wording import one_line
+from diffusion_jax.inference.run import Run, folder_text, load_run
 from diffusion_jax.runs import experiment as experiments
 from diffusion_jax.runs import own_data
 from diffusion_jax.runs.command_line import enable_compilation_cache

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import diffusion_jax as dj
-from diffusion_jax.inference.run import folder_text, one_line
+from diffusion_jax.core.wording import one_line
+from diffusion_jax.inference.run import folder_text
 from diffusion_jax.metrics.feature_arrays import check_integers
 from diffusion_jax.processes.denoiser import check_times
 from diffusion_jax.train_loop.library import check_arguments, make_experiment
