@@ -43,7 +43,7 @@ class Phase:
     self._is_past_first, self._is_from_start = False, True
 
   def advance(self, num: int = 1, is_new: bool = True) -> None:
-    """Count `num` more items as done; those of an earlier start (not `is_new`) show no rate."""
+    """Count `num` more items as done; only new ones count for the time left."""
     with self._lock:
       if is_new:
         return self._set(self.done + num)

@@ -111,13 +111,13 @@ def remember(
 
 
 def _age(index: Integer[Array, "B"]) -> Integer[Array, "B"]:
-  """Return 1 + the example's number, modulo 2^32; never 0, which stands for no term."""
+  """Return 1 + the example's number, modulo 2^32; never 0, which marks an empty place."""
   age = index.astype(jnp.uint32) + 1
   return jnp.where(age == 0, jnp.uint32(1), age)
 
 
 def _place(age: Integer[Array, "..."], near: Integer[Array, ""]) -> Integer[Array, "..."]:
-  """Return the order of terms within 2^31 of `near`; no term comes before all others."""
+  """Return sort keys of ages within 2^31 of `near`; an empty place, of age 0, sorts first."""
   return jnp.where(age == 0, jnp.uint32(0), age - near + jnp.uint32(2**31))
 
 

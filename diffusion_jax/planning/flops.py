@@ -48,7 +48,7 @@ NO_PRODUCTS = UNLISTED | (
 
 SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)_")
 SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
-"""Kernel of splash attention -> its products of tokens with tokens; each has the scores."""
+"""Kernel of splash attention -> matrix products in it, with those of the scores."""
 
 
 class Count(NamedTuple):
@@ -230,7 +230,7 @@ def _dot(equation: Any) -> Count:
 
 
 def _ragged_dot(equation: Any) -> Count:
-  """Count a product by groups of rows as if the groups had all rows."""
+  """Count a product of groups of rows with a matrix each; the groups share all rows."""
   numbers = equation.params["ragged_dot_dimension_numbers"]
   return _product(equation, numbers.dot_dimension_numbers, numbers.rhs_group_dimensions)
 
