@@ -32,7 +32,7 @@ CUDNN_MAX_WIDTH = 128
 """Maximum width of a head before Hopper, where it is twice that."""
 
 SPLASH_BLOCKS = (512, 256, 128)
-"""Tile lengths of splash attention, tokens; inputs are padded to a multiple of the smallest."""
+"""Tile lengths of splash attention; inputs are padded to a multiple of the smallest."""
 
 _is_plain: ContextVar[bool] = ContextVar("is_plain", default=False)
 _mesh: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
@@ -202,7 +202,7 @@ def _splash_local(query: Array, key: Array, value: Array, interpret: bool) -> Ar
 
 
 def _tiles(rows: int, columns: int) -> Any:
-  """Return the largest tiles that divide both lengths; the library's defaults are the smallest."""
+  """Return the largest tiles that divide both lengths; the defaults are the smallest."""
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   q, kv = (next(n for n in SPLASH_BLOCKS if length % n == 0) for length in (rows, columns))
