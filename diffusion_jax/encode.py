@@ -7,10 +7,10 @@ every image of every split, and the latents are written to the folder D. Latent 
 it by --config.data.name=latents --config.data.path=D; see `diffusion-jax configs latent_digits`.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -25,6 +25,7 @@ from diffusion_jax.inference import outputs, restore
 from diffusion_jax.inference.restore import stored_spec
 from diffusion_jax.models import VAENetworks
 from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.spread import gathering, jit_spread
 from diffusion_jax.runs import command_line, flags, signals
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.stored import trained_experiment
@@ -119,9 +120,10 @@ def encoder(
 ) -> Callable[..., Iterator[tuple[np.ndarray, np.ndarray]]]:
   """Return a function (source, first) -> means and log-variances [B h w 2c] and labels [B]."""
 
-  @jax.jit
+  @functools.partial(jit_spread, mesh=mesh)
   def encode(params, image):
-    return jnp.concatenate(networks.encode(params, from_levels(image, spec.num_levels)), -1)
+    x = from_levels(image, spec.num_levels)
+    return jnp.concatenate(gathering(networks.encode)(params, x), -1)
 
   def call(source: Source, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     size = sharding.round_up(min(batch_size, len(source)), mesh)

@@ -33,7 +33,11 @@ def main(argv: list[str]) -> None:
   measured, fit = compile_steps(program, size, available, args.fit)
   roof = None if chip is None else planning.roofline(measured, chip, len(devices))
   kind = devices[0].device_kind
-  plan = Plan(args.config, args.topology, program, measured, kind, chip, available, roof, fit)
+  with progress.phase("compiling the preview", last_line=False):
+    preview = planning.measure_preview(program)
+  plan = Plan(
+    args.config, args.topology, program, measured, kind, chip, available, roof, fit, preview
+  )
   print(f"\n{planning.plan_text(plan)}")
   if args.json is not None:
     write_json(args.json, planning.plan_json(plan))

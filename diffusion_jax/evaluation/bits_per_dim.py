@@ -1,5 +1,6 @@
 """Measure bits/dim over a whole split, with the errors due to images and to draws."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,15 +14,16 @@ from diffusion_jax.core import rng
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.data import Source, SourceBase, full_pass
 from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.spread import jit_spread
 from diffusion_jax.runs.resumable import Chunks
 from diffusion_jax.types import GenerativeModel, Params
 
 
-def make_estimate(generative: GenerativeModel, name: str) -> Callable:
+def make_estimate(generative: GenerativeModel, name: str, mesh: Mesh) -> Callable:
   """Return a jitted (params, seed, repeat, batch) -> {"bits_per_dim", terms...} of [B ...]."""
   likelihood = generative.likelihoods[name]
 
-  @jax.jit
+  @functools.partial(jit_spread, mesh=mesh)
   def estimate(params, seed, repeat, batch):
     key = rng.numbered(rng.stream(jax.random.key(seed), Stream.LIKELIHOOD), repeat)
     estimated = likelihood(params, rng.example_keys(key, batch.index), batch)

@@ -34,6 +34,7 @@ from diffusion_jax.inference.condition_fields import fields_in_turn
 from diffusion_jax.inference.draw import Draw, make_draw
 from diffusion_jax.metrics import Metric, create_metrics
 from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.spread import jit_spread
 from diffusion_jax.runs.experiment import Experiment, SettingFacts
 from diffusion_jax.runs.stored import check_same_data, stored_experiment, trained_experiment
 from diffusion_jax.types import Condition, GenerativeModel, Params, UserError
@@ -170,13 +171,13 @@ def prepare_evaluation(request: Request) -> EvaluationContext:
   parallel.on_process_0(lambda: print(line, flush=True) if line else None)
   generative = experiment.create(train.spec)
   mesh = sharding.create_mesh(experiment.mesh)
-  estimates = _estimates(experiment, generative)
+  estimates = _estimates(experiment, generative, mesh)
   sweep = [_setting(request, overrides, train, mesh) for overrides in points]
   extractors, missing = find_extractors(request, train)
   context = EvaluationContext(
     request.workdir, request.folder, experiment, generative, mesh, train, test, extractors, missing,
     _setting(request, {}, train, mesh), sweep, estimates,
-    noise_levels.make_spectrum(generative) if experiment.eval.spectrum_images else None,
+    noise_levels.make_spectrum(generative, mesh) if experiment.eval.spectrum_images else None,
     request.seed,
     saved.get("trained_classes", trained_classes(train)) if generative.num_classes else (),
     metrics=metrics,
@@ -267,7 +268,9 @@ def split_of(context: EvaluationContext, name: str) -> Source:
   return context.test
 
 
-def _estimates(experiment: Experiment, generative: GenerativeModel) -> dict[str, Callable]:
+def _estimates(
+  experiment: Experiment, generative: GenerativeModel, mesh: Mesh
+) -> dict[str, Callable]:
   """Return the requested likelihoods; none if their split is missing."""
   asked, there = experiment.eval.likelihoods, list(generative.likelihoods)
   names = there if asked == "all" else experiment.figure_names(asked)
@@ -275,7 +278,7 @@ def _estimates(experiment: Experiment, generative: GenerativeModel) -> dict[str,
     if name not in there:
       has = ", ".join(there) or "none"
       raise UserError(f"`eval.likelihoods={name}`: this model has {has}; or all, or none")
-  return {name: bits_per_dim.make_estimate(generative, name) for name in names}
+  return {name: bits_per_dim.make_estimate(generative, name, mesh) for name in names}
 
 
 def _setting(
@@ -375,14 +378,12 @@ PROBES = 16
 def num_evaluations(
   generative: GenerativeModel,
   params: Params,
+  mesh: Mesh,
   seed: int,
   classes: Sequence[int],
   fields: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> int | float:
-  """Return the network evaluations per image.
-
-  For an adaptive sampler this is the mean over PROBES images.
-  """
+  """Return the network evaluations per image, for an adaptive sampler of PROBES images."""
   counted = []
 
   def draw(params):
@@ -395,4 +396,4 @@ def num_evaluations(
   jax.eval_shape(draw, params)
   if isinstance(counted[0], int):
     return counted[0]
-  return float(sharding.fetch(jax.jit(draw)(params)))
+  return float(sharding.fetch(jit_spread(draw, mesh)(params)))

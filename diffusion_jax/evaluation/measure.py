@@ -235,6 +235,7 @@ def _sweep(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Summa
         "num_evaluations": num_evaluations(
           setting.generative,
           checkpoint.params,
+          context.mesh,
           context.seed,
           context.classes,
           sampled_fields(context, 0, PROBES),

@@ -81,6 +81,7 @@ def _samples(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Sum
     "num_evaluations": contexts.num_evaluations(
       context.generative,
       checkpoint.params,
+      context.mesh,
       context.seed,
       context.classes,
       contexts.sampled_fields(context, 0, contexts.PROBES),

@@ -1,5 +1,6 @@
 """Measure the denoising error by log-SNR on training and held-out images, one noise bank."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +13,12 @@ from diffusion_jax.core import progress, rng
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.data import Source, make_batch
 from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.spread import jit_spread
 from diffusion_jax.runs.resumable import Chunks, pieces
 from diffusion_jax.types import GenerativeModel, Params
 
 
-def make_spectrum(generative: GenerativeModel) -> Callable | None:
+def make_spectrum(generative: GenerativeModel, mesh: Mesh) -> Callable | None:
   """Return a jitted (params, seed, batch) -> SpectrumEstimate.
 
   Returns None for a model without noise levels.
@@ -24,7 +26,7 @@ def make_spectrum(generative: GenerativeModel) -> Callable | None:
   if "loss_by_log_snr" not in generative.capabilities:
     return None
 
-  @jax.jit
+  @functools.partial(jit_spread, mesh=mesh)
   def errors(params, seed, batch):
     key = rng.stream(jax.random.key(seed), Stream.LOSS_BY_LOG_SNR)
     return generative.loss_by_log_snr(params, rng.example_keys(key, batch.index), batch)

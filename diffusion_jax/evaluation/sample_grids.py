@@ -1,10 +1,10 @@
 """Grids of an evaluation: samples, classes, progression, reconstructions, neighbours."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 
@@ -18,6 +18,7 @@ from diffusion_jax.evaluation.context import EvaluationContext, sampled_fields
 from diffusion_jax.evaluation.drawing import CheckpointUnderTest
 from diffusion_jax.inference import draw
 from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.spread import jit_spread
 from diffusion_jax.report import Part, Picture, Row
 from diffusion_jax.types import Condition
 
@@ -169,7 +170,7 @@ def _progression(context: EvaluationContext, checkpoint: CheckpointUnderTest) ->
   fields = sampled_fields(context, 0, ROWS)
   condition = Condition(drawing.labels_of(context, 0, ROWS), fields=fields)
 
-  @jax.jit
+  @functools.partial(jit_spread, mesh=context.mesh)
   def follow(params, index, condition):
     keys = rng.sample_keys(context.seed, index)
     return context.generative.trajectory(params, keys, condition)

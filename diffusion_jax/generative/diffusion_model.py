@@ -20,6 +20,7 @@ from diffusion_jax.generative.conditioning import Conditioning
 from diffusion_jax.likelihood import Spectrum
 from diffusion_jax.losses import Loss
 from diffusion_jax.models import Network
+from diffusion_jax.parallel.spread import gathering
 from diffusion_jax.processes import (
   MAX_PRIOR_BITS,
   Denoiser,
@@ -163,7 +164,7 @@ class DiffusionModel(ModelBase):
   def bind(self, params: Params) -> Bound:
     """Return the model with given parameters, in the layout of `init`."""
     groups = params if "network" in params else {"network": params}
-    network = functools.partial(self.backbone.apply, groups["network"])
+    network = functools.partial(gathering(self.backbone.apply), groups["network"])
     process = self.process.bind(groups.get("process", {}))
     options = self.prediction, self.sigma_data, self.learned_variance
     return Bound(Denoiser(network, process, *options), groups.get("loss", {}))

@@ -32,7 +32,9 @@ from diffusion_jax.core.rng import Stream
 from diffusion_jax.generative.base import GenerativeConfigBase, ModelBase, loss_keys
 from diffusion_jax.generative.diffusion import Diffusion
 from diffusion_jax.generative.diffusion_model import DiffusionModel
+from diffusion_jax.generative.vae import gathering_networks
 from diffusion_jax.models import DECODERS, VAES, VAENetworks, created_networks
+from diffusion_jax.parallel import sharding
 from diffusion_jax.processes import PredictionName
 from diffusion_jax.types import (
   UNCONDITIONAL,
@@ -119,7 +121,9 @@ class LatentDiffusion(GenerativeConfigBase):
 
 def _networks(parts: Mapping[str, Any], spec: ImageSpec) -> VAENetworks:
   num_outputs = parts["decoder"].num_outputs(spec.channels)
-  networks = created_networks(VAENetworks, parts["autoencoder"], spec, num_outputs)
+  networks = gathering_networks(
+    created_networks(VAENetworks, parts["autoencoder"], spec, num_outputs)
+  )
   if len(networks.latent_shape) != 3:
     raise ValueError(
       "the autoencoder's latents are a vector; train one with spatial latents, "
@@ -302,4 +306,5 @@ class LatentDiffusionModel(ModelBase):
 
 def flatten(params: Params) -> Float[np.ndarray, "P"]:
   """Return an autoencoder's parameters as the vector that `LatentDiffusion` stores."""
-  return np.asarray(ravel_pytree(params)[0], np.float32)
+  leaves = [sharding.fetch(leaf).ravel() for leaf in jax.tree.leaves(params)]
+  return np.concatenate(leaves).astype(np.float32)

@@ -22,6 +22,7 @@ from diffusion_jax.likelihood import (
 from diffusion_jax.likelihood.outside import likelihoods_of
 from diffusion_jax.losses import VAE_LOSSES, ElboTerms, elbo_terms
 from diffusion_jax.models import DECODERS, VAES, VAENetworks, created_networks
+from diffusion_jax.parallel.spread import gathering
 from diffusion_jax.types import (
   UNCONDITIONAL,
   Aux,
@@ -68,7 +69,7 @@ class VAE(GenerativeConfigBase):
     decoder = parts["decoder"]
     counted_levels = decoder.num_levels(spec.num_levels)
     num_outputs = decoder.num_outputs(spec.channels)
-    networks = created_networks(VAENetworks, parts["model"], spec, num_outputs)
+    networks = gathering_networks(created_networks(VAENetworks, parts["model"], spec, num_outputs))
     estimators = likelihoods_of(VAE_LIKELIHOODS, parts)
     return VAEModel(spec, networks, decoder, parts["loss"], estimators, counted_levels)
 
@@ -196,6 +197,16 @@ class VAEModel(ModelBase):
       return log_prob + jnp.sum(_flat(prior - posterior), axis=-1)
 
     return estimator.estimate(log_weight, keys, self.spec.num_dims)
+
+
+def gathering_networks(networks: VAENetworks) -> VAENetworks:
+  """Return an autoencoder's networks that gather split parameters where they use them."""
+  return VAENetworks(
+    networks.init,
+    gathering(networks.encode),
+    gathering(networks.decode),
+    networks.latent_shape,
+  )
 
 
 def _flat(z: Float[Array, "B ..."]) -> Float[Array, "B D"]:

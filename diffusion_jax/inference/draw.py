@@ -1,6 +1,7 @@
 """Draw images over the mesh; the result does not depend on how the work is split."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -15,8 +16,8 @@ from diffusion_jax.core.class_names import class_numbers, list_classes
 from diffusion_jax.data import Source, make_batch
 from diffusion_jax.generative import ModelBase, require
 from diffusion_jax.inference.condition_fields import mixed_fields
-from diffusion_jax.kernels.attention import placed_on
 from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.spread import jit_spread
 from diffusion_jax.samplers.editing import interpolate
 from diffusion_jax.types import (
   UNCONDITIONAL,
@@ -50,6 +51,18 @@ class Draw(Protocol):
   ) -> Float[np.ndarray, "N H W C"]: ...
 
 
+def jit_sample(generative: GenerativeModel, mesh: Mesh) -> Any:
+  """Return the jitted (params, seed, index [N], condition [N]) -> images [N H W C]."""
+  by_batch = sharding.batch_sharding(mesh)
+
+  def sample(params, seed, index, condition):
+    keys = rng.sample_keys(seed, index)
+    images = generative.sample(params, keys, condition).images
+    return jax.lax.with_sharding_constraint(images, by_batch)
+
+  return jit_spread(sample, mesh)
+
+
 def make_draw(generative: GenerativeModel, mesh: Mesh, batch_size: int) -> Draw:
   """Return a function that draws images in batches over all devices.
 
@@ -63,15 +76,7 @@ def make_draw(generative: GenerativeModel, mesh: Mesh, batch_size: int) -> Draw:
     first..first+N-1 of the seed, in about [-1, 1]. Image i has key i of `rng.sample_keys`, whatever
     the batch size, the number of devices and the other images drawn with it.
   """
-  batch_size = sharding.round_up(batch_size, mesh)
-  by_batch = sharding.batch_sharding(mesh)
-
-  @jax.jit
-  @placed_on(mesh)
-  def sample(params, seed, index, condition):
-    keys = rng.sample_keys(seed, index)
-    images = generative.sample(params, keys, condition).images
-    return jax.lax.with_sharding_constraint(images, by_batch)
+  batch_size, sample = sharding.round_up(batch_size, mesh), jit_sample(generative, mesh)
 
   def draw(params, labels, num, seed, first=0, fields: Fields = NO_FIELDS):
     images = []
@@ -99,8 +104,7 @@ def make_inpaint(generative: GenerativeModel, mesh: Mesh) -> Callable[..., np.nd
   """
   require(generative, "edit")
 
-  @jax.jit
-  @placed_on(mesh)
+  @functools.partial(jit_spread, mesh=mesh)
   def inpaint(params, seed, index, condition, x0, is_known):
     keys = rng.sample_keys(seed, index)
     return generative.inpaint(params, keys, condition, x0, is_known).images
@@ -128,8 +132,7 @@ def make_interpolate(generative: GenerativeModel, mesh: Mesh) -> Callable[..., n
   """
   require(generative, "edit")
 
-  @jax.jit
-  @placed_on(mesh)
+  @functools.partial(jit_spread, mesh=mesh)
   def between(params, first, second, weights):
     (one, one_fields), (other, other_fields) = first, second
     start = generative.to_noise(params, one, Condition(fields=one_fields))
@@ -202,8 +205,7 @@ def make_reconstruct(
   """
   require(generative, "encode")
 
-  @jax.jit
-  @placed_on(mesh)
+  @functools.partial(jit_spread, mesh=mesh)
   def reconstruct(params, batch):
     return generative.decode(params, generative.encode(params, jax.random.key(0), batch))
 

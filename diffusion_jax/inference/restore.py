@@ -77,7 +77,7 @@ class Weights(NamedTuple):
   """Restored weights.
 
   Attributes:
-    params: parameters on the mesh, replicated on every device.
+    params: parameters on the mesh, split as in training.
     step: training step of the checkpoint or snapshot.
     meta: metadata saved with it.
     facts: JSON values that identify the weights: equal exactly if the weights are.
@@ -355,7 +355,7 @@ def _tracked_as_offsets(meta: Mapping[str, Any]) -> bool:
 def _read(directory: Path, step: int | None, mesh: Mesh, tree: Tree) -> store.Restored:
   def target(leaves: Leaves) -> Any:
     shapes = tree(leaves)
-    return sharding.as_target(shapes, jax.tree.map(lambda _: sharding.replicated(mesh), shapes))
+    return sharding.as_target(shapes, sharding.state_shardings(mesh, shapes))
 
   restored = store.restore_checkpoint(directory, target, step, _foreign(directory.parent))
   for damage in restored.damaged:

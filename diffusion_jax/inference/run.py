@@ -30,6 +30,7 @@ from diffusion_jax.inference.condition_fields import (
 )
 from diffusion_jax.inference.draw import Draw, make_draw
 from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.spread import jit_spread
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.jax_settings import jax_as_written
 from diffusion_jax.runs.stored import stored_experiment
@@ -62,7 +63,7 @@ class Run:
     workdir: the run's folder.
     experiment: the run's experiment, built from its config.
     model: pure functions of the parameters.
-    params: averaged (EMA) weights, on all devices.
+    params: averaged (EMA) weights, split over the devices as in training.
     step: number of training steps of these weights.
     mesh: the devices.
   """
@@ -180,7 +181,7 @@ class Run:
   @functools.cached_property
   def _denoise(self):
     require(self.model, "denoise")
-    return jax.jit(self.model.denoise)
+    return jit_spread(self.model.denoise, self.mesh)
 
   def _draw(self, sampler: Any, guidance: Any, batch_size: int) -> Draw:
     """Return the compiled function, cached by sampler, guidance and batch size."""

@@ -13,16 +13,29 @@ CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDU
 """YNNPACK for reductions only: XLA's own kernels are faster at a kernel's gradient."""
 
 
+CPU_MEMORY_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+"""The default order of a CPU program gathers all split parameters first, and keeps them."""
+
+
 def compiler_options(platform: str) -> dict[str, str]:
   """Return XLA's options for a training step on `platform`; {} if this jaxlib lacks them."""
-  return CPU_OPTIONS if platform == "cpu" and _are_known() else {}
+  return _known(CPU_OPTIONS) if platform == "cpu" else {}
+
+
+def memory_options(platform: str) -> dict[str, str]:
+  """Return XLA's options for a program of split parameters; {} if this jaxlib lacks them."""
+  return _known(CPU_MEMORY_OPTIONS) if platform == "cpu" else {}
+
+
+def _known(options: dict[str, str]) -> dict[str, str]:
+  return options if _are_known(tuple(options.items())) else {}
 
 
 @functools.cache
-def _are_known() -> bool:
+def _are_known(options: tuple[tuple[str, str], ...]) -> bool:
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
     try:
-      jax.jit(lambda x: x, compiler_options=CPU_OPTIONS).lower(0.0).compile()
+      jax.jit(lambda x: x, compiler_options=dict(options)).lower(0.0).compile()
     except (jax.errors.JaxRuntimeError, ValueError):
       return False
   return True

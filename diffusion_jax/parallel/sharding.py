@@ -132,7 +132,7 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def compute_shardings(mesh: Mesh, tree: Any) -> Any:
-  """Return a sharding for each parameter during computation: `fsdp` gathered, `tensor` split."""
+  """Return a sharding for each parameter where it is used: `fsdp` gathered, `tensor` split."""
   return _by_path(mesh, tree, lambda path, shape: P(*_tensor_axes(path, shape, mesh)))
 
 
@@ -228,6 +228,16 @@ def describe_layout(mesh: Mesh, state: Any) -> list[str]:
   return [*lines, f"{_layout_line('total', '', arrays, total, here)}  {ratio}"]
 
 
+def describe_preview(mesh: Mesh, state: Any) -> str:
+  """Format the line of a preview: the state with the average that samples are drawn with."""
+  rows = layout_rows(mesh, state)
+  rows += [row for row in rows if row.part == "params"]
+  arrays, total = sum(row.arrays for row in rows), sum(row.num_bytes for row in rows)
+  here = sum(row.bytes_per_device for row in rows)
+  line = _layout_line("preview", "total + average", arrays, total, here)
+  return f"{line}  and its images"
+
+
 def _layout_line(part: str, how: str, arrays: int, total: int, here: int) -> str:
   return f"{part:<11}{how:<22}{arrays:>7,}{total / 1e6:>10,.1f}{here / 1e6:>13,.1f}"
 
@@ -298,14 +308,6 @@ def put_everywhere(tree: Any, mesh: Mesh) -> Any:
     return jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
 
   return jax.tree.map(put, tree)
-
-
-def gathered(params: Any, mesh: Mesh) -> Any:
-  """Return the parameters in their layout for computation; see `compute_shardings`."""
-  layout = compute_shardings(mesh, params)
-  if jax.tree.all(jax.tree.map(lambda x, sharding: x.sharding == sharding, params, layout)):
-    return params
-  return jax.jit(lambda tree: tree, out_shardings=layout)(params)
 
 
 def fetch(x: Any) -> np.ndarray:

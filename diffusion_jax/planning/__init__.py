@@ -12,6 +12,7 @@ from diffusion_jax.planning.compiled import (
 )
 from diffusion_jax.planning.fit import Fit, largest_batch, verify
 from diffusion_jax.planning.image_shape import image_spec
+from diffusion_jax.planning.preview import Preview, measure_preview
 from diffusion_jax.planning.roofline import Roofline, roofline
 from diffusion_jax.planning.table import Plan, each, plan_json, plan_text
 from diffusion_jax.planning.targets import find_devices
@@ -22,6 +23,7 @@ __all__ = [
   "Fit",
   "Measured",
   "Plan",
+  "Preview",
   "Program",
   "Roofline",
   "Traffic",
@@ -32,6 +34,7 @@ __all__ = [
   "find_devices",
   "image_spec",
   "largest_batch",
+  "measure_preview",
   "measure_program",
   "memory_limit",
   "plan_json",

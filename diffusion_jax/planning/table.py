@@ -9,6 +9,7 @@ from diffusion_jax.planning.chips import Chip
 from diffusion_jax.planning.compiled import Measured, Memory, Program
 from diffusion_jax.planning.fit import Fit
 from diffusion_jax.planning.flops import StepFlops
+from diffusion_jax.planning.preview import Preview
 from diffusion_jax.planning.roofline import Roofline
 from diffusion_jax.training.train_state import count_parameters
 
@@ -29,6 +30,7 @@ class Plan(NamedTuple):
     available: memory of a device, bytes; None if unknown.
     roofline: minimum time of a step; None for an unknown chip or unknown work.
     fit: largest batch; None if it was not requested or the memory is unknown.
+    preview: memory while samples are drawn between two steps.
   """
 
   config: str
@@ -40,12 +42,16 @@ class Plan(NamedTuple):
   available: int | None
   roofline: Roofline | None
   fit: Fit | None
+  preview: Preview
 
 
 def plan_text(plan: Plan) -> str:
   """Format the plan as a table."""
   layout = "\n".join(sharding.describe_layout(plan.program.mesh, plan.program.state))
-  sections = [_head(plan), layout, _step(plan), _memory(plan), _bounds(plan), _largest(plan)]
+  sections = [
+    *(_head(plan), layout, _step(plan), _memory(plan)),
+    *(_preview(plan), _bounds(plan), _largest(plan)),
+  ]
   return "\n\n".join(section for section in sections if section)
 
 
@@ -77,6 +83,12 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     },
     "collectives": [row._asdict() for row in m.traffic],
     "memory": m.memory._asdict() | {"peak": m.memory.peak, "available": plan.available},
+    "preview": {
+      "num_images": plan.preview.num_images,
+      "state": plan.preview.state,
+      "peak": plan.preview.peak,
+      **(plan.preview.memory._asdict() if plan.preview.memory else {}),
+    },
     "chip": chip._asdict() if chip else None,
     "roofline": plan.roofline._asdict() if plan.roofline else None,
     "fit": fit._asdict() if fit else None,
@@ -148,6 +160,21 @@ def _memory(plan: Plan) -> str:
     part = f" of {_bytes(plan.available)} ({memory.peak / plan.available:.1%})"
   rows["peak"] = f"{_bytes(memory.peak)}{part}: arguments + outputs - aliased + temporaries + code"
   return _rows("memory of each device", rows)
+
+
+def _preview(plan: Plan) -> str:
+  seen = plan.preview
+  title = f"memory of each device while a preview of {seen.num_images:,} images is drawn"
+  rows = {"state": _bytes(seen.state)}
+  if seen.memory is None or seen.peak is None:
+    rows["peak"] = "does not fit: lower `logging.num_samples`"
+    return _rows(title, rows)
+  rows |= {"average": _bytes(seen.memory.arguments), "temporaries": _bytes(seen.memory.temporaries)}
+  part = ""
+  if plan.available:
+    part = f" of {_bytes(plan.available)} ({seen.peak / plan.available:.1%})"
+  rows["peak"] = f"{_bytes(seen.peak)}{part}: state + average + temporaries + images + code"
+  return _rows(title, rows)
 
 
 def _bounds(plan: Plan) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator
 
-import jax
 import numpy as np
 
 from diffusion_jax import evaluation, parallel
@@ -22,7 +21,7 @@ from diffusion_jax.inference.draw import (
   make_reconstruct,
   rows_in_turn,
 )
-from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.spread import jit_spread
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.workdir import write_final
 from diffusion_jax.train_loop.setup import Job, sampled_classes
@@ -39,7 +38,7 @@ def make_show(job: Job) -> Show:
   config, generative = job.experiment, job.generative
   draw = make_draw(generative, job.mesh, config.logging.num_samples)
   measured = measured_likelihoods(generative, config.figure_names(config.eval.training_likelihoods))
-  seeded = jax.jit(make_eval_step(generative, measured))
+  seeded = jit_spread(make_eval_step(generative, measured), job.mesh)
   seed = np.uint32(config.training.seed)
   eval_step = lambda params, aux, batch: seeded(params, aux, batch, seed)  # noqa: E731
   # Computed once, when it is first shown; it is only useful next to a likelihood.
@@ -51,7 +50,7 @@ def make_show(job: Job) -> Show:
     due = parts_due(job, step, last)
     if not last and due <= set(there):
       return
-    params = sharding.gathered(state.ema, job.mesh)
+    params = state.ema
     with said_if_not_finite(logger, step):
       if "samples" in due and "samples" not in there:
         show_samples(job, logger, step, params, draw)

@@ -123,7 +123,8 @@ def print_plan(job: Job, beginning: str) -> None:
   ]
   print(f"diffusion_jax {__version__}, jax {jax.__version__}")
   print("\n".join(f"  {name:<11}{text}" for name, text in rows))
-  print("\n".join(f"  {line}" for line in sharding.describe_layout(mesh, state)), flush=True)
+  layout = [*sharding.describe_layout(mesh, state), sharding.describe_preview(mesh, state)]
+  print("\n".join(f"  {line}" for line in layout), flush=True)
 
 
 def _network_warning(job: Job) -> list[tuple[str, str]]:

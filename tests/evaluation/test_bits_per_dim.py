@@ -35,8 +35,8 @@ def source(num):
 
 
 def run(tmp_path, noise, num=37, repeats=2, devices=8, batch_size=16):
-  estimate = bits_per_dim.make_estimate(generative(noise), "mine")
   mesh = sharding.create_mesh(sharding.MeshShape(), jax.devices()[:devices])
+  estimate = bits_per_dim.make_estimate(generative(noise), "mine", mesh)
   told = []
   split = bits_per_dim.SplitEstimate(
     jnp.float32(2.0), source(num)[0], mesh, Chunks(tmp_path, {}), batch_size, repeats, 5

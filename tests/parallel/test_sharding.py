@@ -116,6 +116,11 @@ def test_the_layout_table_counts_bytes_by_hand():
   assert sharding.describe_layout(mesh, tree)[-1].split() == [
     "total", "6", "0.1", "0.1", f"1/{total / (12 + 49188 + 2 * 8192):.2f}", "of", "the", "whole",
   ]  # fmt: skip
+  shown = sharding.describe_preview(mesh, tree).split()
+  assert shown[4:] == ["7", "0.1", "0.1", "and", "its", "images"]
+  large = {"wide": jax.ShapeDtypeStruct((8000, 1000), jnp.float32)}  # 32 MB, 8 on a device
+  both = tree._replace(params=large, offsets={"ema": large})
+  assert sharding.describe_preview(mesh, both).split()[5:7] == ["96.0", "24.0"]
   whole = sharding.describe_layout(create_mesh(MeshShape()), tree)[-1]
   assert whole.split()[-2:] == ["the", "whole"]
   assert "1/" not in whole
@@ -131,17 +136,6 @@ def test_a_batch_of_a_tensor_mesh_is_split_among_groups():
     sharding.check_batch_size(6, mesh, 1, "training.batch_size")
   sent = sharding.put_rows(np.arange(8), mesh)
   assert [s.data.shape[0] for s in sent.addressable_shards] == [2] * 8
-
-
-def test_parameters_are_gathered_to_compute_with():
-  mesh = create_mesh(MeshShape(1, 4, 2))
-  params = {"b/conv1/conv/kernel": np.arange(3 * 3 * 128 * 128, dtype=np.float32)}
-  params = {n: x.reshape(3, 3, 128, 128) for n, x in params.items()}
-  kept = jax.device_put(params, sharding.state_shardings(mesh, params))
-  found = sharding.gathered(kept, mesh)
-  assert found["b/conv1/conv/kernel"].sharding.shard_shape((3, 3, 128, 128)) == (3, 3, 128, 64)
-  np.testing.assert_array_equal(found["b/conv1/conv/kernel"], params["b/conv1/conv/kernel"])
-  assert sharding.gathered(found, mesh) is found
 
 
 def test_batch_size_errors_name_the_nearest_sizes():

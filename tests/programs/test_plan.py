@@ -77,6 +77,11 @@ def test_the_figures_of_the_devices_at_hand(local):
     + memory["temporaries"] + memory["code"]
   )  # fmt: skip
   assert (local["chip"], local["roofline"], local["fit"]) == (None, None, None)
+  preview = local["preview"]
+  assert (preview["num_images"], preview["state"]) == (24, num_bytes)
+  given = 4 + 24 // 8 * (4 + 4)  # the seed; index and label of each image
+  assert preview["arguments"] == 4 * num_parameters + given
+  assert preview["peak"] > num_bytes + 4 * num_parameters
 
 
 def test_each_gradient_is_summed_over_the_devices(local):
@@ -101,6 +106,7 @@ def test_the_table_says_it_to_a_person(call, tmp_path):
     "batch          16 images, 2 per device", f"parameters     {figures['num_parameters']:,}",
     "fsdp 8", "FLOPs", "all-gather", "temporaries", "roofline       none: unknown chip (cpu)",
     "largest batch    unknown: the memory of cpu is not known",
+    "memory of each device while a preview of 24 images is drawn",
   ):  # fmt: skip
     assert text in out, text
 
@@ -208,6 +214,8 @@ def test_which_batches_are_compiled(monkeypatch, call, tmp_path, how, limit, com
 
   monkeypatch.setattr(planning, "measure_program", measure)
   monkeypatch.setattr(planning, "memory_limit", lambda device, chip: limit)
+  shown = planning.Preview(8, 0, Memory(0, 0, 0, 0, 0))
+  monkeypatch.setattr(planning, "measure_preview", lambda program: shown)
   flags = [*SMOKE, "--batch_size_per_device=64", f"--fit={how}", f"--json={tmp_path}/a.json"]
   code, out, err = call(plan.main, *flags)
   assert (code, err, asked) == (0, "", compiled)

@@ -138,7 +138,7 @@ def test_a_dry_run_says_how_the_state_would_lie_and_leaves_nothing(call, tmp_pat
   assert "\n  warning    the process ends 0.31 bits/dim from noise" in out
   assert "mesh       data 2, fsdp 4, tensor 1" in out
   assert re.search(r"params +fsdp 4 +[0-9]+ +0\.[0-9] +0\.[0-9]\n", out)
-  assert re.search(r"total .* 1/[1-4]\.[0-9]+ of the whole\n$", out)
+  assert re.search(r"total .* 1/[1-4]\.[0-9]+ of the whole\n  preview .* and its images\n$", out)
   assert not workdir.exists()
 
 

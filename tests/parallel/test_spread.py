@@ -1,0 +1,101 @@
+"""Parameters that stay split while images are drawn: what is gathered when, and the same images."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.core.config import parse_override
+from diffusion_jax.inference.draw import jit_sample, make_draw
+from diffusion_jax.parallel import sharding
+from diffusion_jax.parallel.sharding import MeshShape, create_mesh
+from diffusion_jax.parallel.spread import gathering, spread_over
+from diffusion_jax.runs.stored import load_experiment
+from diffusion_jax.types import Condition, ImageSpec
+
+PARAMS = {"a": np.ones((64, 64), np.float32), "b": np.ones((64, 64), np.float32), "c": np.ones(64)}
+CONFIG = [
+  "model.name=mlp", "model.hidden=128", "model.depth=6", "sampler.name=ddim", "sampler.steps=3",
+  "generative.conditional=false", "guidance.weight=1.0",
+]  # fmt: skip
+
+
+def two_layers(params, x):
+  return jnp.tanh(jnp.tanh(x @ params["a"] + params["c"]) @ params["b"])
+
+
+def counted(function, *args):
+  """Names of the equations of a traced function, in order."""
+  return [eqn.primitive.name for eqn in jax.make_jaxpr(function)(*args).eqns]
+
+
+def test_each_array_is_gathered_at_its_use_after_what_was_computed_before():
+  x = np.ones((8, 64), np.float32)
+  with spread_over(create_mesh(MeshShape(1, 8))):
+    names = counted(gathering(two_layers), PARAMS, x)
+  gather = ["optimization_barrier", "sharding_constraint"]
+  first = names.index("dot_general")
+  assert names[first - 2 : first] == gather
+  second = names.index("dot_general", first + 1)
+  assert names[second - 2 : second] == gather
+  assert names.count("sharding_constraint") == 3
+
+
+@pytest.mark.parametrize("mesh", [None, MeshShape(), MeshShape(4, 1, 2)])
+def test_where_fsdp_splits_nothing_the_network_is_traced_as_it_is(mesh):
+  x, plain = np.ones((8, 64), np.float32), counted(two_layers, PARAMS, np.ones((8, 64), np.float32))
+  if mesh is None:
+    assert counted(gathering(two_layers), PARAMS, x) == plain
+    return
+  with spread_over(create_mesh(mesh)):
+    assert counted(gathering(two_layers), PARAMS, x) == plain
+
+
+@pytest.mark.costly
+def test_a_network_that_gathers_has_the_values_and_derivatives_of_the_network():
+  """Also one that is jitted itself, and under vmap, as for images between two."""
+  x = np.linspace(-1, 1, 64, dtype=np.float32)[None].repeat(8, 0)
+  network = jax.jit(two_layers)
+  params = {name: array / 64 for name, array in PARAMS.items()}
+
+  def everything(function):
+    value, change = jax.jvp(lambda x: function(params, x), (x,), (x,))
+    mapped = jax.vmap(lambda x: function(params, x))(np.stack([x, 2 * x]))
+    return value, change, mapped, jax.grad(lambda x: function(params, x).sum())(x)
+
+  with spread_over(create_mesh(MeshShape(1, 8))):
+    found, wanted = jax.jit(lambda: (everything(gathering(network)), everything(network)))()
+  for mine, theirs in zip(found, wanted, strict=True):
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def model(request):
+  overrides = [parse_override(f"--config.{text}") for text in CONFIG]
+  experiment = load_experiment(f"{request.config.rootpath}/configs/smoke.py", overrides)
+  return experiment.create(ImageSpec(8, 8, 1, 256, 10))
+
+
+@pytest.mark.costly
+def test_eight_devices_that_hold_an_eighth_each_draw_the_images_of_one(model):
+  params = jax.jit(lambda: model.init(jax.random.key(0))[0])()
+  noise = np.random.default_rng(0)  # else the last layer's zeros hide the others
+  params = jax.tree.map(lambda x: x + 0.02 * noise.standard_normal(x.shape, np.float32), params)
+  whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+  mesh, one = create_mesh(MeshShape(1, 8)), create_mesh(MeshShape(), jax.devices()[:1])
+  split = jax.device_put(params, sharding.state_shardings(mesh, params))
+  drawn = make_draw(model, mesh, 8)(split, None, 8, 0)
+  alone = make_draw(model, one, 8)(jax.device_put(params, jax.devices()[0]), None, 8, 0)
+  assert np.ptp(alone) > 0.5
+  np.testing.assert_allclose(drawn, alone, atol=1e-4)
+
+  index = sharding.put_rows(np.arange(8, dtype=np.uint32), mesh)
+  compiled = jit_sample(model, mesh).lower(split, 0, index, Condition()).compile()
+  memory = compiled.memory_analysis()
+  shares = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(split))
+  assert shares < whole / 6
+  assert memory.argument_size_in_bytes <= shares + 64
+  assert memory.temp_size_in_bytes < whole / 3
+  assert not re.search(r"= \S+ all-gather(-start)?\(", compiled.as_text().partition("ENTRY")[2])
