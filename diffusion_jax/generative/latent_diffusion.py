@@ -306,5 +306,5 @@ class LatentDiffusionModel(ModelBase):
 
 def flatten(params: Params) -> Float[np.ndarray, "P"]:
   """Return an autoencoder's parameters as the vector that `LatentDiffusion` stores."""
-  leaves = [sharding.fetch(leaf).ravel() for leaf in jax.tree.leaves(params)]
+  leaves = [sharding.fetch(jnp.asarray(leaf)).ravel() for leaf in jax.tree.leaves(params)]
   return np.concatenate(leaves).astype(np.float32)
