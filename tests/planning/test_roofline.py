@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion_jax.planning import Measured, Plan, roofline
+from diffusion_jax.planning import Measured, Plan, Preview, roofline
 from diffusion_jax.planning.chips import CHIPS
 from diffusion_jax.planning.communication import Traffic
 from diffusion_jax.planning.compiled import Memory
@@ -21,7 +21,8 @@ def measured(flops, work):
 
 
 def shown(step, bound):
-  plan = Plan("a", "b", None, step, "TPU v4", CHIP, None, bound, None)
+  preview = Preview(4, 0, None)
+  plan = Plan("a", "b", None, step, "TPU v4", CHIP, None, bound, None, preview)
   return _step(plan) + _bounds(plan)
 
 
