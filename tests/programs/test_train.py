@@ -93,7 +93,7 @@ def test_another_seed_and_other_rates_compile_nothing_anew(finished, call, tmp_p
     code, _, err = call(train.main, *SMOKE, *flags)
     assert code == 0, err
     more = {name: counts[name] - before[name] for name in counts}
-    assert more["loaded"] > 3
+    assert more["loaded"] >= 3  # the step, the samples, the held-out pass
     return more["asked for"] - more["loaded"]
 
   jax.monitoring.register_event_duration_secs_listener(on_duration)
