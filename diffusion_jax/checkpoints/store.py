@@ -6,6 +6,7 @@ A folder has one folder per step. Only a committed step with correct checksums i
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserva
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints import leaves
 from diffusion_jax.checkpoints.step_folders import Damage, Unreadable, saved_steps
-from diffusion_jax.core import files, progress, storage
+from diffusion_jax.core import files, progress, stacking, storage
 from diffusion_jax.core.parts import Part
 from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.types import UserError
@@ -256,15 +257,16 @@ def restore_checkpoint(
     tried.add(candidate)
     folder = directory / str(candidate)
     checked, reason = _attempt(lambda folder=folder: _check(folder, target, foreign), causes)
-    meta, tree = checked or (None, None)
     state = None
     with progress.phase(f"restoring step {candidate:,}"):
-      if reason is None:
-        state, reason = _attempt(lambda folder=folder, tree=tree: _read(folder, tree), causes)
-      if meta is not None and reason is None:
-        reason = leaves.compare_checksums(state, meta["leaves"])
-    if meta is not None and reason is None:
-      return Restored(candidate, state, meta, tuple(_still_there(directory, damaged)))
+      if checked is not None and reason is None:
+        read = functools.partial(_read, folder, checked.stored)
+        state, reason = _attempt(read, causes)
+      if checked is not None and reason is None:
+        reason = leaves.compare_checksums(state, checked.meta["leaves"])
+    if checked is not None and reason is None:
+      found = tuple(_still_there(directory, damaged))
+      return Restored(candidate, stacking.as_wanted(state, checked.wanted), checked.meta, found)
     damaged.append(Damage(candidate, str(reason)))
   damaged = _still_there(directory, damaged)
   if not damaged:  # a run has deleted the steps that were tried
@@ -362,14 +364,23 @@ def _attempt(function: Callable[[], T], causes: list[Exception]) -> tuple[T | No
   return result, next((r for r in parallel.all_gather_objects(reason) if r), None)
 
 
-def _check(folder: Path, target: Any, foreign: Foreign) -> tuple[dict[str, Any], Any]:
-  """Return a step's meta and the tree to read; UserError: another model, others: damage."""
+class _Checked(NamedTuple):
+  """The meta of a step, the tree to read, and the tree that is wanted."""
+
+  meta: dict[str, Any]
+  stored: Any
+  wanted: Any
+
+
+def _check(folder: Path, target: Any, foreign: Foreign) -> _Checked:
+  """Return what to restore from a step; UserError: another model, others: damage."""
   meta = _load_meta(folder)
   if (reason := foreign(meta)) is not None:
     raise ValueError(reason)
-  tree = target(meta["leaves"]) if callable(target) else target
-  leaves.check_leaves(folder, meta["leaves"], tree)
-  return meta, tree
+  wanted = target(meta["leaves"]) if callable(target) else target
+  stored = stacking.as_stored(wanted, meta["leaves"])
+  leaves.check_leaves(folder, meta["leaves"], stored)
+  return _Checked(meta, stored, wanted)
 
 
 def _read(folder: Path, target: Any) -> Any:

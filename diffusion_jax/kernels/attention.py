@@ -58,6 +58,11 @@ def placed_on(mesh: Mesh) -> Iterator[None]:
     _mesh.reset(token)
 
 
+def placed_mesh() -> Mesh | None:
+  """Return the mesh of the innermost `placed_on`, or None outside."""
+  return _mesh.get()
+
+
 def attend(
   query: Float[Array, "B N D"],
   key: Float[Array, "B M D"],

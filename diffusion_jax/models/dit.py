@@ -17,6 +17,7 @@ from diffusion_jax.models.base import Network, NetworkBase, as_network
 from diffusion_jax.models.embeddings import cosine_first_embedding, position_embedding
 from diffusion_jax.models.initializers import kernel_init
 from diffusion_jax.models.layers import FLOAT32, Dtype, Pointwise, Remat, rematerialized
+from diffusion_jax.parallel.sharding import gather_layer
 from diffusion_jax.types import Condition, ImageSpec
 
 TIME_FREQUENCIES = 256
@@ -56,6 +57,8 @@ class DiT(NetworkBase):
       weights; `offload_dot_with_no_batch_dims`, the same with these on the host.
     attention: `xla`, the plain form; `cudnn` on NVIDIA GPUs or `splash` on TPUs, which store no
       scores; `auto`, the device's kernel if it takes the type and shapes, else the plain form.
+    scan_blocks: compile one block and run it `depth` times, with the parameters of all blocks in
+      one array each; false: compile each block by itself. Checkpoints of either can be restored.
   """
 
   depth: int = 12
@@ -68,6 +71,7 @@ class DiT(NetworkBase):
   dtype: Literal["float32", "bfloat16"] = setting("float32", may_change=True)
   remat: Remat = setting("none", may_change=True, affects_figures=False)
   attention: Implementation = setting("auto", may_change=True)
+  scan_blocks: bool = setting(True, may_change=True, affects_figures=False)
 
   def __post_init__(self):
     if min(self.depth, self.hidden, self.heads, self.patch, self.mlp_ratio) < 1:
@@ -117,14 +121,32 @@ class DiTModule(nn.Module):
     grid = (x.shape[1] // config.patch, x.shape[2] // config.patch)
     h = _dense(config.hidden, dtype, name="patch_in")(_to_patches(x, config.patch))
     h = (h + position_embedding(*grid, config.hidden)).astype(dtype)
-    kind = rematerialized(Block, config.remat)
-    for i in range(config.depth):
-      settings = (config.heads, config.mlp_ratio, dtype, config.attention)
-      h = kind(*settings, name=f"block{i}")(h, condition)
+    h = self._blocks(h, condition)
     shift, scale = _modulation(condition, config.hidden, 2, "modulation_out")
     h = _modulated(h, shift, scale).astype(dtype)
     h = _dense(config.patch**2 * self.out_channels, dtype, zeros, "patch_out")(h)
     return _to_image(h, *grid, config.patch)
+
+  def _blocks(self, h: Array, condition: Array) -> Float[Array, "B N D"]:
+    config, kind = self.config, Block
+    settings = (config.heads, config.mlp_ratio, jnp.dtype(config.dtype), config.attention)
+    if not config.scan_blocks:
+      kind = rematerialized(kind, config.remat)
+      for i in range(config.depth):
+        h = kind(*settings, name=f"block{i}")(h, condition)
+      return h
+    # The gather lies inside what is recomputed, so that the backward pass keeps no whole layers.
+    is_first = self.is_initializing()
+    kind = nn.map_variables(kind, "params", trans_in_fn=gather_layer, init=is_first, mutable=True)
+    kind = rematerialized(kind, config.remat, in_scan=True)
+    scanned = nn.scan(
+      lambda block, h, condition: (block(h, condition), None),
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+      length=config.depth,
+    )
+    return scanned(kind(*settings, name="stacked_block"), h, condition)[0]
 
   def _embed(self, time: Array, labels: Any) -> Float[Array, "B D"]:
     hidden = self.config.hidden

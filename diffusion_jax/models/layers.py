@@ -26,6 +26,18 @@ from diffusion_jax.models.resample import double, halve
 Dtype = jnp.dtype
 FLOAT32 = jnp.dtype("float32")
 
+POINTWISE = frozenset(
+  (
+    *("add", "sub", "mul", "div", "neg", "max", "integer_pow", "square", "rsqrt", "exp", "tanh"),
+    *("logistic", "select_n", "convert_element_type", "broadcast_in_dim", "reshape", "transpose"),
+    *("squeeze", "slice", "split", "sharding_constraint"),
+  )
+)
+"""Operations that take less time than storing their results and reading them again.
+
+The last one gathers a layer's parameters; kept from all layers, they would be the whole network.
+"""
+
 OFFLOAD = ("device", "pinned_host")
 """JAX's names of the memories of the device and of its host."""
 
@@ -102,11 +114,28 @@ class Resample(NamedTuple):
     return halve(x, self.taps) if self.direction == "down" else double(x, self.taps)
 
 
-def rematerialized(kind: Any, remat: Remat, static_argnums: tuple[int, ...] = ()) -> Any:
-  """Wrap a module's class so that the backward pass recomputes activations as in `remat`."""
-  if remat == "none":
+def rematerialized(
+  kind: Any, remat: Remat, static_argnums: tuple[int, ...] = (), in_scan: bool = False
+) -> Any:
+  """Wrap a module's class so that the backward pass recomputes activations as in `remat`.
+
+  Args:
+    kind: the class.
+    remat: see the field `remat` of a network.
+    static_argnums: arguments of its call that are not arrays.
+    in_scan: True if a scan calls it. The scan stores everything that its backward pass needs, and
+      the compiler cannot choose to compute some of it again, as it does otherwise; so for `none`
+      the pointwise operations are computed again here.
+  """
+  if remat == "none" and not in_scan:
     return kind
-  return nn.remat(kind, static_argnums=static_argnums, policy=remat_policy(remat))
+  policy = _all_but_pointwise if remat == "none" else remat_policy(remat)
+  return nn.remat(kind, static_argnums=static_argnums, policy=policy, prevent_cse=not in_scan)
+
+
+def _all_but_pointwise(primitive: Any, *args: Any, **params: Any) -> bool:
+  del args, params
+  return primitive.name not in POINTWISE
 
 
 def remat_policy(remat: Remat) -> Callable[..., Any] | None:

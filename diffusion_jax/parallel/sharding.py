@@ -18,9 +18,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
+from diffusion_jax.core import stacking
 from diffusion_jax.core.parts import Part
 from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.core.trees import named_leaves
+from diffusion_jax.kernels.attention import placed_mesh
 from diffusion_jax.parallel import watchdog
 from diffusion_jax.types import UserError
 
@@ -132,8 +134,29 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def compute_shardings(mesh: Mesh, tree: Any) -> Any:
-  """Return a sharding for each parameter where it is used: `fsdp` gathered, `tensor` split."""
-  return _by_path(mesh, tree, lambda path, shape: P(*_tensor_axes(path, shape, mesh)))
+  """Return a sharding for each parameter where it is used: `fsdp` gathered, `tensor` split.
+
+  Stacked layers stay as they are kept: a network gathers each when it comes to it, by
+  `gather_layer`, and never holds all of them.
+  """
+
+  def spec(path: str, shape: tuple[int, ...]) -> P:
+    is_stacked = stacking.is_stacked(path)
+    return _state_spec(path, shape, mesh) if is_stacked else P(*_tensor_axes(path, shape, mesh))
+
+  return _by_path(mesh, tree, spec)
+
+
+def gather_layer(params: Any) -> Any:
+  """Return the parameters of one of several stacked layers in their layout for computation.
+
+  Inside `placed_on` a mesh; elsewhere they are returned as they are.
+  """
+  mesh = placed_mesh()
+  if mesh is None or mesh.shape["fsdp"] == 1:
+    return params
+  layout = _by_path(mesh, params, lambda path, shape: P(*_tensor_axes(path, shape, mesh)))
+  return jax.lax.with_sharding_constraint(params, layout)
 
 
 def _by_path(mesh: Mesh, tree: Any, spec: Callable[[str, tuple[int, ...]], P]) -> Any:
@@ -152,10 +175,12 @@ def _tensor_axes(path: str, shape: tuple[int, ...], mesh: Mesh) -> list[str | No
 
 
 def _state_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-  axes, shards = _tensor_axes(path, shape, mesh), mesh.shape["fsdp"]
-  free = [i for i, n in enumerate(shape) if axes[i] is None and n % shards == 0]
-  if shards > 1 and free and math.prod(shape) >= MIN_SHARDED_SIZE:
-    axes[max(free, key=lambda i: shape[i])] = "fsdp"
+  shards, layer = mesh.shape["fsdp"], stacking.shape_of_layer(path, shape)
+  axes = _tensor_axes(path, layer, mesh)
+  free = [i for i, n in enumerate(layer) if axes[i] is None and n % shards == 0]
+  if shards > 1 and free and math.prod(layer) >= MIN_SHARDED_SIZE:
+    axes[max(free, key=lambda i: layer[i])] = "fsdp"
+  axes = [None] * (len(shape) - len(layer)) + axes  # each device has its part of every layer
   return P(*axes) if any(axes) else P()
 
 

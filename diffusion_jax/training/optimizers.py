@@ -13,6 +13,7 @@ from diffusion_jax.core.parts import Part
 from diffusion_jax.core.registry import Registry
 from diffusion_jax.core.settings import HOW_IT_RUNS
 from diffusion_jax.core.shapes import describe_value
+from diffusion_jax.core.stacking import shape_of_layer
 from diffusion_jax.types import Params
 
 Rates = Mapping[str, Any]
@@ -179,7 +180,9 @@ class Adam(ScheduledOptimizer):
       name = _own_name(path)
       if name in FIXED:
         return False
-      return name != "bias" if self.decay == "non_bias" else leaf.ndim > 1
+      if self.decay == "non_bias":
+        return name != "bias"
+      return len(shape_of_layer(_whole_name(path), leaf.shape)) > 1
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -214,7 +217,11 @@ def apply_updates(params: Params, updates: Params) -> Params:
 
 def _own_name(path: Any) -> str:
   """Return the last name of a parameter's path."""
-  return jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")[2]
+  return _whole_name(path).rpartition("/")[2]
+
+
+def _whole_name(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 OPTIMIZERS = Registry(

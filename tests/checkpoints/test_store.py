@@ -23,6 +23,7 @@ from diffusion_jax.checkpoints import step_folders, store
 from diffusion_jax.checkpoints.checksums import checksums
 from diffusion_jax.checkpoints.store import CheckpointError, Checkpointing, Checkpoints
 from diffusion_jax.core import storage
+from diffusion_jax.core.stacking import stack_layers
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
@@ -282,6 +283,32 @@ def test_damage_in_another_part_does_not_matter_to_a_partial_restore_but_its_own
   hit = full.damaged[0].reason
   part = store.restore_checkpoint(folder, {"params": target().params})
   assert (part.step == 20) == ("params/" in hit)
+
+
+@pytest.mark.parametrize("saved_apart", [True, False])
+def test_layers_saved_apart_are_restored_in_one_array_and_the_other_way(tmp_path, saved_apart):
+  """Parameters, moments and averages, or parts of them, on another mesh; checksums are checked."""
+  layer = lambda i: {"kernel": jnp.asarray(normal(i, 64, 256)), "bias": jnp.full(256, float(i))}  # noqa: E731
+  params = {f"block{i}": layer(i) for i in range(11)} | {"top": layer(11)}
+  state = create_state(params, {}, Adam().create(10).init(params), ["long"])
+  state = state._replace(offsets=jax.tree.map(lambda x: x + 1, state.offsets))
+  joined = stack_layers(state, ["block"])
+  before, after = (state, joined) if saved_apart else (joined, state)
+  saver = Checkpoints(tmp_path / "c", Checkpointing())
+  saver.save(1, on(create_mesh(MeshShape(2, 4)), before)[0], {})
+  saver.close()
+  wanted = on(create_mesh(MeshShape(-1, 8)), after)[1]
+  restored = store.restore_checkpoint(tmp_path / "c", wanted).state
+  assert same(restored, after)
+  placed = jax.tree.map(
+    lambda x, like: x.sharding.is_equivalent_to(like.sharding, x.ndim), restored, wanted
+  )
+  assert all(jax.tree.leaves(placed))
+  part = store.restore_checkpoint(tmp_path / "c", {"params": wanted.params}).state
+  assert same(part["params"], after.params)
+  flip_a_bit(tmp_path / "c" / "1")
+  with pytest.raises(step_folders.Unreadable, match="checksum"):
+    store.restore_checkpoint(tmp_path / "c", wanted)
 
 
 @pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (2, 1), (4, 2), (8, 8)])

@@ -4,6 +4,7 @@ Widths are 32 and 64, where 32 groups differ from a quarter of the width. Everyt
 NumPy, so that the script that makes the stored outputs and the tests that read them agree.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from drawn_weights import drawn_weights
 from numpy_draws import normal
 
+from diffusion_jax.core.stacking import stack_layers
 from diffusion_jax.models import DiT, UNet
 from diffusion_jax.types import ImageSpec
 
@@ -48,7 +50,15 @@ class Case(NamedTuple):
     return self.config.create(self.spec, self.num_labels)
 
   def params(self):
-    return drawn_weights(self.create().init, std=self.std)
+    """The weights by layer, as the originals have them."""
+    config = self.config
+    if isinstance(config, DiT):
+      config = dataclasses.replace(config, scan_blocks=False)
+    return drawn_weights(config.create(self.spec, self.num_labels).init, std=self.std)
+
+  def own_params(self):
+    """The same weights as this network has them."""
+    return stack_layers(self.params(), ["block"] if isinstance(self.config, DiT) else [])
 
   def images(self):
     return normal(3, len(self.time), *self.spec.shape)

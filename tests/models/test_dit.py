@@ -10,6 +10,7 @@ import pytest
 from drawn_weights import drawn_weights
 from numpy_draws import moved, normal
 
+from diffusion_jax.core.stacking import stack_layers, unstack_layers
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import NETWORKS, DiT
 from diffusion_jax.models.dit import _layer_norm
@@ -61,14 +62,19 @@ def test_it_starts_at_exactly_zero_with_blocks_that_are_the_identity(tiny):
   assert (out == 0).all()
   params = {**params, "patch_out": moved(params["patch_out"])}
   shallow = jax.jit(dataclasses.replace(TINY, depth=1).create(SPEC, 4).apply)
+  first = {**params, "stacked_block": jax.tree.map(lambda x: x[:1], params["stacked_block"])}
   np.testing.assert_array_equal(
-    apply(params, X, TIME, Condition(LABELS)), shallow(params, X, TIME, Condition(LABELS))
+    apply(params, X, TIME, Condition(LABELS)), shallow(first, X, TIME, Condition(LABELS))
   )
 
 
 def test_initial_weights_have_the_recipes_scale():
-  init = jax.jit(dataclasses.replace(TINY, depth=1, hidden=96).create(SPEC, 4).init)
-  params = named_leaves(jax.tree.map(np.asarray, init(jax.random.key(1))))
+  """Of each block by itself; no two blocks start alike."""
+  init = jax.jit(dataclasses.replace(TINY, hidden=96).create(SPEC, 4).init)
+  params = jax.tree.map(np.asarray, unstack_layers(init(jax.random.key(1))))
+  first, second = (params[f"block{i}"]["mlp_in"]["kernel"] for i in range(2))
+  assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.05
+  params = named_leaves(params)
   for name, value in params.items():
     if not name.endswith("kernel"):
       assert name == "label/embedding" or not value.any(), name
@@ -167,9 +173,9 @@ def test_learned_variance_doubles_the_channels():
   assert (np.std(out, axis=(0, 1, 2)) > 0.01).all()
 
 
-def gradient(remat, params):
+def gradient(remat, params, scan_blocks=True):
   """Of a network of two blocks."""
-  network = dataclasses.replace(TINY, remat=remat).create(SPEC, 4)
+  network = dataclasses.replace(TINY, remat=remat, scan_blocks=scan_blocks).create(SPEC, 4)
   loss = lambda p, x, time: jnp.mean(network.apply(p, x, time, Condition(jnp.asarray(LABELS))) ** 2)  # noqa: E731
   return jax.jit(jax.grad(loss))(params, X, TIME)
 
@@ -186,6 +192,28 @@ def test_remat_changes_memory_not_gradients(tiny, plain_gradient, remat):
   plain, rematted = plain_gradient, gradient(remat, tiny[2])
   for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rematted), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_one_block_that_runs_twice_is_two_blocks(tiny, plain_gradient):
+  """Values and gradients, and the compiler is given one block."""
+  apply, _, params = tiny
+  network = dataclasses.replace(TINY, scan_blocks=False).create(SPEC, 4)
+  apart = jax.tree.map(np.asarray, unstack_layers(params))
+  out = jax.jit(network.apply)(apart, X, TIME, Condition(LABELS))
+  np.testing.assert_allclose(apply(params, X, TIME, Condition(LABELS)), out, rtol=1e-4, atol=1e-5)
+  wanted = stack_layers(gradient("none", apart, scan_blocks=False), ["block"])
+  for a, b in zip(jax.tree.leaves(plain_gradient), jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+  def num_products(config):
+    network = config.create(SPEC, 4)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    return str(jax.make_jaxpr(network.apply)(shapes, X, TIME, Condition(LABELS))).count("= dot_g")
+
+  deep = dataclasses.replace(TINY, depth=9)
+  assert num_products(deep) == num_products(TINY)
+  apart = [dataclasses.replace(config, scan_blocks=False) for config in (TINY, deep)]
+  assert num_products(apart[1]) - num_products(apart[0]) == 7 * 9  # of a block
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters(tiny):

@@ -20,7 +20,7 @@ COSTLY = {name: [pytest.mark.costly] for name, c in CASES.items() if isinstance(
 def test_the_output_is_that_of_the_original(name):
   case, expected = CASES[name], np.load(FIXTURE)[name]
   found = jax.jit(case.create().apply)(
-    case.params(), case.images(), case.time, Condition(case.labels)
+    case.own_params(), case.images(), case.time, Condition(case.labels)
   )
   error = np.abs(np.asarray(found) - expected).max() / expected.std()
   assert error < 1e-4, f"{error:.1e} of the output's deviation"

@@ -55,6 +55,16 @@ def test_fsdp_splits_the_largest_axis_that_divides_and_leaves_small_leaves_whole
   }
 
 
+def test_stacked_layers_are_split_as_each_of_them_and_never_between_them():
+  """A layer too small to be split stays whole, however many there are."""
+  shapes = {"kernel": (8, 64, 128), "bias": (8, 128), "flat": (8192, 4, 3)}
+  tree = {n: jax.ShapeDtypeStruct(shape, jnp.float32) for n, shape in shapes.items()}
+  mesh = create_mesh(MeshShape(1, 8))
+  for made in (sharding.state_shardings, sharding.compute_shardings):
+    specs = {n: s.spec for n, s in made(mesh, {"stacked_block": tree})["stacked_block"].items()}
+    assert specs == {"kernel": P(None, None, "fsdp"), "bias": P(), "flat": P()}
+
+
 def test_without_fsdp_everything_is_replicated():
   tree = {"wide": jax.ShapeDtypeStruct((64, 128), jnp.float32)}
   assert sharding.state_shardings(create_mesh(MeshShape()), tree)["wide"].spec == P()

@@ -1,5 +1,6 @@
 """Parameters that stay split while images are drawn: what is gathered when, and the same images."""
 
+import math
 import re
 
 import jax
@@ -13,13 +14,29 @@ from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.parallel.spread import gathering, spread_over
 from diffusion_jax.runs.stored import load_experiment
-from diffusion_jax.types import Condition, ImageSpec
+from diffusion_jax.training.ema import EMA
+from diffusion_jax.training.optimizers import Adam
+from diffusion_jax.training.step import (
+  Training,
+  hyperparameters,
+  jit_train_step,
+  make_init,
+  make_train_step,
+)
+from diffusion_jax.types import Batch, Condition, ImageSpec
 
+ROWS = [((8, 8, 1), np.uint8), ((), np.int32), ((), np.float32), ((), np.uint32)]
 PARAMS = {"a": np.ones((64, 64), np.float32), "b": np.ones((64, 64), np.float32), "c": np.ones(64)}
 CONFIG = [
-  "model.name=mlp", "model.hidden=128", "model.depth=6", "sampler.name=ddim", "sampler.steps=3",
-  "generative.conditional=false", "guidance.weight=1.0",
-]  # fmt: skip
+  "sampler.name=ddim",
+  "sampler.steps=3",
+  "generative.conditional=false",
+  "guidance.weight=1.0",
+]
+NETWORKS = {
+  "mlp": ["model.name=mlp", "model.hidden=128", "model.depth=6"],
+  "dit": ["model.name=dit", "model.hidden=128", "model.depth=6", "model.heads=4"],
+}
 
 
 def two_layers(params, x):
@@ -71,11 +88,34 @@ def test_a_network_that_gathers_has_the_values_and_derivatives_of_the_network():
     np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["mlp", "dit"])
 def model(request):
-  overrides = [parse_override(f"--config.{text}") for text in CONFIG]
+  settings = CONFIG + NETWORKS[request.param]
+  overrides = [parse_override(f"--config.{text}") for text in settings]
   experiment = load_experiment(f"{request.config.rootpath}/configs/smoke.py", overrides)
   return experiment.create(ImageSpec(8, 8, 1, 256, 10))
+
+
+@pytest.mark.costly
+@pytest.mark.parametrize("model", ["dit"], indirect=True)
+def test_a_training_step_with_stacked_layers_never_holds_all_of_them(model):
+  """Without rematerialisation too: each layer is gathered once forward and once backward."""
+  mesh, optimizer = create_mesh(MeshShape(1, 8)), Adam()
+  training = Training(batch_size=16)
+  state = jax.eval_shape(make_init(model, optimizer, training), 0)
+  state = sharding.as_target(state, sharding.state_shardings(mesh, state))
+  batch = Batch(*(jax.ShapeDtypeStruct((16, *shape), kind) for shape, kind in ROWS))
+  train_step = make_train_step(model, optimizer, EMA(), training, mesh)
+  numbers = hyperparameters(model, optimizer, EMA(), training)
+  compiled = jit_train_step(train_step, state, mesh).lower(state, batch, numbers).compile()
+  layers = state.params["stacked_block"]
+  whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(layers))
+  assert compiled.memory_analysis().temp_size_in_bytes < whole
+  gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather(?:-start)?\(", compiled.as_text())
+  sizes = [math.prod(map(int, shape.split(","))) for shape in gathered]
+  split = [x for x in jax.tree.leaves(layers) if not x.sharding.is_fully_replicated]
+  assert max(sizes) == max(x.size for x in split) // 6
+  assert len([n for n in sizes if n >= 128 * 128]) >= 2 * len(split)
 
 
 @pytest.mark.costly

@@ -203,14 +203,15 @@ def test_the_large_transformer_is_split_over_fsdp_and_tensor():
   params = traced("dit_imagenet64", IMAGENET64)[1]
   mesh = create_mesh(MeshShape(1, 4, 2), jax.devices()[:8])
   layout = named_leaves(sharding.state_shardings(mesh, params))
-  block = {n: s.spec for n, s in layout.items() if n.startswith("block7/") and "kernel" in n}
-  split = {n.removeprefix("block7/").removesuffix("/kernel"): tuple(s) for n, s in block.items()}
+  stem = "stacked_block/"
+  block = {n: s.spec for n, s in layout.items() if n.startswith(stem) and "kernel" in n}
+  split = {n.removeprefix(stem).removesuffix("/kernel"): tuple(s) for n, s in block.items()}
   assert split == {
-    **{f"attention/{n}": ("fsdp", "tensor") for n in ("query", "key", "value")},
-    "attention/out": ("tensor", "fsdp"),
-    "mlp_in": ("fsdp", "tensor"),
-    "mlp_out": ("tensor", "fsdp"),
-    "modulation": (None, "fsdp"),
+    **{f"attention/{n}": (None, "fsdp", "tensor") for n in ("query", "key", "value")},
+    "attention/out": (None, "tensor", "fsdp"),
+    "mlp_in": (None, "fsdp", "tensor"),
+    "mlp_out": (None, "tensor", "fsdp"),
+    "modulation": (None, None, "fsdp"),
   }
   state = jax.eval_shape(lambda p: create_state(p, {}, config.optimizer.create(10).init(p)), params)
   rows = sharding.layout_rows(mesh, state)

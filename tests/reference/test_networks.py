@@ -25,7 +25,7 @@ DDPM_CIFAR = Case(
 def difference(case, expected):
   """The largest one, over the deviation of the expected output."""
   found = jax.jit(case.create().apply)(
-    case.params(), case.images(), case.time, Condition(case.labels)
+    case.own_params(), case.images(), case.time, Condition(case.labels)
   )
   return np.abs(np.asarray(found) - expected).max() / expected.std()
 

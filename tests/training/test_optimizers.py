@@ -61,7 +61,8 @@ def test_what_weight_decay_acts_on(decay):
   trained = {
     "network": {"conv": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
                 "norm": {"group": {"scale": jnp.ones(2), "bias": jnp.ones(2)}},
-                "biased": {"bias": jnp.ones((2, 2))}},
+                "biased": {"bias": jnp.ones((2, 2))},
+                "stacked_block": {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((3, 2))}},
     "process": {"b": jnp.ones(()), "w": jnp.ones(())},
   }  # fmt: skip
   fixed = {"autoencoder": jnp.ones(9), "latent_scale": jnp.ones(()),
@@ -73,11 +74,12 @@ def test_what_weight_decay_acts_on(decay):
   updates, _ = jax.jit(
     lambda grads, params: transform.update(grads, transform.init(params), params)
   )(zeros, params)
+  kernels = {"network/conv/kernel", "network/stacked_block/kernel"}
   moved = {name for name, leaf in named_leaves(updates).items() if np.asarray(leaf).any()}
   if decay == "kernels":
-    assert moved == {"network/conv/kernel", "network/biased/bias"}
+    assert moved == {*kernels, "network/biased/bias"}
   else:
-    assert moved == {"network/conv/kernel", "network/norm/group/scale", "process/b", "process/w"}
+    assert moved == {*kernels, "network/norm/group/scale", "process/b", "process/w"}
   other = Adam(decay="kernels" if decay == "non_bias" else "non_bias").create(10)
   same = jax.tree.structure(transform.init(params)) == jax.tree.structure(other.init(params))
   assert same  # so that a run may change it

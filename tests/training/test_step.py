@@ -17,7 +17,7 @@ from diffusion_jax.generative import Diffusion, ModelBase
 from diffusion_jax.generative.base import loss_keys
 from diffusion_jax.likelihood import ContinuousBound, ProbabilityFlow, Spectrum, VariationalBound
 from diffusion_jax.losses import Simple
-from diffusion_jax.models import MLP, UNet
+from diffusion_jax.models import MLP, DiT, UNet
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.processes import LinearVP
@@ -152,6 +152,8 @@ PARTS = {
 
 UNET = UNet(channels=16, multipliers=(1,), num_blocks=1, attention_resolutions=(), dropout=0.3)
 
+DIT = DiT(depth=2, hidden=32, heads=2, patch=4)
+
 
 def diffusion(**changes) -> GenerativeModel:
   return Diffusion(conditional=True).create(PARTS | changes, SPEC)
@@ -193,6 +195,7 @@ def on_one_device(model):
     pytest.param(UNET, 8, MeshShape(), marks=pytest.mark.slow),
     pytest.param(UNET, 8, MeshShape(-1, 4), marks=pytest.mark.slow),
     pytest.param(UNET, 8, MeshShape(-1, 1, 4), marks=pytest.mark.slow),
+    (DIT, 8, MeshShape(2, 4)),  # each block is gathered when it is come to
     (UNET, 8, MeshShape(2, 2, 2)),  # only its blocks have layers that `tensor` splits
   ],
 )
