@@ -42,7 +42,7 @@ class Instruction(NamedTuple):
     shape: shape of the result, as text.
     operands: names of other instructions of the computation.
     attributes: text after the operands.
-    value: text of a constant, empty for other instructions.
+    value: text of a constant or number of a parameter, empty for other instructions.
   """
 
   name: str
@@ -101,7 +101,7 @@ def _instruction(name: str, text: str) -> Instruction:
   shape, rest = text[: opcode.start() - 1], text[opcode.end() - 1 :]
   close = CLOSE.search(rest)
   inside, after = (rest[: close.start()], rest[close.end() :]) if close else (rest, "")
-  value = inside if opcode[1] == "constant" else ""
+  value = inside if opcode[1] in ("constant", "parameter") else ""
   return Instruction(name, opcode[1], shape, tuple(NAME.findall(inside)), after, value)
 
 

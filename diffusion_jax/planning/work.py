@@ -80,8 +80,9 @@ def _target(instruction: hlo.Instruction) -> str | None:
   return target[1] if target else "a custom call without a name"
 
 
-Size = Callable[[hlo.Instruction, dict[str, hlo.Instruction]], float]
-"""Function of an instruction and its computation that returns the instruction's size."""
+Lines = dict[str, hlo.Instruction]
+Size = Callable[[hlo.Instruction, Lines, hlo.Module], float]
+"""Function of an instruction, its computation and the program that returns its size."""
 
 
 def _loop_factor(module: hlo.Module, runs: dict[str, hlo.Runs], size: Size) -> float:
@@ -92,11 +93,14 @@ def _loop_factor(module: hlo.Module, runs: dict[str, hlo.Runs], size: Size) -> f
 
 def _total(module: hlo.Module, runs: dict[str, hlo.Runs], size: Size) -> float:
   in_run = {name: module.computations.get(name, {}) for name in runs}
-  return sum((runs[n].times * size(i, at) for n, at in in_run.items() for i in at.values()), 0.0)
+  return sum(
+    (runs[n].times * size(i, at, module) for n, at in in_run.items() for i in at.values()), 0.0
+  )
 
 
-def _moved_by_library(instruction: hlo.Instruction, lines: dict[str, hlo.Instruction]) -> float:
+def _moved_by_library(instruction: hlo.Instruction, lines: Lines, module: hlo.Module) -> float:
   """Return the bytes of a call's operands and results, without its workspace."""
+  del module
   target = _target(instruction)
   if target is None or target in MARKERS:
     return 0.0
@@ -107,15 +111,16 @@ def _moved_by_library(instruction: hlo.Instruction, lines: dict[str, hlo.Instruc
   return sum((array.num_bytes for array in results), 0.0) + sum(operands, 0.0)
 
 
-def _moved(instruction: hlo.Instruction, lines: dict[str, hlo.Instruction]) -> float:
-  return sum((a.num_bytes for a in _touched(instruction, lines)), 0.0)
+def _moved(instruction: hlo.Instruction, lines: Lines, module: hlo.Module) -> float:
+  return sum((a.num_bytes for a in _touched(instruction, lines, module)), 0.0)
 
 
-def _moved_outside(instruction: hlo.Instruction, lines: dict[str, hlo.Instruction]) -> float:
-  return sum((a.num_bytes for a in _touched(instruction, lines) if not a.on_chip), 0.0)
+def _moved_outside(instruction: hlo.Instruction, lines: Lines, module: hlo.Module) -> float:
+  touched = _touched(instruction, lines, module)
+  return sum((a.num_bytes for a in touched if not a.on_chip), 0.0)
 
 
-def _touched(instruction: hlo.Instruction, lines: dict[str, hlo.Instruction]) -> list[hlo.Array]:
+def _touched(instruction: hlo.Instruction, lines: Lines, module: hlo.Module) -> list[hlo.Array]:
   """Return the arrays that an instruction reads and writes; for a slice only the slice."""
   opcode = instruction.opcode
   if opcode in hlo.NEVER_MOVED or opcode.endswith(("-done", "-update")) or _target(instruction):
@@ -125,6 +130,86 @@ def _touched(instruction: hlo.Instruction, lines: dict[str, hlo.Instruction]) ->
     return 2 * hlo.arrays(instruction.shape)
   if opcode == "dynamic-update-slice":
     return 2 * operands[1]
+  if opcode == "slice-start":  # its result repeats the operand, then comes the slice
+    part = hlo.arrays(instruction.shape)[len(operands[0])]
+    return [part, part._replace(on_chip=operands[0][0].on_chip)]
   if opcode.endswith("-start"):  # its result repeats the operands
     return hlo.arrays(instruction.shape)
-  return [array for part in (hlo.arrays(instruction.shape), *operands) for array in part]
+  results, inside = hlo.arrays(instruction.shape), _inside(instruction, module)
+  if inside:
+    return _written(results, inside) + _read(operands, inside, module)
+  return [array for part in (results, *operands) for array in part]
+
+
+UNMOVED = ("bitcast", "convert", "copy", "reshape")
+"""Operations inside a fusion that do not change which elements are needed."""
+
+
+def _inside(instruction: hlo.Instruction, module: hlo.Module) -> Lines:
+  """Return the instructions of a fusion; {} for any other instruction."""
+  if instruction.opcode != "fusion":
+    return {}
+  return next((module.computations.get(name, {}) for name in hlo.callees(instruction)), {})
+
+
+def _read(operands: list[list[hlo.Array]], inside: Lines, module: hlo.Module) -> list[hlo.Array]:
+  """Return what a fusion reads: slices of an operand that is only sliced, all of others."""
+  found: list[hlo.Array] = []
+  for line in inside.values():
+    if line.opcode != "parameter" or not line.value.isdigit() or int(line.value) >= len(operands):
+      continue
+    whole, parts = operands[int(line.value)], _slices(line.name, inside, module)
+    if parts is None or len(whole) != 1:
+      found += whole
+    else:
+      found += [part._replace(on_chip=whole[0].on_chip) for part in parts]
+  return found
+
+
+def _slices(name: str, inside: Lines, module: hlo.Module) -> list[hlo.Array] | None:
+  """Return the arrays that a fusion cuts out of a value, or None if it needs all of it.
+
+  A value that is only written to in part, as a loop does with its stacked results, is not read.
+  """
+  parts: list[hlo.Array] = []
+  for user in inside.values():
+    for i in (i for i, operand in enumerate(user.operands) if operand == name):
+      cut = _cut(user, i, inside, module)
+      if cut is None:
+        return None
+      parts += cut
+  return parts
+
+
+def _cut(
+  user: hlo.Instruction, index: int, inside: Lines, module: hlo.Module
+) -> list[hlo.Array] | None:
+  """Return the arrays that one instruction cuts out of one of its operands, None for all of it."""
+  if user.opcode in UNMOVED:
+    return _slices(user.name, inside, module) if list(inside)[-1] != user.name else None
+  if index == 0 and user.opcode in ("dynamic-slice", "slice"):
+    return hlo.arrays(user.shape)
+  if index == 0 and user.opcode == "dynamic-update-slice":
+    return []
+  nested = _inside(user, module)
+  given = [i.name for i in nested.values() if (i.opcode, i.value) == ("parameter", str(index))]
+  return _slices(given[0], nested, module) if given else None
+
+
+def _written(results: list[hlo.Array], inside: Lines) -> list[hlo.Array]:
+  """Return what a fusion writes: of a result that is an updated operand only the update."""
+  root = list(inside.values())[-1]
+  names = root.operands if root.opcode == "tuple" else (root.name,)
+  if len(names) != len(results):
+    return results
+  found: list[hlo.Array] = []
+  for name, whole in zip(names, results, strict=True):
+    line = inside.get(name)
+    while line is not None and line.opcode in UNMOVED:
+      line = inside.get(line.operands[0]) if line.operands else None
+    if line is None or line.opcode != "dynamic-update-slice" or line.operands[1] not in inside:
+      found.append(whole)
+    else:
+      update = hlo.arrays(inside[line.operands[1]].shape)
+      found += [part._replace(on_chip=whole.on_chip) for part in update]
+  return found

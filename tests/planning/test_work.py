@@ -6,7 +6,7 @@ import pytest
 
 from diffusion_jax.planning import hlo
 from diffusion_jax.planning.compiled import memory_of, take_apart
-from diffusion_jax.planning.work import work
+from diffusion_jax.planning.work import _moved, _moved_outside, work
 
 ON_CHIP = """HloModule jit_f
 
@@ -51,6 +51,47 @@ ENTRY %main (a: f32[1,10,10,6], k: f32[3,3,6,10], s: (s32[], f32[8,8])) -> (f32[
 """  # noqa: E501
 
 
+IN_PARTS = """HloModule jit_f
+
+%cut (p: f32[5,100], j: s32[]) -> f32[100] {
+  %p = f32[5,100]{1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %z = s32[] constant(0)
+  %d = f32[1,100]{1,0} dynamic-slice(%p, %j, %z), dynamic_slice_sizes={1,100}
+  ROOT %b = f32[100]{0} bitcast(%d)
+}
+
+%both (k: s32[], s: f32[5,100], w: f32[5,100], v: f32[100]) -> (f32[5,100], f32[100]) {
+  %k = s32[] parameter(0)
+  %s = f32[5,100]{1,0} parameter(1)
+  %w = f32[5,100]{1,0} parameter(2)
+  %v = f32[100]{0} parameter(3)
+  %n = f32[100]{0} fusion(%w, %k), kind=kLoop, calls=%cut
+  %m = f32[100]{0} multiply(%n, %v)
+  %r = f32[1,100]{1,0} bitcast(%m)
+  %y = s32[] constant(0)
+  %u = f32[5,100]{1,0} dynamic-update-slice(%s, %r, %k, %y)
+  ROOT %o = (f32[5,100]{1,0}, f32[100]{0}) tuple(%u, %m)
+}
+
+%all (a: f32[5,100]) -> f32[5,100] {
+  %a = f32[5,100]{1,0} parameter(0)
+  ROOT %e = f32[5,100]{1,0} negate(%a)
+}
+
+ENTRY %main (i: s32[], s: f32[5,100], w: f32[5,100], v: f32[100]) -> (f32[5,100], f32[100]) {
+  %i = s32[] parameter(0)
+  %t = f32[5,100]{1,0} parameter(1)
+  %q = f32[5,100]{1,0} parameter(2)
+  %x = f32[100]{0} parameter(3)
+  %c = ((f32[100]{0}), f32[25]{0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:25]}
+  %f = (f32[5,100]{1,0}, f32[100]{0}) fusion(%i, %t, %q, %x), kind=kLoop, calls=%both
+  %g = f32[5,100]{1,0} get-tuple-element(%f), index=0
+  ROOT %h = f32[5,100]{1,0} fusion(%g), kind=kLoop, calls=%all
+}
+"""
+
+
 def compiled(function, *shapes):
   args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
   return jax.jit(function).lower(*args).compile()
@@ -77,6 +118,16 @@ def analysed(text, accessed):
   module = hlo.parse_hlo(text)
   runs, unknown = hlo.count_runs(module)
   return work(module, runs, unknown, accessed)
+
+
+def test_what_a_fusion_cuts_out_or_updates_counts_without_the_rest():
+  """Of stacked arrays a loop reads and writes one layer at a time, also in a fusion in a fusion."""
+  module = hlo.parse_hlo(IN_PARTS)
+  main = module.computations["main"]
+  moved = {name: _moved(main[name], main, module) for name in ("c", "f", "h")}
+  row, counter = 400, 4
+  assert moved == {"c": 2 * 100, "f": 4 * row + counter, "h": 10 * row}
+  assert _moved_outside(main["c"], main, module) == 100
 
 
 def test_on_chip_memory_is_no_memory_traffic():
