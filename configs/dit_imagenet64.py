@@ -16,8 +16,8 @@ Command:  python -m diffusion_jax.train --config=dit_imagenet64
 Data:     imagenet_resized/64x64 of tensorflow-datasets, prepared as array_record by tensorflow-
           datasets itself (its builder needs TensorFlow); or folders of pictures by `prepare
           records` with --config.data.name=records --config.data.path=DIR.
-Hardware: GPUs or TPUs; on a v5e:4x4, --config.mesh.data=1 --config.mesh.fsdp=8
-          --config.mesh.tensor=2 (python -m diffusion_jax.plan shows the memory it needs).
+Hardware: GPUs or TPUs; on a v5e:4x4, --config.mesh.data=1 --config.mesh.fsdp=16 (python -m
+          diffusion_jax.plan shows the memory it needs).
 Time:     not yet measured.
 Score:    not yet measured.
 """
