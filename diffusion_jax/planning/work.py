@@ -184,7 +184,7 @@ def _slices(name: str, inside: Lines, module: hlo.Module) -> list[hlo.Array] | N
 def _cut(
   user: hlo.Instruction, index: int, inside: Lines, module: hlo.Module
 ) -> list[hlo.Array] | None:
-  """Return the arrays that one instruction cuts out of one of its operands, None for all of it."""
+  """Return what one instruction cuts out of one of its operands; None: it needs all."""
   if user.opcode in UNMOVED:
     return _slices(user.name, inside, module) if list(inside)[-1] != user.name else None
   if index == 0 and user.opcode in ("dynamic-slice", "slice"):
