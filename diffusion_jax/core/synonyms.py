@@ -86,6 +86,7 @@ MEANINGS: dict[str, tuple[str, ...]] = {
   "compile torch_compile jit": ("every step is compiled, without a flag",),
   "fsdp zero strategy": ("mesh.fsdp",),
   "tp tensor_parallel": ("mesh.tensor",),
+  "slices num_slices dcn_data_parallelism dcn_parallelism": ("mesh.dcn_data",),
   "work_dir workdir out_dir outdir output_dir output logdir log_dir save_dir savedir run_dir "
   "exp_dir results_dir results_folder exp_name experiment run_name name checkpoint_dir ckpt_dir": (
     "--workdir",

@@ -7,6 +7,7 @@ divergence of a likelihood, is traced inside `plain_only()`.
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal
@@ -170,11 +171,20 @@ def _splash(heads: Sequence[Array], interpret: bool = False) -> Array:
       f"{jax.device_count() if mesh is None else mesh.size} devices; set `model.attention=auto`"
     )
   query, key, value = heads
-  if mesh is None or mesh.size == 1:
+  mapped = _mapped_axes()
+  axes = {axis for axis in mesh.axis_names if axis not in mapped} if mesh else set()
+  if mesh is None or all(mesh.shape[axis] == 1 for axis in axes):
     return local(query, key, value)
-  return jax.shard_map(local, mesh=mesh, in_specs=(split,) * 3, out_specs=split, check_vma=False)(
-    query, key, value
-  )
+  over = jax.shard_map(
+    local, mesh=None if mapped else mesh, in_specs=(split,) * 3, out_specs=split, axis_names=axes,
+    check_vma=False,
+  )  # fmt: skip
+  return over(query, key, value)
+
+
+def _mapped_axes() -> tuple[str, ...]:
+  """Return the axes whose devices are traced each for itself, inside another `shard_map`."""
+  return tuple(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def _split(batch: int, num_heads: int) -> P | None:
@@ -182,8 +192,8 @@ def _split(batch: int, num_heads: int) -> P | None:
   mesh = _mesh.get()
   if mesh is None:
     return P() if jax.device_count() == 1 else None
-  examples = tuple(axis for axis in mesh.axis_names if axis != "tensor")
-  num = mesh.size // mesh.shape.get("tensor", 1)
+  examples = tuple(axis for axis in mesh.axis_names if axis not in ("tensor", *_mapped_axes()))
+  num = math.prod(mesh.shape[axis] for axis in examples)
   heads = "tensor" if num_heads % mesh.shape.get("tensor", 1) == 0 else None
   return None if batch % num else P(examples, None, heads, None)
 

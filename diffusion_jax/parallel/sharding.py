@@ -1,6 +1,7 @@
 """The device mesh, and the layout of batches and state over it.
 
 Axes: `data` splits the batch; `fsdp` splits the batch and the state; `tensor` splits wide layers.
+A mesh of several slices also has `dcn_data`, which splits the batch over them; see `slices`.
 The compiler does the rest: functions are jitted over NamedShardings, and models carry no
 annotations. The axis along which an array is split is decided here, from its path and its shape.
 """
@@ -24,10 +25,10 @@ from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.kernels.attention import placed_mesh
 from diffusion_jax.parallel import watchdog
+from diffusion_jax.parallel.slices import arrange_slices, count_slices, slices_of
 from diffusion_jax.types import UserError
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+AXES = ("dcn_data", "data", "fsdp", "tensor")
 MIN_SHARDED_SIZE = 4096
 """Minimum size of a leaf that `fsdp` splits, elements; smaller ones are not worth it."""
 
@@ -63,11 +64,14 @@ class MeshShape(Part):
     data: number of replicas of the state.
     fsdp: number of shards of the state (fully sharded data parallel).
     tensor: number of shards of the wide layers; a group of this size shares its examples.
+    dcn_data: number of slices, joined by a slower network than the devices of a slice; the other
+      axes stay within a slice; -1 takes as many as the devices report.
   """
 
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+  dcn_data: int = 1
 
   setting_facts: ClassVar[Facts] = HOW_IT_RUNS
 
@@ -76,7 +80,7 @@ class MeshShape(Part):
     for name, size in sizes.items():
       if size != -1 and size < 1:
         raise ValueError(f"{name}={size} must be -1 (all remaining devices) or at least 1")
-    if list(sizes.values()).count(-1) > 1:
+    if [self.data, self.fsdp, self.tensor].count(-1) > 1:
       raise ValueError("only one of data, fsdp and tensor may be -1")
 
 
@@ -87,26 +91,65 @@ def create_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     UserError: the shape does not use exactly all devices.
   """
   devices = list(jax.devices() if devices is None else devices)
-  sizes = [getattr(shape, axis) for axis in AXES]
+  num = count_slices(shape.dcn_data, devices)
+  sizes = [num, shape.data, shape.fsdp, shape.tensor]
+  axes = AXES if num > 1 else AXES[1:]
   if -1 in sizes:
     sizes[sizes.index(-1)] = max(len(devices) // -math.prod(sizes), 1)
   if math.prod(sizes) != len(devices):
-    asked = ", ".join(f"{axis}={getattr(shape, axis)}" for axis in AXES)
+    asked = ", ".join(f"{axis}={getattr(shape, axis)}" for axis in axes)
     raise UserError(
       f"mesh {asked} does not fit {len(devices)} device(s); their product must be {len(devices)}, "
       "e.g. `mesh.data=-1` `mesh.fsdp=1` `mesh.tensor=1`"
     )
-  return jax.make_mesh(tuple(sizes), AXES, (AxisType.Auto,) * 3, devices=devices)
+  kinds = (AxisType.Auto,) * len(axes)
+  if len(slices_of(devices)) > 1 or num > 1:
+    return Mesh(arrange_slices(num, sizes[1:], devices), axes, kinds)
+  return jax.make_mesh(tuple(sizes[1:]), axes, kinds, devices=devices)
+
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+  """Return the axes that split the examples."""
+  return tuple(axis for axis in mesh.axis_names if axis != "tensor")
+
+
+def num_slices(mesh: Mesh) -> int:
+  """Return the number of slices that a mesh has."""
+  return mesh.shape.get("dcn_data", 1)
+
+
+def describe_slices(mesh: Mesh, params: Any, times: int = 1) -> str | None:
+  """Return what crosses the slices' network in a step; None if there is one slice.
+
+  Args:
+    mesh: device mesh.
+    params: the trained parameters, arrays or ShapeDtypeStructs; their gradients cross.
+    times: number of sums of the gradients in a step.
+  """
+  num = num_slices(mesh)
+  if num == 1:
+    return None
+  layouts = jax.tree.leaves(compute_shardings(mesh, params))
+  whole = sum(
+    math.prod(layout.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf, layout in zip(jax.tree.leaves(params), layouts, strict=True)
+  )
+  part = whole * num // num_batch_shards(mesh)  # after the sum within the slice
+  sent = 2 * (num - 1) / num * part * times
+  return (
+    f"{num}, crossed by dcn_data alone: gradients of {whole / 1e6:,.1f} MB are summed within a "
+    f"slice, then each device sends {sent / 1e6:,.2f} MB to the other slices per step"
+  )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Return the layout that splits the leading axis over the devices that hold examples."""
-  return NamedSharding(mesh, P(BATCH_AXES))
+  return NamedSharding(mesh, P(batch_axes(mesh)))
 
 
 def num_batch_shards(mesh: Mesh) -> int:
   """Return the number of parts that a batch is split into."""
-  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from diffusion_jax.kernels.attention import placed_on
 from diffusion_jax.parallel import platforms, sharding
+from diffusion_jax.parallel.microbatches import apply_on_each_device
 from diffusion_jax.types import Params
 
 _mesh: ContextVar[Mesh | None] = ContextVar("spread_over", default=None)
@@ -46,7 +47,8 @@ def jit_spread(function: Callable[..., Any], mesh: Mesh) -> Any:
 def gathering(apply: Callable[..., Any]) -> Callable[..., Any]:
   """Return a network's function that gathers each array of its parameters where it is used.
 
-  It does so inside `spread_over` a mesh that splits the state, and changes nothing elsewhere.
+  It does so inside `spread_over` a mesh that splits the state. In a training step it lets each
+  device sum its own gradients, see `apply_on_each_device`. It changes nothing elsewhere.
 
   Args:
     apply: (params, inputs [B ...], ...) -> outputs.
@@ -56,7 +58,7 @@ def gathering(apply: Callable[..., Any]) -> Callable[..., Any]:
   def call(params: Params, *inputs: Any, **options: Any) -> Any:
     mesh = _mesh.get()
     if mesh is None or mesh.shape["fsdp"] == 1:
-      return apply(params, *inputs, **options)
+      return apply_on_each_device(apply, params, *inputs, **options)
     given = (params, inputs, options)
     traced, shape = jax.make_jaxpr(
       lambda given: apply(given[0], *given[1], **given[2]), return_shape=True

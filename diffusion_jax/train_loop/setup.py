@@ -29,6 +29,7 @@ from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.storable import check_storable
 from diffusion_jax.runs.stored import check_continues, check_same_data, write_config
 from diffusion_jax.runs.workdir import is_finished
+from diffusion_jax.training.objectives import trained_objectives
 from diffusion_jax.training.step import make_init
 from diffusion_jax.training.trackers import import_wandb
 from diffusion_jax.training.train_state import (
@@ -113,6 +114,7 @@ def print_plan(job: Job, beginning: str) -> None:
   rows = [
     ("devices", f"{mesh.size} x {jax.devices()[0].device_kind}, {parallel.describe_hosts()}"),
     ("mesh", ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())),
+    *_slices_row(job, state),
     ("batch", f"{batch_size} images, {batch_size // shards} {groups}"),
     ("parameters", f"{count_parameters(state.params):,}"),
     *describe_splits(job),
@@ -125,6 +127,17 @@ def print_plan(job: Job, beginning: str) -> None:
   print("\n".join(f"  {name:<11}{text}" for name, text in rows))
   layout = [*sharding.describe_layout(mesh, state), sharding.describe_preview(mesh, state)]
   print("\n".join(f"  {line}" for line in layout), flush=True)
+
+
+def _slices_row(job: Job, state: TrainState) -> list[tuple[str, str]]:
+  """Return the row on what crosses the network between slices, if there are several."""
+  experiment = job.experiment
+  trained = trained_objectives(job.generative, experiment.optimizers)
+  own = [t.own(state.params) for t in trained]
+  parts = any(t.optimizer.clip_scope == "microbatch" for t in trained)
+  times = experiment.training.accumulation_steps if parts else 1
+  text = sharding.describe_slices(job.mesh, own, times)
+  return [("slices", text)] if text else []
 
 
 def _network_warning(job: Job) -> list[tuple[str, str]]:

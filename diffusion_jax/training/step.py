@@ -18,7 +18,7 @@ from diffusion_jax.core.rng import Stream
 from diffusion_jax.core.settings import Facts, setting
 from diffusion_jax.core.shapes import checked_loss
 from diffusion_jax.kernels.attention import placed_on
-from diffusion_jax.parallel import platforms, sharding
+from diffusion_jax.parallel import microbatches, platforms, sharding
 from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.objectives import (
   Optimizers,
@@ -185,7 +185,7 @@ def _clipped_gradient(at: _Point, t: Trained, aux: Aux, rates: Rates, mesh: Mesh
   """Return one objective's gradient for its own parameters, its scalars and its state."""
   clip_norm = rates.get("clip_norm")
   clip_parts = t.optimizer.clip_scope == "microbatch"
-  grads, scalars, aux = _gradient(at, t, aux, clip_norm if clip_parts else None)
+  grads, scalars, aux = _gradient(at, t, aux, mesh, clip_parts, clip_norm)
   kept = sharding.state_shardings(mesh, grads)
   grads = jax.lax.with_sharding_constraint(grads, kept)  # reduced to where they are used
   norm = optax.tree.norm(grads)
@@ -241,8 +241,12 @@ def _advance(finite: Bool[Array, ""], new: TrainState, old: TrainState) -> Train
   )
 
 
-def _gradient(at: _Point, t: Trained, aux: Aux, clip_norm: Any):
-  """Return gradient and scalars of the mean loss, processing microbatches sequentially."""
+def _gradient(at: _Point, t: Trained, aux: Aux, mesh: Mesh, clip_parts: bool, clip_norm: Any):
+  """Return gradient and scalars of the mean loss, processing microbatches sequentially.
+
+  Gradients of microbatches are summed in float32, on each device alone, and over the devices once.
+  To clip each, or log its norm, it must be summed over the devices first.
+  """
   num_microbatches = at.training.accumulation_steps
   batches = None if num_microbatches == 1 else split_batch(at.batch, num_microbatches)
   options: dict[str, Any] = {"train": True, "average": at.average}
@@ -258,15 +262,37 @@ def _gradient(at: _Point, t: Trained, aux: Aux, clip_norm: Any):
     means = {n: masked_mean(v, part.mask) for n, v in scalars.items()}
     return means["loss"], (means, aux)
 
+  own = t.own(at.params)
+
   def one(aux, part):
-    grads, (scalars, aux) = jax.grad(objective, has_aux=True)(t.own(at.params), aux, part)
+    grads, (scalars, aux) = jax.grad(objective, has_aux=True)(own, aux, part)
     norm = optax.tree.norm(grads)
-    return aux, (clip_by_norm(grads, norm, clip_norm), scalars | {"grad_norm": norm})
+    grads = clip_by_norm(grads, norm, clip_norm) if clip_parts else grads
+    return aux, (grads, scalars | {"grad_norm": norm})
 
   if batches is None:
     aux, (grads, scalars) = one(aux, at.batch)
     return grads, scalars, aux
-  return _accumulate(one, aux, batches, num_microbatches)
+  if clip_parts or sharding.num_batch_shards(mesh) == 1:
+    grads, scalars, aux = _accumulate(one, aux, batches)
+    return _in_types_of(own, grads), scalars, aux
+  copies = microbatches.copies_of(mesh, own)
+
+  def one_by_device(aux, part):
+    def with_copies(own, copies):
+      with microbatches.computing_with(mesh, own, copies):
+        return objective(own, aux, part)
+
+    (shared, rows), (scalars, aux) = jax.grad(with_copies, (0, 1), has_aux=True)(own, copies)
+    return aux, ((shared, microbatches.split_rows(mesh, rows)), scalars)
+
+  (shared, rows), scalars, aux = _accumulate(one_by_device, aux, batches)
+  grads = jax.tree.map(lambda s, r: s + jnp.sum(r, axis=0), shared, rows)
+  return _in_types_of(own, grads), scalars, aux
+
+
+def _in_types_of(params: Params, grads: Params) -> Params:
+  return jax.tree.map(lambda p, g: g.astype(p.dtype), params, grads)
 
 
 def _batch_mean(values_of: Callable[[Batch], Array], batches: Batch) -> Array:
@@ -281,16 +307,21 @@ def _batch_mean(values_of: Callable[[Batch], Array], batches: Batch) -> Array:
   return jnp.sum(sums, axis=0) / jnp.maximum(jnp.sum(nums), 1.0)
 
 
-def _accumulate(one: Callable, aux, batches: Batch, num_microbatches: int):
+def _accumulate(one: Callable, aux, batches: Batch):
+  """Return the mean results of `one` over the microbatches, in float32, and the last state."""
+
   def step(carry, part):
     aux, total = carry
     aux, result = one(aux, part)
-    return (aux, jax.tree.map(jnp.add, total, result)), None
+    return (aux, jax.tree.map(lambda t, r: t + r.astype(t.dtype), total, result)), None
 
   first = jax.tree.map(lambda x: x[0], batches)
-  zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, aux, first)[1])
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)),
+    jax.eval_shape(one, aux, first)[1],
+  )
   (aux, total), _ = jax.lax.scan(step, (aux, zeros), batches)
-  grads, scalars = jax.tree.map(lambda x: x / num_microbatches, total)
+  grads, scalars = jax.tree.map(lambda x: x / len(batches.index), total)
   return grads, scalars, aux
 
 

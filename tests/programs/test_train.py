@@ -142,7 +142,22 @@ def test_a_dry_run_says_how_the_state_would_lie_and_leaves_nothing(call, tmp_pat
   assert not workdir.exists()
 
 
-@pytest.mark.parametrize("shape", [MeshShape(-1, 4), MeshShape(2, 2, 2), MeshShape(1, 8)])
+def test_a_start_on_two_slices_says_what_crosses_them(call, tmp_path):
+  """A device sends what is its own of the sum of its slice: a quarter of the gradients."""
+  flags = (*SMOKE, "--config.mesh.dcn_data=2", "--config.model.hidden=512", "--dry_run")
+  code, out, err = call(train.main, *flags, f"--workdir={tmp_path}/run")
+  assert (code, err) == (0, "")
+  assert "mesh       dcn_data 2, data 4, fsdp 1, tensor 1" in out
+  found = re.search(r"slices     2, crossed by dcn_data alone: gradients of ([\d.]+) MB", out)
+  parameters = re.search(r"parameters ([\d,]+)", out)
+  num_bytes = 4 * int(parameters[1].replace(",", ""))
+  assert float(found[1]) == pytest.approx(num_bytes / 1e6, abs=0.05)
+  assert f"each device sends {num_bytes / 4e6:.2f} MB to the other slices per step" in out
+
+
+@pytest.mark.parametrize(
+  "shape", [MeshShape(-1, 4), MeshShape(2, 2, 2), MeshShape(1, 8), MeshShape(-1, 2, dcn_data=2)]
+)
 def test_the_order_of_the_data_is_that_of_any_mesh(shape, tmp_path):
   """Image, label and global number of every row of a batch, after several epochs."""
   experiment = load_experiment("configs/smoke.py", [])
@@ -336,6 +351,7 @@ ERRORS = {
     ["--config.training.accumulation_steps=4"], r"8 device\(s\) x 4 microbatches; use .*=32"
   ),
   "mesh": (["--config.mesh.data=3"], r"mesh data=3, fsdp=1, tensor=1 does not fit 8 device\(s\)"),
+  "slices": (["--config.mesh.dcn_data=3"], r"mesh.dcn_data=3 does not fit 8 device\(s\) of 1 host"),
   "data set": (
     ["--config.data.name=tfds", "--config.data.dataset=cifar11"],
     r"Did you mean 'cifar10_1'.*Ready to use: cifar10",
