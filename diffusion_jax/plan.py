@@ -23,9 +23,9 @@ from diffusion_jax.types import UserError
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   check_flags(args)
-  experiment = load_experiment(args.config, overrides)
+  experiment = planning.with_slices(load_experiment(args.config, overrides), args.num_slices)
   spec = planning.image_spec(experiment, args.image, args.classes)
-  devices = planning.find_devices(args.topology)
+  devices = planning.find_devices(args.topology, max(experiment.mesh.dcn_data, 1))
   program = planning.build_program(experiment, spec, devices)
   size = batch_size(program, args.batch_size_per_device)
   chip = planning.find_chip(devices[0].device_kind)
@@ -50,6 +50,9 @@ def parser() -> command_line.Parser:
   )
   flags.add_argument("--topology", default="local",
                      help="a TPU slice, e.g. v5e:4x4, or local: the local devices")  # fmt: skip
+  flags.add_argument("--num_slices", type=int,
+                     help="number of such slices, joined by the slower network between them; "
+                          "default: mesh.dcn_data")  # fmt: skip
   flags.add_argument("--batch_size_per_device", type=int,
                      help="images per device; default: from training.batch_size")  # fmt: skip
   flags.add_argument("--image", metavar="HxWxC", help="image shape, if the data are absent")

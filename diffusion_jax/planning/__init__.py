@@ -15,7 +15,7 @@ from diffusion_jax.planning.image_shape import image_spec
 from diffusion_jax.planning.preview import Preview, measure_preview
 from diffusion_jax.planning.roofline import Roofline, roofline
 from diffusion_jax.planning.table import Plan, each, plan_json, plan_text
-from diffusion_jax.planning.targets import find_devices
+from diffusion_jax.planning.targets import find_devices, with_slices
 
 __all__ = [
   "Chip",
@@ -42,4 +42,5 @@ __all__ = [
   "roofline",
   "traffic",
   "verify",
+  "with_slices",
 ]

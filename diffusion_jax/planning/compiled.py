@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax.parallel import sharding
 from diffusion_jax.planning import hlo
-from diffusion_jax.planning.communication import Traffic, traffic
+from diffusion_jax.planning.communication import Traffic, traffic_of_slices
 from diffusion_jax.planning.flops import StepFlops, step_flops
 from diffusion_jax.planning.work import Work, work
 from diffusion_jax.runs.experiment import Experiment
@@ -75,8 +75,9 @@ class Measured(NamedTuple):
     memory: memory of one device.
     flops: computation of one device, counted before compilation.
     work: memory traffic of one device.
-    traffic: collectives of one device.
+    traffic: collectives of one device, within its slice if there are several.
     compile_sec: compilation time, seconds.
+    crossing: collectives of one device with other slices.
   """
 
   batch_size_per_device: int
@@ -86,6 +87,7 @@ class Measured(NamedTuple):
   work: Work
   traffic: list[Traffic]
   compile_sec: float
+  crossing: Sequence[Traffic] = ()
 
 
 class DoesNotFit(NamedTuple):
@@ -162,9 +164,9 @@ def _measure(
   if isinstance(compiled, DoesNotFit):
     return compiled
   seconds = time.perf_counter() - begun
-  work_done, sent = take_apart(compiled)
+  work_done, sent, crossing = take_slices_apart(compiled, sharding.num_slices(program.mesh))
   size = per_device * sharding.num_batch_shards(program.mesh)
-  return Measured(per_device, size, memory_of(compiled), flops, work_done, sent, seconds)
+  return Measured(per_device, size, memory_of(compiled), flops, work_done, sent, seconds, crossing)
 
 
 def attempt(lowered: jax.stages.Lowered, per_device: int) -> jax.stages.Compiled | DoesNotFit:
@@ -181,10 +183,18 @@ def attempt(lowered: jax.stages.Lowered, per_device: int) -> jax.stages.Compiled
 
 def take_apart(compiled: jax.stages.Compiled) -> tuple[Work, list[Traffic]]:
   """Return one device's memory traffic and collectives in one run of a program."""
+  return take_slices_apart(compiled, 1)[:2]
+
+
+def take_slices_apart(
+  compiled: jax.stages.Compiled, num_slices: int
+) -> tuple[Work, list[Traffic], list[Traffic]]:
+  """Return one device's memory traffic, and its collectives within and between slices."""
   module = hlo.parse_hlo(compiled.as_text() or "")
   runs, unknown = hlo.count_runs(module)
   cost: Any = compiled.cost_analysis() or {}
-  return work(module, runs, unknown, cost.get("bytes accessed")), traffic(module, runs)
+  done = work(module, runs, unknown, cost.get("bytes accessed"))
+  return done, *traffic_of_slices(module, runs, num_slices)
 
 
 def memory_of(compiled: jax.stages.Compiled) -> Memory:

@@ -60,11 +60,13 @@ class Module(NamedTuple):
     computations: name -> name -> instruction, callees before their callers.
     entry: name of the computation that runs first.
     num_devices: partitions times replicas.
+    per_slice: true for the program of one of several slices, whose devices are those of it.
   """
 
   computations: dict[str, dict[str, Instruction]]
   entry: str
   num_devices: int
+  per_slice: bool = False
 
 
 class Runs(NamedTuple):
@@ -91,7 +93,8 @@ def parse_hlo(text: str) -> Module:
       entry = match[2] if match[1] else entry
   first = text.partition("\n")[0]
   counts = [re.search(rf"\b{n}=(\d+)", first) for n in ("num_partitions", "replica_count")]
-  return Module(computations, entry, math.prod(int(m[1]) for m in counts if m))
+  per_slice = "_xla_megascale_transfer_type" in text  # of the TPU compiler's runtime
+  return Module(computations, entry, math.prod(int(m[1]) for m in counts if m), per_slice)
 
 
 def _instruction(name: str, text: str) -> Instruction:

@@ -10,8 +10,8 @@ class Roofline(NamedTuple):
   """A bound that assumes every resource at its peak, all at the same time.
 
   Attributes:
-    seconds: minimum time of a step by resource: "compute", "memory", "interconnect"; those whose
-      use is unknown are missing.
+    seconds: minimum time of a step by resource: "compute", "memory", "interconnect", and "dcn" for
+      several slices; those whose use or bandwidth is unknown are missing.
     binds: the slowest of them.
     images_per_sec: bound for all devices together.
     images_per_sec_per_chip: bound per chip.
@@ -28,7 +28,7 @@ class Roofline(NamedTuple):
 
 
 def roofline(measured: Measured, chip: Chip, num_devices: int) -> Roofline | None:
-  """Compute the roofline bound of Williams et al. 2009, with a third roof for the links.
+  """Compute the roofline bound of Williams et al. 2009, with further roofs for the networks.
 
   Returns:
     The bound; None if neither the FLOPs nor the memory traffic is known.
@@ -39,6 +39,8 @@ def roofline(measured: Measured, chip: Chip, num_devices: int) -> Roofline | Non
     "memory": (measured.work.memory_bytes, chip.memory_bandwidth),
     "interconnect": (sent, chip.link_bandwidth),
   }
+  if measured.crossing and chip.dcn_bandwidth is not None:
+    needs["dcn"] = (sum(row.wire_bytes for row in measured.crossing), chip.dcn_bandwidth)
   seconds = {name: need / rate for name, (need, rate) in needs.items() if need is not None}
   if not {"compute", "memory"} & set(seconds):
     return None

@@ -1,11 +1,13 @@
 """Print a plan as text for people and as JSON for programs."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from diffusion_jax.parallel import sharding
 from diffusion_jax.planning.chips import Chip
+from diffusion_jax.planning.communication import Traffic
 from diffusion_jax.planning.compiled import Measured, Memory, Program
 from diffusion_jax.planning.fit import Fit
 from diffusion_jax.planning.flops import StepFlops
@@ -69,6 +71,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     "device_kind": plan.device_kind,
     "num_devices": mesh.size,
     "num_chips": mesh.size // chip.devices_per_chip if chip else None,
+    "num_slices": sharding.num_slices(mesh),
     "mesh": dict(mesh.shape),
     "batch_size": m.batch_size,
     "batch_size_per_device": m.batch_size_per_device,
@@ -82,6 +85,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
       "compile_sec": m.compile_sec,
     },
     "collectives": [row._asdict() for row in m.traffic],
+    "collectives_between_slices": [row._asdict() for row in m.crossing],
     "memory": m.memory._asdict() | {"peak": m.memory.peak, "available": plan.available},
     "preview": {
       "num_images": plan.preview.num_images,
@@ -104,8 +108,10 @@ def _head(plan: Plan) -> str:
   chips = "unknown chip"
   if plan.chip is not None:
     chips = f"{mesh.size // plan.chip.devices_per_chip} chips, {plan.chip.name}"
+  slices = sharding.num_slices(mesh)
+  where = plan.topology if slices == 1 else f"{slices} slices of {plan.topology}"
   return _rows(
-    f"{plan.config} on {plan.topology}, jax {jax.__version__}",
+    f"{plan.config} on {where}, jax {jax.__version__}",
     {
       "devices": f"{mesh.size} x {plan.device_kind} ({chips})",
       "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
@@ -133,14 +139,25 @@ def _step(plan: Plan) -> str:
   if done.unknown_loops:
     rows["loops"] = f"{done.unknown_loops} of unknown length, counted once: totals are too small"
   text = [_rows("one step, for each device", rows)]
-  if not sent:
+  crossing = plan.measured.crossing
+  if not sent and not crossing:
     return "\n".join([*text, "  collectives    none"])
-  text.append(f"  {'collectives':<21}{'times':>6}{'operands':>12}{'sent':>12}{'time':>12}")
-  for row in sent:
-    time = _ms(row.wire_bytes / plan.chip.link_bandwidth) if plan.chip else "unknown"
+  chip = plan.chip
+  title = "within a slice" if crossing else "collectives"
+  text += _collectives(title, sent, chip.link_bandwidth if chip else None)
+  if crossing:
+    text += _collectives("between slices", crossing, chip.dcn_bandwidth if chip else None)
+  return "\n".join(text)
+
+
+def _collectives(title: str, rows: Sequence[Traffic], bandwidth: float | None) -> list[str]:
+  """Return the lines of a network's collectives."""
+  text = [f"  {title:<21}{'times':>6}{'operands':>12}{'sent':>12}{'time':>12}"]
+  for row in rows:
+    time = "unknown" if bandwidth is None else _ms(row.wire_bytes / bandwidth)
     sizes = f"{_bytes(row.num_bytes):>12}{_bytes(row.wire_bytes):>12}"
     text.append(f"    {row.kind:<19}{row.times:>6,}{sizes}{time:>12}")
-  return "\n".join(text)
+  return text if rows else []
 
 
 def flops_text(flops: StepFlops) -> str:
@@ -188,6 +205,9 @@ def _bounds(plan: Plan) -> str:
     "memory": f"{chip.memory_bandwidth / 1e9:,.0f} GB/s",
     "interconnect": f"{chip.link_bandwidth / 1e9:,.0f} GB/s one way, all links",
   }
+  if plan.measured.crossing:
+    rate = "unknown" if chip.dcn_bandwidth is None else f"{chip.dcn_bandwidth / 1e9:,.3g} GB/s"
+    roofs["dcn"] = f"{rate} one way, between slices"
   rows = dict.fromkeys(roofs, "   unknown") | {
     name: f"{_ms(seconds):>10}  at {roofs[name]}{'  <- binds' * (name == roofline.binds)}"
     for name, seconds in roofline.seconds.items()

@@ -1,5 +1,6 @@
 """The devices to plan for: the local ones, or a TPU slice given by name."""
 
+import dataclasses
 import importlib.util
 import os
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 from jax.experimental import topologies
 
 from diffusion_jax.runs import command_line
+from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.types import UserError
 
 EXAMPLES = "v5e:2x2, v5e:4x4, v6e:4x4, v5p:2x2x1, v4:2x2x1"
@@ -22,11 +24,31 @@ ENVIRONMENT = {
 }
 
 
-def find_devices(topology: str) -> list[Any]:
+def with_slices(experiment: Experiment, asked: int | None) -> Experiment:
+  """Return an experiment whose mesh has the slices of --num_slices.
+
+  Raises:
+    UserError: there are none, or `mesh.dcn_data` is another number.
+  """
+  if asked is None:
+    return experiment
+  mesh = experiment.mesh
+  if asked < 1:
+    raise UserError(f"--num_slices={asked} must be at least 1")
+  if mesh.dcn_data not in (-1, 1, asked):
+    raise UserError(
+      f"--num_slices={asked} differs from `mesh.dcn_data={mesh.dcn_data}`; leave one of them out"
+    )
+  sections = {**experiment.sections, "mesh": dataclasses.replace(mesh, dcn_data=asked)}
+  return dataclasses.replace(experiment, sections=sections)
+
+
+def find_devices(topology: str, num_slices: int = 1) -> list[Any]:
   """Return the devices of a topology, and prepare their compilation.
 
   Args:
     topology: "local", or a TPU generation and the chips along each axis, "v5e:4x4".
+    num_slices: number of such TPU slices; local devices are all returned.
 
   Raises:
     UserError: libtpu is missing or does not know the topology.
@@ -42,7 +64,8 @@ def find_devices(topology: str) -> list[Any]:
     os.environ.setdefault(name, value)
   jax.config.update("jax_platforms", "cpu")
   # One device for both cores of a chip, as on a real v4; libtpu's default is two.
-  how = {"chip_config_name": "megacore"} if topology.lower().startswith("v4:") else {}
+  how: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
+  how |= {"chip_config_name": "megacore"} if topology.lower().startswith("v4:") else {}
   try:
     devices = list(topologies.get_topology_desc(topology, "tpu", **how).devices)
   except jax.errors.JaxRuntimeError as error:

@@ -22,7 +22,7 @@ LIBRARIES = (
 
 MARKERS = {
   "AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveDone", "AsyncCollectiveStart",
-  "ConcatBitcast", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape",
+  "ConcatBitcast", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "ZeroCrop",
 }  # fmt: skip
 """Calls that move nothing themselves; the TPU compiler has most of them in every program."""
 

@@ -7,8 +7,15 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.planning import hlo, traffic
-from diffusion_jax.planning.communication import group_size, wire_factor
+from diffusion_jax.planning.communication import (
+  device_groups,
+  group_size,
+  sent_bytes,
+  traffic_of_slices,
+  wire_factor,
+)
 
 ASYNC = """HloModule jit_f, num_partitions=8
 
@@ -119,3 +126,83 @@ def test_an_all_reduce_sends_what_its_two_halves_send():
     assert wire_factor("all-reduce", n) == pytest.approx(
       wire_factor("reduce-scatter", n) + gathered
     )
+
+
+@pytest.mark.parametrize(
+  ("written", "groups"),
+  [
+    ("replica_groups={{0,1},{2,3}}, x", [[0, 1], [2, 3]]),
+    ("replica_groups=[2,2]<=[4], x", [[0, 1], [2, 3]]),
+    ("replica_groups=[2,2]<=[2,2]T(1,0), x", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=1,'b'=4] {'b':(1)2}, x", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=1,'b'=4] {'b':(2)2}, x", [[0, 1], [2, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, x", [[0, 2], [1, 3]]),
+    ("replica_groups={}, x", [[0, 1, 2, 3]]),
+  ],
+)
+def test_the_devices_of_each_group(written, groups):
+  assert device_groups(written, 4) == groups
+
+
+@pytest.mark.parametrize(
+  ("kind", "groups", "within", "between"),
+  [
+    ("all-reduce", "[1,8]<=[8]", 1200, 200),  # 2 x 3/4, then 2 x 1/2 of a quarter
+    ("all-reduce", "[2,4]<=[8]", 1200, 0),
+    ("all-reduce", "[4,2]<=[2,4]T(1,0)", 0, 800),
+    ("reduce-scatter", "[1,8]<=[8]", 600, 100),
+    ("all-gather", "[1,8]<=[8]", 4800, 800),  # once to the other slice, then both parts to 3
+    ("all-to-all", "[1,8]<=[8]", 300, 400),  # an eighth to each of 3 here and 4 there
+  ],
+)
+def test_what_a_collective_sends_within_and_between_two_slices(kind, groups, within, between):
+  """Of 800 bytes a device, on two slices of four devices."""
+  assert sent_bytes(kind, 800.0, f"replica_groups={groups}", 8, 2) == (within, between)
+
+
+def test_a_shift_crosses_where_its_pairs_do():
+  pairs = ",".join(f"{{{i},{(i + 1) % 8}}}" for i in range(8))
+  assert sent_bytes("collective-permute", 800.0, f"source_target_pairs={{{pairs}}}", 8, 2) == (
+    600,
+    200,
+  )
+
+
+MEGASCALE = """HloModule jit_f, num_partitions=4
+
+ENTRY %main (a: f32[100]) -> f32[100] {
+  %a = f32[100] parameter(0)
+  %t = token[] after-all()
+  %rs = f32[25] reduce-scatter(%a), replica_groups={{0,1,2,3}}, dimensions={0}
+  %s = (f32[25], u32[], token[]) send(%rs, %t), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sd = token[] send-done(%s), channel_id=4, is_host_transfer=true
+  %r = (f32[25], u32[], token[]) recv(%t), channel_id=3, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %rd = (f32[25], token[]) recv-done(%r), channel_id=3
+  %g = f32[25] get-tuple-element(%rd), index=0
+  ROOT %ag = f32[100] all-gather(%g), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+"""  # noqa: E501
+
+
+def test_the_tpu_compilers_own_transfers_between_slices():
+  """The program is of one slice: its groups never cross, and its transfers always do."""
+  module = hlo.parse_hlo(MEGASCALE)
+  within, between = traffic_of_slices(module, hlo.count_runs(module)[0], 2)
+  assert [tuple(row) for row in within] == [
+    ("reduce-scatter", 1, 400, 300), ("all-gather", 1, 100, 300),
+  ]  # fmt: skip
+  assert [tuple(row) for row in between] == [("all-reduce", 1, 100, 100)]
+
+
+def test_an_all_reduce_of_a_compiled_program_over_two_slices():
+  mesh = create_mesh(MeshShape(dcn_data=2))
+  mapped = jax.shard_map(
+    lambda x: jax.lax.psum(x, ("dcn_data", "data")), mesh=mesh,
+    in_specs=P(("dcn_data", "data")), out_specs=P(), check_vma=False,
+  )  # fmt: skip
+  compiled = jax.jit(mapped).lower(jax.ShapeDtypeStruct((8, 1000), np.float32)).compile()
+  module = hlo.parse_hlo(compiled.as_text())
+  within, between = traffic_of_slices(module, hlo.count_runs(module)[0], 2)
+  assert [tuple(row) for row in within] == [("all-reduce", 1, 4000, 6000)]
+  assert [tuple(row) for row in between] == [("all-reduce", 1, 4000, 1000)]

@@ -10,7 +10,9 @@ from diffusion_jax.planning.flops import StepFlops
 from diffusion_jax.planning.table import NOTHING_KNOWN, _bounds, _step
 from diffusion_jax.planning.work import Work
 
-CHIP = CHIPS["TPU v4"]._replace(flops=100.0, memory_bandwidth=10.0, link_bandwidth=1.0)
+CHIP = CHIPS["TPU v5e"]._replace(
+  dcn_bandwidth=0.5, flops=100.0, memory_bandwidth=10.0, link_bandwidth=1.0
+)
 KNOWN, UNKNOWN = Work(40.0, 30.0, 0), Work(None, None, 0, ("a_kernel", "b_kernel"))
 OPAQUE = StepFlops(None, None, ("fft",))
 
@@ -58,3 +60,17 @@ def test_without_flops_and_traffic_there_is_no_bound():
   step = measured(OPAQUE, UNKNOWN)
   assert roofline(step, CHIP, 8) is None
   assert NOTHING_KNOWN in shown(step, None)
+
+
+def test_the_network_between_slices_is_a_resource_of_its_own():
+  step = measured(StepFlops(300.0, 400.0), KNOWN)._replace(
+    crossing=[Traffic("all-reduce", 3, 9, 10)]
+  )
+  bound = roofline(step, CHIP, 8)
+  assert (bound.binds, bound.seconds["dcn"], bound.seconds["interconnect"]) == ("dcn", 20.0, 2.0)
+  text = shown(step, bound)
+  assert "within a slice        times" in text
+  assert "between slices        times" in text
+  assert "dcn              2e+04 ms  at 5e-10 GB/s one way, between slices  <- binds" in text
+  unknown = CHIP._replace(dcn_bandwidth=None)
+  assert "dcn" not in roofline(step, unknown, 8).seconds

@@ -9,7 +9,14 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from diffusion_jax.parallel import sharding
-from diffusion_jax.planning import DoesNotFit, find_chip, find_devices, image_spec, memory_limit
+from diffusion_jax.planning import (
+  DoesNotFit,
+  find_chip,
+  find_devices,
+  image_spec,
+  memory_limit,
+  with_slices,
+)
 from diffusion_jax.planning.chips import CHIPS
 from diffusion_jax.planning.compiled import attempt, take_apart
 from diffusion_jax.planning.targets import ENVIRONMENT
@@ -120,6 +127,27 @@ def test_work_on_a_tpu(settings):
   assert 8 * once.accessed_bytes < done.accessed_bytes < 14 * once.accessed_bytes
 
 
+@needs_libtpu
+def test_slices_of_one_topology(settings):
+  devices = find_devices("v5e:2x2", 3)
+  assert sorted(d.slice_index for d in devices) == [i // 4 for i in range(12)]
+  mesh = sharding.create_mesh(sharding.MeshShape(-1, 2, dcn_data=-1), devices)
+  assert dict(mesh.shape) == {"dcn_data": 3, "data": 2, "fsdp": 2, "tensor": 1}
+  assert [{d.slice_index for d in part.ravel()} for part in mesh.devices] == [{0}, {1}, {2}]
+
+
+def test_the_slices_of_a_plan_are_those_of_the_flag():
+  experiment = build_experiment(BASE | {"generative": {"name": "vae"}, "data": {"name": "digits"}})
+  assert with_slices(experiment, None) is experiment
+  planned = with_slices(experiment, 2)
+  assert (planned.mesh.dcn_data, experiment.mesh.dcn_data) == (2, 1)
+  assert with_slices(planned, 2).mesh == planned.mesh
+  with pytest.raises(UserError, match=r"--num_slices=3 differs from `mesh.dcn_data=2`"):
+    with_slices(planned, 3)
+  with pytest.raises(UserError, match="--num_slices=0 must be at least 1"):
+    with_slices(experiment, 0)
+
+
 def test_without_libtpu_the_message_says_what_to_install(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UserError) as error:
@@ -149,6 +177,8 @@ def test_the_table_is_of_one_order_of_magnitude():
     assert 60 < chip.flops / chip.memory_bandwidth < 700, kind
     assert chip.link_bandwidth < chip.memory_bandwidth, kind
     assert 7e9 < chip.memory_bytes < 2e11, kind
+    assert chip.dcn_bandwidth is None or chip.link_bandwidth / 100 < chip.dcn_bandwidth, kind
+    assert chip.dcn_bandwidth is None or chip.dcn_bandwidth < chip.link_bandwidth / 5, kind
 
 
 def data(**fields):

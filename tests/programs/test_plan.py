@@ -111,6 +111,21 @@ def test_the_table_says_it_to_a_person(call, tmp_path):
     assert text in out, text
 
 
+def test_two_slices_of_the_devices_at_hand(call, tmp_path):
+  """Every gradient is summed over 4 devices of a slice; each sends its quarter to the other."""
+  code, out, err = call(plan.main, *SMOKE, "--num_slices=2", f"--json={tmp_path}/plan.json")
+  assert (code, err) == (0, "")
+  figures = json.loads((tmp_path / "plan.json").read_text())
+  assert (figures["num_slices"], figures["mesh"]["dcn_data"], figures["mesh"]["data"]) == (2, 2, 4)
+  (within,), (between,) = figures["collectives"], figures["collectives_between_slices"]
+  assert within["num_bytes"] == between["num_bytes"] >= 4 * figures["num_parameters"]
+  assert within["wire_bytes"] == pytest.approx(within["num_bytes"] * 2 * 3 / 4, abs=1)
+  assert between["wire_bytes"] == pytest.approx(within["num_bytes"] / 4, abs=1)
+  for text in ("on 2 slices of local", "mesh           dcn_data 2, data 4, fsdp 1, tensor 1",
+               "  within a slice        times", "  between slices        times"):  # fmt: skip
+    assert text in out, text
+
+
 def test_gradient_accumulation_costs_the_same_flops(tmp_path):
   """The same images in two microbatches of 128 a device, which a loop takes one after the other."""
 
@@ -145,6 +160,8 @@ def test_gradient_accumulation_costs_the_same_flops(tmp_path):
       "--image=64x64x3 --classes=1000",
     ),
     (["--config.mesh.fsdp=3"], "does not fit 8 device(s)"),
+    (["--num_slices=3"], "mesh.dcn_data=3 does not fit 8 device(s) of 1 host(s); use "),
+    (["--num_slices=0"], "--num_slices=0 must be at least 1"),
     (["--fit=maybe"], "invalid choice: 'maybe'"),
   ],
 )
