@@ -1,10 +1,14 @@
 """Sum gradients of microbatches on each device, and over the devices once per step.
 
 The gradient of a parameter that all devices share is a sum over all examples, and the compiler
-takes it over the devices wherever it is computed: once per microbatch. Here each device gets a copy
-of its own, a row of [S ...] that is split over the devices, and computes the network of its own
-examples with it. Rows are summed over the microbatches in place, and over the devices after the
+takes it over the devices wherever it is computed: once per microbatch. Here each replica gets a
+copy of its own, a row of [R ...] that is split over them, and computes the network of its own
+examples with it. Rows are summed over the microbatches in place, and over the replicas after the
 last one.
+
+A replica is what holds a whole state: one device, or the devices over which `fsdp` splits it. These
+reduce each microbatch among themselves, to sums that are split as the state is. Sums of whole
+gradients would take more room than accumulation saves.
 
 Only the network is computed in this way. Its loss, the times, the noise and a loss's state are
 those of the whole microbatch, and the network's dropout draws the rows of the whole's.
@@ -49,26 +53,35 @@ _copies: ContextVar[Copies | None] = ContextVar("copies", default=None)
 
 
 def copies_of(mesh: Mesh, params: Params) -> Params:
-  """Return a copy [S ...] of each parameter for each of the S devices that hold examples.
+  """Return a copy [R ...] of each parameter for each of the R replicas.
 
-  A device stores one copy, which replaces the parameter, and so one sum of gradients of the
-  parameters' full size, also if `fsdp` splits the state: 2.7 GB for the 675M parameters of DiT-XL.
-  The step gathers as much anyway. A sum that is split, too, takes a reduction per microbatch; XLA
-  did not split it when it was free to: an MLP of 0.4M parameters on fsdp=8 of a CPU then took
-  4.0 MB of temporaries per device, and takes 3.2 MB in this way.
+  A device stores one copy, which replaces the parameter.
   """
-  num = sharding.num_batch_shards(mesh)
-  return split_rows(mesh, jax.tree.map(lambda p: jnp.broadcast_to(p, (num, *p.shape)), params))
+  num = num_replicas(mesh)
+  copies = jax.tree.map(lambda p: jnp.broadcast_to(p, (num, *p.shape)), params)
+  return _by_rows(mesh, copies, sharding.compute_shardings)
 
 
-def split_rows(mesh: Mesh, copies: Params) -> Params:
-  """Constrain arrays [S ...] to one row per device, and rows as parameters that are used."""
-  shapes = jax.tree.map(lambda c: jax.ShapeDtypeStruct(c.shape[1:], c.dtype), copies)
-  layout = jax.tree.map(
-    lambda s: NamedSharding(mesh, P(sharding.batch_axes(mesh), *s.spec)),
-    sharding.compute_shardings(mesh, shapes),
-  )
-  return jax.lax.with_sharding_constraint(copies, layout)
+def split_rows(mesh: Mesh, sums: Params) -> Params:
+  """Constrain gradients [R ...] to one row per replica, split over its devices as its state."""
+  return _by_rows(mesh, sums, sharding.state_shardings)
+
+
+def _by_rows(mesh: Mesh, arrays: Params, layout_of: Callable[[Mesh, Params], Params]) -> Params:
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), arrays)
+  axes = _replica_axes(mesh)
+  layout = jax.tree.map(lambda s: NamedSharding(mesh, P(axes, *s.spec)), layout_of(mesh, shapes))
+  return jax.lax.with_sharding_constraint(arrays, layout)
+
+
+def _replica_axes(mesh: Mesh) -> tuple[str, ...]:
+  """Return the axes over which whole states are repeated."""
+  return tuple(axis for axis in mesh.axis_names if axis not in ("fsdp", "tensor"))
+
+
+def num_replicas(mesh: Mesh) -> int:
+  """Return the number of whole states on the devices."""
+  return math.prod(mesh.shape[axis] for axis in _replica_axes(mesh))
 
 
 @contextlib.contextmanager
@@ -91,7 +104,7 @@ def computing_with(mesh: Mesh, params: Params, copies: Params) -> Iterator[None]
 def apply_on_each_device(
   apply: Callable[..., Any], params: Params, *inputs: Any, **options: Any
 ) -> Any:
-  """Apply a network, inside `computing_with` on each device to the examples that it holds.
+  """Apply a network, inside `computing_with` on each replica to the examples that it holds.
 
   Elsewhere, and for parameters without copies, this is `apply(params, *inputs, **options)`.
 
@@ -110,10 +123,11 @@ def apply_on_each_device(
 
 
 def _mapped(apply: Callable[..., Any], copies: Copies, params: Params, inputs: Any, options: Any):
-  """Compute `apply` by `shard_map`; `tensor` is left to the compiler if it splits."""
+  """Compute `apply` by `shard_map`; axes within a replica are left to the compiler."""
   mesh = copies.mesh
-  axes = tuple(axis for axis in mesh.axis_names if axis != "tensor" or mesh.shape[axis] == 1)
-  num, size = sharding.num_batch_shards(mesh), len(inputs[0])
+  within = [axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1]
+  axes = tuple(axis for axis in mesh.axis_names if axis not in within)
+  num, size = num_replicas(mesh), len(inputs[0])
   if size % num:
     raise _NotRows
   leaves, tree = jax.tree.flatten((inputs, options))

@@ -199,6 +199,9 @@ def gather_layer(params: Any) -> Any:
   if mesh is None or mesh.shape["fsdp"] == 1:
     return params
   layout = _by_path(mesh, params, lambda path, shape: P(*_tensor_axes(path, shape, mesh)))
+  inside = jax.sharding.get_abstract_mesh()
+  if inside.manual_axes:  # in a computation of each replica, which has axes of its own
+    layout = jax.tree.map(lambda s: NamedSharding(inside, s.spec), layout)
   return jax.lax.with_sharding_constraint(params, layout)
 
 

@@ -244,7 +244,7 @@ def _advance(finite: Bool[Array, ""], new: TrainState, old: TrainState) -> Train
 def _gradient(at: _Point, t: Trained, aux: Aux, mesh: Mesh, clip_parts: bool, clip_norm: Any):
   """Return gradient and scalars of the mean loss, processing microbatches sequentially.
 
-  Gradients of microbatches are summed in float32, on each device alone, and over the devices once.
+  Gradients of microbatches are summed in float32 on each replica alone, and over the replicas once.
   To clip each, or log its norm, it must be summed over the devices first.
   """
   num_microbatches = at.training.accumulation_steps
@@ -273,7 +273,7 @@ def _gradient(at: _Point, t: Trained, aux: Aux, mesh: Mesh, clip_parts: bool, cl
   if batches is None:
     aux, (grads, scalars) = one(aux, at.batch)
     return grads, scalars, aux
-  if clip_parts or sharding.num_batch_shards(mesh) == 1:
+  if clip_parts or microbatches.num_replicas(mesh) == 1:
     grads, scalars, aux = _accumulate(one, aux, batches)
     return _in_types_of(own, grads), scalars, aux
   copies = microbatches.copies_of(mesh, own)

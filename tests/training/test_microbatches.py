@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from test_step import diffusion, images
+from test_step import diffusion, images, two_steps
 
 from diffusion_jax.core.trees import named_leaves
+from diffusion_jax.models import DiT
 from diffusion_jax.parallel import microbatches, sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.planning import hlo
-from diffusion_jax.planning.communication import KINDS
+from diffusion_jax.planning.communication import KINDS, device_groups
 from diffusion_jax.training import step
 from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.optimizers import Adam
@@ -48,8 +49,8 @@ def one_step(mesh, **optimizer):
   return {n: np.asarray(v) for n, v in values.items()}, compiled
 
 
-def sums_in_loops(compiled):
-  """Bytes of each collective that runs several times a step."""
+def sums_in_loops(compiled, mesh=None):
+  """Bytes of each collective that runs several times a step; with a mesh, between replicas."""
   module = hlo.parse_hlo(compiled.as_text())
   runs, _ = hlo.count_runs(module)
   return [
@@ -57,7 +58,14 @@ def sums_in_loops(compiled):
     for name, run in runs.items() if run.times > 1
     for i in module.computations.get(name, {}).values()
     if i.opcode.removesuffix("-start") in KINDS
+    and (mesh is None or crosses_replicas(i.attributes, mesh))
   ]  # fmt: skip
+
+
+def crosses_replicas(attributes, mesh):
+  size = mesh.shape["fsdp"] * mesh.shape["tensor"]
+  groups = device_groups(attributes, mesh.size)
+  return any(len({device // size for device in group}) > 1 for group in groups)
 
 
 @functools.cache
@@ -68,10 +76,15 @@ def on_one_device():
 @pytest.mark.costly
 @pytest.mark.parametrize("shape", [MeshShape(), MeshShape(-1, 4), MeshShape(-1, 2, dcn_data=2)])
 def test_devices_are_summed_once_a_step(shape):
-  """The same draws, dropout too, and no sum of a gradient's size in the loop."""
-  values, compiled = one_step(create_mesh(shape))
-  assert sums_in_loops(compiled)
-  assert max(sums_in_loops(compiled)) < SMALL
+  """The same draws, dropout too, and no sum of a gradient's size over replicas in the loop.
+
+  The devices of a replica, over which fsdp splits the state, reduce each microbatch.
+  """
+  mesh = create_mesh(shape)
+  values, compiled = one_step(mesh)
+  assert sums_in_loops(compiled, mesh)
+  assert max(sums_in_loops(compiled, mesh)) < SMALL
+  assert (max(sums_in_loops(compiled)) > SMALL) == (mesh.shape["fsdp"] > 1)
   expected = on_one_device()
   assert values.keys() == expected.keys()
   for name, value in expected.items():
@@ -164,10 +177,25 @@ def test_only_networks_with_copies_are_computed_on_each_device():
   assert lengths(params, 16) == ((16, 2), [2, 16])
 
 
-def test_copies_take_the_layout_of_parameters_in_use():
+def test_copies_take_the_layout_of_parameters_in_use_and_their_sums_that_of_the_state():
   mesh = create_mesh(MeshShape(2, 2, 2))
-  wide = {"a/mlp_in/kernel": jnp.ones((8, 256)), "bias": jnp.ones(4)}
+  name = "a/mlp_in/kernel"
+  wide = {name: jnp.ones((32, 256)), "bias": jnp.ones(4)}
   copies = jax.jit(lambda: microbatches.copies_of(mesh, wide))()
-  assert copies["a/mlp_in/kernel"].sharding.spec == P(("data", "fsdp"), None, "tensor")
-  assert copies["bias"].shape == (4, 4)
+  assert copies[name].sharding.spec == P("data", None, "tensor")
+  assert copies["bias"].shape == (2, 4)
   assert {s.data.shape for s in copies["bias"].addressable_shards} == {(1, 4)}
+  sums = jax.jit(lambda: microbatches.split_rows(mesh, copies))()
+  assert sums[name].sharding.spec == P("data", "fsdp", "tensor")
+
+
+@pytest.mark.costly
+def test_stacked_layers_are_gathered_one_by_one_in_a_replica_too():
+  """As in the whole step, and with the same results as on one device."""
+  net = DiT(depth=4, hidden=64, heads=2, patch=4)
+  one = create_mesh(MeshShape(), jax.devices()[:1])
+  losses, params = two_steps(one, accumulation_steps=2, model=net)
+  found, moved = two_steps(create_mesh(MeshShape(2, 4)), accumulation_steps=2, model=net)
+  np.testing.assert_allclose(found, losses, rtol=2e-5)
+  for name, value in params.items():
+    np.testing.assert_allclose(moved[name], value, atol=1e-4, err_msg=name)
