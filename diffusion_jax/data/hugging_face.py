@@ -182,10 +182,10 @@ class HuggingFace(DataSetBase):
     return next((name for name in TEST_NAMES if name in names), None)
 
   def _split_names(self) -> Sequence[str]:
-    library = _library()
     if self.path:
-      whole = self._asked(lambda: library.load_from_disk(str(user_path(self.path or ""))))
+      whole = self._from_disk(self.path)
       return list(whole) if isinstance(whole, Mapping) else []
+    library = _library()
     return list(self._builder().info.splits or ()) or self._asked(
       lambda: library.get_dataset_split_names(self._name(), self.subset)
     )
@@ -197,17 +197,17 @@ class HuggingFace(DataSetBase):
 
   def _rows(self, split: str) -> Any:
     """Return a split with its images undecoded."""
-    library = _library()
     if self.path:
-      whole = self._asked(lambda: library.load_from_disk(str(user_path(self.path or ""))))
+      whole = self._from_disk(self.path)
       rows = whole[split] if isinstance(whole, Mapping) and split in whole else whole
       if isinstance(rows, Mapping):
         raise UserError(f"{self._where} has the splits {', '.join(rows)}, not {split}")
     elif self.streaming:
       rows = self._streamed(split)
     else:
-      named = {"split": split, "revision": self.revision}
-      rows = self._asked(lambda: library.load_dataset(self._name(), self.subset, **named))
+      named, load = {"split": split, "revision": self.revision}, _library().load_dataset
+      rows = self._asked(lambda: load(self._name(), self.subset, **named))
+    library = _library()
     for key, feature in rows.features.items():
       if isinstance(feature, library.Image):
         rows = rows.cast_column(key, library.Image(decode=False))
@@ -239,6 +239,11 @@ class HuggingFace(DataSetBase):
   def _builder(self) -> Any:
     ask = _library().load_dataset_builder
     return self._asked(lambda: ask(self._name(), self.subset, revision=self.revision))
+
+  def _from_disk(self, path: str) -> Any:
+    folder = str(user_path(path))
+    load = _library().load_from_disk
+    return self._asked(lambda: load(folder))
 
   def _asked(self, ask: Any) -> Any:
     """Return what the library gives; its errors become one line."""

@@ -63,6 +63,10 @@ def table_of_runs(argv: Sequence[str]) -> str:
     UsageError: there is no such folder, flag or column.
   """
   args = parser().parse_args(argv)
+  if "://" in args.folder:
+    raise UsageError(
+      f"{args.folder}: addresses are not supported; give a folder with runs on this machine"
+    )
   folder = Path(args.folder).expanduser()
   try:
     runs = find_runs(folder)

@@ -10,7 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_jax import edit, encode, evaluate, features, plan, prepare, sample, stats, train
+from diffusion_jax import (
+  edit,
+  encode,
+  evaluate,
+  features,
+  gallery,
+  options,
+  plan,
+  prepare,
+  sample,
+  stats,
+  train,
+)
 from diffusion_jax.core import files
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.inference import outputs
@@ -69,6 +81,44 @@ def test_an_address_is_refused_before_any_folder_is_made(text, call, monkeypatch
   code, out, err = call(train.main, *flags)
   assert (code, out) == (2, "")
   assert err.startswith(f"error: {text}: addresses are not supported; give a path on this machine")
+  assert err.count("\n") == 1
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("program", "flags"),
+  [
+    (sample, "--workdir=memory://b/r --out=a.png"),
+    (sample, "--workdir=r --out=memory://b/a.png"),
+    (edit, "--workdir=r --out=a.png --images=memory://b/i"),
+    (encode, "--workdir=r --out=memory://b/latents"),
+    (evaluate, "--workdir=r --out=memory://b/eval"),
+    (evaluate, "--samples=memory://b/i --reference=r"),
+    (evaluate, "--samples=i --reference=memory://b/r.npz"),
+    (evaluate, "--workdir=r --compare=memory://b/other"),
+    (stats, "--images=memory://b/i --out=a.npz"),
+    (stats, "--images=i --out=memory://b/a.npz"),
+    (features, "--config=ddpm_digits --out=memory://b/a.npz"),
+    (gallery, "--workdir=memory://b/r"),
+    (plan, "--config=ddpm_digits --json=memory://b/a.json"),
+    (train, "--data=memory://b/photos"),
+    (train, "--config=ddpm_digits --config.data.name=folder --config.data.path=memory://b/photos"),
+    (
+      train,
+      "--config=ddpm_digits --config.data.name=hugging_face --config.data.path=memory://b/saved",
+    ),
+    (prepare, "shards memory://b/photos --out=o"),
+    (options, "--workdir=memory://b/r"),
+  ],
+)
+def test_every_program_refuses_an_address_before_it_makes_anything(
+  program, flags, call, monkeypatch, tmp_path
+):
+  monkeypatch.chdir(tmp_path)
+  code, out, err = call(program.main, *flags.split())
+  assert (code, out) == (2, "")
+  assert "memory://b/" in err
+  assert "addresses are not supported" in err
   assert err.count("\n") == 1
   assert not list(tmp_path.iterdir())
 

@@ -205,3 +205,8 @@ def test_the_command_needs_no_jax_and_has_exit_codes(sweep, root):
   assert lines[-1] == "set()"
   assert ran.stderr.startswith("error: nowhere: no folder with runs (No such file or directory)")
   assert ran.stderr.count("\n") == 1
+
+
+def test_an_address_is_refused():
+  with pytest.raises(UsageError, match="gs://b/runs: addresses are not supported; give a"):
+    table_of_runs(["gs://b/runs"])
