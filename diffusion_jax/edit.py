@@ -13,7 +13,7 @@ interpolation needs a deterministic sampler.
 
 import numpy as np
 
-from diffusion_jax.core.files import run_folder, user_path
+from diffusion_jax.core.files import bucket_path, run_folder
 from diffusion_jax.core.picture_grid import label_captions
 from diffusion_jax.core.pixels import as_pictures, from_levels, to_uint8
 from diffusion_jax.data import load_held_out, load_pictures, with_channels
@@ -72,11 +72,11 @@ def edit(args, experiment: Experiment) -> None:
 def parser() -> command_line.Parser:
   cli = command_line.Parser("edit", description=__doc__)
   cli.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
-  cli.add_argument("--out", type=user_path, required=True, help="a .png")
+  cli.add_argument("--out", type=bucket_path, required=True, help="a .png")
   cli.add_argument("--inpaint", help=f"part to hide: {', '.join(SIDES)}, or a .png "
                      "of the images' size, white where a pixel is to be filled in")  # fmt: skip
   cli.add_argument("--interpolate", type=int, help="number of images between the two of a pair")
-  cli.add_argument("--images", type=user_path, help="a folder, .zip, .tar or .npz")
+  cli.add_argument("--images", type=bucket_path, help="a folder, .zip, .tar or .npz")
   cli.add_argument("--num", type=int, default=8, help="number of images or of pairs")
   cli.add_argument("--batch_size", type=int, default=64, help="images made at once")
   cli.add_argument("--seed", type=int, default=0, help="seed of the noise")

@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax import parallel
-from diffusion_jax.core import progress
-from diffusion_jax.core.files import run_folder, user_path
+from diffusion_jax.core import buckets, progress
+from diffusion_jax.core.files import bucket_path, run_folder
 from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.data import Source, full_pass, latents, load_split, unfinished
 from diffusion_jax.generative.latent_diffusion import flatten
@@ -57,7 +57,11 @@ def encode_all(args, experiment: Experiment) -> None:
   left = parallel.first_says(lambda: unfinished.left_encoding(args.out, asked))
   generative = experiment.create(spec)
   restored = outputs.restore_for_output(args.workdir, args.step, left, mesh, generative, average)
-  made_from = {"workdir": str(args.workdir), "step": restored.step, "weights": average.label}
+  made_from = {
+    "workdir": buckets.with_addresses(str(args.workdir)),
+    "step": restored.step,
+    "weights": average.label,
+  }
   call = encoder(networks, restored.params, spec, mesh, args.batch_size)
   encoded = describe_latents(
     experiment, networks, restored.params, call, made_from, args.batch_size
@@ -76,7 +80,7 @@ def encode_all(args, experiment: Experiment) -> None:
 def parser() -> command_line.Parser:
   cli = command_line.Parser("encode", description=__doc__)
   cli.add_argument("--workdir", type=run_folder, required=True, help="the autoencoder's run")
-  cli.add_argument("--out", type=user_path, required=True, help="the folder to make")
+  cli.add_argument("--out", type=bucket_path, required=True, help="the folder to make")
   cli.add_argument("--step", default="latest", help="latest, or a checkpoint's step")
   cli.add_argument("--ema", help=restore.EMA_HELP)
   cli.add_argument("--batch_size", type=int, default=256, help="images encoded at once")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from diffusion_jax import parallel
 from diffusion_jax.core.config import Override
-from diffusion_jax.core.files import run_folder, user_path
+from diffusion_jax.core.files import bucket_path, run_folder
 from diffusion_jax.data import load_split
 from diffusion_jax.evaluation import (
   checkpoint_steps,
@@ -64,13 +64,13 @@ def parser() -> command_line.Parser:
   run.add_argument("--seed", type=int, default=0, help="seed of samples and draws")
   run.add_argument("--sweep", action="append", default=[], metavar="SECTION.FIELD=V1,V2",
                    help="also measure these settings; several axes make a grid")  # fmt: skip
-  run.add_argument("--compare", action="append", default=[], type=user_path, metavar="DIR",
+  run.add_argument("--compare", action="append", default=[], type=bucket_path, metavar="DIR",
                    help="another evaluated run, for the report")  # fmt: skip
   run.add_argument("--fresh", action="store_true", help="move an evaluation with other settings "
                    "aside instead of refusing to start")  # fmt: skip
   other = flags.add_argument_group("images of another program")
-  other.add_argument("--samples", type=user_path, help="images to measure: a folder or an .npz")
-  other.add_argument("--reference", type=user_path,
+  other.add_argument("--samples", type=bucket_path, help="images to measure: a folder or an .npz")
+  other.add_argument("--reference", type=bucket_path,
                      help="a folder, an .npz of images, or statistics")  # fmt: skip
   other.add_argument("--config", help="config whose data set is the reference instead")
   other.add_argument("--split", choices=["train", "test"], default="train", help="its split")
@@ -80,7 +80,7 @@ def parser() -> command_line.Parser:
                      help="any: accept other weights; their metric is never named fid")  # fmt: skip
   flags.add_argument("--dinov2", help="file of DINOv2 weights, or none; default: those prepared")
   flags.add_argument("--clip", help="file of CLIP weights, or none; default: those prepared")
-  flags.add_argument("--out", type=user_path, help="output folder in place of the run's eval/; "
+  flags.add_argument("--out", type=bucket_path, help="output folder in place of the run's eval/; "
                      "with --samples, the metrics.json to write")  # fmt: skip
   return flags
 

@@ -7,7 +7,7 @@ without labels it standardises fixed random convolutions instead. `evaluate` doe
 automatically if needed.
 """
 
-from diffusion_jax.core.files import check_file, user_path
+from diffusion_jax.core.files import bucket_path, check_file
 from diffusion_jax.data import load_splits
 from diffusion_jax.extractors import train_domain
 from diffusion_jax.extractors.domain import Recipe, default_features_path
@@ -46,7 +46,7 @@ def parser() -> command_line.Parser:
   cli.add_argument("--num_steps", type=int, default=defaults.num_steps, help="number of updates")
   cli.add_argument("--batch_size", type=int, default=defaults.batch_size, help="images per update")
   cli.add_argument("--seed", type=int, default=defaults.seed, help="seed of weights and order")
-  cli.add_argument("--out", type=user_path, help="the .npz to write; the user's cache by default")
+  cli.add_argument("--out", type=bucket_path, help="the .npz to write; the user's cache by default")
   return cli
 
 

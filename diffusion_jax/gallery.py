@@ -19,7 +19,7 @@ from diffusion_jax.browsing.serving import (
   runs_in,
   serve_page,
 )
-from diffusion_jax.core.files import check_file, run_folder, user_path
+from diffusion_jax.core.files import bucket_path, check_file, run_folder
 from diffusion_jax.inference import restore
 from diffusion_jax.runs import command_line
 from diffusion_jax.types import UserError
@@ -58,7 +58,7 @@ def parser() -> command_line.Parser:
                    help="a run's folder, or a folder of runs")  # fmt: skip
   cli.add_argument("--port", type=int, default=DEFAULT_PORT,
                    help="port on 127.0.0.1; 0 takes a free one")  # fmt: skip
-  cli.add_argument("--static", type=user_path, help="an .html file to write in place of a server")
+  cli.add_argument("--static", type=bucket_path, help="an .html file to write in place of a server")
   cli.add_argument("--num", type=int, default=16, help="images drawn at once")
   cli.add_argument("--ema", help=restore.EMA_HELP)
   return cli

@@ -12,7 +12,7 @@ from typing import Any
 
 from diffusion_jax import planning
 from diffusion_jax.core import progress
-from diffusion_jax.core.files import user_path, write_json
+from diffusion_jax.core.files import bucket_path, write_json
 from diffusion_jax.parallel import sharding
 from diffusion_jax.planning import DoesNotFit, Fit, Measured, Plan, Program
 from diffusion_jax.runs import command_line
@@ -60,7 +60,7 @@ def parser() -> command_line.Parser:
   flags.add_argument("--fit", choices=["off", "line", "verify"], default="line",
                      help="find the largest batch by a line through two compilations, or also "
                           "compile the batch found")  # fmt: skip
-  flags.add_argument("--json", type=user_path, help="also write the plan to this JSON file")
+  flags.add_argument("--json", type=bucket_path, help="also write the plan to this JSON file")
   return flags
 
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from diffusion_jax import parallel
 from diffusion_jax.core.class_names import class_numbers
 from diffusion_jax.core.config import Override
-from diffusion_jax.core.files import run_folder, user_path, write_png
+from diffusion_jax.core.files import bucket_path, run_folder, write_png
 from diffusion_jax.core.picture_grid import grid_columns, image_grid
 from diffusion_jax.core.pixels import as_pictures, to_uint8
 from diffusion_jax.data import load_held_out
@@ -106,7 +106,7 @@ def parser() -> command_line.Parser:
   cli = command_line.Parser("sample", description=__doc__)
   cli.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
   cli.add_argument("--num", type=int, default=64, help="number of images")
-  cli.add_argument("--out", type=user_path, required=True, help="a .png (one grid), "
+  cli.add_argument("--out", type=bucket_path, required=True, help="a .png (one grid), "
                    "an .npz (arrays images, labels, class_names) or a folder of PNGs")  # fmt: skip
   cli.add_argument("--labels", help="classes in order, e.g. cat,ship or 0,1; default: all trained")
   cli.add_argument("--seed", type=int, default=0, help="seed; image i depends only on it and i")

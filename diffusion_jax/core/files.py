@@ -25,6 +25,9 @@ from diffusion_jax.core.printing import printable as printable
 from diffusion_jax.types import UserError
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(gs|s3|hdfs):")
+BUCKET = re.compile(r"gs://")
+"""Addresses that are served; `etils.epath` does not tell the times of other buckets."""
+
 PATTERN = set("[]*?\\")
 """Characters that Orbax treats as a pattern when it looks for a checkpoint's files."""
 
@@ -50,8 +53,22 @@ def user_path(text: str | os.PathLike[str]) -> Path:
     raise UserError(f"{given}: that home folder is not known; give a path without ~") from error
 
 
-def flag_path(flag: str) -> Callable[[str], Path]:
-  """Return the parser of a flag's path: as `user_path`, but an empty text is an error.
+def bucket_path(text: str | os.PathLike[str]) -> Path:
+  """Return a local path as `user_path` does, or the copy of a file or folder in a bucket.
+
+  Raises:
+    UserError: as `user_path`, or a bucket that cannot be used on this machine.
+  """
+  given = os.fspath(text)
+  if not BUCKET.match(given):
+    return user_path(given)
+  from diffusion_jax.core import buckets  # local paths do without it
+
+  return buckets.copy_of_bucket(given)
+
+
+def flag_path(flag: str, read_path: Callable[[str], Path] = user_path) -> Callable[[str], Path]:
+  """Return the parser of a flag's path: as `read_path`, but an empty text is an error.
 
   Raises:
     UserError: from the parser, if the text is empty, as with an unset shell variable.
@@ -60,7 +77,7 @@ def flag_path(flag: str) -> Callable[[str], Path]:
   def read(text: str) -> Path:
     if not text:
       raise UserError(f"{flag}= is empty; give a path or leave it out")
-    return user_path(text)
+    return read_path(text)
 
   return read
 
@@ -79,7 +96,7 @@ def run_folder(text: str, flag: str = "") -> Path:
   what = f"{flag}={text}" if flag else f"`workdir={text}`"
   if not text:
     raise UserError(f"{what} is empty; give a folder or leave it out")
-  path = user_path(text)
+  path = bucket_path(text)
   strange = sorted(PATTERN & set(str(path.absolute())))
   if strange:
     raise UserError(
@@ -106,6 +123,13 @@ def make_writable(folder: Path, what: str, advice: str = "choose another") -> No
       pass
   except OSError as error:
     raise UserError(f"{what} cannot be written ({error.strerror}); {advice}") from error
+  _check_bucket(folder)
+
+
+def _check_bucket(folder: Path) -> None:
+  from diffusion_jax.core import buckets
+
+  buckets.check_bucket(folder)
 
 
 def check_file(path: Path, flag: str = "--out") -> None:
@@ -285,6 +309,14 @@ def try_lock(file: Any) -> Literal["taken", "held", "not supported"]:
       return "not supported"
     raise
   return "taken"
+
+
+def lock_with_others(file: Any) -> bool:
+  """Lock an open file until it is closed, as others may too; return whether nobody else has."""
+  outcome = try_lock(file)
+  if outcome != "not supported":
+    fcntl.flock(file, fcntl.LOCK_SH)
+  return outcome != "held"
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.core import npz
-from diffusion_jax.core.files import user_path
+from diffusion_jax.core.files import bucket_path
 from diffusion_jax.core.settings import setting
 from diffusion_jax.data.base import DataSetBase
 from diffusion_jax.data.listing import MAX_CLASSES
@@ -98,7 +98,7 @@ class Arrays(DataSetBase):
     fields = {name: self._field(name, split, named, there) for name in self.fields}
     wanted = {name for pair in named.values() for name in pair if name is not None}
     wanted |= set(fields.values())
-    arrays = npz.read_npz(user_path(self.path), self._where, lambda name: name in wanted)
+    arrays = npz.read_npz(bucket_path(self.path), self._where, lambda name: name in wanted)
     arrays |= {n.labels: _one_column(arrays[n.labels]) for n in named.values() if n.labels}
     chosen = named["train" if is_held_out else split]
     for each in named.values():
@@ -149,7 +149,7 @@ class Arrays(DataSetBase):
   def _there(self) -> Sequence[str]:
     if not self.path:
       raise UserError("`data.path=FILE` is missing; give an .npz with images")
-    return npz.names(user_path(self.path), self._where)
+    return npz.names(bucket_path(self.path), self._where)
 
   def _named(self, there: Sequence[str]) -> dict[str, Named]:
     """Return the array names of each split in the file."""
@@ -202,7 +202,7 @@ class Arrays(DataSetBase):
     if CLASS_NAMES not in there or not num_classes:
       return []
     try:
-      path = user_path(self.path)
+      path = bucket_path(self.path)
       names = npz.read_npz(path, self._where, lambda name: name == CLASS_NAMES)[CLASS_NAMES]
     except UserError:  # Python objects, which no version has read
       return []

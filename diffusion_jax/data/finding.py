@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.core.files import SCHEME, printable, user_path
+from diffusion_jax.core.files import BUCKET, SCHEME, bucket_path, printable, user_path
 from diffusion_jax.core.spelling import closest
 from diffusion_jax.data.archives import find_archive
 from diffusion_jax.data.tfds import prepared_names
@@ -34,14 +34,21 @@ def find_data(text: str) -> dict[str, Any]:
     if not name:
       raise UserError(f"`data={text}` names no data set; write hf:NAME or hf:NAME:SUBSET")
     return {"name": "hugging_face", "dataset": name} | ({"subset": subset} if subset else {})
-  if SCHEME.match(text):
+  if SCHEME.match(text) and not BUCKET.match(text):
     raise UserError(f"`data={text}`: addresses are not supported; download it first")
-  path = user_path(text).absolute()
+  path = bucket_path(text).absolute()
   if path.is_dir() or find_archive(path, f"`data={printable(text)}`") is not None:
-    return _of_folder(path, text)
+    return _in_place(_of_folder(path, text), text)
   if path.is_file():
-    return _of_file(path, text)
+    return _in_place(_of_file(path, text), text)
+  if BUCKET.match(text):
+    raise UserError(f"`data={text}`: the bucket has no such folder or file; give {ALLOWED}")
   return _of_name(text)
+
+
+def _in_place(section: dict[str, Any], text: str) -> dict[str, Any]:
+  """Return a section with the address of data in a bucket, in place of the copy's path."""
+  return {**section, "path": text} if BUCKET.match(text) else section
 
 
 def _of_folder(path: Path, text: str) -> dict[str, Any]:

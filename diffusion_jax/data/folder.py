@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax.core.files import printable, user_path
+from diffusion_jax.core.files import bucket_path, printable
 from diffusion_jax.core.settings import setting
 from diffusion_jax.data.base import DataSetBase, Seen
 from diffusion_jax.data.checking import Checked, check_pictures
@@ -114,7 +114,7 @@ class Folder(DataSetBase):
   def has_split(self, split: str) -> bool:
     if split == "train" or self.test_path or self.test_fraction:
       return True
-    root = user_path(self.path)
+    root = bucket_path(self.path)
     return "test" in split_folders(root, f"`data.path={root}`")
 
   def _choose(self, split: str) -> tuple[Checked, str, str]:
@@ -134,14 +134,14 @@ class Folder(DataSetBase):
 
   def _listings(self) -> list[tuple[Listing, str]]:
     """Return all pictures with the flag that named them; the training folder first."""
-    root = user_path(self.path)
+    root = bucket_path(self.path)
     where = f"`data.path={root}`"
     folders = split_folders(root, where)
     strict = self.unreadable == "refuse"
     train = list_folder(folders.get("train", root), where, strict=strict)
     found = [(train, where)]
     if self.test_path:
-      root = user_path(self.test_path)
+      root = bucket_path(self.test_path)
       where = f"`data.test_path={root}`"
       found.append((list_folder(root, where, train.classes, strict), where))
     elif "test" in folders and not self.test_fraction:
@@ -149,7 +149,7 @@ class Folder(DataSetBase):
     return found
 
   def _unused_folder(self) -> str:
-    root = user_path(self.path)
+    root = bucket_path(self.path)
     folder = split_folders(root, str(root)).get("test")
     return "" if folder is None else f"; {folder} is not used"
 

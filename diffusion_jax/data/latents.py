@@ -22,7 +22,7 @@ from jaxtyping import Float32, Int, Int32, Num
 
 from diffusion_jax.core.config import build
 from diffusion_jax.core.field_types import as_text
-from diffusion_jax.core.files import user_path
+from diffusion_jax.core.files import BUCKET, bucket_path, user_path
 from diffusion_jax.core.settings import field_fact, fields_with, setting
 from diffusion_jax.data.base import Autoencoder, DataSetBase, SourceBase, load_split
 from diffusion_jax.data.source import About, Source, count_labels, fingerprint, source_identity
@@ -93,7 +93,7 @@ class Latents(DataSetBase):
     self._check_same(manifest["autoencoder"], autoencoder)
     for name in manifest["files"]:
       self._check_file(manifest, name)
-    folder, about = user_path(self.path), manifest["splits"][split]
+    folder, about = bucket_path(self.path), manifest["splits"][split]
     stats = np.load(folder / f"{split}.npy", mmap_mode="r")
     labels = np.load(folder / f"{split}_labels.npy")
     name, images = f"latents of {about['name']}", None
@@ -109,14 +109,14 @@ class Latents(DataSetBase):
     """
     manifest = self._manifest()
     self._check_file(manifest, "autoencoder.npy")
-    return Autoencoder(np.load(user_path(self.path) / "autoencoder.npy"), manifest["scale"])
+    return Autoencoder(np.load(bucket_path(self.path) / "autoencoder.npy"), manifest["scale"])
 
   @property
   def _where(self) -> str:
     return f"`data.path={self.path}`"
 
   def _manifest(self) -> dict[str, Any]:
-    file = user_path(self.path) / MANIFEST
+    file = bucket_path(self.path) / MANIFEST
     if not self.path or not file.is_file():
       raise UserError(f"{self._where}: no latents there ({MANIFEST} is missing); make them: "
                       f"{COMMAND}")  # fmt: skip
@@ -131,7 +131,7 @@ class Latents(DataSetBase):
     return manifest
 
   def _check_file(self, manifest: Mapping[str, Any], name: str) -> None:
-    file = user_path(self.path) / name
+    file = bucket_path(self.path) / name
     if not file.is_file() or _sha256(file) != manifest["files"][name]:
       what = "is damaged" if file.exists() else "is missing"
       raise UserError(f"{self._where}: {name} {what}; restore a complete copy, or encode again: "
@@ -314,7 +314,7 @@ def _describe(part: Path, encoded: Encoded, scale: float) -> dict[str, Any]:
   sources = encoded.sources
   section = dict(encoded.image_source)
   for field in _path_fields(section):
-    if section.get(field):
+    if section.get(field) and not BUCKET.match(section[field]):
       section[field] = str(user_path(section[field]).absolute())
   return _seal(
     {

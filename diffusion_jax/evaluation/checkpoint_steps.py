@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints import store
-from diffusion_jax.core import progress
+from diffusion_jax.core import buckets, progress
 from diffusion_jax.evaluation.context import EvaluationContext
 from diffusion_jax.runs import signals
 
@@ -21,6 +21,7 @@ def wait_for_checkpoint(workdir: Path) -> None:
   with progress.phase("waiting for a checkpoint"):
     while not store.saved_steps(workdir / "checkpoints"):
       _pause()
+      buckets.refresh_copy(workdir)
 
 
 def _pause() -> None:
@@ -40,6 +41,7 @@ def choose_steps(context: EvaluationContext, args: Any) -> Iterator[int | None]:
 
 
 def _unseen(context: EvaluationContext, seen: set[int]) -> list[int]:
+  buckets.refresh_copy(context.workdir)
   saved = parallel.broadcast_object(store.saved_steps(context.checkpoints))
   return [step for step in saved if step not in seen]
 

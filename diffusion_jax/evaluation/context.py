@@ -13,7 +13,7 @@ from diffusion_jax import parallel
 from diffusion_jax.checkpoints import store
 from diffusion_jax.core import progress, rng
 from diffusion_jax.core.config import Override, parse_override
-from diffusion_jax.core.files import user_path
+from diffusion_jax.core.files import bucket_path
 from diffusion_jax.data import Source, load_splits, make_batch, source_identity, trained_classes
 from diffusion_jax.evaluation import bits_per_dim, noise_levels, presets, reference
 from diffusion_jax.evaluation.reference import Reference
@@ -313,7 +313,7 @@ def find_extractors(request: Request, train: Source) -> tuple[list[Extractor], l
 
 
 def _inception(request: Request) -> Extractor:
-  path = None if request.inception is None else user_path(request.inception)
+  path = None if request.inception is None else bucket_path(request.inception)
   extractor = parallel.agree(lambda: load_inception(path, request.any_inception))
   _check_same_weights(extractor)
   return extractor
@@ -336,7 +336,7 @@ def _train_domain(train: Source, test: Source | None, path: Path) -> None:
 
 
 def _domain(path: str | None, train: Source, test: Source | None) -> Extractor:
-  place = default_features_path(train) if path is None else user_path(path)
+  place = default_features_path(train) if path is None else bucket_path(path)
   if path is None:
     parallel.on_process_0(lambda: None if place.is_file() else _train_domain(train, test, place))
     parallel.share_file(place)

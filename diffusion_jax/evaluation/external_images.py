@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax import __version__
 from diffusion_jax.core import files, progress
-from diffusion_jax.core.files import user_path
+from diffusion_jax.core.files import bucket_path
 from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.data import Source, load_pictures, with_channels
 from diffusion_jax.evaluation import metrics_json, reference, results, sample_metrics
@@ -104,14 +104,14 @@ def extractors_by_flags(
   """
   extractors, missing = [], []
   if features not in (None, "none"):
-    extractors.append(load_domain(user_path(features or "")))
+    extractors.append(load_domain(bucket_path(features or "")))
   elif features is None and against.source is not None:
     file = default_features_path(against.source)
     if file.is_file():
       extractors.append(load_domain(file))
     else:
       missing.append("no features of the data set: python -m diffusion_jax.features --config=...")
-  weights = None if inception is None else user_path(inception)
+  weights = None if inception is None else bucket_path(inception)
   networks, reasons = optional_inception(inception, lambda: load_inception(weights, any_inception))
   others, lacking = optional_vision(vision, lambda load: load())
   extractors, missing = extractors + networks + others, missing + reasons + lacking

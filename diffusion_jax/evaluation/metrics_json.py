@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from diffusion_jax import __version__
-from diffusion_jax.core import files
+from diffusion_jax.core import buckets, files
 from diffusion_jax.core.pixels import QUANTISATION
 from diffusion_jax.evaluation import context as contexts
 from diffusion_jax.evaluation import drawing, measure
@@ -54,7 +54,7 @@ def compose(
 def _model(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Summary:
   config = context.experiment.to_dict()
   return {
-    "workdir": str(context.workdir),
+    "workdir": buckets.with_addresses(str(context.workdir)),
     "step": checkpoint.step,
     "images_seen": checkpoint.step * context.experiment.training.batch_size,
     "weights": checkpoint.average.label,
@@ -72,7 +72,7 @@ def _model(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Summa
 def _samples(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Summary:
   facts = drawing.sample_facts(context, checkpoint, context.setting, context.seed)
   return {
-    "source": f"{context.workdir} step {checkpoint.step}",
+    "source": f"{buckets.with_addresses(str(context.workdir))} step {checkpoint.step}",
     "num": context.num_samples,
     "seeds": drawing.seeds(context),
     "sampler": facts["settings"].get("sampler"),

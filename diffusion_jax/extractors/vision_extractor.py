@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from diffusion_jax.core.files import user_path
+from diffusion_jax.core.files import bucket_path
 from diffusion_jax.extractors.base import Extractor
 from diffusion_jax.models.vision.transformer import vision_features
 from diffusion_jax.models.vision.vision_weights import RECIPES, load_vision_weights
@@ -63,7 +63,7 @@ def optional_vision(
     text = flags[name]
     if text == "none":
       continue
-    path = None if text is None else user_path(text)
+    path = None if text is None else bucket_path(text)
     try:
       extractors.append(agree(lambda name=name, path=path: load_vision(name, path)))
     except UserError as error:

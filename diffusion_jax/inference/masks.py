@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 from jaxtyping import Bool
 
-from diffusion_jax.core.files import user_path
+from diffusion_jax.core.files import bucket_path
 from diffusion_jax.data.reading import Broken, opened
 from diffusion_jax.data.source import fit_image
 from diffusion_jax.types import ImageSpec, UserError
@@ -39,7 +39,7 @@ def _mask(text: str, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
   allowed = f"must be {', '.join(SIDES)}, or a .png of {width}x{height} pixels"
   if not text:
     raise UserError(f"--inpaint= is empty; {allowed}")
-  path = user_path(text)
+  path = bucket_path(text)
   try:
     with warnings.catch_warnings(action="ignore"), opened(path) as image:
       size = image.size

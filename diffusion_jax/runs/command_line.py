@@ -17,7 +17,7 @@ import jax
 
 from diffusion_jax import __version__, parallel
 from diffusion_jax.checkpoints import store
-from diffusion_jax.core import files, shipped, storage
+from diffusion_jax.core import buckets, files, shipped, storage
 from diffusion_jax.core.config import Override, parse_override
 from diffusion_jax.core.wording import with_flags
 from diffusion_jax.parallel import compilation_cache
@@ -95,7 +95,10 @@ def _naming_its_flag(action: argparse.Action) -> Any:
   name = action.option_strings[0] if action.option_strings else action.dest
   if action.type is files.run_folder:
     return functools.partial(files.run_folder, flag=name)
-  return files.flag_path(name) if action.type is files.user_path else action.type
+  for read_path in (files.user_path, files.bucket_path):
+    if action.type is read_path:
+      return files.flag_path(name, read_path)
+  return action.type
 
 
 def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -109,17 +112,31 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
   streams.leave_out_repeats()
   hold_jax_as_written()
   # All that a program prints passes here, so that each error, warning and log line names flags.
-  out, err = (streams.Unbreakable(s, with_flags) for s in (sys.stdout, sys.stderr))
+  out, err = (streams.Unbreakable(s, _as_given) for s in (sys.stdout, sys.stderr))
   signals.stop_with_launcher(os.environ)
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
     with signals.interruptible():
       code = _exit_code(main)
+      code = _end_uploads(code)
     out.flush()
     err.flush()
     parallel.leave(code)
     if code == INTERRUPTED:
       signals.end_by(signal.SIGINT)
   sys.exit(code)
+
+
+def _as_given(text: str) -> str:
+  """Return a text with flags in place of fields, and with a bucket's addresses."""
+  return with_flags(buckets.with_addresses(text))
+
+
+def _end_uploads(code: int) -> int:
+  """Upload the last changes to buckets; a failure changes the code of a finished program."""
+  if (line := buckets.end_uploads()) is None:
+    return code
+  print(f"error: {files.printable(line)}", file=sys.stderr)
+  return USER_ERROR if code in (DONE, STOPPED_EARLY) else code
 
 
 def _exit_code(main: Callable[[list[str]], int | None]) -> int:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffusion_jax.core.files import printable, run_folder, user_path
+from diffusion_jax.core.files import bucket_path, printable, run_folder
 from diffusion_jax.data.finding import find_data, name_of_data
 from diffusion_jax.runs.own_data import CHOSEN
 from diffusion_jax.types import UserError
@@ -59,5 +59,5 @@ def in_words_of_argument(message: str, text: str) -> str:
   changed = re.sub(r"`data\.(?:path|dataset)=([^`]*)`", renamed, message)
   if "`data=" in changed:
     return changed
-  rest = changed.removeprefix(f"{user_path(text).absolute()}: ")
+  rest = changed.removeprefix(f"{bucket_path(text).absolute()}: ")
   return f"{argument}: {rest}" if rest != changed else changed

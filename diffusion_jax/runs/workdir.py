@@ -18,6 +18,7 @@ from diffusion_jax.core import files
 from diffusion_jax.core.config import split_argument
 from diffusion_jax.core.files import write_json
 from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.runs.leases import leased
 from diffusion_jax.runs.stored import check_continues, load_experiment, stored_config
 from diffusion_jax.types import UserError
 
@@ -166,7 +167,8 @@ def _lock(workdir: Path, doing: str) -> Iterator[None]:
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
-    yield
+    with leased(workdir, doing):
+      yield
 
 
 def _lock_within(seconds: float, file: Any) -> str:

@@ -23,7 +23,7 @@ from diffusion_jax import (
   stats,
   train,
 )
-from diffusion_jax.core import files
+from diffusion_jax.core import bucket_files, files
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.inference import outputs
 from diffusion_jax.runs.stored import load_experiment
@@ -74,7 +74,7 @@ def test_a_home_that_is_not_known_is_said():
     files.user_path("~nobody_of_this_name/x")
 
 
-@pytest.mark.parametrize("text", ["gs://bucket/run", "s3://b/r", "http://a.b/c", "gs:/bucket/run"])
+@pytest.mark.parametrize("text", ["s3://b/r", "hdfs://b/r", "http://a.b/c", "gs:/bucket/run"])
 def test_an_address_is_refused_before_any_folder_is_made(text, call, monkeypatch, root, tmp_path):
   monkeypatch.chdir(tmp_path)
   flags = [f"--config={root}/configs/smoke.py", f"--workdir={text}"]
@@ -83,6 +83,23 @@ def test_an_address_is_refused_before_any_folder_is_made(text, call, monkeypatch
   assert err.startswith(f"error: {text}: addresses are not supported; give a path on this machine")
   assert err.count("\n") == 1
   assert not list(tmp_path.iterdir())
+
+
+def test_a_bucket_without_its_library_is_refused_before_anything_is_made(
+  call, monkeypatch, tmp_path
+):
+  def no_library(path):
+    raise ImportError("No module named 'gcsfs'")
+
+  monkeypatch.setattr(bucket_files, "remote", no_library)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  (tmp_path / "here").mkdir()
+  monkeypatch.chdir(tmp_path / "here")
+  code, out, err = call(train.main, "--config=smoke", "--workdir=gs://bucket/run", "--dry_run")
+  assert (code, out) == (2, "")
+  assert err.startswith("error: gs://bucket/run cannot be used here (its library is missing: pip ")
+  assert err.count("\n") == 1
+  assert not list((tmp_path / "here").iterdir())
 
 
 @pytest.mark.parametrize(

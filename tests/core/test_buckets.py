@@ -1,0 +1,204 @@
+"""Copies of a bucket's files: what is downloaded, uploaded, kept and refused."""
+
+import shutil
+
+import numpy as np
+import pytest
+from bucket import other_machine, serve_bucket
+
+from diffusion_jax.core import bucket_files, buckets, files
+from diffusion_jax.data.finding import find_data
+from diffusion_jax.runs import resumable
+from diffusion_jax.types import UserError
+
+RUN = "gs://b/runs/a"
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+  yield from serve_bucket(monkeypatch, tmp_path)
+
+
+def write_step(folder, step, content="weights"):
+  for name in ("state/d/1", "state/_METADATA", "meta/metadata", "_CHECKPOINT_METADATA"):
+    path = folder / "checkpoints" / str(step) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{content} {step}")
+
+
+def killed(*args):
+  raise OSError("killed")
+
+
+def test_files_go_up_and_come_down_on_another_machine(bucket, monkeypatch, tmp_path):
+  folder = files.run_folder(RUN)
+  folder.mkdir()
+  (folder / "config.json").write_text("{}")
+  (folder / ".lock").write_text("1")
+  write_step(folder, 5)
+  assert buckets.upload_changes() is None
+  assert bucket.names(RUN) == [
+    "checkpoints/5/_CHECKPOINT_METADATA", "checkpoints/5/meta/metadata",
+    "checkpoints/5/state/_METADATA", "checkpoints/5/state/d/1", "config.json",
+  ]  # fmt: skip
+  assert bucket.written[-1].endswith("5/meta/metadata")  # by which the checkpoint is whole
+  with (folder / "metrics.jsonl").open("a") as rows:
+    for i in range(2):
+      rows.write(f"{i}\n")
+      rows.flush()
+      buckets.upload_changes()
+  other_machine(monkeypatch, tmp_path)
+  assert files.run_folder(RUN) != folder
+  assert (files.run_folder(RUN) / "metrics.jsonl").read_text() == "0\n1\n"
+  assert (files.run_folder(RUN) / "checkpoints/5/state/d/1").read_text() == "weights 5"
+
+
+def test_only_changes_are_transferred(bucket):
+  folder = files.run_folder(RUN)
+  write_step(folder, 5)
+  buckets.upload_changes()
+  before = len(bucket.written)
+  buckets.forget_copies()
+  assert files.run_folder(RUN) == folder
+  assert buckets.upload_changes() is None
+  assert len(bucket.written) == before
+
+
+def test_a_checkpoint_that_is_deleted_is_deleted_in_the_bucket(bucket):
+  folder = files.run_folder(RUN)
+  write_step(folder, 5)
+  write_step(folder, 6)
+  buckets.upload_changes()
+  shutil.rmtree(folder / "checkpoints/5")
+  buckets.upload_changes()
+  assert {name.split("/")[1] for name in bucket.names(RUN)} == {"6"}
+
+
+def test_a_checkpoint_that_another_machine_deleted_is_deleted_here(bucket, monkeypatch, tmp_path):
+  folder = files.run_folder(RUN)
+  write_step(folder, 5)
+  other_machine(monkeypatch, tmp_path)
+  shutil.rmtree(files.run_folder(RUN) / "checkpoints/5")
+  write_step(files.run_folder(RUN), 6)
+  other_machine(monkeypatch, tmp_path, "machine1")
+  assert [path.name for path in (files.run_folder(RUN) / "checkpoints").iterdir()] == ["6"]
+
+
+def test_a_download_that_was_killed_begins_anew(bucket, monkeypatch, tmp_path, capsys):
+  write_step(files.run_folder(RUN), 5)
+  other_machine(monkeypatch, tmp_path)
+  with monkeypatch.context() as patch:
+    patch.setattr(buckets.Copy, "store_known", killed)
+    with pytest.raises(UserError, match="killed"):
+      files.run_folder(RUN)
+  assert (files.run_folder(RUN) / "checkpoints/5/meta/metadata").exists()
+  assert "changed elsewhere" not in capsys.readouterr().out
+
+
+def test_a_lost_cache_deletes_nothing(bucket):
+  folder = files.run_folder(RUN)
+  write_step(folder, 5)
+  buckets.forget_copies()
+  shutil.rmtree(folder)
+  assert (files.run_folder(RUN) / "checkpoints/5/meta/metadata").exists()
+  assert len(bucket.names(RUN)) == 4
+
+
+def test_half_an_upload_is_no_checkpoint_and_is_made_up_for(bucket, monkeypatch, tmp_path, capsys):
+  folder = files.run_folder(RUN)
+  write_step(folder, 5)
+  send = bucket_files.send_file
+
+  def fail_at_the_end(source, url):
+    if url.endswith("meta/metadata"):
+      raise OSError("the network is down")
+    return send(source, url)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(bucket_files, "send_file", fail_at_the_end)
+    assert "gs://b/runs/a cannot be written (the network is down)" in str(buckets.upload_changes())
+    assert "the same command uploads them" in capsys.readouterr().err
+    other_machine(monkeypatch, tmp_path)
+    assert not files.run_folder(RUN).exists()  # the half checkpoint is not taken
+  other_machine(monkeypatch, tmp_path, "machine1")
+  assert (files.run_folder(RUN) / "checkpoints/5/state/d/1").exists()
+  assert buckets.upload_changes() is None
+  assert len(bucket.names(RUN)) == 4
+
+
+def test_changes_that_came_too_late_are_kept_aside(bucket, monkeypatch, tmp_path, capsys):
+  folder = files.run_folder(RUN)
+  write_step(folder, 5)
+  buckets.upload_changes()
+  write_step(folder, 6, "never uploaded")
+  monkeypatch.setattr(buckets, "upload_changes", lambda: None)  # killed
+  other_machine(monkeypatch, tmp_path)
+  monkeypatch.undo()
+  served = serve_bucket(monkeypatch, tmp_path)
+  next(served).objects.update(bucket.objects)
+  bucket_files.write_file(f"{RUN}/config.json", b"of another machine")
+  again = files.run_folder(RUN)
+  assert not (again / "checkpoints/6").exists()
+  assert (again / "config.json").read_text() == "of another machine"
+  aside = again.parent.with_name("files.old1") / "a/checkpoints/6/state/d/1"
+  assert aside.read_text() == "never uploaded 6"
+  assert "was changed elsewhere" in capsys.readouterr().out
+  next(served, None)
+
+
+def test_a_bucket_that_cannot_be_used_is_one_line(bucket, tmp_path):
+  bucket.is_down = True
+  with pytest.raises(UserError, match=r"gs://b/runs/a cannot be used here \(the network is down\)"):
+    files.run_folder(RUN)
+  with pytest.raises(UserError, match="gs://b: give the path of a file or folder in a bucket"):
+    files.run_folder("gs://b")
+  bucket.is_down = False
+  folder = files.run_folder(RUN)
+  bucket.is_down = True
+  with pytest.raises(UserError, match=r"gs://b/runs/a cannot be written"):
+    files.make_writable(folder, "--out")
+  bucket.is_down = False
+
+
+def test_a_bucket_without_times_is_refused(bucket):
+  bucket.objects[f"{RUN}/config.json"] = (b"{}", 0)
+  with pytest.raises(UserError, match="does not tell when a file was changed"):
+    files.run_folder(RUN)
+
+
+def test_an_output_is_uploaded_beside_what_is_there(bucket):
+  bucket_files.write_file("gs://b/out/other.png", b"1")
+  out = files.bucket_path("gs://b/out/a.png")
+  files.check_file(out)
+  out.write_bytes(b"2")
+  assert buckets.with_addresses(f"wrote {out}") == "wrote gs://b/out/a.png"
+  buckets.upload_changes()
+  assert bucket.names("gs://b/out") == ["a.png", "other.png"]
+
+
+def test_an_old_run_in_the_bucket_keeps_its_name(bucket):
+  bucket_files.write_file(f"{RUN}.old1/config.json", b"{}")
+  bucket_files.write_file(f"{RUN}/config.json", b"{}")
+  folder = files.run_folder(RUN)
+  assert files.free_name(folder).name == "a.old2"
+
+
+def test_data_in_a_bucket_keep_their_address(bucket):
+  bucket_files.write_file("gs://b/photos/1.png", b"1")
+  assert find_data("gs://b/photos") == {"name": "folder", "path": "gs://b/photos"}
+  np.savez(files.bucket_path("gs://b/a.npz"), images=np.zeros((2, 8, 8), np.uint8))
+  buckets.upload_changes()
+  assert find_data("gs://b/a.npz") == {"name": "arrays", "path": "gs://b/a.npz"}
+  with pytest.raises(UserError, match="gs://b/none`: the bucket has no such folder or file"):
+    find_data("gs://b/none")
+
+
+def test_finished_chunks_are_used_on_another_machine(bucket, monkeypatch, tmp_path):
+  def chunks():
+    return resumable.Chunks(files.run_folder(RUN) / "eval/4/work/features-ab12", {"seed": 0})
+
+  chunks().get(0, 2, lambda: {"x": np.arange(2)})
+  other_machine(monkeypatch, tmp_path)
+  again = chunks()
+  assert again.get(0, 2, dict)["x"].tolist() == [0, 1]
+  assert again.num_restored == 1
