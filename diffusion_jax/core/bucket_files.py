@@ -21,7 +21,9 @@ T = TypeVar("T")
 THREADS = 8
 """Number of files that are asked for or transferred at once."""
 
-STEP_FILE = re.compile(r"((?:.*/)?\d+)/(?:(?:state|meta)/|_CHECKPOINT_METADATA$)")
+STEP_FILE = re.compile(
+  r"((?:.*/)?\d+)/(?:(?:state|meta)/|_CHECKPOINT_METADATA$|commit_success\.txt$)"
+)
 """File of a checkpoint; the group is the folder of the step."""
 
 LAST = "/meta/metadata"

@@ -2,7 +2,7 @@
 
 A bucket takes and gives whole files; it appends to none, renames none and locks none. Programs
 therefore use the copy, an ordinary folder in the user's cache. It gets what the bucket has when a
-program begins; what the program changes is uploaded every few seconds and at the end. An upload
+program begins; what the program changes is uploaded every half minute and at the end. An upload
 that a crash prevented is made up for when the next program uses the copy.
 """
 
@@ -25,7 +25,7 @@ from diffusion_jax.core import bucket_files, files, progress, storage
 from diffusion_jax.core.bucket_files import Sign, bucket_errors
 from diffusion_jax.types import UserError
 
-EVERY_SEC = 10.0
+EVERY_SEC = 30.0
 """Seconds between two uploads."""
 
 PASSING = re.compile(r"^\.|\.orbax-checkpoint-tmp")

@@ -20,7 +20,13 @@ def bucket(monkeypatch, tmp_path):
 
 
 def write_step(folder, step, content="weights"):
-  for name in ("state/d/1", "state/_METADATA", "meta/metadata", "_CHECKPOINT_METADATA"):
+  for name in (
+    "state/d/1",
+    "state/_METADATA",
+    "meta/metadata",
+    "_CHECKPOINT_METADATA",
+    "commit_success.txt",
+  ):
     path = folder / "checkpoints" / str(step) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{content} {step}")
@@ -38,7 +44,8 @@ def test_files_go_up_and_come_down_on_another_machine(bucket, monkeypatch, tmp_p
   write_step(folder, 5)
   assert buckets.upload_changes() is None
   assert bucket.names(RUN) == [
-    "checkpoints/5/_CHECKPOINT_METADATA", "checkpoints/5/meta/metadata",
+    "checkpoints/5/_CHECKPOINT_METADATA", "checkpoints/5/commit_success.txt",
+    "checkpoints/5/meta/metadata",
     "checkpoints/5/state/_METADATA", "checkpoints/5/state/d/1", "config.json",
   ]  # fmt: skip
   assert bucket.written[-1].endswith("5/meta/metadata")  # by which the checkpoint is whole
@@ -84,6 +91,17 @@ def test_a_checkpoint_that_another_machine_deleted_is_deleted_here(bucket, monke
   assert [path.name for path in (files.run_folder(RUN) / "checkpoints").iterdir()] == ["6"]
 
 
+def test_a_reader_gets_what_a_run_has_saved_meanwhile(bucket):
+  folder = files.run_folder(RUN)
+  for name in ("state/d/1", "commit_success.txt"):
+    bucket.put(f"{RUN}/checkpoints/7/{name}", b"1")
+  buckets.refresh_copy(folder / "checkpoints")
+  assert not folder.exists()  # the last file is missing
+  bucket.put(f"{RUN}/checkpoints/7/meta/metadata", b"1")
+  buckets.refresh_copy(folder / "checkpoints")
+  assert (folder / "checkpoints/7/state/d/1").exists()
+
+
 def test_a_download_that_was_killed_begins_anew(bucket, monkeypatch, tmp_path, capsys):
   write_step(files.run_folder(RUN), 5)
   other_machine(monkeypatch, tmp_path)
@@ -101,7 +119,7 @@ def test_a_lost_cache_deletes_nothing(bucket):
   buckets.forget_copies()
   shutil.rmtree(folder)
   assert (files.run_folder(RUN) / "checkpoints/5/meta/metadata").exists()
-  assert len(bucket.names(RUN)) == 4
+  assert len(bucket.names(RUN)) == 5
 
 
 def test_half_an_upload_is_no_checkpoint_and_is_made_up_for(bucket, monkeypatch, tmp_path, capsys):
@@ -123,7 +141,7 @@ def test_half_an_upload_is_no_checkpoint_and_is_made_up_for(bucket, monkeypatch,
   other_machine(monkeypatch, tmp_path, "machine1")
   assert (files.run_folder(RUN) / "checkpoints/5/state/d/1").exists()
   assert buckets.upload_changes() is None
-  assert len(bucket.names(RUN)) == 4
+  assert len(bucket.names(RUN)) == 5
 
 
 def test_changes_that_came_too_late_are_kept_aside(bucket, monkeypatch, tmp_path, capsys):
