@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from diffusion_jax import parallel
 from diffusion_jax.core.config import Override
-from diffusion_jax.core.files import bucket_path, run_folder
+from diffusion_jax.core.files import bucket_path, path_text, run_folder
 from diffusion_jax.data import load_split
 from diffusion_jax.evaluation import (
   checkpoint_steps,
@@ -74,12 +74,18 @@ def parser() -> command_line.Parser:
                      help="a folder, an .npz of images, or statistics")  # fmt: skip
   other.add_argument("--config", help="config whose data set is the reference instead")
   other.add_argument("--split", choices=["train", "test"], default="train", help="its split")
-  flags.add_argument("--features", help="file of the data set's own features, or none")
-  flags.add_argument("--inception", help="file of Inception weights, or none")
+  flags.add_argument(
+    "--features", type=path_text, help="file of the data set's own features, or none"
+  )
+  flags.add_argument("--inception", type=path_text, help="file of Inception weights, or none")
   flags.add_argument("--inception_sha256", choices=["published", "any"], default="published",
                      help="any: accept other weights; their metric is never named fid")  # fmt: skip
-  flags.add_argument("--dinov2", help="file of DINOv2 weights, or none; default: those prepared")
-  flags.add_argument("--clip", help="file of CLIP weights, or none; default: those prepared")
+  flags.add_argument(
+    "--dinov2", type=path_text, help="file of DINOv2 weights, or none; default: those prepared"
+  )
+  flags.add_argument(
+    "--clip", type=path_text, help="file of CLIP weights, or none; default: those prepared"
+  )
   flags.add_argument("--out", type=bucket_path, help="output folder in place of the run's eval/; "
                      "with --samples, the metrics.json to write")  # fmt: skip
   return flags

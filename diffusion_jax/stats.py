@@ -8,7 +8,7 @@ file contains its own description; `evaluate` refuses it for samples of another 
 
 import json
 
-from diffusion_jax.core.files import bucket_path, check_file
+from diffusion_jax.core.files import bucket_path, check_file, path_text
 from diffusion_jax.data import load_pictures, load_split
 from diffusion_jax.evaluation import external_images, reference
 from diffusion_jax.evaluation.context import EXTRACT_BATCH
@@ -55,8 +55,12 @@ def parser() -> command_line.Parser:
   flags.add_argument("--config", help="config whose data set is measured: a shipped name or a file")
   flags.add_argument("--split", choices=["train", "test"], default="train", help="its split")
   flags.add_argument("--images", type=bucket_path, help="a folder of images or an .npz instead")
-  flags.add_argument("--features", help="file of the data set's own features, instead of Inception")
-  flags.add_argument("--inception", help="file of Inception weights; the user's cache by default")
+  flags.add_argument(
+    "--features", type=path_text, help="file of the data set's own features, instead of Inception"
+  )
+  flags.add_argument(
+    "--inception", type=path_text, help="file of Inception weights; the user's cache by default"
+  )
   flags.add_argument("--inception_sha256", choices=["published", "any"], default="published",
                      help="any: accept other weights; their metric is never named fid")  # fmt: skip
   flags.add_argument("--out", type=bucket_path, required=True, help="the .npz to write")

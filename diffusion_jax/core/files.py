@@ -67,6 +67,12 @@ def bucket_path(text: str | os.PathLike[str]) -> Path:
   return buckets.copy_of_bucket(given)
 
 
+def path_text(text: str) -> str:
+  """Return a flag's text as it is, if `bucket_path` takes it: a path, or a word in its place."""
+  bucket_path(text)
+  return text
+
+
 def flag_path(flag: str, read_path: Callable[[str], Path] = user_path) -> Callable[[str], Path]:
   """Return the parser of a flag's path: as `read_path`, but an empty text is an error.
 
