@@ -4,6 +4,8 @@ Nothing else is asked of a bucket: not all kinds can append, rename or lock.
 """
 
 import contextlib
+import functools
+import logging
 import os
 import re
 import shutil
@@ -21,23 +23,47 @@ T = TypeVar("T")
 THREADS = 8
 """Number of files that are asked for or transferred at once."""
 
-STEP_FILE = re.compile(
-  r"((?:.*/)?\d+)/(?:(?:state|meta)/|_CHECKPOINT_METADATA$|commit_success\.txt$)"
-)
+LIBRARIES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
+"""Kinds of addresses, and the library that `etils.epath` needs for each."""
+
+MARK = "commit_success.txt"
+"""File by which a checkpoint in a bucket counts as whole; Orbax writes it there too."""
+
+STEP_FILE = re.compile(rf"((?:.*/)?\d+)/(?:(?:state|meta)/|_CHECKPOINT_METADATA$|{MARK}$)")
 """File of a checkpoint; the group is the folder of the step."""
 
-LAST = "/meta/metadata"
-"""End of the name of a checkpoint's file that is uploaded last, and deleted first."""
+PART_MARK = re.compile(rf"(?:.*/)?\d+/(?:state|meta)/{MARK}$")
+"""Mark of a part of a checkpoint, which Orbax reads before that part."""
 
-Sign = tuple[int, int]
-"""Size of a file, and the time of its last change; the content may differ if they do."""
+Sign = tuple[int, str]
+"""Size and version of a file in a bucket; the content may differ if they do."""
+
+Here = tuple[int, int]
+"""Size of a file on this machine, and the time of its last change."""
 
 
 def remote(url: str) -> Any:
   """Return the `epath.Path` of an address."""
   from etils import epath  # paths of this machine do without it
 
+  _prepare_libraries()
   return epath.Path(url)
+
+
+@functools.cache
+def _prepare_libraries() -> None:
+  """Make the libraries look at the bucket each time, and print nothing about their retries."""
+  import fsspec
+
+  for library in ("gcs", "gs", "s3", "az", "abfs"):
+    fsspec.config.conf.setdefault(library, {})["use_listings_cache"] = False
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+
+
+def _system(path: Any) -> Any:
+  """Return the file system of fsspec behind a path, None if TensorFlow serves it."""
+  backend = path._backend
+  return backend.fs(os.fspath(path)) if hasattr(backend, "fs") else None
 
 
 @contextlib.contextmanager
@@ -56,22 +82,45 @@ def bucket_errors(what: str) -> Iterator[None]:
     raise
   except Exception as error:
     lacks = any(isinstance(one, ImportError) for one in storage.chain(error))
-    reason = "its library is missing: pip install gcsfs" if lacks else storage.reason(error)
+    library = LIBRARIES.get(what.partition("://")[0], "gcsfs")
+    reason = f"its library is missing: pip install {library}" if lacks else explain(error)
     raise UserError(
       f"{what} ({reason}); repair that, or give a path on this machine, e.g. where "
       "the bucket is mounted"
     ) from error
 
 
+def explain(error: BaseException) -> str:
+  """Return the reason why a bucket could not be used, in one line."""
+  return re.sub(r"\s+", " ", storage.reason(error))
+
+
 def list_files(url: str) -> dict[str, Sign]:
   """Return the files at an address: by their path below it, or "" for a file itself.
 
-  Hidden files and checkpoints whose upload has not ended are left out.
+  Hidden files, checkpoints whose upload has not ended, and marks of their parts are left out.
   """
   top = remote(url)
-  _forget_listing(top)
   if not top.is_dir():
     return {"": sign_of(top)} if top.exists() else {}
+  system = _system(top)
+  found = _walk(top) if system is None else _find(system, url)
+  shown = {n: s for n, s in found.items() if not re.search(r"(^|/)\.", n)}
+  return without_parts({n: s for n, s in shown.items() if not PART_MARK.match(n)})
+
+
+def _find(system: Any, url: str) -> dict[str, Sign]:
+  """Return the files below an address by the listing of fsspec, one request for many files."""
+  above = f"{system._strip_protocol(url)}/"
+  return {
+    name.removeprefix(above): _sign(about)
+    for name, about in system.find(url, detail=True).items()
+    if name.startswith(above) and about.get("type") != "directory" and not name.endswith("/")
+  }
+
+
+def _walk(top: Any) -> dict[str, Sign]:
+  """Return the files below a path by asking for each."""
   found: dict[str, Sign] = {}
   todo = [(top, "")]
   while todo:
@@ -79,13 +128,13 @@ def list_files(url: str) -> dict[str, Sign]:
       (child, f"{above}{child.name}")
       for folder, above in todo
       for child in folder.iterdir()
-      if child != folder and not child.name.startswith(".")
+      if child != folder
     ]
     known = at_once(lambda entry: entry[0].stat(), inside)
     both = list(zip(inside, known, strict=True))
     todo = [(child, f"{name}/") for (child, name), about in both if about.is_directory]
-    found |= {name: _sign(about) for (_, name), about in both if not about.is_directory}
-  return without_parts(found)
+    found |= {n: _sign_by_time(a) for (_, n), a in both if not a.is_directory}
+  return found
 
 
 def at_once(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
@@ -102,39 +151,40 @@ def at_once(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 
 
 def without_parts(found: Mapping[str, T]) -> dict[str, T]:
-  """Return the entries of files, without those of checkpoints whose last file is missing."""
+  """Return the entries of files, without those of checkpoints whose mark is missing."""
   steps = {name: STEP_FILE.match(name) for name in found}
-  return {n: x for n, x in found.items() if (s := steps[n]) is None or f"{s[1]}{LAST}" in found}
+  return {n: x for n, x in found.items() if (s := steps[n]) is None or f"{s[1]}/{MARK}" in found}
 
 
-def is_last(name: str) -> bool:
-  """Return whether a file is that of its checkpoint by which the checkpoint counts as whole."""
-  return name.endswith(LAST) and STEP_FILE.match(name) is not None
+def is_mark(name: str) -> bool:
+  """Return whether a file is the one by which its checkpoint counts as whole."""
+  return name.endswith(f"/{MARK}") and STEP_FILE.match(name) is not None
 
 
 def sign_of(path: Any) -> Sign:
-  """Return the size and time of a file in a bucket."""
-  return _sign(path.stat())
+  """Return the size and version of a file in a bucket."""
+  system = _system(path)
+  return _sign_by_time(path.stat()) if system is None else _sign(system.info(os.fspath(path)))
 
 
-def _sign(about: Any) -> Sign:
-  return int(about.length or 0), int(about.mtime or 0)
+def _sign(about: Mapping[str, Any]) -> Sign:
+  """Return the sign of a file that fsspec describes; without any version it is empty."""
+  names = ("generation", "etag", "ETag", "mtime", "LastModified", "last_modified")
+  version = next((about[name] for name in names if about.get(name)), "")
+  return int(about.get("size") or 0), str(version)
 
 
-def _forget_listing(path: Any) -> None:
-  """Make a file system that remembers its listings look again."""
-  with contextlib.suppress(Exception):
-    path._backend.fs(os.fspath(path)).invalidate_cache()
+def _sign_by_time(about: Any) -> Sign:
+  return int(about.length or 0), str(about.mtime or "")
 
 
 def read_file(url: str) -> bytes | None:
   """Return the content of a file, None if it is not there."""
-  path = remote(url)
-  _forget_listing(path)
-  if not path.exists():
+  try:
+    with remote(url).open("rb") as file:
+      return file.read()
+  except FileNotFoundError:
     return None
-  with path.open("rb") as file:
-    return file.read()
 
 
 def write_file(url: str, content: bytes) -> None:
@@ -143,7 +193,7 @@ def write_file(url: str, content: bytes) -> None:
     file.write(content)
 
 
-def fetch_file(url: str, target: Path) -> Sign:
+def fetch_file(url: str, target: Path) -> Here:
   """Download a file; return the size and time of the new one."""
   target.parent.mkdir(parents=True, exist_ok=True)
   with files.atomic_write(target) as file, remote(url).open("rb") as source:
@@ -153,18 +203,41 @@ def fetch_file(url: str, target: Path) -> Sign:
 
 
 def send_file(source: Path, url: str) -> Sign | None:
-  """Upload a file; return its size and time in the bucket, None if it was deleted meanwhile."""
+  """Upload a file; return its sign in the bucket, None if it was deleted meanwhile."""
   path = remote(url)
+  system = _system(path)
   try:
+    if system is not None:
+      system.put_file(str(source), os.fspath(path))
+      return sign_of(path)
     content = source.open("rb")
   except FileNotFoundError:
+    if source.exists():
+      raise
     return None
   with content, path.open("wb") as file:
     shutil.copyfileobj(content, file, 1 << 24)
   return sign_of(path)
 
 
+def send_mark(url: str) -> Sign:
+  """Write the mark of a checkpoint, after those of its parts; return its sign in the bucket."""
+  folder = url.removesuffix(f"/{MARK}")
+  for place in (f"{folder}/state/{MARK}", f"{folder}/meta/{MARK}", url):
+    write_file(place, b"whole\n")
+  return sign_of(remote(url))
+
+
+def delete_mark(url: str) -> None:
+  """Delete the mark of a checkpoint, before those of its parts."""
+  folder = url.removesuffix(f"/{MARK}")
+  for place in (url, f"{folder}/state/{MARK}", f"{folder}/meta/{MARK}"):
+    delete_file(place)
+
+
 def delete_file(url: str) -> None:
   """Delete a file, if it is there."""
+  path = remote(url)
+  system = _system(path)
   with contextlib.suppress(FileNotFoundError):
-    remote(url).unlink()
+    path.unlink() if system is None else system.rm_file(os.fspath(path))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.core import bucket_files, files, progress, storage
-from diffusion_jax.core.bucket_files import Sign, bucket_errors
+from diffusion_jax.core.bucket_files import Here, Sign, bucket_errors, is_mark
 from diffusion_jax.types import UserError
 
 EVERY_SEC = 30.0
@@ -31,7 +31,7 @@ EVERY_SEC = 30.0
 PASSING = re.compile(r"^\.|\.orbax-checkpoint-tmp")
 """Names of what is not uploaded: hidden files (locks, parts) and unfinished checkpoints."""
 
-Known = dict[str, tuple[Sign, Sign]]
+Known = dict[str, tuple[Here, Sign]]
 """File -> its signs here and in the bucket when both had the same content."""
 
 
@@ -67,16 +67,21 @@ class Copy:
     found = bucket_files.list_files(self.url)
     return {f"{self.path.name}/{name}".rstrip("/"): sign for name, sign in found.items()}
 
-  def list_here(self) -> dict[str, Sign]:
-    """Return the files of the copy, by their paths below the folder above."""
-    found: dict[str, Sign] = {}
+  def list_here(self) -> dict[str, Here]:
+    """Return the files of the copy, by their paths below the folder above.
+
+    A checkpoint here has no mark, because it was renamed when it was whole; the entry of its mark
+    stands for the one in the bucket.
+    """
+    found: dict[str, Here] = {}
     for folder, folders, names in os.walk(self.root):
       folders[:] = [name for name in folders if not PASSING.search(name)]
       for path in (Path(folder, name) for name in names if not PASSING.search(name)):
         with contextlib.suppress(FileNotFoundError):
           about = path.stat()
           found[path.relative_to(self.root).as_posix()] = (about.st_size, about.st_mtime_ns)
-    return found
+    whole = [name for name in found if name.endswith("/meta/metadata")]
+    return found | dict.fromkeys(_marks_of(whole), (0, 0))
 
   def known(self) -> Known:
     """Return what was the same here and in the bucket after the last transfer."""
@@ -192,9 +197,9 @@ def check_bucket(path: Path) -> None:
 
 
 def _check_times(copy: Copy, signs: Iterable[Sign]) -> None:
-  if not all(changed for _, changed in signs):
+  if not all(version for _, version in signs):
     raise UserError(
-      f"{copy.url}: a bucket of this kind does not tell when a file was changed; give a path on "
+      f"{copy.url}: a bucket of this kind does not tell whether a file was changed; give a path on "
       "this machine, e.g. where the bucket is mounted"
     )
 
@@ -209,7 +214,7 @@ def upload_changes() -> str | None:
       _uploads.told.discard(copy.url)
     except Exception as error:
       failures.append(
-        f"{copy.url} cannot be written ({storage.reason(error)}); nothing is lost: the files are "
+        f"{copy.url} cannot be written ({bucket_files.explain(error)}); nothing is lost: the files are "
         f"in {copy.home}, and the same command uploads them"
       )
       if copy.url not in _uploads.told:
@@ -260,7 +265,8 @@ def _download(copy: Copy, is_alone: bool) -> None:
     known, there, own = {}, set(found), set()
   wanted = sorted(name for name in there - own if name in found)
   _check_room(copy, sum(found[name][0] for name in wanted))
-  _fetch(copy, wanted, found, known)
+  known |= {name: ((0, 0), found[name]) for name in wanted if is_mark(name)}
+  _fetch(copy, [name for name in wanted if not is_mark(name)], found, known)
   for name in there - own - {*found}:
     _delete_here(copy, name)
     known.pop(name, None)
@@ -290,7 +296,7 @@ def _fetch(copy: Copy, wanted: list[str], found: dict[str, Sign], known: Known) 
     return
   files.write_json(copy.home / "downloading.json", wanted)
 
-  def fetch(name: str) -> Sign:
+  def fetch(name: str) -> Here:
     return bucket_files.fetch_file(f"{copy.above}/{name}", copy.root / name)
 
   with progress.phase(f"downloading {copy.url}", len(wanted), "files") as shown:
@@ -323,18 +329,31 @@ def _upload(copy: Copy) -> None:
   gone = [n for n in known if n not in here]
   if not changed and not gone:
     return
+  marks = _marks_of([*changed, *gone])  # a checkpoint is not whole while its files change
+  changed = [n for n in changed if not is_mark(n)]
+  gone = [n for n in gone if not is_mark(n)]
+  steps_going = _marks_of(gone)
 
   def send(name: str) -> Sign | None:
     return bucket_files.send_file(copy.root / name, f"{copy.above}/{name}")
 
   try:
-    for last in (False, True):
-      names = [n for n in changed if bucket_files.is_last(n) == last]
-      for name, sign in zip(names, bucket_files.at_once(send, names), strict=True):
-        if sign is not None:
-          known[name] = (here[name], sign)
-    for name in sorted(gone, key=bucket_files.is_last, reverse=True):
+    for mark in sorted(marks & {*known}):
+      bucket_files.delete_mark(f"{copy.above}/{mark}")
+      del known[mark]
+    for name, sign in zip(changed, bucket_files.at_once(send, changed), strict=True):
+      if sign is not None:
+        known[name] = (here[name], sign)
+    for mark in sorted(marks & {*here} - steps_going):
+      known[mark] = (here[mark], bucket_files.send_mark(f"{copy.above}/{mark}"))
+    for name in gone:
       bucket_files.delete_file(f"{copy.above}/{name}")
       del known[name]
   finally:
     copy.store_known(known)
+
+
+def _marks_of(names: Iterable[str]) -> set[str]:
+  """Return the marks of the checkpoints that files belong to."""
+  steps = (bucket_files.STEP_FILE.match(name) for name in names)
+  return {f"{step[1]}/{bucket_files.MARK}" for step in steps if step is not None}

@@ -25,7 +25,6 @@ def write_step(folder, step, content="weights"):
     "state/_METADATA",
     "meta/metadata",
     "_CHECKPOINT_METADATA",
-    "commit_success.txt",
   ):
     path = folder / "checkpoints" / str(step) / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,10 +44,11 @@ def test_files_go_up_and_come_down_on_another_machine(bucket, monkeypatch, tmp_p
   assert buckets.upload_changes() is None
   assert bucket.names(RUN) == [
     "checkpoints/5/_CHECKPOINT_METADATA", "checkpoints/5/commit_success.txt",
-    "checkpoints/5/meta/metadata",
-    "checkpoints/5/state/_METADATA", "checkpoints/5/state/d/1", "config.json",
+    "checkpoints/5/meta/commit_success.txt", "checkpoints/5/meta/metadata",
+    "checkpoints/5/state/_METADATA", "checkpoints/5/state/commit_success.txt",
+    "checkpoints/5/state/d/1", "config.json",
   ]  # fmt: skip
-  assert bucket.written[-1].endswith("5/meta/metadata")  # by which the checkpoint is whole
+  assert bucket.written[-1].endswith("5/commit_success.txt")  # by which the checkpoint is whole
   with (folder / "metrics.jsonl").open("a") as rows:
     for i in range(2):
       rows.write(f"{i}\n")
@@ -93,11 +93,11 @@ def test_a_checkpoint_that_another_machine_deleted_is_deleted_here(bucket, monke
 
 def test_a_reader_gets_what_a_run_has_saved_meanwhile(bucket):
   folder = files.run_folder(RUN)
-  for name in ("state/d/1", "commit_success.txt"):
+  for name in ("state/d/1", "meta/metadata"):
     bucket.put(f"{RUN}/checkpoints/7/{name}", b"1")
   buckets.refresh_copy(folder / "checkpoints")
-  assert not folder.exists()  # the last file is missing
-  bucket.put(f"{RUN}/checkpoints/7/meta/metadata", b"1")
+  assert not folder.exists()  # its mark is missing
+  bucket.put(f"{RUN}/checkpoints/7/commit_success.txt", b"1")
   buckets.refresh_copy(folder / "checkpoints")
   assert (folder / "checkpoints/7/state/d/1").exists()
 
@@ -119,21 +119,18 @@ def test_a_lost_cache_deletes_nothing(bucket):
   buckets.forget_copies()
   shutil.rmtree(folder)
   assert (files.run_folder(RUN) / "checkpoints/5/meta/metadata").exists()
-  assert len(bucket.names(RUN)) == 5
+  assert len(bucket.names(RUN)) == 7
 
 
 def test_half_an_upload_is_no_checkpoint_and_is_made_up_for(bucket, monkeypatch, tmp_path, capsys):
   folder = files.run_folder(RUN)
   write_step(folder, 5)
-  send = bucket_files.send_file
 
-  def fail_at_the_end(source, url):
-    if url.endswith("meta/metadata"):
-      raise OSError("the network is down")
-    return send(source, url)
+  def fail(url):
+    raise OSError("the network is down")
 
   with monkeypatch.context() as patch:
-    patch.setattr(bucket_files, "send_file", fail_at_the_end)
+    patch.setattr(bucket_files, "send_mark", fail)
     assert "gs://b/runs/a cannot be written (the network is down)" in str(buckets.upload_changes())
     assert "the same command uploads them" in capsys.readouterr().err
     other_machine(monkeypatch, tmp_path)
@@ -141,7 +138,7 @@ def test_half_an_upload_is_no_checkpoint_and_is_made_up_for(bucket, monkeypatch,
   other_machine(monkeypatch, tmp_path, "machine1")
   assert (files.run_folder(RUN) / "checkpoints/5/state/d/1").exists()
   assert buckets.upload_changes() is None
-  assert len(bucket.names(RUN)) == 5
+  assert len(bucket.names(RUN)) == 7
 
 
 def test_changes_that_came_too_late_are_kept_aside(bucket, monkeypatch, tmp_path, capsys):
@@ -180,7 +177,7 @@ def test_a_bucket_that_cannot_be_used_is_one_line(bucket, tmp_path):
 
 def test_a_bucket_without_times_is_refused(bucket):
   bucket.objects[f"{RUN}/config.json"] = (b"{}", 0)
-  with pytest.raises(UserError, match="does not tell when a file was changed"):
+  with pytest.raises(UserError, match="does not tell whether a file was changed"):
     files.run_folder(RUN)
 
 
