@@ -4,8 +4,7 @@
 
 Restores the EMA weights of the newest readable checkpoint (or those given by --ema) on the
 available devices. The run's config sets the sampler, its steps and the guidance; --config.sampler.*
-and --config.guidance.* override them. Batches are saved as they are finished, so after a kill the
-same command continues.
+and --config.guidance.* override them. After a kill the same command continues with the next batch.
 """
 
 import time
@@ -15,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax import parallel
+from diffusion_jax.core.buckets import checkpoint_folder
 from diffusion_jax.core.class_names import class_numbers
 from diffusion_jax.core.config import Override
 from diffusion_jax.core.files import bucket_path, run_folder, write_png
@@ -141,7 +141,7 @@ def check_flags(args) -> None:
 def against(args, experiment: Experiment, good: GenerativeModel, params: Params, mesh: Mesh):
   """Return the model guided by the inferior run, the weights of both, and their hash."""
   where = f"--guide_workdir={args.guide_workdir}"
-  if not (args.guide_workdir / "checkpoints").is_dir():
+  if not checkpoint_folder(args.guide_workdir).is_dir():
     raise UserError(f"{where}: no run there; give the folder of a training run")
   other = stored_experiment(args.guide_workdir, [])
   mine, others = experiment.to_dict(), other.to_dict()
@@ -152,9 +152,9 @@ def against(args, experiment: Experiment, good: GenerativeModel, params: Params,
       f"{where}: its process is {others.get('process')}, this run's {mine.get('process')}; "
       "guidance needs two models of one process"
     )
-  spec = stored_spec(args.guide_workdir / "checkpoints", args.guide_step)
+  spec = stored_spec(checkpoint_folder(args.guide_workdir), args.guide_step)
   guide = other.create(spec)
-  if spec != stored_spec(args.workdir / "checkpoints", args.step):
+  if spec != stored_spec(checkpoint_folder(args.workdir), args.step):
     raise UserError(f"{where}: its images are {spec}; guidance needs two models of the same images")
   if guide.num_classes and guide.num_classes != good.num_classes:
     raise UserError(

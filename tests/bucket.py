@@ -86,7 +86,11 @@ class _Upload(io.BytesIO):
 def serve_bucket(monkeypatch, tmp_path) -> Iterator[Bucket]:
   """Serve gs:// from memory, with the copies below a test's folder; a generator of a fixture."""
   bucket = Bucket()
-  monkeypatch.setattr(gpath, "_PREFIX_TO_BACKEND", {None: backend.os_backend, "gs": bucket})
+  monkeypatch.setattr(
+    gpath,
+    "_PREFIX_TO_BACKEND",
+    {None: backend.os_backend, "gs": bucket, "s3": bucket, "az": bucket},
+  )
   monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machine1"))
   assert epath.Path("gs://b/a").parent == epath.Path("gs://b")

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.checkpoints import store
+from diffusion_jax.core.buckets import checkpoint_folder
 from diffusion_jax.core.config import Override
 from diffusion_jax.core.pixels import from_levels
 from diffusion_jax.data import load_held_out
@@ -69,7 +70,7 @@ class OpenedRun:
     self.folder, self.num = folder, num
     self.average = restore.parse_average(ema)
     self.experiment = trained_experiment(folder, overrides)
-    self.checkpoints = folder / "checkpoints"
+    self.checkpoints = checkpoint_folder(folder)
     self.find_steps()
     self.spec = restore.stored_spec(self.checkpoints, None)
     self.model = self.experiment.create(self.spec)

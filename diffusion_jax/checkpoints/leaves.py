@@ -3,10 +3,10 @@
 import json
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from diffusion_jax.checkpoints.checksums import checksums
+from diffusion_jax.checkpoints.step_folders import Place
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.types import UserError
 
@@ -22,7 +22,7 @@ def describe_leaves(state: Any) -> dict[str, dict[str, Any]]:
   }
 
 
-def check_leaves(folder: Path, saved: Mapping[str, Any], target: Any) -> None:
+def check_leaves(folder: Place, saved: Mapping[str, Any], target: Any) -> None:
   """Raise an error if a target's leaves differ from the saved ones.
 
   Args:

@@ -10,7 +10,6 @@ import functools
 import json
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
@@ -18,8 +17,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from diffusion_jax import parallel
-from diffusion_jax.checkpoints import leaves
-from diffusion_jax.checkpoints.step_folders import Damage, Unreadable, saved_steps
+from diffusion_jax.checkpoints import leaves, step_folders
+from diffusion_jax.checkpoints.step_folders import Damage, Place, Unreadable, saved_steps
 from diffusion_jax.core import files, progress, stacking, storage
 from diffusion_jax.core.parts import Part
 from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
@@ -60,7 +59,7 @@ class Checkpointing(Part):
 class CheckpointError(Exception):
   """Raised if a save failed: the run must not continue without checkpoints."""
 
-  def __init__(self, message: str, directory: Path, num_bytes: int):
+  def __init__(self, message: str, directory: Place, num_bytes: int):
     super().__init__(message)
     self.directory, self.num_bytes = directory, num_bytes
 
@@ -71,12 +70,12 @@ def explain_failed_save(error: BaseException) -> str | None:
   The line names the newest whole checkpoint, which a later save may have changed.
   """
   failed = next((e for e in storage.chain(error) if isinstance(e, CheckpointError)), None)
-  if failed is None or (line := storage.explain_storage(failed, failed.directory)) is None:
+  if failed is None or (line := step_folders.explain_storage(failed, failed.directory)) is None:
     return None
   said = f"saving {storage.size(failed.num_bytes)} failed: {line}"
   try:
     whole = saved_steps(failed.directory)
-  except OSError:
+  except Exception:  # of any library that reads buckets
     return said
   newest = f"step {whole[-1]:,} is intact there" if whole else "no checkpoint is intact there yet"
   return f"{said}; {newest}"
@@ -106,7 +105,7 @@ class Checkpoints:
     config: times of saving and numbers to keep; None keeps everything.
   """
 
-  def __init__(self, directory: Path, config: Checkpointing | None):
+  def __init__(self, directory: Place, config: Checkpointing | None):
     self._directory, self._config, self._num_bytes, self._has_failed = directory, config, 0, False
     self._barrier = parallel.Barrier(ocp.multihost.get_barrier_sync_fn())
     self._manager = self._open()
@@ -127,7 +126,7 @@ class Checkpoints:
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICE_BYTES)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     return ocp.CheckpointManager(
-      self._directory.absolute(),
+      step_folders.absolute(self._directory),
       item_handlers={
         "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
         "meta": ocp.JsonCheckpointHandler(),
@@ -231,7 +230,7 @@ def _preservation(config: Checkpointing | None) -> preservation.AnyPreservationP
 
 
 def restore_checkpoint(
-  directory: Path, target: Any, step: int | None = None, foreign: Foreign = lambda meta: None
+  directory: Place, target: Any, step: int | None = None, foreign: Foreign = lambda meta: None
 ) -> Restored:
   """Restore the newest intact checkpoint, or a given one; changes nothing on disk.
 
@@ -274,7 +273,7 @@ def restore_checkpoint(
   raise Unreadable(directory, damaged, _others(directory, step)) from next(iter(causes), None)
 
 
-def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
+def read_meta(directory: Place, step: int | None = None) -> dict[str, Any]:
   """Return the metadata of the newest readable state, or of a given one.
 
   Raises:
@@ -295,7 +294,7 @@ def read_meta(directory: Path, step: int | None = None) -> dict[str, Any]:
   raise Unreadable(directory, damaged, _others(directory, step)) from causes[0]
 
 
-def _others(directory: Path, step: int | None, most: int = 3) -> str:
+def _others(directory: Place, step: int | None, most: int = 3) -> str:
   """Name the steps nearest to a damaged one whose metadata is intact, as advice."""
   readable: list[int] = []
   steps = [] if step is None else sorted(saved_steps(directory), key=lambda s: abs(s - step))
@@ -310,7 +309,7 @@ def _others(directory: Path, step: int | None, most: int = 3) -> str:
   return f"give another `step`: the metadata of {listed} can be read"
 
 
-def _next(directory: Path, step: int | None, tried: set[int]) -> int | None:
+def _next(directory: Place, step: int | None, tried: set[int]) -> int | None:
   """Return the newest untried step that process 0 lists now: a run may save and delete."""
 
   def find() -> int | None:
@@ -321,12 +320,12 @@ def _next(directory: Path, step: int | None, tried: set[int]) -> int | None:
   return parallel.broadcast_object(parallel.agree(find))
 
 
-def _still_there(directory: Path, damaged: list[Damage]) -> list[Damage]:
+def _still_there(directory: Place, damaged: list[Damage]) -> list[Damage]:
   there = parallel.broadcast_object([(directory / str(d.step)).is_dir() for d in damaged])
   return [d for d, is_there in zip(damaged, there, strict=True) if is_there]
 
 
-def _candidates(directory: Path, step: int | None) -> list[int]:
+def _candidates(directory: Place, step: int | None) -> list[int]:
   """Return the steps to try, newest first."""
   steps = saved_steps(directory)
   if not steps:
@@ -372,7 +371,7 @@ class _Checked(NamedTuple):
   wanted: Any
 
 
-def _check(folder: Path, target: Any, foreign: Foreign) -> _Checked:
+def _check(folder: Place, target: Any, foreign: Foreign) -> _Checked:
   """Return what to restore from a step; UserError: another model, others: damage."""
   meta = _load_meta(folder)
   if (reason := foreign(meta)) is not None:
@@ -383,16 +382,16 @@ def _check(folder: Path, target: Any, foreign: Foreign) -> _Checked:
   return _Checked(meta, stored, wanted)
 
 
-def _read(folder: Path, target: Any) -> Any:
+def _read(folder: Place, target: Any) -> Any:
   """Return a step's state; raise any Exception for damage that shows without the checksums."""
   leaf_args = ocp.checkpoint_utils.construct_restore_args(target)
   args = ocp.args.PyTreeRestore(item=target, restore_args=leaf_args, partial_restore=True)
   handler = ocp.PyTreeCheckpointHandler()
   with files.naming(folder), ocp.Checkpointer(handler) as reader:
-    return reader.restore((folder / "state").absolute(), args=args)
+    return reader.restore(step_folders.absolute(folder / "state"), args=args)
 
 
-def _load_meta(folder: Path) -> dict[str, Any]:
+def _load_meta(folder: Place) -> dict[str, Any]:
   with files.naming(file := folder / "meta" / "metadata"):
     meta = leaves.unseal(json.loads(file.read_text()))
   if meta.get("step", int(folder.name)) != int(folder.name):  # not stored by older versions

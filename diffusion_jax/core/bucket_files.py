@@ -4,11 +4,13 @@ Nothing else is asked of a bucket: not all kinds can append, rename or lock.
 """
 
 import contextlib
+import datetime
 import functools
 import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,11 +55,24 @@ def remote(url: str) -> Any:
 @functools.cache
 def _prepare_libraries() -> None:
   """Make the libraries look at the bucket each time, and print nothing about their retries."""
-  import fsspec
+  from fsspec.config import conf
 
   for library in ("gcs", "gs", "s3", "az", "abfs"):
-    fsspec.config.conf.setdefault(library, {})["use_listings_cache"] = False
+    conf.setdefault(library, {})["use_listings_cache"] = False
   logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+
+
+def check_address(text: str) -> None:
+  """Raise an error for an address that cannot be served.
+
+  Raises:
+    UserError: the address is of another kind, or names no folder in a bucket.
+  """
+  if not files.BUCKET.match(text):
+    files.user_path(text)
+  parts = text.rstrip("/").split("/")
+  if len(parts) < 4 or not all(parts[2:]) or {".", ".."} & set(parts):
+    raise UserError(f"{text}: give the path of a file or folder in a bucket, as gs://bucket/run")
 
 
 def _system(path: Any) -> Any:
@@ -91,8 +106,10 @@ def bucket_errors(what: str) -> Iterator[None]:
 
 
 def explain(error: BaseException) -> str:
-  """Return the reason why a bucket could not be used, in one line."""
-  return re.sub(r"\s+", " ", storage.reason(error))
+  """Return the reason why a bucket could not be used, in one line: the end of a long one."""
+  *_, first = storage.chain(error)
+  text = re.sub(r"\s+", " ", re.sub(r"\[[a-z_ ]+=.*", "", str(first), flags=re.S)).strip()
+  return f"...{text[-200:]}" if len(text) > 200 else text or type(first).__name__
 
 
 def list_files(url: str) -> dict[str, Sign]:
@@ -176,6 +193,33 @@ def _sign(about: Mapping[str, Any]) -> Sign:
 
 def _sign_by_time(about: Any) -> Sign:
   return int(about.length or 0), str(about.mtime or "")
+
+
+def move_folder(source: Any, target: Any) -> None:
+  """Move a folder of a bucket by copying its files, and then deleting them."""
+  system = _system(source)
+  if system is None:
+    source.rename(target)
+  else:
+    system.mv(os.fspath(source), os.fspath(target), recursive=True)
+
+
+def age_sec(url: str) -> float | None:
+  """Return the seconds since a file was written, None if it is not there or has no time."""
+  path = remote(url)
+  system = _system(path)
+  try:
+    if system is None:
+      written = path.stat().mtime
+    else:
+      about = system.info(os.fspath(path))
+      times = (about.get(n) for n in ("mtime", "LastModified", "last_modified"))
+      written = next((t for t in times if t), None)
+  except FileNotFoundError:
+    return None
+  if isinstance(written, datetime.datetime):
+    written = written.timestamp()
+  return time.time() - written if written else None
 
 
 def read_file(url: str) -> bytes | None:

@@ -24,9 +24,9 @@ from PIL import Image
 from diffusion_jax.core.printing import printable as printable
 from diffusion_jax.types import UserError
 
-SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(gs|s3|hdfs):")
-BUCKET = re.compile(r"gs://")
-"""Addresses that are served; `etils.epath` does not tell the times of other buckets."""
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(gs|s3|az|hdfs):")
+BUCKET = re.compile(r"(gs|s3|az)://")
+"""Addresses that are served, through `etils.epath`."""
 
 PATTERN = set("[]*?\\")
 """Characters that Orbax treats as a pattern when it looks for a checkpoint's files."""
@@ -42,6 +42,8 @@ def user_path(text: str | os.PathLike[str]) -> Path:
     UserError: an address such as gs://bucket/run, or the home of an unknown user.
   """
   given = os.fspath(text)
+  if mistyped := re.match(r"(gs|s3|az):/*", given) if not BUCKET.match(given) else None:
+    raise UserError(f"{given}: write {mistyped[1]}://{given[mistyped.end() :]} for a bucket")
   if SCHEME.match(given):
     raise UserError(
       f"{given}: addresses are not supported; give a path on this machine, e.g. where a bucket "
@@ -103,7 +105,7 @@ def run_folder(text: str, flag: str = "") -> Path:
   if not text:
     raise UserError(f"{what} is empty; give a folder or leave it out")
   path = bucket_path(text)
-  strange = sorted(PATTERN & set(str(path.absolute())))
+  strange = sorted(PATTERN & set(f"{path.absolute()}{text}"))
   if strange:
     raise UserError(
       f"{what}: checkpoints below a folder with {' '.join(strange)} in its path cannot be "
@@ -218,7 +220,7 @@ def _of_temporary_files() -> Path:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: os.PathLike[str]) -> Iterator[None]:
   """Add the file's name to errors of writing it, because an open file's errors lack it."""
   try:
     yield

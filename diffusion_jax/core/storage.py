@@ -51,6 +51,14 @@ UNREADABLE = {
 }
 """Status with which TensorStore refuses a checkpoint -> the reason in plain words."""
 
+UNREACHED = re.compile(
+  r"\b(ABORTED|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|UNKNOWN): "
+)
+"""Status with which TensorStore reports that it could not reach or use a bucket."""
+
+OF_BUCKETS = {"gcsfs", "google", "aiohttp", "aiobotocore", "botocore", "azure"}
+"""Packages whose errors are those of reaching or using a bucket."""
+
 MISPLACED = {
   errno.ENOENT: "a file of it is missing",
   errno.ENOTDIR: "a file stands where a folder of it belongs",
@@ -168,7 +176,18 @@ def size(num_bytes: int) -> str:
 def spares_content(error: BaseException) -> bool:
   """Return whether an unreadable file may be intact: the fault is the process's or mount's."""
   trouble = find(error, every=True)
-  return trouble is not None and trouble.number in SPARED
+  return (trouble is not None and trouble.number in SPARED) or could_not_reach(error)
+
+
+def could_not_reach(error: BaseException) -> bool:
+  """Return whether a bucket could not be reached or used, which is no fault of its files."""
+  return any(
+    isinstance(one, ConnectionError | TimeoutError)
+    or type(one).__module__.partition(".")[0] in OF_BUCKETS
+    or UNREACHED.search(str(one))
+    for one in chain(error)
+    if not isinstance(one, jax.errors.JaxRuntimeError)  # of devices and processes
+  )
 
 
 def numbered_reason(error: BaseException) -> str:

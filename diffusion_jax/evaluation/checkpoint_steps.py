@@ -16,10 +16,10 @@ POLL_SEC = 5.0
 
 def wait_for_checkpoint(workdir: Path) -> None:
   """Wait until a training run has saved its first checkpoint."""
-  if not store.saved_steps(workdir / "checkpoints"):
+  if not store.saved_steps(buckets.checkpoint_folder(workdir)):
     print(f"waiting for the first checkpoint of {workdir}", flush=True)
   with progress.phase("waiting for a checkpoint"):
-    while not store.saved_steps(workdir / "checkpoints"):
+    while not store.saved_steps(buckets.checkpoint_folder(workdir)):
       _pause()
       buckets.refresh_copy(workdir)
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints import store
 from diffusion_jax.core import progress, rng
+from diffusion_jax.core.buckets import checkpoint_folder
 from diffusion_jax.core.config import Override, parse_override
 from diffusion_jax.core.files import bucket_path
 from diffusion_jax.data import Source, load_splits, make_batch, source_identity, trained_classes
@@ -114,8 +115,8 @@ class EvaluationContext(NamedTuple):
     return asked or min(len(split_of(self, self.experiment.eval.reference_split)), 50_000)
 
   @property
-  def checkpoints(self) -> Path:
-    return self.workdir / "checkpoints"
+  def checkpoints(self) -> store.Place:
+    return checkpoint_folder(self.workdir)
 
 
 class Request(NamedTuple):
@@ -205,7 +206,7 @@ def equip(context: EvaluationContext, request: Request) -> EvaluationContext:
 
 def _check_data(workdir: Path, train: Source, test: Source | None) -> Mapping[str, Any]:
   """Return facts on the newest checkpoint's training data, which must be these data."""
-  saved = store.read_meta(workdir / "checkpoints")["data"]
+  saved = store.read_meta(checkpoint_folder(workdir))["data"]
   check_same_data(workdir, saved, source_identity(train))
   if test is not None and test.spec != train.spec:
     raise UserError(f"the splits do not fit each other: {train.spec} and {test.spec}")

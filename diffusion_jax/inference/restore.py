@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints import store
+from diffusion_jax.core.buckets import checkpoint_folder
 from diffusion_jax.parallel import sharding
 from diffusion_jax.runs.changes import of_another_run
 from diffusion_jax.training import train_state
@@ -100,7 +101,7 @@ class Stored(NamedTuple):
     as_offsets: True if the run stored them as differences, see `EMA.update`.
   """
 
-  directory: Path
+  directory: store.Place
   step: int
   updates: int
   as_offsets: bool
@@ -132,9 +133,9 @@ def parse_average(text: str | None) -> Average:
   return average
 
 
-def folder_of(workdir: Path, step: int | None, average: Average) -> Path:
+def folder_of(workdir: Path, step: int | None, average: Average) -> store.Place:
   """Return the folder that holds a step: the checkpoints, or else the snapshots of averages."""
-  checkpoints, snapshots = workdir / "checkpoints", workdir / "ema_snapshots"
+  checkpoints, snapshots = (checkpoint_folder(workdir, n) for n in ("checkpoints", "ema_snapshots"))
   steps = parallel.broadcast_object([store.saved_steps(d) for d in (checkpoints, snapshots)])
   only_there = step not in steps[0] and step in steps[1]
   return snapshots if only_there and average.kind not in ("ema", "decay") else checkpoints
@@ -184,7 +185,7 @@ def tracked(meta: Mapping[str, Any]) -> list[str]:
 
 
 def _restore_one(
-  directory: Path,
+  directory: store.Place,
   step: int | None,
   mesh: Mesh,
   generative: GenerativeModel,
@@ -199,7 +200,7 @@ def _restore_one(
 
 
 def _put_together(
-  workdir: Path, directory: Path, step: int | None, mesh: Mesh, generative: GenerativeModel,
+  workdir: Path, directory: store.Place, step: int | None, mesh: Mesh, generative: GenerativeModel,
   average: Average, profiles: Sequence[str],
 ) -> Weights:  # fmt: skip
   tree, count = _tree(profiles, generative), jax.ShapeDtypeStruct((), jnp.int32)
@@ -209,7 +210,7 @@ def _put_together(
   updates = int(newest.state["step"]) - int(newest.state["num_skipped"])
   gamma = _exponent(average, updates, meta["config"]["training"]["batch_size"])
   target = Stored(directory, newest.step, updates, _tracked_as_offsets(meta))
-  stored = [*snapshots_before(workdir / "ema_snapshots", target), target]
+  stored = [*snapshots_before(checkpoint_folder(workdir, "ema_snapshots"), target), target]
   while True:
     mixture = _mix(average, stored, profiles, gamma)
     at_hand = _averages(newest.state, profiles)
@@ -233,7 +234,7 @@ def _put_together(
   return Weights(params, newest.step, meta, facts, made)
 
 
-def snapshots_before(directory: Path, target: Stored) -> list[Stored]:
+def snapshots_before(directory: store.Place, target: Stored) -> list[Stored]:
   """Return the earlier snapshots in order; print and skip those that cannot be read."""
   readable = []
   for step in store.saved_steps(directory):
@@ -352,7 +353,7 @@ def _tracked_as_offsets(meta: Mapping[str, Any]) -> bool:
   return _has_offsets(meta["leaves"]) or train_state.AS_OFFSETS.items() <= meta.items()
 
 
-def _read(directory: Path, step: int | None, mesh: Mesh, tree: Tree) -> store.Restored:
+def _read(directory: store.Place, step: int | None, mesh: Mesh, tree: Tree) -> store.Restored:
   def target(leaves: Leaves) -> Any:
     shapes = tree(leaves)
     return sharding.as_target(shapes, sharding.state_shardings(mesh, shapes))
@@ -363,7 +364,7 @@ def _read(directory: Path, step: int | None, mesh: Mesh, tree: Tree) -> store.Re
   return restored
 
 
-def _foreign(workdir: Path) -> store.Foreign:
+def _foreign(workdir: store.Place) -> store.Foreign:
   """Return a function that raises if a checkpoint belongs to another run (by config.json)."""
   try:
     config = json.loads((workdir / "config.json").read_text())
@@ -379,22 +380,21 @@ def _no_check(meta: Mapping[str, Any]) -> None:
 def _leaves(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
   """Return the stored leaves that these averages consist of."""
   prefixes = [prefix for name in names for prefix in (f"averages/{name}/", f"offsets/{name}/")]
-  prefixes += ["ema/"] if "ema" in names else []
-  prefixes += ["params/"] if _has_offsets(meta["leaves"]) else []
+  prefixes += ["ema/"] * ("ema" in names) + ["params/"] * _has_offsets(meta["leaves"])
   return {name: leaf for name, leaf in meta["leaves"].items() if name.startswith(tuple(prefixes))}
 
 
-def stored_classes(checkpoints: Path, step: int | None) -> list[int]:
+def stored_classes(checkpoints: store.Place, step: int | None) -> list[int]:
   """Return the labels with training images; all labels for a run of an older version."""
   data = store.read_meta(checkpoints, step)["data"]
   return data.get("trained_classes", list(range(data["spec"]["num_classes"])))
 
 
-def stored_class_names(checkpoints: Path, step: int | None) -> list[str]:
+def stored_class_names(checkpoints: store.Place, step: int | None) -> list[str]:
   """Return the names of all classes; none for a run of an older version, or nameless classes."""
   return list(store.read_meta(checkpoints, step)["data"].get("classes", ()))
 
 
-def stored_spec(checkpoints: Path, step: int | None) -> ImageSpec:
+def stored_spec(checkpoints: store.Place, step: int | None) -> ImageSpec:
   """Return the image spec stored with the checkpoints; the data set itself is not needed."""
   return ImageSpec.from_json(store.read_meta(checkpoints, step)["data"]["spec"])

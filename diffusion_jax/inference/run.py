@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from diffusion_jax.checkpoints import store
+from diffusion_jax.core.buckets import checkpoint_folder
 from diffusion_jax.core.class_names import class_numbers
 from diffusion_jax.core.files import run_folder
 from diffusion_jax.core.pixels import to_uint8
@@ -108,7 +109,7 @@ class Run:
       return sharding.as_target(shapes, layout)
 
     with jax_as_written():
-      state = store.restore_checkpoint(self.workdir / "checkpoints", target).state
+      state = store.restore_checkpoint(checkpoint_folder(self.workdir), target).state
     return state if isinstance(state, TrainState) else from_averages(state)
 
   def sample(
@@ -151,7 +152,7 @@ class Run:
   @functools.cached_property
   def class_names(self) -> list[str]:
     """Return the names of the classes in the order of their numbers; empty if they have none."""
-    return restore.stored_class_names(self.workdir / "checkpoints", None)
+    return restore.stored_class_names(checkpoint_folder(self.workdir), None)
 
   def denoise(
     self,
@@ -199,7 +200,7 @@ class Run:
 
   @functools.cached_property
   def _spec(self) -> ImageSpec:
-    return restore.stored_spec(self.workdir / "checkpoints", None)
+    return restore.stored_spec(checkpoint_folder(self.workdir), None)
 
   def _fields(self, num: int, fields: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
     if fields is not None:
@@ -217,7 +218,7 @@ class Run:
       if labels is not None:
         raise UserError("labels: this model knows no classes; leave them out")
       return None
-    known = restore.stored_classes(self.workdir / "checkpoints", None)
+    known = restore.stored_classes(checkpoint_folder(self.workdir), None)
     chosen = known if labels is None else labels
     if isinstance(chosen, str):
       raise UserError(f"labels={chosen!r}: must be a list, e.g. [{chosen!r}]")

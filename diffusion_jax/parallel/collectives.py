@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from diffusion_jax.core import buckets
 from diffusion_jax.core.files import write_whole
 from diffusion_jax.parallel import watchdog
 from diffusion_jax.types import UserError
@@ -150,8 +151,9 @@ def check_shared(folder: Path) -> None:
   """
   if jax.process_count() == 1:
     return
-  probe = folder / f".shared_{broadcast_object(os.urandom(8).hex())}"
-  on_process_0(probe.touch)
+  place = agree(lambda: buckets.shared_place(folder))
+  probe = place / f".shared_{broadcast_object(os.urandom(8).hex())}"
+  on_process_0(lambda: probe.write_bytes(b"1"))
   seen = all_gather_objects(_appears(probe))
   if is_first():
     probe.unlink(missing_ok=True)
@@ -163,7 +165,7 @@ def check_shared(folder: Path) -> None:
     )
 
 
-def _appears(path: Path, patience_sec: float = 10.0) -> bool:
+def _appears(path: Any, patience_sec: float = 10.0) -> bool:
   """Return whether a file exists, after waiting: network file systems show it with a delay."""
   deadline = time.monotonic() + patience_sec
   while not path.exists() and time.monotonic() < deadline:

@@ -17,7 +17,7 @@ import jax
 
 from diffusion_jax import __version__, parallel
 from diffusion_jax.checkpoints import store
-from diffusion_jax.core import buckets, files, shipped, storage
+from diffusion_jax.core import bucket_files, buckets, files, shipped, storage
 from diffusion_jax.core.config import Override, parse_override
 from diffusion_jax.core.wording import with_flags
 from diffusion_jax.parallel import compilation_cache
@@ -55,6 +55,7 @@ class Parser(argparse.ArgumentParser):
     Raises:
       UserError: a flag is unknown, missing, given twice or has a wrong value.
     """
+    _expect_job()
     takes_config = any(action.dest in ("config", "workdir") for action in self._actions)
     self.usage = flag_help.usage(self.prog, self._actions)
     self._add_help(takes_config)
@@ -88,6 +89,13 @@ class Parser(argparse.ArgumentParser):
         help="list the fields of the config, which --config.SECTION.FIELD=VALUE sets; with "
         "--config or --workdir, their values",
       )  # fmt: skip
+
+
+def _expect_job() -> None:
+  """Tell the copies of buckets that this process may be one of several."""
+  with contextlib.suppress(UserError):  # `join_job` reports it
+    if parallel.detect(os.environ) is not None:
+      buckets.expect_job()
 
 
 def _naming_its_flag(action: argparse.Action) -> Any:
@@ -166,6 +174,11 @@ def users_part(error: Exception) -> str | None:
     return first or "not enough memory"
   if (line := store.explain_failed_save(error) or storage.explain_storage(error)) is not None:
     return line
+  if storage.could_not_reach(error):
+    return (
+      f"a bucket could not be reached or used ({bucket_files.explain(error)}); repair that, then "
+      "start the same command again"
+    )
   if "RESOURCE_EXHAUSTED" in first:
     return (
       f"the device's memory is too small ({first[:200]}); try in this order: a smaller "
@@ -194,6 +207,7 @@ def join_job(experiment: Experiment) -> None:
   """
   world = parallel.choose(experiment.distributed, os.environ)
   if world is None:
+    buckets.joined_job(0, 1)
     return
   if world.process_id is not None:
     streams.label_lines(world.process_id, world.num_processes or 0)
@@ -202,6 +216,7 @@ def join_job(experiment: Experiment) -> None:
   parallel.join_processes(experiment.distributed, world, identity)
   if world.process_id is None:
     streams.label_lines(jax.process_index(), jax.process_count())
+  buckets.joined_job(jax.process_index(), jax.process_count())
 
 
 def enable_compilation_cache() -> None:

@@ -16,6 +16,9 @@ from diffusion_jax.types import UserError
 BEAT_SEC = 10.0
 """Seconds between two signs of life of a job."""
 
+NOTE = ".lease.json"
+"""File of a run in a bucket, which the job that uses it changes as a sign of life."""
+
 DEAD_AFTER_SEC = 45.0
 """Seconds without a sign of life after which a job counts as dead."""
 
@@ -40,7 +43,7 @@ def leased(folder: Path, doing: str) -> Iterator[None]:
     yield
     return
   where = buckets.with_addresses(str(folder.absolute()))
-  note = f"{where}/.lease.json"
+  note = f"{where}/{NOTE}"
   own = copy.home / f"lease_{hashlib.sha256(note.encode()).hexdigest()[:8]}"
   with bucket_errors(f"{where} cannot be used here"):
     held = bucket_files.read_file(note)
@@ -63,6 +66,12 @@ def leased(folder: Path, doing: str) -> Iterator[None]:
     buckets.upload_changes()
     with contextlib.suppress(Exception):
       bucket_files.delete_file(note)
+
+
+def is_alive(run: str) -> bool:
+  """Return whether the job that uses a run in a bucket has given a sign of life lately."""
+  age = bucket_files.age_sec(f"{run}/{NOTE}")
+  return age is not None and age < DEAD_AFTER_SEC
 
 
 def _wait(where: str, note: str, held: bytes) -> None:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from diffusion_jax.checkpoints import store
+from diffusion_jax.core.buckets import checkpoint_folder
 from diffusion_jax.core.config import Override, build, to_dict
 from diffusion_jax.core.field_types import as_text, field_types
 from diffusion_jax.core.files import check_file, printable, write_json
@@ -103,7 +104,7 @@ def stored_choice(workdir: Path, section: Mapping[str, Any]) -> Chosen | None:
 
   Data at another path may be the same ones, moved; the run compares their content.
   """
-  if not store.saved_steps(workdir / "checkpoints"):
+  if not store.saved_steps(checkpoint_folder(workdir)):
     return None
   try:
     found = json.loads((workdir / CHOSEN).read_text())
@@ -120,7 +121,7 @@ def store_choice(workdir: Path, chosen: Chosen) -> None:
 
   The choice of a run that has begun stays: other data may be refused yet.
   """
-  if not chosen.is_stored and not store.saved_steps(workdir / "checkpoints"):
+  if not chosen.is_stored and not store.saved_steps(checkpoint_folder(workdir)):
     write_json(workdir / CHOSEN, {"config": chosen.raw, "choices": chosen.choices})
 
 

@@ -9,6 +9,8 @@ It needs no service. Damaged folders, and folders that hold no run, have a line 
 
 import argparse
 import csv
+import dataclasses
+import errno
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
   flags.add_argument("folder", nargs="?", default="runs", metavar="DIR",
-                     help="a folder with runs, or a run [default: runs]")  # fmt: skip
+                     help="a folder with runs, or a run; gs://... too [default: runs]")  # fmt: skip
   flags.add_argument("--sort", default="name", metavar="FIELD",
                      help="a column or section.field; -FIELD reverses [default: name]")  # fmt: skip
   flags.add_argument("--format", choices=["table", "csv", "json"], default="table",
@@ -63,13 +65,9 @@ def table_of_runs(argv: Sequence[str]) -> str:
     UsageError: there is no such folder, flag or column.
   """
   args = parser().parse_args(argv)
-  if "://" in args.folder:
-    raise UsageError(
-      f"{args.folder}: addresses are not supported; give a folder with runs on this machine"
-    )
   folder = Path(args.folder).expanduser()
   try:
-    runs = find_runs(folder)
+    runs = _runs_in_bucket(args.folder) if "://" in args.folder else find_runs(folder)
   except OSError as error:
     raise UsageError(
       f"{folder}: no folder with runs ({error.strerror}); give one, as diffusion-jax runs DIR"
@@ -78,6 +76,31 @@ def table_of_runs(argv: Sequence[str]) -> str:
     return f"{folder}: no runs yet; to begin: diffusion-jax train --config=ddpm_digits"
   runs = sort_runs(runs, args.sort)
   return {"table": _as_table, "csv": _as_csv, "json": _as_json}[args.format](runs)
+
+
+def _runs_in_bucket(url: str) -> list[RunFacts]:
+  """Return the facts about the runs at an address, of which only small files are downloaded.
+
+  Raises:
+    UsageError: it cannot be used on this machine.
+    OSError: nothing is there.
+  """
+  from diffusion_jax.core.bucket_files import check_address  # other tables do without JAX
+  from diffusion_jax.runs import bucket_table
+  from diffusion_jax.types import UserError
+
+  try:
+    check_address(url)
+    folder = bucket_table.copy_facts(url)
+  except UserError as error:
+    raise UsageError(str(error)) from error
+  if not any(folder.iterdir()):
+    raise FileNotFoundError(errno.ENOENT, "the bucket has no such folder")
+  runs = find_runs(folder)
+  is_run = [run.name for run in runs] == [folder.name]
+  stopped = [run.name for run in runs if run.state == "stopped"]
+  alive = bucket_table.running(url.rpartition("/")[0] if is_run else url, stopped)
+  return [dataclasses.replace(r, state="running") if r.name in alive else r for r in runs]
 
 
 def sort_runs(runs: Sequence[RunFacts], field: str) -> list[RunFacts]:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import jax
 
 from diffusion_jax.checkpoints import store
+from diffusion_jax.core.buckets import checkpoint_folder
 from diffusion_jax.core.config import Override, load_file
 from diffusion_jax.core.files import write_json
 from diffusion_jax.core.registry import Registry
@@ -42,7 +43,7 @@ def stored_experiment(workdir: Path, overrides: Sequence[Override]) -> Experimen
     return experiments.build_experiment(config, overrides)
   others = {name: {"name": next(iter(cast(Registry, layout[name])))} for name in errors}
   experiment = experiments.build_experiment({**config, **others}, overrides)
-  checkpoints = workdir / "checkpoints"
+  checkpoints = checkpoint_folder(workdir)
   leaves = store.read_meta(checkpoints)["leaves"] if store.saved_steps(checkpoints) else {}
   return gone.with_stand_ins(experiment, config, errors, leaves)
 
@@ -78,7 +79,7 @@ def stored_config(workdir: Path) -> dict[str, Any]:
   Raises:
     UserError: there is neither, or config.json is not the config of the checkpoints.
   """
-  path, checkpoints = workdir / "config.json", workdir / "checkpoints"
+  path, checkpoints = workdir / "config.json", checkpoint_folder(workdir)
   config, fault = _read_config(path)
   if config is not None:
     _check_unedited(path, config, checkpoints)
@@ -131,7 +132,7 @@ def _say_once(line: str) -> None:
   print(line)
 
 
-def _check_unedited(path: Path, config: Mapping[str, Any], checkpoints: Path) -> None:
+def _check_unedited(path: Path, config: Mapping[str, Any], checkpoints: store.Place) -> None:
   """Compare config.json with the configs in the checkpoints; one of them must fit.
 
   Raises:

@@ -14,7 +14,8 @@ import jax
 
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints.step_folders import PARTS, saved_steps
-from diffusion_jax.core import files
+from diffusion_jax.core import buckets, files
+from diffusion_jax.core.buckets import checkpoint_folder
 from diffusion_jax.core.config import split_argument
 from diffusion_jax.core.files import write_json
 from diffusion_jax.runs.experiment import Experiment
@@ -88,7 +89,7 @@ def prepare_workdir(workdir: Path, fresh: bool) -> None:
 
 def _holds_run(folder: Path) -> bool:
   """Return whether a run has begun in a folder; other programs write config.json too."""
-  checkpoints = folder / "checkpoints"
+  checkpoints = checkpoint_folder(folder)
   steps = [checkpoints / str(step) for step in saved_steps(checkpoints)]
   if (folder / ".lock").exists() or any((s / p).exists() for s in steps for p in PARTS):
     return True
@@ -123,6 +124,11 @@ def _may_precede_run(path: Path) -> bool:
 
 
 def _move_aside(workdir: Path) -> None:
+  if not isinstance(checkpoint_folder(workdir), Path):
+    raise UserError(
+      f"`fresh=True`: a job of several processes cannot move {workdir}, a run in a bucket; choose "
+      "another `workdir`"
+    )
   if Path.cwd().is_relative_to(workdir.resolve()):
     raise UserError(
       f"`fresh=True`: cannot move {workdir}, the current folder; start from another one"
@@ -146,6 +152,8 @@ def lock(workdir: Path, doing: str = "training") -> Iterator[None]:
   """
   with contextlib.ExitStack() as stack:
     parallel.on_process_0(lambda: stack.enter_context(_lock(workdir, doing)))
+    if jax.process_count() > 1:  # each host has its own copy of a bucket
+      parallel.agree(lambda: buckets.refresh_copy(workdir))
     yield
 
 

@@ -5,11 +5,11 @@ unit like a checkpoint. `inference.restore` combines them into averages of any w
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints import step_folders
+from diffusion_jax.checkpoints.step_folders import Place
 from diffusion_jax.checkpoints.store import Checkpoints
 from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.train_state import AS_OFFSETS, TrainState, average
@@ -30,7 +30,7 @@ class Snapshots:
   """
 
   def __init__(
-    self, directory: Path, ema: EMA, num_steps: int, state: TrainState, meta: Mapping[str, Any]
+    self, directory: Place, ema: EMA, num_steps: int, state: TrainState, meta: Mapping[str, Any]
   ):
     self._every, self._num_steps, self._meta = ema.snapshot_every_steps, num_steps, meta
     self._names = [name for name in ema.names() if name.startswith("profile:")]

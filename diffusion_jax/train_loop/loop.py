@@ -8,6 +8,7 @@ import jax
 from diffusion_jax import parallel
 from diffusion_jax.checkpoints.store import Checkpoints
 from diffusion_jax.core import progress
+from diffusion_jax.core.buckets import checkpoint_folder
 from diffusion_jax.data import Prefetcher, TrainStream
 from diffusion_jax.parallel import sharding, watchdog
 from diffusion_jax.runs import provenance
@@ -56,7 +57,7 @@ def train_steps(job: Job, state: TrainState, stop_requested: Stop, span: Span | 
     logger = keep(Logger(*args, config.to_dict()))
     show_data_grid(job.workdir, logger, first)
     parallel.on_process_0(lambda: drop_later_final(job.workdir, first))
-    folder = job.workdir / "ema_snapshots"
+    folder = checkpoint_folder(job.workdir, "ema_snapshots")
     snapshots = keep(Snapshots(folder, config.ema, job.num_steps, state, meta))
     make_up(job, show, logger, state)
     if first >= job.num_steps:  # stopped after its last checkpoint: only metrics are missing

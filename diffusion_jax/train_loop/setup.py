@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from diffusion_jax import __version__, parallel
 from diffusion_jax.checkpoints import step_folders, store
 from diffusion_jax.core import progress, rng, wording
+from diffusion_jax.core.buckets import checkpoint_folder
 from diffusion_jax.core.files import printable
 from diffusion_jax.data import (
   About,
@@ -63,8 +64,8 @@ class Job(NamedTuple):
   workdir: Path
 
   @property
-  def checkpoints(self) -> Path:
-    return self.workdir / "checkpoints"
+  def checkpoints(self) -> step_folders.Place:
+    return checkpoint_folder(self.workdir)
 
   @property
   def num_steps(self) -> int:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from bucket import other_machine, serve_bucket
 
+from diffusion_jax.checkpoints import step_folders
 from diffusion_jax.core import bucket_files, buckets, files
 from diffusion_jax.data.finding import find_data
 from diffusion_jax.runs import resumable
+from diffusion_jax.runs.workdir import prepare_workdir
 from diffusion_jax.types import UserError
 
 RUN = "gs://b/runs/a"
@@ -173,6 +175,102 @@ def test_a_bucket_that_cannot_be_used_is_one_line(bucket, tmp_path):
   with pytest.raises(UserError, match=r"gs://b/runs/a cannot be written"):
     files.make_writable(folder, "--out")
   bucket.is_down = False
+
+
+@pytest.mark.parametrize(
+  "text", ["gs://", "gs://b", "gs://b/", "gs://b//a", "gs://b/../a", "gs:///a", "s3://b"]
+)
+def test_an_address_of_no_folder_is_one_line(bucket, text):
+  with pytest.raises(UserError, match="give the path of a file or folder in a bucket"):
+    files.run_folder(text)
+
+
+@pytest.mark.parametrize("text", ["gs:/b/a", "gs:b/a"])
+def test_a_mistyped_address_is_shown_as_it_should_be(text):
+  with pytest.raises(UserError, match="write gs://b/a for a bucket"):
+    files.run_folder(text)
+
+
+def test_patterns_in_an_address_are_refused(bucket):
+  with pytest.raises(UserError, match="cannot be read again"):
+    files.run_folder("gs://b/runs[1]/a")
+
+
+@pytest.mark.parametrize("url", ["s3://b/runs/ä b", "az://b/runs/a", "gs://b/runs/a b/ü/"])
+def test_buckets_of_other_kinds_and_names_are_served(bucket, monkeypatch, tmp_path, url):
+  write_step(files.run_folder(url), 5)
+  other_machine(monkeypatch, tmp_path)
+  assert (files.run_folder(url) / "checkpoints/5/state/d/1").read_text() == "weights 5"
+
+
+def expect_job(index=0, count=2):
+  buckets.expect_job()
+  buckets.joined_job(index, count)
+
+
+def test_a_job_of_several_processes_copies_no_checkpoints(bucket, monkeypatch, tmp_path):
+  write_step(files.run_folder(RUN), 5)
+  (files.run_folder(RUN) / "config.json").write_text("{}")
+  other_machine(monkeypatch, tmp_path)
+  buckets.expect_job()
+  folder = files.run_folder(RUN)
+  buckets.joined_job(1, 2)
+  assert [path.name for path in folder.iterdir()] == ["config.json"]
+  there = buckets.checkpoint_folder(folder)
+  assert str(there) == f"{RUN}/checkpoints"
+  assert step_folders.saved_steps(there) == [5]
+  (folder / "of_process_1").write_text("1")
+  assert buckets.upload_changes() is None
+  assert "of_process_1" not in bucket.names(RUN)  # process 0 uploads
+
+
+def test_a_job_that_has_one_process_copies_its_checkpoints(bucket, monkeypatch, tmp_path):
+  write_step(files.run_folder(RUN), 5)
+  other_machine(monkeypatch, tmp_path)
+  buckets.expect_job()
+  folder = files.run_folder(RUN)
+  assert not folder.exists()
+  buckets.joined_job(0, 1)
+  assert step_folders.saved_steps(buckets.checkpoint_folder(folder)) == [5]
+  assert buckets.checkpoint_folder(folder) == folder / "checkpoints"
+
+
+def test_what_a_job_saved_is_copied_by_a_program_of_one_process(bucket, monkeypatch, tmp_path):
+  write_step(files.run_folder(RUN), 5)
+  buckets.forget_copies()
+  buckets.expect_job()
+  folder = files.run_folder(RUN)
+  buckets.joined_job(0, 2)
+  bucket_files.delete_mark(f"{RUN}/checkpoints/5/commit_success.txt")
+  for name in ("state/d/1", "meta/metadata", "commit_success.txt"):
+    bucket.put(f"{RUN}/checkpoints/6/{name}", b"by Orbax")
+  assert buckets.upload_changes() is None
+  buckets.forget_copies()
+  assert files.run_folder(RUN) == folder
+  assert step_folders.saved_steps(folder / "checkpoints") == [6]
+
+
+def test_an_unfinished_step_in_a_bucket_is_no_checkpoint(bucket):
+  folder = bucket_files.remote(f"{RUN}/checkpoints")
+  bucket.put(f"{RUN}/checkpoints/6/state/d/1", b"1")
+  assert step_folders.saved_steps(folder) == []
+  bucket.put(f"{RUN}/checkpoints/6/commit_success.txt", b"1")
+  assert step_folders.saved_steps(folder) == [6]
+
+
+def test_several_hosts_cannot_share_other_buckets(bucket):
+  folder = files.run_folder("s3://b/runs/a")
+  expect_job()
+  with pytest.raises(UserError, match="a job of several processes saves only to gs://"):
+    buckets.shared_place(folder)
+
+
+def test_several_hosts_do_not_move_a_run_aside(bucket):
+  bucket.put(f"{RUN}/config.json", b'{"generative": {}}')
+  buckets.expect_job()
+  folder = files.run_folder(RUN)
+  with pytest.raises(UserError, match=r"cannot move .* a run in a bucket; choose another"):
+    prepare_workdir(folder, fresh=True)
 
 
 def test_a_bucket_without_times_is_refused(bucket):

@@ -6,10 +6,12 @@ import types
 from pathlib import Path
 
 import pytest
+from etils import epath
 
-from diffusion_jax.checkpoints.store import CheckpointError
+from diffusion_jax.checkpoints.store import CheckpointError, explain_failed_save
 from diffusion_jax.core import storage
 from diffusion_jax.core.files import naming
+from diffusion_jax.runs.command_line import users_part
 from diffusion_jax.types import UserError
 
 ORBAX = (
@@ -146,3 +148,30 @@ def test_a_save_that_failed_for_another_reason_keeps_its_traceback(tmp_path, cal
   code, _, err = call(main)
   assert code == 1
   assert "Traceback" in err
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    ValueError("Error reading gs://b/r/5/state: UNAVAILABLE: All 32 retry attempts failed: CURL"),
+    ValueError("PERMISSION_DENIED: Forbidden [http_response_code='403']"),
+    ConnectionResetError("the connection was closed"),
+    type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})("403"),
+  ],
+)
+def test_a_bucket_out_of_reach_is_no_damage(error):
+  assert storage.spares_content(error)
+  assert "a bucket could not be reached or used (" in str(users_part(error))
+
+
+def test_damage_in_a_bucket_is_damage():
+  for text in ("NOT_FOUND: Not Found [http_response_code='404']", "DATA_LOSS: checksum"):
+    assert not storage.spares_content(ValueError(text))
+
+
+def test_a_failed_save_into_a_bucket_is_one_line():
+  text = "saving a checkpoint failed: ABORTED: All 32 retry attempts failed: CURL error"
+  where = epath.Path("gs://b/r/checkpoints")
+  line = str(explain_failed_save(CheckpointError(text, where, 10_000)))
+  assert line.startswith("saving 10.0 kB failed: gs://b/r/checkpoints cannot be written (")
+  assert "\n" not in line

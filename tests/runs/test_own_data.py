@@ -252,7 +252,7 @@ class TestFinding:
       ("", "`data=` is empty; give a folder"),
       ("hf:", "`data=hf:` names no data set; write hf:NAME"),
       ("cifar1O", "no such folder, file or data set. Did you mean 'cifar10'?"),
-      ("s3://bucket/x", "addresses are not supported"),
+      ("hdfs://bucket/x", "addresses are not supported"),
       ("./nowhere", "no such folder, file or data set. Give a folder"),
     ],
   )

@@ -6,8 +6,10 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pytest
+from bucket import serve_bucket
 
 from diffusion_jax.runs.run_facts import find_runs
 from diffusion_jax.runs.run_table import UsageError, differing_fields, table_of_runs
@@ -208,5 +210,48 @@ def test_the_command_needs_no_jax_and_has_exit_codes(sweep, root):
 
 
 def test_an_address_is_refused():
-  with pytest.raises(UsageError, match="gs://b/runs: addresses are not supported; give a"):
-    table_of_runs(["gs://b/runs"])
+  with pytest.raises(UsageError, match="hdfs://b/runs: addresses are not supported; give a"):
+    table_of_runs(["hdfs://b/runs"])
+  with pytest.raises(UsageError, match="gs://b: give the path of a file or folder in a bucket"):
+    table_of_runs(["gs://b"])
+
+
+def test_runs_in_a_bucket_are_listed_without_their_checkpoints(
+  sweep, monkeypatch, tmp_path_factory
+):
+  place = tmp_path_factory.mktemp("machine")
+  for bucket in serve_bucket(monkeypatch, place):
+    for path in (p for p in sweep.rglob("*") if p.is_file()):
+      bucket.put(f"gs://b/runs/{path.relative_to(sweep)}", path.read_bytes())
+    for name in ("state/d/1", "meta/metadata", "commit_success.txt"):
+      bucket.put(f"gs://b/runs/seed1/checkpoints/10/{name}", b"large")
+    read = record_reads(monkeypatch, bucket)
+    listed = table_of_runs(["gs://b/runs/"])
+    assert listed == table_of_runs([str(sweep)])
+    assert not [name for name in read if "checkpoints" in name]
+    read.clear()
+    assert table_of_runs(["gs://b/runs"]) == listed
+    assert not [name for name in read if not name.endswith(".lease.json")]  # nothing has changed
+    bucket.remove("gs://b/runs/seed2/config.json")
+    assert "foreign" in table_of_runs(["gs://b/runs"])
+    with pytest.raises(UsageError, match="the bucket has no such folder"):
+      table_of_runs(["gs://b/none"])
+
+
+def record_reads(monkeypatch, bucket):
+  read, opened = [], bucket.open
+  record = lambda path, mode: [read.append(path), opened(path, mode)][1]  # noqa: E731
+  monkeypatch.setattr(bucket, "open", record)
+  return read
+
+
+def test_a_run_whose_job_gives_signs_of_life_is_running(sweep, monkeypatch, tmp_path_factory):
+  for bucket in serve_bucket(monkeypatch, tmp_path_factory.mktemp("machine")):
+    for name in ("config.json", "metrics.jsonl"):
+      bucket.put(f"gs://b/runs/a/{name}", (sweep / "seed0" / name).read_bytes())
+    bucket.put("gs://b/runs/a/.lease.json", b"{}")
+    for url in ("gs://b/runs", "gs://b/runs/a"):
+      assert " stopped" in table_of_runs([url])
+    bucket.objects["gs://b/runs/a/.lease.json"] = (b"{}", int(time.time()))
+    for url in ("gs://b/runs", "gs://b/runs/a"):
+      assert " running" in table_of_runs([url])
