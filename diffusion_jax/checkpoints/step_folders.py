@@ -23,7 +23,7 @@ def absolute(folder: Place) -> Place:
   return folder.absolute() if isinstance(folder, Path) else folder
 
 
-def explain_storage(error: BaseException, folder: Place) -> str | None:
+def explain_write(error: BaseException, folder: Place) -> str | None:
   """Describe a failure to write a folder in one line, or return None; see `core.storage`."""
   if isinstance(folder, Path):
     return storage.explain_storage(error, folder)

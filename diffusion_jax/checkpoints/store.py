@@ -70,7 +70,7 @@ def explain_failed_save(error: BaseException) -> str | None:
   The line names the newest whole checkpoint, which a later save may have changed.
   """
   failed = next((e for e in storage.chain(error) if isinstance(e, CheckpointError)), None)
-  if failed is None or (line := step_folders.explain_storage(failed, failed.directory)) is None:
+  if failed is None or (line := step_folders.explain_write(failed, failed.directory)) is None:
     return None
   said = f"saving {storage.size(failed.num_bytes)} failed: {line}"
   try:
