@@ -13,8 +13,9 @@ PACKAGE = Path(diffusion_jax.__file__).parent
 
 LAYERS = [
   {"types"},
-  {"core", "kernels"},
+  {"core"},
   {"parallel", "processes", "metrics"},
+  {"kernels"},
   {"models"},
   {"data", "checkpoints", "training", "losses", "samplers", "likelihood", "report"},
   {"extractors", "generative"},

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from diffusion_jax.parallel.placement import placed_mesh, platform_at_hand
 from diffusion_jax.types import UserError
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
@@ -36,7 +36,6 @@ SPLASH_BLOCKS = (512, 256, 128)
 """Tile lengths of splash attention; inputs are padded to a multiple of the smallest."""
 
 _is_plain: ContextVar[bool] = ContextVar("is_plain", default=False)
-_mesh: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
 
 
 @contextlib.contextmanager
@@ -47,21 +46,6 @@ def plain_only() -> Iterator[None]:
     yield
   finally:
     _is_plain.reset(token)
-
-
-@contextlib.contextmanager
-def placed_on(mesh: Mesh) -> Iterator[None]:
-  """Trace everything in the block for the devices of a mesh, over which examples are split."""
-  token = _mesh.set(mesh)
-  try:
-    yield
-  finally:
-    _mesh.reset(token)
-
-
-def placed_mesh() -> Mesh | None:
-  """Return the mesh of the innermost `placed_on`, or None outside."""
-  return _mesh.get()
 
 
 def attend(
@@ -117,8 +101,8 @@ def refusal(implementation: Implementation, platform: str, dtype: str, width: in
 def _chosen(query: Array, value: Array, num_heads: int, implementation: Implementation) -> str:
   if _is_plain.get() or implementation == "xla":
     return "xla"
-  mesh, dtype, width = _mesh.get(), str(value.dtype), query.shape[-1] // num_heads
-  platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+  dtype, width = str(value.dtype), query.shape[-1] // num_heads
+  platform = platform_at_hand()
   if implementation != "auto":
     if why := refusal(implementation, platform, dtype, width):
       raise UserError(f"`model.attention={implementation}` {why}; set `model.attention=auto`")
@@ -163,7 +147,7 @@ def _cudnn(query: Array, key: Array, value: Array) -> Array:
 def _splash(heads: Sequence[Array], interpret: bool = False) -> Array:
   """Attend over [B N H D] with splash attention, each device over its own examples and heads."""
   local = functools.partial(_splash_local, interpret=interpret)
-  mesh, (batch, _, num_heads, _) = _mesh.get(), heads[0].shape
+  mesh, (batch, _, num_heads, _) = placed_mesh(), heads[0].shape
   split = _split(batch, num_heads)
   if split is None:
     raise UserError(
@@ -189,7 +173,7 @@ def _mapped_axes() -> tuple[str, ...]:
 
 def _split(batch: int, num_heads: int) -> P | None:
   """Return how [B N H D] is split over the mesh; None if the batch does not fit it."""
-  mesh = _mesh.get()
+  mesh = placed_mesh()
   if mesh is None:
     return P() if jax.device_count() == 1 else None
   examples = tuple(axis for axis in mesh.axis_names if axis not in ("tensor", *_mapped_axes()))

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.parallel.placement import takes_plain_form
+
 
 class Modulation(NamedTuple):
   """Scale and shift from an embedding: normalised values times (1 + scale), plus shift.
@@ -33,14 +35,16 @@ def plain_group_norm(
   modulation: Modulation | None = None,
   swish: bool = False,
 ) -> Float[Array, "B H W C"]:
-  """Compute the plain form that `group_norm` must equal."""
-  groups = x.reshape(*x.shape[:3], num_groups, -1)
+  """Compute the plain form that `group_norm` must equal, in float32 at least."""
+  high = jnp.promote_types(x.dtype, jnp.float32)
+  groups = x.astype(high).reshape(*x.shape[:3], num_groups, -1)
   centred = groups - groups.mean((1, 2, 4), keepdims=True)
   variance = jnp.square(centred).mean((1, 2, 4), keepdims=True)
   y = (centred / jnp.sqrt(variance + epsilon)).reshape(x.shape) * scale + bias
   if modulation is not None:
-    y = y * (1 + modulation.scale[:, None, None]) + modulation.shift[:, None, None]
-  return jax.nn.swish(y) if swish else y
+    more, shift = (vector.astype(high)[:, None, None] for vector in modulation)
+    y = y * (1 + more) + shift
+  return (jax.nn.swish(y) if swish else y).astype(x.dtype)
 
 
 def group_norm(
@@ -66,6 +70,8 @@ def group_norm(
     modulation: scale and shift per channel and image, applied after scale and bias.
     swish: apply swish last if true.
   """
+  if takes_plain_form("group_norm"):
+    return plain_group_norm(x, scale, bias, num_groups, epsilon, modulation, swish)
   high = jnp.promote_types(x.dtype, jnp.float32)
   anchor = jax.lax.stop_gradient(x[:, 0].astype(high).mean(1))  # any constant has this gradient
   mean, inverse = _statistics(x, anchor, num_groups, epsilon)

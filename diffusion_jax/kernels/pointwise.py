@@ -10,6 +10,8 @@ from typing import Any
 from jax import lax
 from jaxtyping import Array, Float
 
+from diffusion_jax.parallel.placement import takes_plain_form
+
 
 def plain_pointwise(x: Float[Array, "*B C"], kernel: Float[Array, "C D"]) -> Float[Array, "*B D"]:
   """Compute the plain form that `pointwise` must equal."""
@@ -23,5 +25,7 @@ def pointwise(
 
   Replaces `lax.dot_general` in flax's dense layers, whose other arguments are redundant here.
   """
+  if takes_plain_form("pointwise"):
+    return plain_pointwise(x, kernel)
   y = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())))
   return y.reshape(*x.shape[:-1], kernel.shape[-1])

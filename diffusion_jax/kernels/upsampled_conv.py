@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from diffusion_jax.parallel.placement import takes_plain_form
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -25,6 +27,8 @@ def upsampled_conv(
   x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"]
 ) -> Float[Array, "B H2 W2 D"]:
   """Upsample `x` by two with nearest neighbour and convolve, with zero padding."""
+  if takes_plain_form("upsampled_conv"):
+    return plain_upsampled_conv(x, kernel)
   rows = []
   for i, tall in enumerate(_phases(kernel, 0)):
     columns = []

@@ -23,8 +23,8 @@ from diffusion_jax.core import stacking
 from diffusion_jax.core.parts import Part
 from diffusion_jax.core.settings import HOW_IT_RUNS, Facts
 from diffusion_jax.core.trees import named_leaves
-from diffusion_jax.kernels.attention import placed_mesh
 from diffusion_jax.parallel import watchdog
+from diffusion_jax.parallel.placement import placed_mesh
 from diffusion_jax.parallel.slices import arrange_slices, count_slices, slices_of
 from diffusion_jax.types import UserError
 

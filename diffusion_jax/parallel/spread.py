@@ -18,9 +18,9 @@ from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Literal
 from jax.sharding import Mesh, NamedSharding
 
-from diffusion_jax.kernels.attention import placed_on
 from diffusion_jax.parallel import platforms, sharding
 from diffusion_jax.parallel.microbatches import apply_on_each_device
+from diffusion_jax.parallel.placement import placed_on
 from diffusion_jax.types import Params
 
 _mesh: ContextVar[Mesh | None] = ContextVar("spread_over", default=None)

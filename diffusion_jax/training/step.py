@@ -17,8 +17,8 @@ from diffusion_jax.core.parts import Part
 from diffusion_jax.core.rng import Stream
 from diffusion_jax.core.settings import Facts, setting
 from diffusion_jax.core.shapes import checked_loss
-from diffusion_jax.kernels.attention import placed_on
 from diffusion_jax.parallel import microbatches, platforms, sharding
+from diffusion_jax.parallel.placement import placed_on
 from diffusion_jax.training.ema import EMA
 from diffusion_jax.training.objectives import (
   Optimizers,

@@ -10,6 +10,7 @@ import pytest
 
 from diffusion_jax.kernels import attention
 from diffusion_jax.models import DiT
+from diffusion_jax.parallel.placement import placed_on
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.types import Condition, ImageSpec, UserError
 
@@ -62,7 +63,7 @@ def test_splash_is_split_over_a_mesh(shape):
   mesh, num_heads = create_mesh(shape), 4
   *arrays, _ = inputs(24, num_heads * 8, batch=8)
   splash = functools.partial(attention._splash, interpret=True)
-  with attention.placed_on(mesh):
+  with placed_on(mesh):
     whole = of_heads(lambda *heads: splash(heads), num_heads)
     compiled = jax.jit(whole).lower(*arrays).compile()
   assert_equal(compiled(*arrays), attention._plain(*arrays, num_heads), 2e-6)
