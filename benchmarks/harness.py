@@ -7,6 +7,7 @@ whose speed drifts slows all of them alike.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -16,14 +17,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from machine import Rates
 
 HERE = Path(__file__).parent
-PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers", "denoising-diffusion-pytorch")
+sys.path.append(str(HERE / "workers"))
+
+import protocol  # noqa: E402
+
+OURS = "diffusion_jax"
+"""Our name in the tables."""
 
 
 class Floor(NamedTuple):
@@ -57,42 +62,92 @@ class Contender:
   Attributes:
     ready: what it said when it was ready: compile_sec, and what else it knows.
     rounds: what it said of each round, with the seconds of one repetition.
+    failure: why it is out of the comparison; None while it is in it.
   """
 
   def __init__(
     self, name: str, program: str, options: Mapping[str, Any], python: str | None = None
   ):
-    command = [python or sys.executable, str(HERE / "workers" / program), json.dumps(options)]
-    self.name, self.rounds = name, []
+    self._command = [
+      python or sys.executable,
+      str(HERE / "workers" / program),
+      json.dumps(options),
+    ]
+    self._process: subprocess.Popen[str] | None = None
+    self.name, self.rounds, self.ready = name, [], {}
+    self.failure: str | None = None
+
+  def start(self) -> None:
     begun = time.perf_counter()
     self._process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment()
+      self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment()
     )
     self.ready = self._answer()
     self.ready["start_sec"] = time.perf_counter() - begun
 
   def run(self, repeats: int) -> dict[str, Any]:
-    self._process.stdin.write(f"{repeats}\n")
-    self._process.stdin.flush()
-    answer = self._answer()
-    return answer | {"seconds": answer["seconds"] / repeats}
+    """Work so often; {} if it ended instead."""
+    if self.failure is None:
+      try:
+        self._process.stdin.write(f"{repeats}\n")
+        self._process.stdin.flush()
+      except BrokenPipeError:
+        pass  # it has ended, which the answer tells
+      if answer := self._answer():
+        return answer | {"seconds": answer["seconds"] / repeats}
+    return {}
 
   def close(self) -> None:
-    self._process.stdin.close()
-    self._process.wait()
+    if self._process is not None:
+      with contextlib.suppress(BrokenPipeError):
+        self._process.stdin.close()
+      self._process.wait()
 
   def _answer(self) -> dict[str, Any]:
     for line in self._process.stdout:
       if line.startswith("{"):
         return json.loads(line)
-    code = self._process.wait()
-    print(f"'{self.name}' ended with exit code {code}; see above", file=sys.stderr)
-    sys.exit(code or 1)
+    self.failure = f"ended with exit code {self._process.wait()}"
+    print(f"'{self.name}' {self.failure}; see above", file=sys.stderr, flush=True)
+    return {}
 
 
 def _environment() -> dict[str, str]:
   """JAX must not take a GPU's whole memory, which the contenders share."""
   return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
+
+
+def measure_contenders(
+  contenders: Sequence[Contender],
+  args: argparse.Namespace,
+  check: Callable[[Sequence[Contender]], None] = lambda _: None,
+) -> list[Contender]:
+  """Starts the contenders, fills their `rounds`, ends them; returns those that went through.
+
+  The first must go through: the program ends where it does not. Another one that fails is left out.
+
+  Args:
+    contenders: at work in turn; with --one_at_a_time, which memory may need, each by itself.
+    args: of `parser`.
+    check: called with those that are ready, whenever one more is.
+  """
+  alone = getattr(args, "one_at_a_time", False)
+  ready: list[Contender] = []
+  for group in [[c] for c in contenders] if alone else [contenders]:
+    try:
+      for contender in group:
+        contender.start()
+        ready += [] if contender.failure else [contender]
+        if contenders[0].failure:
+          sys.exit(1)
+        check(ready)
+      alternate([c for c in group if c in ready], args)
+    finally:
+      for contender in group:
+        contender.close()
+  if contenders[0].failure:
+    sys.exit(1)
+  return [contender for contender in ready if contender.failure is None]
 
 
 def alternate(contenders: Sequence[Contender], args: argparse.Namespace) -> None:
@@ -104,11 +159,12 @@ def alternate(contenders: Sequence[Contender], args: argparse.Namespace) -> None
       process still asks the kernel for memory that it keeps.
   """
   for i in range(-args.warmup, args.rounds):
-    shift = i % len(contenders)
+    shift = i % max(len(contenders), 1)
     for contender in (*contenders[shift:], *contenders[:shift]):
       done = contender.run(args.repeats)
-      name = "warm-up" if i < 0 else f"round {i + 1}"
-      print(f"  {name} {contender.name}: {done['seconds']:.4g} s", file=sys.stderr, flush=True)
+      if done:
+        name = "warm-up" if i < 0 else f"round {i + 1}"
+        print(f"  {name} {contender.name}: {done['seconds']:.4g} s", file=sys.stderr, flush=True)
       if i >= 0:
         contender.rounds.append(done)
 
@@ -180,19 +236,13 @@ def print_floor(floor: Floor, seconds: float, ready: Mapping[str, Any]) -> dict[
 
 def about(**more: Any) -> dict[str, Any]:
   """What a reader needs to know of the machine and the versions."""
-  versions = {}
-  for name in PACKAGES:
-    try:
-      versions[name] = metadata.version(name)
-    except metadata.PackageNotFoundError:
-      continue
   return {
     "python": platform.python_version(),
     "processor": _processor(),
     "cores": len(os.sched_getaffinity(0)),
     "load": os.getloadavg()[0],
     "date": time.strftime("%Y-%m-%d"),
-    **versions,
+    **protocol.versions(),
     **more,
   }
 
@@ -226,68 +276,8 @@ def parser(description: str | None, rounds: int, repeats: int) -> argparse.Argum
   flags.add_argument("--rounds", type=positive, default=rounds)
   flags.add_argument("--warmup", type=int, choices=range(10), default=2, help="rounds before those")
   flags.add_argument("--repeats", type=positive, default=repeats, help="of the work in one round")
-  flags.add_argument(
-    "--peer_python", type=interpreter, help="interpreter that has the peers; this one by default"
-  )
   flags.add_argument("--out", type=Path, help="also write the figures there, as JSON")
   return flags
-
-
-def network_parser(description: str | None) -> argparse.ArgumentParser:
-  """The flags of those that measure DDPM's network beside its peers."""
-  flags = parser(description, rounds=5, repeats=1)
-  flags.add_argument("--batch_size", type=positive, default=16)
-  flags.add_argument("--channels", type=positive, default=128, help="of the networks' first level")
-  flags.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-  flags.add_argument("--channels_last", action="store_true", help="of the peers")
-  flags.add_argument("--compile", action="store_true", help="the peers, with torch.compile")
-  flags.add_argument("--config", default=str(HERE.parent / "configs" / "ddpm_cifar.py"))
-  flags.add_argument("overrides", nargs="*", help="of ours, after --")
-  return flags
-
-
-def contend(
-  args: argparse.Namespace, work: str, override: str, peers: Sequence[str], **theirs: Any
-) -> list[Contender]:
-  """Starts ours and the peers on the same work.
-
-  Args:
-    args: of `network_parser`.
-    work: "train" or "sample".
-    override: of our config, beside those of the flags.
-    peers: their names.
-    theirs: what the peers are told besides.
-  """
-  kind = {"batch_size": args.batch_size, "channels": args.channels, "dtype": args.dtype,
-          "work": work}  # fmt: skip
-  overrides = [f"--config.model.dtype={args.dtype}", f"--config.model.channels={args.channels}",
-               override, *args.overrides]  # fmt: skip
-  ours = {"config": args.config, "overrides": overrides, "image": [32, 32, 3], **kind}
-  theirs |= {"channels_last": args.channels_last, "compile": args.compile, **kind}
-  return [Contender("diffusion_jax", "ours.py", ours)] + [
-    Contender(peer, "torch_peers.py", {"peer": peer, **theirs}, args.peer_python) for peer in peers
-  ]
-
-
-def report(
-  args: argparse.Namespace,
-  contenders: Sequence[Contender],
-  floor: Callable[[Mapping[str, Any], Rates], Floor],
-  rates: Rates,
-) -> None:
-  """Measures the contenders of `contend`, ends them, prints and writes what was found."""
-  try:
-    alternate(contenders, args)
-  finally:
-    for contender in contenders:
-      contender.close()
-  peer = contenders[1].name
-  rows = summarize(contenders, args.batch_size, peer)
-  print_table(rows, "images", peer)
-  ready, seconds = rows[0]["ready"], args.batch_size / rows[0]["per_sec"]
-  gap = print_floor(floor(ready, rates), seconds, ready)
-  what = about(device=ready["device"], options=vars(args) | {"out": None})
-  write(args.out, {"about": what, "rows": rows, "floor": gap})
 
 
 def write(out: Path | None, figures: Mapping[str, Any]) -> None:

@@ -1,28 +1,27 @@
-"""A training step beside its peers: python benchmarks/train_step.py
+"""A training step beside its peers: python benchmarks/train_step.py --network=ddpm_cifar
 
-DDPM's network for CIFAR-10 with dropout, Adam, clip and an average of the weights, on images that
-are already on the device; ours is the very step that the trainer compiles. Peers, from the extra
-`bench`: diffusers' UNet2DModel (the same 35,746,307 parameters) and, where --peers names it,
-lucidrains' denoising_diffusion_pytorch (a U-Net of its own). On a GPU, add --dtype=bfloat16
---channels_last --compile.
+Adam, an average of the weights and, for DDPM, dropout and a clipped gradient, on images that are
+already on the device; ours is the very step that the trainer compiles. Networks: ddpm_cifar (DDPM's
+for CIFAR-10), dit_b4 (DiT-B/4 on 64x64x3) and dit_xl2 (DiT-XL/2 on 32x32x4, the shape of latents).
+Peers: diffusers, of the extra `bench`; dewml, which needs Python 3.12 and an environment of its
+own, --python.dewml=PYTHON; and for DDPM lucidrains' denoising_diffusion_pytorch, also of `bench`.
+All but the last have as many parameters as ours, or the program ends. On a GPU, add
+--dtype=bfloat16 --channels_last --compile.
 """
 
 import harness
 import machine
-
-PEERS = ("diffusers", "lucidrains")
+import networks
 
 
 def main() -> None:
-  flags = harness.network_parser(__doc__)
-  flags.add_argument("--peers", default="diffusers", help="of diffusers,lucidrains")
-  args = flags.parse_args()
-  peers = args.peers.split(",")
-  if unknown := [peer for peer in peers if peer not in PEERS]:
-    flags.error(f"--peers={args.peers}: '{unknown[0]}' is none of {','.join(PEERS)}")
+  flags = networks.network_parser(__doc__, list(networks.NETWORKS), list(networks.PEERS))
+  args = networks.parse_network(flags)
   rates = machine.measure(args.dtype)
   batch = f"--config.training.batch_size={args.batch_size}"
-  harness.report(args, harness.contend(args, "train", batch, peers), harness.step_floor, rates)
+  contenders = networks.contend(args, "train", batch)
+  measured = harness.measure_contenders(contenders, args, networks.check_parameters)
+  networks.report(args, measured, harness.step_floor, rates)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ of any other config of 32x32x3 images in the same way.
 import harness
 import machine
 
-NAME = "diffusion_jax"
-
 
 def main() -> None:
   flags = harness.parser(__doc__, rounds=5, repeats=1)
@@ -23,14 +21,11 @@ def main() -> None:
   overrides = [f"--config.model.dtype={args.dtype}",
                f"--config.training.batch_size={args.batch_size}", *args.overrides]  # fmt: skip
   options = {"config": args.config, "overrides": overrides, "image": [32, 32, 3],
-             "batch_size": args.batch_size, "dtype": args.dtype, "work": "train"}  # fmt: skip
+             "classes": 0, "batch_size": args.batch_size, "work": "train"}  # fmt: skip
   rates = machine.measure(args.dtype)
-  contender = harness.Contender(NAME, "ours.py", options)
-  try:
-    harness.alternate([contender], args)
-  finally:
-    contender.close()
-  rows = harness.summarize([contender], args.batch_size, NAME)
+  contenders = [harness.Contender(harness.OURS, "ours.py", options)]
+  measured = harness.measure_contenders(contenders, args)
+  rows = harness.summarize(measured, args.batch_size, harness.OURS)
   ready = rows[0]["ready"]
   floor = harness.step_floor(ready, rates)
   print_table(rows[0], args.batch_size, floor)

@@ -55,11 +55,7 @@ def on_virtual(
   contenders = [
     harness.Contender(f"{n} devices", program, {**options, "devices": n}) for n in numbers
   ]
-  try:
-    harness.alternate(contenders, args)
-  finally:
-    for contender in contenders:
-      contender.close()
+  contenders = harness.measure_contenders(contenders, args)
   first = [one["seconds"] for one in contenders[0].rounds]
   rows = []
   for number, contender in zip(numbers, contenders, strict=True):

@@ -26,7 +26,7 @@ def main(_: list[str]) -> None:
   command_line.enable_compilation_cache()
   overrides = [config.parse_override(text) for text in options.get("overrides", ())]
   experiment = load_experiment(options["config"], overrides)
-  spec = ImageSpec(*options["image"], options.get("num_levels", 256), options.get("num_classes", 0))
+  spec = ImageSpec(*options["image"], 256, options["classes"])
   program = compiled.build_program(experiment, spec, jax.devices()[:1])
   {"train": train, "sample": sample}[options["work"]](program, options)
 
@@ -53,7 +53,7 @@ def train(program: compiled.Program, options: dict[str, Any]) -> None:
 
   repeat(2)
   flops = step_flops(program.generative, parts.optimizers, state, batch, traced, 1)
-  serve(repeat, run, seconds, flops, state)
+  serve(repeat, run, seconds, flops, state, state.params)
 
 
 def sample(program: compiled.Program, options: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ def sample(program: compiled.Program, options: dict[str, Any]) -> None:
   count = count_flops(traced)
   made = run(params, keys, condition)
   flops = StepFlops(count.flops, count.flops, count.unknown)  # nothing is computed twice
-  serve(repeat, run, seconds, flops, params, evaluations=int(made.num_evaluations))
+  serve(repeat, run, seconds, flops, params, params, evaluations=int(made.num_evaluations))
 
 
 def images(size: int, spec: ImageSpec) -> Batch:
@@ -99,7 +99,7 @@ def compile_timed(jitted: Any, *args: Any) -> tuple[Any, dict[str, float], Any]:
 
 def serve(
   repeat: Callable[[int], None], run: Any, seconds: dict[str, float], flops: StepFlops, state: Any,
-  **more: Any,
+  params: Any, **more: Any,
 ) -> None:  # fmt: skip
   if flops.unknown:
     sys.exit(f"the FLOPs are unknown: {', '.join(flops.unknown)}")
@@ -111,6 +111,7 @@ def serve(
     "flops": flops.model,
     "executed_flops": flops.executed,
     "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
     "temporary_bytes": compiled.memory_of(run).temporaries,
     **seconds,
     **more,
