@@ -71,6 +71,9 @@ class Peer(NamedTuple):
   install: str
 
 
+KERNELS = ("group_norm", "upsampled_conv", "pointwise")
+"""Those of ours that have a plain form."""
+
 BENCH = "pip install -e '.[bench]'"
 PEERS = {
   "diffusers": Peer("torch_peers.py", "diffusers", BENCH),
@@ -91,13 +94,15 @@ def network_parser(
   """
   flags = harness.parser(description, rounds=5, repeats=1)
   flags.add_argument("--network", choices=networks, default=networks[0])
-  flags.add_argument("--peers", type=lambda text: peer_names(text, peers), default=[peers[0]],
+  flags.add_argument("--peers", type=lambda text: listed(text, peers), default=[peers[0]],
                      help=f"of {','.join(peers)}; --peers= for none")  # fmt: skip
   add_interpreters(flags, peers)
   flags.add_argument("--batch_size", type=positive, default=16)
   flags.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   flags.add_argument("--channels_last", action="store_true", help="of the peers in torch")
   flags.add_argument("--compile", action="store_true", help="the peers in torch, by torch.compile")
+  flags.add_argument("--plain", type=lambda text: listed(text, KERNELS), default=[],
+                     help=f"also ours with the plain form of {','.join(KERNELS)}")  # fmt: skip
   flags.add_argument("--remat", action="store_true",
                      help="recompute blocks in the backward pass: DiT only")  # fmt: skip
   flags.add_argument("--one_at_a_time", action="store_true",
@@ -121,7 +126,7 @@ def python_of(args: argparse.Namespace, peer: str) -> str:
   return getattr(args, f"python.{peer}") or args.peer_python
 
 
-def peer_names(text: str, known: Sequence[str]) -> list[str]:
+def listed(text: str, known: Sequence[str]) -> list[str]:
   """A flag's value."""
   names = [name for name in text.split(",") if name]
   if unknown := [name for name in names if name not in known]:
@@ -166,10 +171,14 @@ def contend(args: argparse.Namespace, work: str, override: str, **more: Any) -> 
                f"--config.model.remat={remat}", override, *args.overrides]  # fmt: skip
   config = str(HERE.parent / "configs" / f"{network.config}.py")
   theirs = {"channels_last": args.channels_last, "compile": args.compile, **kind, **more}
-  ours = Contender(OURS, "ours.py", {"config": config, "overrides": overrides, **kind})
-  return [ours] + [
-    Contender(peer, PEERS[peer].program, {"peer": peer, **theirs}, python_of(args, peer))
-    for peer in args.peers
+  ours = {"config": config, "overrides": overrides, **kind}
+  return [
+    Contender(OURS, "ours.py", ours),
+    *(
+      Contender(peer, PEERS[peer].program, {"peer": peer, **theirs}, python_of(args, peer))
+      for peer in args.peers
+    ),
+    *(Contender(f"plain {kernel}", "ours.py", {**ours, "plain": kernel}) for kernel in args.plain),
   ]
 
 
@@ -177,8 +186,8 @@ def check_equal(contenders: Sequence[Contender], what: str, title: str) -> None:
   """Ends the program where something differs that `ready` has of the contenders."""
   found = {c.name: c.ready[what] for c in contenders if c.name != "lucidrains"}
   if len(set(found.values())) > 1:
-    listed = ", ".join(f"{name} {number:,}" for name, number in found.items())
-    sys.exit(f"not compared: {title} differ ({listed})")
+    numbers = ", ".join(f"{name} {number:,}" for name, number in found.items())
+    sys.exit(f"not compared: {title} differ ({numbers})")
 
 
 def check_parameters(contenders: Sequence[Contender]) -> None:
@@ -202,12 +211,11 @@ def report(
   """
   peer = contenders[min(1, len(contenders) - 1)].name
   rows = harness.summarize(contenders, args.batch_size, peer)
-  listed = ", ".join(f"{row['name']} {row['ready']['parameters']:,}" for row in rows)
-  print(f"\nparameters: {listed}")
+  numbers = ", ".join(f"{row['name']} {row['ready']['parameters']:,}" for row in rows)
+  print(f"\nparameters: {numbers}")
   harness.print_table(rows, "images", peer)
   ready, seconds = rows[0]["ready"], args.batch_size / rows[0]["per_sec"]
   gap = harness.print_floor(floor(ready, rates), seconds, ready)
   what = harness.about(device=ready["device"], options=vars(args) | {"out": None})
-  failed = {name: "failed, see its output" for name in args.peers if name not in
-            [row["name"] for row in rows]}  # fmt: skip
-  harness.write(args.out, {"about": what, "rows": rows, "floor": gap, "failed": failed})
+  left_out = [name for name in args.peers if name not in {row["name"] for row in rows}]
+  harness.write(args.out, {"about": what, "rows": rows, "floor": gap, "left_out": left_out})

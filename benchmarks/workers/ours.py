@@ -22,6 +22,8 @@ from diffusion_jax.types import Batch, Condition, ImageSpec
 
 def main(_: list[str]) -> None:
   options = protocol.options()
+  if kernel := options.get("plain"):
+    platforms.PLAIN_FORM_ON[kernel] = frozenset({"cpu", "gpu", "tpu"})
   platforms.run_in_calling_thread()
   command_line.enable_compilation_cache()
   overrides = [config.parse_override(text) for text in options.get("overrides", ())]
