@@ -8,7 +8,7 @@ set -euo pipefail
 
 usage() {
   cat <<'HELP'
-usage: launch/tpu_pod.sh SUBCOMMAND --name=NAME --zone=ZONE [flags] [-- flags of training]
+usage: launch/tpu_pod.sh SUBCOMMAND --name=NAME --zone=ZONE [flags] [-- flags of the program]
 
   create   requests the slice (a queued resource of the same name)
   setup    copies the last commit of this checkout to all workers and installs it
@@ -16,6 +16,8 @@ usage: launch/tpu_pod.sh SUBCOMMAND --name=NAME --zone=ZONE [flags] [-- flags of
   logs     follows the log of worker 0 (--worker=N for another worker)
   status   prints the state of the slice and of the training on each worker
   stop     saves and stops training on all workers; run continues it
+  bench    runs benchmarks/tpu.py on one chip of worker 0 (--worker=N for another worker), after
+           setup; figures stay in ~/bench there, and the same command goes on after a break
   delete   deletes the slice
   watch    does all of this: creates, sets up and runs, and again after a preemption, a lost
            host or an error, until training is finished
@@ -31,7 +33,7 @@ usage: launch/tpu_pod.sh SUBCOMMAND --name=NAME --zone=ZONE [flags] [-- flags of
   --mount=SOURCE     storage mounted at /mnt/shared on every worker (run, watch): HOST:/SHARE
                      (NFS, such as Filestore) or gs://BUCKET (by gcsfuse; the bucket needs a
                      hierarchical namespace, because checkpoint folders are renamed)
-  --worker=N         worker whose log is followed (logs)
+  --worker=N         worker whose log is followed (logs) or that measures (bench)
   --interval=SEC     seconds between two checks (watch; 60)
   --dry-run          print the commands, one per line, without running them
 
@@ -118,6 +120,14 @@ run_command() {
     " $train </dev/null >>~/train.log 2>&1 & until [ -s ~/train.pid ]; do sleep 0.1; done"
 }
 
+# One chip, so that the other hosts of a larger slice need not take part.
+bench_command() {
+  printf '%s' "if $running; then echo 'training runs here: launch/tpu_pod.sh stop' >&2; exit 2; fi;" \
+    ' cd diffusion_jax || exit 1; TPU_CHIPS_PER_PROCESS_BOUNDS=1,1,1 TPU_PROCESS_BOUNDS=1,1,1' \
+    ' TPU_VISIBLE_CHIPS=0 .venv/bin/python -u benchmarks/tpu.py --out=../bench' \
+    "${extra[*]:+ $(quote ${extra[@]+"${extra[@]}"})}"
+}
+
 # State of a worker: new (nothing is installed), ready, running, stopped (by stop), exit N.
 # shellcheck disable=SC2016  # expanded on the worker
 state_command='if [ ! -x diffusion_jax/.venv/bin/python ]; then echo new;'" elif $running;"' then
@@ -149,6 +159,7 @@ run() {
 }
 
 logs() { on "$worker" 'tail -n 100 -F train.log'; }
+bench() { on "$worker" "$(bench_command)"; }
 stop() { on all "$stop_command"; }
 delete() { tpus queued-resources delete "$name" --force --quiet; }
 
@@ -247,12 +258,12 @@ take() {
   case "$1" in
     --spot) spot=yes ;;
     --dry-run) dry_run=yes ;;
-    -*) fail "unknown flag $1; flags of training stand after --; try launch/tpu_pod.sh --help" ;;
-    create | setup | run | logs | status | stop | delete | watch)
+    -*) fail "unknown flag $1; flags of the program stand after --; try launch/tpu_pod.sh --help" ;;
+    create | setup | run | logs | status | stop | bench | delete | watch)
       [[ -z $subcommand ]] || fail "$subcommand and $1: one subcommand at a time"
       subcommand=$1
       ;;
-    *) fail "unknown subcommand $1; create, setup, run, logs, status, stop, delete or watch" ;;
+    *) fail "unknown subcommand $1; create, setup, run, logs, status, stop, bench, delete or watch" ;;
   esac
 }
 
@@ -277,8 +288,8 @@ check() {
   [[ $subcommand != create && $subcommand != watch ]] || check_create
   if [[ $subcommand == run || $subcommand == watch ]]; then
     check_run
-  elif ((${#extra[@]})); then
-    fail "${extra[0]}: flags of training go to run and watch only"
+  elif ((${#extra[@]})) && [[ $subcommand != bench ]]; then
+    fail "${extra[0]}: flags of a program go to run, watch and bench only"
   fi
   [[ $interval =~ ^[0-9]+$ ]] || fail "--interval=$interval: give a number of seconds"
   [[ $worker =~ ^[0-9]+$ ]] || fail "--worker=$worker: give a number, 0 for the first"

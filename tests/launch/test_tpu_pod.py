@@ -167,13 +167,14 @@ def test_run_mounts_first(pod, mount, holds):
   assert check.returncode == 0
 
 
-@pytest.mark.parametrize("name", ["create", "setup", "run", "logs", "status", "stop", "delete"])
+@pytest.mark.parametrize("name", ["create", "setup", "run", "logs", "status", "stop", "bench", "delete"])
 def test_what_is_run_is_what_dry_run_prints(pod, name):
   flags = [*FLAGS, "--type=v5litepod-16", *(TRAINING if name == "run" else [])]
   flags = ["--dry-run", name, *flags]
   for earlier in ("create", "setup"):
     pod.run(earlier, *WATCH[:4])
   pod.calls()
+  pod.plan("0")
   printed = [shlex.split(line) for line in pod.run(*flags).stdout.splitlines()]
   assert pod.calls() == []  # nothing was run
   ran = pod.run(*flags[1:])
@@ -234,6 +235,34 @@ def test_training_outlives_the_connection_and_stops_with_a_checkpoint(pod):
     assert log.endswith("saved\n")
   pod.run("run", *FLAGS, *TRAINING)
   wait_until(lambda: pod.states() == ["exit 0", "exit 0"])
+
+
+def test_bench_runs_the_suite_on_one_chip_of_one_worker(pod):
+  pod.run("create", *WATCH[:4])
+  pod.run("setup", *FLAGS)
+  pod.plan("0", "0")
+  pod.calls()
+  ran = pod.run("bench", *FLAGS, "--worker=1", "--", "--only=it's")
+  assert ran.returncode == 0, ran.stderr
+  ((*called, command, zone, project),) = pod.calls()
+  assert [*called, zone, project] == [*NODE, "ssh", "d", "--worker=1", *WHERE]
+  assert "TPU_VISIBLE_CHIPS=0 .venv/bin/python" in command
+  printed = [line for line in ran.stdout.splitlines() if line.startswith("next:")]
+  assert shlex.split(printed[0].replace("next: 0; ", ""))[1:] == [
+    "benchmarks/tpu.py", "--out=../bench", "--only=it's"
+  ]  # fmt: skip
+
+
+def test_bench_leaves_a_running_training_alone(pod):
+  pod.run("create", *WATCH[:4])
+  pod.run("setup", *FLAGS)
+  pod.plan("wait")
+  pod.run("run", *FLAGS, *TRAINING)
+  ran = pod.run("bench", *FLAGS)
+  assert ran.returncode == 2
+  assert "training runs here: launch/tpu_pod.sh stop" in ran.stderr
+  pod.run("stop", *FLAGS)
+  wait_until(lambda: pod.states() == ["stopped", "stopped"])
 
 
 def subcommands(calls) -> list[str]:
@@ -309,7 +338,7 @@ def test_watch_only_looks_while_the_slice_is_queued_or_gcloud_does_not_answer(po
     ([], "no subcommand; try launch/tpu_pod.sh --help"),
     (["fly"], "unknown subcommand fly; create, setup"),
     (["run", "stop"], "run and stop: one subcommand at a time"),
-    (["create", "--foo=1"], "unknown flag --foo=1; flags of training stand after --"),
+    (["create", "--foo=1"], "unknown flag --foo=1; flags of the program stand after --"),
     (["create", "--namex=1"], "unknown flag --namex=1"),
     (["create", "--name"], "--name has no value; write --name=VALUE"),
     (["create", "--name="], "--name= has no value; write --name=VALUE"),
@@ -326,7 +355,7 @@ def test_watch_only_looks_while_the_slice_is_queued_or_gcloud_does_not_answer(po
     (["watch", *WATCH, "--fresh"], "--fresh: watch would start over after each preemption"),
     (["watch", "--interval=soon", *WATCH], "--interval=soon: give a number of seconds"),
     (["logs", *FLAGS, "--worker=all"], "--worker=all: give a number"),
-    (["stop", *FLAGS, "--", "--fresh"], "--fresh: flags of training go to run and watch only"),
+    (["stop", *FLAGS, "--", "--fresh"], "--fresh: flags of a program go to run, watch and bench only"),
   ],
 )
 def test_a_mistake_is_one_line_and_exit_2(pod, flags, says):
