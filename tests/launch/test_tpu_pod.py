@@ -167,7 +167,9 @@ def test_run_mounts_first(pod, mount, holds):
   assert check.returncode == 0
 
 
-@pytest.mark.parametrize("name", ["create", "setup", "run", "logs", "status", "stop", "bench", "delete"])
+@pytest.mark.parametrize(
+  "name", ["create", "setup", "run", "logs", "status", "stop", "bench", "delete"]
+)
 def test_what_is_run_is_what_dry_run_prints(pod, name):
   flags = [*FLAGS, "--type=v5litepod-16", *(TRAINING if name == "run" else [])]
   flags = ["--dry-run", name, *flags]
@@ -355,7 +357,10 @@ def test_watch_only_looks_while_the_slice_is_queued_or_gcloud_does_not_answer(po
     (["watch", *WATCH, "--fresh"], "--fresh: watch would start over after each preemption"),
     (["watch", "--interval=soon", *WATCH], "--interval=soon: give a number of seconds"),
     (["logs", *FLAGS, "--worker=all"], "--worker=all: give a number"),
-    (["stop", *FLAGS, "--", "--fresh"], "--fresh: flags of a program go to run, watch and bench only"),
+    (
+      ["stop", *FLAGS, "--", "--fresh"],
+      "--fresh: flags of a program go to run, watch and bench only",
+    ),
   ],
 )
 def test_a_mistake_is_one_line_and_exit_2(pod, flags, says):
