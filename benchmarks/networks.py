@@ -62,12 +62,12 @@ class Peer(NamedTuple):
 
   Attributes:
     program: file in `workers/`.
-    module: what its interpreter must have.
+    modules: what its interpreter must have.
     install: how it comes there.
   """
 
   program: str
-  module: str
+  modules: tuple[str, ...]
   install: str
 
 
@@ -76,9 +76,9 @@ KERNELS = ("group_norm", "upsampled_conv", "pointwise")
 
 BENCH = "pip install -e '.[bench]'"
 PEERS = {
-  "diffusers": Peer("torch_peers.py", "diffusers", BENCH),
-  "lucidrains": Peer("torch_peers.py", "denoising_diffusion_pytorch", BENCH),
-  "dewml": Peer("dewml_peer.py", "dew", "pip install dewml, with Python 3.12 or newer"),
+  "diffusers": Peer("torch_peers.py", ("diffusers", "torch"), BENCH),
+  "lucidrains": Peer("torch_peers.py", ("denoising_diffusion_pytorch", "ema_pytorch"), BENCH),
+  "dewml": Peer("dewml_peer.py", ("dew",), "pip install dewml, with Python 3.12 or newer"),
 }
 
 
@@ -147,7 +147,10 @@ def parse_network(flags: argparse.ArgumentParser) -> argparse.Namespace:
 
 def missing(peer: str, python: str) -> str | None:
   """Why a peer cannot be measured, with what to type; None if it is there."""
-  looks = f"import importlib.util as i, sys; sys.exit(not i.find_spec({PEERS[peer].module!r}))"
+  looks = (
+    "import importlib.util as i, sys; "
+    f"sys.exit(not all(i.find_spec(name) for name in {PEERS[peer].modules!r}))"
+  )
   if subprocess.run([python, "-c", looks]).returncode == 0:
     return None
   return f"{python} has no {peer}: {PEERS[peer].install}, then --python.{peer}=PYTHON of there"
@@ -217,5 +220,12 @@ def report(
   ready, seconds = rows[0]["ready"], args.batch_size / rows[0]["per_sec"]
   gap = harness.print_floor(floor(ready, rates), seconds, ready)
   what = harness.about(device=ready["device"], options=vars(args) | {"out": None})
+  what["peers"] = {row["name"]: other_versions(row, what) for row in rows[1:]}
   left_out = [name for name in args.peers if name not in {row["name"] for row in rows}]
   harness.write(args.out, {"about": what, "rows": rows, "floor": gap, "left_out": left_out})
+
+
+def other_versions(row: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+  """What a peer's interpreter has that ours has not, or in another version."""
+  versions = row["ready"]["versions"].items()
+  return ", ".join(f"{name} {version}" for name, version in versions if about.get(name) != version)

@@ -111,7 +111,7 @@ def prepare_imports(flags: argparse.ArgumentParser, wheels: Path | None) -> None
   if wheels is not None:
     files = sorted(str(file) for file in wheels.glob("*.whl"))
     if not files:
-      flags.error(f"--wheels={wheels}: there is no *.whl; pip download -d {wheels} PACKAGE")
+      flags.error(f"--wheels={wheels}: there is no *.whl; pip wheel --no-deps -w {wheels} PACKAGE")
     name = hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
     site = Path(tempfile.gettempdir()) / f"diffusion_jax_wheels_{name}"
     if not (site / "complete").exists():
@@ -119,7 +119,8 @@ def prepare_imports(flags: argparse.ArgumentParser, wheels: Path | None) -> None
       subprocess.run([*pip, "--target", str(site), *files], check=True)
       (site / "complete").touch()
     folders.insert(0, str(site))
-  os.environ["PYTHONPATH"] = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
+  folders += [folder for folder in [os.environ.get("PYTHONPATH")] if folder]
+  os.environ |= {"PYTHONPATH": os.pathsep.join(folders), "PYTHONUNBUFFERED": "1"}
 
 
 def measure_part(part: Part, folder: Path, seconds: float) -> Figures:
@@ -186,8 +187,9 @@ def table(parts: Sequence[Part], measured: dict[str, Figures], tiny: bool) -> st
 def setting(about: Figures) -> str:
   """The machine and the versions of one part, in a line."""
   versions = ", ".join(f"{n} {about[n]}" for n in harness.protocol.PACKAGES if n in about)
+  peers = "".join(f"; {name}: {text}" for name, text in about.get("peers", {}).items() if text)
   return (
-    f"{about['cores']} cores of {about['processor']}, Python {about['python']}, {versions}, "
+    f"{about['cores']} cores of {about['processor']}, Python {about['python']}, {versions}{peers}; "
     f"{about['date']}"
   )
 

@@ -32,8 +32,9 @@ def run(suite, tmp_path, monkeypatch):
       started.append(name)
       if ends.get(name):
         return ends[name]
-      figures = {"cell": f"{name} | done", "about": {"cores": 2, "processor": "P", "python": "3",
-                 "date": "today", "jax": "0.1", "device": "chip"}}  # fmt: skip
+      about = {"cores": 2, "processor": "P", "python": "3", "date": "today", "jax": "0.1",
+               "device": "chip", "peers": {"dewml": "jax 0.2"}}  # fmt: skip
+      figures = {"cell": f"{name} | done", "about": about}
       out = command[2].removeprefix("--out=")
       with open(out, "w") as file:
         json.dump(figures, file)
@@ -52,7 +53,7 @@ def test_a_part_that_fails_is_told_and_the_rest_go_on(run, tmp_path):
   said = ["Traceback", "RuntimeError: out of | memory", "left"]
   assert run({"b": (1, said), "c": (None, [])}) == ["a", "b", "c"]
   lines = (tmp_path / "out/table.md").read_text().splitlines()
-  assert lines[0] == "2 cores of P, Python 3, jax 0.1, today"
+  assert lines[0] == "2 cores of P, Python 3, jax 0.1; dewml: jax 0.2; today"
   assert "| the a | a / done | a goal | chip |" in lines
   failed = "| the b | not measured: exit code 1: RuntimeError: out of / memory | a goal |  |"
   assert failed in lines
@@ -82,7 +83,7 @@ def test_only_the_parts_asked_for_are_measured(run, tmp_path, capsys):
 def test_a_folder_without_wheels_is_told(run, tmp_path, capsys):
   with pytest.raises(SystemExit, match="2"):
     run({}, f"--wheels={tmp_path}")
-  assert f"--wheels={tmp_path}: there is no *.whl; pip download" in capsys.readouterr().err
+  assert f"--wheels={tmp_path}: there is no *.whl; pip wheel" in capsys.readouterr().err
 
 
 def parts_of(suite, program, *typed):
