@@ -23,6 +23,8 @@ from diffusion_jax.parallel import platforms
 TOKENS, HEADS, HEAD_WIDTH = 16_384, 16, 72
 LENGTHS = (256, 1024, 4096)
 IMAGES = 128
+FUSED = {"gpu": ("cudnn",), "tpu": ("splash",)}
+"""Platform -> its attention kernels."""
 
 
 class Case(NamedTuple):
@@ -66,14 +68,13 @@ def attention_cases(dtype: str, tiny: bool) -> list[Case]:
 
 
 def attention_case(dtype: str, batch: int, length: int, heads: int, width: int) -> Case:
-  reasons = {
-    name: attention.refusal(name, placement.platform_at_hand(), dtype, width)
-    for name in ("cudnn", "splash")
-  }
+  platform = placement.platform_at_hand()
+  fused = FUSED.get(platform, ())
+  reasons = {name: attention.refusal(name, platform, dtype, width) for name in fused}
   refused = {name: reason for name, reason in reasons.items() if reason}
   forms = {
     name: lambda q, k, v, name=name: attention.attend(q, k, v, heads, name)
-    for name in ("xla", "cudnn", "splash")
+    for name in ("xla", *fused)
     if name not in refused
   }
   shape = (batch, length, heads * width)

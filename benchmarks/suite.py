@@ -290,7 +290,7 @@ def forms_cell(figures: Figures) -> str:
         f"{row['case']}: {row['form']} {s['median']:.2f} times {first} "
         f"({s['min']:.2f} to {s['max']:.2f})"
       )
-  return "; ".join(cells)
+  return "; ".join(cells) or "one form only"
 
 
 def stall_cell(figures: Figures) -> str:

@@ -17,7 +17,7 @@ def main() -> None:
 
 
 def make_parts(args: argparse.Namespace, peers: list[str]) -> list[Part]:
-  """In the order of their importance; the batches fit the 16 GB of a v5e."""
+  """In the order of their importance; the batches are for the 16 GB of a v5e."""
   alone = ["--one_at_a_time"]
   many = [*alone, *([] if args.tiny else ["--repeats=20"])]
   few = [*alone, *([] if args.tiny else ["--repeats=5"])]
@@ -25,7 +25,7 @@ def make_parts(args: argparse.Namespace, peers: list[str]) -> list[Part]:
     step_part("ddpm_128", "ddpm_cifar", 128, args, peers, many, 400),
     step_part("ddpm_256", "ddpm_cifar", 256, args, [], few, 240),
     suite.sampling_part(args, [], alone, 240),
-    step_part("dit_xl2", "dit_xl2", 16, args, peers, [*few, "--remat"], 500),
+    step_part("dit_xl2", "dit_xl2", 8, args, peers, [*few, "--remat"], 500),
     form_part("attention", args, 120),
     form_part("group_norm", args, 120),
     form_part("upsampled_conv", args, 120),
@@ -33,7 +33,7 @@ def make_parts(args: argparse.Namespace, peers: list[str]) -> list[Part]:
     suite.start_part(args, 240),
     step_part("forms_in_ddpm", "ddpm_cifar", 128, args, [], many, 500, plain=suite.FORMS),
     step_part("ddpm_512", "ddpm_cifar", 512, args, [], few, 240),
-    step_part("dit_b4", "dit_b4", 64, args, peers, few, 400),
+    step_part("dit_b4", "dit_b4", 64, args, peers, [*few, "--remat"], 400),
     form_part("pointwise", args, 120),
   ]
 
