@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.kernels import attention, group_norm, placement, pointwise, upsampled_conv
-from diffusion_jax.parallel import platforms
+from diffusion_jax.kernels import attention, group_norm, pointwise, upsampled_conv
+from diffusion_jax.parallel import placement, platforms
 
 TOKENS, HEADS, HEAD_WIDTH = 16_384, 16, 72
 LENGTHS = (256, 1024, 4096)
