@@ -71,7 +71,7 @@ def parser() -> command_line.Parser:
   other = flags.add_argument_group("images of another program")
   other.add_argument("--samples", type=bucket_path, help="images to measure: a folder or an .npz")
   other.add_argument("--reference", type=bucket_path,
-                     help="a folder, an .npz of images, or statistics")  # fmt: skip
+                     help="a folder, an .npz of images, or statistics of any program")  # fmt: skip
   other.add_argument("--config", help="config whose data set is the reference instead")
   other.add_argument("--split", choices=["train", "test"], default="train", help="its split")
   flags.add_argument(

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,9 @@ KINDS = {
   b"\x1f\x8b": "is compressed by gzip, not an .npz",
 }
 """First bytes of files that are not .npz, and what to call them."""
+
+STATISTICS = re.compile(r"(\w+_)?(mu|sigma|cov|covariance)(_\w+|\d+)?", re.IGNORECASE)
+"""Names of arrays that are means or covariances of features: mu, sigma, mu_s, sigma_s, ..."""
 
 
 def read_npz(
@@ -45,18 +49,23 @@ def read_npz(
     raise UserError(f"{where} is damaged or cut short; {cure or MAKE_AGAIN}") from error
 
 
-def names(path: Path, where: str) -> Sequence[str]:
-  """Return the names of an .npz file's arrays.
+def names(path: Path, where: str, cure: str = "") -> Sequence[str]:
+  """Return the names of an .npz file's arrays; the arguments are those of `read_npz`.
 
   Raises:
     UserError: as in `read_npz`.
   """
-  _check_kind(path, where)
+  _check_kind(path, where, cure)
   try:
     with np.load(path, allow_pickle=False) as file:
       return list(file.files)
   except Exception as error:
-    raise UserError(f"{where} is damaged or cut short; {MAKE_AGAIN}") from error
+    raise UserError(f"{where} is damaged or cut short; {cure or MAKE_AGAIN}") from error
+
+
+def statistics_names(there: Sequence[str]) -> list[str]:
+  """Return the names among these that say that a file holds statistics of features."""
+  return sorted(name for name in there if STATISTICS.fullmatch(name.rpartition("/")[2]))
 
 
 def listed_names(there: Sequence[str]) -> str:

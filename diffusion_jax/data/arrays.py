@@ -149,7 +149,15 @@ class Arrays(DataSetBase):
   def _there(self) -> Sequence[str]:
     if not self.path:
       raise UserError("`data.path=FILE` is missing; give an .npz with images")
-    return npz.names(bucket_path(self.path), self._where)
+    there = npz.names(bucket_path(self.path), self._where)
+    asked = {key for name in self.fields for split in SPLITS for key in _field_keys(name, split)}
+    if statistics := npz.statistics_names([name for name in there if name not in asked]):
+      raise UserError(
+        f"{self._where} holds statistics of features ({', '.join(statistics)}), and a file of them "
+        "is never read as images; store the images alone, or name arrays of one row per image in "
+        "`data.fields`"
+      )
+    return there
 
   def _named(self, there: Sequence[str]) -> dict[str, Named]:
     """Return the array names of each split in the file."""

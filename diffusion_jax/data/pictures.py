@@ -131,13 +131,28 @@ def _from_arrays(root: Path, files: list[Path], where: str) -> Source:
 def _open(file: Path, where: str) -> np.ndarray:
   there = npz.names(file, where)
   name = next((name for name in ARRAYS if name in there), None)
-  if "mu" in there or (name is None and "stamp" in there):
+  if statistics := npz.statistics_names(there) or (["stamp"] * (name is None and "stamp" in there)):
     raise UserError(
-      f"{where} holds statistics of features ({'mu, sigma' if 'mu' in there else 'stamp'}) and no "
-      "images to measure; give images, or statistics made by python -m diffusion_jax.stats"
+      f"{where} holds statistics of features ({', '.join(statistics)}), which are never read as "
+      "images; give a folder of images or an .npz with images alone. Statistics belong to "
+      "--reference"
     )
   if name is None:
     raise UserError(f"{where} has {npz.listed_names(there)}; it needs an array images")
+  return read_pictures(file, name, where)
+
+
+def read_pictures(file: Path, name: str, where: str) -> UInt8[np.ndarray, "N H W C"]:
+  """Return the pictures in one array of an .npz, whatever other arrays the file has.
+
+  Args:
+    file: the .npz.
+    name: name of the array.
+    where: source of the path, for messages.
+
+  Raises:
+    UserError: the array is damaged, or no uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3].
+  """
   images = npz.read_npz(file, where, lambda array_name: array_name == name)[name]
   images = images[..., None] if images.ndim == 3 else images
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):

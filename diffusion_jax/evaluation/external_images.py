@@ -9,13 +9,21 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from diffusion_jax import __version__
-from diffusion_jax.core import files, progress
+from diffusion_jax.core import files, npz, progress
 from diffusion_jax.core.files import bucket_path
 from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.data import Source, load_pictures, with_channels
-from diffusion_jax.evaluation import metrics_json, reference, results, sample_metrics
+from diffusion_jax.data.archives import find_archive
+from diffusion_jax.evaluation import (
+  foreign_statistics,
+  metrics_json,
+  reference,
+  results,
+  sample_metrics,
+)
 from diffusion_jax.evaluation.context import EXTRACT_BATCH
 from diffusion_jax.evaluation.drawing import Summary, say
+from diffusion_jax.evaluation.foreign_statistics import ForeignStatistics
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.evaluation.requests import vision_flags
 from diffusion_jax.extractors import (
@@ -41,7 +49,7 @@ class Against(NamedTuple):
   """The reference for the images: exactly one of the three.
 
   Attributes:
-    path: a folder, an .npz of images, or statistics.
+    path: a folder, an .npz of images, or statistics, also of other programs.
     source, split: a split of a data set, and its name.
     metrics: names of the metrics to measure, or all.
   """
@@ -63,7 +71,7 @@ class Comparison(NamedTuple):
 
   extractor: Extractor
   samples: Source
-  other: Source | Reference
+  other: Source | Reference | ForeignStatistics
 
 
 def measure_external(args: Any, against: Against, repeat: str) -> Summary:
@@ -74,10 +82,13 @@ def measure_external(args: Any, against: Against, repeat: str) -> Summary:
   """
   metrics = create_metrics(against.metrics)
   samples = load_pictures(args.samples, "--samples")
-  extractors, missing = extractors_by_flags(
-    args.features, args.inception, args.inception_sha256 == "any", against, vision_flags(args)
-  )
-  about, comparisons = prepare_comparisons(samples, against, extractors)
+  other = load_other(against)
+  flags = args.features, args.inception, args.inception_sha256 == "any", against, vision_flags(args)
+  if isinstance(other, ForeignStatistics):
+    extractors, missing = foreign_statistics.comparable(*_networks(*flags), other.path)
+  else:
+    extractors, missing = extractors_by_flags(*flags)
+  about, comparisons = prepare_comparisons(samples, other, against, extractors)
   if args.out is not None:
     check_metrics_out(args.out, about)
   measured = measure_images(comparisons, against, about, metrics, missing, repeat)
@@ -102,6 +113,20 @@ def extractors_by_flags(
   Raises:
     UserError: a named file is invalid, or no extractor is left.
   """
+  extractors, missing = _networks(features, inception, any_inception, against, vision)
+  if not extractors:
+    reason = "; ".join(missing) if missing else "--inception=none and no features"
+    raise UserError(f"nothing to measure with: {reason}; or give --features=FILE")
+  return extractors, missing
+
+
+def _networks(
+  features: str | None,
+  inception: str | None,
+  any_inception: bool,
+  against: Against,
+  vision: Mapping[str, str | None],
+) -> tuple[list[Extractor], list[str]]:
   extractors, missing = [], []
   if features not in (None, "none"):
     extractors.append(load_domain(bucket_path(features or "")))
@@ -114,17 +139,22 @@ def extractors_by_flags(
   weights = None if inception is None else bucket_path(inception)
   networks, reasons = optional_inception(inception, lambda: load_inception(weights, any_inception))
   others, lacking = optional_vision(vision, lambda load: load())
-  extractors, missing = extractors + networks + others, missing + reasons + lacking
-  if not extractors:
-    reason = "; ".join(missing) if missing else "--inception=none and no features"
-    raise UserError(f"nothing to measure with: {reason}; or give --features=FILE")
-  return extractors, missing
+  return extractors + networks + others, missing + reasons + lacking
 
 
 def prepare_comparisons(
-  samples: Source, against: Against, extractors: list[Extractor]
+  samples: Source,
+  other: Source | Reference | ForeignStatistics,
+  against: Against,
+  extractors: list[Extractor],
 ) -> tuple[Summary, list[Comparison]]:
   """Make all checks that are possible before a feature is computed.
+
+  Args:
+    samples: images to measure.
+    other: reference from `load_other`; foreign statistics only with extractors that fit them.
+    against: request of the reference.
+    extractors: feature networks.
 
   Returns:
     The parts of metrics.json on samples, extractors and references; and the comparison of each
@@ -134,11 +164,13 @@ def prepare_comparisons(
     UserError: images, reference and extractor do not fit each other.
   """
   comparisons, stamps = [], {}
-  other = load_other(against)
   for extractor in extractors:
     shown, theirs = match_channels(samples, other, extractor, against)
     check_resolution(extractor, shown, "--samples")
-    if isinstance(theirs, Reference):
+    if isinstance(theirs, ForeignStatistics):
+      foreign_statistics.check_resolution_of_pictures(theirs, shown.spec.shape)
+      stamp = foreign_statistics.foreign_stamp(theirs, extractor, shown.spec.shape)
+    elif isinstance(theirs, Reference):
       stamp = dict(theirs.stamp)
     else:
       check_resolution(extractor, theirs, "--config" if against.source else "--reference")
@@ -197,7 +229,11 @@ def measure_images(
   figures: Summary = {}
   for extractor, samples, other in comparisons:
     extract = make_extract(extractor, mesh, EXTRACT_BATCH)
-    statistics = find_reference(other, against, extractor, extract)
+    if isinstance(other, ForeignStatistics):
+      stamp = about["references"][extractor.name]
+      statistics = foreign_statistics.as_reference(other, stamp, extractor, extract)
+    else:
+      statistics = find_reference(other, against, extractor, extract)
     features = [sample_metrics.gather(_features(samples, extract))]
     measured, lines = sample_metrics.measure_samples(
       features, statistics, extractor, metrics, against.metrics != "all"
@@ -230,7 +266,7 @@ def check_resolution(extractor: Extractor, source: Source, flag: str) -> None:
     )
 
 
-def load_other(against: Against) -> Source | Reference:
+def load_other(against: Against) -> Source | Reference | ForeignStatistics:
   """Load the reference images or statistics.
 
   Raises:
@@ -242,17 +278,28 @@ def load_other(against: Against) -> Source | Reference:
     raise UserError("--samples needs a reference: --reference=... or --config=...")
   if reference.is_statistics(against.path):
     return reference.load_statistics(against.path)
+  if foreign_statistics.holds_foreign_statistics(against.path):
+    return foreign_statistics.read_foreign_statistics(against.path)
+  where = f"--reference={against.path}"
+  if against.path.is_file() and find_archive(against.path, where) is None:
+    npz.names(against.path, where, cure=foreign_statistics.ALLOWED)  # says so of a pickle
   return load_pictures(against.path, "--reference")
 
 
 def match_channels(
-  samples: Source, other: Source | Reference, extractor: Extractor, against: Against
-) -> tuple[Source, Source | Reference]:
+  samples: Source,
+  other: Source | Reference | ForeignStatistics,
+  extractor: Extractor,
+  against: Against,
+) -> tuple[Source, Source | Reference | ForeignStatistics]:
   """Convert both sides to one number of channels if that is lossless.
 
   Grey images may be stored in colour. Features for images of any size see a grey image as three
   equal channels, so the result is the same.
   """
+  if isinstance(other, ForeignStatistics):
+    pictures = other.pictures or samples
+    return with_channels(samples, pictures.spec.channels), other
   if extractor.resolution is not None:
     wanted = extractor.resolution[2]
     theirs = other if isinstance(other, Reference) else with_channels(other, wanted)

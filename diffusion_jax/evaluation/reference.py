@@ -17,7 +17,7 @@ from diffusion_jax.core.wording import duration
 from diffusion_jax.data import Source, fingerprint
 from diffusion_jax.extractors import Extract, Extractor
 from diffusion_jax.extractors.domain import data_name
-from diffusion_jax.metrics import Moments, moments
+from diffusion_jax.metrics import Gaussian, Moments, moments
 from diffusion_jax.runs.resumable import digest
 from diffusion_jax.types import UserError
 
@@ -35,15 +35,16 @@ class Reference(NamedTuple):
 
   Attributes:
     stamp: extractor, data, count, resolution, resize, as JSON values.
-    pool: moments of the features of all images.
-    spatial: moments of the spatial features; None for an extractor without them.
-    features: features of at most MAX_FEATURES images, evenly spaced.
+    pool: moments of the features of all images; a Gaussian if another program made them.
+    spatial: the same of the spatial features; None for an extractor without them.
+    features: features of at most MAX_FEATURES images, evenly spaced; none where only mean and
+      covariance are known.
     places: indices of these images in the split.
   """
 
   stamp: Mapping[str, Any]
-  pool: Moments
-  spatial: Moments | None
+  pool: Moments | Gaussian
+  spatial: Moments | Gaussian | None
   features: Float[np.ndarray, "N D"]
   places: Int[np.ndarray, "N"]
 

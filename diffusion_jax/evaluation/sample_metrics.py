@@ -9,9 +9,17 @@ import numpy as np
 
 from diffusion_jax.core import progress
 from diffusion_jax.core.own_code import describe_error, is_own, place_of, where_raised
+from diffusion_jax.evaluation.foreign_statistics import FROM_PICTURES, measurable
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.extractors import Extractor, Features
-from diffusion_jax.metrics import FeatureSet, Measurement, Metric, describe_metric, moments
+from diffusion_jax.metrics import (
+  FeatureSet,
+  Measurement,
+  Metric,
+  Moments,
+  describe_metric,
+  moments,
+)
 
 PUBLISHED = "inception"
 """Name of the extractor with the published Inception weights."""
@@ -24,23 +32,23 @@ class Protocol(NamedTuple):
     extractor: feature network.
     split: split of the reference; names omit "train".
     num_samples: number of samples.
-    num_reference: number of images of the reference.
+    num_reference: number of images of the reference; None: unknown.
   """
 
   extractor: Extractor
   split: str
   num_samples: int
-  num_reference: int = 0
+  num_reference: int | None = 0
 
   def name(self, metric: Metric) -> str:
-    """Return fid, fid_5k, fid_test, fid_given20, fd_digits: deviations from the protocol show.
+    """Return fid, fid_5k, fid_test, fid_given20, fid_adm, fd_digits: deviations show.
 
     Images or statistics from a user have their number in the name, because no data set implies it.
     """
     name = self.extractor.name
     domain_metric = metric.domain_name or metric.name
     stem = metric.name if name == PUBLISHED else f"{domain_metric}_{name}"
-    given = f"given{short_count(self.num_reference)}"
+    given = f"given{short_count(self.num_reference or 0)}"
     split = {"train": [], "given": [given]}.get(self.split, [self.split])
     is_full = self.num_samples == self.full_num_samples(metric)
     return "_".join([stem, *split, *([] if is_full else [short_count(self.num_samples)])])
@@ -48,7 +56,7 @@ class Protocol(NamedTuple):
   def full_num_samples(self, metric: Metric) -> int:
     """Return the samples in the metric's protocol; for domain features at most the reference's."""
     full = metric.full_num_samples
-    return full if self.extractor.resolution is None else min(self.num_reference, full)
+    return full if self.extractor.resolution is None else min(self.num_reference or full, full)
 
 
 def short_count(num: int) -> str:
@@ -90,9 +98,10 @@ def measure_samples(
   """
   other = FeatureSet(reference.features, reference.pool, None, reference.spatial)
   num_samples = len(sets[0].pool)
-  protocol = Protocol(extractor, reference.stamp["split"], num_samples, reference.pool.num)
-  figures, missing = {}, []
+  split, (metrics, left_out) = reference.stamp["split"], measurable(metrics, reference.stamp)
+  figures, missing = {}, [left_out] if left_out else []
   for metric in metrics:
+    protocol = Protocol(extractor, split, num_samples, _num_reference(metric, reference))
     name, chosen = protocol.name(metric), sets[:1] if metric.first_seed_only else sets
     if lacking := [n for n in sorted(metric.needs) if _lacks(sets[0], other, n)]:
       needs = f"needs {' and '.join(lacking)} features, which {extractor.name} does not have"
@@ -116,6 +125,13 @@ def measure_samples(
   return figures, missing
 
 
+def _num_reference(metric: Metric, reference: Reference) -> int | None:
+  """Return the number of images on the reference's side; None if nobody knows it."""
+  if isinstance(reference.pool, Moments):
+    return reference.pool.num
+  return len(reference.features) if isinstance(metric, FROM_PICTURES) else None
+
+
 def _lacks(samples: FeatureSet, reference: FeatureSet, features: str) -> bool:
   """Return whether features are missing; a reference has no logits."""
   if features == "logits":
@@ -128,6 +144,8 @@ def _too_few(metric: Metric, samples: FeatureSet, reference: FeatureSet) -> str 
   needed, num = metric.min_num_samples(samples.pool.shape[1]), len(samples.pool)
   if num < needed:
     return f"needs at least {needed} samples; there are {num}"
+  if not isinstance(reference.moments, Moments) and not isinstance(metric, FROM_PICTURES):
+    return None  # it needs only the mean and the covariance
   needed, num = metric.min_num_reference, len(reference.pool)
   return f"needs at least {needed} reference images; there are {num}" if num < needed else None
 

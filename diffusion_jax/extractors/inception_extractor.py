@@ -8,6 +8,8 @@ from diffusion_jax.models.inception import network
 from diffusion_jax.models.inception import weights as inception_weights
 from diffusion_jax.types import UserError
 
+NETWORK = "Inception-v3 2015-12-05, features before the classes"
+
 
 def load_inception(path: Path | None, any_weights: bool = False) -> Extractor:
   """Load the network of Heusel et al. 2017 (arXiv 1706.08500) with the weights of 2015-12-05.
@@ -22,7 +24,7 @@ def load_inception(path: Path | None, any_weights: bool = False) -> Extractor:
   """
   weights = inception_weights.load_weights(path, **({"expected": None} if any_weights else {}))
   stamp = {
-    "network": "Inception-v3 2015-12-05, features before the classes",
+    "network": NETWORK,
     "sha256": weights.sha256,
     "published": weights.is_published,
     "resize": "TF1 bilinear to 299x299",
@@ -35,6 +37,11 @@ def load_inception(path: Path | None, any_weights: bool = False) -> Extractor:
 
   name = "inception" if weights.is_published else f"inception_{weights.sha256[:8]}"
   return Extractor(name, stamp, weights.params, apply)
+
+
+def is_inception(extractor: Extractor) -> bool:
+  """Return whether an extractor is Inception, with the published or other weights."""
+  return extractor.stamp.get("network") == NETWORK
 
 
 def optional_inception(

@@ -32,7 +32,7 @@ from diffusion_jax.metrics.frechet import (
 )
 from diffusion_jax.metrics.kernel import KernelDistance, KernelMetric, kernel_distance
 from diffusion_jax.metrics.memorization import Copying, Distances, copying
-from diffusion_jax.metrics.moments import Moments, add, merge, zeros
+from diffusion_jax.metrics.moments import Gaussian, Moments, add, merge, zeros
 from diffusion_jax.metrics.neighbours import (
   Coverage,
   Density,
@@ -117,11 +117,12 @@ def _create(entry: str) -> Metric:
 def _taken_name(metric: Metric) -> str | None:
   """Return a description of a name that only a metric of this package may have, or None.
 
-  fid_5k and fid_test are taken too: they are fid of 5,000 samples or against the test split.
+  fid_5k, fid_test and fid_adm are taken too: they are fid of 5,000 samples, against the test split
+  or against ADM's statistics.
   """
   for field in ("name", "domain_name"):
     name = getattr(metric, field)
-    stem = re.sub(r"(_(test|given\d*k?|\d+k?))+$", "", name)
+    stem = re.sub(r"(_(test|stats|adm|given\d*k?|\d+k?))+$", "", name)
     if RESERVED.get(stem, type(metric)) is not type(metric):
       return (
         f"{field} is {name!r}, but {stem} is a metric of this package; give yours another name, "
@@ -141,6 +142,7 @@ __all__ = [
   "FeatureSet",
   "FrechetDistance",
   "FrechetInfinity",
+  "Gaussian",
   "InceptionScore",
   "KernelDistance",
   "KernelMetric",

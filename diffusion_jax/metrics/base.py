@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from diffusion_jax.core.parts import Part
-from diffusion_jax.metrics.moments import Moments
+from diffusion_jax.metrics.moments import Gaussian, Moments
 
 PUBLISHED_NUM_SAMPLES = 50_000
 """Number of samples in the published protocols."""
@@ -26,16 +26,17 @@ class FeatureSet(NamedTuple):
   """Features of one set of images.
 
   Attributes:
-    pool: features of individual images, in order; for a reference at most 50,000, evenly spaced.
-    moments: sums of the pooled features over all images.
+    pool: features of individual images, in order; for a reference at most 50,000, evenly spaced,
+      and none if others have published only its mean and covariance.
+    moments: sums of the pooled features over all images; of a reference of others their Gaussian.
     logits: class logits of the extractor; None for a reference.
-    spatial: sums of the spatial features; None if the extractor has none.
+    spatial: sums of the spatial features, or their Gaussian; None if the extractor has none.
   """
 
   pool: Float[np.ndarray, "N D"]
-  moments: Moments
+  moments: Moments | Gaussian
   logits: Float[np.ndarray, "N K"] | None = None
-  spatial: Moments | None = None
+  spatial: Moments | Gaussian | None = None
 
 
 class Measurement(NamedTuple):

@@ -15,7 +15,7 @@ from diffusion_jax.metrics.feature_arrays import (
   number_array,
   row_blocks,
 )
-from diffusion_jax.metrics.moments import Moments, add, zeros
+from diffusion_jax.metrics.moments import Gaussian, Moments, add, zeros
 
 MIN_NUM_EXTRAPOLATED = 20
 
@@ -32,9 +32,11 @@ class FrechetDistance(MetricBase):
   card: ClassVar[float] = 1.0
 
   def compute(self, samples: FeatureSet, reference: FeatureSet) -> Measurement:
-    """Return the distance of all samples."""
-    value = moments_distance(samples.moments, reference.moments)
-    return Measurement(value, protocol="all samples")
+    """Return the distance of all samples, with its error if the reference is a fixed Gaussian."""
+    value, error = moments_distance(samples.moments, reference.moments), None
+    if isinstance(reference.moments, Gaussian) and len(samples.pool) > samples.pool.shape[1]:
+      error = frechet_standard_error(samples.pool, *reference.moments)
+    return Measurement(value, error, protocol="all samples")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +104,8 @@ def frechet_distance(
   return moments_distance(*(add(zeros(f.shape[1]), f) for f in (features1, features2)))
 
 
-def moments_distance(moments1: Moments, moments2: Moments) -> float:
-  """Return the Frechet distance of two sets of images from the sums of their features."""
+def moments_distance(moments1: Moments | Gaussian, moments2: Moments | Gaussian) -> float:
+  """Return the Frechet distance of two sets of images from their features' moments."""
   return gaussian_distance(moments1.mean, moments1.covariance, moments2.mean, moments2.covariance)
 
 

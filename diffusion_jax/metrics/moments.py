@@ -37,6 +37,18 @@ class Moments(NamedTuple):
     return (self.outer - np.outer(self.total, self.total / self.num)) / (self.num - 1)
 
 
+class Gaussian(NamedTuple):
+  """Mean and covariance of features of an unknown number of images, as others publish them.
+
+  Attributes:
+    mean: mean of the features, [D], float64.
+    covariance: covariance of the features, [D, D], float64.
+  """
+
+  mean: Float[np.ndarray, "D"]
+  covariance: Float[np.ndarray, "D D"]
+
+
 def zeros(dim: int) -> Moments:
   """Return the moments of an empty set of images with `dim` features."""
   return Moments(0, np.zeros(dim), np.zeros((dim, dim)))

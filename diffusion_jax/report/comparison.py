@@ -214,7 +214,7 @@ def _data(stamp: Mapping[str, Any] | None) -> str:
 def _reference(run: Metrics, name: str | None) -> str:
   """Return data, split and content of a reference; its name if it has no stamp."""
   stamp = (run.get("references") or {}).get(name) or {}
-  keys = ("data", "split", "fingerprint", "augmentation", "quantisation")
+  keys = ("data", "split", "fingerprint", "sha256", "augmentation", "quantisation")
   return ", ".join(text(stamp[k]) for k in keys if stamp.get(k)) or text(name)
 
 
