@@ -71,7 +71,8 @@ def parser() -> command_line.Parser:
   other = flags.add_argument_group("images of another program")
   other.add_argument("--samples", type=bucket_path, help="images to measure: a folder or an .npz")
   other.add_argument("--reference", type=bucket_path,
-                     help="a folder, an .npz of images, or statistics of any program")  # fmt: skip
+                     help="a folder, an .npz of images, or statistics of any program; with "
+                     "--workdir statistics of others, for further figures")  # fmt: skip
   other.add_argument("--config", help="config whose data set is the reference instead")
   other.add_argument("--split", choices=["train", "test"], default="train", help="its split")
   flags.add_argument(
@@ -101,7 +102,7 @@ def measure_run(args, overrides: Sequence[Override], argv: list[str]) -> None:
   command_line.join_job(trained_experiment(args.workdir, overrides))
   request = Request(
     args.workdir, overrides, args.seed, args.sweep, args.features, args.inception,
-    args.inception_sha256 == "any", args.out, vision_flags(args),
+    args.inception_sha256 == "any", args.out, vision_flags(args), args.reference,
   )  # fmt: skip
   with results.own_folder(request):
     context = check_measures(contexts.prepare_evaluation(request), request)

@@ -154,8 +154,8 @@ class Arrays(DataSetBase):
     if statistics := npz.statistics_names([name for name in there if name not in asked]):
       raise UserError(
         f"{self._where} holds statistics of features ({', '.join(statistics)}), and a file of them "
-        "is never read as images; store the images alone, or name arrays of one row per image in "
-        "`data.fields`"
+        "is never read as images; store the images alone, or name arrays of one row per image: "
+        "`data.fields=...`"
       )
     return there
 

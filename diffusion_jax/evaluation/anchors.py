@@ -13,6 +13,7 @@ from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.data import Source
 from diffusion_jax.evaluation import reference, sample_metrics
 from diffusion_jax.evaluation.context import EvaluationContext, FeatureSpace
+from diffusion_jax.evaluation.foreign_statistics import is_foreign
 from diffusion_jax.extractors import Extract
 from diffusion_jax.metrics import PACKAGED, FeatureSet, Metric
 from diffusion_jax.runs.resumable import digest
@@ -44,8 +45,12 @@ def measure_anchors(
   if other is None:
     return {}, [f"{context.train.name} has no held-out images, so its figures have no anchors"]
   anchors, missing = {}, []
-  for space in context.feature_spaces:
-    mine = {f["metric"]: n for n, f in figures.items() if f["extractor"] == space.extractor.name}
+  for space in _own_spaces(context.feature_spaces):
+    mine = {
+      f["metric"]: name
+      for name, f in figures.items()
+      if (f["extractor"], f["reference"]) == (space.extractor.name, split)
+    }
     chosen = [metric for metric in context.metrics if metric.name in mine]
     measured = _measured(context, space, other, chosen)
     for metric in chosen:
@@ -55,6 +60,11 @@ def measure_anchors(
       else:
         anchors[name] = {"images": WORDS[split], **figure}
   return anchors, missing
+
+
+def _own_spaces(spaces: Sequence[Any]) -> list[Any]:
+  """Return the feature spaces whose reference is a split, without statistics of others."""
+  return [space for space in spaces if not is_foreign(space.reference.stamp)]
 
 
 def _measured(
@@ -81,7 +91,7 @@ def num_to_extract(context: EvaluationContext) -> int:
   if other is None:
     return 0
   num = min(len(other), context.num_samples)
-  paths = [_path(context, space, other, num) for space in context.feature_spaces]
+  paths = [_path(context, space, other, num) for space in _own_spaces(context.feature_spaces)]
   return 0 if all(path.is_file() for path in paths) else num
 
 

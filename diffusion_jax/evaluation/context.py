@@ -16,7 +16,14 @@ from diffusion_jax.core.buckets import checkpoint_folder
 from diffusion_jax.core.config import Override, parse_override
 from diffusion_jax.core.files import bucket_path
 from diffusion_jax.data import Source, load_splits, make_batch, source_identity, trained_classes
-from diffusion_jax.evaluation import bits_per_dim, noise_levels, presets, reference
+from diffusion_jax.evaluation import (
+  bits_per_dim,
+  foreign_statistics,
+  noise_levels,
+  presets,
+  reference,
+)
+from diffusion_jax.evaluation.foreign_statistics import ForeignStatistics
 from diffusion_jax.evaluation.reference import Reference
 from diffusion_jax.evaluation.sweep_grid import sweep_points
 from diffusion_jax.extractors import (
@@ -31,14 +38,14 @@ from diffusion_jax.extractors import (
   train_domain,
 )
 from diffusion_jax.extractors.domain import Recipe, default_features_path
+from diffusion_jax.extractors.inception_extractor import is_inception
 from diffusion_jax.inference.condition_fields import fields_in_turn
 from diffusion_jax.inference.draw import Draw, make_draw
 from diffusion_jax.metrics import Metric, create_metrics
 from diffusion_jax.parallel import sharding
-from diffusion_jax.parallel.spread import jit_spread
 from diffusion_jax.runs.experiment import Experiment, SettingFacts
 from diffusion_jax.runs.stored import check_same_data, stored_experiment, trained_experiment
-from diffusion_jax.types import Condition, GenerativeModel, Params, UserError
+from diffusion_jax.types import Condition, GenerativeModel, UserError
 
 EXTRACT_BATCH = 64
 
@@ -86,6 +93,7 @@ class EvaluationContext(NamedTuple):
     seed: seed of samples and draws.
     classes: labels of samples, those of the training images; empty for an unconditional model.
     metrics: sample metrics.
+    foreign: statistics of another program, with which the samples are compared too.
   """
 
   workdir: Path
@@ -107,6 +115,7 @@ class EvaluationContext(NamedTuple):
   splits: Mapping[str, Reference] = {}
   is_equipped: bool = False
   metrics: Sequence[Metric] = ()
+  foreign: ForeignStatistics | None = None
 
   @property
   def num_samples(self) -> int:
@@ -131,6 +140,7 @@ class Request(NamedTuple):
     any_inception: also accept unpublished weights of the Inception network.
     out: folder of the outcomes; None: eval/ in the run's folder.
     vision: files of weights of DINOv2 and CLIP by their names, as for `inception`.
+    reference: file of statistics of another program, for further figures; None: none.
   """
 
   workdir: Path
@@ -142,6 +152,7 @@ class Request(NamedTuple):
   any_inception: bool = False
   out: Path | None = None
   vision: Mapping[str, str | None] = MappingProxyType(dict.fromkeys(VISION, "none"))
+  reference: Path | None = None
 
   @property
   def folder(self) -> Path:
@@ -175,6 +186,9 @@ def prepare_evaluation(request: Request) -> EvaluationContext:
   estimates = _estimates(experiment, generative, mesh)
   sweep = [_setting(request, overrides, train, mesh) for overrides in points]
   extractors, missing = find_extractors(request, train)
+  foreign = parallel.agree(
+    lambda: foreign_statistics.load_beside(request.reference, extractors, missing, train.spec.shape)
+  )
   context = EvaluationContext(
     request.workdir, request.folder, experiment, generative, mesh, train, test, extractors, missing,
     _setting(request, {}, train, mesh), sweep, estimates,
@@ -182,6 +196,7 @@ def prepare_evaluation(request: Request) -> EvaluationContext:
     request.seed,
     saved.get("trained_classes", trained_classes(train)) if generative.num_classes else (),
     metrics=metrics,
+    foreign=foreign,
   )  # fmt: skip
   _check_splits(context, request.has_features)
   with progress.phase("checking the sampler and the likelihoods", 1 + len(sweep)) as phase:
@@ -369,32 +384,8 @@ def _with_references(
     feature_spaces.append(
       FeatureSpace(extractor, extract, references[context.experiment.eval.reference_split])
     )
+    if context.foreign is not None and is_inception(extractor):
+      stamp = foreign_statistics.foreign_stamp(context.foreign, extractor, context.train.spec.shape)
+      theirs = foreign_statistics.as_reference(context.foreign, stamp, extractor, extract)
+      feature_spaces.append(FeatureSpace(extractor, extract, theirs))
   return context._replace(feature_spaces=feature_spaces, splits=splits)
-
-
-PROBES = 16
-"""Number of images on which an adaptive sampler's evaluations are counted."""
-
-
-def num_evaluations(
-  generative: GenerativeModel,
-  params: Params,
-  mesh: Mesh,
-  seed: int,
-  classes: Sequence[int],
-  fields: Mapping[str, np.ndarray] = MappingProxyType({}),
-) -> int | float:
-  """Return the network evaluations per image, for an adaptive sampler of PROBES images."""
-  counted = []
-
-  def draw(params):
-    keys = rng.sample_keys(seed, jax.numpy.arange(PROBES))
-    labels = jax.numpy.resize(jax.numpy.asarray(classes), (PROBES,)) if len(classes) else None
-    count = generative.sample(params, keys, Condition(labels, fields=dict(fields))).num_evaluations
-    counted.append(count)
-    return jax.numpy.asarray(count, jax.numpy.float32)
-
-  jax.eval_shape(draw, params)
-  if isinstance(counted[0], int):
-    return counted[0]
-  return float(sharding.fetch(jit_spread(draw, mesh)(params)))

@@ -177,7 +177,7 @@ def prepare_comparisons(
       reference.check_num(theirs)
       stamp = reference.make_stamp(theirs, against.split, extractor)
     reference.check_reference(stamp, extractor, shown.spec.shape)
-    stamps[extractor.name] = stamp
+    stamps[foreign_statistics.reference_name(extractor.name, stamp)] = stamp
     comparisons.append(Comparison(extractor, shown, theirs))
   about = {
     "samples": {
@@ -230,7 +230,7 @@ def measure_images(
   for extractor, samples, other in comparisons:
     extract = make_extract(extractor, mesh, EXTRACT_BATCH)
     if isinstance(other, ForeignStatistics):
-      stamp = about["references"][extractor.name]
+      stamp = foreign_statistics.foreign_stamp(other, extractor, samples.spec.shape)
       statistics = foreign_statistics.as_reference(other, stamp, extractor, extract)
     else:
       statistics = find_reference(other, against, extractor, extract)

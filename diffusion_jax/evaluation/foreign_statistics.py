@@ -61,6 +61,11 @@ ALLOWED = (
   "folder or an .npz of images, and statistics made by python -m diffusion_jax.stats"
 )
 
+ALLOWED_BESIDE = (
+  "allowed beside a run are an .npz with mu and sigma, and one of ADM's with arr_0, mu, sigma, "
+  "mu_s and sigma_s"
+)
+
 
 class ForeignStatistics(NamedTuple):
   """Statistics that another program has published.
@@ -194,7 +199,8 @@ def comparable(
     if not is_inception(e)
   ]
   if not kept:
-    reason = "; ".join([*missing, *lines]) or "--inception=none"
+    why = [line for line in missing if "Inception weights" in line] or ["--inception=none"]
+    reason = "; ".join([*why, *lines])
     raise UserError(f"--reference={path} needs Inception's features, and there are none: {reason}")
   return kept, [*missing, *lines]
 
@@ -247,6 +253,52 @@ def foreign_stamp(
   return stamp
 
 
+def is_foreign(stamp: Mapping[str, Any]) -> bool:
+  """Return whether the stamp of a reference is that of foreign statistics."""
+  return "layout" in stamp
+
+
+def reference_name(extractor_name: str, stamp: Mapping[str, Any]) -> str:
+  """Return the name of a reference in metrics.json: its extractor, and a foreign layout."""
+  return f"{extractor_name}_{stamp['split']}" if is_foreign(stamp) else extractor_name
+
+
+def reference_stamps(spaces: Sequence[Any]) -> dict[str, dict[str, Any]]:
+  """Return the stamps of feature spaces by their `reference_name`."""
+  stamps = [(space.extractor.name, dict(space.reference.stamp)) for space in spaces]
+  return {reference_name(name, stamp): stamp for name, stamp in stamps}
+
+
+def load_beside(
+  path: Path | None,
+  extractors: Sequence[Extractor],
+  missing: Sequence[str],
+  shape: tuple[int, int, int],
+) -> ForeignStatistics | None:
+  """Return the foreign statistics that a run's samples are compared with beside its own data.
+
+  Args:
+    path: their file; None: none.
+    extractors, missing: available feature networks, and lines on the others.
+    shape: resolution of the samples.
+
+  Raises:
+    UserError: other contents, or no Inception features of the samples.
+  """
+  if path is None:
+    return None
+  where = f"--reference={path}"
+  if not npz.statistics_names(npz.names(path, where, cure=ALLOWED_BESIDE)):
+    raise UserError(
+      f"{where} has no statistics of another program; a run is compared with its own data, and "
+      f"{ALLOWED_BESIDE}. For other images draw samples, and give them by --samples"
+    )
+  foreign = read_foreign_statistics(path)
+  comparable(extractors, missing, path)
+  check_resolution_of_pictures(foreign, shape)
+  return foreign
+
+
 def as_reference(
   foreign: ForeignStatistics, stamp: Mapping[str, Any], extractor: Extractor, extract: Extract
 ) -> Reference:
@@ -267,7 +319,7 @@ def measurable(metrics: Sequence[Metric], stamp: Mapping[str, Any]) -> tuple[lis
     metrics: metrics to measure.
     stamp: stamp of any reference; one that is not foreign allows all.
   """
-  if stamp.get("layout") is None:
+  if not is_foreign(stamp):
     return list(metrics), ""
   allowed = MEASURED[stamp["split"]]
   kept = [metric for metric in metrics if type(metric) in allowed]

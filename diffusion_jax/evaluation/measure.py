@@ -11,9 +11,7 @@ from diffusion_jax.data import Source
 from diffusion_jax.evaluation import anchors, bits_per_dim, noise_levels, sample_metrics
 from diffusion_jax.evaluation.bits_per_dim import EvenlySpaced, SplitEstimate
 from diffusion_jax.evaluation.context import (
-  PROBES,
   EvaluationContext,
-  num_evaluations,
   sampled_fields,
   split_of,
 )
@@ -29,6 +27,7 @@ from diffusion_jax.evaluation.drawing import (
 )
 from diffusion_jax.evaluation.held_out_pass import baseline_bits
 from diffusion_jax.evaluation.reference import Reference
+from diffusion_jax.evaluation.sampling_cost import PROBES, num_evaluations
 from diffusion_jax.evaluation.timing import clock
 from diffusion_jax.likelihood import DescribedBase
 from diffusion_jax.metrics import FeatureSet, Metric

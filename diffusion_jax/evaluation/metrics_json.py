@@ -12,10 +12,11 @@ import jax
 from diffusion_jax import __version__
 from diffusion_jax.core import buckets, files
 from diffusion_jax.core.pixels import QUANTISATION
-from diffusion_jax.evaluation import context as contexts
 from diffusion_jax.evaluation import drawing, measure
-from diffusion_jax.evaluation.context import EvaluationContext
+from diffusion_jax.evaluation.context import EvaluationContext, sampled_fields
 from diffusion_jax.evaluation.drawing import CheckpointUnderTest, Summary
+from diffusion_jax.evaluation.foreign_statistics import reference_stamps
+from diffusion_jax.evaluation.sampling_cost import PROBES, num_evaluations
 from diffusion_jax.report.links import missing_reasons, missing_sentence
 from diffusion_jax.runs import provenance
 from diffusion_jax.runs.resumable import digest
@@ -42,7 +43,7 @@ def compose(
     "model": _model(context, checkpoint),
     "samples": _samples(context, checkpoint),
     "extractors": {i.extractor.name: dict(i.extractor.stamp) for i in context.feature_spaces},
-    "references": {i.extractor.name: dict(i.reference.stamp) for i in context.feature_spaces},
+    "references": reference_stamps(context.feature_spaces),
     "metrics": [metric.name for metric in context.metrics],
     **measured,
     "repeat": repeat,
@@ -78,13 +79,13 @@ def _samples(context: EvaluationContext, checkpoint: CheckpointUnderTest) -> Sum
     "sampler": facts["settings"].get("sampler"),
     "auto_spacing": facts["auto_spacing"],
     "guidance": facts["settings"].get("guidance"),
-    "num_evaluations": contexts.num_evaluations(
+    "num_evaluations": num_evaluations(
       context.generative,
       checkpoint.params,
       context.mesh,
       context.seed,
       context.classes,
-      contexts.sampled_fields(context, 0, contexts.PROBES),
+      sampled_fields(context, 0, PROBES),
     ),
     "labels": facts["labels"],
     "quantisation": QUANTISATION,

@@ -21,8 +21,8 @@ def check_request(args: Any, overrides: Sequence[Override]) -> None:
   """
   if (args.workdir is None) == (args.samples is None):
     raise UserError("give --workdir=RUN to measure a run, or --samples=DIR|file.npz; see --help")
-  if args.workdir is not None and (args.reference or args.config):
-    raise UserError("--reference and --config belong to --samples; --workdir needs none")
+  if args.workdir is not None and args.config:
+    raise UserError("--config belongs to --samples; --workdir needs none")
   if args.samples is not None and (args.watch or args.sweep or args.compare or args.ema):
     raise UserError("--watch, --sweep, --compare and --ema need --workdir")
   if args.samples is not None and (args.reference is None) == (args.config is None):

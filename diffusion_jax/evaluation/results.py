@@ -14,6 +14,7 @@ from diffusion_jax.core import files
 from diffusion_jax.evaluation import metrics_json
 from diffusion_jax.evaluation.context import EvaluationContext, Request
 from diffusion_jax.evaluation.drawing import CheckpointUnderTest, Summary
+from diffusion_jax.evaluation.foreign_statistics import reference_stamps
 from diffusion_jax.evaluation.metrics_json import SCHEMA
 from diffusion_jax.inference.restore import Average
 from diffusion_jax.metrics import PACKAGED
@@ -82,9 +83,7 @@ def _compare(
     before = stored.get("metrics", PACKAGED)  # older versions had only the package's own
     measured["eval.metrics"] = (before, [metric.name for metric in context.metrics])
   if context.is_equipped:
-    stamps = {
-      i.extractor.name: metrics_json.json_values(i.reference.stamp) for i in context.feature_spaces
-    }
+    stamps = metrics_json.json_values(reference_stamps(context.feature_spaces))
     lost += _stamps(stored["references"], stamps)
     measured["references"] = (list(stored["references"]), list(stamps))
   for name, (old, new) in measured.items():

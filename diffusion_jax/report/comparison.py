@@ -194,7 +194,7 @@ def _protocol(group: str, key: str, run: Metrics) -> dict[str, str]:
   names = ("num_samples", "num_reference", "protocol")
   return {
     **{name: text(entry.get(name), name) for name in names},
-    "reference": _reference(run, entry.get("reference")),
+    "reference": _reference(run, entry),
     "extractor": _extractor(run, entry.get("extractor")),
     "quantisation": text((run.get("samples") or {}).get("quantisation")),
   }
@@ -211,9 +211,12 @@ def _data(stamp: Mapping[str, Any] | None) -> str:
   return " ".join(text(stamp[k]) for k in ("name", "fingerprint") if stamp.get(k)) or DASH
 
 
-def _reference(run: Metrics, name: str | None) -> str:
-  """Return data, split and content of a reference; its name if it has no stamp."""
-  stamp = (run.get("references") or {}).get(name) or {}
+def _reference(run: Metrics, entry: Mapping[str, Any]) -> str:
+  """Return data, split and content of a figure's reference; its name if it has no stamp."""
+  name, extractor = entry.get("reference"), entry.get("extractor")
+  references = run.get("references") or {}
+  keys = f"{extractor}_{name}", name, extractor
+  stamp = next((references[key] for key in keys if references.get(key)), {})
   keys = ("data", "split", "fingerprint", "sha256", "augmentation", "quantisation")
   return ", ".join(text(stamp[k]) for k in keys if stamp.get(k)) or text(name)
 

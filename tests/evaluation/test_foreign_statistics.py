@@ -4,6 +4,7 @@ import json
 import pickle
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from plug_ins import MeanGap
 from diffusion_jax import evaluate, metrics, stats
 from diffusion_jax.data import Arrays, load_pictures
 from diffusion_jax.data.source import ArraySource
-from diffusion_jax.evaluation import external_images, foreign_statistics, reference
+from diffusion_jax.evaluation import anchors, external_images, foreign_statistics, reference
 from diffusion_jax.evaluation.sample_metrics import measure_samples
 from diffusion_jax.extractors import Extractor, Features
 from diffusion_jax.extractors.inception_extractor import NETWORK
@@ -25,6 +26,7 @@ from diffusion_jax.metrics import (
   moments,
   precision_recall,
 )
+from diffusion_jax.report.comparison import same_protocol
 from diffusion_jax.types import UserError
 
 D, S = 5, 3
@@ -202,7 +204,7 @@ def test_a_file_of_another_form_is_one_line_everywhere(kind, tmp_path):
 def test_declared_fields_of_images_are_no_statistics(tmp_path):
   path = written(tmp_path, {"images": TRAIN, "mu": np.zeros((60, 2), np.float32)})
   assert Arrays(path=str(path), fields=("mu",)).load("train").spec.fields["mu"].shape == (2,)
-  with pytest.raises(UserError, match=r"name arrays of one row per image in `data\.fields`"):
+  with pytest.raises(UserError, match=r"name arrays of one row per image: `data\.fields=\.\.\.`"):
     Arrays(path=str(path)).load("train")
 
 
@@ -243,7 +245,7 @@ def test_the_command_of_the_page_writes_figures_and_stamp(flags, tmp_path, monke
   assert content["figures"]["fid_adm_40"]["value"] == pytest.approx(
     own_figures()["fid_40"]["value"], rel=1e-4
   )
-  stamp = content["references"]["inception"]
+  stamp = content["references"]["inception_adm"]
   assert stamp["data"] == "VIRTUAL_imagenet256_labeled.npz"
   assert "TensorFlow 1's resize" in stamp["assumed"]
   assert "number of images unknown" in stamp["assumed"]
@@ -284,6 +286,38 @@ def test_stats_does_not_take_statistics_as_images(flags, tmp_path, call):
   assert code == 2
   assert "never read as images" in err
   assert not (tmp_path / "s.npz").exists()
+
+
+def test_a_run_takes_statistics_of_others_beside_its_own_data(tmp_path):
+  path = written(tmp_path, arrays())
+  load = foreign_statistics.load_beside
+  assert load(None, [], [], (4, 4, 3)) is None
+  assert load(path, [DIGITS, TINY], [], (4, 4, 3)).layout == "adm"
+  with pytest.raises(UserError, match="and there are none: Inception weights gone; fd_digits"):
+    load(path, [DIGITS], ["other lines", "Inception weights gone"], (4, 4, 3))
+  with pytest.raises(UserError, match="both must have one resolution"):
+    load(path, [TINY], [], (8, 8, 3))
+  with pytest.raises(UserError, match="a run is compared with its own data, and allowed beside a"):
+    load(written(tmp_path, {"images": TRAIN}, "pictures.npz"), [TINY], [], (4, 4, 3))
+
+
+def test_figures_against_others_have_no_anchors_and_a_stamp_of_their_own():
+  stamps = [{"split": "train"}, {"split": "adm", "layout": "..."}]
+  spaces = [SimpleNamespace(extractor=TINY, reference=SimpleNamespace(stamp=s)) for s in stamps]
+  assert foreign_statistics.reference_stamps(spaces) == dict(
+    zip(["inception", "inception_adm"], stamps, strict=True)
+  )
+  assert anchors._own_spaces(spaces) == spaces[:1]
+
+
+def test_figures_against_other_files_are_not_ranked(tmp_path):
+  def run(sha256):
+    figure = {"extractor": "inception", "reference": "adm", "num_samples": 40}
+    stamp = {"data": "a.npz", "split": "adm", "layout": "...", "sha256": sha256}
+    return {"figures": {"fid_adm": figure}, "references": {"inception_adm": stamp}}
+
+  assert same_protocol("figures", "fid_adm", run("ab"), run("ab"))
+  assert not same_protocol("figures", "fid_adm", run("ab"), run("cd"))
 
 
 def test_a_metric_of_ones_own_may_not_be_called_fid_adm():

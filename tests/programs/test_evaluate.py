@@ -13,10 +13,12 @@ from PIL import Image
 
 from diffusion_jax import evaluate, features, stats, train
 from diffusion_jax.checkpoints import store
+from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.data import Synthetic
-from diffusion_jax.evaluation import checkpoint_steps, external_images
-from diffusion_jax.extractors import train_domain
+from diffusion_jax.evaluation import checkpoint_steps, external_images, foreign_statistics
+from diffusion_jax.extractors import Extractor, train_domain
 from diffusion_jax.extractors.domain import Recipe, default_features_path
+from diffusion_jax.extractors.inception_extractor import NETWORK
 from diffusion_jax.runs.workdir import lock
 
 pytestmark = pytest.mark.costly
@@ -463,7 +465,10 @@ WRONG = {
   "features": (["--features=/no/file.npz"], "--features=/no/file.npz: no such file"),
   "inception": (["--inception=/no/file.pth"], "/no/file.pth"),
   "both": (["--samples=x"], "give --workdir=RUN to measure a run, or --samples"),
-  "reference": (["--reference=x"], "--reference and --config belong to --samples"),
+  "reference": (
+    ["--reference=/no/x.npz"],
+    "--reference=/no/x.npz: no such file; give an .npz",
+  ),
 }
 
 
@@ -508,6 +513,37 @@ def test_missing_inception_weights_are_said_and_the_rest_is_measured(run, call):
     "fd_infinity_synthetic_40",
   ]
   assert "fd_synthetic_40" in metrics["figures"]
+
+
+def test_statistics_of_others_give_further_figures(run, measure, monkeypatch, tmp_path):
+  """ADM's file of the run's own training images: the same distance under its own name."""
+  images = Synthetic(num_images=100, image_size=8, channels=1).load("train")
+  pictures = as_pictures(images.gather(np.arange(len(images)))[0], images.spec.num_levels)
+  monkeypatch.setattr(foreign_statistics, "WIDTHS", {"mu": 4, "mu_s": 3})
+
+  def apply(params, images):
+    flat = images.reshape(len(images), -1) / 255.0
+    return flat[:, 20:24], flat[:, :2], flat[:, 30:33]
+
+  stamp = {"network": NETWORK, "sha256": "0", "resize": "none"}
+  inception = Extractor("inception", stamp, np.float32(0), apply)
+  monkeypatch.setattr(evaluate.contexts, "optional_inception", lambda *_: ([inception], []))
+  pool, _, spatial = (np.float64(part) for part in apply(None, pictures))
+  arrays = {"mu": pool.mean(0), "sigma": np.cov(pool.T)}
+  arrays |= {"mu_s": spatial.mean(0), "sigma_s": np.cov(spatial.T)}
+  np.savez(tmp_path / "adm.npz", arr_0=pictures[:20], **arrays)
+  flags = ["--features=none", *FIGURES_ALONE, f"--reference={tmp_path}/adm.npz"]
+  metrics, _ = measure(run, *flags)
+  figures = metrics["figures"]
+  for name in ("fid", "sfid"):
+    own, theirs = figures[f"{name}_40"]["value"], figures[f"{name}_adm_40"]["value"]
+    assert theirs == pytest.approx(own, rel=1e-5)
+    assert f"{name}_adm_40" not in metrics["anchors"]
+  assert figures["precision_adm_40"]["num_reference"] == 20
+  assert "fid_40" in metrics["anchors"]
+  assert list(metrics["references"]) == ["inception", "inception_adm"]
+  assert "Reference inception_adm" in (run / "eval/4/report.html").read_text()
+  assert "evaluated already" in measure(run, *flags)[1]
 
 
 def test_data_that_have_changed_are_refused(run, call):
