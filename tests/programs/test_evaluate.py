@@ -359,7 +359,7 @@ def test_images_of_any_program_have_the_figures_of_the_run(evaluated, call, tmp_
   assert abs(figures["fd_synthetic_given40"]["value"]) < 1e-9
   np.savez(tmp_path / "adm.npz", arr_0=images, mu=np.zeros(4), sigma=np.eye(4))
   err = refused(call, evaluate.main, *own, f"--features={found}", f"--reference={tmp_path}/adm.npz")
-  assert "adm.npz holds statistics of features (mu, sigma) and no images to measure; give " in err
+  assert "adm.npz has the arrays arr_0, mu, sigma; statistics of features must be mu and" in err
 
 
 def test_a_metric_from_outside_is_measured_and_reported(run, measure):
