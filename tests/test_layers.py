@@ -14,7 +14,7 @@ PACKAGE = Path(diffusion_jax.__file__).parent
 LAYERS = [
   {"types"},
   {"core"},
-  {"parallel", "processes", "metrics"},
+  {"parallel", "processes", "metrics", "weight_files"},
   {"kernels"},
   {"models"},
   {"data", "checkpoints", "training", "losses", "samplers", "likelihood", "report"},

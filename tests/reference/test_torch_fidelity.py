@@ -18,7 +18,7 @@ import make_inception_fixture as peer  # noqa: E402
 from diffusion_jax import metrics  # noqa: E402
 from diffusion_jax.models.inception import network, torch_port  # noqa: E402
 from diffusion_jax.models.inception import weights as inception_weights  # noqa: E402
-from diffusion_jax.models.inception.torch_file import read_state_dict  # noqa: E402
+from diffusion_jax.weight_files.torch_file import read_state_dict  # noqa: E402
 
 cases = peer.inception_cases
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.core import files, npz
-from diffusion_jax.models.inception.torch_file import read_state_dict
 from diffusion_jax.models.inception.torch_port import from_torch, torch_shapes
 from diffusion_jax.types import Params, UserError
+from diffusion_jax.weight_files.torch_file import read_state_dict
 
 FILE_NAME = "pt_inception-2015-12-05-6726825d.pth"
 

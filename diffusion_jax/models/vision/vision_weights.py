@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.core import files, npz
-from diffusion_jax.models.inception.torch_file import read_state_dict
 from diffusion_jax.models.vision.transformer import CLIP, DINOV2, VisionRecipe
 from diffusion_jax.models.vision.vision_keys import from_state, our_names
 from diffusion_jax.types import Params, UserError
+from diffusion_jax.weight_files.torch_file import read_state_dict
 
 
 class PublishedFile(NamedTuple):
