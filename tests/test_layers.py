@@ -120,6 +120,8 @@ def test_the_rule_catches_an_import_upwards(tmp_path):
     ("uvicorn", {"browsing"}),
     ("datasets", {"data"}),
     ("torch", set()),
+    ("safetensors", set()),
+    ("msgpack", set()),
     ("tensorflow", set()),
   ],
 )

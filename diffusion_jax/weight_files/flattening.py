@@ -104,12 +104,12 @@ class _Walk:
 
   Args:
     num_bytes: size of the file.
-    counter: numbers of values and of characters of names so far, shared with other visits.
+    counter: numbers of values, bytes and characters of names so far, shared with other visits.
   """
 
   def __init__(self, num_bytes: int, counter: Counter[str]):
     self.arrays: dict[tuple[str, ...], np.ndarray] = {}
-    self._num_bytes, self._total, self._counter = num_bytes, 0, counter
+    self._num_bytes, self._counter = num_bytes, counter
 
   def visit(self, value: Any, path: tuple[str, ...], depth: int = 0) -> Any:
     """Collect the arrays of a value and return its facts, or _ARRAY if it has none."""
@@ -125,6 +125,7 @@ class _Walk:
     if kind is Module:
       return self._visit_module(value, path, depth)
     if kind is Encoded:
+      self._take(len(value))
       return as_bytes(value)
     if kind not in PLAIN:
       raise Refused(f"its entry {'/'.join(path)!r:.60} is neither an array nor a plain value")
@@ -146,13 +147,16 @@ class _Walk:
       raise Damaged(f"its names have more than {MAX_CHARACTERS:,} characters")
     return (*path, name)
 
+  def _take(self, num_bytes: int) -> None:
+    self._counter["bytes"] += num_bytes
+    if self._counter["bytes"] > MAX_COPIES * self._num_bytes:
+      raise Damaged(
+        f"its tensors would take {self._counter['bytes']:,} bytes, the file has {self._num_bytes:,}"
+      )
+
   def _add(self, value: Any, path: tuple[str, ...]) -> Any:
     name = "/".join(path)
-    self._total += value.nbytes if isinstance(value, np.ndarray) else value.num_bytes(name)
-    if self._total > MAX_COPIES * self._num_bytes:
-      raise Damaged(
-        f"its tensors would take {self._total:,} bytes, the file has {self._num_bytes:,}"
-      )
+    self._take(value.nbytes if isinstance(value, np.ndarray) else value.num_bytes(name))
     if path in self.arrays:
       raise Damaged(f"it has two arrays named {name!r:.60}")
     self.arrays[path] = value if isinstance(value, np.ndarray) else value.array(name)

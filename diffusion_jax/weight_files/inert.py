@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from diffusion_jax.core.printing import printable
 from diffusion_jax.types import UserError
 
 MAX_DIMS = 64
@@ -59,7 +60,7 @@ def reading(where: str, kind: str) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-  return " ".join(str(error).split())[:200] or type(error).__name__
+  return printable(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
 def as_array(content: Any, dtype: np.dtype, shape: tuple[int, ...], name: str) -> np.ndarray:

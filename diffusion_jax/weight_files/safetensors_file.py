@@ -64,9 +64,7 @@ def read_safetensors(data: Any) -> dict[str, Any]:
   for name, entry in sorted(header.items(), key=lambda item: _offsets(*item)):
     begin, last = _offsets(name, entry)
     if begin != end:
-      raise Damaged(
-        f"array {name!r:.60} begins at byte {begin:,}, not {end:,}: a gap or an overlap"
-      )
+      raise Damaged(f"array {name!r:.60} begins at byte {begin:,}, not at {end:,}")
     end = last
     found[name] = _array(name, entry, content[begin:end])
   if end != len(content):

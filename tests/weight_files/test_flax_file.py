@@ -10,6 +10,7 @@ from diffusion_jax.types import UserError
 from diffusion_jax.weight_files.weight_file import read_weights
 
 SIX = np.arange(6, dtype=np.float32)
+BYTES = SIX.tobytes()
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def file(tmp_path):
   return write
 
 
-def array(shape=(2, 3), name="float32", content=SIX.tobytes(), code=1):
+def array(shape=(2, 3), name="float32", content=BYTES, code=1):
   return msgpack.ExtType(code, msgpack.packb((shape, name, content)))
 
 

@@ -1,6 +1,7 @@
 """Nested PyTorch files and plain pickles, written opcode by opcode, without torch."""
 
 import pickle
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -278,12 +279,41 @@ def test_one_storage_may_not_be_many_times_the_file(file):
   assert "its tensors would take" in refusal(path)
 
 
+def test_one_text_may_not_become_bytes_many_times(file):
+  text = Raw(b"X\0\0\1\0" + b"a" * 2**16 + b"q\0")
+  again = Call("_codecs.encode", Raw(b"h\0"), "latin1")
+  content = {"w": parameter(SIX), "a": text, "b": [again] * 100}
+  assert "would take" in refusal(file(pickled(content)))
+
+
 def test_bytes_after_the_end_and_before_it(file):
   content = pickled({"a": parameter(SIX)})
   assert "1 bytes follow its end" in refusal(file(content + b"\0"))
   assert "2 bytes follow its end" in refusal(file(as_zip(pickled({}) + b"ab", {})))
   for length in range(2, len(content), 11):
     assert "no readable pickle" in refusal(file(content[:length]))
+
+
+def test_an_archive_without_check_sums_is_read(file, monkeypatch):
+  """PyTorch has an option to leave them out."""
+  contents = {"0": SIX.tobytes()}
+  with monkeypatch.context() as patch:
+    patch.setattr(zipfile, "crc32", lambda *_: 0)
+    content = as_zip(pickled({"a": WHOLE}), contents)
+  np.testing.assert_array_equal(read_weights(file(content)).arrays["a"], SIX.reshape(2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_members_of_one_name_are_refused(file):
+  path = file(as_zip(pickled({"a": WHOLE}), {"0": SIX.tobytes()}))
+  with zipfile.ZipFile(path, "a") as archive:
+    archive.writestr("archive/data/0", bytes(24))
+  assert "two of its members have one name" in refusal(path)
+
+
+def test_names_from_a_file_cannot_write_to_the_terminal(file):
+  network = persistent("Net\x1b[31m", **{**module_state(), "_parameters": [1]})
+  assert "\x1b" not in refusal(file(pickled({"ema": network})))
 
 
 def test_a_torchscript_program_is_named(file):
