@@ -22,6 +22,9 @@ from diffusion_jax.types import Condition, ImageSpec
 
 TIME_FREQUENCIES = 256
 EPSILON = 1e-6
+MAX_UNROLLED = 6
+"""Number of blocks up to which the scan is no loop: those compile in seconds, and run faster."""
+
 embed_init = nn.initializers.normal(0.02)
 # Xavier's uniform of query, key and value as one layer, as the original initialises it.
 qkv_init = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
@@ -138,13 +141,15 @@ class DiTModule(nn.Module):
     # The gather lies inside what is recomputed, so that the backward pass keeps no whole layers.
     is_first = self.is_initializing()
     kind = nn.map_variables(kind, "params", trans_in_fn=gather_layer, init=is_first, mutable=True)
-    kind = rematerialized(kind, config.remat, in_scan=True)
+    is_loop = config.depth > MAX_UNROLLED
+    kind = rematerialized(kind, config.remat, in_scan=is_loop)
     scanned = nn.scan(
       lambda block, h, condition: (block(h, condition), None),
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
       length=config.depth,
+      unroll=1 if is_loop else config.depth,
     )
     return scanned(kind(*settings, name="stacked_block"), h, condition)[0]
 

@@ -12,7 +12,7 @@ from numpy_draws import moved, normal
 
 from diffusion_jax.core.stacking import stack_layers, unstack_layers
 from diffusion_jax.core.trees import named_leaves
-from diffusion_jax.models import NETWORKS, DiT
+from diffusion_jax.models import NETWORKS, DiT, dit
 from diffusion_jax.models.dit import _layer_norm
 from diffusion_jax.models.embeddings import position_embedding
 from diffusion_jax.types import Condition, ImageSpec
@@ -194,15 +194,21 @@ def test_remat_changes_memory_not_gradients(tiny, plain_gradient, remat):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_one_block_that_runs_twice_is_two_blocks(tiny, plain_gradient):
-  """Values and gradients, and the compiler is given one block."""
-  apply, _, params = tiny
+@pytest.mark.parametrize("is_loop", [True, False])
+def test_one_block_that_runs_twice_is_two_blocks(tiny, is_loop, monkeypatch):
+  """Values and gradients; of many blocks the compiler is given one."""
+  monkeypatch.setattr(dit, "MAX_UNROLLED", 0 if is_loop else 6)
+  params = tiny[2]
+  apply = jax.jit(lambda *args: TINY.create(SPEC, 4).apply(*args))
+  given = (params, X, TIME, Condition(LABELS))
+  assert ("stablehlo.while" in apply.lower(*given).as_text()) == is_loop
   network = dataclasses.replace(TINY, scan_blocks=False).create(SPEC, 4)
   apart = jax.tree.map(np.asarray, unstack_layers(params))
   out = jax.jit(network.apply)(apart, X, TIME, Condition(LABELS))
   np.testing.assert_allclose(apply(params, X, TIME, Condition(LABELS)), out, rtol=1e-4, atol=1e-5)
   wanted = stack_layers(gradient("none", apart, scan_blocks=False), ["block"])
-  for a, b in zip(jax.tree.leaves(plain_gradient), jax.tree.leaves(wanted), strict=True):
+  found = gradient("none", params)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
   def num_products(config):
@@ -210,10 +216,10 @@ def test_one_block_that_runs_twice_is_two_blocks(tiny, plain_gradient):
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     return str(jax.make_jaxpr(network.apply)(shapes, X, TIME, Condition(LABELS))).count("= dot_g")
 
-  deep = dataclasses.replace(TINY, depth=9)
-  assert num_products(deep) == num_products(TINY)
-  apart = [dataclasses.replace(config, scan_blocks=False) for config in (TINY, deep)]
-  assert num_products(apart[1]) - num_products(apart[0]) == 7 * 9  # of a block
+  deep, deeper = (dataclasses.replace(TINY, depth=depth) for depth in (9, 12))
+  assert num_products(deeper) == num_products(deep)
+  apart = [dataclasses.replace(config, scan_blocks=False) for config in (deep, deeper)]
+  assert num_products(apart[1]) - num_products(apart[0]) == 3 * 9  # of a block
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters(tiny):

@@ -35,7 +35,7 @@ CONFIG = [
 ]
 NETWORKS = {
   "mlp": ["model.name=mlp", "model.hidden=128", "model.depth=6"],
-  "dit": ["model.name=dit", "model.hidden=128", "model.depth=6", "model.heads=4"],
+  "dit": ["model.name=dit", "model.hidden=128", "model.depth=8", "model.heads=4"],
 }
 
 
@@ -114,7 +114,7 @@ def test_a_training_step_with_stacked_layers_never_holds_all_of_them(model):
   gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather(?:-start)?\(", compiled.as_text())
   sizes = [math.prod(map(int, shape.split(","))) for shape in gathered]
   split = [x for x in jax.tree.leaves(layers) if not x.sharding.is_fully_replicated]
-  assert max(sizes) == max(x.size for x in split) // 6
+  assert max(sizes) == max(x.size for x in split) // 8
   assert len([n for n in sizes if n >= 128 * 128]) >= 2 * len(split)
 
 
