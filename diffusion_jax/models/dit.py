@@ -23,7 +23,7 @@ from diffusion_jax.types import Condition, ImageSpec
 TIME_FREQUENCIES = 256
 EPSILON = 1e-6
 MAX_UNROLLED = 6
-"""Number of blocks up to which the scan is no loop: those compile in seconds, and run faster."""
+"""Number of blocks up to which the scan is no loop: they compile in seconds and run faster."""
 
 embed_init = nn.initializers.normal(0.02)
 # Xavier's uniform of query, key and value as one layer, as the original initialises it.
