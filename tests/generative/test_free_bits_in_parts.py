@@ -10,6 +10,7 @@ from diffusion_jax.generative import VAE
 from diffusion_jax.likelihood import ImportanceWeighted
 from diffusion_jax.losses import ELBO
 from diffusion_jax.models import ConvVAE, DiscretizedLogistic
+from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.training import step
 from diffusion_jax.training.objectives import trained_objectives
 from diffusion_jax.training.optimizers import Adam
@@ -41,7 +42,8 @@ def gradient(vae, parts, params, key, batch):
   training = step.Training(accumulation_steps=parts)
   (trained,) = trained_objectives(vae, Adam())
   point = step._Point(vae, params, key, batch, training)
-  return step._gradient(point, trained, {}, None)[:2]
+  mesh = create_mesh(MeshShape(), jax.devices()[:1])
+  return step._gradient(point, trained, {}, mesh, False, None)[:2]
 
 
 @pytest.mark.costly
