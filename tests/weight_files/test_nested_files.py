@@ -6,6 +6,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
+from refused_weights import refusal
 from torch_files import (
   Call,
   Global,
@@ -21,7 +22,6 @@ from torch_files import (
   tensor,
 )
 
-from diffusion_jax.types import UserError
 from diffusion_jax.weight_files.weight_file import read_weights
 
 SIX = np.arange(6, dtype=np.float32)
@@ -41,15 +41,6 @@ def file(tmp_path):
     return path
 
   return write
-
-
-def refusal(path):
-  with pytest.raises(UserError) as error:
-    read_weights(path)
-  message = str(error.value)
-  assert message.startswith(str(path))
-  assert "\n" not in message
-  return message
 
 
 @WRITERS

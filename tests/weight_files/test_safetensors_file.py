@@ -6,6 +6,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from refused_weights import refusal
 
 from diffusion_jax.types import UserError
 from diffusion_jax.weight_files.inert import DTYPES
@@ -22,15 +23,6 @@ def as_safetensors(entries, content=b"", length=None):
 
 def entry(begin, end, dtype="F32", shape=(6,)):
   return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-
-
-def refusal(path):
-  with pytest.raises(UserError) as error:
-    read_weights(path)
-  message = str(error.value)
-  assert message.startswith(str(path))
-  assert "\n" not in message
-  return message
 
 
 def test_arrays_of_every_type_come_back_bit_for_bit(tmp_path):
