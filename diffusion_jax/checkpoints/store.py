@@ -364,7 +364,7 @@ def _attempt(function: Callable[[], T], causes: list[Exception]) -> tuple[T | No
 
 
 class _Checked(NamedTuple):
-  """The meta of a step, the tree to read, and the tree that is wanted."""
+  """A step's metadata, the tree of targets as it is stored, and as it was requested."""
 
   meta: dict[str, Any]
   stored: Any

@@ -104,7 +104,7 @@ def _numbered(params: Mapping[str, Any], name: str) -> list[str]:
 def _change(
   tree: Any, change: Callable[[Mapping[str, Any]], Any], is_meant: Callable[[str], bool]
 ) -> Any:
-  """Return a tree with those of its dicts changed that have a key that is meant."""
+  """Apply `change` to each dict of a tree that has a key for which `is_meant` is true."""
 
   def has_one(node: Any) -> bool:
     return isinstance(node, Mapping) and any(map(is_meant, node))
@@ -113,7 +113,7 @@ def _change(
 
 
 def _join(*leaves: Any) -> Any:
-  """Stack arrays, or what stands for them."""
+  """Stack arrays, or return the ShapeDtypeStruct of the stacked array."""
   first = leaves[0]
   if not isinstance(first, jax.ShapeDtypeStruct):
     return jnp.stack(leaves)
@@ -124,7 +124,7 @@ def _join(*leaves: Any) -> Any:
 
 
 def _take(leaf: Any, i: int) -> Any:
-  """Return the array of one layer, or what stands for it."""
+  """Return the array of one layer, or its ShapeDtypeStruct."""
   if not isinstance(leaf, jax.ShapeDtypeStruct):
     return leaf[i]
   layout = leaf.sharding

@@ -167,7 +167,7 @@ def _splash(heads: Sequence[Array], interpret: bool = False) -> Array:
 
 
 def _mapped_axes() -> tuple[str, ...]:
-  """Return the axes whose devices are traced each for itself, inside another `shard_map`."""
+  """Return the mesh axes that an enclosing `shard_map` already maps over."""
   return tuple(jax.sharding.get_abstract_mesh().manual_axes)
 
 

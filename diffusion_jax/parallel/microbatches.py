@@ -1,4 +1,4 @@
-"""Sum gradients of microbatches on each device, and over the devices once per step.
+"""Sum gradients of microbatches on each replica, and over the replicas once per step.
 
 The gradient of a parameter that all devices share is a sum over all examples, and the compiler
 takes it over the devices wherever it is computed: once per microbatch. Here each replica gets a
@@ -34,7 +34,7 @@ from diffusion_jax.types import Key, Params
 
 
 class Copies(NamedTuple):
-  """The copies of parameters, by the parameter.
+  """Each parameter's copies, one per replica.
 
   Attributes:
     mesh: the devices.
@@ -46,7 +46,7 @@ class Copies(NamedTuple):
 
 
 class _NotRows(Exception):
-  """A network returned something that does not belong to the examples."""
+  """Raised if a network's output does not have a row per example."""
 
 
 _copies: ContextVar[Copies | None] = ContextVar("copies", default=None)
@@ -75,12 +75,12 @@ def _by_rows(mesh: Mesh, arrays: Params, layout_of: Callable[[Mesh, Params], Par
 
 
 def _replica_axes(mesh: Mesh) -> tuple[str, ...]:
-  """Return the axes over which whole states are repeated."""
+  """Return the mesh axes along which the state is replicated."""
   return tuple(axis for axis in mesh.axis_names if axis not in ("fsdp", "tensor"))
 
 
 def num_replicas(mesh: Mesh) -> int:
-  """Return the number of whole states on the devices."""
+  """Return the number of replicas of the state on the mesh."""
   return math.prod(mesh.shape[axis] for axis in _replica_axes(mesh))
 
 

@@ -119,7 +119,7 @@ def num_slices(mesh: Mesh) -> int:
 
 
 def describe_slices(mesh: Mesh, params: Any, times: int = 1) -> str | None:
-  """Return what crosses the slices' network in a step; None if there is one slice.
+  """Describe what crosses the network between slices in a step; None if there is one slice.
 
   Args:
     mesh: device mesh.
@@ -129,7 +129,9 @@ def describe_slices(mesh: Mesh, params: Any, times: int = 1) -> str | None:
   num = num_slices(mesh)
   if num == 1:
     return None
-  layouts = jax.tree.leaves(compute_shardings(mesh, params))
+  layouts = jax.tree.leaves(
+    _by_path(mesh, params, lambda path, shape: _tensor_spec(path, shape, mesh))
+  )
   whole = sum(
     math.prod(layout.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf, layout in zip(jax.tree.leaves(params), layouts, strict=True)
@@ -137,7 +139,7 @@ def describe_slices(mesh: Mesh, params: Any, times: int = 1) -> str | None:
   part = whole * num // num_batch_shards(mesh)  # after the sum within the slice
   sent = 2 * (num - 1) / num * part * times
   return (
-    f"{num}, crossed by dcn_data alone: gradients of {whole / 1e6:,.1f} MB are summed within a "
+    f"{num}; only dcn_data spans them: gradients of {whole / 1e6:,.1f} MB are summed within each "
     f"slice, then each device sends {sent / 1e6:,.2f} MB to the other slices per step"
   )
 
@@ -185,7 +187,7 @@ def compute_shardings(mesh: Mesh, tree: Any) -> Any:
 
   def spec(path: str, shape: tuple[int, ...]) -> P:
     is_stacked = stacking.is_stacked(path)
-    return _state_spec(path, shape, mesh) if is_stacked else P(*_tensor_axes(path, shape, mesh))
+    return (_state_spec if is_stacked else _tensor_spec)(path, shape, mesh)
 
   return _by_path(mesh, tree, spec)
 
@@ -198,7 +200,7 @@ def gather_layer(params: Any) -> Any:
   mesh = placed_mesh()
   if mesh is None or mesh.shape["fsdp"] == 1:
     return params
-  layout = _by_path(mesh, params, lambda path, shape: P(*_tensor_axes(path, shape, mesh)))
+  layout = _by_path(mesh, params, lambda path, shape: _tensor_spec(path, shape, mesh))
   inside = jax.sharding.get_abstract_mesh()
   if inside.manual_axes:  # in a computation of each replica, which has axes of its own
     layout = jax.tree.map(lambda s: NamedSharding(inside, s.spec), layout)
@@ -218,6 +220,12 @@ def _tensor_axes(path: str, shape: tuple[int, ...], mesh: Mesh) -> list[str | No
     if divides and shape[axis] // num_shards >= MIN_TENSOR_WIDTH:
       axes[axis] = "tensor"
   return axes
+
+
+def _tensor_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+  """Return how `tensor` alone splits an array; stacked layers are split as each of them."""
+  layer = stacking.shape_of_layer(path, shape)
+  return P(*[None] * (len(shape) - len(layer)), *_tensor_axes(path, layer, mesh))
 
 
 def _state_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:

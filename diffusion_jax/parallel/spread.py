@@ -73,7 +73,7 @@ def gathering(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Order:
-  """The values that a gather waits for: what was computed before the gather before it.
+  """Keeps the value that the next gather must wait for, computed before the last gather.
 
   Waiting for the value just computed would leave the links idle while the network computes.
   """

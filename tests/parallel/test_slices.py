@@ -113,9 +113,18 @@ def test_what_crosses_is_each_devices_part_of_the_sum_of_its_slice():
   params = {"a": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
   text = sharding.describe_slices(create_mesh(MeshShape(-1, 2, dcn_data=2)), params)
   assert text is not None
-  assert text.startswith("2, crossed by dcn_data alone: gradients of 4.0 MB ")
+  assert text.startswith("2; only dcn_data spans them: gradients of 4.0 MB ")
   assert "sends 1.00 MB" in text
   mesh = create_mesh(MeshShape(dcn_data=4))  # 2 in a slice: 2 MB, three quarters of it twice
   assert "sends 3.00 MB" in (sharding.describe_slices(mesh, params) or "")
   assert "sends 9.00 MB" in (sharding.describe_slices(mesh, params, times=3) or "")
   assert sharding.describe_slices(create_mesh(MeshShape()), params) is None
+
+
+def test_stacked_layers_send_what_they_send_one_by_one():
+  """Also where fsdp splits them: what is summed within a slice is the whole gradient."""
+  mesh = create_mesh(MeshShape(-1, 2, dcn_data=2))
+  layer = {"kernel": jnp.zeros((500, 500))}
+  apart = {f"block{i}": layer for i in range(4)}
+  joined = {"stacked_block": {"kernel": jnp.zeros((4, 500, 500))}}
+  assert sharding.describe_slices(mesh, joined) == sharding.describe_slices(mesh, apart)

@@ -148,7 +148,7 @@ def test_a_start_on_two_slices_says_what_crosses_them(call, tmp_path):
   code, out, err = call(train.main, *flags, f"--workdir={tmp_path}/run")
   assert (code, err) == (0, "")
   assert "mesh       dcn_data 2, data 4, fsdp 1, tensor 1" in out
-  found = re.search(r"slices     2, crossed by dcn_data alone: gradients of ([\d.]+) MB", out)
+  found = re.search(r"slices     2; only dcn_data spans them: gradients of ([\d.]+) MB", out)
   parameters = re.search(r"parameters ([\d,]+)", out)
   num_bytes = 4 * int(parameters[1].replace(",", ""))
   assert float(found[1]) == pytest.approx(num_bytes / 1e6, abs=0.05)
