@@ -184,12 +184,8 @@ def compute_shardings(mesh: Mesh, tree: Any) -> Any:
   Stacked layers stay as they are kept: a network gathers each when it comes to it, by
   `gather_layer`, and never holds all of them.
   """
-
-  def spec(path: str, shape: tuple[int, ...]) -> P:
-    is_stacked = stacking.is_stacked(path)
-    return (_state_spec if is_stacked else _tensor_spec)(path, shape, mesh)
-
-  return _by_path(mesh, tree, spec)
+  rule = lambda path: _state_spec if stacking.is_stacked(path) else _tensor_spec  # noqa: E731
+  return _by_path(mesh, tree, lambda path, shape: rule(path)(path, shape, mesh))
 
 
 def gather_layer(params: Any) -> Any:
