@@ -17,7 +17,7 @@ from diffusion_jax.runs.streams import Unbreakable
 
 PROGRAMS = (
   "train", "sample", "edit", "encode", "evaluate", "gallery", "prepare", "stats", "features",
-  "plan", "audit", "options",
+  "plan", "audit", "options", "import", "export",
 )  # fmt: skip
 """Modules with a command each; the first line of a module's docstring describes it."""
 

@@ -30,6 +30,7 @@ from diffusion_jax.data.source import (
 )
 from diffusion_jax.data.synthetic import Synthetic
 from diffusion_jax.data.tfds import Tfds
+from diffusion_jax.data.unknown import Unknown
 
 SOURCES = Registry(
   "data",
@@ -43,6 +44,7 @@ SOURCES = Registry(
     "arrays": Arrays,
     "latents": Latents,
     "synthetic": Synthetic,
+    "unknown": Unknown,
   },
   setting_facts=Facts(affects_samples=False),
   base=DataSetBase,
@@ -67,6 +69,7 @@ __all__ = [
   "Synthetic",
   "Tfds",
   "TrainStream",
+  "Unknown",
   "class_names",
   "describe_classes",
   "fingerprint",

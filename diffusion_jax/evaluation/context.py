@@ -222,7 +222,7 @@ def equip(context: EvaluationContext, request: Request) -> EvaluationContext:
 def _check_data(workdir: Path, train: Source, test: Source | None) -> Mapping[str, Any]:
   """Return facts on the newest checkpoint's training data, which must be these data."""
   saved = store.read_meta(checkpoint_folder(workdir))["data"]
-  check_same_data(workdir, saved, source_identity(train))
+  check_same_data(workdir, saved, {**source_identity(train), "spec": train.spec.to_json()})
   if test is not None and test.spec != train.spec:
     raise UserError(f"the splits do not fit each other: {train.spec} and {test.spec}")
   return saved

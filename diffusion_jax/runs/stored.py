@@ -205,12 +205,15 @@ def check_same_data(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, A
 
   Args:
     workdir: folder of the run.
-    saved, now: `data.source_identity` of the training split. If `now` has latents, those are
-      compared as well.
+    saved, now: `data.source_identity` of the training split with its "spec". If `now` has
+      latents, those are compared as well. The data of an imported model are not known: any of
+      its shape are the same.
 
   Raises:
     UserError: the fingerprints differ.
   """
+  if saved["fingerprint"] is None:  # an imported model, whose data are not known
+    return _check_same_shape(workdir, saved["spec"], now["spec"])
   if saved["fingerprint"] != now["fingerprint"]:
     raise UserError(
       f"{workdir}: the data set changed: the run was trained on {_data_words(saved)}, found "
@@ -219,6 +222,17 @@ def check_same_data(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, A
     )
   if "latents" in now:
     check_same_data(workdir, saved["latents"], now["latents"])
+
+
+def _check_same_shape(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+  sides = ("height", "width", "channels")
+  wanted, found = (tuple(spec[side] for side in sides) for spec in (saved, now))
+  if wanted != found:
+    text = " and ".join("x".join(map(str, shape)) for shape in (wanted, found))
+    raise UserError(
+      f"{workdir}: this model and these data have images of {text} (height, width, channels); "
+      "give data of the model's shape"
+    )
 
 
 def _data_words(data: Mapping[str, Any]) -> str:

@@ -1,0 +1,104 @@
+"""Write a run's averaged weights for other libraries.
+
+  python -m diffusion_jax.export --workdir=runs/ddpm_cifar --format=diffusers --out=ddpm_cifar
+
+diffusers: a folder from which DDPMPipeline.from_pretrained samples, with a model card (config, data,
+figures). safetensors: one file with the parameters under our names, the config in its metadata.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.core.files import run_folder, user_path
+from diffusion_jax.core.trees import named_leaves
+from diffusion_jax.inference import restore
+from diffusion_jax.parallel import sharding
+from diffusion_jax.porting.diffusers_export import (
+  describe_pipeline,
+  make_pipeline,
+  write_pipeline,
+)
+from diffusion_jax.porting.model_card import newest_metrics, write_card
+from diffusion_jax.runs import command_line
+from diffusion_jax.runs.flags import parse_step
+from diffusion_jax.runs.stored import trained_experiment
+from diffusion_jax.types import UserError
+from diffusion_jax.weight_files import write_safetensors
+
+USAGE = """from diffusers import {kind}
+
+pipeline = {kind}.from_pretrained("FOLDER")
+images = pipeline(batch_size=16).images"""
+
+
+def main(argv: list[str]) -> None:
+  args, overrides = parser().parse(argv)
+  args.step = parse_step(args.step)
+  experiment = trained_experiment(args.workdir, overrides)
+  average = restore.parse_average(args.ema)
+  directory = restore.folder_of(args.workdir, args.step, average)
+  spec = restore.stored_spec(directory, args.step)
+  if args.format == "diffusers":
+    describe_pipeline(experiment, spec)  # refuses before anything is read
+  if args.out.exists() and (args.out.is_file() or any(args.out.iterdir())):
+    raise UserError(f"--out={args.out} exists; choose another, or move it away")
+  mesh = sharding.create_mesh(sharding.MeshShape(), jax.devices()[:1])
+  generative = experiment.create(spec)
+  weights = restore.restore_weights(args.workdir, args.step, mesh, generative, average)
+  config = experiment.to_dict()
+  if args.format == "safetensors":
+    leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(weights.params).items()}
+    write_safetensors(args.out, leaves, {"config": json.dumps(config)})
+  else:
+    pipeline = make_pipeline(experiment, spec, weights.params)
+    metrics = newest_metrics(args.workdir, weights.step)
+    kind = "DDPMPipeline"
+    card = write_card(
+      args.workdir.name, config, weights.meta, weights.step, metrics, USAGE.format(kind=kind)
+    )
+    _write_folder(args.out, pipeline, card)
+  print(f"exported {sum(x.size for x in _leaves(weights.params)):,} parameters to {args.out}")
+
+
+def _leaves(params: Any) -> list[Any]:
+  return list(named_leaves(params).values())
+
+
+def _write_folder(out: Path, pipeline: Any, card: str) -> None:
+  """Write the folder whole or not at all."""
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+  except OSError as error:
+    raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
+  try:
+    write_pipeline(folder, pipeline, write_safetensors)
+    (folder / "README.md").write_text(card)
+    folder.chmod(0o755)
+    if out.exists():
+      out.rmdir()
+    folder.rename(out)
+  except BaseException:
+    shutil.rmtree(folder, ignore_errors=True)
+    raise
+
+
+def parser() -> command_line.Parser:
+  flags = command_line.Parser("export", description=__doc__)
+  flags.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
+  flags.add_argument("--format", choices=["diffusers", "safetensors"], required=True,
+                     help="the layout to write")  # fmt: skip
+  flags.add_argument("--out", type=user_path, required=True, help="a new folder or file")
+  flags.add_argument("--step", default="latest", help="latest, or a checkpoint's step")
+  flags.add_argument("--ema", help=restore.EMA_HELP)
+  return flags
+
+
+if __name__ == "__main__":
+  command_line.run_main(main)

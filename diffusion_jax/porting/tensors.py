@@ -1,0 +1,151 @@
+"""Tensors of other libraries and parameters of ours: each pair with the way from one to the other.
+
+An importer and an exporter of one layout use the same table, so that what was imported and is
+exported again has the same bits. Everything is a transposition, a reshaping or a joining of arrays;
+nothing is computed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.types import UserError
+
+Shape = tuple[int, ...]
+
+TURNS = {"kernel": {2: (1, 0), 4: (3, 2, 0, 1)}, "embedding": {2: (0, 1)}}
+"""Last name of a parameter -> number of its axes -> their order in PyTorch.
+
+A dense layer's I O is O I there, a convolution's H W I O is O I H W.
+"""
+
+
+class Pair(NamedTuple):
+  """One or more parameters of ours and the tensors that hold them.
+
+  Attributes:
+    ours: paths of our parameters; with several, the tensor holds them one after the other along
+      its first axis, as a fused query, key and value.
+    theirs: names of tensors, which are all equal, as for a layer that every block has a copy of.
+    shape: shape of the tensor; None: that of the turned parameter.
+  """
+
+  ours: tuple[str, ...]
+  theirs: tuple[str, ...]
+  shape: Shape | None = None
+
+
+def turned(path: str, array: np.ndarray) -> np.ndarray:
+  """Return a parameter of ours with the axes in PyTorch's order."""
+  order = TURNS.get(path.rpartition("/")[2], {}).get(array.ndim)
+  return array if order is None else array.transpose(order)
+
+
+def turned_back(path: str, array: np.ndarray) -> np.ndarray:
+  """Invert `turned`."""
+  order = TURNS.get(path.rpartition("/")[2], {}).get(array.ndim)
+  return array if order is None else array.transpose(np.argsort(order))
+
+
+def to_ours(
+  pairs: Sequence[Pair],
+  tensors: Mapping[str, np.ndarray],
+  shapes: Mapping[str, Shape],
+  where: str,
+  unused: Sequence[str] = (),
+) -> dict[str, np.ndarray]:
+  """Return our parameters by path, float32, from another library's tensors.
+
+  Args:
+    pairs: table of the layout.
+    tensors: tensors by name.
+    shapes: shape of each of our parameters.
+    where: name of the file, for messages.
+    unused: names of tensors that hold no parameters, such as fixed positions.
+
+  Raises:
+    UserError: a tensor is missing, has another shape, is not equal to its copies, or has no place.
+  """
+  wanted = {name for pair in pairs for name in pair.theirs}
+  if missing := sorted(wanted - tensors.keys()):
+    raise UserError(f"{where} has no tensor {_listed(missing)}, which this architecture needs")
+  if left := sorted(tensors.keys() - wanted - set(unused)):
+    raise UserError(f"{where} has a tensor without a place in this architecture: {_listed(left)}")
+  found: dict[str, np.ndarray] = {}
+  for pair in pairs:
+    found |= _one_to_ours(pair, tensors, shapes, where)
+  if lacking := sorted(shapes.keys() - found.keys()):
+    raise ValueError(f"the table of this architecture has no {_listed(lacking)}")
+  return found
+
+
+def _one_to_ours(
+  pair: Pair, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Shape], where: str
+) -> dict[str, np.ndarray]:
+  name, *copies = pair.theirs
+  tensor = tensors[name]
+  for copy in copies:
+    if not np.array_equal(tensors[copy], tensor):
+      raise UserError(f"{where}: {copy} is not equal to {name}, of which it is a copy elsewhere")
+  expected = _their_shape(pair, shapes)
+  if tensor.shape not in (expected, _flat(expected)):
+    raise UserError(
+      f"{where}: {name} has the shape {list(tensor.shape)}, this architecture needs "
+      f"{list(expected)}"
+    )
+  if tensor.dtype.kind not in "f" and tensor.dtype.name != "bfloat16":
+    raise UserError(f"{where}: {name} holds {tensor.dtype.name}, not floats")
+  parts = np.split(tensor, len(pair.ours)) if len(pair.ours) > 1 else [tensor]
+  made = {}
+  for path, part in zip(pair.ours, parts, strict=True):
+    rows = _turned_shape(path, shapes[path])
+    back = turned_back(path, part.reshape(rows))
+    made[path] = np.ascontiguousarray(back, np.float32).reshape(shapes[path])
+  return made
+
+
+def to_theirs(pairs: Sequence[Pair], params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Return another library's tensors by name from our parameters by path; inverts `to_ours`."""
+  made: dict[str, np.ndarray] = {}
+  shapes = {path: value.shape for path, value in params.items()}
+  for pair in pairs:
+    parts = [turned(path, params[path]) for path in pair.ours]
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    tensor = np.ascontiguousarray(joined.reshape(_their_shape(pair, shapes)))
+    made |= dict.fromkeys(pair.theirs, tensor)
+  return made
+
+
+def _turned_shape(path: str, shape: Shape) -> Shape:
+  order = TURNS.get(path.rpartition("/")[2], {}).get(len(shape))
+  return shape if order is None else tuple(shape[i] for i in order)
+
+
+def _their_shape(pair: Pair, shapes: Mapping[str, Shape]) -> Shape:
+  if pair.shape is not None:
+    return pair.shape
+  first, *rest = _turned_shape(pair.ours[0], shapes[pair.ours[0]])
+  return (first * len(pair.ours), *rest)
+
+
+def _flat(shape: Shape) -> Shape:
+  """Return the shape of a dense layer that is stored as a convolution of one pixel."""
+  return (*shape, 1, 1) if len(shape) == 2 else (*shape, 1)
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+  more = len(names) - most
+  return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the tree of parameters for values by path."""
+  tree: dict[str, Any] = {}
+  for path, value in flat.items():
+    *folders, last = path.split("/")
+    node = tree
+    for folder in folders:
+      node = node.setdefault(folder, {})
+    node[last] = value
+  return tree
