@@ -2,8 +2,8 @@
 
   python -m diffusion_jax.export --workdir=runs/ddpm_cifar --format=diffusers --out=ddpm_cifar
 
-diffusers: a folder from which DDPMPipeline.from_pretrained samples, with a model card (config, data,
-figures). safetensors: one file with the parameters under our names, the config in its metadata.
+diffusers: a folder from which DDPMPipeline.from_pretrained samples, with a model card (config, data
+and figures). safetensors: one file with the parameters under our names, the config in its metadata.
 """
 
 import json
@@ -29,7 +29,7 @@ from diffusion_jax.runs import command_line
 from diffusion_jax.runs.flags import parse_step
 from diffusion_jax.runs.stored import trained_experiment
 from diffusion_jax.types import UserError
-from diffusion_jax.weight_files import write_safetensors
+from diffusion_jax.weight_files.safetensors_file import write_safetensors
 
 USAGE = """from diffusers import {kind}
 

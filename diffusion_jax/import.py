@@ -8,15 +8,13 @@ source does not tell, such as data and optimizer, comes from --config, or from
 --config.section.field=value. Nothing in a file is executed.
 """
 
-from pathlib import Path
-
 from diffusion_jax.core.files import run_folder, user_path
 from diffusion_jax.porting.diffusers_folder import is_diffusers, read_folder
 from diffusion_jax.porting.imported import experiment_of, write_run
 from diffusion_jax.runs import command_line
 from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.types import UserError
-from diffusion_jax.weight_files import read_weights
+from diffusion_jax.weight_files.weight_file import read_weights
 
 
 def main(argv: list[str]) -> None:

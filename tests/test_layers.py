@@ -21,6 +21,7 @@ LAYERS = [
   {"extractors", "generative"},
   {"runs"},
   {"inference"},
+  {"porting"},
   {"evaluation", "planning", "auditing", "browsing"},
   {"train_loop"},
   {*PROGRAMS},

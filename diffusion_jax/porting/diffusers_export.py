@@ -53,7 +53,7 @@ def describe_pipeline(experiment: Experiment, spec: ImageSpec) -> tuple[dict, di
       f"`generative.fields={','.join(generative.fields)}`: diffusers' UNet2DModel takes no arrays"
     )
   num_labels = _num_labels(experiment, spec)
-  config = diffusers_unet.write_config(model, spec, num_labels)
+  config = diffusers_unet.unet_for_diffusers(model, spec, num_labels)
   return config, write_scheduler(experiment.to_dict())
 
 
@@ -77,9 +77,7 @@ def make_pipeline(experiment: Experiment, spec: ImageSpec, params: Any) -> Pipel
   return Pipeline("UNet2DModel", config, scheduler, tensors)
 
 
-def write_pipeline(
-  folder: Path, pipeline: Pipeline, write_tensors: Callable[..., None]
-) -> None:
+def write_pipeline(folder: Path, pipeline: Pipeline, write_tensors: Callable[..., None]) -> None:
   """Write a pipeline's files into a folder."""
   scheduler = pipeline.scheduler["_class_name"]
   index = {

@@ -56,7 +56,7 @@ def read_folder(folder: Path, read_tensors: Callable[[Path], Any]) -> Weights:
   file = next((place / name for name in FILES if (place / name).is_file()), None)
   if file is None:
     raise UserError(f"{place} has no weights; needed {' or '.join(FILES[:2])}")
-  network, spec = diffusers_unet.read_config(stored, str(place / "config.json"))
+  network, spec = diffusers_unet.unet_from_diffusers(stored, str(place / "config.json"))
   read = read_tensors(file)
   tensors = diffusers_unet.with_new_names(read.arrays)
   num_labels = spec.num_classes

@@ -80,7 +80,7 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
   "act_fn": ("silu", "swish"), "class_embed_type": (None,), "add_attention": (True,),
   "mid_block_type": ("UNetMidBlock2D",), "num_train_timesteps": (None,),
 }  # fmt: skip
-"""Fields of a UNet2DModel with the values that our U-Net has; the first is diffusers' default."""
+"""Fields of a UNet2DModel -> values that our U-Net has, the default first."""
 
 DEFAULTS: Mapping[str, Any] = {
   "freq_shift": 0, "flip_sin_to_cos": True, "layers_per_block": 2, "downsample_padding": 1,
@@ -89,7 +89,7 @@ DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def read_config(stored: Mapping[str, Any], where: str) -> tuple[UNet, ImageSpec]:
+def unet_from_diffusers(stored: Mapping[str, Any], where: str) -> tuple[UNet, ImageSpec]:
   """Return our network and the shape of its images for a stored config of a UNet2DModel.
 
   Raises:
@@ -156,7 +156,7 @@ def _attended(down: list[str], up: list[str], height: int, where: str) -> tuple[
   return tuple(height // 2**level for level, has in enumerate(there) if has)
 
 
-def write_config(network: UNet, spec: ImageSpec, num_labels: int) -> dict[str, Any]:
+def unet_for_diffusers(network: UNet, spec: ImageSpec, num_labels: int) -> dict[str, Any]:
   """Return the config of the UNet2DModel that computes the same.
 
   Raises:

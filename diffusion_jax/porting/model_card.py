@@ -43,9 +43,7 @@ def _data(data: Mapping[str, Any]) -> str:
   shape = f"{spec['height']}x{spec['width']}x{spec['channels']}"
   if data.get("fingerprint") is None:
     return f"Not known: the weights were imported. Images of {shape}."
-  return (
-    f"{data['name']}: {data['num']:,} images of {shape}, fingerprint `{data['fingerprint']}`."
-  )
+  return f"{data['name']}: {data['num']:,} images of {shape}, fingerprint `{data['fingerprint']}`."
 
 
 def _figures(metrics: Mapping[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""Tensors of other libraries and parameters of ours: each pair with the way from one to the other.
+"""Pairs of tensors of other libraries and parameters of ours, and the way between them.
 
 An importer and an exporter of one layout use the same table, so that what was imported and is
 exported again has the same bits. Everything is a transposition, a reshaping or a joining of arrays;
