@@ -30,7 +30,7 @@ OFF_IN_FLOW: Mapping[str, tuple[Any, ...]] = {
 
 
 def read_scheduler(stored: Mapping[str, Any], where: str) -> Sections:
-  """Return our sections generative, process, model, loss and sampler for a scheduler's config.
+  """Return the sections of our config that a scheduler's config determines.
 
   Raises:
     UserError: an unknown scheduler, or a setting that we do not have.
