@@ -81,14 +81,17 @@ def as_stored(target: Any, stored: Collection[str]) -> Any:
 
 def as_wanted(tree: Any, target: Any) -> Any:
   """Return restored arrays with their layers stacked as in `target`, and in its shardings."""
-  structure = jax.tree.structure(target)
-  if jax.tree.structure(tree) == structure:
+  if jax.tree.structure(tree) == jax.tree.structure(target):
     return tree
+  put = lambda leaf, wanted: jax.device_put(leaf, wanted.sharding)  # noqa: E731
+  return jax.tree.map(put, restacked(tree, target), target)
+
+
+def restacked(tree: Any, target: Any) -> Any:
+  """Return a tree with its layers stacked as in `target`, or not."""
   names = {name for path in named_leaves(target) for name in path.split("/")}
   stacked = [name for name in names if name.startswith(PREFIX)]
-  tree = stack_layers(tree, _without_prefix(stacked)) if stacked else unstack_layers(tree)
-  put = lambda leaf, wanted: jax.device_put(leaf, wanted.sharding)  # noqa: E731
-  return jax.tree.map(put, tree, target)
+  return stack_layers(tree, _without_prefix(stacked)) if stacked else unstack_layers(tree)
 
 
 def _without_prefix(names: Collection[str]) -> list[str]:

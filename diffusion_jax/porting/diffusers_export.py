@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import UNet
-from diffusion_jax.porting import diffusers_unet
 from diffusion_jax.porting.diffusers_scheduler import write_scheduler
-from diffusion_jax.porting.tensors import to_theirs
+from diffusion_jax.porting.diffusers_unet import UNET_2D
+from diffusion_jax.porting.layout import DiffusersLayout, tensors_of_parameters
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.types import ImageSpec, UserError
 
@@ -19,6 +18,10 @@ VERSION = "0.42.1"
 """Version of diffusers that these files are for."""
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+EXPORTED: Mapping[type, DiffusersLayout] = {UNet: UNET_2D}
+"""Network of ours -> its layout in diffusers."""
 
 
 class Pipeline(NamedTuple):
@@ -42,19 +45,18 @@ def describe_pipeline(experiment: Experiment, spec: ImageSpec) -> tuple[dict, di
   Raises:
     UserError: diffusers cannot represent the run; the message names the field.
   """
-  model, generative = experiment.sections.get("model"), experiment.sections["generative"]
-  if not isinstance(model, UNet):
-    raise UserError(
-      f"`model.name={experiment.to_dict().get('model', {}).get('name')}`: only a unet can be "
-      "exported for diffusers"
-    )
-  if generative.fields:
-    raise UserError(
-      f"`generative.fields={','.join(generative.fields)}`: diffusers' UNet2DModel takes no arrays"
-    )
   num_labels = _num_labels(experiment, spec)
-  config = diffusers_unet.unet_for_diffusers(model, spec, num_labels)
+  config = _layout_of(experiment).write_config(experiment, spec, num_labels)
   return config, write_scheduler(experiment.to_dict())
+
+
+def _layout_of(experiment: Experiment) -> DiffusersLayout:
+  model = experiment.sections.get("model")
+  for kind, layout in EXPORTED.items():
+    if isinstance(model, kind):
+      return layout
+  name = experiment.to_dict().get("model", {}).get("name")
+  raise UserError(f"`model.name={name}`: diffusers has no such network; a unet can be exported")
 
 
 def _num_labels(experiment: Experiment, spec: ImageSpec) -> int:
@@ -68,13 +70,10 @@ def _num_labels(experiment: Experiment, spec: ImageSpec) -> int:
 def make_pipeline(experiment: Experiment, spec: ImageSpec, params: Any) -> Pipeline:
   """Return a run's averaged weights in the terms of diffusers."""
   config, scheduler = describe_pipeline(experiment, spec)
-  leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
-  shapes = {name: leaf.shape for name, leaf in leaves.items()}
-  model: Any = experiment.sections["model"]
-  tensors = to_theirs(diffusers_unet.pairs(model, shapes), leaves)
-  if rows := config["num_class_embeds"]:
-    tensors["class_embedding.weight"] = tensors["class_embedding.weight"][:rows].copy()
-  return Pipeline("UNet2DModel", config, scheduler, tensors)
+  layout = _layout_of(experiment).layout
+  num_labels = _num_labels(experiment, spec)
+  tensors = tensors_of_parameters(layout, params, experiment.sections["model"], num_labels)
+  return Pipeline(layout.name, config, scheduler, tensors)
 
 
 def write_pipeline(folder: Path, pipeline: Pipeline, write_tensors: Callable[..., None]) -> None:

@@ -1,29 +1,21 @@
 """Folders of diffusers: a pipeline, or the folder of one network."""
 
-import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from diffusion_jax.core.trees import named_leaves
-from diffusion_jax.models import UNet
-from diffusion_jax.porting import diffusers_unet
 from diffusion_jax.porting.diffusers_scheduler import read_scheduler
-from diffusion_jax.porting.imported import Weights
-from diffusion_jax.porting.tensors import to_ours
+from diffusion_jax.porting.diffusers_unet import UNET_2D
+from diffusion_jax.porting.layout import Described, DiffusersLayout, Sections, Source
 from diffusion_jax.types import ImageSpec, UserError
+from diffusion_jax.weight_files.weight_file import WeightFile, read_weights
 
 NETWORKS = ("unet", "transformer")
 """Folders of a pipeline that may hold its network."""
 
-FILES = (
-  "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin",
-  "model.safetensors",
-)  # fmt: skip
+LAYOUTS: Mapping[str, DiffusersLayout] = {layout.layout.name: layout for layout in (UNET_2D,)}
+"""Class of diffusers -> its layout."""
 
 
 def is_diffusers(folder: Path) -> bool:
@@ -31,21 +23,29 @@ def is_diffusers(folder: Path) -> bool:
   return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
 
 
-def read_folder(folder: Path, read_tensors: Callable[[Path], Any]) -> Weights:
+def read_folder(folder: Path) -> Source:
   """Return the network of a pipeline.
-
-  Args:
-    folder: the pipeline's folder.
-    read_tensors: function from a file to its `WeightFile`.
 
   Raises:
     UserError: a file is missing or damaged, or the pipeline has parts that we do not have.
   """
   place = next((folder / name for name in NETWORKS if (folder / name).is_dir()), folder)
-  stored = read_json(place / "config.json")
-  kind = stored.get("_class_name")
-  if kind != "UNet2DModel":
-    raise UserError(f"{place / 'config.json'}: the network {kind} is not supported; UNet2DModel is")
+  about = place / "config.json"
+  stored = read_json(about)
+  if (kind := str(stored.get("_class_name"))) not in LAYOUTS:
+    known = " and ".join(LAYOUTS)
+    raise UserError(f"{about}: the network {kind} is not supported; {known} are")
+  chosen = LAYOUTS[kind]
+  found, spec = chosen.read_config(stored, str(about))
+  sections = found if "autoencoder" in found else _with_scheduler(folder, found, spec)
+  read = read_weights(place)
+  origin = {"format": "diffusers", "architecture": kind, "files": _files(folder, read)}
+  described = Described(sections, spec)
+  return Source(chosen.layout, described, read.arrays, origin, str(read.path))
+
+
+def _with_scheduler(folder: Path, found: Sections, spec: ImageSpec) -> Sections:
+  """Return a network's section with those of its process and sampler, and with its classes."""
   schedule = folder / "scheduler" / "scheduler_config.json"
   if not schedule.is_file():
     raise UserError(
@@ -53,46 +53,15 @@ def read_folder(folder: Path, read_tensors: Callable[[Path], Any]) -> Weights:
       "which noise; give the folder of the whole pipeline"
     )
   sections = read_scheduler(read_json(schedule), str(schedule))
-  file = next((place / name for name in FILES if (place / name).is_file()), None)
-  if file is None:
-    raise UserError(f"{place} has no weights; needed {' or '.join(FILES[:2])}")
-  network, spec = diffusers_unet.unet_from_diffusers(stored, str(place / "config.json"))
-  read = read_tensors(file)
-  tensors = diffusers_unet.with_new_names(read.arrays)
-  num_labels = spec.num_classes
-  params = read_network(network, spec, num_labels, tensors, str(file))
-  origin = {
-    "format": "diffusers",
-    "architecture": kind,
-    "files": {str(file.relative_to(folder)): {"sha256": read.sha256, "bytes": file.stat().st_size}},
-  }
-  return Weights(_sections(network, sections, num_labels), spec, params, origin)
+  labels = {"conditional": bool(spec.num_classes), "label_dropout": 0.0}
+  generative = {**sections["generative"], **labels, **found.get("generative", {})}
+  model = {**found["model"], **sections.get("model", {})}
+  return {**sections, **found, "generative": generative, "model": model}
 
 
-def _sections(network: UNet, found: Mapping[str, Any], num_labels: int) -> dict[str, Any]:
-  """Return the sections of the config with those of the network and its classes."""
-  conditional = {"conditional": bool(num_labels), "label_dropout": 0.0}
-  model = {"name": "unet", **dataclasses.asdict(network), **found.get("model", {})}
-  return {**found, "generative": {**found["generative"], **conditional}, "model": model}
-
-
-def read_network(
-  network: UNet, spec: ImageSpec, num_labels: int, tensors: Mapping[str, np.ndarray], where: str
-) -> dict[str, np.ndarray]:
-  """Return a U-Net's parameters by path."""
-  rows = num_labels + 1 if num_labels else 0
-  shapes = {
-    n: x.shape
-    for n, x in named_leaves(
-      jax.eval_shape(network.create(spec, rows).init, jax.random.key(0))
-    ).items()
-  }
-  if num_labels:  # no null class: a row that is never used
-    tensors = dict(tensors)
-    table = tensors.get("class_embedding.weight")
-    if table is not None:
-      tensors["class_embedding.weight"] = np.concatenate([table, np.zeros_like(table[:1])])
-  return to_ours(diffusers_unet.pairs(network, shapes), tensors, shapes, where)
+def _files(folder: Path, read: WeightFile) -> dict[str, Any]:
+  name = str(read.path.relative_to(folder)) if read.path != folder else "."
+  return {name: {"sha256": read.sha256}}
 
 
 def read_json(path: Path) -> dict[str, Any]:

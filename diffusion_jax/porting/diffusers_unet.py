@@ -1,12 +1,13 @@
 """The U-Net of diffusers, `UNet2DModel`: its config and its tensors, both ways."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from diffusion_jax.models import UNet
-from diffusion_jax.porting.tensors import Pair, Shape
+from diffusion_jax.porting.layout import DiffusersLayout, Layout, Sections
+from diffusion_jax.porting.tensors import Pair, Shape, Tensors, with_null_row, with_rows
+from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.types import ImageSpec, UserError
 
 IN_BLOCK = {
@@ -19,6 +20,7 @@ TOP = {
   "label": "class_embedding", "conv_in/conv": "conv_in", "norm_out/group": "conv_norm_out",
   "conv_out/conv": "conv_out",
 }  # fmt: skip
+LABELS = "class_embedding.weight"
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of attention's layers in files of before diffusers 0.15."""
 
@@ -63,8 +65,12 @@ def _name(path: str, num_levels: int) -> str:
   return f"{stem}.resnets.{rest.removeprefix('block')}.{IN_BLOCK[part]}.{leaf}"
 
 
-def with_new_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Return the tensors with today's names of attention's layers."""
+def prepared(tensors: Tensors, network: UNet, spec: ImageSpec) -> Tensors:
+  """Return the tensors with today's names of attention's layers and a row for the null class."""
+  return with_null_row(_with_new_names(tensors), LABELS, spec.num_classes)
+
+
+def _with_new_names(tensors: Tensors) -> Tensors:
 
   def renamed(name: str) -> str:
     *stem, layer, leaf = name.split(".")
@@ -114,7 +120,7 @@ def unet_from_diffusers(stored: Mapping[str, Any], where: str) -> tuple[UNet, Im
   groups = get("norm_num_groups")
   if (attention_groups := get("attn_norm_num_groups")) not in (None, groups):
     raise UserError(f"{where}: attn_norm_num_groups={attention_groups} must be {groups} or null")
-  embeddings = {(1, False): "positional", (0, True): "positional_adm"}
+  embeddings: dict[Any, Any] = {(1, False): "positional", (0, True): "positional_adm"}
   if (kind := (get("freq_shift"), get("flip_sin_to_cos"))) not in embeddings:
     raise UserError(
       f"{where}: freq_shift={kind[0]} with flip_sin_to_cos={kind[1]} is not supported; needed 1 "
@@ -225,3 +231,25 @@ def _groups(network: UNet, widths: list[int]) -> int:
       "train with e.g. `model.norm_groups=32`"
     )
   return found.pop()
+
+
+def _read_config(stored: Mapping[str, Any], where: str) -> tuple[Sections, ImageSpec]:
+  network, spec = unet_from_diffusers(stored, where)
+  return {"model": {"name": "unet", **dataclasses.asdict(network)}}, spec
+
+
+def _write_config(experiment: Experiment, spec: ImageSpec, num_labels: int) -> dict[str, Any]:
+  if fields := experiment.sections["generative"].fields:
+    raise UserError(
+      f"`generative.fields={','.join(fields)}`: diffusers' UNet2DModel takes no arrays"
+    )
+  return unet_for_diffusers(experiment.sections["model"], spec, num_labels)
+
+
+def _restored(tensors: Tensors, network: UNet, num_labels: int) -> Tensors:
+  return with_rows(tensors, LABELS, num_labels)
+
+
+UNET_2D = DiffusersLayout(
+  Layout("UNet2DModel", pairs, prepared, _restored), _read_config, _write_config
+)

@@ -5,7 +5,7 @@ exported again has the same bits. Everything is a transposition, a reshaping or 
 nothing is computed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from diffusion_jax.types import UserError
 
 Shape = tuple[int, ...]
+Tensors = Mapping[str, np.ndarray]
 
 TURNS = {"kernel": {2: (1, 0), 4: (3, 2, 0, 1)}, "embedding": {2: (0, 1)}}
 """Last name of a parameter -> number of its axes -> their order in PyTorch.
@@ -53,7 +54,7 @@ def to_ours(
   tensors: Mapping[str, np.ndarray],
   shapes: Mapping[str, Shape],
   where: str,
-  unused: Sequence[str] = (),
+  unused: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
   """Return our parameters by path, float32, from another library's tensors.
 
@@ -137,6 +138,25 @@ def _flat(shape: Shape) -> Shape:
 def _listed(names: Sequence[str], most: int = 3) -> str:
   more = len(names) - most
   return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def with_null_row(tensors: Tensors, name: str, num_classes: int) -> Tensors:
+  """Return the tensors with a table of classes that has a row for the null class.
+
+  A table of `num_classes` rows gets one of zeros: the original has no null class, so it is never
+  used. Any other table is left as it is.
+  """
+  table = tensors.get(name)
+  if table is None or len(table) != num_classes:
+    return tensors
+  return {**tensors, name: np.concatenate([table, np.zeros_like(table[:1])])}
+
+
+def with_rows(tensors: Tensors, name: str, num_rows: int) -> Tensors:
+  """Return the tensors with the first rows of a table of classes."""
+  if name not in tensors or not num_rows:
+    return tensors
+  return {**tensors, name: np.ascontiguousarray(tensors[name][:num_rows])}
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,9 @@ def test_names_of_before_2023_and_one_pixel_convolutions_are_read(params, tensor
   stored = {renamed(name): value for name, value in tensors.items()}
   query = "down_blocks.1.attentions.0.query.weight"
   stored[query] = stored[query][:, :, None, None]
-  back = to_ours(PAIRS, diffusers_unet.with_new_names(stored), SHAPES, "file")
+  back = to_ours(
+    PAIRS, diffusers_unet.prepared(stored, NETWORK, SPEC._replace(num_classes=0)), SHAPES, "file"
+  )
   assert all((back[name] == value).all() for name, value in params.items())
 
 

@@ -1,0 +1,62 @@
+"""Recognise the weights that a user gives: a folder of diffusers, or a file of a known layout."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from diffusion_jax.porting.diffusers_folder import is_diffusers, read_folder
+from diffusion_jax.porting.layout import Content, FileLayout, Source, Tensors
+from diffusion_jax.types import UserError
+from diffusion_jax.weight_files.weight_file import WeightFile, read_weights
+
+FILE_LAYOUTS: tuple[FileLayout, ...] = ()
+"""Layouts of single files, the first that recognises the tensors' names is taken."""
+
+AVERAGES = ("ema", "ema_params", "params_ema", "model_ema", "state_dict", "model", "params")
+"""Groups of a file that may hold the network, averages first."""
+
+
+def open_source(path: Path, group: str | None = None, image_size: int | None = None) -> Source:
+  """Read the weights of another library.
+
+  Args:
+    path: a file of weights, or a folder of diffusers.
+    group: key of the file's group of arrays to read; None: the averaged weights if there are any.
+    image_size: side of the images, pixels, for files that do not tell it.
+
+  Raises:
+    UserError: the file is missing, damaged or of an unknown architecture, one line.
+  """
+  if not path.exists():
+    raise UserError(f"{path}: no such file or folder")
+  if is_diffusers(path):
+    return read_folder(path)
+  read = read_weights(path)
+  tensors, chosen = _group_of(read, group)
+  for entry in FILE_LAYOUTS:
+    if entry.recognises(tensors.keys()):
+      where = f"{path}" if chosen is None else f"{path} ({chosen})"
+      described = entry.describe(Content(tensors, read.facts, image_size, where))
+      file = {path.name: {"sha256": read.sha256, "bytes": path.stat().st_size}}
+      origin = {"format": read.format, "architecture": entry.layout.name, "files": file}
+      origin |= {} if chosen is None else {"group": chosen}
+      return Source(entry.layout, described, tensors, origin, where)
+  known = ", ".join(entry.layout.name for entry in FILE_LAYOUTS)
+  first = ", ".join(list(tensors)[:3])
+  raise UserError(
+    f"{path}: an unknown architecture (its first tensors are {first}); known are {known}, and "
+    "folders of diffusers"
+  )
+
+
+def _group_of(read: WeightFile, group: str | None) -> tuple[Tensors, str | None]:
+  """Return the arrays to read and the key of their group, None for all of the file."""
+  groups: Mapping[str, Tensors] = {name: found for name, found in read.groups.items() if found}
+  if group is not None:
+    if group not in groups:
+      known = f"; it has {', '.join(groups)}" if groups else ", and no groups at all"
+      raise UserError(f"--group={group}: {read.path} has no such group{known}")
+    return groups[group], group
+  for name in AVERAGES:
+    if name in groups:
+      return groups[name], name
+  return read.arrays, None
