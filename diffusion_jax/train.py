@@ -24,7 +24,7 @@ from diffusion_jax.train_loop import own_run
 from diffusion_jax.train_loop.library import train
 from diffusion_jax.train_loop.loop import train_run
 from diffusion_jax.train_loop.profiling import parse_span
-from diffusion_jax.train_loop.setup import prepare_job, print_plan
+from diffusion_jax.train_loop.setup import prepare_job, print_plan, with_origin
 from diffusion_jax.types import UserError
 
 
@@ -47,10 +47,12 @@ def main(argv: list[str]) -> None:
   with stop_requests() as stop_requested:
     with naming_data(args.data):
       job = prepare_job(experiment, workdir)
+    job = with_origin(job, args.init_from, args.init_partial, args.fresh)
     if own is not None:
       parallel.on_process_0(lambda: own.show(job))
     if args.dry_run:
-      return print_plan(job, "a dry run: nothing is trained or written")
+      begun = f"; {job.origin.text}" if job.origin else ""
+      return print_plan(job, f"a dry run: nothing is trained or written{begun}")
     parallel.on_process_0(lambda: prepare_workdir(workdir, args.fresh))
     parallel.check_shared(workdir)
     with lock(workdir):
@@ -77,6 +79,11 @@ def parser() -> command_line.Parser:
   flags.add_argument(
     "--profile", metavar="START:STEPS", help="trace these steps by xprof, e.g. 10:5"
   )
+  flags.add_argument(
+    "--init_from", metavar="RUN", help="begin with another run's averaged weights, or RUN@STEP's"
+  )
+  flags.add_argument("--init_partial", action="store_true", help="with --init_from: load what "
+                     "fits, e.g. for other classes; the rest is listed and random")  # fmt: skip
   flags.add_argument("--fresh", action="store_true", help="start again; move the old run aside")
   return flags
 
@@ -87,6 +94,8 @@ def check_flags(flags: command_line.Parser, args: Any) -> None:
     flags.error("the following arguments are required: --config or --data")
   if args.config is not None and args.data is not None:
     raise UserError(f"--config={args.config} and --data={args.data}: give one of the two")
+  if args.init_partial and args.init_from is None:
+    raise UserError("--init_partial needs --init_from=RUN")
   if args.save_config is not None and args.data is None:
     raise UserError(f"--save_config={args.save_config}: only --data chooses a config; leave it out")
 

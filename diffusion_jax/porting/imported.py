@@ -98,8 +98,8 @@ def _umask() -> int:
 def _state(params: Params, model: GenerativeModel, experiment: Experiment) -> TrainState:
   """Return the state before the first step with the imported parameters."""
   init = make_init(model, experiment.optimizers, experiment.training, experiment.ema.names())
-  state = jax.jit(init)(np.uint32(experiment.training.seed))
-  state = state._replace(params=jax.tree.map(jnp.asarray, params))
+  params = jax.tree.map(jnp.asarray, params)
+  state = jax.jit(init)(np.uint32(experiment.training.seed), params)
   mesh = create_mesh(MeshShape(), jax.devices()[:1])
   return jax.device_put(state, state_shardings(mesh, state))
 

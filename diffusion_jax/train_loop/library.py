@@ -21,7 +21,7 @@ from diffusion_jax.runs.signals import stop_requests
 from diffusion_jax.runs.workdir import choose_workdir, lock, prepare_workdir
 from diffusion_jax.train_loop import own_run
 from diffusion_jax.train_loop.loop import train_run
-from diffusion_jax.train_loop.setup import prepare_job
+from diffusion_jax.train_loop.setup import prepare_job, with_origin
 from diffusion_jax.types import UserError
 
 
@@ -31,6 +31,8 @@ def train(
   data: str | Path | None = None,
   workdir: str | Path | None = None,
   fresh: bool = False,
+  init_from: str | Path | None = None,
+  init_partial: bool = False,
   **sections: Any,
 ) -> Run:
   """Train a model, or continue its run, as the command line does, in this process.
@@ -42,6 +44,8 @@ def train(
     data: a folder, an archive, an .npz or a name, as in `train --data`; in place of a config.
     workdir: the run's folder; None: `runs/NAME` of the config or the data.
     fresh: start over; the old run is moved aside.
+    init_from: folder of a run whose averaged weights a new run begins with, or FOLDER@STEP.
+    init_partial: load the weights that fit, also if others do not; the others stay random.
     sections: changes per section, as a mapping of fields (`training=dict(num_steps=20)`; another
       `name` starts from that entry's defaults) or as a built part (`sampler=samplers.Heun()`).
 
@@ -70,6 +74,8 @@ def train(
     with stop_requests() as stop_requested:
       with naming_data(None if data is None else str(data)):
         job = prepare_job(experiment, folder)
+      origin = None if init_from is None else os.fspath(init_from)
+      job = with_origin(job, origin, init_partial, fresh)
       prepare_workdir(folder, fresh)
       with lock(folder):
         if chosen:
