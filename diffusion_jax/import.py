@@ -9,6 +9,7 @@ from --config, or from --config.section.field=value. Nothing in a file is execut
 """
 
 from diffusion_jax.core.files import run_folder, user_path
+from diffusion_jax.core.wording import with_flags
 from diffusion_jax.porting.imported import assumptions, experiment_of, write_run
 from diffusion_jax.porting.opening import open_source
 from diffusion_jax.runs import command_line
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> None:
   number = write_run(args.out, source, experiment)
   print(f"imported {number:,} parameters of a {source.layout.name} into {args.out}")
   for line in assumptions(source, experiment):
-    print(f"  assumed    {line}")
+    print(f"  assumed    {with_flags(line)}")
   print(f"  sample     diffusion-jax sample --workdir={args.out} --num=64 --out=samples.png")
   print(f"  evaluate   diffusion-jax evaluate --workdir={args.out}")
 

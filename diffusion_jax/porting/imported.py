@@ -14,6 +14,7 @@ import numpy as np
 from diffusion_jax.checkpoints.store import Checkpoints
 from diffusion_jax.core import rng
 from diffusion_jax.core.config import Override
+from diffusion_jax.core.field_types import as_text
 from diffusion_jax.core.files import write_json
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh, state_shardings
 from diffusion_jax.porting.layout import Sections, Source, parameters_of
@@ -55,7 +56,7 @@ def assumptions(source: Source, experiment: Experiment) -> list[str]:
   config = experiment.to_dict()
   values = [(field, field.split(".")) for field in source.described.assumed]
   return [
-    f"{field}={config[section][name]} (the file does not tell it; --config.{field}=... changes it)"
+    f"`{field}={as_text(config[section][name])}`, which the file does not tell"
     for field, (section, name) in values
   ]
 

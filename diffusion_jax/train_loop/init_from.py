@@ -131,7 +131,7 @@ def _shapes(model: GenerativeModel) -> dict[str, tuple[int, ...]]:
 
 
 def _own(name: str) -> str:
-  """Return a parameter's name in its network; some models have parameters beside the network's."""
+  """Return a parameter's name in its network; some models have others beside it."""
   return name.removeprefix("network/")
 
 

@@ -57,7 +57,7 @@ def train(
     StoppedEarly: a signal stopped it after its state was saved; the same call continues.
   """
   config = os.fspath(config) if isinstance(config, os.PathLike) else config
-  check_arguments(config, data, fresh)
+  check_arguments(config, data, fresh, init_from, init_partial)
   with jax_as_written():
     enable_compilation_cache()
     if (config is None) == (data is None):
@@ -84,7 +84,9 @@ def train(
     return load_run(folder)
 
 
-def check_arguments(config: Any, data: Any, fresh: Any) -> None:
+def check_arguments(
+  config: Any, data: Any, fresh: Any, init_from: Any = None, init_partial: Any = False
+) -> None:
   """Raise a UserError for arguments of `train` of another type."""
   if config is not None and not isinstance(config, str | Mapping):
     what = "the name of a shipped config, the path of a file, or a mapping of sections"
@@ -94,8 +96,13 @@ def check_arguments(config: Any, data: Any, fresh: Any) -> None:
       f"data is {type(data).__name__}: must be a path or a name; save arrays first, "
       "np.savez('data.npz', images=x, labels=y)"
     )
-  if not isinstance(fresh, bool):  # "no" would count as true, and move the run aside
-    raise UserError(f"fresh={one_line(fresh)}: must be True or False")
+  if init_from is not None and not isinstance(init_from, str | os.PathLike):
+    raise UserError(f"init_from={one_line(init_from)}: must be the folder of a run")
+  for name, value in (("fresh", fresh), ("init_partial", init_partial)):
+    if not isinstance(value, bool):  # "no" would count as true, and move the run aside
+      raise UserError(f"{name}={one_line(value)}: must be True or False")
+  if init_partial and init_from is None:
+    raise UserError("init_partial=True: needs init_from, the run whose weights are loaded")
 
 
 def _choose(data: str, folder: Path, fresh: bool, sections: Mapping[str, Any]) -> own_data.Chosen:
