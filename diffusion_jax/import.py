@@ -8,8 +8,9 @@ and train take it like any other. What the source does not tell, such as data an
 from --config, or from --config.section.field=value. Nothing in a file is executed.
 """
 
-from diffusion_jax.core.files import run_folder, user_path
+from diffusion_jax.core.files import run_folder
 from diffusion_jax.core.wording import with_flags
+from diffusion_jax.porting.downloads import check_sha256, fetch_source
 from diffusion_jax.porting.imported import assumptions, experiment_of, write_run
 from diffusion_jax.porting.opening import open_source
 from diffusion_jax.runs import command_line
@@ -19,8 +20,10 @@ from diffusion_jax.runs.stored import load_experiment
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   base = {} if args.config is None else load_experiment(args.config, ()).to_dict()
-  source = open_source(args.source, args.group, args.image_size)
-  source = source._replace(origin={**source.origin, "source": str(args.source)})
+  path = fetch_source(args.source)
+  check_sha256(path, args.sha256)
+  source = open_source(path, args.group, args.image_size)
+  source = source._replace(origin={**source.origin, "source": args.source})
   experiment = experiment_of(source, base, overrides)
   number = write_run(args.out, source, experiment)
   print(f"imported {number:,} parameters of a {source.layout.name} into {args.out}")
@@ -32,11 +35,13 @@ def main(argv: list[str]) -> None:
 
 def parser() -> command_line.Parser:
   flags = command_line.Parser("import", description=__doc__)
-  flags.add_argument("source", metavar="SOURCE", type=user_path, help="a folder of diffusers")
+  flags.add_argument("source", metavar="SOURCE", help="a file of weights or a folder of diffusers; "
+                     "hf:OWNER/NAME and https://... are downloaded into the cache")  # fmt: skip
   flags.add_argument("--out", type=run_folder, required=True, help="the run's folder")
   flags.add_argument("--group", help="group of a file's arrays to read, e.g. model; default: ema")
   flags.add_argument("--image_size", type=int, metavar="PIXELS",
                      help="side of the images, where the file does not tell it")  # fmt: skip
+  flags.add_argument("--sha256", metavar="HEX", help="checksum that the file must have")
   flags.add_argument("--config", help="config with the data, optimizer and training")
   return flags
 
