@@ -19,6 +19,7 @@ class Measured(NamedTuple):
     error_words: the origin of that error.
     differs: differences from the publishers' protocol.
     name: the figure's name in metrics.json.
+    is_comparable: False for a Fréchet distance on other features than the published Inception's.
   """
 
   value: float
@@ -26,6 +27,7 @@ class Measured(NamedTuple):
   error_words: str
   differs: tuple[str, ...]
   name: str
+  is_comparable: bool = True
 
 
 def check_origin(workdir: Path, source: str) -> bool:
@@ -47,8 +49,15 @@ def check_origin(workdir: Path, source: str) -> bool:
   return True
 
 
-def compare_with_published(entry: Published, figure: Figure, metrics_file: Path) -> str:
+def compare_with_published(
+  entry: Published, figure: Figure, metrics_file: Path, given: Sequence[str] = ()
+) -> str:
   """Return the lines that compare a measured figure with the published one.
+
+  Args:
+    entry, figure: the published figure.
+    metrics_file: metrics.json of the evaluation.
+    given: fields that the user set, "section.field=value", each a difference from the protocol.
 
   Raises:
     UserError: the figure was not measured.
@@ -65,13 +74,15 @@ def compare_with_published(entry: Published, figure: Figure, metrics_file: Path)
     ("published", f"{figure.value:g}{unit}, {figure.protocol}; {figure.reference}"),
     ("measured", f"{found.value:.4g}{unit}{error}"),
     ("difference", _difference(figure, found)),
-    *(("differs", line) for line in (*found.differs, *_other_data(entry, metrics))),
+    *(("differs", line) for line in (*found.differs, *_other_data(entry, metrics), *given)),
   ]
   lines = [f"  {name:<11} {text}" for name, text in rows]
   return "\n".join([f"{entry.name}: {found.name}", *lines])
 
 
 def _difference(figure: Figure, found: Measured) -> str:
+  if not found.is_comparable:
+    return "none: it is another figure"
   gap = found.value - figure.value
   if found.error is None:
     return f"{gap:+.4g}; without a standard error: measure with --config.eval.num_seeds=3"
@@ -114,12 +125,13 @@ def _read_fid(figure: Figure, metrics: Mapping[str, Any]) -> Measured | None:
   if row is None:
     return None
   differs = list(_fewer(figure, row["num_samples"], None, "samples"))
-  if row["extractor"] != "inception":
+  is_fid = row["extractor"] == "inception"
+  if not is_fid:
     differs.append(f"{row['extractor']}: not the published Inception weights, so it is no FID")
   seeds, spread = len(row["values"]), row["standard_deviation"]
   error = None if spread is None else spread / seeds**0.5
   words = f"of the mean of {seeds} seeds"
-  return Measured(row["value"], error, words, tuple(differs), name)
+  return Measured(row["value"], error, words, tuple(differs), name, is_fid)
 
 
 def _other_data(entry: Published, metrics: Mapping[str, Any]) -> Sequence[str]:

@@ -55,7 +55,7 @@ def test_a_folder_becomes_a_run_and_the_same_bytes_again(folder, tmp_path, call)
 
 @pytest.mark.process
 @pytest.mark.costly
-def test_reproduce_imports_measures_and_compares(folder, tmp_path, capfd, call):
+def test_reproduce_imports_measures_and_compares(folder, tmp_path, call):
   data = tmp_path / "data.npz"
   images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8)
   np.savez(data, images=images, test_images=images[:8])
@@ -65,7 +65,7 @@ def test_reproduce_imports_measures_and_compares(folder, tmp_path, capfd, call):
     f"--config.data.path={data}", "--config.eval.batch_size=4",
   ]  # fmt: skip
   code, said, err = call(reproduce.main, *flags)
-  assert code == 0, err + capfd.readouterr().err
+  assert code == 0, err
   lines = [line.split(None, 1) for line in said.splitlines() if line.startswith("  ")]
   rows = [(name, text) for name, text in lines if name in ("published", "measured", "difference")]
   assert [name for name, _ in rows] == ["published", "measured", "difference"]
@@ -115,15 +115,21 @@ def test_the_difference_is_in_standard_errors_and_fewer_samples_are_named(tmp_pa
 
 
 def test_other_weights_of_inception_give_no_fid(tmp_path):
-  row = {**METRICS["figures"]["fid_5k"], "extractor": "inception_00aa", "standard_deviation": None}
-  lines = compared(
-    DDPM.figures[0], tmp_path, extractors={"inception_00aa": {}}, figures={"fd_x": row}
-  )
+  row = {**METRICS["figures"]["fid_5k"], "extractor": "inception_00aa"}
+  spaces = {"inception_00aa": {}}
+  lines = compared(DDPM.figures[0], tmp_path, extractors=spaces, figures={"fd_x": row})
   assert lines[0] == "ddpm-cifar10: fd_x"
-  assert lines[3] == (
-    "  difference  +0.3; without a standard error: measure with --config.eval.num_seeds=3"
-  )
+  assert lines[3] == "  difference  none: it is another figure"
   assert lines[-1].endswith("inception_00aa: not the published Inception weights, so it is no FID")
+
+
+def test_one_seed_has_no_standard_error_and_what_the_user_set_is_listed(tmp_path):
+  row = {**METRICS["figures"]["fid_5k"], "standard_deviation": None}
+  file = tmp_path / "metrics.json"
+  file.write_text(json.dumps({**METRICS, "figures": {"fid_5k": row}}))
+  text = compare_with_published(DDPM, DDPM.figures[0], file, ["--config.sampler.steps=4"])
+  assert "+0.3; without a standard error: measure with --config.eval.num_seeds=3" in text
+  assert text.endswith("\n  differs     --config.sampler.steps=4")
 
 
 def test_a_figure_that_could_not_be_measured_says_why(tmp_path):
