@@ -36,6 +36,16 @@ USAGE = """from diffusers import {kind}
 pipeline = {kind}.from_pretrained("FOLDER")
 images = pipeline(batch_size=16).images"""
 
+WITH_LABELS = """import functools
+
+import torch
+from diffusers import {kind}
+
+pipeline = {kind}.from_pretrained("FOLDER")
+labels = torch.arange(16) % {num_classes}  # the pipeline itself passes none on
+pipeline.unet.forward = functools.partial(pipeline.unet.forward, class_labels=labels)
+images = pipeline(batch_size=16).images"""
+
 
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
@@ -58,10 +68,9 @@ def main(argv: list[str]) -> None:
   else:
     pipeline = make_pipeline(experiment, spec, weights.params)
     metrics = newest_metrics(args.workdir, weights.step)
-    kind = "DDPMPipeline"
-    card = write_card(
-      args.workdir.name, config, weights.meta, weights.step, metrics, USAGE.format(kind=kind)
-    )
+    usage = WITH_LABELS if generative.num_classes else USAGE
+    usage = usage.format(kind="DDPMPipeline", num_classes=generative.num_classes)
+    card = write_card(args.workdir.name, config, weights.meta, weights.step, metrics, usage)
     _write_folder(args.out, pipeline, card)
   print(f"exported {sum(x.size for x in _leaves(weights.params)):,} parameters to {args.out}")
 

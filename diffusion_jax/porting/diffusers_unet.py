@@ -132,6 +132,11 @@ def unet_from_diffusers(stored: Mapping[str, Any], where: str) -> tuple[UNet, Im
   scales = {"default": False, "scale_shift": True}
   if (scale := get("resnet_time_scale_shift")) not in scales:
     raise UserError(f"{where}: resnet_time_scale_shift={scale!r} must be default or scale_shift")
+  if scales[scale] and attention_groups is None:  # then there is no norm before that attention
+    raise UserError(
+      f"{where}: attn_norm_num_groups=null with resnet_time_scale_shift=scale_shift is not "
+      f"supported; needed {groups}"
+    )
   head = get("attention_head_dim")
   try:
     network = UNet(
