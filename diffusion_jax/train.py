@@ -3,8 +3,9 @@
   python -m diffusion_jax.train --config=ddpm_digits
   python -m diffusion_jax.train --data=my_photos
 
-The same command continues the run. Override any field by --config.section.field=value. With --data
-the config is chosen from the data: their resolution, classes, held-out part, and a network.
+The same command continues the run, and so does --workdir=RUN alone. Override any field by
+--config.section.field=value. With --data the config is chosen from the data: their resolution,
+classes, held-out part, and a network.
 """
 
 import inspect
@@ -17,8 +18,9 @@ from diffusion_jax.core.files import run_folder, user_path
 from diffusion_jax.parallel.platforms import run_in_calling_thread
 from diffusion_jax.runs import command_line, own_data
 from diffusion_jax.runs.data_argument import folder_for_data, naming_data
+from diffusion_jax.runs.experiment import build_experiment
 from diffusion_jax.runs.signals import stop_requests
-from diffusion_jax.runs.stored import load_experiment
+from diffusion_jax.runs.stored import load_experiment, stored_config
 from diffusion_jax.runs.workdir import choose_workdir, lock, prepare_workdir
 from diffusion_jax.train_loop import own_run
 from diffusion_jax.train_loop.library import train
@@ -37,7 +39,10 @@ def main(argv: list[str]) -> None:
   command_line.enable_compilation_cache()
   own = None
   if args.data is None:
-    experiment = load_experiment(args.config, overrides)
+    if args.config is None:
+      experiment = build_experiment(stored_config(args.workdir), overrides)
+    else:
+      experiment = load_experiment(args.config, overrides)
     workdir = args.workdir or choose_workdir(args.config, experiment)
     command_line.join_job(experiment)
   else:
@@ -89,8 +94,9 @@ def parser() -> command_line.Parser:
 
 
 def check_flags(flags: command_line.Parser, args: Any) -> None:
-  """Raise a UserError unless exactly one of --config and --data is given."""
-  if args.config is None and args.data is None:
+  """Raise a UserError unless one of --config, --data and the folder of a run is given."""
+  is_run = args.workdir is not None and (args.workdir / "config.json").is_file()
+  if args.config is None and args.data is None and (not is_run or args.fresh):
     flags.error("the following arguments are required: --config or --data")
   if args.config is not None and args.data is not None:
     raise UserError(f"--config={args.config} and --data={args.data}: give one of the two")

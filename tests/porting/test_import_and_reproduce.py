@@ -2,6 +2,12 @@
 
 import importlib
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pipelines
@@ -178,8 +184,6 @@ def test_the_table_has_a_row_for_each_figure_and_names_are_unique():
 def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
   flags, said, folder, tmp_path, monkeypatch, call
 ):
-  import re
-
   monkeypatch.chdir(tmp_path)
   file = folder / "diffusion_pytorch_model.safetensors"
   code, _, err = call(importer.main, *(f.format(folder=folder, file=file) for f in flags))
@@ -187,3 +191,33 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
   assert re.search(said, err), err
   assert err.count("\n") == 1
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.process
+@pytest.mark.costly
+def test_an_imported_run_is_fine_tuned_and_survives_a_kill(folder, tmp_path, call):
+  """Fifty steps from the imported weights, killed without warning and continued by --workdir."""
+  data, run = tmp_path / "data.npz", tmp_path / "run"
+  images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), np.uint8)
+  np.savez(data, images=images, test_images=images[:8])
+  flags = [
+    "--config.data.name=arrays", f"--config.data.path={data}", "--config.training.batch_size=8",
+    "--config.training.num_steps=50", "--config.checkpoint.every_steps=5",
+    "--config.logging.num_samples=4", "--config.logging.sample_every_steps=none",
+  ]  # fmt: skip
+  assert call(importer.main, folder, f"--out={run}", *flags)[0] == 0
+  command = [sys.executable, "-m", "diffusion_jax.train", f"--workdir={run}"]
+  log = (tmp_path / "log").open("w")
+  started = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "XLA_FLAGS": ""})
+  deadline = time.time() + 300
+  while not any((run / "checkpoints").glob("[1-9]*")) and started.poll() is None:
+    assert time.time() < deadline
+    time.sleep(0.05)
+  started.send_signal(signal.SIGKILL)
+  started.wait()
+  ended = subprocess.run(
+    command, capture_output=True, text=True, check=False, env={**os.environ, "XLA_FLAGS": ""}
+  )
+  assert ended.returncode == 0, ended.stderr
+  assert "resuming at step" in ended.stdout or "has its 50 steps" in ended.stdout
+  assert "finished" in ended.stdout
