@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from diffusion_jax.porting import score_sde
 from diffusion_jax.porting.diffusers_folder import is_diffusers, read_folder
 from diffusion_jax.porting.layout import Content, FileLayout, Source, Tensors
+from diffusion_jax.porting.vdm_checkpoint import VDM
 from diffusion_jax.types import UserError
 from diffusion_jax.weight_files.weight_file import WeightFile, read_weights
 
-FILE_LAYOUTS: tuple[FileLayout, ...] = ()
+FILE_LAYOUTS: tuple[FileLayout, ...] = (VDM, score_sde.FLAX, score_sde.TORCH)
 """Layouts of single files, the first that recognises the tensors' names is taken."""
 
 AVERAGES = ("ema", "ema_params", "params_ema", "model_ema", "state_dict", "model", "params")
@@ -35,7 +38,8 @@ def open_source(path: Path, group: str | None = None, image_size: int | None = N
   for entry in FILE_LAYOUTS:
     if entry.recognises(tensors.keys()):
       where = f"{path}" if chosen is None else f"{path} ({chosen})"
-      described = entry.describe(Content(tensors, read.facts, image_size, where))
+      facts = {**read.facts, **_numbers(read)}
+      described = entry.describe(Content(tensors, facts, image_size, where))
       file = {path.name: {"sha256": read.sha256, "bytes": path.stat().st_size}}
       origin = {"format": read.format, "architecture": entry.layout.name, "files": file}
       origin |= {} if chosen is None else {"group": chosen}
@@ -46,6 +50,11 @@ def open_source(path: Path, group: str | None = None, image_size: int | None = N
     f"{path}: an unknown architecture (its first tensors are {first}); known are {known}, and "
     "folders of diffusers"
   )
+
+
+def _numbers(read: WeightFile) -> dict[str, Any]:
+  """Return the outermost entries that are arrays of one number, as JAX's states have them."""
+  return {name: array.item() for name, array in read.arrays.items() if array.shape == ()}
 
 
 def _group_of(read: WeightFile, group: str | None) -> tuple[Tensors, str | None]:
