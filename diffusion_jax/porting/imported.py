@@ -58,6 +58,7 @@ def assumptions(source: Source, experiment: Experiment) -> list[str]:
   return [
     f"`{field}={as_text(config[section][name])}`, which the file does not tell"
     for field, (section, name) in values
+    if name in config[section]  # another part, given by the user, has other fields
   ]
 
 

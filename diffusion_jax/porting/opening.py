@@ -7,6 +7,7 @@ from typing import Any
 from diffusion_jax.porting import score_sde
 from diffusion_jax.porting.diffusers_folder import is_diffusers, read_folder
 from diffusion_jax.porting.layout import Content, FileLayout, Source, Tensors
+from diffusion_jax.porting.score_sde_modules import with_named_average
 from diffusion_jax.porting.vdm_checkpoint import VDM
 from diffusion_jax.types import UserError
 from diffusion_jax.weight_files.weight_file import WeightFile, read_weights
@@ -60,6 +61,7 @@ def _numbers(read: WeightFile) -> dict[str, Any]:
 def _group_of(read: WeightFile, group: str | None) -> tuple[Tensors, str | None]:
   """Return the arrays to read and the key of their group, None for all of the file."""
   groups: Mapping[str, Tensors] = {name: found for name, found in read.groups.items() if found}
+  groups = with_named_average(groups, str(read.path))
   if group is not None:
     if group not in groups:
       known = f"; it has {', '.join(groups)}" if groups else ", and no groups at all"

@@ -182,7 +182,7 @@ def _described(content: Content, found: Modules) -> Described:
     raise UserError(
       f"{where}: its levels' widths {list(found.widths)} must be multiples of {found.channels}"
     )
-  levels, is_guess = _attended(found, side, where)
+  levels, is_guess = attended_levels(found, side, where)
   model = {
     "name": "unet", "channels": found.channels, "dropout": 0.1, "decoder_attention": "last",
     "multipliers": tuple(width // found.channels for width in found.widths),
@@ -212,13 +212,14 @@ def _described(content: Content, found: Modules) -> Described:
     "loss": {"name": "simple"},
     "sampler": {"name": "probability_flow", "rtol": 1e-5, "atol": 1e-5},
   }
-  assumed += [f"process.{field}" for field in process if field != "name" or not found.is_fourier]
+  told = ("name", "min_time") if found.is_fourier else ("min_time",)
+  assumed += [f"process.{field}" for field in process if field not in told]
   spec = ImageSpec(side, side, found.data_channels, 256, 0)
   return Described(sections, spec, tuple(assumed))
 
 
 def _check_rate(facts: Mapping[str, Any], found: Modules, where: str) -> None:
-  """Refuse the VE models with numbered noise levels, whose weights look like those of VP models."""
+  """Refuse VE models with numbered noise levels, whose weights look like those of VP models."""
   average = facts.get("ema")
   rate = average.get("decay") if isinstance(average, Mapping) else facts.get("ema_rate")
   if not found.is_fourier and isinstance(rate, float) and abs(rate - 0.999) < 1e-5:
@@ -229,7 +230,7 @@ def _check_rate(facts: Mapping[str, Any], found: Modules, where: str) -> None:
     )
 
 
-def _attended(found: Modules, side: int, where: str) -> tuple[tuple[int, ...], bool]:
+def attended_levels(found: Modules, side: int, where: str) -> tuple[tuple[int, ...], bool]:
   """Return the levels with attention, and whether other levels fit the file as well.
 
   A PyTorch file tells the order of modules; in a flax file only their widths and number do, and of

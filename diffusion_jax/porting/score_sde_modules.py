@@ -67,14 +67,10 @@ def flax_modules(tensors: Tensors, where: str) -> Modules:
   is_big = any(name.startswith("ResnetBlockBigGANpp_0/") for name in tensors)
   kind, attention = ("BigGANpp", "AttnBlockpp") if is_big else ("DDPM", "AttnBlock")
   *_, data_channels, channels = shape_of(tensors, "Conv_0/kernel", 4, where)
-  stems = list(_numbered(f"ResnetBlock{kind}", tensors))
-  blocks = [
-    Block(
-      *shape_of(tensors, f"{stem}/Conv_0/kernel", 4, where)[2:],
-      f"{stem}/{'Conv_2/kernel' if is_big else 'NIN_0/W'}" in tensors,
-    )
-    for stem in stems
-  ]
+  shortcut, blocks = "Conv_2/kernel" if is_big else "NIN_0/W", []
+  for stem in _numbered(f"ResnetBlock{kind}", tensors):
+    *_, inputs, outputs = shape_of(tensors, f"{stem}/Conv_0/kernel", 4, where)
+    blocks.append(Block(inputs, outputs, f"{stem}/{shortcut}" in tensors))
   halvings = 0 if is_big else sum(1 for _ in _numbered("Downsample", tensors))
   widths = [
     shape_of(tensors, f"{stem}/NIN_0/W", 2, where)[1] for stem in _numbered(attention, tensors)
@@ -146,7 +142,7 @@ def torch_modules(tensors: Tensors, where: str) -> Modules:
 
 
 def _torch_kinds(tensors: Tensors) -> dict[str, str]:
-  """Return the kind of each module by the start of its tensors' names, in the order of numbers."""
+  """Return the kind of each module by the start of its tensors' names, in their order."""
   inside: dict[tuple[int, str], dict[str, tuple[int, ...]]] = {}
   for name, tensor in tensors.items():
     if match := MODULE.fullmatch(name):
@@ -188,3 +184,28 @@ def _attended_levels(order: Sequence[str], num_down: int, per_level: int) -> tup
     if kind == "attention":
       levels.add((number - 1) // per_level)
   return tuple(sorted(levels))
+
+
+def with_named_average(groups: Mapping[str, Tensors], where: str) -> Mapping[str, Tensors]:
+  """Return a PyTorch file's groups with the average by the names of the parameters.
+
+  score_sde keeps it as `ema/shadow_params`, in the order of the trained parameters of `model`.
+  Buffers and random frequencies, which are not trained, come from `model`.
+
+  Raises:
+    UserError: the list does not fit the parameters.
+  """
+  model, average = groups.get("model", {}), groups.get("ema", {})
+  if not model or not any(name.startswith("shadow_params/") for name in average):
+    return groups
+  trained = [name for name in model if not name.endswith(("sigmas", "all_modules.0.W"))]
+  order = [f"shadow_params/{i}" for i in range(len(trained))]
+  if set(order) != average.keys() or any(
+    average[place].shape != model[name].shape for place, name in zip(order, trained, strict=True)
+  ):
+    raise UserError(
+      f"{where}: the averages ema/shadow_params do not fit the parameters of model; --group=model "
+      "reads those"
+    )
+  named = {name: average[place] for place, name in zip(order, trained, strict=True)}
+  return {**groups, "ema": {**model, **named}}

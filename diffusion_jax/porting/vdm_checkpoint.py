@@ -82,7 +82,7 @@ def _with_converted_schedule(tensors: dict[str, np.ndarray]) -> dict[str, np.nda
   """
   names = {"a": "l1/kernel", "b": "l1/bias", "k": "l2/kernel", "d": "l2/bias", "c": "l3/kernel"}
   found = {key: np.ravel(tensors.pop(f"gamma/{name}")) for key, name in names.items()}
-  a, b, k, d, c = (np.float64(found[key]) for key in "abkdc")
+  a, b, k, d, c = (found[key].astype(np.float64) for key in "abkdc")
   a, k, c = np.abs(a), np.abs(k), np.abs(c) / len(c)
   ends = [a * t + b + np.sum(c * np.tanh(0.5 * (k * (2 * t - 1) + d))) for t in (0.0, 1.0)]
   made = {
@@ -100,8 +100,8 @@ def _describe(content: Content) -> Described:
   tensors, where = content.tensors, content.where
   *_, inputs, channels = shape_of(tensors, "score_model/conv_in/kernel", 4, where)
   data_channels = shape_of(tensors, "score_model/conv_out/kernel", 4, where)[-1]
-  factor = inputs / data_channels
-  if factor not in EXPONENTS:
+  factor, rest = divmod(inputs, data_channels)
+  if rest or factor not in EXPONENTS:
     raise UserError(
       f"{where}: the first convolution has {inputs} inputs for {data_channels} channels of the "
       "image; known are 5 for each (Fourier features 2^6 and 2^7) and 1"

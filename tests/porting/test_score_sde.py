@@ -1,5 +1,6 @@
 """Checkpoints of score_sde: the authors' networks written again in NumPy, read and run."""
 
+import functools
 from collections import Counter
 
 import jax
@@ -25,6 +26,8 @@ from numpy_layers import (
 from diffusion_jax.porting.imported import experiment_of
 from diffusion_jax.porting.layout import network_of, parameters_of, tensors_of_parameters
 from diffusion_jax.porting.opening import open_source
+from diffusion_jax.porting.score_sde import attended_levels
+from diffusion_jax.porting.score_sde_modules import Modules
 from diffusion_jax.types import UserError
 
 WIDTH, MULTIPLIERS, SIDE = 32, (1, 2), 8
@@ -156,7 +159,6 @@ def noise_of(kind, original, images):
   return -sigma[:, None, None, None] * original(np.float64(images), sigma)
 
 
-KINDS = ("ddpm", "ddpmpp", "ncsnpp")
 IMAGES = normal(9, len(TIMES), SIDE, SIDE, 3)
 
 
@@ -174,19 +176,20 @@ def checkpoint(folder, params, rate):
   return path
 
 
+@functools.cache
 def made(kind):
   weights = Drawn()
   original = Original(kind, weights, norm_axes=4 if kind == "ddpmpp" else 1)
   return weights, noise_of(kind, original, IMAGES)
 
 
-def opened(folder, kind, params, rate=None):
+def opened(folder, kind, params, rate=None, image_size=SIDE):
   rate = rate or (0.999 if kind == "ncsnpp" else 0.9999)
-  source = open_source(checkpoint(folder, params, rate), image_size=SIDE)
+  source = open_source(checkpoint(folder, params, rate), image_size=image_size)
   return source, experiment_of(source, {}, ())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["ddpmpp", "ncsnpp"])
 def test_a_checkpoint_is_read_and_comes_back_bit_by_bit(kind, tmp_path):
   weights, _ = made(kind)
   source, experiment = opened(tmp_path, kind, nested_by_layer(weights.tensors))
@@ -196,7 +199,10 @@ def test_a_checkpoint_is_read_and_comes_back_bit_by_bit(kind, tmp_path):
   assert (model["channels"], tuple(model["multipliers"])) == (WIDTH, MULTIPLIERS)
   assert (model["num_blocks"], tuple(model["attention_resolutions"])) == (1, (SIDE // 2,))
   assert config["process"]["name"] == ("ve" if kind == "ncsnpp" else "vp")
-  params = parameters_of(source, experiment)
+  assert_same_tensors(weights, source, experiment, parameters_of(source, experiment))
+
+
+def assert_same_tensors(weights, source, experiment, params):
   back = tensors_of_parameters(source.layout, params, network_of(experiment), 0)
   assert back.keys() == weights.tensors.keys()
   for name, value in weights.tensors.items():
@@ -204,7 +210,7 @@ def test_a_checkpoint_is_read_and_comes_back_bit_by_bit(kind, tmp_path):
 
 
 @pytest.mark.costly
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["ddpm", "ncsnpp"])  # DDPM++: the same with PyTorch's files
 def test_the_network_finds_the_noise_that_the_original_finds(kind, tmp_path):
   weights, expected = made(kind)
   source, experiment = opened(tmp_path, kind, nested_by_layer(weights.tensors))
@@ -218,3 +224,57 @@ def test_the_network_finds_the_noise_that_the_original_finds(kind, tmp_path):
 
   found = noise(params, jnp.asarray(IMAGES), jnp.asarray(TIMES))
   assert np.abs(np.asarray(found) - expected).max() < 1e-4 * expected.std()
+  assert_same_tensors(weights, source, experiment, params)
+
+
+def refused(folder, kind, change, rate=None, image_size=SIDE):
+  weights, _ = made(kind)
+  params = nested_by_layer(weights.tensors)
+  change(params)
+  with pytest.raises(UserError) as error:
+    opened(folder, kind, params, rate, image_size)
+  assert str(error.value).startswith(f"{folder / 'checkpoint_12'} (params_ema)")
+  assert "\n" not in str(error.value)
+  return str(error.value)
+
+
+ONE = {"kernel": np.zeros((1, 1, 3, 3), np.float32)}
+
+
+@pytest.mark.parametrize(
+  ("kind", "change", "what"),
+  [
+    ("ddpm", lambda p: p.pop("Conv_0"), "has no tensor Conv_0/kernel"),
+    ("ncsnpp", lambda p: p.update(Combine_0=ONE), "progressive=output_skip"),
+    ("ncsnpp", lambda p: p.update(Downsample_0={"Conv_0": ONE}), "pyramid without a filter"),
+    ("ddpmpp", lambda p: p.pop("AttnBlockpp_2"), "2 attention blocks of the widths [64, 64] fit"),
+    ("ddpmpp", lambda p: p.pop("ResnetBlockBigGANpp_9"), "7 residual blocks do not fit 2 levels"),
+  ],
+)
+def test_another_network_is_refused_in_one_line(tmp_path, kind, change, what):
+  assert what in refused(tmp_path, kind, change)
+
+
+def test_a_model_that_is_told_a_number_of_a_noise_level_is_refused(tmp_path):
+  said = refused(tmp_path, "ddpm", lambda p: None, rate=0.999)
+  assert "the rate 0.999 of the VE models, and no Fourier embedding" in said
+
+
+def test_the_side_of_the_images_must_be_given(tmp_path):
+  said = refused(tmp_path, "ddpm", lambda p: None, image_size=None)
+  assert said.endswith("does not tell the side of the images; add --image_size=32")
+
+
+@pytest.mark.parametrize(
+  ("widths", "number", "side", "levels", "is_guess"),
+  [
+    ((128, 256, 256, 256), 6, 32, (1,), True),  # 16 pixels, as in the original
+    ((128, 256, 256, 256), 6, 8, (1,), True),
+    ((128, 256, 512), 6, 8, (1,), False),
+    ((128, 256, 256, 256), 1, 32, (), False),
+    ((128, 256, 256, 256), 11, 64, (1, 2), True),
+  ],
+)
+def test_levels_with_attention_follow_from_widths(widths, number, side, levels, is_guess):
+  found = Modules(128, 3, widths, 4, (256,) * number, None, True, False, False)
+  assert attended_levels(found, side, "file") == (levels, is_guess)
