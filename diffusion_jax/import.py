@@ -36,11 +36,12 @@ def main(argv: list[str]) -> None:
   told = [parse_override(f"--config.{field}") for field in entry.overrides] if entry else []
   path = fetch_source(args.source)
   check_sha256(path, args.sha256 or (entry and entry.sha256))
-  source = open_source(path, args.group, args.image_size or (entry and entry.image_size))
+  size = args.image_size or (entry and entry.image_size)
+  source = open_source(path, args.group, size, args.architecture or (entry and entry.architecture))
   source = source._replace(origin={**source.origin, "source": args.source})
   experiment = experiment_of(source, base, [*told, *overrides])
   number = write_run(args.out, source, experiment)
-  print(f"imported {number:,} parameters of a {source.layout.name} into {args.out}")
+  print(f"imported {number:,} parameters ({source.layout.name}) into {args.out}")
   for line in assumptions(source, experiment):
     print(f"  assumed    {with_flags(line)}")
   print(f"  sample     diffusion-jax sample --workdir={args.out} --num=64 --out=samples.png")
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
 
 
 def published_source(args: Any) -> Published | None:
-  """Return the published checkpoint that SOURCE or --like names, and put its address in SOURCE."""
+  """Return the published checkpoint that is named, and put its address in SOURCE."""
   if args.like is not None:
     return find_published(args.like)
   is_name = "/" not in args.source and ":" not in args.source
@@ -71,6 +72,9 @@ def parser() -> command_line.Parser:
   flags.add_argument("--image_size", type=int, metavar="PIXELS",
                      help="side of the images, where the file does not tell it")  # fmt: skip
   flags.add_argument("--sha256", metavar="HEX", help="checksum that the file must have")
+  flags.add_argument(
+    "--architecture", help="layout of the file's tensors, where it is not the one assumed"
+  )
   flags.add_argument("--config", help="config with the data, optimizer and training")
   return flags
 

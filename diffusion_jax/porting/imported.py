@@ -52,14 +52,18 @@ def experiment_of(source: Source, base: Sections, overrides: Sequence[Override])
 
 
 def assumptions(source: Source, experiment: Experiment) -> list[str]:
-  """Return a line for each field that the source does not tell, with its value."""
-  config = experiment.to_dict()
-  values = [(field, field.split(".")) for field in source.described.assumed]
-  return [
-    f"`{field}={as_text(config[section][name])}`, which the file does not tell"
-    for field, (section, name) in values
-    if name in config[section]  # another part, given by the user, has other fields
-  ]
+  """Return a line for each value that the source does not tell, unless the user gave it."""
+  config, told = experiment.to_dict(), source.described.sections
+  flags = {"image_size": source.described.spec.height, "architecture": source.layout.name}
+  lines = []
+  for name in source.described.assumed:
+    section, _, field = name.rpartition(".")
+    if not section:
+      lines.append(f"{name}={flags[name]}, which the file does not tell")
+    elif field in config[section] and config[section][field] == told[section].get(field):
+      value = as_text(config[section][field])
+      lines.append(f"`{name}={value}`, which the file does not tell")
+  return lines
 
 
 def write_run(out: Path, source: Source, experiment: Experiment) -> int:

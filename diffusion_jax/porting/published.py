@@ -1,4 +1,4 @@
-"""Published checkpoints: their addresses, the commands that measure them, and their figures.
+"""Published checkpoints: their addresses, settings and figures.
 
 Sizes are as the publishers' pages show them. No file's SHA-256 is published, so none is compared;
 `import` records the checksum of what it read.
@@ -46,6 +46,7 @@ class Published(NamedTuple):
     figures: published figures, the first by default.
     note: what else must be known; "" for nothing.
     sha256: confirmed checksum of a single file; None: none is published.
+    architecture: layout, where the file's tensors leave it open; None: they tell it.
   """
 
   name: str
@@ -59,6 +60,7 @@ class Published(NamedTuple):
   figures: tuple[Figure, ...]
   note: str = ""
   sha256: str | None = None
+  architecture: str | None = None
 
 
 ONLY_FID = (

@@ -33,7 +33,7 @@ def test_a_folder_becomes_a_run_and_the_same_bytes_again(folder, tmp_path, call)
   code, said, err = call(importer.main, folder, f"--out={run}", "--config=ddpm_cifar")
   assert (code, err) == (0, "")
   number = sum(leaf.size for leaf in pipelines.params().values())
-  assert said.startswith(f"imported {number:,} parameters of a UNet2DModel into {run}\n")
+  assert said.startswith(f"imported {number:,} parameters (UNet2DModel) into {run}\n")
   origin = json.loads((run / "imported.json").read_text())
   (file,) = origin["files"]
   assert (file, origin["source"]) == ("diffusion_pytorch_model.safetensors", str(folder))
@@ -134,7 +134,7 @@ def test_one_seed_has_no_standard_error_and_what_the_user_set_is_listed(tmp_path
   file = tmp_path / "metrics.json"
   file.write_text(json.dumps({**METRICS, "figures": {"fid_5k": row}}))
   text = compare_with_published(DDPM, DDPM.figures[0], file, ["--config.sampler.steps=4"])
-  assert "+0.3; without a standard error: measure with --config.eval.num_seeds=3" in text
+  assert "+0.3; without a standard error: measure with `eval.num_seeds=3`" in text
   assert text.endswith("\n  differs     --config.sampler.steps=4")
 
 
