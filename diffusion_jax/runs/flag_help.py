@@ -63,7 +63,7 @@ def usage(program: str, actions: Iterable[argparse.Action]) -> str:
       name = action.metavar or action.dest
       words.append(f"[{name}]" if action.nargs == "?" else str(name))
     elif action.required:
-      value = "|".join(map(str, action.choices)) if action.choices else metavar(action)
+      value = metavar(action) or "|".join(map(str, action.choices or ()))
       words.append(f"{action.option_strings[0]}={value}")
   return " ".join([*words, "[FLAGS]"])
 

@@ -198,7 +198,7 @@ def test_a_file_is_opened_by_its_names_and_by_the_name_that_is_given(tmp_path):
   assert open_source(path, image_size=8, architecture="guided-diffusion").layout.name == (
     "guided-diffusion"
   )
-  with pytest.raises(UserError, match="--architecture=adm: must be one of .*guided"):
+  with pytest.raises(UserError, match=r"--architecture=adm: must be one of .*guided"):
     open_source(path, architecture="adm")
 
 
