@@ -21,9 +21,10 @@ from diffusion_jax.porting.imported import assumptions, experiment_of, write_run
 from diffusion_jax.porting.opening import open_source
 from diffusion_jax.porting.published import (
   Published,
+  address_of,
   find_published,
-  published_table,
 )
+from diffusion_jax.porting.published_tables import published_table
 from diffusion_jax.runs import command_line
 from diffusion_jax.runs.stored import load_experiment
 
@@ -56,7 +57,7 @@ def published_source(args: Any) -> Published | None:
   if not is_name or Path(args.source).exists():
     return None
   entry = find_published(args.source)
-  args.source = entry.address
+  args.source = address_of(entry)
   return entry
 
 

@@ -14,8 +14,11 @@ import pipelines
 import pytest
 
 from diffusion_jax import export, reproduce
-from diffusion_jax.porting.published import PUBLISHED, Figure, find_published, published_table
+from diffusion_jax.core.config import parse_override
+from diffusion_jax.porting.published import PUBLISHED, Figure, address_of, find_published
+from diffusion_jax.porting.published_tables import published_page, published_table
 from diffusion_jax.porting.reproduction import check_origin, compare_with_published, read_figure
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.types import UserError
 
 importer = importlib.import_module("diffusion_jax.import")
@@ -164,6 +167,26 @@ def test_the_table_has_a_row_for_each_figure_and_names_are_unique():
     assert any(row.startswith(f"{entry.name} ") and entry.address in row for row in rows)
   with pytest.raises(UserError, match="Did you mean 'ddpm-cifar10'"):
     find_published("ddpm-cifar")
+
+
+def test_the_page_of_the_documentation_is_the_table(root):
+  """To renew it: python -c "from diffusion_jax.porting.published_tables import published_page;
+  print(published_page(), end='')" > docs/published.md"""
+  assert (root / "docs" / "published.md").read_text() == published_page()
+
+
+@pytest.mark.parametrize("entry", PUBLISHED, ids=lambda entry: entry.name)
+def test_settings_of_a_published_checkpoint_are_fields_that_exist(entry):
+  for figure in entry.figures:
+    fields = [parse_override(f"--config.{field}") for field in figure.overrides]
+    experiment = load_experiment(entry.config or "ddpm_cifar", fields)
+    assert figure.name == "fid" or experiment.eval.likelihoods == (figure.name,)
+    assert figure.name != "fid" or experiment.eval.num_samples == figure.num
+  if "drive.google" in entry.address:
+    with pytest.raises(UserError, match=r"download it from .* then import FILE --like="):
+      address_of(entry)
+  else:
+    assert address_of(entry) == entry.address
 
 
 @pytest.mark.parametrize(
