@@ -36,8 +36,8 @@ def published_page(entries: Sequence[Published] = PUBLISHED) -> str:
 def _section(entry: Published) -> str:
   size = f"about {_size(entry)} MB" if entry.megabytes else "size not known"
   checksum = f"SHA-256 `{entry.sha256}`" if entry.sha256 else "no confirmed SHA-256"
-  config = f"`--config={entry.config}`" if entry.config else "none for its data"
-  settings = " ".join(f"`--config.{field}`" for field in entry.overrides) or "none"
+  config = f"`{entry.config}`" if entry.config else "none for its data"
+  settings = ", ".join(f"`{field}`" for field in entry.overrides) or "none"
   lines = [
     f"## {entry.name}",
     "",
