@@ -11,6 +11,7 @@ are built by TensorFlow, once: pip install 'diffusion_jax[tfds-prepare]'. The we
 downloaded (or read from the given file), those of dinov2 and clip are read from their files; all
 are checked and stored in the user's cache. Records are shards for --config.data.name=records, made
 from a folder whose sub-folders are the classes; the same command continues after an interruption.
+DIR may be in a bucket, as in --out=gs://bucket/set.
 """
 
 import argparse
@@ -22,10 +23,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.core.files import user_path
+from diffusion_jax.core.files import BUCKET, bucket_path, flag_path
 from diffusion_jax.data import shards, standard
 from diffusion_jax.data.finding import check_known_to_tfds
-from diffusion_jax.data.tfds import default_data_dir
+from diffusion_jax.data.tfds import data_dir_text, default_data_dir, set_path
 from diffusion_jax.models.inception import weights as inception_weights
 from diffusion_jax.models.vision.vision_weights import RECIPES, prepare_vision
 from diffusion_jax.runs import command_line
@@ -46,7 +47,8 @@ def main(argv: list[str]) -> None:
     options = {name: value for name, value in _record_options(args).items() if value is not None}
     print(f"prepared {shards.write_shards(shards.Task(args.source, **options))}")
   elif args.name in standard.STANDARD:
-    print(f"prepared {standard.prepare_standard(args.name, data_dir, args.source)}")
+    folder = set_path(data_dir, args.name).parent
+    print(f"prepared {standard.prepare_standard(args.name, folder, args.source)}")
   else:
     print(f"prepared {prepare_with_tensorflow(args.name, data_dir)}")
 
@@ -59,15 +61,14 @@ def parser() -> command_line.Parser:
     "network: inception (FID's), dinov2 or clip",
   )
   flags.add_argument(
-    "source", nargs="?", type=user_path,
+    "source", nargs="?", type=bucket_path,
     help="dinov2, clip: their file; inception: its file, if already downloaded; records: the "
     "images' folder or archive; cifar10, cifar100, mnist, fashion_mnist: likewise their own",
   )  # fmt: skip
-  flags.add_argument(
-    "--data_dir", type=user_path, help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
-  )
+  flags.add_argument("--data_dir", type=flag_path("--data_dir", data_dir_text),
+                     help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")  # fmt: skip
   only = flags.add_argument_group("records")
-  only.add_argument("--out", type=user_path, help="folder of the shards")
+  only.add_argument("--out", type=bucket_path, help="folder of the shards")
   only.add_argument("--split", help="train (the default) or test; both can share one folder")
   only.add_argument("--image_size", type=int, help="resize and store as PNG; default: unchanged")
   only.add_argument("--channels", type=int, choices=(1, 3), help="1: grey; 3, the default: colour")
@@ -107,14 +108,16 @@ def _check(args: argparse.Namespace) -> None:
     raise UserError(f"--{flag}: only `prepare records` takes it; leave it out")
 
 
-def prepare_with_tensorflow(name: str, data_dir: Path) -> str:
+def prepare_with_tensorflow(name: str, data_dir: str) -> str:
   """Run the data set's official builder, write array_record files and return their folder."""
   import tensorflow_datasets as tfds
 
   check_known_to_tfds(name, {"inception", "records", *RECIPES})
+  if BUCKET.match(data_dir):
+    raise UserError(f"--data_dir={data_dir}: prepare {name} in a folder, and copy that there")
   if find_spec("tensorflow") is None:
     raise UserError(f"{name} needs TensorFlow: pip install 'diffusion_jax[tfds-prepare]'")
-  builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
+  builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
   builder.download_and_prepare()
   return str(builder.data_dir)
 

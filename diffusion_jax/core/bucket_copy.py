@@ -3,19 +3,30 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from diffusion_jax.core import bucket_files, files, progress, storage
 from diffusion_jax.core.bucket_files import Here, Sign, is_mark
 from diffusion_jax.types import UserError
 
-PASSING = re.compile(r"^\.|\.orbax-checkpoint-tmp")
-"""Names of what is not uploaded: hidden files (locks, parts) and unfinished checkpoints."""
+PASSING = re.compile(r"^\.|\.orbax-checkpoint-tmp|\.incomplete|\.array_record\.part$")
+"""Names of what is not uploaded: locks, parts, unfinished checkpoints and shards."""
+
+BEGUN = re.compile(r"\.shards\.json\.part$")
+"""Files that say that a set is not whole; they are uploaded before all others."""
+
+WHOLE = re.compile(r"(\.shards\.json|(^|/)(latents|dataset_info)\.json)$")
+"""Files by which a set counts as whole; they are uploaded after all others."""
+
+STORE_SEC = 5.0
+"""Seconds after which a transfer remembers what has arrived, for a start after a kill."""
 
 Known = dict[str, tuple[Here, Sign]]
 """File -> its signs here and in the bucket when both had the same content."""
@@ -88,14 +99,27 @@ class Copy:
       return {}
     return {name: (tuple(here), tuple(there)) for name, (here, there) in stored.items()}
 
+  def note(self, name: str) -> list[str]:
+    """Return the files that a transfer noted before it began; none if it has ended."""
+    try:
+      return json.loads((self.home / name).read_text())
+    except (OSError, ValueError):
+      return []
+
   def store_known(self, known: Known) -> None:
     """Remember what is the same here and in the bucket."""
     others = {name: signs for name, signs in self._stored().items() if not self.holds(name)}
     files.write_json(self.home / "known.json", {**others, **known})
 
-  def transferring(self) -> contextlib.AbstractContextManager[Any]:
+  @contextlib.contextmanager
+  def transferring(self) -> Iterator[None]:
     """Hold the lock of transfers: the processes of a machine transfer one after the other."""
-    return files.locked(self.home / "transfer", patience_sec=3600.0)
+    with contextlib.ExitStack() as stack:
+      if stack.enter_context(files.locked(self.home / "transfer", 1.0)) == "held":
+        what = f"waiting for another process that transfers {self.url}"
+        with progress.phase(what, last_line=False):
+          stack.enter_context(files.locked(self.home / "transfer", math.inf))
+      yield
 
 
 def check_versions(copy: Copy, signs: Iterable[Sign]) -> None:
@@ -128,6 +152,12 @@ def download(copy: Copy, is_alone: bool) -> None:
     known = {name: signs for name, signs in known.items() if name in here}
   there = {n for n in {*known, *found} if found.get(n) != (known[n][1] if n in known else None)}
   own = {n for n in {*known, *here} if here.get(n) != (known[n][0] if n in known else None)}
+  if is_alone:
+    ours = _uploaded_before(copy, there & own & {*here} & {*found})
+    known |= {n: (here[n], found[n]) for n in ours}
+    longer = {n for n in ours if here[n][0] > found[n][0]}
+    there, own = there - ours, own - (ours - longer)
+    known |= {n: ((0, 0), found[n]) for n in longer}
   if is_alone and there and own:
     aside = files.free_name(copy.root)
     copy.root.rename(aside)
@@ -146,7 +176,8 @@ def download(copy: Copy, is_alone: bool) -> None:
     _delete_here(copy, name)
     known.pop(name, None)
   copy.store_known(known)
-  (copy.home / "downloading.json").unlink(missing_ok=True)
+  for note in ("downloading.json", "uploading.json")[: 1 + is_alone]:
+    (copy.home / note).unlink(missing_ok=True)
   _reserve_names(copy)
 
 
@@ -159,25 +190,74 @@ def _delete_here(copy: Copy, name: str) -> None:
 
 
 def _delete_unfinished(copy: Copy) -> None:
-  """Delete the files of a download that was killed: they are no changes made here."""
-  with contextlib.suppress(OSError, ValueError):
-    for name in json.loads((copy.home / "downloading.json").read_text()):
+  """Delete what a killed download did not remember: no program made it here."""
+  known, here, noted = copy.known(), copy.list_here(), copy.note("downloading.json")
+  for folder in {(copy.root / name).parent for name in noted}:
+    for part in folder.glob(".*.part"):
+      part.unlink()
+  for name in noted:
+    if name not in known or here.get(name) != known[name][0]:
       _delete_here(copy, name)
   copy.root.mkdir(exist_ok=True)
+
+
+def _uploaded_before(copy: Copy, names: set[str]) -> set[str]:
+  """Return the files that a killed upload has sent, whole or as far as they went then."""
+
+  def is_ours(name: str) -> bool:
+    return is_mark(name) or bucket_files.begins(f"{copy.above}/{name}", copy.root / name)
+
+  noted = sorted(names & {*copy.note("uploading.json")})
+  return {
+    name for name, yes in zip(noted, bucket_files.at_once(is_ours, noted), strict=True) if yes
+  }
 
 
 def _fetch(copy: Copy, wanted: list[str], found: dict[str, Sign], known: Known) -> None:
   if not wanted:
     return
   files.write_json(copy.home / "downloading.json", wanted)
+  num_mb = sum(found[name][0] for name in wanted) // 10**6
+  is_large = num_mb > 100 or len(wanted) == 1
+  store = _storing(copy, known)
+  total, unit = (num_mb, "MB") if is_large else (len(wanted), "files")
+  with progress.phase(f"downloading {copy.url}", total, unit) as shown:
+    count = _counting_mb(shown) if is_large else lambda num: None
 
-  def fetch(name: str) -> Here:
-    return bucket_files.fetch_file(f"{copy.above}/{name}", copy.root / name)
+    def fetch(name: str) -> Here:
+      return bucket_files.fetch_file(f"{copy.above}/{name}", copy.root / name, count)
 
-  with progress.phase(f"downloading {copy.url}", len(wanted), "files") as shown:
-    for i, sign in enumerate(bucket_files.at_once(fetch, wanted)):
-      known[wanted[i]] = (sign, found[wanted[i]])
-      shown.set(i + 1)
+    for name, sign in zip(wanted, bucket_files.at_once(fetch, wanted), strict=True):
+      known[name] = (sign, found[name])
+      store()
+      if not is_large:
+        shown.advance()
+
+
+def _counting_mb(shown: progress.Phase) -> Callable[[int], None]:
+  """Return a function that threads call with the bytes that have arrived."""
+  lock, done = threading.Lock(), 0
+
+  def count(num: int) -> None:
+    nonlocal done
+    with lock:
+      done += num
+      shown.set(done // 10**6)
+
+  return count
+
+
+def _storing(copy: Copy, known: Known) -> Callable[[], None]:
+  """Return a function that remembers what is known every few seconds."""
+  due = time.monotonic() + STORE_SEC
+
+  def store() -> None:
+    nonlocal due
+    if time.monotonic() >= due:
+      copy.store_known(known)
+      due = time.monotonic() + STORE_SEC
+
+  return store
 
 
 def _check_room(copy: Copy, num_bytes: int) -> None:
@@ -198,7 +278,10 @@ def _reserve_names(copy: Copy) -> None:
 
 
 def upload(copy: Copy) -> None:
-  """Upload what has changed and delete what is gone; checkpoints are whole or not there."""
+  """Upload what has changed and delete what is gone; a set or a checkpoint only as a whole.
+
+  What says that a set is whole goes last, so that an upload that is killed leaves none.
+  """
   known, here = copy.known(), copy.list_here()
   changed = [n for n in here if n not in known or here[n] != known[n][0]]
   gone = [n for n in known if n not in here]
@@ -212,13 +295,17 @@ def upload(copy: Copy) -> None:
   def send(name: str) -> Sign | None:
     return bucket_files.send_file(copy.root / name, f"{copy.above}/{name}")
 
+  files.write_json(copy.home / "uploading.json", [*changed, *sorted(marks & {*here})])
+  store = _storing(copy, known)
   try:
     for mark in sorted(marks & {*known}):
       bucket_files.delete_mark(f"{copy.above}/{mark}")
       del known[mark]
-    for name, sign in zip(changed, bucket_files.at_once(send, changed), strict=True):
-      if sign is not None:
-        known[name] = (here[name], sign)
+    for names in _in_turns(changed):
+      for name, sign in zip(names, bucket_files.at_once(send, names), strict=True):
+        if sign is not None:
+          known[name] = (here[name], sign)
+          store()
     for mark in sorted(marks & {*here} - steps_going):
       known[mark] = (here[mark], bucket_files.send_mark(f"{copy.above}/{mark}"))
     for name in gone:
@@ -226,6 +313,15 @@ def upload(copy: Copy) -> None:
       del known[name]
   finally:
     copy.store_known(known)
+  (copy.home / "uploading.json").unlink(missing_ok=True)
+
+
+def _in_turns(names: Iterable[str]) -> list[list[str]]:
+  """Return files in groups, each to be uploaded before the next."""
+  turns: list[list[str]] = [[], [], []]
+  for name in names:
+    turns[0 if BEGUN.search(name) else 2 if WHOLE.search(name) else 1].append(name)
+  return turns
 
 
 def _marks_of(names: Iterable[str]) -> set[str]:

@@ -28,6 +28,9 @@ THREADS = 8
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 """Kinds of addresses, and the library that `etils.epath` needs for each."""
 
+PIECE = 1 << 24
+"""Number of bytes that are read at once."""
+
 MARK = "commit_success.txt"
 """File by which a checkpoint in a bucket counts as whole; Orbax writes it there too."""
 
@@ -155,7 +158,10 @@ def _walk(top: Any) -> dict[str, Sign]:
 
 
 def at_once(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-  """Yield a function's values for all items, in their order; they are computed in threads."""
+  """Yield a function's values for all items, in their order; they are computed in threads.
+
+  After an error, what has not begun is left out.
+  """
   items = list(items)
   with ThreadPoolExecutor(THREADS) as pool:
     try:
@@ -163,8 +169,12 @@ def at_once(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
     except RuntimeError:  # Python ends, and starts no more threads
       yield from map(function, items)
       return
-    for one in pending:
-      yield one.result()
+    try:
+      for one in pending:
+        yield one.result()
+    finally:
+      for one in pending:
+        one.cancel()
 
 
 def without_parts(found: Mapping[str, T]) -> dict[str, T]:
@@ -231,17 +241,46 @@ def read_file(url: str) -> bytes | None:
     return None
 
 
+def folder_names(url: str) -> list[str]:
+  """Return the names of the folders in a folder; none if it is not there.
+
+  Raises:
+    UserError: the bucket cannot be used on this machine.
+  """
+  with bucket_errors(f"{url} cannot be read"):
+    top = remote(url.rstrip("/"))
+    found = list(top.iterdir()) if top.is_dir() else []
+    return sorted(path.name for path in found if path != top and path.is_dir())
+
+
+def begins(url: str, path: Path) -> bool:
+  """Return whether a file on this machine begins with the content of one in a bucket."""
+  with remote(url).open("rb") as theirs, path.open("rb") as ours:
+    while piece := theirs.read(PIECE):
+      if ours.read(len(piece)) != piece:
+        return False
+  return True
+
+
 def write_file(url: str, content: bytes) -> None:
   """Write a whole file."""
   with remote(url).open("wb") as file:
     file.write(content)
 
 
-def fetch_file(url: str, target: Path) -> Here:
-  """Download a file; return the size and time of the new one."""
+def fetch_file(url: str, target: Path, count: Callable[[int], None] = lambda num: None) -> Here:
+  """Download a file; return the size and time of the new one.
+
+  Args:
+    url: its address.
+    target: the file to write.
+    count: called with the number of bytes of each piece that has arrived.
+  """
   target.parent.mkdir(parents=True, exist_ok=True)
   with files.atomic_write(target) as file, remote(url).open("rb") as source:
-    shutil.copyfileobj(source, file, 1 << 24)
+    while piece := source.read(PIECE):
+      file.write(piece)
+      count(len(piece))
   about = target.stat()
   return about.st_size, about.st_mtime_ns
 
@@ -260,7 +299,7 @@ def send_file(source: Path, url: str) -> Sign | None:
       raise
     return None
   with content, path.open("wb") as file:
-    shutil.copyfileobj(content, file, 1 << 24)
+    shutil.copyfileobj(content, file, PIECE)
   return sign_of(path)
 
 

@@ -10,6 +10,7 @@ writes its part of them into the bucket and reads it there, which only gs:// all
 """
 
 import atexit
+import contextlib
 import dataclasses
 import hashlib
 import secrets
@@ -89,10 +90,12 @@ def copy_of_bucket(url: str) -> Path:
   home = files.cache_folder() / "buckets" / digest
   copy = Copy(url, home, not (_uploads.is_of_many and url.startswith(DIRECT)))
   copy.root.mkdir(parents=True, exist_ok=True)
-  lock = files.open_own(copy.home / "in_use")
-  is_alone = files.lock_with_others(lock)
-  with copy.transferring(), bucket_errors(f"{url} cannot be used here"):
-    download(copy, is_alone)
+  with contextlib.ExitStack() as unused:
+    lock = unused.enter_context(files.open_own(copy.home / "in_use"))
+    is_alone = files.lock_with_others(lock)
+    with copy.transferring(), bucket_errors(f"{url} cannot be used here"):
+      download(copy, is_alone)
+    unused.pop_all()
   _uploads.copies[url] = copy
   _uploads.alone |= {url} if is_alone else set()
   _uploads.locks.append(lock)

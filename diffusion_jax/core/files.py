@@ -75,14 +75,14 @@ def path_text(text: str) -> str:
   return text
 
 
-def flag_path(flag: str, read_path: Callable[[str], Path] = user_path) -> Callable[[str], Path]:
+def flag_path(flag: str, read_path: Callable[[str], Any] = user_path) -> Callable[[str], Any]:
   """Return the parser of a flag's path: as `read_path`, but an empty text is an error.
 
   Raises:
     UserError: from the parser, if the text is empty, as with an unset shell variable.
   """
 
-  def read(text: str) -> Path:
+  def read(text: str) -> Any:
     if not text:
       raise UserError(f"{flag}= is empty; give a path or leave it out")
     return read_path(text)

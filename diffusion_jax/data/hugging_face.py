@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.core.files import user_path
+from diffusion_jax.core.files import bucket_path
 from diffusion_jax.core.settings import setting
 from diffusion_jax.data.accounting import FileCounts, count_reasons, count_treatments
 from diffusion_jax.data.base import DataSetBase, Seen
@@ -61,7 +61,7 @@ class HuggingFace(DataSetBase):
 
   Attributes:
     dataset: name of the set, e.g. "ylecun/mnist"; downloaded into the library's own cache.
-    path: folder written by the library's save_to_disk, in place of `dataset`.
+    path: folder written by the library's save_to_disk, in place of `dataset`; in a bucket too.
     subset: configuration of the set, if it has several.
     revision: version of the set: a tag, branch or commit; none: the newest.
     streaming: resize the images to image_size while they are downloaded, and keep only the result
@@ -241,7 +241,7 @@ class HuggingFace(DataSetBase):
     return self._asked(lambda: ask(self._name(), self.subset, revision=self.revision))
 
   def _from_disk(self, path: str) -> Any:
-    folder = str(user_path(path))
+    folder = str(bucket_path(path))
     load = _library().load_from_disk
     return self._asked(lambda: load(folder))
 

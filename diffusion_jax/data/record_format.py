@@ -2,6 +2,7 @@
 
 import bisect
 import functools
+import glob
 import itertools
 import json
 import re
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordReader
 
+from diffusion_jax.core.files import BUCKET, bucket_path
 from diffusion_jax.types import UserError
 
 SUFFIX = ".array_record"
@@ -69,6 +71,18 @@ def read_description(file: Path) -> Description | None:
     return description
   except (OSError, ValueError, TypeError) as error:
     raise UserError(f"{file} is damaged ({error}); delete it and start {COMMAND} again") from error
+
+
+def shard_path(text: str) -> Path:
+  """Return the path of shards, a folder, a pattern or a file; of a bucket's, in its copy.
+
+  Raises:
+    UserError: the bucket cannot be used on this machine.
+  """
+  folder, _, name = text.rpartition("/")
+  if BUCKET.match(text) and (SUFFIX in name or glob.has_magic(name)):
+    return bucket_path(folder) / name  # with the shards' description beside them
+  return bucket_path(text)
 
 
 def shard_name(split: str, index: int, num_shards: int) -> str:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.core.files import user_path
 from diffusion_jax.core.settings import setting
 from diffusion_jax.data.base import DataSetBase, Seen
 from diffusion_jax.data.checking import unreadable_notes
@@ -24,6 +23,7 @@ from diffusion_jax.data.record_format import (
   parse_example,
   parse_name,
   read_description,
+  shard_path,
 )
 from diffusion_jax.data.source import About, DecodedSource, Source, fit_image, in_memory_if_small
 from diffusion_jax.types import ImageSpec, UserError
@@ -44,7 +44,8 @@ class Records(DataSetBase):
   `python -m diffusion_jax.prepare records` makes them from a folder; TFDS's files work as well.
 
   Attributes:
-    path: training shards: a folder, or a pattern such as imagenet64/train-*.array_record.
+    path: training shards: a folder, or a pattern such as imagenet64/train-*.array_record; in a
+      bucket too, of which the folder is copied to this machine.
     test_path: test shards; none: the shards named test in the folder `path`, if any.
     image_size: pixels per side: the shorter side is resized to it, the centre cropped; none: no
       resizing.
@@ -159,8 +160,8 @@ class Records(DataSetBase):
   def has_split(self, split: str) -> bool:
     if split == "train" or self.test_path is not None:
       return True
-    groups = _groups(_list(self.path)) if user_path(self.path).is_dir() else {}
-    return bool(self.path) and any(_is_named(group, split) for group in groups)
+    groups = _groups(_list(self.path)) if self.path and shard_path(self.path).is_dir() else {}
+    return any(_is_named(group, split) for group in groups)
 
   def _find(self, split: str) -> "ShardFiles":
     if not self.path:
@@ -227,7 +228,7 @@ def find_shards(text: str, field: str, split: str) -> ShardFiles:
   where = f"`data.{field}={text}`"
   groups = _groups(_list(text))
   if not groups:
-    _check_finished(user_path(text), split, where)
+    _check_finished(shard_path(text), split, where)
     raise UserError(
       f"{where}: no shards (*{SUFFIX}) there; give a folder or a pattern of ArrayRecord files, or "
       f"make them with {COMMAND}"
@@ -265,7 +266,7 @@ def _check_finished(folder: Path, group: str, where: str) -> None:
 
 
 def _list(text: str) -> list[Path]:
-  path = user_path(text)
+  path = shard_path(text)
   if path.is_file():
     return [path]
   paths = path.glob(f"*{SUFFIX}*") if path.is_dir() else map(Path, glob.glob(str(path)))

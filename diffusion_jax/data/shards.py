@@ -14,7 +14,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from diffusion_jax.core import progress
-from diffusion_jax.core.files import printable, try_lock, write_whole
+from diffusion_jax.core.files import make_writable, printable, try_lock, write_whole
 from diffusion_jax.core.progress import Phase
 from diffusion_jax.data.archives import Member
 from diffusion_jax.data.checking import check_pictures
@@ -113,12 +113,7 @@ def write_shards(task: Task) -> Path:
       f"--shards={task.num_shards}: must be at most {most}, for {len(listing.names):,} pictures; "
       "leave it out for shards of about 256 MiB"
     )
-  try:
-    task.out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f"--out={task.out} cannot be made ({error.strerror}); choose another"
-    ) from error
+  make_writable(task.out, f"--out={task.out}")
   target = task.out / f"{task.split}.shards.json"
   with _only_one(task.out):
     content = _check_pictures(task, _number_classes(listing, task))

@@ -22,8 +22,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from diffusion_jax.core import progress
-from diffusion_jax.core.files import atomic_write, unfinished
+from diffusion_jax.core import buckets, progress
+from diffusion_jax.core.files import atomic_write, cache_folder, unfinished
 from diffusion_jax.data.given_archives import (
   GivenFiles,
   given_files,
@@ -71,7 +71,8 @@ def prepare_standard(name: str, data_dir: Path, given: Path | None = None) -> Pa
 
   Args:
     name: a key of STANDARD.
-    data_dir: parent of `<name>/<version>/`; archives are kept in `downloads/<name>/`.
+    data_dir: parent of `<name>/<version>/`; archives are kept in `downloads/<name>/`, or in the
+      user's cache if it is the copy of a bucket.
     given: the set as downloaded elsewhere: the archive of TFDS, CIFAR's python archive (also as
       torchvision or Kaggle pack it), or the folder of either or of MNIST's files.
 
@@ -89,6 +90,9 @@ def prepare_standard(name: str, data_dir: Path, given: Path | None = None) -> Pa
     target = data_dir / official.name / str(official.version)
     if (target / "dataset_info.json").is_file():
       return target
+    buckets.check_bucket(data_dir)
+    in_cache = buckets.find_copy(data_dir) is not None
+    downloads = (cache_folder() if in_cache else data_dir) / "downloads" / name
     if given is not None:
       content = read_given(
         name, given, {i.filename: i.checksum for i in official.url_infos.values()}
@@ -96,11 +100,11 @@ def prepare_standard(name: str, data_dir: Path, given: Path | None = None) -> Pa
     else:
       content = STANDARD[name](
         {
-          info.filename: _obtain(url, data_dir / "downloads" / name / info.filename, info.checksum)
+          info.filename: _obtain(url, downloads / info.filename, info.checksum)
           for url, info in official.url_infos.items()
         }
       )
-    print(f"preparing {name} in {data_dir}: about a minute, once", flush=True)
+    print(f"preparing {name} in {data_dir / name}: about a minute, once", flush=True)
     with progress.phase(f"preparing {name}"):
       return _write(official, content, data_dir)
   except OSError as error:

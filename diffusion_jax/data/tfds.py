@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffusion_jax.core import bucket_files
 from diffusion_jax.core.field_types import as_text
-from diffusion_jax.core.files import home, user_path
+from diffusion_jax.core.files import BUCKET, bucket_path, home, user_path
 from diffusion_jax.core.settings import setting
 from diffusion_jax.core.spelling import spelling_hint
 from diffusion_jax.data import standard
@@ -34,9 +35,25 @@ STANDARD = {
 NO_DOWNLOAD = "`config=ddpm_digits` needs no download"
 
 
-def default_data_dir() -> Path:
-  """Return TFDS's default: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-  return user_path(os.environ.get("TFDS_DATA_DIR") or home() / "tensorflow_datasets")
+def default_data_dir() -> str:
+  """Return TFDS's default: $TFDS_DATA_DIR, or ~/tensorflow_datasets; it may be in a bucket."""
+  return data_dir_text(os.environ.get("TFDS_DATA_DIR") or str(home() / "tensorflow_datasets"))
+
+
+def data_dir_text(text: str) -> str:
+  """Return the path or address of the folder of prepared sets, which is not copied."""
+  return text if BUCKET.match(text) else str(user_path(text))
+
+
+def set_path(data_dir: str, name: str) -> Path:
+  """Return the folder of a set, "name" or "name/config"; of a bucket, that set's copy.
+
+  Raises:
+    UserError: the bucket cannot be used on this machine.
+  """
+  if BUCKET.match(data_dir):
+    return bucket_path(f"{data_dir.rstrip('/')}/{name}")
+  return user_path(data_dir) / name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +66,8 @@ class Tfds(DataSetBase):
     dataset: data set as "name", "name/config" or "name:version".
     train_split: training split in the notation of TFDS, e.g. "train[:90%]" or "train+test".
     test_split: held-out split in the same notation; none: nothing is held out.
-    data_dir: folder of the prepared data sets; none: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+    data_dir: folder of the prepared data sets, in a bucket too; none: $TFDS_DATA_DIR, or
+      ~/tensorflow_datasets.
     image_size: pixels per side: the shorter side is resized to it, the centre cropped; none: no
       resizing.
     image_key: feature of the data set that holds the image.
@@ -139,26 +157,27 @@ class Tfds(DataSetBase):
 
   def _folder(self) -> Path:
     """Return the folder of the prepared version to read."""
-    root = user_path(self.data_dir) if self.data_dir else default_data_dir()
+    root = self.data_dir or default_data_dir()
     name, _, version = self.dataset.partition(":")
-    folder = _prepared(root / name, version)
+    place = set_path(root, name)
+    folder = _prepared(place, version)
     if folder is None:
       if name not in standard.STANDARD or version:
-        raise self._explain_missing(root, name)
-      folder = standard.prepare_standard(name, root)
+        raise self._explain_missing(root, name, place)
+      folder = standard.prepare_standard(name, place.parent)
     return folder
 
-  def _explain_missing(self, root: Path, name: str) -> UserError:
+  def _explain_missing(self, root: str, name: str, place: Path) -> UserError:
     import tensorflow_datasets as tfds
 
     flag = f"`data.dataset={self.dataset}`"
-    here = sorted(p.parent.name for p in root.glob(f"{name}/*/*/dataset_info.json"))
+    here = sorted(p.parent.name for p in place.glob("*/*/dataset_info.json"))
     if here:
       return UserError(f"{flag} has configs: write {', '.join(f'{name}/{c}' for c in here)}")
-    versions = sorted(p.parent.name for p in root.glob(f"{name}/*/dataset_info.json"))
+    versions = sorted(p.parent.name for p in place.glob("*/dataset_info.json"))
     if versions:
-      return UserError(f"{flag}: {root / name} has the version {', '.join(versions)}")
-    local = {p.parent.parent.name for p in root.glob("*/*/dataset_info.json")}
+      return UserError(f"{flag}: {place} has the version {', '.join(versions)}")
+    local = prepared_names(root)
     known = set(tfds.list_builders(with_community_datasets=False))
     version, versions = self.dataset.partition(":")[2], _known_versions(name)
     if version and versions and version not in versions:
@@ -167,12 +186,14 @@ class Tfds(DataSetBase):
         f"{', '.join(versions)}"
       )
     if name.partition("/")[0] in known:
+      in_bucket = BUCKET.match(root) is not None
+      folder, then = ("DIR", f", and copy DIR/{name} to {root}") if in_bucket else (root, "")
       return UserError(
         f"{flag} is not in {root}; prepare it with: pip install 'diffusion_jax[tfds-prepare]' && "
-        f"python -m diffusion_jax.prepare {self.dataset} --data_dir={root}"
+        f"python -m diffusion_jax.prepare {self.dataset} --data_dir={folder}{then}"
       )
     hint = spelling_hint(name, known | local).partition(" Allowed:")[0]
-    names = ", ".join(sorted(local | set(standard.STANDARD)))
+    names = ", ".join(sorted(local))
     return UserError(
       f"{flag}: tensorflow-datasets has no such set.{hint} Ready to use: {names}; {NO_DOWNLOAD}"
     )
@@ -248,9 +269,19 @@ def _known_versions(name: str) -> list[str]:
     return []
 
 
-def prepared_names() -> set[str]:
-  """Return the names of the sets in the default folder, and of those prepared at first use."""
-  root = default_data_dir()
+def prepared_names(data_dir: str | None = None) -> set[str]:
+  """Return the names of the sets in a folder, and of those prepared at first use.
+
+  Args:
+    data_dir: the folder, in a bucket too; none: the default.
+
+  Raises:
+    UserError: the bucket cannot be used on this machine.
+  """
+  data_dir = data_dir or default_data_dir()
+  if BUCKET.match(data_dir):
+    return set(bucket_files.folder_names(data_dir)) | set(STANDARD)
+  root = user_path(data_dir)
   return (
     {path.relative_to(root).parts[0] for path in root.glob("*/*/dataset_info.json")}
     | {path.relative_to(root).parts[0] for path in root.glob("*/*/*/dataset_info.json")}

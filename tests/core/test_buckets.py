@@ -1,13 +1,14 @@
 """Copies of a bucket's files: what is downloaded, uploaded, kept and refused."""
 
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from bucket import other_machine, serve_bucket
 
 from diffusion_jax.checkpoints import step_folders
-from diffusion_jax.core import bucket_files, buckets, files
+from diffusion_jax.core import bucket_copy, bucket_files, buckets, files
 from diffusion_jax.data.finding import find_data
 from diffusion_jax.runs import resumable
 from diffusion_jax.runs.workdir import prepare_workdir
@@ -113,6 +114,75 @@ def test_a_download_that_was_killed_begins_anew(bucket, monkeypatch, tmp_path, c
       files.run_folder(RUN)
   assert (files.run_folder(RUN) / "checkpoints/5/meta/metadata").exists()
   assert "changed elsewhere" not in capsys.readouterr().out
+
+
+def test_a_download_that_was_killed_goes_on_after_what_had_arrived(bucket, monkeypatch, tmp_path):
+  for i in range(4):
+    bucket.put(f"gs://b/set/{i}", b"%d" % i)
+  monkeypatch.setattr(bucket_copy, "STORE_SEC", 0.0)
+  monkeypatch.setattr(bucket_files, "THREADS", 1)
+  asked, fetch = [], bucket_files.fetch_file
+
+  def fail_at_2(url, target, count):
+    asked.append(url[-1])
+    if asked == ["0", "1", "2"]:
+      (target.parent / f".{target.name}.0123456789abcdef.part").write_bytes(b"a half")
+      raise OSError("killed")
+    return fetch(url, target, count)
+
+  monkeypatch.setattr(bucket_files, "fetch_file", fail_at_2)
+  with pytest.raises(UserError, match="killed"):
+    files.bucket_path("gs://b/set")
+  folder = files.bucket_path("gs://b/set")
+  assert asked.count("0") == asked.count("1") == 1
+  assert [path.name for path in sorted(folder.iterdir())] == ["0", "1", "2", "3"]
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_downloaded(bucket, monkeypatch):
+  bucket.put("gs://b/set/train", bytes(2000))
+  monkeypatch.setattr(bucket_copy.shutil, "disk_usage", lambda path: Mock(free=1000))
+  with pytest.raises(UserError, match=r"gs://b/set: its copy needs 2.0 kB, and .* has 1.0 kB left"):
+    files.bucket_path("gs://b/set")
+  monkeypatch.setattr(bucket_copy.shutil, "disk_usage", lambda path: Mock(free=3000))
+  assert [path.name for path in files.bucket_path("gs://b/set").iterdir()] == ["train"]
+
+
+def test_what_says_that_a_set_is_whole_is_uploaded_last(bucket, monkeypatch):
+  folder = files.bucket_path("gs://b/set")
+  folder.mkdir()
+  names = ["train-00000-of-00002.array_record", "train-00001-of-00002.array_record"]
+  for name in (*names, "train.shards.json.part", f"{names[1]}.part"):
+    (folder / name).write_text(name)
+  buckets.upload_changes()
+  assert bucket.written.index("gs://b/set/train.shards.json.part") == 0
+  assert bucket.names("gs://b/set") == [*names, "train.shards.json.part"]
+  (folder / "train.shards.json.part").rename(folder / "train.shards.json")
+  for name in ("a/latents.json", "a/z.npy", "b/1.0.0/dataset_info.json", "b/1.0.0/z"):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(name)
+  buckets.upload_changes()
+  marks = {"train.shards.json", "a/latents.json", "b/1.0.0/dataset_info.json"}
+  assert {name.removeprefix("gs://b/set/") for name in bucket.written[-3:]} == marks
+  assert "train.shards.json.part" not in bucket.names("gs://b/set")
+
+
+def test_an_upload_that_was_killed_is_known_as_ones_own(bucket, monkeypatch, capsys):
+  """Its files are in the bucket, one has grown since, and nothing was remembered."""
+  folder = files.run_folder(RUN)
+  write_step(folder, 5)
+  (folder / "metrics.jsonl").write_text("1\n")
+  with monkeypatch.context() as patch:
+    patch.setattr(buckets.Copy, "store_known", killed)
+    assert "killed" in buckets.upload_changes()
+  (folder / "metrics.jsonl").write_text("1\n2\n")
+  with monkeypatch.context() as patch:
+    patch.setattr(buckets, "upload_changes", lambda: None)  # nor now
+    buckets.forget_copies()
+  assert files.run_folder(RUN) == folder
+  assert (folder / "metrics.jsonl").read_text() == "1\n2\n"
+  assert "changed elsewhere" not in capsys.readouterr().out
+  buckets.upload_changes()
+  assert bucket.objects[f"{RUN}/metrics.jsonl"][0] == b"1\n2\n"
 
 
 def test_a_lost_cache_deletes_nothing(bucket):

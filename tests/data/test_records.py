@@ -470,7 +470,7 @@ class TestWriting:
     cases = [
       (Task(tmp_path / "no", tmp_path / "out"), "no: no such folder"),
       (Task(tmp_path / "empty", tmp_path / "out"), "no pictures there"),
-      (Task(pictures, tmp_path / "file"), "--out=.*file cannot be made"),
+      (Task(pictures, tmp_path / "file"), "--out=.*file cannot be written"),
       (Task(pictures, tmp_path / "out", image_size=0), "--image_size=0 must be at least 1"),
       (Task(pictures, tmp_path / "out", num_shards=-1), "--shards=-1 must be at least 1"),
       (Task(pictures, tmp_path / "out", split="a/b"), "--split=a/b must consist of letters"),
