@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from diffusion_jax.core.config import parse_override
-from diffusion_jax.inference.draw import jit_sample, make_draw
+from diffusion_jax.data import About, ArraySource
+from diffusion_jax.encode import encoder
+from diffusion_jax.inference.draw import jit_sample, make_draw, make_inpaint, make_interpolate
+from diffusion_jax.models import VAENetworks
 from diffusion_jax.parallel import sharding
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh
 from diffusion_jax.parallel.spread import gathering, spread_over
@@ -33,6 +36,7 @@ CONFIG = [
   "generative.conditional=false",
   "guidance.weight=1.0",
 ]
+EDITED = np.random.default_rng(1).uniform(-1, 1, (2, 5, 8, 8, 1)).astype(np.float32)
 NETWORKS = {
   "mlp": ["model.name=mlp", "model.hidden=128", "model.depth=6"],
   "dit": ["model.name=dit", "model.hidden=128", "model.depth=8", "model.heads=4"],
@@ -118,16 +122,26 @@ def test_a_training_step_with_stacked_layers_never_holds_all_of_them(model):
   assert len([n for n in sizes if n >= 128 * 128]) >= 2 * len(split)
 
 
-@pytest.mark.costly
-def test_eight_devices_that_hold_an_eighth_each_draw_the_images_of_one(model):
-  params = jax.jit(lambda: model.init(jax.random.key(0))[0])()
-  noise = np.random.default_rng(0)  # else the last layer's zeros hide the others
-  params = jax.tree.map(lambda x: x + 0.02 * noise.standard_normal(x.shape, np.float32), params)
-  whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+def with_noise(model):
+  """Parameters whose last layer's zeros do not hide the others."""
+  params, noise = jax.jit(lambda: model.init(jax.random.key(0))[0])(), np.random.default_rng(0)
+  return jax.tree.map(lambda x: x + 0.02 * noise.standard_normal(x.shape, np.float32), params)
+
+
+def placed(params):
+  """Meshes of eight devices and of one, each with the parameters as it holds them."""
   mesh, one = create_mesh(MeshShape(1, 8)), create_mesh(MeshShape(), jax.devices()[:1])
   split = jax.device_put(params, sharding.state_shardings(mesh, params))
+  assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(split))
+  return (mesh, split), (one, jax.device_put(params, jax.devices()[0]))
+
+
+@pytest.mark.costly
+def test_eight_devices_that_hold_an_eighth_each_draw_the_images_of_one(model):
+  (mesh, split), (one, whole_params) = placed(with_noise(model))
+  whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(split))
   drawn = make_draw(model, mesh, 8)(split, None, 8, 0)
-  alone = make_draw(model, one, 8)(jax.device_put(params, jax.devices()[0]), None, 8, 0)
+  alone = make_draw(model, one, 8)(whole_params, None, 8, 0)
   assert np.ptp(alone) > 0.5
   np.testing.assert_allclose(drawn, alone, atol=1e-4)
 
@@ -139,3 +153,39 @@ def test_eight_devices_that_hold_an_eighth_each_draw_the_images_of_one(model):
   assert memory.argument_size_in_bytes <= shares + 64
   assert memory.temp_size_in_bytes < whole / 3
   assert not re.search(r"= \S+ all-gather(-start)?\(", compiled.as_text().partition("ENTRY")[2])
+
+
+@pytest.mark.costly
+@pytest.mark.parametrize("model", ["mlp"], indirect=True)
+def test_eight_devices_that_hold_an_eighth_each_edit_as_one_does(model):
+  """Five images and pairs, which eight devices do not divide."""
+  first, second = EDITED
+  is_known = np.zeros(first.shape, bool)
+  is_known[:, :, :4] = True
+  found = [
+    (
+      make_inpaint(model, mesh)(params, None, 0, first, is_known),
+      make_interpolate(model, mesh)(params, first, second, [0.25, 0.5]),
+    )
+    for mesh, params in placed(with_noise(model))
+  ]
+  for mine, alone in zip(*found, strict=True):
+    assert np.ptp(alone) > 0.5
+    np.testing.assert_allclose(mine, alone, atol=1e-4)
+
+
+@pytest.mark.costly
+def test_eight_devices_that_hold_an_eighth_each_encode_as_one_does():
+  def encoded(params, x, dropout_key=None):
+    latent = two_layers(params, x.reshape(len(x), 64))
+    return latent[:, :32], latent[:, 32:]
+
+  networks = VAENetworks(init=None, encode=encoded, decode=None, latent_shape=(32,))
+  pixels = np.random.default_rng(2).integers(0, 256, (19, 8, 8, 1), np.uint8)
+  source = ArraySource("digits train", pixels, None, 256, 0, About())
+  found = []
+  for mesh, params in placed({name: array / 64 for name, array in PARAMS.items()}):
+    batches = encoder(networks, params, source.spec, mesh, 16)(source)
+    found.append(np.concatenate([latents for latents, _ in batches]))
+  assert found[0].shape == (19, 64)
+  np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-6)
