@@ -13,10 +13,11 @@ interpolation needs a deterministic sampler.
 
 import numpy as np
 
+from diffusion_jax import parallel
 from diffusion_jax.core.files import bucket_path, run_folder
 from diffusion_jax.core.picture_grid import label_captions
 from diffusion_jax.core.pixels import as_pictures, from_levels, to_uint8
-from diffusion_jax.data import load_held_out, load_pictures, with_channels
+from diffusion_jax.data import fetch_data, load_held_out, load_pictures, with_channels
 from diffusion_jax.inference import condition_fields, draw, outputs, restore
 from diffusion_jax.inference.masks import GREY, SIDES, known_pixels
 from diffusion_jax.inference.restore import stored_class_names, stored_classes, stored_spec
@@ -101,6 +102,7 @@ def check_flags(args) -> None:
 def load_given(args, experiment: Experiment, model: GenerativeModel, spec: ImageSpec) -> Batch:
   """Return the images to edit in [-1, 1] with the model's named arrays, as many as needed."""
   if args.images is None:
+    parallel.fetch_at_once(lambda: fetch_data(experiment.data))
     source = load_held_out(experiment.data)
     condition_fields.check_same_fields(model, source, spec)
   else:

@@ -19,7 +19,7 @@ from diffusion_jax import parallel
 from diffusion_jax.core import buckets, progress
 from diffusion_jax.core.files import bucket_path, run_folder
 from diffusion_jax.core.pixels import from_levels
-from diffusion_jax.data import Source, full_pass, latents, load_split, unfinished
+from diffusion_jax.data import Source, fetch_data, full_pass, latents, load_split, unfinished
 from diffusion_jax.generative.latent_diffusion import flatten
 from diffusion_jax.inference import outputs, restore
 from diffusion_jax.inference.restore import stored_spec
@@ -150,6 +150,7 @@ def describe_latents(
   data, sections = experiment.data, experiment.to_dict()
   splits = ["train"] + ["test"] * data.has_split("test")
   height, width, channels = networks.latent_shape
+  parallel.fetch_at_once(lambda: fetch_data(data))
   return latents.Encoded(
     sources={
       split: parallel.process_0_first(lambda s=split: load_split(data, s)) for split in splits

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Num
 
+from diffusion_jax.core.files import BUCKET, bucket_path
 from diffusion_jax.core.own_code import own_code
 from diffusion_jax.core.parts import Part
 from diffusion_jax.core.registry import documented
+from diffusion_jax.core.settings import fields_with
 from diffusion_jax.data.accounting import FileCounts
 from diffusion_jax.types import ImageSpec, UserError
 
@@ -163,6 +165,12 @@ class DataSetBase(Part):
     size = (spec.height, spec.width)
     return Seen([size], spec.channels == 1, len(source), spec.num_classes, False)
 
+  def fetch(self) -> None:
+    """Copy the files that are in a bucket to this machine, before they are read."""
+    for name in fields_with("is_path", type(self)):
+      if BUCKET.match(str(getattr(self, name) or "")):
+        bucket_path(getattr(self, name))
+
   def load_latents(self, split: str, autoencoder: Mapping[str, Mapping[str, Any]]) -> Source:
     """Raise a UserError: there are no latents."""
     raise UserError(NO_LATENTS)
@@ -196,6 +204,12 @@ def load_split(data: DataSet, split: str) -> Source:
   if data.flip:
     _check_flip(source.spec)
   return source
+
+
+def fetch_data(data: DataSet) -> None:
+  """Copy the files of a data set that are in a bucket to this machine, if it says how."""
+  with own_code({"data": data}):
+    getattr(data, "fetch", lambda: None)()
 
 
 def load_splits(data: DataSet) -> tuple[Source, Source | None]:

@@ -111,6 +111,10 @@ class Latents(DataSetBase):
     self._check_file(manifest, "autoencoder.npy")
     return Autoencoder(np.load(bucket_path(self.path) / "autoencoder.npy"), manifest["scale"])
 
+  def fetch(self) -> None:
+    """Copy latents that are in a bucket to this machine."""
+    bucket_path(self.path)
+
   @property
   def _where(self) -> str:
     return f"`data.path={self.path}`"

@@ -111,6 +111,11 @@ class Records(DataSetBase):
     source = DecodedSource(name, spec, len(readable), read, about)
     return in_memory_if_small(source, self.max_ram_gib)
 
+  def fetch(self) -> None:
+    """Copy the shards that are in a bucket to this machine."""
+    for text in filter(None, (self.path, self.test_path)):
+      shard_path(text)
+
   def _readers_beside(self, split: str) -> list[Reader]:
     """Return a reader of the pictures of the other split, if there is one."""
     other = "test" if split == "train" else "train"

@@ -152,6 +152,10 @@ class Tfds(DataSetBase):
     num_classes = self._num_classes(features) if labelled else 0
     return Seen(sizes, channels == 1, num_images, num_classes, True)
 
+  def fetch(self) -> None:
+    """Copy a set that is in a bucket to this machine."""
+    set_path(self.data_dir or default_data_dir(), self.dataset.partition(":")[0])
+
   def has_split(self, split: str) -> bool:
     return split == "train" or self.test_split is not None
 

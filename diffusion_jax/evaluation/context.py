@@ -15,7 +15,14 @@ from diffusion_jax.core import progress, rng
 from diffusion_jax.core.buckets import checkpoint_folder
 from diffusion_jax.core.config import Override, parse_override
 from diffusion_jax.core.files import bucket_path
-from diffusion_jax.data import Source, load_splits, make_batch, source_identity, trained_classes
+from diffusion_jax.data import (
+  Source,
+  fetch_data,
+  load_splits,
+  make_batch,
+  source_identity,
+  trained_classes,
+)
 from diffusion_jax.evaluation import (
   bits_per_dim,
   foreign_statistics,
@@ -177,6 +184,7 @@ def prepare_evaluation(request: Request) -> EvaluationContext:
   experiment = trained_experiment(request.workdir, request.overrides)
   points, metrics = sweep_points(request.sweep), create_metrics(experiment.eval.metrics)
   with progress.phase("reading the data"):
+    parallel.fetch_at_once(lambda: fetch_data(experiment.data))
     train, test = parallel.process_0_first(lambda: load_splits(experiment.data))
   saved = _check_data(request.workdir, train, test)
   experiment, line = presets.fill_in(experiment, request.overrides)

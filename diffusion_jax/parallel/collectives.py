@@ -23,6 +23,9 @@ from diffusion_jax.types import UserError
 
 T = TypeVar("T")
 
+FETCH_SEC = 24 * 3600.0
+"""Seconds that data may take to be downloaded by the slowest process of a job."""
+
 
 def is_first() -> bool:
   """Return whether this is process 0, which writes the shared files."""
@@ -92,7 +95,8 @@ def agree(function: Callable[[], T]) -> T:
     result = function()
   except Exception as raised:
     error = raised
-  says = all_gather_objects(None if error is None else [type(error).__name__, str(error)])
+  text = buckets.with_addresses(str(error))  # the others have copies of their own
+  says = all_gather_objects(None if error is None else [type(error).__name__, text])
   failed = [(process, text) for process, text in enumerate(says) if text]
   if error is not None and not isinstance(error, UserError):
     raise error
@@ -127,6 +131,14 @@ def process_0_first(function: Callable[[], T]) -> T:
   agree(lambda: results.append(function()) if is_first() else None)
   agree(lambda: None if is_first() else results.append(function()))
   return results[0]
+
+
+def fetch_at_once(fetch: Callable[[], Any]) -> None:
+  """Run a download to the machine of each process on all of them, however long it lasts."""
+  if jax.process_count() == 1:
+    return
+  with watchdog.allow(FETCH_SEC):
+    agree(fetch)
 
 
 def share_file(path: Path) -> None:

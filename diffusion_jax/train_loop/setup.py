@@ -18,6 +18,7 @@ from diffusion_jax.data import (
   Source,
   class_names,
   describe_classes,
+  fetch_data,
   fingerprint,
   load_splits,
   source_identity,
@@ -96,6 +97,7 @@ def prepare_job(experiment: Experiment, workdir: Path) -> Job:
   num_microbatches = training.accumulation_steps
   sharding.check_batch_size(training.batch_size, mesh, num_microbatches, "training.batch_size")
   with progress.phase("reading the data"):
+    parallel.fetch_at_once(lambda: fetch_data(experiment.data))
     source, test = parallel.process_0_first(lambda: load_splits(experiment.data))
   check_same_everywhere(source)
   if test is not None and test.spec != source.spec:

@@ -9,7 +9,17 @@ from PIL import Image
 
 from diffusion_jax import prepare
 from diffusion_jax.core import buckets
-from diffusion_jax.data import Records, Tfds, hugging_face, shards, standard
+from diffusion_jax.data import (
+  Digits,
+  Folder,
+  Latents,
+  Records,
+  Tfds,
+  fetch_data,
+  hugging_face,
+  shards,
+  standard,
+)
 from diffusion_jax.data.finding import find_data
 from diffusion_jax.data.hugging_face import HuggingFace
 from diffusion_jax.data.tfds import prepared_names, set_path
@@ -162,3 +172,26 @@ def test_a_set_saved_by_hugging_face_is_copied(bucket, monkeypatch, tmp_path):
   HuggingFace(path="gs://b/saved")._from_disk("gs://b/saved")
   shutil.copytree(read[0], tmp_path / "found")
   assert (tmp_path / "found/train/state.json").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize(
+  ("data", "copied"),
+  [
+    (Records(path="gs://b/set/train-*", test_path="gs://b/test"), {"set/train-0", "test/1"}),
+    (Tfds(dataset="pets/small:1.0.0", data_dir="gs://b/tfds"), {"small/1.0.0/x"}),
+    (HuggingFace(path="gs://b/set"), {"set/train-0"}),
+    (Latents(path="gs://b/test", data_dir="gs://b/set"), {"test/1"}),
+    (Folder(path="gs://b/test"), {"test/1"}),
+    (Digits(), set()),
+  ],
+  ids=lambda value: type(value).__name__,
+)
+def test_each_process_of_a_job_can_copy_the_data_before_they_are_read(
+  bucket, tmp_path, data, copied
+):
+  for name in ("set/train-0", "test/1", "tfds/pets/small/1.0.0/x", "tfds/other/1.0.0/x"):
+    bucket.put(f"gs://b/{name}", b"1")
+  fetch_data(data)
+  found = (tmp_path / "machine1").glob("diffusion_jax/buckets/*/files/**/*")
+  names = (path.parts[path.parts.index("files") + 1 :] for path in found if path.is_file())
+  assert {"/".join(name) for name in names} == copied

@@ -1,6 +1,7 @@
 """A run behind gcsfs, Orbax and an emulator of Google Cloud Storage, by one and two processes."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -13,8 +14,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+import numpy as np
 import pytest
 import xla_flags
+from PIL import Image
 from tiny import TINY
 
 pytest.importorskip("gcsfs.core")
@@ -97,9 +100,17 @@ class Program:
     self.process.wait()
 
 
-def content(name):
+def start_pair(*words, machines):
+  """Two processes of a job, each on a machine of its own with two devices."""
+  job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+  return [
+    Program(*words, machine=machines[i], devices=2, JAX_PROCESS_ID=str(i), **job) for i in range(2)
+  ]
+
+
+def content(name, folder=RUN):
   """Content of a file of the run, None if it is missing."""
-  place = urllib.parse.quote(f"{RUN}/{name}".removeprefix("gs://bucket/"), safe="")
+  place = urllib.parse.quote(f"{folder}/{name}".removeprefix("gs://bucket/"), safe="")
   url = f"{os.environ['STORAGE_EMULATOR_HOST']}/storage/v1/b/bucket/o/{place}?alt=media"
   with contextlib.suppress(urllib.error.HTTPError):
     return urllib.request.urlopen(url, timeout=10).read()
@@ -119,12 +130,9 @@ def test_one_process_and_two_share_a_run_in_a_bucket(bucket, tmp_path):
   Program(*TRAIN, "--config.training.num_steps=5", machine=machines[0]).finish()
   assert content("checkpoints/5/commit_success.txt")
 
-  job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-  pair = [
-    Program(*TRAIN, "--config.training.num_steps=100000", "--config.mesh.fsdp=4",
-            machine=machines[i], devices=2, JAX_PROCESS_ID=str(i), **job)
-    for i in range(2)
-  ]  # fmt: skip
+  pair = start_pair(
+    *TRAIN, "--config.training.num_steps=100000", "--config.mesh.fsdp=4", machines=machines
+  )
   try:
     wait_for("checkpoints/10/commit_success.txt", pair)
   finally:
@@ -145,3 +153,45 @@ def test_one_process_and_two_share_a_run_in_a_bucket(bucket, tmp_path):
   out = Program(*flags, machine=machines[2]).finish()
   assert f"weights of step {int(steps):,} on" in out
   assert content("a.png").startswith(b"\x89PNG")
+
+
+def test_two_processes_read_records_sample_and_evaluate_in_a_bucket(bucket, tmp_path):
+  machines = [tmp_path / f"machine{i}" for i in range(3)]
+  random = np.random.default_rng(0)
+  for i in range(24):
+    path = tmp_path / "pets" / ("cat", "dog")[i % 2] / f"{i}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+  for split in ("train", "test"):
+    Program("prepare", "records", str(tmp_path / "pets"), "--out=gs://bucket/pets",
+            f"--split={split}", "--shards=3", machine=machines[2]).finish()  # fmt: skip
+  words = [w for w in TRAIN if "num_images" not in w]
+  data = ["--config.data.name=records", "--config.data.path=gs://bucket/pets"]
+  flags = [*words, *data, "--config.training.num_steps=5", "--config.mesh.fsdp=4"]
+  for program in start_pair(*flags, machines=machines):
+    program.finish()
+  assert all(len(list(m.rglob("*.array_record"))) == 6 for m in machines[:2])
+
+  flags = ("sample", f"--workdir={RUN}", "--num=6")
+  for program in start_pair(*flags, f"--out={RUN}/two.npz", machines=machines):
+    program.finish()
+  Program(*flags, f"--out={RUN}/one.npz", machine=machines[2]).finish()
+  two, one = (
+    np.load(io.BytesIO(content(f"{n}.npz")))["images"].astype(int) for n in ("two", "one")
+  )
+  assert np.abs(two - one).max() <= 1
+
+  flags = ["evaluate", f"--workdir={RUN}", "--inception=none", "--features=none",
+           "--config.eval.num_samples=24", "--config.eval.spectrum_images=8",
+           "--config.spectrum.num_points=2"]  # fmt: skip
+  for program in start_pair(*flags, machines=machines):
+    program.finish()
+  metrics = json.loads(content("eval/5/metrics.json"))
+  assert metrics["run"]["num_processes"] == 2
+  again = Program(*flags, machine=machines[2]).finish()
+  assert "evaluated already" in again
+  refused = start_pair(*flags, "--config.eval.num_samples=16", machines=machines)
+  for number, program in enumerate(refused):
+    assert program.process.wait(timeout=200) == 2
+    assert f"[{number} of 2] error: " in program.output()
+    assert f"{RUN}/eval/5 holds an evaluation with other settings" in program.output()
