@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice of one host or many; see launch/tpu_pod.sh --help.
+# Trains on Cloud TPU slices of one host or many; see launch/tpu_pod.sh --help.
 #
 # Cloud TPU's commands and states: https://docs.cloud.google.com/tpu/docs/queued-resources, /spot,
-# /runtimes and /jax-pods there. That API serves TPU v2 to v6e; for later TPUs use
+# /runtimes, /jax-pods and
+# /multislice-introduction there. That API serves TPU v2 to v6e; for later TPUs use
 # launch/gke_jobset.yaml.
 set -euo pipefail
 
@@ -13,10 +14,10 @@ usage: launch/tpu_pod.sh SUBCOMMAND --name=NAME --zone=ZONE [flags] [-- flags of
   create   requests the slice (a queued resource of the same name)
   setup    copies the last commit of this checkout to all workers and installs it
   run      starts training on all workers, in the background, with one log per worker
-  logs     follows the log of worker 0 (--worker=N for another worker)
+  logs     follows the log of worker 0 (--worker=N, --slice=N for another one)
   status   prints the state of the slice and of the training on each worker
   stop     saves and stops training on all workers; run continues it
-  bench    runs benchmarks/tpu.py on one chip of worker 0 (--worker=N for another worker), after
+  bench    runs benchmarks/tpu.py on one chip of worker 0 (--worker=N for another one), after
            setup; figures stay in ~/bench there, and the same command goes on after a break
   delete   deletes the slice
   watch    does all of this: creates, sets up and runs, and again after a preemption, a lost
@@ -27,13 +28,16 @@ usage: launch/tpu_pod.sh SUBCOMMAND --name=NAME --zone=ZONE [flags] [-- flags of
   --project=ID       gcloud's own by default                          $PROJECT_ID
   --type=TYPE        e.g. v5litepod-16 (create, watch)                $ACCELERATOR_TYPE
   --version=VERSION  runtime version; by default that of --type       $RUNTIME_VERSION
+  --slices=N         number of such slices, joined by the data center's network; the same in every
+                     call (1); run and watch add --config.mesh.dcn_data=N      $SLICES
   --spot             use a cheaper slice that may be preempted (create, watch)
   --config=CONFIG    name of a shipped config, or a file in this checkout (run, watch)
   --workdir=PATH     run's folder on storage shared by all workers (run, watch)
   --mount=SOURCE     storage mounted at /mnt/shared on every worker (run, watch): HOST:/SHARE
                      (NFS, such as Filestore) or gs://BUCKET (by gcsfuse; the bucket needs a
                      hierarchical namespace, because checkpoint folders are renamed)
-  --worker=N         worker whose log is followed (logs) or that measures (bench)
+  --worker=N         worker whose log is followed (logs) or that measures (bench), of the slice
+  --slice=N          with that number, from 0
   --interval=SEC     seconds between two checks (watch; 60)
   --dry-run          print the commands, one per line, without running them
 
@@ -72,8 +76,14 @@ do_() {
 
 tpus() { do_ gcloud compute tpus "$@" "${where[@]}"; }
 
-# on WORKER COMMAND: runs a shell command on a worker, or on all.
-on() { tpus tpu-vm ssh "$name" --worker="$1" --command="$2"; }
+# Runs a shell command on every worker of every slice.
+on_all() {
+  local node
+  for node in "${nodes[@]}"; do tpus tpu-vm ssh "$node" --worker=all --command="$1" || return; done
+}
+
+# Runs a shell command on the chosen worker.
+on_one() { tpus tpu-vm ssh "${nodes[$slice]}" --worker="$worker" --command="$1"; }
 
 # ---- commands run on the workers; ~/diffusion_jax is their checkout
 
@@ -112,7 +122,7 @@ running='grep -qs diffusion_jax.train "/proc/$(cat ~/train.pid 2>/dev/null)/cmdl
 run_command() {
   local train
   train=$(quote .venv/bin/python -u -m diffusion_jax.train --config="$config" \
-    --workdir="$workdir" ${extra[@]+"${extra[@]}"})
+    --workdir="$workdir" ${dcn_data:+"$dcn_data"} ${extra[@]+"${extra[@]}"})
   # shellcheck disable=SC2016  # expanded on the worker
   printf '%s' "if $running; then echo 'already running'; exit 0; fi;" \
     ' cd diffusion_jax || exit 1; rm -f ~/train.pid ~/train.exit ~/train.stop;' \
@@ -123,7 +133,7 @@ run_command() {
 # One chip, so that the other hosts of a larger slice need not take part.
 bench_command() {
   printf '%s' "if $running; then echo 'training runs here: launch/tpu_pod.sh stop' >&2; exit 2; fi;" \
-    ' cd diffusion_jax || exit 1; TPU_CHIPS_PER_PROCESS_BOUNDS=1,1,1 TPU_PROCESS_BOUNDS=1,1,1' \
+    ' cd diffusion_jax || exit 1; MEGASCALE_NUM_SLICES=1 TPU_CHIPS_PER_PROCESS_BOUNDS=1,1,1 TPU_PROCESS_BOUNDS=1,1,1' \
     ' TPU_VISIBLE_CHIPS=0 .venv/bin/python -u benchmarks/tpu.py --out=../bench' \
     "${extra[*]:+ $(quote ${extra[@]+"${extra[@]}"})}"
 }
@@ -141,8 +151,17 @@ stop_command="if $running;"' then touch train.stop; kill -TERM "$(cat train.pid)
 # ---- subcommands
 
 create() {
-  tpus queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
+  local node=(--node-id="$name")
+  ((slices == 1)) || node=(--node-count="$slices" --node-prefix="$name") # NAME-0, NAME-1, ...
+  tpus queued-resources create "$name" "${node[@]}" --accelerator-type="$type" \
     --runtime-version="$version" ${spot:+--spot}
+}
+
+copy() {
+  local node
+  for node in "${nodes[@]}"; do
+    tpus tpu-vm scp build/diffusion_jax.bundle "$node:diffusion_jax.bundle" --worker=all || return
+  done
 }
 
 # The steps are joined by &&, because `set -e` has no effect in watch, which survives failures.
@@ -150,23 +169,26 @@ setup() {
   [[ $dry_run ]] || git diff --quiet HEAD || say "uncommitted changes are not copied"
   do_ mkdir -p build \
     && do_ git bundle create -q build/diffusion_jax.bundle HEAD \
-    && tpus tpu-vm scp build/diffusion_jax.bundle "$name:diffusion_jax.bundle" --worker=all \
-    && on all "$(install_command)"
+    && copy \
+    && on_all "$(install_command)"
 }
 
 run() {
-  { [[ -z $mount ]] || on all "$(mount_command)"; } && on all "$(run_command)"
+  { [[ -z $mount ]] || on_all "$(mount_command)"; } && on_all "$(run_command)"
 }
 
-logs() { on "$worker" 'tail -n 100 -F train.log'; }
-bench() { on "$worker" "$(bench_command)"; }
-stop() { on all "$stop_command"; }
+logs() { on_one 'tail -n 100 -F train.log'; }
+bench() { on_one "$(bench_command)"; }
+stop() { on_all "$stop_command"; }
 delete() { tpus queued-resources delete "$name" --force --quiet; }
 
 # State of the slice ("none" if it does not exist); once it is ACTIVE, state of its machines.
 ask_slice() { tpus queued-resources list --filter="name~/$name\$" --format='value(state.state)'; }
-ask_machines() { tpus tpu-vm describe "$name" --format='value(state)'; }
-ask_training() { on all "$state_command"; }
+ask_machines() {
+  local node
+  for node in "${nodes[@]}"; do tpus tpu-vm describe "$node" --format='value(state)' || return; done
+}
+ask_training() { on_all "$state_command"; }
 
 status() {
   if [[ $dry_run ]]; then
@@ -177,7 +199,8 @@ status() {
   found=$(ask_slice)
   echo "slice: ${found:-none}"
   [[ $found == ACTIVE ]] || return 0
-  echo "machines: $(ask_machines)"
+  found=$(ask_machines)
+  echo "machines: ${found//$'\n'/, }"
   ask_training
 }
 
@@ -187,7 +210,8 @@ slice_state() {
   local found
   found=$(ask_slice) || return
   [[ $found != ACTIVE ]] || found=$(ask_machines) || return
-  echo "${found:-none}"
+  # Of several slices, the state of one that is not ready.
+  echo "${found:-none}" | awk '!seen || $0 != "READY" { state = $0; seen = 1 } END { print state }'
 }
 
 # next_of STATES: next action for the workers' states, one per line: wait, setup, run, again (run
@@ -249,8 +273,8 @@ watch() {
 # ---- flags
 
 take() {
-  if [[ $1 =~ ^--(name|zone|project|type|version|config|workdir|mount|worker|interval)(=(.*))?$ ]]
-  then
+  local flags='name|zone|project|type|version|slices|config|workdir|mount|worker|slice|interval'
+  if [[ $1 =~ ^--($flags)(=(.*))?$ ]]; then
     [[ ${BASH_REMATCH[3]} ]] || fail "$1 has no value; write --${BASH_REMATCH[1]}=VALUE"
     printf -v "${BASH_REMATCH[1]}" '%s' "${BASH_REMATCH[3]}"
     return
@@ -285,6 +309,9 @@ check() {
   needs name ddpm
   needs zone us-west4-a
   [[ $name =~ ^[a-z][a-z0-9-]*$ ]] || fail "--name=$name: small letters, digits and - only"
+  [[ $slices =~ ^[1-9][0-9]?$ ]] || fail "--slices=$slices: give a number from 1 to 99"
+  [[ $slice =~ ^[0-9]+$ && $slice -lt $slices ]] \
+    || fail "--slice=$slice: give a number from 0 to $((slices - 1)), with --slices=N of several"
   [[ $subcommand != create && $subcommand != watch ]] || check_create
   if [[ $subcommand == run || $subcommand == watch ]]; then
     check_run
@@ -315,7 +342,8 @@ check_run() {
 
 name=${TPU_NAME:-} zone=${ZONE:-} project=${PROJECT_ID:-} type=${ACCELERATOR_TYPE:-}
 version=${RUNTIME_VERSION:-} config='' workdir='' mount='' spot='' dry_run='' subcommand=''
-worker=0 interval=60 errors=0 last='' max_restarts=${MAX_RESTARTS:-20} extra=()
+worker=0 slice=0 slices=${SLICES:-1} dcn_data='' interval=60 errors=0 last='' extra=()
+max_restarts=${MAX_RESTARTS:-20}
 while (($#)); do
   case "$1" in
     -h | --help) usage && exit 0 ;;
@@ -327,5 +355,11 @@ while (($#)); do
 done
 check
 where=(--zone="$zone" ${project:+--project="$project"})
+nodes=("$name")
+if ((slices > 1)); then
+  nodes=()
+  for ((i = 0; i < slices; i++)); do nodes+=("$name-$i"); done
+  [[ " ${extra[*]-}" == *" --config.mesh.dcn_data="* ]] || dcn_data=--config.mesh.dcn_data=$slices
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 "$subcommand"

@@ -65,7 +65,7 @@ class World(NamedTuple):
 
 
 def detect(env: Mapping[str, str]) -> World | None:
-  """Return the job that the variables of JAX, SLURM, GKE or a Cloud TPU describe.
+  """Return the job that the variables of JAX, SLURM, GKE or Cloud TPUs describe.
 
   Args:
     env: variables, as in os.environ.
@@ -85,11 +85,31 @@ def detect(env: Mapping[str, str]) -> World | None:
       _number(env, "JAX_PROCESS_ID"),
       _required(env, "JAX_COORDINATOR_ADDRESS"),
     )
+  if "SLICE_NUM_PROCESSES" in env:
+    per_slice, index = _number(env, "SLICE_NUM_PROCESSES"), _number(env, "SLICE_PROCESS_ID")
+    address = _required(env, "JAX_COORDINATOR_ADDRESS")
+    return _of_slices(env, World("SLICE_* variables", per_slice, index, address))
   hosts = env.get("TPU_WORKER_HOSTNAMES", "").split(",")
-  if len(hosts) > 1 and "TPU_WORKER_ID" in env:
-    port = env.get("JAX_COORDINATOR_PORT", "8476")
-    return World("GKE", len(hosts), _number(env, "TPU_WORKER_ID"), f"{hosts[0]}:{port}")
+  if "TPU_WORKER_ID" in env and (len(hosts) > 1 or _num_slices(env) > 1):
+    first = env.get("MEGASCALE_COORDINATOR_ADDRESS", "").partition(":")[0] or hosts[0]
+    address = f"{first}:{env.get('JAX_COORDINATOR_PORT', '8476')}"
+    return _of_slices(env, World("GKE", len(hosts), _number(env, "TPU_WORKER_ID"), address))
   return World("Cloud TPU") if _is_tpu_host() else None
+
+
+def _num_slices(env: Mapping[str, str]) -> int:
+  return _number(env, "MEGASCALE_NUM_SLICES") if "MEGASCALE_NUM_SLICES" in env else 1
+
+
+def _of_slices(env: Mapping[str, str], world: World) -> World:
+  """Return the job of all slices from that of one; processes are numbered slice by slice.
+
+  libtpu reads the same variables to join the slices.
+  """
+  slices, per_slice = _num_slices(env), world.num_processes or 1
+  before = per_slice * _number(env, "MEGASCALE_SLICE_ID") if slices > 1 else 0
+  number = before + (world.process_id or 0)
+  return world._replace(num_processes=slices * per_slice, process_id=number)
 
 
 def _slurm(env: Mapping[str, str]) -> World | None:
@@ -115,7 +135,10 @@ def first_host(nodes: str) -> str:
 
 def _required(env: Mapping[str, str], name: str) -> str:
   if not env.get(name):
-    raise UserError(f"{name} is not set; set it for a job of several processes, or unset all JAX_*")
+    others = name.partition("_")[0]
+    raise UserError(
+      f"{name} is not set; set it for a job of several processes, or unset all {others}_*"
+    )
   return env[name]
 
 

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import page_commands
 import pytest
+from bucket import serve_bucket
 from PIL import Image
 from site_hooks import ROOT
 
@@ -18,6 +19,11 @@ from diffusion_jax.extractors.domain import Recipe, default_features_path
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted((DOCS / "howto").glob("*.md")), DOCS / "tutorial.md", DOCS / "extending.md"]
+
+
+@pytest.fixture(autouse=True)
+def bucket(monkeypatch, tmp_path):
+  yield from serve_bucket(monkeypatch, tmp_path)
 
 
 def write_files(page, folder, monkeypatch):

@@ -9,6 +9,7 @@ from kubeflow_trainer_api.models.io_k8s_api_core_v1_persistent_volume_claim impo
 )
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet as JobSet
 
+from diffusion_jax.parallel.world import detect
 from diffusion_jax.runs import command_line
 from diffusion_jax.runs.stored import load_experiment
 
@@ -112,8 +113,42 @@ def test_there_is_one_process_for_each_host_of_the_slice(jobset):
   rows, columns = map(int, topology.split("x"))
   hosts = rows * columns // container(jobset)["resources"]["limits"]["google.com/tpu"]
   assert spec["parallelism"] == spec["completions"] == hosts
-  assert environment(jobset)["JAX_NUM_PROCESSES"]["value"] == str(hosts)
+  assert environment(jobset)["SLICE_NUM_PROCESSES"]["value"] == str(hosts)
   assert train_job(jobset)["replicas"] == 1
+
+
+def world_of(jobset, pod: int, slice_index: int = 0):
+  """The job as a pod of a slice finds it; JobSet and Kubernetes fill in the annotations."""
+  annotations = {
+    "batch.kubernetes.io/job-completion-index": pod,
+    "jobset.sigs.k8s.io/replicatedjob-replicas": train_job(jobset)["replicas"],
+    "jobset.sigs.k8s.io/job-index": slice_index,
+  }
+  fields = {f"metadata.annotations['{name}']": str(value) for name, value in annotations.items()}
+  return detect(
+    {
+      name: entry.get("value") or fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+      for name, entry in environment(jobset).items()
+    }
+  )
+
+
+def test_the_pods_are_the_processes_of_one_job(jobset):
+  address = environment(jobset)["JAX_COORDINATOR_ADDRESS"]["value"]
+  found = [world_of(jobset, pod) for pod in range(4)]
+  assert [(w.num_processes, w.process_id, w.coordinator) for w in found] == [
+    (4, pod, address) for pod in range(4)
+  ]
+
+
+def test_with_more_replicas_the_slices_are_one_job(jobset):
+  train_job(jobset)["replicas"] = 3
+  found = [world_of(jobset, pod, index) for index in range(3) for pod in range(4)]
+  assert [w.process_id for w in found] == list(range(12))
+  assert {w.num_processes for w in found} == {12}
+  joined = environment(jobset)["MEGASCALE_COORDINATOR_ADDRESS"]["value"]
+  assert found[0].coordinator.partition(":")[0] == joined
+  assert "--config.mesh.dcn_data=-1" in container(jobset)["args"]
 
 
 def test_the_exit_code_for_the_user_and_no_other_ends_it(jobset):

@@ -13,8 +13,12 @@ from stand_ins import read_calls, wait_until, write_program
 GCLOUD = r"""#!/bin/bash
 printf '%q ' "$@" >>"$POD/calls"; echo >>"$POD/calls"
 shopt -s nullglob
+case $5 in  # a slice with both workers, or one of two slices with one each
+  *-[01]) homes=("$POD/worker-${5##*-}") ;;
+  *) homes=("$POD"/worker-*) ;;
+esac
 on_workers() {
-  for home in "$POD"/worker-*; do (cd "$home" && HOME=$home bash -c "$1") || return; done
+  for home in "${homes[@]}"; do (cd "$home" && HOME=$home bash -c "$1") || return; done
 }
 for flag in "$@"; do [[ $flag != --command=* ]] || command=${flag#--command=}; done
 case "$3 $4" in
@@ -23,8 +27,10 @@ case "$3 $4" in
     for bin in "$POD"/worker-{0,1}/.local/bin; do mkdir -p "$bin"; cp "$POD/uv" "$bin/uv"; done
     echo ACTIVE >"$POD/slice"; echo READY >"$POD/machines" ;;
   "queued-resources delete") rm -rf "$POD/slice" "$POD"/worker-* ;;
-  "tpu-vm describe") cat "$POD/machines" ;;
-  "tpu-vm scp") for home in "$POD"/worker-*; do cp "$5" "$home/${6#*:}"; done ;;
+  "tpu-vm describe") cat "$POD/machines.$5" 2>/dev/null || cat "$POD/machines" ;;
+  "tpu-vm scp")
+    [[ $6 != *-[01]:* ]] || { node=${6%%:*}; homes=("$POD/worker-${node##*-}"); }
+    for home in "${homes[@]}"; do cp "$5" "$home/${6#*:}"; done ;;
   "tpu-vm ssh") on_workers "$command" ;;
 esac
 """
@@ -55,7 +61,7 @@ class Pod(NamedTuple):
   script: Path
 
   def run(self, *flags, **environment) -> subprocess.CompletedProcess:
-    names = ("TPU_NAME", "ZONE", "PROJECT_ID", "ACCELERATOR_TYPE", "RUNTIME_VERSION")
+    names = ("TPU_NAME", "ZONE", "PROJECT_ID", "ACCELERATOR_TYPE", "RUNTIME_VERSION", "SLICES")
     env = {k: v for k, v in os.environ.items() if k not in names}
     env |= {"PATH": f"{self.folder / 'bin'}:{env['PATH']}", "POD": str(self.folder)} | environment
     command = [self.script, *flags]
@@ -355,6 +361,8 @@ def test_watch_only_looks_while_the_slice_is_queued_or_gcloud_does_not_answer(po
     (["run", *FLAGS, "--config=a", "--workdir=/mnt/shared/a"], "what is to be mounted at"),
     (["run", *FLAGS, "--config=a", "--workdir=/a", "--mount=x"], "give HOST:/SHARE or gs://"),
     (["watch", *WATCH, "--fresh"], "--fresh: watch would start over after each preemption"),
+    (["stop", *FLAGS, "--slices=0"], "--slices=0: give a number from 1 to 99"),
+    (["logs", *FLAGS, "--slice=1"], "--slice=1: give a number from 0 to 0, with --slices=N"),
     (["watch", "--interval=soon", *WATCH], "--interval=soon: give a number of seconds"),
     (["logs", *FLAGS, "--worker=all"], "--worker=all: give a number"),
     (
@@ -376,6 +384,52 @@ def test_help_names_every_subcommand_and_runs_nothing(pod):
   for name in ("create", "setup", "run", "logs", "status", "stop", "delete", "watch"):
     assert f"\n  {name} " in ran.stdout
   assert pod.calls() == []
+
+
+def test_several_slices_are_one_queued_resource_with_a_node_each(pod):
+  slices, node = [*FLAGS, "--slices=2"], ["--node-count=2", "--node-prefix=d"]
+  (create,) = dry(pod, "create", *slices, "--type=v5litepod-16")
+  assert create == [*QUEUED, "create", "d", *node, "--accelerator-type=v5litepod-16",
+                    "--runtime-version=v2-alpha-tpuv5-lite", *WHERE]  # fmt: skip
+  assert [call[4:7] for call in dry(pod, "stop", *slices)] == [
+    ["ssh", "d-0", "--worker=all"], ["ssh", "d-1", "--worker=all"],
+  ]  # fmt: skip
+  assert dry(pod, "delete", *slices) == dry(pod, "delete", *FLAGS)
+  assert dry(pod, "stop", *FLAGS, "--slices=1") == dry(pod, "stop", *FLAGS)
+  (logs,) = dry(pod, "logs", *slices, "--slice=1", "--worker=3")
+  assert logs[4:7] == ["ssh", "d-1", "--worker=3"]
+  copies = [call[6] for call in dry(pod, "setup", *slices) if "scp" in call]
+  assert copies == ["d-0:diffusion_jax.bundle", "d-1:diffusion_jax.bundle"]
+  first, second = dry(pod, "run", *slices, *TRAINING)
+  assert first[7] == second[7]
+  assert "--workdir=/runs/a --config.mesh.dcn_data=2 '" in first[7]
+  own = dry(pod, "run", *slices, *TRAINING, "--config.mesh.dcn_data=-1")[0][7]
+  assert "dcn_data=-1" in own
+  assert "dcn_data=2" not in own
+
+
+def test_watch_waits_until_all_slices_are_ready_and_trains_on_each(pod):
+  pod.plan("0")
+  (pod.folder / "machines.d-1").write_text("CREATING\n")
+  path = f"{pod.folder / 'bin'}:{os.environ['PATH']}"
+  watching = subprocess.Popen(
+    [pod.script, "watch", "--interval=0", "--slices=2", *WATCH],
+    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    env=os.environ | {"PATH": path, "POD": str(pod.folder)},
+  )  # fmt: skip
+  try:
+    wait_until(lambda: ["tpu-vm", "describe"] in [c[2:4] for c in read_calls(pod.folder / "calls")])
+    (pod.folder / "machines.d-1").unlink()
+    _, said = watching.communicate(timeout=60)
+  finally:
+    watching.kill()
+    watching.wait()
+  assert watching.returncode == 0, said
+  assert "slice: CREATING" in said
+  assert subcommands(pod.calls()) == ["create", "scp", "scp", "install", "install"] + ["launch"] * 2
+  for worker in (0, 1):
+    log = (pod.folder / f"worker-{worker}" / "train.log").read_text()
+    assert "--config.mesh.dcn_data=2" in log
 
 
 @pytest.mark.system

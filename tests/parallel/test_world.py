@@ -10,6 +10,13 @@ SLURM = {
   "SLURM_JOB_ID": "4100", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2",
   "SLURM_STEP_NODELIST": "gpu[07,09]", "SLURM_PROCID": "1", "SLURM_LOCALID": "0",
 }  # fmt: skip
+MEGASCALE = {
+  "MEGASCALE_NUM_SLICES": "3", "MEGASCALE_SLICE_ID": "2",
+  "MEGASCALE_COORDINATOR_ADDRESS": "t0:8080",
+}  # fmt: skip
+SLICE = {
+  "SLICE_NUM_PROCESSES": "4", "SLICE_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "a:1"
+}  # fmt: skip
 JAX = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 
 
@@ -53,6 +60,22 @@ def test_the_first_of_slurms_hosts(nodes, first):
       World("GKE", 4, 2, "t0:8476"),
     ),
     ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
+    # Of several slices, each lists its own hosts; processes are numbered slice by slice.
+    (
+      MEGASCALE | {"TPU_WORKER_HOSTNAMES": "t4,t5", "TPU_WORKER_ID": "1"},
+      World("GKE", 6, 5, "t0:8476"),
+    ),
+    (
+      MEGASCALE | {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
+      World("GKE", 3, 2, "t0:8476"),
+    ),
+    (MEGASCALE | SLICE, World("SLICE_* variables", 12, 9, "a:1")),
+    (
+      MEGASCALE | SLICE | {"MEGASCALE_NUM_SLICES": "1", "MEGASCALE_SLICE_ID": "0"},
+      World("SLICE_* variables", 4, 1, "a:1"),
+    ),
+    (SLICE, World("SLICE_* variables", 4, 1, "a:1")),
+    (MEGASCALE | JAX, World("JAX_* variables", 4, 3, "a:1")),
   ],
 )
 def test_what_the_environment_says(env, expected):
@@ -71,6 +94,8 @@ def test_a_cloud_tpu_is_left_to_jax(monkeypatch):
     ({"JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID is not set"),
     ({**JAX, "JAX_COORDINATOR_ADDRESS": ""}, "JAX_COORDINATOR_ADDRESS is not set"),
     ({**JAX, "JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two must be a number"),
+    ({"SLICE_NUM_PROCESSES": "2"}, r"SLICE_PROCESS_ID is not set; .* unset all SLICE_\*"),
+    (SLICE | {"MEGASCALE_NUM_SLICES": "2"}, "MEGASCALE_SLICE_ID is not set"),
   ],
 )
 def test_half_a_description_is_refused(env, words):
