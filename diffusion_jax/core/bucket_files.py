@@ -112,6 +112,8 @@ def explain(error: BaseException) -> str:
   """Return the reason why a bucket could not be used, in one line: the end of a long one."""
   *_, first = storage.chain(error)
   text = re.sub(r"\s+", " ", re.sub(r"\[[a-z_ ]+=.*", "", str(first), flags=re.S)).strip()
+  if isinstance(first, FileNotFoundError) and first.errno is None:  # its text is an address alone
+    text = f"no such bucket or file: {text}"
   return f"...{text[-200:]}" if len(text) > 200 else text or type(first).__name__
 
 

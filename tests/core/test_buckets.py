@@ -255,6 +255,12 @@ def test_an_address_of_no_folder_is_one_line(bucket, text):
     files.run_folder(text)
 
 
+def test_a_missing_bucket_is_called_so():
+  asked = FileNotFoundError("https://storage.example/b/none/o")
+  assert bucket_files.explain(asked) == f"no such bucket or file: {asked}"
+  assert bucket_files.explain(OSError("the network is down")) == "the network is down"
+
+
 @pytest.mark.parametrize("text", ["gs:/b/a", "gs:b/a"])
 def test_a_mistyped_address_is_shown_as_it_should_be(text):
   with pytest.raises(UserError, match="write gs://b/a for a bucket"):
