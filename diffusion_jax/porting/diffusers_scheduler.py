@@ -64,10 +64,10 @@ def _read_noise(stored: Mapping[str, Any], where: str) -> Sections:
   _check(stored, where, OFF)
   num = stored.get("num_train_timesteps", 1000)
   first, last = stored.get("beta_start", 1e-4), stored.get("beta_end", 0.02)
+  linear = {"name": "linear_vp", "num_timesteps": num, "beta_start": first, "beta_end": last}
   schedules = {
-    "linear": {
-      "name": "linear_vp", "num_timesteps": num, "beta_start": first, "beta_end": last,
-    },
+    "linear": linear,
+    "scaled_linear": {**linear, "beta_schedule": "scaled_linear"},
     "squaredcos_cap_v2": {"name": "cosine_vp", "num_timesteps": num},
   }  # fmt: skip
   process = _choice(stored, where, "beta_schedule", "linear", schedules)
@@ -149,7 +149,7 @@ def write_scheduler(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   return {
     "_class_name": "DDPMScheduler",
     "num_train_timesteps": process["num_timesteps"],
-    "beta_schedule": betas[process["name"]],
+    "beta_schedule": process.get("beta_schedule", betas[process["name"]]),
     **{name: process[name] for name in ("beta_start", "beta_end") if name in process},
     "prediction_type": theirs[prediction],
     "variance_type": names[variance],
