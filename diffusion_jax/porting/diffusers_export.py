@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.models import UNet
+from diffusion_jax.models import AutoencoderKL, UNet
+from diffusion_jax.porting.autoencoder_kl import AUTOENCODER_KL
 from diffusion_jax.porting.diffusers_scheduler import write_scheduler
 from diffusion_jax.porting.diffusers_unet import UNET_2D
 from diffusion_jax.porting.layout import DiffusersLayout, tensors_of_parameters
@@ -20,7 +21,7 @@ VERSION = "0.42.1"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-EXPORTED: Mapping[type, DiffusersLayout] = {UNet: UNET_2D}
+EXPORTED: Mapping[type, DiffusersLayout] = {UNet: UNET_2D, AutoencoderKL: AUTOENCODER_KL}
 """Network of ours -> its layout in diffusers."""
 
 
@@ -29,25 +30,27 @@ class Pipeline(NamedTuple):
 
   Attributes:
     kind: class of the network.
-    network, scheduler: their configs.
+    network: its config.
+    scheduler: config of the scheduler; None: the network is no pipeline, as an autoencoder.
     tensors: the network's weights by name.
   """
 
   kind: str
   network: Mapping[str, Any]
-  scheduler: Mapping[str, Any]
+  scheduler: Mapping[str, Any] | None
   tensors: Mapping[str, np.ndarray]
 
 
-def describe_pipeline(experiment: Experiment, spec: ImageSpec) -> tuple[dict, dict]:
-  """Return the configs of network and scheduler for a run.
+def describe_pipeline(experiment: Experiment, spec: ImageSpec) -> tuple[dict, dict | None]:
+  """Return the configs of network and scheduler for a run; a VAE has no scheduler.
 
   Raises:
     UserError: diffusers cannot represent the run; the message names the field.
   """
   num_labels = _num_labels(experiment, spec)
   config = _layout_of(experiment).write_config(experiment, spec, num_labels)
-  return config, write_scheduler(experiment.to_dict())
+  has_scheduler = "process" in experiment.sections
+  return config, write_scheduler(experiment.to_dict()) if has_scheduler else None
 
 
 def _layout_of(experiment: Experiment) -> DiffusersLayout:
@@ -56,13 +59,14 @@ def _layout_of(experiment: Experiment) -> DiffusersLayout:
     if isinstance(model, kind):
       return layout
   name = experiment.to_dict().get("model", {}).get("name")
-  raise UserError(f"`model.name={name}`: diffusers has no such network; a unet can be exported")
+  known = ", ".join(layout.layout.name for layout in EXPORTED.values())
+  raise UserError(f"`model.name={name}`: diffusers has no such network; {known} have")
 
 
 def _num_labels(experiment: Experiment, spec: ImageSpec) -> int:
   """Return the rows of the class table; a null class that was never trained is left out."""
   generative = experiment.sections["generative"]
-  if not generative.conditional:
+  if not getattr(generative, "conditional", False):
     return 0
   return spec.num_classes + bool(generative.label_dropout)
 
@@ -78,20 +82,40 @@ def make_pipeline(experiment: Experiment, spec: ImageSpec, params: Any) -> Pipel
 
 def write_pipeline(folder: Path, pipeline: Pipeline, write_tensors: Callable[..., None]) -> None:
   """Write a pipeline's files into a folder."""
+  version = {"_diffusers_version": VERSION}
+  if pipeline.scheduler is None:
+    _write_network(folder, pipeline, write_tensors)
+    return
   scheduler = pipeline.scheduler["_class_name"]
   index = {
     "_class_name": "DDPMPipeline" if scheduler == "DDPMScheduler" else "DDIMPipeline",
-    "_diffusers_version": VERSION,
+    **version,
     "scheduler": ["diffusers", scheduler],
     "unet": ["diffusers", pipeline.kind],
   }
   for name in ("unet", "scheduler"):
     (folder / name).mkdir()
-  version = {"_diffusers_version": VERSION}
   _write_json(folder / "model_index.json", index)
-  _write_json(folder / "unet" / "config.json", {**pipeline.network, **version})
   _write_json(folder / "scheduler" / "scheduler_config.json", {**pipeline.scheduler, **version})
-  write_tensors(folder / "unet" / WEIGHTS, pipeline.tensors, {"format": "pt"})
+  _write_network(folder / "unet", pipeline, write_tensors)
+
+
+def _write_network(folder: Path, pipeline: Pipeline, write_tensors: Callable[..., None]) -> None:
+  config = {**pipeline.network, "_diffusers_version": VERSION}
+  _write_json(folder / "config.json", config)
+  write_tensors(folder / WEIGHTS, pipeline.tensors, {"format": "pt"})
+
+
+def usage_of(pipeline: Pipeline) -> str:
+  """Return Python code that uses an exported folder, for its model card."""
+  if pipeline.scheduler is None:
+    kind, call = (
+      pipeline.kind,
+      "images = model.decode(model.encode(images).latent_dist.mean).sample",
+    )
+  else:
+    kind, call = "DDPMPipeline", "images = model(batch_size=16).images"
+  return f'from diffusers import {kind}\n\nmodel = {kind}.from_pretrained("FOLDER")\n{call}'
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -67,10 +67,11 @@ def _name(path: str, num_levels: int) -> str:
 
 def prepared(tensors: Tensors, network: UNet, spec: ImageSpec) -> Tensors:
   """Return the tensors with today's names of attention's layers and a row for the null class."""
-  return with_null_row(_with_new_names(tensors), LABELS, spec.num_classes)
+  return with_null_row(with_new_names(tensors), LABELS, spec.num_classes)
 
 
-def _with_new_names(tensors: Tensors) -> Tensors:
+def with_new_names(tensors: Tensors) -> Tensors:
+  """Return the tensors with today's names of attention's layers."""
 
   def renamed(name: str) -> str:
     *stem, layer, leaf = name.split(".")

@@ -90,11 +90,15 @@ class DiffusersLayout(NamedTuple):
     layout: the layout; its name is the class of diffusers.
     read_config: (content of config.json, file's name for messages) -> (sections, spec).
     write_config: (experiment, spec, rows of the class table) -> content of config.json.
+    assumed: fields that no config of this class tells, see `Described`.
+    any_side: True if the network takes images of any side, so that the user may choose another.
   """
 
   layout: Layout
   read_config: Callable[[Mapping[str, Any], str], tuple[Sections, ImageSpec]]
   write_config: Callable[[Experiment, ImageSpec, int], dict[str, Any]]
+  assumed: tuple[str, ...] = ()
+  any_side: bool = False
 
 
 class Source(NamedTuple):

@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from diffusion_jax.porting.autoencoder_kl import AUTOENCODER_KL_FILE, LATENT_DIFFUSION_KL
 from diffusion_jax.porting.diffusers_folder import is_diffusers, read_folder
 from diffusion_jax.porting.layout import Content, FileLayout, Source, Tensors
 from diffusion_jax.types import UserError
 from diffusion_jax.weight_files.weight_file import WeightFile, read_weights
 
-FILE_LAYOUTS: tuple[FileLayout, ...] = ()
+FILE_LAYOUTS: tuple[FileLayout, ...] = (AUTOENCODER_KL_FILE, LATENT_DIFFUSION_KL)
 """Layouts of single files, the first that recognises the tensors' names is taken."""
+
+IN_FOLDER = "diffusion_pytorch_model"
+"""First part of the names of files that belong to a folder of diffusers, whose config they need."""
 
 AVERAGES = ("ema", "ema_params", "params_ema", "model_ema", "state_dict", "model", "params")
 """Groups of a file that may hold the network, averages first."""
@@ -29,7 +33,9 @@ def open_source(path: Path, group: str | None = None, image_size: int | None = N
   if not path.exists():
     raise UserError(f"{path}: no such file or folder")
   if is_diffusers(path):
-    return read_folder(path)
+    return read_folder(path, image_size)
+  if path.name.startswith(IN_FOLDER) and is_diffusers(path.parent):
+    return read_folder(path.parent, image_size, path)
   read = read_weights(path)
   tensors, chosen = _group_of(read, group)
   for entry in FILE_LAYOUTS:
