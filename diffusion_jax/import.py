@@ -25,6 +25,8 @@ def main(argv: list[str]) -> None:
   print(f"imported {number:,} parameters of a {source.layout.name} into {args.out}")
   for line in assumptions(source, experiment):
     print(f"  assumed    {line}")
+  for note in source.described.notes:
+    print(f"  note       {note}")
   print(f"  sample     diffusion-jax sample --workdir={args.out} --num=64 --out=samples.png")
   print(f"  evaluate   diffusion-jax evaluate --workdir={args.out}")
 

@@ -38,11 +38,13 @@ class Described(NamedTuple):
     sections: sections of a config; fields that are missing keep their defaults.
     spec: shape of the images; `num_classes` without the null class.
     assumed: fields ("model.num_heads") whose values the source does not tell: the original's.
+    notes: sentences for the user on what the source does not tell or have.
   """
 
   sections: Sections
   spec: ImageSpec
   assumed: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()
 
 
 def _unchanged(tensors: Tensors, network: Any, of: Any) -> Tensors:

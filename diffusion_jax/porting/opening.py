@@ -5,11 +5,12 @@ from pathlib import Path
 
 from diffusion_jax.porting.autoencoder_kl import AUTOENCODER_KL_FILE, LATENT_DIFFUSION_KL
 from diffusion_jax.porting.diffusers_folder import is_diffusers, read_folder
+from diffusion_jax.porting.dit_weights import DIT
 from diffusion_jax.porting.layout import Content, FileLayout, Source, Tensors
 from diffusion_jax.types import UserError
 from diffusion_jax.weight_files.weight_file import WeightFile, read_weights
 
-FILE_LAYOUTS: tuple[FileLayout, ...] = (AUTOENCODER_KL_FILE, LATENT_DIFFUSION_KL)
+FILE_LAYOUTS: tuple[FileLayout, ...] = (DIT, AUTOENCODER_KL_FILE, LATENT_DIFFUSION_KL)
 """Layouts of single files, the first that recognises the tensors' names is taken."""
 
 IN_FOLDER = "diffusion_pytorch_model"
