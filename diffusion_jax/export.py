@@ -58,6 +58,8 @@ def main(argv: list[str]) -> None:
     usage = usage_of(pipeline)
     card = write_card(args.workdir.name, config, weights.meta, weights.step, metrics, usage)
     _write_folder(args.out, pipeline, card)
+    if pipeline.lacks:
+      print(f"  note       {pipeline.lacks}")
   print(f"exported {sum(x.size for x in _leaves(weights.params)):,} parameters to {args.out}")
 
 

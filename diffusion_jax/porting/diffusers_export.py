@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.models import AutoencoderKL, UNet
+from diffusion_jax.models import AutoencoderKL, DiT, UNet
 from diffusion_jax.porting.autoencoder_kl import AUTOENCODER_KL
+from diffusion_jax.porting.diffusers_dit import DIT_2D
 from diffusion_jax.porting.diffusers_scheduler import write_scheduler
 from diffusion_jax.porting.diffusers_unet import UNET_2D
 from diffusion_jax.porting.layout import DiffusersLayout, tensors_of_parameters
@@ -21,7 +22,13 @@ VERSION = "0.42.1"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-EXPORTED: Mapping[type, DiffusersLayout] = {UNet: UNET_2D, AutoencoderKL: AUTOENCODER_KL}
+PARTS = {"UNet2DModel": "unet", "DiTTransformer2DModel": "transformer"}
+"""Class of a network -> its folder in a pipeline."""
+
+
+EXPORTED: Mapping[type, DiffusersLayout] = {
+  UNet: UNET_2D, DiT: DIT_2D, AutoencoderKL: AUTOENCODER_KL,
+}  # fmt: skip
 """Network of ours -> its layout in diffusers."""
 
 
@@ -40,6 +47,30 @@ class Pipeline(NamedTuple):
   scheduler: Mapping[str, Any] | None
   tensors: Mapping[str, np.ndarray]
 
+  @property
+  def part(self) -> str:
+    """Name of the network's folder."""
+    return PARTS[self.kind]
+
+  @property
+  def name(self) -> str:
+    """Class of the pipeline; of the network if it is none."""
+    if self.scheduler is None:
+      return self.kind
+    if self.part == "transformer":
+      return "DiTPipeline"
+    return "DDIMPipeline" if self.scheduler["_class_name"] == "DDIMScheduler" else "DDPMPipeline"
+
+  @property
+  def lacks(self) -> str:
+    """Sentence on what the pipeline needs and this model does not have; empty: nothing."""
+    if self.name != "DiTPipeline":
+      return ""
+    return (
+      "`generative.name=diffusion`: diffusers' DiTPipeline decodes latents by an autoencoder; the "
+      "folder has transformer and scheduler only"
+    )
+
 
 def describe_pipeline(experiment: Experiment, spec: ImageSpec) -> tuple[dict, dict | None]:
   """Return the configs of network and scheduler for a run; a VAE has no scheduler.
@@ -47,6 +78,10 @@ def describe_pipeline(experiment: Experiment, spec: ImageSpec) -> tuple[dict, di
   Raises:
     UserError: diffusers cannot represent the run; the message names the field.
   """
+  if (name := experiment.to_dict()["generative"]["name"]) == "latent_diffusion":
+    raise UserError(
+      f"`generative.name={name}`: only diffusion models of images and autoencoders can be exported"
+    )
   num_labels = _num_labels(experiment, spec)
   config = _layout_of(experiment).write_config(experiment, spec, num_labels)
   has_scheduler = "process" in experiment.sections
@@ -86,18 +121,18 @@ def write_pipeline(folder: Path, pipeline: Pipeline, write_tensors: Callable[...
   if pipeline.scheduler is None:
     _write_network(folder, pipeline, write_tensors)
     return
-  scheduler = pipeline.scheduler["_class_name"]
+  part, scheduler = pipeline.part, pipeline.scheduler["_class_name"]
   index = {
-    "_class_name": "DDPMPipeline" if scheduler == "DDPMScheduler" else "DDIMPipeline",
+    "_class_name": pipeline.name,
     **version,
     "scheduler": ["diffusers", scheduler],
-    "unet": ["diffusers", pipeline.kind],
+    part: ["diffusers", pipeline.kind],
   }
-  for name in ("unet", "scheduler"):
+  for name in (part, "scheduler"):
     (folder / name).mkdir()
   _write_json(folder / "model_index.json", index)
   _write_json(folder / "scheduler" / "scheduler_config.json", {**pipeline.scheduler, **version})
-  _write_network(folder / "unet", pipeline, write_tensors)
+  _write_network(folder / part, pipeline, write_tensors)
 
 
 def _write_network(folder: Path, pipeline: Pipeline, write_tensors: Callable[..., None]) -> None:
@@ -108,13 +143,23 @@ def _write_network(folder: Path, pipeline: Pipeline, write_tensors: Callable[...
 
 def usage_of(pipeline: Pipeline) -> str:
   """Return Python code that uses an exported folder, for its model card."""
+  if pipeline.lacks:
+    scheduler = {} if pipeline.scheduler is None else pipeline.scheduler
+    parts = {
+      "network": (pipeline.kind, pipeline.part),
+      "scheduler": (scheduler.get("_class_name"), "scheduler"),
+    }
+    kinds = ", ".join(kind for kind, _ in parts.values())
+    lines = [
+      f'{name} = {kind}.from_pretrained("FOLDER", subfolder="{folder}")'
+      for name, (kind, folder) in parts.items()
+    ]
+    return "\n".join([f"from diffusers import {kinds}", "", *lines])
   if pipeline.scheduler is None:
-    kind, call = (
-      pipeline.kind,
-      "images = model.decode(model.encode(images).latent_dist.mean).sample",
-    )
+    call = "images = model.decode(model.encode(images).latent_dist.mean).sample"
   else:
-    kind, call = "DDPMPipeline", "images = model(batch_size=16).images"
+    call = "images = model(batch_size=16).images"
+  kind = pipeline.name
   return f'from diffusers import {kind}\n\nmodel = {kind}.from_pretrained("FOLDER")\n{call}'
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.porting.autoencoder_kl import AUTOENCODER_KL
+from diffusion_jax.porting.diffusers_dit import DIT_2D
 from diffusion_jax.porting.diffusers_scheduler import read_scheduler
 from diffusion_jax.porting.diffusers_unet import UNET_2D
 from diffusion_jax.porting.layout import Described, DiffusersLayout, Sections, Source
@@ -16,7 +17,8 @@ NETWORKS = ("unet", "transformer")
 """Folders of a pipeline that may hold its network."""
 
 LAYOUTS: Mapping[str, DiffusersLayout] = {
-  layout.layout.name: layout for layout in (UNET_2D, AUTOENCODER_KL)
+  **{layout.layout.name: layout for layout in (UNET_2D, DIT_2D, AUTOENCODER_KL)},
+  "Transformer2DModel": DIT_2D,  # the name of DiT's class before diffusers 0.28
 }
 """Class of diffusers -> its layout."""
 
@@ -75,6 +77,8 @@ def _with_scheduler(folder: Path, found: Sections, spec: ImageSpec) -> Sections:
   labels = {"conditional": bool(spec.num_classes), "label_dropout": 0.0}
   generative = {**sections["generative"], **labels, **found.get("generative", {})}
   model = {**found["model"], **sections.get("model", {})}
+  if model["learned_variance"]:  # whatever the scheduler makes of it
+    sections["loss"] = {"name": "hybrid"}
   return {**sections, **found, "generative": generative, "model": model}
 
 

@@ -173,7 +173,7 @@ def unet_for_diffusers(network: UNet, spec: ImageSpec, num_labels: int) -> dict[
     "decoder_attention": ("every",), "skip_scale": (1.0,), "resampling": ("convolution",),
     "input_residual": (False,), "embedding": ("positional", "positional_adm"),
     "noise_multiplier": (1,), "embedding_multiplier": (4,), "label_embedding": ("table",),
-    "time_scale": (1.0,), "augmentation_labels": (0,),
+    "augmentation_labels": (0,),
   }  # fmt: skip
   for field, allowed in only.items():
     if (value := getattr(network, field)) not in allowed:

@@ -66,12 +66,12 @@ def _block(name: str) -> str:
 
 
 def _prepared(tensors: Tensors, network: DiT, spec: ImageSpec) -> Tensors:
-  """Return the tensors with the patch embedding as a dense layer, and a row for the null class."""
+  """Return the tensors with a dense patch embedding and a row for the null class."""
   return with_null_row(unfolded(tensors, PATCHES), LABELS, spec.num_classes)
 
 
 def _restored(tensors: Tensors, network: DiT, num_labels: int) -> Tensors:
-  """Return the tensors with the patch embedding as a convolution, and `num_labels` classes."""
+  """Return the tensors with a convolution of patches and `num_labels` classes."""
   return with_rows(folded(tensors, PATCHES, network.patch), LABELS, num_labels)
 
 
