@@ -53,11 +53,16 @@ def experiment_of(source: Source, base: Sections, overrides: Sequence[Override])
 def assumptions(source: Source, experiment: Experiment) -> list[str]:
   """Return a line for each field that the source does not tell, with its value."""
   config = experiment.to_dict()
-  values = [(field, field.split(".")) for field in source.described.assumed]
-  return [
-    f"{field}={config[section][name]} (the file does not tell it; --config.{field}=... changes it)"
-    for field, (section, name) in values
-  ]
+  flags = {"image_size": source.described.spec.height, "architecture": source.layout.name}
+  lines = []
+  for name in source.described.assumed:
+    section, _, field = name.rpartition(".")
+    value = config[section].get(field) if section else flags[name]
+    lines.append(
+      f"{name}={value} (the file does not tell it; --{'config.' if section else ''}{name}=... "
+      "changes it)"
+    )
+  return lines
 
 
 def write_run(out: Path, source: Source, experiment: Experiment) -> int:

@@ -37,12 +37,15 @@ class Described(NamedTuple):
   Attributes:
     sections: sections of a config; fields that are missing keep their defaults.
     spec: shape of the images; `num_classes` without the null class.
-    assumed: fields ("model.num_heads") whose values the source does not tell: the original's.
+    assumed: fields ("model.num_heads") and flags of the import ("image_size", "architecture") whose
+      values the source does not tell: the original's.
+    layout: layout of this source, where it depends on more than the network; None: `FileLayout`'s.
   """
 
   sections: Sections
   spec: ImageSpec
   assumed: tuple[str, ...] = ()
+  layout: Any = None  # a Layout
 
 
 def _unchanged(tensors: Tensors, network: Any, of: Any) -> Tensors:
