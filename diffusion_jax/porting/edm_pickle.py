@@ -295,7 +295,7 @@ def _vp_recipe(module: _Module) -> dict[str, Any]:
       "name": "vp", "beta_min": first, "beta_max": first + module.number("beta_d", 19.9),
       "min_time": module.number("epsilon_t", 1e-5),
     },
-    "model": {"time_scale": (module.number("M", 1000) - 1) / 999},
+    "model": {"time_scale": (module.number("M", 1000.0) - 1) / 999},
     "loss": {"name": "simple"},
     "sampler": {"name": "heun", "spacing": "karras", "rho": 7.0, "steps": 18},
   }  # fmt: skip
@@ -303,7 +303,7 @@ def _vp_recipe(module: _Module) -> dict[str, Any]:
 
 def _iddpm_recipe(module: _Module) -> dict[str, Any]:
   """Return Improved DDPM's: eps on cosine betas, whose table of levels the file has as `u`."""
-  num_timesteps = round(module.number("M", 1000))
+  num_timesteps = round(module.number("M", 1000.0))
   return {
     "generative": {"name": "diffusion", "prediction": "eps"},
     "process": {
