@@ -1,4 +1,4 @@
-"""Pickles of NVlabs' EDM: a preconditioned U-Net as a persistent object, read without its source.
+"""Pickles of NVlabs' EDM: a preconditioned U-Net, read without running its source.
 
 Facts of NVlabs/edm: `training/networks.py` (names, preconditionings), `train.py` (recipes),
 `generate.py` and README (samplers). Shapes tell the network, names the side of the images; what is
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.models import UNet
-from diffusion_jax.porting.fused_unet import by_part, place_of, unet_pairs
+from diffusion_jax.porting.fused_unet import by_part, unet_place, unet_pairs
 from diffusion_jax.porting.layout import Content, Described, FileLayout, Layout
 from diffusion_jax.porting.tensors import Pair, Shape, Tensors
 from diffusion_jax.types import ImageSpec, UserError
@@ -41,7 +41,7 @@ PRECONDITIONINGS = ("EDMPrecond", "VPPrecond", "iDDPMPrecond")
 
 
 class _Form(NamedTuple):
-  """What names of tensors depend on.
+  """Facts on which the names of tensors depend.
 
   Attributes:
     side: side of the images.
@@ -62,7 +62,7 @@ def _pairs(network: UNet, shapes: Mapping[str, Shape], form: _Form) -> list[Pair
     return f"model.{way}.{side}x{side}_{what}"
 
   def name_of(layer: str, leaf: str) -> str:
-    at = place_of(layer)
+    at = unet_place(layer)
     outer = {
       "fourier": "model.map_noise", "conv_in/conv": place("enc", 0, "conv"),
       "norm_out/group": place("dec", 0, "aux_norm") if form.is_song else "model.out_norm",
@@ -118,8 +118,8 @@ def _restored(tensors: Tensors, network: UNet, num_labels: int, form: _Form) -> 
 
 
 def _layout_of(form: _Form) -> Layout:
-  bound = (functools.partial(call, form=form) for call in (_pairs, _prepared, _restored))
-  return Layout("edm", *bound)
+  pairs, prepared = functools.partial(_pairs, form=form), functools.partial(_prepared, form=form)
+  return Layout("edm", pairs, prepared, functools.partial(_restored, form=form))
 
 
 class _Module(NamedTuple):

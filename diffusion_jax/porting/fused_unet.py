@@ -1,4 +1,4 @@
-"""U-Nets with one tensor for attention's query, key and value, whose rows have several orders."""
+"""U-Nets with one tensor for attention's query, key and value, in several orders."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -21,7 +21,7 @@ AXES = {"parts": (0, 1, 2), "heads": (1, 0, 2), "channels": (1, 2, 0)}
 
 
 class Place(NamedTuple):
-  """Where a layer of our U-Net is.
+  """Place of a layer in our U-Net.
 
   Attributes:
     way: "down", "up", "middle" or "" for the layers outside.
@@ -40,7 +40,7 @@ class Place(NamedTuple):
   part: str
 
 
-def place_of(layer: str) -> Place:
+def unet_place(layer: str) -> Place:
   """Return the place of a layer by its path, e.g. "down1_block0_attention/qkv"."""
   place, _, part = layer.partition("/")
   stage, _, rest = place.partition("_")

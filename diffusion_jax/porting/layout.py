@@ -32,7 +32,7 @@ class Content(NamedTuple):
 
 
 class Described(NamedTuple):
-  """What a source tells of its network.
+  """Facts that a source tells of its network.
 
   Attributes:
     sections: sections of a config; fields that are missing keep their defaults.
@@ -53,7 +53,7 @@ def _unchanged(tensors: Tensors, network: Any, of: Any) -> Tensors:
 
 
 class Layout(NamedTuple):
-  """Where an architecture's tensors and our parameters meet.
+  """Correspondence of an architecture's tensors and our parameters.
 
   Attributes:
     name: name of the architecture, as in `imported.json` and messages, e.g. "guided-diffusion".

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from diffusion_jax.models import UNet
-from diffusion_jax.porting.fused_unet import RowOrder, by_part, place_of, unet_pairs
+from diffusion_jax.porting.fused_unet import RowOrder, by_part, unet_place, unet_pairs
 from diffusion_jax.porting.layout import Content, Described, FileLayout, Layout
 from diffusion_jax.porting.tensors import Pair, Shape, Tensors, with_null_row, with_rows
 from diffusion_jax.types import ImageSpec, UserError
@@ -33,13 +33,13 @@ SIDES = {
   (1, 2, 2, 2): 32, (1, 2, 3, 4): 64, (1, 1, 2, 3, 4): 128, (1, 1, 2, 2, 4, 4): 256,
   (1, 2, 2, 4, 4, 8, 8): 512,
 }  # fmt: skip
-"""Multipliers of the first width -> side of the images; the repositories have one for each side."""
+"""Multipliers of the first width -> side of the images, by which the originals choose them."""
 
 UPWARDS = re.compile(r"output_blocks\.(\d+)\.[1-9]\d*\.(conv|in_layers\.2)\.weight")
 """Weight of a layer that doubles the resolution."""
 
 
-def pairs(network: UNet, shapes: Mapping[str, Shape]) -> list[Pair]:
+def _pairs(network: UNet, shapes: Mapping[str, Shape]) -> list[Pair]:
   """Return the table of a network's parameters and the tensors that hold them.
 
   Args:
@@ -51,7 +51,7 @@ def pairs(network: UNet, shapes: Mapping[str, Shape]) -> list[Pair]:
   def name_of(layer: str, leaf: str) -> str:
     if layer in TOP:
       return f"{TOP[layer]}.{leaf}"
-    at = place_of(layer)
+    at = unet_place(layer)
     if at.way == "middle":
       return f"middle_block.{1 if at.has_attention else 2 * at.number}.{IN_BLOCK[at.part]}.{leaf}"
     number = network.num_blocks if at.kind in ("half", "double") else at.number
@@ -78,7 +78,7 @@ def _restored(tensors: Tensors, network: UNet, num_labels: int, order: RowOrder)
 
 
 class _Structure(NamedTuple):
-  """What names and shapes tell of a network."""
+  """Structure that names and shapes tell."""
 
   multipliers: tuple[int, ...]
   num_blocks: int
@@ -227,7 +227,7 @@ def _layout(name: str, order: RowOrder, recognises: Any, is_guided: bool) -> Fil
   prepared = functools.partial(_prepared, order=order)
   restored = functools.partial(_restored, order=order)
   describe = functools.partial(_describe, is_guided=is_guided)
-  return FileLayout(Layout(name, pairs, prepared, restored), recognises, describe)
+  return FileLayout(Layout(name, _pairs, prepared, restored), recognises, describe)
 
 
 OPENAI_UNETS = (

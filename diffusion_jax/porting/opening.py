@@ -1,4 +1,4 @@
-"""Recognise the weights that a user gives: a folder of diffusers, or a file of a known layout."""
+"""Open weights that a user gives: a folder of diffusers, or a file of a known layout."""
 
 from collections.abc import Mapping
 from pathlib import Path

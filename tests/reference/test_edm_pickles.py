@@ -15,9 +15,16 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
+from diffusion_jax.porting.edm_pickle import EDM_PICKLE  # noqa: E402
 from diffusion_jax.porting.imported import experiment_of  # noqa: E402
-from diffusion_jax.porting.layout import parameters_of, tensors_of_parameters  # noqa: E402
+from diffusion_jax.porting.layout import (  # noqa: E402
+  Content,
+  Source,
+  parameters_of,
+  tensors_of_parameters,
+)
 from diffusion_jax.porting.opening import open_source  # noqa: E402
+from diffusion_jax.runs.stored import load_experiment  # noqa: E402
 from diffusion_jax.types import Condition  # noqa: E402
 
 pytestmark = pytest.mark.reference
@@ -247,7 +254,7 @@ class VPPrecond(_Precond):
     return x - s * self.model(x / (s**2 + 1) ** 0.5, (999 * t).float(), labels)
 
 
-class iDDPMPrecond(_Precond):  # noqa: N801
+class iDDPMPrecond(_Precond):
   def __init__(self, model, **kwargs):
     super().__init__(model, **kwargs)
     f = np.sin(0.5 * np.pi * np.arange(1001) / 1000 / 1.008) ** 2
@@ -322,7 +329,6 @@ def test_an_imported_network_denoises_the_same_and_goes_back_bit_by_bit(name, tm
     out = network(given, torch.tensor(sigma / alpha, dtype=torch.float32), labels)
   exact = out.numpy().transpose(0, 2, 3, 1)
   error = np.abs(found - exact).max((1, 2, 3)) / exact.std((1, 2, 3))
-  print(name, error)
   assert error.max() < 1e-4
   config = experiment.sections["model"]
   arrays = tensors_of_parameters(source.layout, params, config, spec.num_classes)
@@ -331,6 +337,33 @@ def test_an_imported_network_denoises_the_same_and_goes_back_bit_by_bit(name, tm
   for key, value in state.items():
     assert arrays[key].shape == value.shape, key
     assert arrays[key].tobytes() == value.numpy().tobytes(), key
+
+
+CIFAR = {"side": 32, "width": 128, "multipliers": (2, 2, 2), "blocks": 4, "attended": (16,)}
+PUBLISHED = {
+  "edm_cifar": (CIFAR | {"augment": 9}, 55_733_891),
+  "edm_cifar_cond": (CIFAR | {"augment": 9, "labels": 10}, 55_735_299),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_networks_are_those_of_our_configs(name):
+  options, number = PUBLISHED[name]
+  with torch.device("meta"):
+    network = SongUNet(**options)
+  state = {f"model.{key}": value for key, value in network.state_dict().items()}
+  assert sum(value.numel() for value in network.parameters()) == number
+  tensors = {key: np.broadcast_to(np.float32(0), value.shape) for key, value in state.items()}
+  facts = {
+    "class_name": "EDMPrecond", "init_kwargs": {"dropout": 0.13}, "modules": {"model": "SongUNet"},
+  }  # fmt: skip
+  described = EDM_PICKLE.describe(Content(tensors, {"ema": facts}, None, "file"))
+  source = Source(described.layout, described, tensors, {}, "file")
+  ours, found = load_experiment(name, ()).to_dict(), experiment_of(source, {}, []).to_dict()
+  for config in (ours, found):
+    del config["generative"]["label_dropout"]  # of an unconditional one it says nothing
+  for section in ("generative", "process", "model", "loss", "sampler"):
+    assert found[section] == ours[section], section
 
 
 def test_the_program_imports_a_snapshot_with_its_own_facts(tmp_path):

@@ -13,8 +13,14 @@ from torch import nn  # noqa: E402
 
 from diffusion_jax.core.trees import named_leaves  # noqa: E402
 from diffusion_jax.porting.imported import experiment_of  # noqa: E402
-from diffusion_jax.porting.layout import parameters_of, tensors_of_parameters  # noqa: E402
-from diffusion_jax.porting.opening import open_source  # noqa: E402
+from diffusion_jax.porting.layout import (  # noqa: E402
+  Content,
+  Source,
+  parameters_of,
+  tensors_of_parameters,
+)
+from diffusion_jax.porting.opening import FILE_LAYOUTS, open_source  # noqa: E402
+from diffusion_jax.runs.stored import load_experiment  # noqa: E402
 from diffusion_jax.types import Condition  # noqa: E402
 
 pytestmark = pytest.mark.reference
@@ -188,7 +194,7 @@ def stored(name, folder):
   generator = torch.Generator().manual_seed(1)
   network = NETWORKS[name]().eval()
   state = {
-    key: torch.randn(value.shape, generator=generator) * 0.1 + (key_is_scale(key, value))
+    key: torch.randn(value.shape, generator=generator) * 0.1 + is_scale(key, value)
     for key, value in network.state_dict().items()
   }
   network.load_state_dict(state)
@@ -196,7 +202,7 @@ def stored(name, folder):
   return network, state, folder / f"{name}.pt"
 
 
-def key_is_scale(key, value):
+def is_scale(key, value):
   return float(value.ndim == 1 and key.endswith("weight"))
 
 
@@ -221,7 +227,6 @@ def test_an_imported_network_computes_the_same_and_goes_back_bit_by_bit(name, tm
     out = network(*given, *([] if y is None else [torch.from_numpy(y)]))
   exact = out.numpy().transpose(0, 2, 3, 1)
   error = np.abs(found - exact).max() / exact.std()
-  print(name, error)
   assert error < 1e-4
   arrays = params_as_tensors(source, experiment, params)
   assert arrays.keys() == state.keys()
@@ -233,6 +238,44 @@ def test_an_imported_network_computes_the_same_and_goes_back_bit_by_bit(name, tm
 def params_as_tensors(source, experiment, params):
   num_classes = source.described.spec.num_classes
   return tensors_of_parameters(source.layout, params, experiment.sections["model"], num_classes)
+
+
+PUBLISHED = {
+  "improved-diffusion CIFAR-10": ((128, (1, 2, 2, 2), 3, (1, 2), {}), 52_546_438),
+  "improved-diffusion ImageNet-64": ((128, (1, 2, 3, 4), 3, (2, 3), {}), 121_063_942),
+  "ADM-64": ((192, (1, 2, 3, 4), 3, (1, 2, 3), {"guided": True, "labels": 1000}), 295_904_454),
+  "ADM-256": (
+    (256, (1, 1, 2, 2, 4, 4), 2, (3, 4, 5), {"guided": True, "labels": 1000}), 553_838_086,
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_networks_are_described_by_their_shapes(name):
+  """Their exact numbers of parameters, and for CIFAR-10 the whole of our own config."""
+  (width, multipliers, blocks, attended, more), number = PUBLISHED[name]
+  with torch.device("meta"):
+    widths = tuple(width * multiplier for multiplier in multipliers)
+    state = UNet(widths, blocks, attended, heads_of_64, time=width, **more).state_dict()
+  assert sum(value.numel() for value in state.values()) == number
+  tensors = {key: np.broadcast_to(np.float32(0), value.shape) for key, value in state.items()}
+  entry = next(entry for entry in FILE_LAYOUTS if entry.recognises(tensors.keys()))
+  described = entry.describe(Content(tensors, {}, None, "file"))
+  source = Source(entry.layout, described, tensors, {}, "file")
+  experiment = experiment_of(source, {}, [])
+  network, spec = experiment.sections["model"], described.spec
+  num_labels = spec.num_classes + 1 if spec.num_classes else 0
+  made = jax.eval_shape(network.create(spec, num_labels).init, jax.random.key(0))
+  shapes = {path: leaf.shape for path, leaf in named_leaves(made).items()}
+  null = 4 * width if spec.num_classes else 0
+  assert sum(map(np.prod, shapes.values())) == number + null
+  named = {theirs for pair in entry.layout.pairs(network, shapes) for theirs in pair.theirs}
+  assert named == tensors.keys()
+  if name == "improved-diffusion CIFAR-10":
+    ours, found = load_experiment("iddpm_cifar", ()).to_dict(), experiment.to_dict()
+    for section in ("process", "model", "loss", "sampler", "vlb"):
+      assert found[section] == ours[section], section
+    assert found["generative"]["prediction"] == ours["generative"]["prediction"]
 
 
 def test_the_wrong_order_of_rows_computes_something_else(tmp_path):
