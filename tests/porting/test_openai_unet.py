@@ -10,7 +10,7 @@ from numpy_draws import normal
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import UNet
 from diffusion_jax.porting import openai_unet
-from diffusion_jax.porting.fused_unet import by_part, unet_place, rows_by_part
+from diffusion_jax.porting.fused_unet import by_part, rows_by_part, unet_place
 from diffusion_jax.porting.imported import assumptions, experiment_of
 from diffusion_jax.porting.layout import Content, Source
 from diffusion_jax.porting.opening import FILE_LAYOUTS, open_source
@@ -163,6 +163,14 @@ def test_the_published_order_of_adm_64_is_recognised_by_its_names():
     (
       lambda t: t.update({"out.2.weight": np.zeros((1000, 32, 3, 3))}),
       "takes 3 channels and gives 1000",
+    ),
+    (
+      lambda t: t.update({"input_blocks.999999999.op.weight": np.zeros(1)}),
+      "5 input and 4 output blocks",
+    ),
+    (
+      lambda t: t.update({"out.2.weight": np.zeros((6, 0))}),
+      r"out\.2\.weight has the shape \[6, 0\], this architecture needs 4 axes",
     ),
     (
       lambda t: t.update({"input_blocks.0.0.weight": np.zeros((48, 3, 3, 3))}),
