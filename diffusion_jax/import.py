@@ -18,7 +18,7 @@ from diffusion_jax.runs.stored import load_experiment
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
   base = {} if args.config is None else load_experiment(args.config, ()).to_dict()
-  source = open_source(args.source, args.group, args.image_size)
+  source = open_source(args.source, args.group, args.image_size, args.architecture)
   source = source._replace(origin={**source.origin, "source": str(args.source)})
   experiment = experiment_of(source, base, overrides)
   number = write_run(args.out, source, experiment)
@@ -38,6 +38,9 @@ def parser() -> command_line.Parser:
   flags.add_argument("--group", help="group of a file's arrays to read, e.g. model; default: ema")
   flags.add_argument("--image_size", type=int, metavar="PIXELS",
                      help="side of the images, where the file does not tell it")  # fmt: skip
+  flags.add_argument(
+    "--architecture", help="layout of the file's tensors, where it is not the one assumed"
+  )
   flags.add_argument("--config", help="config with the data, optimizer and training")
   return flags
 

@@ -100,34 +100,42 @@ def _describe(content: Content) -> Described:
   Raises:
     UserError: it is of a variant of theirs with other parts.
   """
-  told = content.facts.get("args")
-  told = told if isinstance(told, Mapping) else {}
+  return _described(content, _is_sit(content))
+
+
+def _describe_sit(content: Content) -> Described:
+  return _described(content, is_sit=True)
+
+
+def _described(content: Content, is_sit: bool) -> Described:
+  told = _told(content)
   network, spec, assumed = _network(content, told)
-  latents = spec.num_levels is None
-  conditional = spec.num_classes > 0
+  has_pixels = spec.num_levels is not None
   dropout = 0.1 if len(content.tensors[LABELS]) > spec.num_classes else 0.0
-  if _is_sit(content, told):
+  if is_sit:
     sections = _recipe_of_sit(content, told, network)
   else:
-    sections = _recipe_of_dit(network, clip=not latents)
-  sections["generative"] |= {"conditional": conditional, "label_dropout": dropout}
-  if conditional and dropout:
+    sections = _recipe_of_dit(network, clip=has_pixels)
+  sections["generative"] |= {"conditional": True, "label_dropout": dropout}
+  if dropout:
     sections["guidance"] = {"weight": 1.5}
     assumed = (*assumed, "guidance.weight")
-  return Described(sections, spec, assumed, _notes(content, told, spec))
-
-
-def _notes(content: Content, told: Mapping[str, Any], spec: ImageSpec) -> tuple[str, ...]:
-  notes = []
   if not told:
-    name = "SiT, as its name says" if _is_sit(content, told) else "DiT: its name has no SiT in it"
-    notes.append(f"the file is read as one of {name}; both have the same tensors")
-  if spec.num_levels is None:
-    notes.append(
-      f"its images are latents of {spec.height}x{spec.width}x{spec.channels}, and the autoencoder "
-      "that decodes them is not part of the file"
-    )
-  return tuple(notes)
+    assumed = ("architecture", *assumed)
+  notes = () if has_pixels else (_LATENTS.format(spec=spec),)
+  return Described(sections, spec, assumed, _SIT if is_sit else _DIT, notes)
+
+
+_LATENTS = (
+  "its images are latents of {spec.height}x{spec.width}x{spec.channels}; the autoencoder that "
+  "decodes them is not part of the file"
+)
+
+
+def _told(content: Content) -> Mapping[str, Any]:
+  """Return the arguments of the training script, {} if the file has none."""
+  told = content.facts.get("args")
+  return told if isinstance(told, Mapping) else {}
 
 
 def _network(
@@ -194,9 +202,9 @@ def _check_positions(found: np.ndarray, grid: int, where: str) -> None:
     )
 
 
-def _is_sit(content: Content, told: Mapping[str, Any]) -> bool:
+def _is_sit(content: Content) -> bool:
   """Return whether a file is of SiT: its arguments tell it, or else its name."""
-  if told:
+  if told := _told(content):
     return "path_type" in told or str(told.get("model", "")).startswith("SiT")
   return "sit" in re.split(r"[^a-z]+", content.where.rpartition("/")[2].lower())
 
@@ -232,6 +240,11 @@ def _recipe_of_sit(
   }
 
 
-DIT = FileLayout(
-  Layout("DiT", _pairs, _prepared, _restored, frozenset({POSITIONS})), _recognises, _describe
-)
+_UNUSED = frozenset({POSITIONS})
+_DIT = Layout("DiT", _pairs, _prepared, _restored, _UNUSED)
+_SIT = Layout("SiT", _pairs, _prepared, _restored, _UNUSED)
+DIT = FileLayout(_DIT, _recognises, _describe)
+"""Files of DiT, and of SiT where their arguments or their name say so."""
+
+SIT = FileLayout(_SIT, _recognises, _describe_sit)
+"""Files that the user says to be of SiT."""

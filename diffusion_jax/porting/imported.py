@@ -53,11 +53,18 @@ def experiment_of(source: Source, base: Sections, overrides: Sequence[Override])
 def assumptions(source: Source, experiment: Experiment) -> list[str]:
   """Return a line for each field that the source does not tell, with its value."""
   config = experiment.to_dict()
-  values = [(field, field.split(".")) for field in source.described.assumed]
-  return [
-    f"{field}={config[section][name]} (the file does not tell it; --config.{field}=... changes it)"
-    for field, (section, name) in values
-  ]
+  flags = {"image_size": source.described.spec.height, "architecture": source.layout.name}
+  lines = []
+  for name in source.described.assumed:
+    section, _, field = name.rpartition(".")
+    value = config[section].get(field) if section else flags[name]
+    if section and value != source.described.sections[section].get(field):
+      continue  # the user gave another one
+    lines.append(
+      f"{name}={value} (the file does not tell it; --{'config.' if section else ''}{name}=... "
+      "changes it)"
+    )
+  return lines
 
 
 def write_run(out: Path, source: Source, experiment: Experiment) -> int:
@@ -98,7 +105,8 @@ def _umask() -> int:
 def _state(params: Params, model: GenerativeModel, experiment: Experiment) -> TrainState:
   """Return the state before the first step with the imported parameters."""
   init = make_init(model, experiment.optimizers, experiment.training, experiment.ema.names())
-  state = jax.jit(init)(np.uint32(experiment.training.seed))
+  rest = lambda seed: init(seed)._replace(params=None)  # noqa: E731, drops what is never drawn
+  state = jax.jit(rest)(np.uint32(experiment.training.seed))
   state = state._replace(params=jax.tree.map(jnp.asarray, params))
   mesh = create_mesh(MeshShape(), jax.devices()[:1])
   return jax.device_put(state, state_shardings(mesh, state))

@@ -32,18 +32,21 @@ class Content(NamedTuple):
 
 
 class Described(NamedTuple):
-  """What a source tells of its network.
+  """Facts that a source tells of its network.
 
   Attributes:
     sections: sections of a config; fields that are missing keep their defaults.
     spec: shape of the images; `num_classes` without the null class.
-    assumed: fields ("model.num_heads") whose values the source does not tell: the original's.
-    notes: sentences for the user on what the source does not tell or have.
+    assumed: fields ("model.num_heads") and flags of the import ("image_size", "architecture") whose
+      values the source does not tell: the original's.
+    layout: layout of this source, where it depends on more than the network; None: `FileLayout`'s.
+    notes: sentences for the user on what the source does not have.
   """
 
   sections: Sections
   spec: ImageSpec
   assumed: tuple[str, ...] = ()
+  layout: Any = None  # a Layout
   notes: tuple[str, ...] = ()
 
 
@@ -52,7 +55,7 @@ def _unchanged(tensors: Tensors, network: Any, of: Any) -> Tensors:
 
 
 class Layout(NamedTuple):
-  """Where an architecture's tensors and our parameters meet.
+  """Correspondence of an architecture's tensors and our parameters.
 
   Attributes:
     name: name of the architecture, as in `imported.json` and messages, e.g. "guided-diffusion".

@@ -1,16 +1,20 @@
-"""Recognise the weights that a user gives: a folder of diffusers, or a file of a known layout."""
+"""Open weights that a user gives: a folder of diffusers, or a file of a known layout."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from diffusion_jax.porting.autoencoder_kl import AUTOENCODER_KL_FILE, LATENT_DIFFUSION_KL
 from diffusion_jax.porting.diffusers_folder import is_diffusers, read_folder
-from diffusion_jax.porting.dit_weights import DIT
+from diffusion_jax.porting.dit_weights import DIT, SIT
+from diffusion_jax.porting.edm_pickle import EDM_PICKLE
 from diffusion_jax.porting.layout import Content, FileLayout, Source, Tensors
+from diffusion_jax.porting.openai_unet import OPENAI_UNETS
 from diffusion_jax.types import UserError
 from diffusion_jax.weight_files.weight_file import WeightFile, read_weights
 
-FILE_LAYOUTS: tuple[FileLayout, ...] = (DIT, AUTOENCODER_KL_FILE, LATENT_DIFFUSION_KL)
+FILE_LAYOUTS: tuple[FileLayout, ...] = (
+  *OPENAI_UNETS, EDM_PICKLE, DIT, SIT, AUTOENCODER_KL_FILE, LATENT_DIFFUSION_KL,
+)  # fmt: skip
 """Layouts of single files, the first that recognises the tensors' names is taken."""
 
 IN_FOLDER = "diffusion_pytorch_model"
@@ -20,13 +24,19 @@ AVERAGES = ("ema", "ema_params", "params_ema", "model_ema", "state_dict", "model
 """Groups of a file that may hold the network, averages first."""
 
 
-def open_source(path: Path, group: str | None = None, image_size: int | None = None) -> Source:
+def open_source(
+  path: Path,
+  group: str | None = None,
+  image_size: int | None = None,
+  architecture: str | None = None,
+) -> Source:
   """Read the weights of another library.
 
   Args:
     path: a file of weights, or a folder of diffusers.
     group: key of the file's group of arrays to read; None: the averaged weights if there are any.
     image_size: side of the images, pixels, for files that do not tell it.
+    architecture: name of the file's layout; None: the first that recognises the tensors' names.
 
   Raises:
     UserError: the file is missing, damaged or of an unknown architecture, one line.
@@ -39,15 +49,26 @@ def open_source(path: Path, group: str | None = None, image_size: int | None = N
     return read_folder(path.parent, image_size, path)
   read = read_weights(path)
   tensors, chosen = _group_of(read, group)
-  for entry in FILE_LAYOUTS:
-    if entry.recognises(tensors.keys()):
-      where = f"{path}" if chosen is None else f"{path} ({chosen})"
-      described = entry.describe(Content(tensors, read.facts, image_size, where))
-      file = {path.name: {"sha256": read.sha256, "bytes": path.stat().st_size}}
-      origin = {"format": read.format, "architecture": entry.layout.name, "files": file}
-      origin |= {} if chosen is None else {"group": chosen}
-      return Source(entry.layout, described, tensors, origin, where)
+  entry = _entry_of(path, tensors, architecture)
+  where = f"{path}" if chosen is None else f"{path} ({chosen})"
+  described = entry.describe(Content(tensors, read.facts, image_size, where))
+  layout = described.layout or entry.layout
+  file = {path.name: {"sha256": read.sha256, "bytes": path.stat().st_size}}
+  origin = {"format": read.format, "architecture": layout.name, "files": file}
+  origin |= {} if chosen is None else {"group": chosen}
+  return Source(layout, described, tensors, origin, where)
+
+
+def _entry_of(path: Path, tensors: Tensors, architecture: str | None) -> FileLayout:
+  """Return the layout that the user names, or the first that recognises the names of tensors."""
   known = ", ".join(entry.layout.name for entry in FILE_LAYOUTS)
+  for entry in FILE_LAYOUTS:
+    if architecture == entry.layout.name:
+      return entry
+    if architecture is None and entry.recognises(tensors.keys()):
+      return entry
+  if architecture is not None:
+    raise UserError(f"--architecture={architecture}: must be one of {known}")
   first = ", ".join(list(tensors)[:3])
   raise UserError(
     f"{path}: an unknown architecture (its first tensors are {first}); known are {known}, and "

@@ -10,7 +10,7 @@ from diffusion_jax.core.stacking import unstack_layers
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import DiT
 from diffusion_jax.models.embeddings import position_embedding
-from diffusion_jax.porting.dit_weights import DIT
+from diffusion_jax.porting.dit_weights import DIT, SIT
 from diffusion_jax.porting.imported import experiment_of
 from diffusion_jax.porting.layout import (
   Content,
@@ -24,7 +24,7 @@ SPEC = ImageSpec(8, 8, 4, None, 5)
 NETWORK = DiT(depth=3, hidden=48, heads=3, patch=2, learned_variance=True)
 FLAT = jax.eval_shape(NETWORK.create(SPEC, 6).init, jax.random.key(0))
 SHAPES = {name: leaf.shape for name, leaf in named_leaves(unstack_layers(FLAT)).items()}
-SIT = {"model": "SiT-S/2", "path_type": "Linear", "prediction": "velocity"}
+SIT_ARGS = {"model": "SiT-S/2", "path_type": "Linear", "prediction": "velocity"}
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +91,16 @@ def test_a_dit_is_described(tensors):
     "name": "diffusion", "prediction": "eps", "conditional": True, "label_dropout": 0.1,
   }  # fmt: skip
   assert found.sections["sampler"]["clip"] is False
-  assert found.assumed == ("model.heads", "guidance.weight")
-  assert "no SiT in it" in found.notes[0]
-  assert "latents of 8x8x4" in found.notes[1]
+  assert found.assumed == ("architecture", "model.heads", "guidance.weight")
+  assert "latents of 8x8x4" in found.notes[0]
 
 
-@pytest.mark.parametrize("where", ["runs/0400000.pt (ema)", "SiT-XL-2-256.pt"])
-def test_a_sit_is_told_by_its_arguments_or_its_name(tensors, where):
-  facts = {} if "SiT" in where else {"args": {**SIT, "num_classes": 5}}
-  found = described(tensors, facts, where)
+@pytest.mark.parametrize("where", ["runs/0400000.pt (ema)", "SiT-XL-2-256.pt", "asked"])
+def test_a_sit_is_told_by_its_arguments_its_name_or_the_user(tensors, where):
+  facts = {"args": {**SIT_ARGS, "num_classes": 5}} if "ema" in where else {}
+  entry = SIT if where == "asked" else DIT
+  found = entry.describe(Content(tensors, facts, None, where))
+  assert found.layout.name == "SiT"
   assert found.sections["process"] == {"name": "flow"}
   model = found.sections["model"]
   assert (model["from_noise"], model["time_scale"], model["spare_outputs"]) == (True, 1 / 999, True)
@@ -107,7 +108,7 @@ def test_a_sit_is_told_by_its_arguments_or_its_name(tensors, where):
     assert model["heads"] == 6
     assert found.assumed == ("guidance.weight",)
   else:
-    assert "SiT, as its name says" in found.notes[0]
+    assert found.assumed[0] == "architecture"
   source = Source(DIT.layout, found, tensors, {}, where)
   params = parameters_of(source, experiment_of(source, {}, []))
   back = tensors_of_parameters(DIT.layout, params, DiT(depth=3, hidden=48), 6)
@@ -156,8 +157,8 @@ def test_another_architectures_tensors_are_refused(tensors, change, said):
 @pytest.mark.parametrize(
   ("told", "said"),
   [
-    ({**SIT, "path_type": "VP"}, "path_type=VP is not supported; needed Linear"),
-    ({**SIT, "prediction": "score"}, "prediction=score is not supported; needed velocity"),
+    ({**SIT_ARGS, "path_type": "VP"}, "path_type=VP is not supported; needed Linear"),
+    ({**SIT_ARGS, "prediction": "score"}, "prediction=score is not supported; needed velocity"),
     ({"model": "DiT-S/2", "num_classes": 9}, "num_classes=9, and its table of classes has 6 rows"),
   ],
 )

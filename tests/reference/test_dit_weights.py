@@ -124,7 +124,7 @@ def test_the_program_makes_a_run_of_a_file(tmp_path, capsys):
   assert "imported" in said
   assert "parameters of a DiT" in said
   assert "model.heads=3 (the file does not tell it" in said
-  assert "its name has no SiT in it" in said
+  assert "architecture=DiT (the file does not tell it; --architecture=" in said
   out = tmp_path / "images.npz"
   sample.main([
     f"--workdir={tmp_path / 'run'}", "--num=3", f"--out={out}",
