@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.models import AutoencoderKL, DiT, UNet
-from diffusion_jax.porting.autoencoder_kl import AUTOENCODER_KL
 from diffusion_jax.porting.diffusers_dit import DIT_2D
 from diffusion_jax.porting.diffusers_scheduler import write_scheduler
 from diffusion_jax.porting.diffusers_unet import UNET_2D
+from diffusion_jax.porting.kl_weights import AUTOENCODER_KL
 from diffusion_jax.porting.layout import DiffusersLayout, tensors_of_parameters
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.types import ImageSpec, UserError

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.porting.autoencoder_kl import AUTOENCODER_KL
 from diffusion_jax.porting.diffusers_dit import DIT_2D
 from diffusion_jax.porting.diffusers_scheduler import read_scheduler
 from diffusion_jax.porting.diffusers_unet import UNET_2D
+from diffusion_jax.porting.kl_weights import AUTOENCODER_KL
 from diffusion_jax.porting.layout import Described, DiffusersLayout, Sections, Source
 from diffusion_jax.types import ImageSpec, UserError
 from diffusion_jax.weight_files.weight_file import WeightFile, read_weights

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from diffusion_jax.porting.autoencoder_kl import AUTOENCODER_KL_FILE, LATENT_DIFFUSION_KL
 from diffusion_jax.porting.diffusers_folder import is_diffusers, read_folder
 from diffusion_jax.porting.dit_weights import DIT, SIT
 from diffusion_jax.porting.edm_pickle import EDM_PICKLE
+from diffusion_jax.porting.kl_weights import AUTOENCODER_KL_FILE, LATENT_DIFFUSION_KL
 from diffusion_jax.porting.layout import Content, FileLayout, Source, Tensors
 from diffusion_jax.porting.openai_unet import OPENAI_UNETS
 from diffusion_jax.types import UserError
@@ -18,7 +18,7 @@ FILE_LAYOUTS: tuple[FileLayout, ...] = (
 """Layouts of single files, the first that recognises the tensors' names is taken."""
 
 IN_FOLDER = "diffusion_pytorch_model"
-"""First part of the names of files that belong to a folder of diffusers, whose config they need."""
+"""Start of the names of weights in folders of diffusers, beside which their config is."""
 
 AVERAGES = ("ema", "ema_params", "params_ema", "model_ema", "state_dict", "model", "params")
 """Groups of a file that may hold the network, averages first."""

@@ -50,15 +50,21 @@ def test_any_sides_that_the_factor_divides_have_smaller_latents():
   assert jax.eval_shape(networks.decode, params, mean).shape == (2, 20, 14, 3)
 
 
-def test_sides_and_values_that_do_not_fit_are_refused():
+def test_sides_that_cannot_be_halved_are_refused():
   with pytest.raises(ValueError, match="divisible by 8"):
     AutoencoderKL().create(ImageSpec(28, 28, 3, 256, 0), 3)
-  for changes, said in (
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
     ({"multipliers": ()}, "multipliers is empty"),
     ({"latent_channels": 0}, "must be at least 1"),
     ({"latent_scale": 0.0}, "latent_scale=0.0 must be positive"),
     ({"dropout": 1.0}, "dropout=1.0"),
     ({"channels": 48}, "norm_groups=32 must divide channels=48"),
-  ):
-    with pytest.raises(ValueError, match=said):
-      AutoencoderKL(**changes)
+  ],
+)
+def test_values_out_of_range_are_refused(changes, said):
+  with pytest.raises(ValueError, match=said):
+    AutoencoderKL(**changes)

@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion: diffusers' AutoencoderKL and CompVis' files, both ways.
+"""The autoencoder KL of diffusers and of CompVis' files: its config and tensors, both ways.
 
 Both libraries store every layer of the latents and of attention as a convolution of one pixel.
 """
@@ -31,7 +31,7 @@ OF_TRAINING = ("loss.", "model_ema.")
 """Prefixes of tensors that only training needs: perceptual loss, discriminator, counters."""
 
 STD = 0.1
-"""Deviation of the observation model, which the original, trained by L1 and LPIPS, does not have.
+"""Deviation of the observation model; the original has none, since it trains by L1 and LPIPS.
 
 It is about the error of Stable Diffusion's reconstructions, 24 dB, on the axis from -1 to 1.
 """
@@ -89,10 +89,10 @@ ATTENTION = ("query", "key", "value", "out")
 
 
 def tensor_name(path: str, names: Names, num_levels: int) -> str:
-  """Return a library's name for a parameter of ours, such as encoder/level0_block1/conv1/conv/bias.
+  """Return a library's name for a parameter of ours.
 
   Args:
-    path: path of the parameter.
+    path: path of the parameter, such as encoder/level0_block1/conv1/conv/bias.
     names: names of the library.
     num_levels: number of levels of the network.
   """
@@ -155,7 +155,7 @@ def _with_new_names(tensors: Tensors, network: AutoencoderKL, spec: ImageSpec) -
 
 
 def of_autoencoder(tensors: Tensors) -> Tensors:
-  """Return the autoencoder's tensors of a file, without those of training or of other networks."""
+  """Return the autoencoder's tensors, without those of training and other networks."""
   found = {name: value for name, value in tensors.items() if name.startswith(PREFIX)} or tensors
   stripped = {name.removeprefix(PREFIX): value for name, value in found.items()}
   return {name: value for name, value in stripped.items() if not name.startswith(OF_TRAINING)}
@@ -182,7 +182,7 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
 """Fields of diffusers' AutoencoderKL -> values that our network has, the default first."""
 
 
-def read_config(stored: Mapping[str, Any], where: str) -> tuple[Sections, ImageSpec]:
+def autoencoder_from_diffusers(stored: Mapping[str, Any], where: str) -> tuple[Sections, ImageSpec]:
   """Return the sections and the shape of the images for a stored config of an AutoencoderKL.
 
   Raises:
@@ -226,7 +226,9 @@ def _widths(widths: list[int], where: str) -> dict[str, Any]:
   return {"channels": first, "multipliers": tuple(width // first for width in widths)}
 
 
-def write_config(experiment: Experiment, spec: ImageSpec, num_labels: int) -> dict[str, Any]:
+def autoencoder_for_diffusers(
+  experiment: Experiment, spec: ImageSpec, num_labels: int
+) -> dict[str, Any]:
   """Return the config of the AutoencoderKL that computes the same.
 
   Raises:
@@ -330,7 +332,11 @@ def _is_compvis(names: Collection[str]) -> bool:
 
 _LAYOUT = Layout("AutoencoderKL", diffusers_pairs, _with_new_names)
 AUTOENCODER_KL = DiffusersLayout(
-  _LAYOUT, read_config, write_config, assumed=("decoder.std",), any_side=True
+  _LAYOUT,
+  autoencoder_from_diffusers,
+  autoencoder_for_diffusers,
+  assumed=("decoder.std",),
+  any_side=True,
 )
 """Folders of diffusers."""
 

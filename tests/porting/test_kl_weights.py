@@ -7,7 +7,7 @@ from numpy_draws import normal
 
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import AutoencoderKL
-from diffusion_jax.porting import autoencoder_kl as kl
+from diffusion_jax.porting import kl_weights as kl
 from diffusion_jax.porting.diffusers_export import describe_pipeline
 from diffusion_jax.porting.diffusers_unet import OLD_NAMES
 from diffusion_jax.porting.layout import Content
@@ -177,7 +177,7 @@ def test_a_config_comes_back():
   config, scheduler = describe_pipeline(given, SPEC)
   assert scheduler is None
   assert config["scaling_factor"] == 0.5
-  sections, spec = kl.read_config(config, "config.json")
+  sections, spec = kl.autoencoder_from_diffusers(config, "config.json")
   assert spec == SPEC
   model = {name: value for name, value in sections["model"].items() if name != "name"}
   assert AutoencoderKL(**model) == given.sections["model"]
@@ -213,7 +213,7 @@ def test_a_network_that_we_do_not_have_is_refused_by_its_field(field, value):
   config, _ = describe_pipeline(experiment(), SPEC)
   said = "widths" if field == "block_out_channels" else field
   with pytest.raises(UserError, match=rf"^config\.json: .*{said}"):
-    kl.read_config({**config, field: value}, "config.json")
+    kl.autoencoder_from_diffusers({**config, field: value}, "config.json")
   del config["block_out_channels"]
   with pytest.raises(UserError, match="has no field block_out_channels"):
-    kl.read_config(config, "config.json")
+    kl.autoencoder_from_diffusers(config, "config.json")
