@@ -18,6 +18,7 @@ from diffusion_jax.runs.streams import Unbreakable
 PROGRAMS = (
   "train", "sample", "edit", "encode", "evaluate", "gallery", "prepare", "stats", "features",
   "plan", "audit", "options", "import", "export",
+  "reproduce",
 )  # fmt: skip
 """Modules with a command each; the first line of a module's docstring describes it."""
 

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
   else:
     pipeline = make_pipeline(experiment, spec, weights.params)
     metrics = newest_metrics(args.workdir, weights.step)
-    usage = usage_of(pipeline)
+    usage = usage_of(pipeline, generative.num_classes)
     card = write_card(args.workdir.name, config, weights.meta, weights.step, metrics, usage)
     _write_folder(args.out, pipeline, card)
     if pipeline.lacks:

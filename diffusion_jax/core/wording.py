@@ -36,7 +36,7 @@ def duration(seconds: float) -> str:
   return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
 
 
-ARGUMENTS = ("config", "data", "workdir", "fresh", "step", "ema")
+ARGUMENTS = ("config", "data", "workdir", "fresh", "step", "ema", "init_from", "init_partial")
 """Arguments of `train` and `load_run` that are flags of the commands too."""
 
 SETTING = re.compile(rf"`(?:([a-z_0-9]+\.[a-z_0-9]+)=|({'|'.join(ARGUMENTS)})(?:=|(?=`)))([^`]*)`")

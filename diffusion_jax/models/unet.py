@@ -89,6 +89,8 @@ class UNet(NetworkBase):
     downsample_padding: zeros before and after each axis for a convolution of stride 2: (0, 1) as
       TensorFlow pads, (1, 1) as PyTorch does.
     time_scale: factor of the time before its embedding; the processes' times end at 999.
+    time_offset: number added after that; -log(2) with time_scale=4 and process.name=ve shows the
+      network log(sigma) of images between 0 and 1, as in score_sde.
     learned_variance: double the output's channels; the second half are variance logits.
     augmentation_labels: length of the vector that describes an image's augmentation; a linear map
       of it, without bias, is added to the embedding of the noise level. 0: no such input.
@@ -121,6 +123,7 @@ class UNet(NetworkBase):
   norm_groups: int | None = None
   downsample_padding: tuple[int, ...] = (0, 1)
   time_scale: float = 1.0
+  time_offset: float = 0.0
   learned_variance: bool = False
   augmentation_labels: int = 0
 

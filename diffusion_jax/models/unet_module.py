@@ -85,6 +85,7 @@ class UNetModule(nn.Module):
   def _embed_noise(self, time: Array) -> Array:
     width = self.config.channels * self.config.noise_multiplier
     time = time * self.config.time_scale
+    time = time + self.config.time_offset if self.config.time_offset else time
     if self.config.embedding == "fourier":
       return FourierEmbedding(width, self.config.fourier_scale, name="fourier")(time)
     adm = self.config.embedding == "positional_adm"

@@ -141,7 +141,7 @@ def _write_network(folder: Path, pipeline: Pipeline, write_tensors: Callable[...
   write_tensors(folder / WEIGHTS, pipeline.tensors, {"format": "pt"})
 
 
-def usage_of(pipeline: Pipeline) -> str:
+def usage_of(pipeline: Pipeline, num_classes: int) -> str:
   """Return Python code that uses an exported folder, for its model card."""
   if pipeline.lacks:
     scheduler = {} if pipeline.scheduler is None else pipeline.scheduler
@@ -155,12 +155,24 @@ def usage_of(pipeline: Pipeline) -> str:
       for name, (kind, folder) in parts.items()
     ]
     return "\n".join([f"from diffusers import {kinds}", "", *lines])
+  kind, loaded = pipeline.name, f'model = {pipeline.name}.from_pretrained("FOLDER")'
+  sampled = "images = model(batch_size=16).images"
   if pipeline.scheduler is None:
-    call = "images = model.decode(model.encode(images).latent_dist.mean).sample"
-  else:
-    call = "images = model(batch_size=16).images"
-  kind = pipeline.name
-  return f'from diffusers import {kind}\n\nmodel = {kind}.from_pretrained("FOLDER")\n{call}'
+    sampled = "images = model.decode(model.encode(images).latent_dist.mean).sample"
+  if not num_classes:
+    return f"from diffusers import {kind}\n\n{loaded}\n{sampled}"
+  return WITH_LABELS.format(kind=kind, loaded=loaded, num=num_classes, sampled=sampled)
+
+
+WITH_LABELS = """import functools
+
+import torch
+from diffusers import {kind}
+
+{loaded}
+labels = torch.arange(16) % {num}  # the pipeline itself passes none on
+model.unet.forward = functools.partial(model.unet.forward, class_labels=labels)
+{sampled}"""
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

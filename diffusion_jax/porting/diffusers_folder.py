@@ -16,6 +16,8 @@ from diffusion_jax.weight_files.weight_file import WeightFile, read_weights
 NETWORKS = ("unet", "transformer")
 """Folders of a pipeline that may hold its network."""
 
+SCHEDULER = "scheduler_config.json"
+
 LAYOUTS: Mapping[str, DiffusersLayout] = {
   **{layout.layout.name: layout for layout in (UNET_2D, DIT_2D, AUTOENCODER_KL)},
   "Transformer2DModel": DIT_2D,  # the name of DiT's class before diffusers 0.28
@@ -67,8 +69,9 @@ def _with_side(spec: ImageSpec, side: int, chosen: DiffusersLayout, where: str) 
 
 def _with_scheduler(folder: Path, found: Sections, spec: ImageSpec) -> Sections:
   """Return a network's section with those of its process and sampler, and with its classes."""
-  schedule = folder / "scheduler" / "scheduler_config.json"
-  if not schedule.is_file():
+  places = (folder / "scheduler" / SCHEDULER, folder / SCHEDULER)  # the second: before 2023
+  schedule = next((path for path in places if path.is_file()), None)
+  if schedule is None:
     raise UserError(
       f"{folder} has no scheduler/scheduler_config.json, which says what the network predicts at "
       "which noise; give the folder of the whole pipeline"

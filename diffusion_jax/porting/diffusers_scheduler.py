@@ -15,6 +15,10 @@ VARIANCES = {
   "fixed_small": "fixed_small", "fixed_large": "fixed_large", "learned_range": "learned",
 }  # fmt: skip
 
+OLD_NAMES = {"timesteps": "num_train_timesteps"}
+OLD_CLASSES = {"GaussianDDPMScheduler": "DDPMScheduler"}
+"""Names in files of July 2022 -> today's, as in google/ddpm-cifar10-32."""
+
 SPACINGS = ("leading", "trailing", "linspace")
 
 OFF: Mapping[str, tuple[Any, ...]] = {
@@ -36,7 +40,8 @@ def read_scheduler(stored: Mapping[str, Any], where: str) -> Sections:
   Raises:
     UserError: an unknown scheduler, or a setting that we do not have.
   """
-  kind = stored.get("_class_name")
+  stored = {OLD_NAMES.get(name, name): value for name, value in stored.items()}
+  kind = OLD_CLASSES.get(str(stored.get("_class_name")), stored.get("_class_name"))
   readers = {
     "DDPMScheduler": _read_ddpm,
     "DDIMScheduler": _read_ddim,

@@ -133,6 +133,11 @@ def unet_from_diffusers(stored: Mapping[str, Any], where: str) -> tuple[UNet, Im
   scales = {"default": False, "scale_shift": True}
   if (scale := get("resnet_time_scale_shift")) not in scales:
     raise UserError(f"{where}: resnet_time_scale_shift={scale!r} must be default or scale_shift")
+  if scales[scale] and attention_groups is None:  # then there is no norm before that attention
+    raise UserError(
+      f"{where}: attn_norm_num_groups=null with resnet_time_scale_shift=scale_shift is not "
+      f"supported; needed {groups}"
+    )
   head = get("attention_head_dim")
   try:
     network = UNet(
@@ -173,7 +178,7 @@ def unet_for_diffusers(network: UNet, spec: ImageSpec, num_labels: int) -> dict[
     "decoder_attention": ("every",), "skip_scale": (1.0,), "resampling": ("convolution",),
     "input_residual": (False,), "embedding": ("positional", "positional_adm"),
     "noise_multiplier": (1,), "embedding_multiplier": (4,), "label_embedding": ("table",),
-    "augmentation_labels": (0,),
+    "time_offset": (0.0,), "augmentation_labels": (0,),
   }  # fmt: skip
   for field, allowed in only.items():
     if (value := getattr(network, field)) not in allowed:

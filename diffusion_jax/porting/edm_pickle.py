@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.models import UNet
-from diffusion_jax.porting.fused_unet import by_part, unet_place, unet_pairs
+from diffusion_jax.porting.fused_unet import by_part, unet_pairs, unet_place
 from diffusion_jax.porting.layout import Content, Described, FileLayout, Layout
 from diffusion_jax.porting.tensors import Pair, Shape, Tensors
 from diffusion_jax.types import ImageSpec, UserError

@@ -14,6 +14,7 @@ import numpy as np
 from diffusion_jax.checkpoints.store import Checkpoints
 from diffusion_jax.core import rng
 from diffusion_jax.core.config import Override
+from diffusion_jax.core.field_types import as_text
 from diffusion_jax.core.files import write_json
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh, state_shardings
 from diffusion_jax.porting.layout import Sections, Source, parameters_of
@@ -57,13 +58,14 @@ def assumptions(source: Source, experiment: Experiment) -> list[str]:
   lines = []
   for name in source.described.assumed:
     section, _, field = name.rpartition(".")
-    value = config[section].get(field) if section else flags[name]
-    if section and value != source.described.sections[section].get(field):
-      continue  # the user gave another one
-    lines.append(
-      f"{name}={value} (the file does not tell it; --{'config.' if section else ''}{name}=... "
-      "changes it)"
-    )
+    if not section:
+      lines.append(f"--{name}={flags[name]}, which the file does not tell")
+      continue
+    told = source.described.sections.get(section, {})
+    value = config[section].get(field)
+    if field not in config[section] or value != told.get(field, value):
+      continue  # the user gave another one, or another part that has other fields
+    lines.append(f"`{name}={as_text(value)}`, which the file does not tell")
   return lines
 
 
@@ -105,9 +107,8 @@ def _umask() -> int:
 def _state(params: Params, model: GenerativeModel, experiment: Experiment) -> TrainState:
   """Return the state before the first step with the imported parameters."""
   init = make_init(model, experiment.optimizers, experiment.training, experiment.ema.names())
-  rest = lambda seed: init(seed)._replace(params=None)  # noqa: E731, drops what is never drawn
-  state = jax.jit(rest)(np.uint32(experiment.training.seed))
-  state = state._replace(params=jax.tree.map(jnp.asarray, params))
+  params = jax.tree.map(jnp.asarray, params)
+  state = jax.jit(init)(np.uint32(experiment.training.seed), params)
   mesh = create_mesh(MeshShape(), jax.devices()[:1])
   return jax.device_put(state, state_shardings(mesh, state))
 

@@ -32,7 +32,7 @@ class Content(NamedTuple):
 
 
 class Described(NamedTuple):
-  """Facts that a source tells of its network.
+  """Facts of a source on its network.
 
   Attributes:
     sections: sections of a config; fields that are missing keep their defaults.

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from diffusion_jax.models import UNet
-from diffusion_jax.porting.fused_unet import RowOrder, by_part, unet_place, unet_pairs
+from diffusion_jax.porting.fused_unet import RowOrder, by_part, unet_pairs, unet_place
 from diffusion_jax.porting.layout import Content, Described, FileLayout, Layout
 from diffusion_jax.porting.tensors import Pair, Shape, Tensors, with_null_row, with_rows
 from diffusion_jax.types import ImageSpec, UserError

@@ -1,19 +1,24 @@
-"""Open weights that a user gives: a folder of diffusers, or a file of a known layout."""
+"""Recognise given weights: a folder of diffusers, or a file of a known layout."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from diffusion_jax.porting import score_sde
 from diffusion_jax.porting.diffusers_folder import is_diffusers, read_folder
 from diffusion_jax.porting.dit_weights import DIT, SIT
 from diffusion_jax.porting.edm_pickle import EDM_PICKLE
 from diffusion_jax.porting.kl_weights import AUTOENCODER_KL_FILE, LATENT_DIFFUSION_KL
 from diffusion_jax.porting.layout import Content, FileLayout, Source, Tensors
 from diffusion_jax.porting.openai_unet import OPENAI_UNETS
+from diffusion_jax.porting.score_sde_modules import with_named_average
+from diffusion_jax.porting.vdm_checkpoint import VDM
 from diffusion_jax.types import UserError
 from diffusion_jax.weight_files.weight_file import WeightFile, read_weights
 
 FILE_LAYOUTS: tuple[FileLayout, ...] = (
-  *OPENAI_UNETS, EDM_PICKLE, DIT, SIT, AUTOENCODER_KL_FILE, LATENT_DIFFUSION_KL,
+  VDM, score_sde.FLAX, score_sde.TORCH, *OPENAI_UNETS, EDM_PICKLE, DIT, SIT, AUTOENCODER_KL_FILE,
+  LATENT_DIFFUSION_KL,
 )  # fmt: skip
 """Layouts of single files, the first that recognises the tensors' names is taken."""
 
@@ -51,7 +56,8 @@ def open_source(
   tensors, chosen = _group_of(read, group)
   entry = _entry_of(path, tensors, architecture)
   where = f"{path}" if chosen is None else f"{path} ({chosen})"
-  described = entry.describe(Content(tensors, read.facts, image_size, where))
+  facts = {**read.facts, **_numbers(read)}
+  described = entry.describe(Content(tensors, facts, image_size, where))
   layout = described.layout or entry.layout
   file = {path.name: {"sha256": read.sha256, "bytes": path.stat().st_size}}
   origin = {"format": read.format, "architecture": layout.name, "files": file}
@@ -76,9 +82,15 @@ def _entry_of(path: Path, tensors: Tensors, architecture: str | None) -> FileLay
   )
 
 
+def _numbers(read: WeightFile) -> dict[str, Any]:
+  """Return the outermost entries that are arrays of one number, as JAX's states have them."""
+  return {name: array.item() for name, array in read.arrays.items() if array.shape == ()}
+
+
 def _group_of(read: WeightFile, group: str | None) -> tuple[Tensors, str | None]:
   """Return the arrays to read and the key of their group, None for all of the file."""
   groups: Mapping[str, Tensors] = {name: found for name, found in read.groups.items() if found}
+  groups = with_named_average(groups, str(read.path))
   if group is not None:
     if group not in groups:
       known = f"; it has {', '.join(groups)}" if groups else ", and no groups at all"

@@ -30,23 +30,18 @@ class Pair(NamedTuple):
       its first axis, as a fused query, key and value.
     theirs: names of tensors, which are all equal, as for a layer that every block has a copy of.
     shape: shape of the tensor; None: that of the turned parameter.
+    turns: False if the tensor has our order of axes, as in files of flax.
   """
 
   ours: tuple[str, ...]
   theirs: tuple[str, ...]
   shape: Shape | None = None
+  turns: bool = True
 
-
-def turned(path: str, array: np.ndarray) -> np.ndarray:
-  """Return a parameter of ours with the axes in PyTorch's order."""
-  order = TURNS.get(path.rpartition("/")[2], {}).get(array.ndim)
-  return array if order is None else array.transpose(order)
-
-
-def turned_back(path: str, array: np.ndarray) -> np.ndarray:
-  """Invert `turned`."""
-  order = TURNS.get(path.rpartition("/")[2], {}).get(array.ndim)
-  return array if order is None else array.transpose(np.argsort(order))
+  def order(self, path: str, num_axes: int) -> tuple[int, ...]:
+    """Return the tensor's order of a parameter's axes."""
+    turns = TURNS.get(path.rpartition("/")[2], {}) if self.turns else {}
+    return turns.get(num_axes, tuple(range(num_axes)))
 
 
 def to_ours(
@@ -100,8 +95,8 @@ def _one_to_ours(
   parts = np.split(tensor, len(pair.ours)) if len(pair.ours) > 1 else [tensor]
   made = {}
   for path, part in zip(pair.ours, parts, strict=True):
-    rows = _turned_shape(path, shapes[path])
-    back = turned_back(path, part.reshape(rows))
+    order = pair.order(path, len(shapes[path]))
+    back = part.reshape([shapes[path][i] for i in order]).transpose(np.argsort(order))
     made[path] = np.ascontiguousarray(back, np.float32).reshape(shapes[path])
   return made
 
@@ -111,22 +106,18 @@ def to_theirs(pairs: Sequence[Pair], params: Mapping[str, np.ndarray]) -> dict[s
   made: dict[str, np.ndarray] = {}
   shapes = {path: value.shape for path, value in params.items()}
   for pair in pairs:
-    parts = [turned(path, params[path]) for path in pair.ours]
+    parts = [params[path].transpose(pair.order(path, params[path].ndim)) for path in pair.ours]
     joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
     tensor = np.ascontiguousarray(joined.reshape(_their_shape(pair, shapes)))
     made |= dict.fromkeys(pair.theirs, tensor)
   return made
 
 
-def _turned_shape(path: str, shape: Shape) -> Shape:
-  order = TURNS.get(path.rpartition("/")[2], {}).get(len(shape))
-  return shape if order is None else tuple(shape[i] for i in order)
-
-
 def _their_shape(pair: Pair, shapes: Mapping[str, Shape]) -> Shape:
   if pair.shape is not None:
     return pair.shape
-  first, *rest = _turned_shape(pair.ours[0], shapes[pair.ours[0]])
+  shape = shapes[pair.ours[0]]
+  first, *rest = (shape[i] for i in pair.order(pair.ours[0], len(shape)))
   return (first * len(pair.ours), *rest)
 
 

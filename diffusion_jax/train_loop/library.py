@@ -21,7 +21,7 @@ from diffusion_jax.runs.signals import stop_requests
 from diffusion_jax.runs.workdir import choose_workdir, lock, prepare_workdir
 from diffusion_jax.train_loop import own_run
 from diffusion_jax.train_loop.loop import train_run
-from diffusion_jax.train_loop.setup import prepare_job
+from diffusion_jax.train_loop.setup import prepare_job, with_origin
 from diffusion_jax.types import UserError
 
 
@@ -31,6 +31,8 @@ def train(
   data: str | Path | None = None,
   workdir: str | Path | None = None,
   fresh: bool = False,
+  init_from: str | Path | None = None,
+  init_partial: bool = False,
   **sections: Any,
 ) -> Run:
   """Train a model, or continue its run, as the command line does, in this process.
@@ -42,6 +44,8 @@ def train(
     data: a folder, an archive, an .npz or a name, as in `train --data`; in place of a config.
     workdir: the run's folder; None: `runs/NAME` of the config or the data.
     fresh: start over; the old run is moved aside.
+    init_from: folder of a run whose averaged weights a new run begins with, or FOLDER@STEP.
+    init_partial: load the weights that fit, also if others do not; the others stay random.
     sections: changes per section, as a mapping of fields (`training=dict(num_steps=20)`; another
       `name` starts from that entry's defaults) or as a built part (`sampler=samplers.Heun()`).
 
@@ -53,7 +57,7 @@ def train(
     StoppedEarly: a signal stopped it after its state was saved; the same call continues.
   """
   config = os.fspath(config) if isinstance(config, os.PathLike) else config
-  check_arguments(config, data, fresh)
+  check_arguments(config, data, fresh, init_from, init_partial)
   with jax_as_written():
     enable_compilation_cache()
     if (config is None) == (data is None):
@@ -70,6 +74,8 @@ def train(
     with stop_requests() as stop_requested:
       with naming_data(None if data is None else str(data)):
         job = prepare_job(experiment, folder)
+      origin = None if init_from is None else os.fspath(init_from)
+      job = with_origin(job, origin, init_partial, fresh)
       prepare_workdir(folder, fresh)
       with lock(folder):
         if chosen:
@@ -78,7 +84,9 @@ def train(
     return load_run(folder)
 
 
-def check_arguments(config: Any, data: Any, fresh: Any) -> None:
+def check_arguments(
+  config: Any, data: Any, fresh: Any, init_from: Any = None, init_partial: Any = False
+) -> None:
   """Raise a UserError for arguments of `train` of another type."""
   if config is not None and not isinstance(config, str | Mapping):
     what = "the name of a shipped config, the path of a file, or a mapping of sections"
@@ -88,8 +96,13 @@ def check_arguments(config: Any, data: Any, fresh: Any) -> None:
       f"data is {type(data).__name__}: must be a path or a name; save arrays first, "
       "np.savez('data.npz', images=x, labels=y)"
     )
-  if not isinstance(fresh, bool):  # "no" would count as true, and move the run aside
-    raise UserError(f"fresh={one_line(fresh)}: must be True or False")
+  if init_from is not None and not isinstance(init_from, str | os.PathLike):
+    raise UserError(f"init_from={one_line(init_from)}: must be the folder of a run")
+  for name, value in (("fresh", fresh), ("init_partial", init_partial)):
+    if not isinstance(value, bool):  # "no" would count as true, and move the run aside
+      raise UserError(f"{name}={one_line(value)}: must be True or False")
+  if init_partial and init_from is None:
+    raise UserError("init_partial=True: needs init_from, the run whose weights are loaded")
 
 
 def _choose(data: str, folder: Path, fresh: bool, sections: Mapping[str, Any]) -> own_data.Chosen:

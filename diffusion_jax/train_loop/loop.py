@@ -34,7 +34,8 @@ def train_run(job: Job, stop_requested: Stop, span: Span | None) -> None:
     state, resumed = first_state(job)
     parallel.all_gather_objects(None)
   first = int(state.step)
-  print_plan(job, f"resuming at step {first:,} of {job.num_steps:,}" if resumed else "a new run")
+  begun = job.origin.text if job.origin else "a new run"
+  print_plan(job, f"resuming at step {first:,} of {job.num_steps:,}" if resumed else begun)
   if parallel.broadcast_object(is_finished(job.workdir, first, job.num_steps)):
     print(f"finished: {job.workdir} has its {first:,} steps; nothing is left to do")
     print("\n".join(describe_end(job.workdir, first)))

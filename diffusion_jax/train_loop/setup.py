@@ -30,6 +30,13 @@ from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.runs.storable import check_storable
 from diffusion_jax.runs.stored import check_continues, check_same_data, write_config
 from diffusion_jax.runs.workdir import is_finished
+from diffusion_jax.train_loop.init_from import (
+  Origin,
+  check_record,
+  find_origin,
+  load_origin,
+  write_record,
+)
 from diffusion_jax.training.objectives import trained_objectives
 from diffusion_jax.training.step import make_init
 from diffusion_jax.training.trackers import import_wandb
@@ -53,6 +60,7 @@ class Job(NamedTuple):
     feed: source of the training batches: `train`, or its latents.
     mesh: device mesh.
     workdir: folder of the run.
+    origin: another run's weights with which a new run begins; None: random ones.
   """
 
   experiment: Experiment
@@ -62,6 +70,7 @@ class Job(NamedTuple):
   feed: Source
   mesh: Mesh
   workdir: Path
+  origin: Origin | None = None
 
   @property
   def checkpoints(self) -> step_folders.Place:
@@ -105,6 +114,26 @@ def _check_metrics(experiment: Experiment) -> None:
     from diffusion_jax.metrics import create_metrics  # SciPy takes a second to import
 
     create_metrics(experiment.eval.metrics)
+
+
+def with_origin(job: Job, text: str | None, is_partial: bool, is_fresh: bool) -> Job:
+  """Return a job that begins with another run's weights, if it is new.
+
+  Args:
+    job: the job.
+    text: the run, see `init_from.find_origin`; None: the job is returned as it is.
+    is_partial: load the weights that fit, also if others do not.
+    is_fresh: a run that is there is moved aside.
+
+  Raises:
+    UserError: the weights do not fit, or the run is there and began with others.
+  """
+  if text is None:
+    return job
+  if not is_fresh and parallel.broadcast_object(bool(store.saved_steps(job.checkpoints))):
+    parallel.on_process_0(lambda: check_record(text, job.workdir))
+    return job
+  return job._replace(origin=find_origin(text, job.generative, is_partial))
 
 
 def print_plan(job: Job, beginning: str) -> None:
@@ -211,9 +240,7 @@ def first_state(job: Job) -> tuple[TrainState, bool]:
   layout = sharding.state_shardings(job.mesh, shapes)
   if not parallel.broadcast_object(bool(store.saved_steps(job.checkpoints))):
     write_config(job.workdir, experiment.to_dict())
-    with watchdog.allow(watchdog.COMPILE_SEC), progress.phase("creating the state"):
-      create = jax.jit(init, out_shardings=layout)
-      return jax.block_until_ready(create(np.uint32(experiment.training.seed))), False
+    return _new_state(job, init, layout), False
   harmless = check_continues(job.workdir, experiment)
   data = describe_run_data(job)["data"]
 
@@ -232,6 +259,19 @@ def first_state(job: Job) -> tuple[TrainState, bool]:
   write_config(job.workdir, experiment.to_dict())
   state = restored.state
   return state if isinstance(state, TrainState) else from_averages(state), True
+
+
+def _new_state(job: Job, init: Callable[..., TrainState], layout: TrainState) -> TrainState:
+  """Return the state before the first step, with random weights or those of another run."""
+  seed, origin = np.uint32(job.experiment.training.seed), job.origin
+  with watchdog.allow(watchdog.COMPILE_SEC), progress.phase("creating the state"):
+    state = jax.block_until_ready(jax.jit(init, out_shardings=layout)(seed))
+    if origin is None:
+      return state
+    params = load_origin(origin, job.mesh, state.params)
+    state = jax.jit(init, out_shardings=layout)(seed, params)
+  parallel.on_process_0(lambda: write_record(origin, job.workdir))
+  return jax.block_until_ready(state)
 
 
 def _check_draws(job: Job, restored: store.Restored) -> None:

@@ -95,14 +95,19 @@ def make_init(
   optimizers: Optimizers,
   training: Training,
   averages: Sequence[str] = (),
-) -> Callable[[Any], TrainState]:
-  """Return a function seed -> state of step 0 with the first average and those in `averages`."""
+) -> Callable[..., TrainState]:
+  """Return a function (seed, params=None) -> state of step 0.
+
+  The state has the first average and those in `averages`. With `params` it begins with these in
+  place of random ones.
+  """
   trained = trained_objectives(model, optimizers)
 
-  def init(seed: Any) -> TrainState:
-    params, aux = model.init(rng.stream(jax.random.key(seed), Stream.INIT))
-    states = [update_rule(t.optimizer, training.num_steps).init(t.own(params)) for t in trained]
-    return create_state(params, aux, pack_objectives(trained, states), averages)
+  def init(seed: Any, params: Params | None = None) -> TrainState:
+    drawn, aux = model.init(rng.stream(jax.random.key(seed), Stream.INIT))
+    first = drawn if params is None else params
+    states = [update_rule(t.optimizer, training.num_steps).init(t.own(first)) for t in trained]
+    return create_state(first, aux, pack_objectives(trained, states), averages)
 
   return init
 

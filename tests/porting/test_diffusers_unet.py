@@ -143,6 +143,9 @@ def test_a_network_that_we_do_not_have_is_refused_by_its_field(field, value):
   )
   with pytest.raises(UserError, match=rf"config\.json: .*{said}"):
     diffusers_unet.unet_from_diffusers({**stored, field: value}, "config.json")
+  scaled = {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": None}
+  with pytest.raises(UserError, match="attn_norm_num_groups=null with resnet_time_scale_shift"):
+    diffusers_unet.unet_from_diffusers({**stored, **scaled}, "config.json")
   del stored["sample_size"]
   with pytest.raises(UserError, match="has no field sample_size"):
     diffusers_unet.unet_from_diffusers(stored, "config.json")

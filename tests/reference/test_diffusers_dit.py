@@ -119,7 +119,7 @@ def test_the_programs_there_and_back(tmp_path, capsys):
   about.write_text(about.read_text().replace("DiTTransformer2DModel", "Transformer2DModel"))
   run, out = tmp_path / "run", tmp_path / "ours"
   importlib.import_module("diffusion_jax.import").main([str(folder), f"--out={run}"])
-  assert "model.frequency_shift=1 (the file does not tell it" in capsys.readouterr().out
+  assert "--config.model.frequency_shift=1, which the file does not tell" in capsys.readouterr().out
   export = importlib.import_module("diffusion_jax.export")
   export.main([f"--workdir={run}", "--format=diffusers", f"--out={out}"])
   said = capsys.readouterr().out

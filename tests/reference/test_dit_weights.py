@@ -123,8 +123,9 @@ def test_the_program_makes_a_run_of_a_file(tmp_path, capsys):
   said = capsys.readouterr().out
   assert "imported" in said
   assert "parameters of a DiT" in said
-  assert "model.heads=3 (the file does not tell it" in said
-  assert "architecture=DiT (the file does not tell it; --architecture=" in said
+  assert "--config.guidance.weight=1.5, which the file does not tell" in said
+  assert "model.heads" not in said
+  assert "--architecture=DiT, which the file does not tell" in said
   out = tmp_path / "images.npz"
   sample.main([
     f"--workdir={tmp_path / 'run'}", "--num=3", f"--out={out}",

@@ -21,6 +21,9 @@ FEATURES = np.random.default_rng(0).normal(size=(20, 3))
     ((None, np.zeros(3), False), "^data is ndarray: must be a path or a name; save arrays first"),
     (("smoke", None, "no"), "^fresh='no': must be True or False$"),
     (("smoke", None, 1), "^fresh=1: must be True or False$"),
+    (("smoke", None, False, 5), "^init_from=5: must be the folder of a run$"),
+    (("smoke", None, False, "runs/a", "no"), "^init_partial='no': must be True or False$"),
+    (("smoke", None, False, None, True), "^init_partial=True: needs init_from"),
   ],
 )
 def test_arguments_of_another_type_are_named(arguments, message):
