@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.generative.latent_diffusion import LatentDiffusionModel
 from diffusion_jax.models import AutoencoderKL, DiT, UNet
 from diffusion_jax.porting.diffusers_dit import DIT_2D
 from diffusion_jax.porting.diffusers_scheduler import write_scheduler
 from diffusion_jax.porting.diffusers_unet import UNET_2D
 from diffusion_jax.porting.kl_weights import AUTOENCODER_KL
+from diffusion_jax.porting.latent_source import autoencoder_experiment, autoencoder_of
 from diffusion_jax.porting.layout import DiffusersLayout, tensors_of_parameters
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.types import ImageSpec, UserError
@@ -40,12 +42,14 @@ class Pipeline(NamedTuple):
     network: its config.
     scheduler: config of the scheduler; None: the network is no pipeline, as an autoencoder.
     tensors: the network's weights by name.
+    vae: the autoencoder that decodes the network's latents, or None.
   """
 
   kind: str
   network: Mapping[str, Any]
   scheduler: Mapping[str, Any] | None
   tensors: Mapping[str, np.ndarray]
+  vae: Any = None  # a Pipeline without a scheduler
 
   @property
   def part(self) -> str:
@@ -64,7 +68,7 @@ class Pipeline(NamedTuple):
   @property
   def lacks(self) -> str:
     """Sentence on what the pipeline needs and this model does not have; empty: nothing."""
-    if self.name != "DiTPipeline":
+    if self.name != "DiTPipeline" or self.vae is not None:
       return ""
     return (
       "`generative.name=diffusion`: diffusers' DiTPipeline decodes latents by an autoencoder; the "
@@ -78,14 +82,23 @@ def describe_pipeline(experiment: Experiment, spec: ImageSpec) -> tuple[dict, di
   Raises:
     UserError: diffusers cannot represent the run; the message names the field.
   """
-  if (name := experiment.to_dict()["generative"]["name"]) == "latent_diffusion":
-    raise UserError(
-      f"`generative.name={name}`: only diffusion models of images and autoencoders can be exported"
-    )
+  if "autoencoder" in experiment.sections:
+    spec = _check_latent(experiment, spec)
   num_labels = _num_labels(experiment, spec)
   config = _layout_of(experiment).write_config(experiment, spec, num_labels)
   has_scheduler = "process" in experiment.sections
   return config, write_scheduler(experiment.to_dict()) if has_scheduler else None
+
+
+def _check_latent(experiment: Experiment, spec: ImageSpec) -> ImageSpec:
+  """Return the shape of the latents; raise a UserError for a model that diffusers has not."""
+  AUTOENCODER_KL.write_config(autoencoder_experiment(experiment), spec, 0)
+  if not isinstance(experiment.sections["model"], DiT):
+    name = experiment.to_dict()["model"]["name"]
+    raise UserError(f"`model.name={name}`: diffusers' pipeline of these latents has a dit only")
+  model = experiment.create(spec)
+  assert isinstance(model, LatentDiffusionModel)
+  return model.inner.spec
 
 
 def _layout_of(experiment: Experiment) -> DiffusersLayout:
@@ -111,8 +124,21 @@ def make_pipeline(experiment: Experiment, spec: ImageSpec, params: Any) -> Pipel
   config, scheduler = describe_pipeline(experiment, spec)
   layout = _layout_of(experiment).layout
   num_labels = _num_labels(experiment, spec)
+  vae = None
+  if "autoencoder" in experiment.sections:
+    vae, params = _make_vae(experiment, spec, params), params["diffusion"]
   tensors = tensors_of_parameters(layout, params, experiment.sections["model"], num_labels)
-  return Pipeline(layout.name, config, scheduler, tensors)
+  return Pipeline(layout.name, config, scheduler, tensors, vae)
+
+
+def _make_vae(experiment: Experiment, spec: ImageSpec, params: Any) -> Pipeline:
+  model, own = experiment.create(spec), autoencoder_experiment(experiment)
+  assert isinstance(model, LatentDiffusionModel)
+  scale = {"scaling_factor": float(params["latent_scale"])}
+  config = {**AUTOENCODER_KL.write_config(own, spec, 0), **scale}
+  weights = autoencoder_of(model, params)
+  tensors = tensors_of_parameters(AUTOENCODER_KL.layout, weights, own.sections["model"], 0)
+  return Pipeline(AUTOENCODER_KL.layout.name, config, None, tensors)
 
 
 def write_pipeline(folder: Path, pipeline: Pipeline, write_tensors: Callable[..., None]) -> None:
@@ -127,12 +153,16 @@ def write_pipeline(folder: Path, pipeline: Pipeline, write_tensors: Callable[...
     **version,
     "scheduler": ["diffusers", scheduler],
     part: ["diffusers", pipeline.kind],
+    **({} if pipeline.vae is None else {"vae": ["diffusers", pipeline.vae.kind]}),
   }
   for name in (part, "scheduler"):
     (folder / name).mkdir()
   _write_json(folder / "model_index.json", index)
   _write_json(folder / "scheduler" / "scheduler_config.json", {**pipeline.scheduler, **version})
   _write_network(folder / part, pipeline, write_tensors)
+  if pipeline.vae is not None:
+    (folder / "vae").mkdir()
+    _write_network(folder / "vae", pipeline.vae, write_tensors)
 
 
 def _write_network(folder: Path, pipeline: Pipeline, write_tensors: Callable[..., None]) -> None:
@@ -159,7 +189,10 @@ def usage_of(pipeline: Pipeline, num_classes: int) -> str:
   sampled = "images = model(batch_size=16).images"
   if pipeline.scheduler is None:
     sampled = "images = model.decode(model.encode(images).latent_dist.mean).sample"
-  if not num_classes:
+  if pipeline.vae is not None:  # its null class is 1000, whatever the model's is
+    scale = "" if num_classes == 1000 else ", guidance_scale=1.0"
+    sampled = f"images = model(class_labels=[0, 1]{scale}).images"
+  if not num_classes or pipeline.vae is not None:
     return f"from diffusers import {kind}\n\n{loaded}\n{sampled}"
   return WITH_LABELS.format(kind=kind, loaded=loaded, num=num_classes, sampled=sampled)
 

@@ -127,8 +127,8 @@ def _described(content: Content, is_sit: bool) -> Described:
 
 
 _LATENTS = (
-  "its images are latents of {spec.height}x{spec.width}x{spec.channels}; the autoencoder that "
-  "decodes them is not part of the file"
+  "its images are latents of {spec.height}x{spec.width}x{spec.channels}; --autoencoder=PATH adds "
+  "the autoencoder that decodes them, e.g. a copy of stabilityai/sd-vae-ft-ema"
 )
 
 

@@ -16,7 +16,9 @@ pytest.importorskip("diffusers")
 
 from diffusers_networks import diffusers  # noqa: E402
 
+from diffusion_jax import sample  # noqa: E402
 from diffusion_jax.porting.imported import experiment_of  # noqa: E402
+from diffusion_jax.porting.latent_source import all_parameters_of  # noqa: E402
 from diffusion_jax.porting.layout import parameters_of, tensors_of_parameters  # noqa: E402
 from diffusion_jax.porting.opening import open_source  # noqa: E402
 from diffusion_jax.types import Condition  # noqa: E402
@@ -145,3 +147,48 @@ class Pixels(torch.nn.Module):
 
   def decode(self, latents):
     return argparse.Namespace(sample=latents)
+
+
+def autoencoder():
+  torch.manual_seed(1)
+  return diffusers.AutoencoderKL(
+    down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+    block_out_channels=(16, 32), norm_num_groups=8, sample_size=16, scaling_factor=0.5,
+  ).eval()  # fmt: skip
+
+
+def test_a_pipeline_of_latents_with_its_autoencoder(tmp_path, capsys, monkeypatch):
+  """A run whose images are those of the pipeline, and the same pipeline again."""
+  scheduler = diffusers.DDIMScheduler(  # noise would be divided by alphas of a float32 table
+    clip_sample=False, timestep_spacing="trailing", prediction_type="v_prediction"
+  )
+  theirs = diffusers.DiTPipeline(transformer(4), autoencoder(), scheduler)
+  folder, run, out = (tmp_path / name for name in ("theirs", "run", "ours"))
+  theirs.save_pretrained(folder)
+  noise = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype(np.float32)
+  module = importlib.import_module("diffusers.pipelines.dit.pipeline_dit")
+  given = {"guidance_scale": 1.0, "num_inference_steps": 5, "output_type": "np"}
+  start = lambda *args, **options: torch.from_numpy(noise.transpose(0, 3, 1, 2).copy())  # noqa: E731
+  monkeypatch.setattr(module, "randn_tensor", start)
+  expected = theirs([0, 3], **given).images
+
+  importlib.import_module("diffusion_jax.import").main([str(folder), f"--out={run}"])
+  assert "autoencoder that decodes" not in capsys.readouterr().out
+  source = open_source(folder)
+  experiment = experiment_of(source, {}, [])
+  model, params = experiment.create(source.described.spec), all_parameters_of(source, experiment)
+  inner = dataclasses.replace(
+    model.inner, sampler=dataclasses.replace(model.inner.sampler, steps=5)
+  )
+  latents = jax.jit(inner.from_noise)(params["diffusion"], noise, Condition(np.int32([0, 3])))
+  found = np.asarray(jax.jit(model.decode)(params, latents))
+  assert np.abs(np.clip(found / 2 + 0.5, 0, 1) - expected).max() < 1e-4 * expected.std()
+
+  sample.main([f"--workdir={run}", "--num=2", f"--out={tmp_path / 'images.npz'}", "--batch_size=2",
+               "--config.sampler.steps=2"])  # fmt: skip
+  assert np.load(tmp_path / "images.npz")["images"].shape == (2, 16, 16, 3)
+  export = importlib.import_module("diffusion_jax.export")
+  export.main([f"--workdir={run}", "--format=diffusers", f"--out={out}"])
+  again = diffusers.DiTPipeline.from_pretrained(out)
+  np.testing.assert_array_equal(again([0, 3], **given).images, expected)
+  assert "DiTPipeline.from_pretrained" in (out / "README.md").read_text()
