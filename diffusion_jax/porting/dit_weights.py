@@ -118,7 +118,8 @@ def _described(content: Content, is_sit: bool) -> Described:
     sections = _recipe_of_dit(network, clip=has_pixels)
   sections["generative"] |= {"conditional": True, "label_dropout": dropout}
   if dropout:
-    sections["guidance"] = {"weight": 1.5}
+    guided = None if has_pixels else 3  # of the four, "for exact reproducibility"
+    sections["guidance"] = {"weight": 1.5, "channels": guided}
     assumed = (*assumed, "guidance.weight")
   if not told:
     assumed = ("architecture", *assumed)

@@ -91,6 +91,7 @@ def test_a_dit_is_described(tensors):
     "name": "diffusion", "prediction": "eps", "conditional": True, "label_dropout": 0.1,
   }  # fmt: skip
   assert found.sections["sampler"]["clip"] is False
+  assert found.sections["guidance"] == {"weight": 1.5, "channels": 3}
   assert found.assumed == ("architecture", "model.heads", "guidance.weight")
   assert "latents of 8x8x4" in found.notes[0]
 
