@@ -34,10 +34,10 @@ def images(channels):
   return np.random.default_rng(0).normal(size=(3, 8, 8, channels)).astype(np.float32)
 
 
-def outputs_of(network, x, times):
+def outputs_of(network, x, times, labels=LABELS):
   with torch.no_grad():
     made = network(
-      torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.from_numpy(times), torch.from_numpy(LABELS)
+      torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.from_numpy(times), torch.from_numpy(labels)
     )
   return made.numpy().transpose(0, 2, 3, 1)
 
@@ -112,6 +112,26 @@ def test_the_path_of_sit_is_walked_from_noise_to_data(tmp_path):
   model = dataclasses.replace(experiment.create(spec), sampler=Euler(steps=20))
   found = jax.jit(model.from_noise)(params, x, Condition(LABELS))
   assert np.abs(found - expected).max() < 1e-4 * expected.std()
+
+
+def test_guidance_is_that_of_the_published_figures(tmp_path):
+  """Of three of the four channels of latents, with the variances of the label's estimate."""
+  theirs = drawn(**SMALL, channels=4, doubled=True, is_sit=False)
+  torch.save(theirs.state_dict(), tmp_path / "DiT-small.pt")
+  source, experiment, params = imported(tmp_path / "DiT-small.pt")
+  model, x = experiment.create(source.described.spec), images(4)
+  with_label, null = (
+    outputs_of(theirs, x, np.full(3, 699, np.float32), labels)
+    for labels in (LABELS, np.full(3, 5, np.int32))
+  )
+  eps = with_label[..., :4].copy()
+  eps[..., :3] = null[..., :3] + 1.5 * (with_label - null)[..., :3]
+  alpha, sigma = model.process.alpha_sigma(np.asarray([0.7]))
+  denoise = jax.jit(model._guided(model.bind(params).denoiser, Condition(LABELS), 3))
+  found, logits = denoise(jax.numpy.asarray(x), jax.numpy.full(3, 0.7))
+  expected = (x - sigma * eps) / alpha
+  assert np.abs(found - expected).max() < 1e-4 * expected.std()
+  assert np.abs(logits - with_label[..., 4:]).max() < 1e-4 * with_label.std()
 
 
 def test_the_program_makes_a_run_of_a_file(tmp_path, capsys):
