@@ -31,7 +31,7 @@ OF_TRAINING = ("loss.", "model_ema.")
 """Prefixes of tensors that only training needs: perceptual loss, discriminator, counters."""
 
 STD = 0.1
-"""Deviation of the observation model; the original has none, since it trains by L1 and LPIPS.
+"""Deviation of the observation model; the original has none: it trains by L1 and LPIPS.
 
 It is about the error of Stable Diffusion's reconstructions, 24 dB, on the axis from -1 to 1.
 """
