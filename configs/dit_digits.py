@@ -16,7 +16,14 @@ def get_config() -> ConfigDict:
     {
       "generative": {"name": "diffusion", "prediction": "eps", "conditional": True},
       "process": {"name": "cosine_vp"},
-      "model": {"name": "dit", "depth": 4, "hidden": 96, "heads": 4, "patch": 1},
+      "model": {
+        "name": "dit",
+        "depth": 4,
+        "hidden": 96,
+        "heads": 4,
+        "patch": 1,
+        "scan_blocks": False,  # so few blocks compile in seconds, and run faster one by one
+      },
       "loss": {"name": "simple"},
       "sampler": {"name": "ddim", "steps": 50},
       "guidance": {"weight": 2.0},

@@ -90,7 +90,7 @@ def parser() -> command_line.Parser:
   flags = command_line.Parser("export", description=__doc__)
   flags.add_argument("--workdir", type=run_folder, required=True, help="the run's folder")
   flags.add_argument("--format", choices=["diffusers", "safetensors"], required=True,
-                     help="the layout to write")  # fmt: skip
+                     metavar="LAYOUT", help="diffusers or safetensors")  # fmt: skip
   flags.add_argument("--out", type=user_path, required=True, help="a new folder or file")
   flags.add_argument("--step", default="latest", help="latest, or a checkpoint's step")
   flags.add_argument("--ema", help=restore.EMA_HELP)

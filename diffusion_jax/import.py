@@ -21,9 +21,10 @@ from diffusion_jax.porting.imported import assumptions, experiment_of, write_run
 from diffusion_jax.porting.opening import open_source
 from diffusion_jax.porting.published import (
   Published,
+  address_of,
   find_published,
-  published_table,
 )
+from diffusion_jax.porting.published_tables import published_table
 from diffusion_jax.runs import command_line
 from diffusion_jax.runs.stored import load_experiment
 
@@ -37,11 +38,12 @@ def main(argv: list[str]) -> None:
   path = fetch_source(args.source)
   check_sha256(path, args.sha256 or (entry and entry.sha256))
   size = args.image_size or (entry and entry.image_size)
-  source = open_source(path, args.group, size, args.architecture, args.autoencoder)
+  kind = args.architecture or (entry and entry.architecture)
+  source = open_source(path, args.group, size, kind, args.autoencoder)
   source = source._replace(origin={**source.origin, "source": args.source})
   experiment = experiment_of(source, base, [*told, *overrides])
   number = write_run(args.out, source, experiment)
-  print(f"imported {number:,} parameters of a {source.layout.name} into {args.out}")
+  print(f"imported {number:,} parameters ({source.layout.name}) into {args.out}")
   for line in assumptions(source, experiment):
     print(f"  assumed    {with_flags(line)}")
   for note in source.described.notes:
@@ -51,14 +53,14 @@ def main(argv: list[str]) -> None:
 
 
 def published_source(args: Any) -> Published | None:
-  """Return the published checkpoint that SOURCE or --like names, and put its address in SOURCE."""
+  """Return the published checkpoint that is named, and put its address in SOURCE."""
   if args.like is not None:
     return find_published(args.like)
   is_name = "/" not in args.source and ":" not in args.source
   if not is_name or Path(args.source).exists():
     return None
   entry = find_published(args.source)
-  args.source = entry.address
+  args.source = address_of(entry)
   return entry
 
 
@@ -73,12 +75,12 @@ def parser() -> command_line.Parser:
   flags.add_argument("--group", help="group of a file's arrays to read, e.g. model; default: ema")
   flags.add_argument("--image_size", type=int, metavar="PIXELS",
                      help="side of the images, where the file does not tell it")  # fmt: skip
-  flags.add_argument(
-    "--architecture", help="layout of the file's tensors, where it is not the one assumed"
-  )
   flags.add_argument("--autoencoder", type=user_path, metavar="PATH", help="file or folder of the "
                      "autoencoder (KL-f8) that decodes a network's latents")  # fmt: skip
   flags.add_argument("--sha256", metavar="HEX", help="checksum that the file must have")
+  flags.add_argument(
+    "--architecture", help="layout of the file's tensors, where it is not the one assumed"
+  )
   flags.add_argument("--config", help="config with the data, optimizer and training")
   return flags
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from diffusion_jax.core.files import path_text, run_folder
-from diffusion_jax.porting.published import Figure, Published, find_published
+from diffusion_jax.porting.published import Figure, Published, address_of, find_published
 from diffusion_jax.porting.reproduction import check_origin, compare_with_published
 from diffusion_jax.runs import command_line
 from diffusion_jax.types import UserError
@@ -28,7 +28,12 @@ def main(argv: list[str]) -> None:
     raise UserError(f"--num_samples={args.num_samples}: must be at least 2")
   workdir = args.workdir or run_folder(f"runs/{entry.name}")
   given = [override.flag for override in overrides]
-  source = args.source or entry.address
+  source = args.source or address_of(entry)
+  if entry.config is None and not any(override.section == "data" for override in overrides):
+    raise UserError(
+      f"{entry.name} is measured on {entry.data}: give them, e.g. `data.name=records` "
+      "`data.path=DIR`"
+    )
   if check_origin(workdir, source):
     print(f"{workdir} has the imported weights")
   else:

@@ -40,10 +40,10 @@ def main(argv: list[str]) -> None:
   own = None
   if args.data is None:
     if args.config is None:
-      experiment = build_experiment(stored_config(args.workdir), overrides)
+      experiment, workdir = build_experiment(stored_config(args.workdir), overrides), args.workdir
     else:
       experiment = load_experiment(args.config, overrides)
-    workdir = args.workdir or choose_workdir(args.config, experiment)
+      workdir = args.workdir or choose_workdir(args.config, experiment)
     command_line.join_job(experiment)
   else:
     workdir = args.workdir or folder_for_data(args.data)

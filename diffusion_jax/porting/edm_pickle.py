@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.models import UNet
-from diffusion_jax.porting.fused_unet import by_part, unet_pairs, unet_place
+from diffusion_jax.porting.fused_unet import by_part, told_shape, unet_pairs, unet_place
 from diffusion_jax.porting.layout import Content, Described, FileLayout, Layout
 from diffusion_jax.porting.tensors import Pair, Shape, Tensors
 from diffusion_jax.types import ImageSpec, UserError
@@ -175,8 +175,8 @@ def _describe(content: Content) -> Described:
   is_song = f"model.dec.{side}x{side}_aux_conv.weight" in names
   form = _Form(side, is_song, tuple(name for name in names if name.endswith(FILTER)))
   network = _network(content, form) | {"dropout": module.number("dropout", 0.1)}
-  classes = _shape(content, LABELS)[1] if LABELS in names else 0
-  spec = ImageSpec(side, side, _shape(content, _first(side))[1], 256, classes)
+  classes = told_shape(content, LABELS, 2)[1] if LABELS in names else 0
+  spec = ImageSpec(side, side, told_shape(content, _first(side), 4)[1], 256, classes)
   sections = _recipe(module, _module(content.facts.get("loss_fn")), form)
   sections["generative"] |= {
     "conditional": bool(classes), "label_dropout": module.number("label_dropout", 0.0),
@@ -203,12 +203,6 @@ def _side(content: Content) -> int:
   return sides[0]
 
 
-def _shape(content: Content, name: str) -> Shape:
-  if name not in content.tensors:
-    raise UserError(f"{content.where} has no tensor {name}, which every U-Net of EDM has")
-  return content.tensors[name].shape
-
-
 def _network(content: Content, form: _Form) -> dict[str, Any]:
   """Return the section of the network, except for its dropout."""
   names, side = content.tensors.keys(), form.side
@@ -218,10 +212,13 @@ def _network(content: Content, form: _Form) -> dict[str, Any]:
   sides = sorted({block[0] for block in blocks}, reverse=True)
   if not sides or sides != [side >> level for level in range(len(sides))]:
     raise UserError(f"{content.where} has blocks at the sides {sides}, not from {side} down")
-  (width, in_channels, *_), lowest = _shape(content, _first(side)), sides[-1]
-  widths = [_shape(content, f"model.enc.{n}x{n}_block0.conv1.weight")[0] for n in sides]
+  num_blocks = len(blocks) // len(sides)
+  if set(blocks) != {(n, number) for n in sides for number in range(num_blocks)}:
+    raise UserError(f"{content.where} has not the same blocks at all sides of {sides}")
+  (width, in_channels, *_), lowest = told_shape(content, _first(side), 4), sides[-1]
+  widths = [told_shape(content, f"model.enc.{n}x{n}_block0.conv1.weight", 4)[0] for n in sides]
   (embedded, noise), affine = (
-    _shape(content, f"model.{name}.weight")
+    told_shape(content, f"model.{name}.weight", 2)
     for name in ("map_layer0", f"dec.{lowest}x{lowest}_in0.affine")
   )
   if any(w % width for w in (*widths, embedded, noise)):
@@ -233,14 +230,14 @@ def _network(content: Content, form: _Form) -> dict[str, Any]:
   out = f"dec.{side}x{side}_aux_conv" if form.is_song else "out_conv"
   network = {
     "name": "unet", "channels": width, "multipliers": tuple(w // width for w in widths),
-    "num_blocks": 1 + max(number for _, number in blocks), "attention_resolutions": attended,
+    "num_blocks": num_blocks, "attention_resolutions": attended,
     "adaptive_scale": affine[0] > widths[-1], "resampling": "block",
     "resample_filter": _taps(content, form), "resample_projection": form.is_song,
     "input_residual": any("_aux_residual." in name for name in names),
     "noise_multiplier": noise // width, "embedding_multiplier": embedded // width,
     "norm_groups": None,
-    "learned_variance": _shape(content, f"model.{out}.weight")[0] == 2 * in_channels,
-    "augmentation_labels": _shape(content, AUGMENTATION)[1] if AUGMENTATION in names else 0,
+    "learned_variance": told_shape(content, f"model.{out}.weight", 4)[0] == 2 * in_channels,
+    "augmentation_labels": told_shape(content, AUGMENTATION, 2)[1] if AUGMENTATION in names else 0,
   }  # fmt: skip
   if not form.is_song:
     return network | {
@@ -255,7 +252,7 @@ def _network(content: Content, form: _Form) -> dict[str, Any]:
 
 def _taps(content: Content, form: _Form) -> tuple[int, ...]:
   """Return the filter by its length; `_prepared` compares the values."""
-  sizes = {_shape(content, name)[-1] for name in form.filters}
+  sizes = {told_shape(content, name, 4)[-1] for name in form.filters}
   return (1, 3, 3, 1) if sizes == {4} else (1, 1)
 
 

@@ -6,7 +6,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from diffusion_jax.porting.layout import Content
 from diffusion_jax.porting.tensors import Pair, Shape, Tensors
+from diffusion_jax.types import UserError
 
 FUSED = ("query", "key", "value")
 
@@ -53,6 +55,23 @@ def unet_place(layer: str) -> Place:
   if kind.startswith("block"):
     kind, number = "block", int(kind.removeprefix("block"))
   return Place(way, level, kind, number, attention, part)
+
+
+def told_shape(content: Content, name: str, num_axes: int) -> Shape:
+  """Return the shape of a tensor that tells something of the network.
+
+  Raises:
+    UserError: there is no such tensor, or it has another number of axes, or no elements.
+  """
+  if name not in content.tensors:
+    raise UserError(f"{content.where} has no tensor {name}, which this architecture needs")
+  shape = content.tensors[name].shape
+  if len(shape) != num_axes or 0 in shape:
+    raise UserError(
+      f"{content.where}: {name} has the shape {list(shape)}, this architecture needs {num_axes} "
+      "axes"
+    )
+  return shape
 
 
 def unet_pairs(

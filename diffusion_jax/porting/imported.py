@@ -53,20 +53,18 @@ def experiment_of(source: Source, base: Sections, overrides: Sequence[Override])
 
 
 def assumptions(source: Source, experiment: Experiment) -> list[str]:
-  """Return a line for each field that the source does not tell, with its value."""
-  config = experiment.to_dict()
+  """Return a line for each value that the source does not tell, unless the user gave it."""
+  config, told = experiment.to_dict(), source.described.sections
   flags = {"image_size": source.described.spec.height, "architecture": source.layout.name}
   lines = []
   for name in source.described.assumed:
     section, _, field = name.rpartition(".")
     if not section:
-      lines.append(f"--{name}={flags[name]}, which the file does not tell")
-      continue
-    told = source.described.sections.get(section, {})
-    value = config[section].get(field)
-    if field not in config[section] or value != told.get(field, value):
-      continue  # the user gave another one, or another part that has other fields
-    lines.append(f"`{name}={as_text(value)}`, which the file does not tell")
+      lines.append(f"{name}={flags[name]}, which the file does not tell")
+    elif field in config[section]:
+      value = config[section][field]
+      if value == told.get(section, {}).get(field):
+        lines.append(f"`{name}={as_text(value)}`, which the file does not tell")
   return lines
 
 

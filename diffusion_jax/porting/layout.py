@@ -32,7 +32,7 @@ class Content(NamedTuple):
 
 
 class Described(NamedTuple):
-  """Facts of a source on its network.
+  """Facts that a source tells of its network.
 
   Attributes:
     sections: sections of a config; fields that are missing keep their defaults.

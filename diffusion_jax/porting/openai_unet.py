@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from diffusion_jax.models import UNet
-from diffusion_jax.porting.fused_unet import RowOrder, by_part, unet_pairs, unet_place
+from diffusion_jax.porting.fused_unet import RowOrder, by_part, told_shape, unet_pairs, unet_place
 from diffusion_jax.porting.layout import Content, Described, FileLayout, Layout
 from diffusion_jax.porting.tensors import Pair, Shape, Tensors, with_null_row, with_rows
 from diffusion_jax.types import ImageSpec, UserError
@@ -86,17 +86,11 @@ class _Structure(NamedTuple):
   resampling: str
 
 
-def _shape(content: Content, name: str) -> Shape:
-  if name not in content.tensors:
-    raise UserError(f"{content.where} has no tensor {name}, which every U-Net of openai has")
-  return content.tensors[name].shape
-
-
 def _structure(content: Content) -> _Structure:
   names = content.tensors.keys()
   doubling = sorted((int(m[1]), m[2]) for name in names if (m := UPWARDS.fullmatch(name)))
   counts = [
-    1 + max((int(n.split(".")[1]) for n in names if n.startswith(f"{way}.")), default=-1)
+    len({name.split(".")[1] for name in names if name.startswith(f"{way}.")})
     for way in ("input_blocks", "output_blocks")
   ]
   per_level = doubling[0][0] + 1 if doubling else counts[1]
@@ -106,9 +100,9 @@ def _structure(content: Content) -> _Structure:
       f"{content.where} has {counts[0]} input and {counts[1]} output blocks with {len(doubling)} "
       "doublings, which no supported U-Net of openai has"
     )
-  width = _shape(content, FIRST)[0]
+  width = told_shape(content, FIRST, 4)[0]
   firsts = [f"output_blocks.{(levels - 1 - level) * per_level}" for level in range(levels)]
-  widths = [_shape(content, f"{first}.0.out_layers.3.weight")[0] for first in firsts]
+  widths = [told_shape(content, f"{first}.0.out_layers.3.weight", 4)[0] for first in firsts]
   if any(w % width for w in widths):
     raise UserError(f"{content.where}: widths {widths} must be multiples of the first, {width}")
   attended = [level for level, first in enumerate(firsts) if f"{first}.1.qkv.weight" in names]
@@ -118,8 +112,10 @@ def _structure(content: Content) -> _Structure:
 
 def _describe(content: Content, is_guided: bool) -> Described:
   """Return what the tensors tell, and else the settings of the published models."""
-  found, width = _structure(content), _shape(content, FIRST)[0]
-  in_channels, out_channels = _shape(content, FIRST)[1], _shape(content, LAST)[0]
+  found = _structure(content)
+  (width, in_channels, *_), (out_channels, *_) = (
+    told_shape(content, name, 4) for name in (FIRST, LAST)
+  )
   _check_channels(content, in_channels, out_channels)
   side = content.image_size or SIDES.get(found.multipliers)
   if side is None:
@@ -127,9 +123,9 @@ def _describe(content: Content, is_guided: bool) -> Described:
       f"{content.where} does not tell the side of the images; add e.g. --image_size=64"
     )
   learned = out_channels == 2 * in_channels
-  labels = len(content.tensors[LABELS]) if LABELS in content.tensors else 0
-  affine = _shape(content, "middle_block.0.emb_layers.1.weight")
-  embedded = _shape(content, "time_embed.0.weight")
+  labels = told_shape(content, LABELS, 2)[0] if LABELS in content.tensors else 0
+  affine = told_shape(content, "middle_block.0.emb_layers.1.weight", 2)
+  embedded = told_shape(content, "time_embed.0.weight", 2)
   if embedded[1] % width or embedded[0] % width:
     raise UserError(f"{content.where}: an embedding of {embedded[1]} channels, {width} in others")
   heads = _heads(found, is_guided, affine[0] > found.multipliers[-1] * width)

@@ -31,7 +31,7 @@ class Measured(NamedTuple):
 
 
 def check_origin(workdir: Path, source: str) -> bool:
-  """Return whether a folder has the weights of a source; False for a folder that is not there.
+  """Return whether a folder has the weights of a source; False if it is missing or empty.
 
   Raises:
     UserError: the folder has other weights.
@@ -85,7 +85,7 @@ def _difference(figure: Figure, found: Measured) -> str:
     return "none: it is another figure"
   gap = found.value - figure.value
   if found.error is None:
-    return f"{gap:+.4g}; without a standard error: measure with --config.eval.num_seeds=3"
+    return f"{gap:+.4g}; without a standard error: measure with `eval.num_seeds=3`"
   if not found.error:
     return f"{gap:+.4g}"
   return f"{gap:+.4g}, {abs(gap) / found.error:.1f} standard errors"
@@ -105,7 +105,7 @@ def read_figure(figure: Figure, metrics: Mapping[str, Any]) -> Measured | None:
 
 
 def _split_size(metrics: Mapping[str, Any], found: Mapping[str, Any]) -> int | None:
-  """Return the images of a whole split where metrics.json tells them, 10,000 of CIFAR-10's test."""
+  """Return the size of the split where it is known: 10,000 of CIFAR-10's test split."""
   config = metrics["model"]["config"]
   is_cifar = config["data"].get("dataset") == "cifar10" and found["split"] == "test"
   return 10_000 if is_cifar else None

@@ -60,9 +60,11 @@ def usage(program: str, actions: Iterable[argparse.Action]) -> str:
   words = [program]
   for action in actions:
     if not action.option_strings:
-      words.append(f"[{action.dest}]" if action.nargs == "?" else action.dest)
+      name = action.metavar or action.dest
+      words.append(f"[{name}]" if action.nargs == "?" else str(name))
     elif action.required:
-      words.append(f"{action.option_strings[0]}={metavar(action)}")
+      value = metavar(action) or "|".join(map(str, action.choices or ()))
+      words.append(f"{action.option_strings[0]}={value}")
   return " ".join([*words, "[FLAGS]"])
 
 

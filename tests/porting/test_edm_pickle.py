@@ -100,7 +100,7 @@ def test_names_and_shapes_are_those_of_edm():
 
 
 def test_the_filter_is_that_of_the_buffers():
-  taps = np.float32([1, 3, 3, 1]) / 8
+  taps = np.asarray([1, 3, 3, 1], np.float32) / 8
   tensors = stored(SONG)
   for name in FILTERS:
     assert tensors[name].dtype == np.float32
@@ -167,7 +167,15 @@ def test_the_pickles_own_numbers_are_taken():
     ),
     (
       {}, lambda t: t.update({"model.enc.2x2_block0.conv1.weight": np.zeros((24, 1, 3, 3))}),
-      r"widths \[32, 32, 24\]|no tensor model.dec.2x2_in0",
+      r"no tensor model\.dec\.2x2_in0\.affine",
+    ),
+    (
+      {}, lambda t: t.update({"model.enc.4x4_block999999999.conv1.weight": np.zeros(1)}),
+      r"not the same blocks at all sides of \[8, 4\]",
+    ),
+    (
+      {}, lambda t: t.update({"model.map_label.weight": np.float32(0)}),
+      r"map_label\.weight has the shape \[\], this architecture needs 2 axes",
     ),
     (
       {}, lambda t: t.update({"model.enc.3x3_block0.conv1.weight": np.zeros((24, 1, 3, 3))}),

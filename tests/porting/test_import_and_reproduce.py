@@ -14,8 +14,11 @@ import pipelines
 import pytest
 
 from diffusion_jax import export, reproduce
-from diffusion_jax.porting.published import PUBLISHED, Figure, find_published, published_table
+from diffusion_jax.core.config import parse_override
+from diffusion_jax.porting.published import PUBLISHED, Figure, address_of, find_published
+from diffusion_jax.porting.published_tables import published_page, published_table
 from diffusion_jax.porting.reproduction import check_origin, compare_with_published, read_figure
+from diffusion_jax.runs.stored import load_experiment
 from diffusion_jax.types import UserError
 
 importer = importlib.import_module("diffusion_jax.import")
@@ -33,7 +36,7 @@ def test_a_folder_becomes_a_run_and_the_same_bytes_again(folder, tmp_path, call)
   code, said, err = call(importer.main, folder, f"--out={run}", "--config=ddpm_cifar")
   assert (code, err) == (0, "")
   number = sum(leaf.size for leaf in pipelines.params().values())
-  assert said.startswith(f"imported {number:,} parameters of a UNet2DModel into {run}\n")
+  assert said.startswith(f"imported {number:,} parameters (UNet2DModel) into {run}\n")
   origin = json.loads((run / "imported.json").read_text())
   (file,) = origin["files"]
   assert (file, origin["source"]) == ("diffusion_pytorch_model.safetensors", str(folder))
@@ -134,7 +137,7 @@ def test_one_seed_has_no_standard_error_and_what_the_user_set_is_listed(tmp_path
   file = tmp_path / "metrics.json"
   file.write_text(json.dumps({**METRICS, "figures": {"fid_5k": row}}))
   text = compare_with_published(DDPM, DDPM.figures[0], file, ["--config.sampler.steps=4"])
-  assert "+0.3; without a standard error: measure with --config.eval.num_seeds=3" in text
+  assert "+0.3; without a standard error: measure with `eval.num_seeds=3`" in text
   assert text.endswith("\n  differs     --config.sampler.steps=4")
 
 
@@ -164,6 +167,26 @@ def test_the_table_has_a_row_for_each_figure_and_names_are_unique():
     assert any(row.startswith(f"{entry.name} ") and entry.address in row for row in rows)
   with pytest.raises(UserError, match="Did you mean 'ddpm-cifar10'"):
     find_published("ddpm-cifar")
+
+
+def test_the_page_of_the_documentation_is_the_table(root):
+  """To renew it: python -c "from diffusion_jax.porting.published_tables import published_page;
+  print(published_page(), end='')" > docs/published.md"""
+  assert (root / "docs" / "published.md").read_text() == published_page()
+
+
+@pytest.mark.parametrize("entry", PUBLISHED, ids=lambda entry: entry.name)
+def test_settings_of_a_published_checkpoint_are_fields_that_exist(entry):
+  for figure in entry.figures:
+    fields = [parse_override(f"--config.{field}") for field in figure.overrides]
+    experiment = load_experiment(entry.config or "ddpm_cifar", fields)
+    assert figure.name == "fid" or experiment.eval.likelihoods == (figure.name,)
+    assert figure.name != "fid" or experiment.eval.num_samples == figure.num
+  if "drive.google" in entry.address:
+    with pytest.raises(UserError, match=r"download it from .* then import FILE --like="):
+      address_of(entry)
+  else:
+    assert address_of(entry) == entry.address
 
 
 @pytest.mark.parametrize(

@@ -142,10 +142,10 @@ def test_the_program_makes_a_run_of_a_file(tmp_path, capsys):
   importlib.import_module("diffusion_jax.import").main(args)
   said = capsys.readouterr().out
   assert "imported" in said
-  assert "parameters of a DiT" in said
+  assert "parameters (DiT) into" in said
   assert "--config.guidance.weight=1.5, which the file does not tell" in said
   assert "model.heads" not in said
-  assert "--architecture=DiT, which the file does not tell" in said
+  assert "architecture=DiT, which the file does not tell" in said
   out = tmp_path / "images.npz"
   sample.main([
     f"--workdir={tmp_path / 'run'}", "--num=3", f"--out={out}",

@@ -10,6 +10,9 @@ from diffusion_jax.core import shipped
 
 TAKE_CONFIG = [
   "train",
+  "import",
+  "export",
+  "reproduce",
   "sample",
   "edit",
   "encode",
