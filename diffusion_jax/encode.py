@@ -162,6 +162,7 @@ def describe_latents(
     autoencoder={"autoencoder": sections["model"], "decoder": sections["decoder"]},
     made_from=made_from,
     batch_size=batch_size,
+    scale=sections["model"].get("latent_scale"),
   )
 
 

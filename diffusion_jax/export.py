@@ -2,8 +2,9 @@
 
   python -m diffusion_jax.export --workdir=runs/ddpm_cifar --format=diffusers --out=ddpm_cifar
 
-diffusers: a folder from which DDPMPipeline.from_pretrained samples, with a model card (config, data
-and figures). safetensors: one file with the parameters under our names, the config in its metadata.
+diffusers: a folder for DDPMPipeline.from_pretrained, or AutoencoderKL.from_pretrained from a VAE
+with the network autoencoder_kl, with a model card (config, data and figures). safetensors: one file
+with the parameters under our names, the config in its metadata.
 """
 
 import json
@@ -22,6 +23,7 @@ from diffusion_jax.parallel import sharding
 from diffusion_jax.porting.diffusers_export import (
   describe_pipeline,
   make_pipeline,
+  usage_of,
   write_pipeline,
 )
 from diffusion_jax.porting.model_card import newest_metrics, write_card
@@ -30,21 +32,6 @@ from diffusion_jax.runs.flags import parse_step
 from diffusion_jax.runs.stored import trained_experiment
 from diffusion_jax.types import UserError
 from diffusion_jax.weight_files.safetensors_file import write_safetensors
-
-USAGE = """from diffusers import {kind}
-
-pipeline = {kind}.from_pretrained("FOLDER")
-images = pipeline(batch_size=16).images"""
-
-WITH_LABELS = """import functools
-
-import torch
-from diffusers import {kind}
-
-pipeline = {kind}.from_pretrained("FOLDER")
-labels = torch.arange(16) % {num_classes}  # the pipeline itself passes none on
-pipeline.unet.forward = functools.partial(pipeline.unet.forward, class_labels=labels)
-images = pipeline(batch_size=16).images"""
 
 
 def main(argv: list[str]) -> None:
@@ -68,10 +55,11 @@ def main(argv: list[str]) -> None:
   else:
     pipeline = make_pipeline(experiment, spec, weights.params)
     metrics = newest_metrics(args.workdir, weights.step)
-    usage = WITH_LABELS if generative.num_classes else USAGE
-    usage = usage.format(kind="DDPMPipeline", num_classes=generative.num_classes)
+    usage = usage_of(pipeline, generative.num_classes)
     card = write_card(args.workdir.name, config, weights.meta, weights.step, metrics, usage)
     _write_folder(args.out, pipeline, card)
+    if pipeline.lacks:
+      print(f"  note       {pipeline.lacks}")
   print(f"exported {sum(x.size for x in _leaves(weights.params)):,} parameters to {args.out}")
 
 

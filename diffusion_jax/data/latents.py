@@ -216,6 +216,7 @@ class Encoded(NamedTuple):
     made_from: run and step that made it, as JSON values.
     batch_size: images per encoding batch; another value changes the rounding.
     asked: flags of the command as JSON values; see `unfinished.left_encoding`.
+    scale: factor of the latents; None: measured, so that their standard deviation is 1.
   """
 
   sources: Mapping[str, Source]
@@ -227,6 +228,7 @@ class Encoded(NamedTuple):
   made_from: Mapping[str, Any]
   batch_size: int = 0
   asked: Mapping[str, Any] = MappingProxyType({})
+  scale: float | None = None
 
 
 def write_latents(
@@ -260,7 +262,8 @@ def write_latents(
   try:
     for split, source in encoded.sources.items():
       _write_split(part, split, source, encoded, counts)
-    scale = _scale(np.load(part / "train.npy", mmap_mode="r"))
+    measured = _scale(np.load(part / "train.npy", mmap_mode="r"))
+    scale = measured if encoded.scale is None else encoded.scale
     np.save(part / "autoencoder.npy", encoded.weights)
     (part / MANIFEST).write_text(json.dumps(_describe(part, encoded, scale), indent=2))
     (part / PROGRESS).unlink()

@@ -20,6 +20,8 @@ class Unknown(DataSetBase):
 
   flip: bool = False
 
+  has_latents = True  # those of an imported latent diffusion model are as unknown as its images
+
   def load(self, split: str) -> NoReturn:
     """Raise a UserError: there are no images."""
     raise UserError(

@@ -1,6 +1,7 @@
 """Networks as pure functions. Only this room uses flax."""
 
 from diffusion_jax.core.registry import Registry
+from diffusion_jax.models.autoencoder_kl import AutoencoderKL
 from diffusion_jax.models.base import (
   Autoencoder,
   Network,
@@ -31,7 +32,7 @@ NOISE_SCHEDULES = Registry(
   "process", Process, {"learned_linear": LearnedLinear, "learned_monotone": LearnedMonotone}
 )
 """Processes with a learned noise schedule by name: values of `process.name`."""
-VAES = Registry("autoencoder", Autoencoder, {"conv_vae": ConvVAE})
+VAES = Registry("autoencoder", Autoencoder, {"conv_vae": ConvVAE, "autoencoder_kl": AutoencoderKL})
 """Networks of VAEs by name: the values of `model.name` or `autoencoder.name`."""
 DECODERS = Registry(
   "decoder",
@@ -51,6 +52,7 @@ __all__ = [
   "NOISE_SCHEDULES",
   "VAES",
   "Autoencoder",
+  "AutoencoderKL",
   "Bernoulli",
   "Classifier",
   "ClassifierNetwork",

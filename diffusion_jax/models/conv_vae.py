@@ -115,23 +115,45 @@ class ConvVAE(Part):
     Raises:
       ValueError: the image's sides cannot be halved between all levels.
     """
-    factor = 2 ** (len(self.multipliers) - 1)
-    if spec.height % factor or spec.width % factor:
-      raise ValueError(
-        f"images of {spec.height}x{spec.width} cannot be halved {len(self.multipliers) - 1} times: "
-        f"multipliers={self.multipliers} has {len(self.multipliers)} levels; use sides divisible "
-        f"by {factor} or fewer multipliers"
-      )
-    start = (spec.height // factor, spec.width // factor)
+    start = halved_sides(spec, self.multipliers)
     channels = self.latent_channels
     shape = (self.latent_dim,) if channels is None else (*start, channels)
-    encoder, decoder = Encoder(self), Decoder(self, start, num_outputs)
-    return VAENetworks(
-      lambda key: _init(encoder, decoder, spec, shape, key),
-      lambda params, x, key=None: _apply(encoder, params["encoder"], x, key),
-      lambda params, z, key=None: _apply(decoder, params["decoder"], z, key),
-      shape,
+    return as_vae_networks(Encoder(self), Decoder(self, start, num_outputs), spec, shape)
+
+
+def halved_sides(spec: ImageSpec, multipliers: tuple[int, ...]) -> tuple[int, int]:
+  """Return height and width of the last level, halved once for each level after the first.
+
+  Raises:
+    ValueError: the image's sides cannot be halved between all levels.
+  """
+  factor = 2 ** (len(multipliers) - 1)
+  if spec.height % factor or spec.width % factor:
+    raise ValueError(
+      f"images of {spec.height}x{spec.width} cannot be halved {len(multipliers) - 1} times: "
+      f"multipliers={multipliers} has {len(multipliers)} levels; use sides divisible "
+      f"by {factor} or fewer multipliers"
     )
+  return spec.height // factor, spec.width // factor
+
+
+def as_vae_networks(
+  encoder: nn.Module, decoder: nn.Module, spec: ImageSpec, latent_shape: tuple[int, ...]
+) -> VAENetworks:
+  """Wrap modules called as (images or latents, train) as pure functions.
+
+  Args:
+    encoder: module that returns the mean and log-variance of q(z | x).
+    decoder: module that returns the raw parameters of p(x | z).
+    spec: shape of the images.
+    latent_shape: shape of one example's z.
+  """
+  return VAENetworks(
+    lambda key: _init(encoder, decoder, spec, latent_shape, key),
+    lambda params, x, key=None: _apply(encoder, params["encoder"], x, key),
+    lambda params, z, key=None: _apply(decoder, params["decoder"], z, key),
+    latent_shape,
+  )
 
 
 def _init(

@@ -18,6 +18,7 @@ from diffusion_jax.models.embeddings import cosine_first_embedding, position_emb
 from diffusion_jax.models.initializers import kernel_init
 from diffusion_jax.models.layers import FLOAT32, Dtype, Pointwise, Remat, rematerialized
 from diffusion_jax.parallel.sharding import gather_layer
+from diffusion_jax.processes.base import EMBED_SCALE
 from diffusion_jax.types import Condition, ImageSpec
 
 TIME_FREQUENCIES = 256
@@ -52,7 +53,14 @@ class DiT(NetworkBase):
     mlp_ratio: width of the hidden layer of a block's MLP over `hidden`.
     time_scale: factor of the time before its embedding. 1 keeps the processes' 0 to 999, as in DiT;
       1 / 999 gives SiT's 0 to 1.
+    frequency_shift: the exponents of the time's frequencies are divided by 128 less this: 0 in DiT,
+      1 in the DiT of diffusers.
+    from_noise: count the time from noise to data, as SiT does: 999 - time is embedded, and the
+      output is the negative of the prediction, a velocity.
     learned_variance: double the output's channels; the second half are variance logits.
+    spare_outputs: double the output's channels and discard the second half, as SiT does, whose
+      last layer is that of a DiT with variance logits.
+    mlp_epsilon: epsilon of the norms before the MLPs; other norms have 1e-6.
     dtype: compute type of products and residuals; parameters, embeddings, norms, modulation and
       softmax stay float32.
     remat: values that the backward pass recomputes to save memory: `none`; `block`, all of a block
@@ -70,7 +78,11 @@ class DiT(NetworkBase):
   patch: int = 2
   mlp_ratio: int = 4
   time_scale: float = 1.0
+  frequency_shift: int = 0
+  from_noise: bool = False
   learned_variance: bool = False
+  spare_outputs: bool = False
+  mlp_epsilon: float = EPSILON
   dtype: Literal["float32", "bfloat16"] = setting("float32", may_change=True)
   remat: Remat = setting("none", may_change=True, affects_figures=False)
   attention: Implementation = setting("auto", may_change=True)
@@ -83,6 +95,13 @@ class DiT(NetworkBase):
       raise ValueError(f"hidden={self.hidden} must be divisible by heads={self.heads} and by 4")
     if self.time_scale <= 0:
       raise ValueError(f"time_scale={self.time_scale} must be positive")
+    if self.frequency_shift not in (0, 1):
+      raise ValueError(f"frequency_shift={self.frequency_shift} must be 0 or 1")
+    if self.mlp_epsilon <= 0:
+      raise ValueError(f"mlp_epsilon={self.mlp_epsilon} must be positive")
+    if self.learned_variance and (self.spare_outputs or self.from_noise):
+      field = "spare_outputs" if self.spare_outputs else "from_noise"
+      raise ValueError(f"{field}=True needs learned_variance=False: the output is a velocity")
 
   def create(self, spec: ImageSpec, num_labels: int) -> Network:
     """Build the pure functions for images of `spec`.
@@ -99,7 +118,7 @@ class DiT(NetworkBase):
         f"images of {spec.height}x{spec.width} cannot be cut into patches of {self.patch}x"
         f"{self.patch}; set a `model.patch=N` that divides both sides"
       )
-    out_channels = spec.channels * (2 if self.learned_variance else 1)
+    out_channels = spec.channels * (2 if self.learned_variance or self.spare_outputs else 1)
     return as_network(DiTModule(self, out_channels, num_labels), self, spec, num_labels)
 
 
@@ -128,11 +147,15 @@ class DiTModule(nn.Module):
     shift, scale = _modulation(condition, config.hidden, 2, "modulation_out")
     h = _modulated(h, shift, scale).astype(dtype)
     h = _dense(config.patch**2 * self.out_channels, dtype, zeros, "patch_out")(h)
-    return _to_image(h, *grid, config.patch)
+    h = _to_image(h, *grid, config.patch)
+    h = h[..., : x.shape[-1]] if config.spare_outputs else h
+    return -h if config.from_noise else h
 
   def _blocks(self, h: Array, condition: Array) -> Float[Array, "B N D"]:
     config, kind = self.config, Block
-    settings = (config.heads, config.mlp_ratio, jnp.dtype(config.dtype), config.attention)
+    settings = (
+      config.heads, config.mlp_ratio, jnp.dtype(config.dtype), config.attention, config.mlp_epsilon,
+    )  # fmt: skip
     if not config.scan_blocks:
       kind = rematerialized(kind, config.remat)
       for i in range(config.depth):
@@ -154,8 +177,9 @@ class DiTModule(nn.Module):
     return scanned(kind(*settings, name="stacked_block"), h, condition)[0]
 
   def _embed(self, time: Array, labels: Any) -> Float[Array, "B D"]:
-    hidden = self.config.hidden
-    h = cosine_first_embedding(time * self.config.time_scale, TIME_FREQUENCIES)
+    config, hidden = self.config, self.config.hidden
+    time = (EMBED_SCALE - time if config.from_noise else time) * config.time_scale
+    h = cosine_first_embedding(time, TIME_FREQUENCIES, config.frequency_shift)
     h = nn.swish(_dense(hidden, FLOAT32, embed_init, "time1")(h))
     h = _dense(hidden, FLOAT32, embed_init, "time2")(h)
     if self.num_labels and labels is not None:
@@ -174,6 +198,7 @@ class Block(nn.Module):
   mlp_ratio: int
   dtype: Dtype
   attention: Implementation = "auto"
+  mlp_epsilon: float = EPSILON
 
   @nn.compact
   def __call__(
@@ -185,7 +210,7 @@ class Block(nn.Module):
       _modulated(x, shift1, scale1).astype(self.dtype)
     )
     x = _gated(x, gate1, h)
-    h = _modulated(x, shift2, scale2).astype(self.dtype)
+    h = _modulated(x, shift2, scale2, self.mlp_epsilon).astype(self.dtype)
     h = nn.gelu(_dense(self.mlp_ratio * width, self.dtype, name="mlp_in")(h))
     h = _dense(width, self.dtype, name="mlp_out")(h)
     return _gated(x, gate2, h)
@@ -217,12 +242,14 @@ def _modulation(condition: Array, width: int, count: int, name: str) -> list[Flo
   return jnp.split(vectors[:, None, :], count, axis=-1)
 
 
-def _modulated(x: Array, shift: Array, scale: Array) -> Float[Array, "B N D"]:
+def _modulated(
+  x: Array, shift: Array, scale: Array, epsilon: float = EPSILON
+) -> Float[Array, "B N D"]:
   """Apply a layer norm without learned weights, then scale and shift, float32."""
-  return _layer_norm(x) * (1 + scale) + shift
+  return _layer_norm(x, epsilon) * (1 + scale) + shift
 
 
-def _layer_norm(x: Array) -> Float[Array, "B N D"]:
+def _layer_norm(x: Array, epsilon: float = EPSILON) -> Float[Array, "B N D"]:
   """Normalise each token in float32, measured from an anchor as in `kernels.group_norm`.
 
   The anchor is the token's rounded mean. The variance does not depend on it, and is accurate even
@@ -232,7 +259,7 @@ def _layer_norm(x: Array) -> Float[Array, "B N D"]:
   y = x - jax.lax.stop_gradient(x.mean(-1, keepdims=True))  # any constant has this gradient
   mean = y.mean(-1, keepdims=True)
   variance = jnp.maximum(jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
-  return (y - mean) * jax.lax.rsqrt(variance + EPSILON)
+  return (y - mean) * jax.lax.rsqrt(variance + epsilon)
 
 
 def _gated(x: Array, gate: Array, h: Array) -> Array:

@@ -18,14 +18,17 @@ def sinusoidal_embedding(time: Float[Array, "B"], dim: int) -> Float[Array, "B D
   return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-def cosine_first_embedding(time: Float[Array, "B"], dim: int) -> Float[Array, "B D"]:
+def cosine_first_embedding(
+  time: Float[Array, "B"], dim: int, shift: int = 0
+) -> Float[Array, "B D"]:
   """Return [cos, sin] of the time at `dim / 2` frequencies, float32.
 
   They decrease from 1 to slightly more than 1/10000. Source: Nichol and Dhariwal 2021, and after
-  them ADM and DiT, with denominator dim / 2.
+  them ADM and DiT, with denominator dim / 2; diffusers' DiT has dim / 2 - `shift`, shift = 1.
   """
   half = dim // 2
-  frequency = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+  steps = jnp.arange(half, dtype=jnp.float32)
+  frequency = jnp.exp(-jnp.log(10000.0) * steps / (half - shift))
   angle = time.astype(jnp.float32)[:, None] * frequency[None, :]
   return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 

@@ -63,11 +63,13 @@ INITS = {
   # halves the variance again.
   "edm": Init(qkv=nn.initializers.variance_scaling(0.1, "fan_avg", "uniform")),
   "adm": Init(_torch, _zeros, _torch, _torch, uniform_bias, nn.initializers.normal(1.0)),
+  "ldm": Init(_torch, _torch, _torch, _torch, uniform_bias),
 }
 """Initial distributions by recipe.
 
 "ddpm": Ho et al. 2020. "edm": Karras et al. 2022 (their DDPM++ and NCSN++). "adm": Nichol and
 Dhariwal 2021 and Dhariwal and Nichol 2021, with PyTorch's defaults and zeros in the last layers.
+"ldm": the autoencoder of Rombach et al. 2022, with PyTorch's defaults everywhere.
 """
 
 VDM_INIT = Init(_lecun, _zeros, _lecun, _zeros)

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax.porting.diffusers_dit import DIT_2D
 from diffusion_jax.porting.diffusers_scheduler import read_scheduler
 from diffusion_jax.porting.diffusers_unet import UNET_2D
+from diffusion_jax.porting.kl_weights import AUTOENCODER_KL
 from diffusion_jax.porting.layout import Described, DiffusersLayout, Sections, Source
 from diffusion_jax.types import ImageSpec, UserError
 from diffusion_jax.weight_files.weight_file import WeightFile, read_weights
@@ -16,7 +18,10 @@ NETWORKS = ("unet", "transformer")
 
 SCHEDULER = "scheduler_config.json"
 
-LAYOUTS: Mapping[str, DiffusersLayout] = {layout.layout.name: layout for layout in (UNET_2D,)}
+LAYOUTS: Mapping[str, DiffusersLayout] = {
+  **{layout.layout.name: layout for layout in (UNET_2D, DIT_2D, AUTOENCODER_KL)},
+  "Transformer2DModel": DIT_2D,  # the name of DiT's class before diffusers 0.28
+}
 """Class of diffusers -> its layout."""
 
 
@@ -25,8 +30,13 @@ def is_diffusers(folder: Path) -> bool:
   return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
 
 
-def read_folder(folder: Path) -> Source:
+def read_folder(folder: Path, image_size: int | None = None, weights: Path | None = None) -> Source:
   """Return the network of a pipeline.
+
+  Args:
+    folder: folder of the pipeline or of the network.
+    image_size: side of the images that the user gave, for networks that take any.
+    weights: the file of weights to read; None: the folder's.
 
   Raises:
     UserError: a file is missing or damaged, or the pipeline has parts that we do not have.
@@ -39,11 +49,22 @@ def read_folder(folder: Path) -> Source:
     raise UserError(f"{about}: the network {kind} is not supported; {known} are")
   chosen = LAYOUTS[kind]
   found, spec = chosen.read_config(stored, str(about))
-  sections = found if "autoencoder" in found else _with_scheduler(folder, found, spec)
-  read = read_weights(place)
+  if image_size is not None:
+    spec = _with_side(spec, image_size, chosen, str(about))
+  is_vae = found.get("generative", {}).get("name") == "vae"
+  sections = found if is_vae else _with_scheduler(folder, found, spec)
+  read = read_weights(weights or place)
   origin = {"format": "diffusers", "architecture": kind, "files": _files(folder, read)}
-  described = Described(sections, spec)
+  described = Described(sections, spec, chosen.assumed)
   return Source(chosen.layout, described, read.arrays, origin, str(read.path))
+
+
+def _with_side(spec: ImageSpec, side: int, chosen: DiffusersLayout, where: str) -> ImageSpec:
+  if not chosen.any_side and (spec.height, spec.width) != (side, side):
+    raise UserError(
+      f"--image_size={side}: {where} is of images of {spec.height}x{spec.width}; leave it out"
+    )
+  return spec._replace(height=side, width=side)
 
 
 def _with_scheduler(folder: Path, found: Sections, spec: ImageSpec) -> Sections:
@@ -59,6 +80,8 @@ def _with_scheduler(folder: Path, found: Sections, spec: ImageSpec) -> Sections:
   labels = {"conditional": bool(spec.num_classes), "label_dropout": 0.0}
   generative = {**sections["generative"], **labels, **found.get("generative", {})}
   model = {**found["model"], **sections.get("model", {})}
+  if model["learned_variance"]:  # whatever the scheduler makes of it
+    sections["loss"] = {"name": "hybrid"}
   return {**sections, **found, "generative": generative, "model": model}
 
 

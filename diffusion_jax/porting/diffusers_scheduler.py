@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from diffusion_jax.processes.base import EMBED_SCALE
 from diffusion_jax.types import UserError
 
 Sections = dict[str, dict[str, Any]]
@@ -22,14 +23,14 @@ SPACINGS = ("leading", "trailing", "linspace")
 
 OFF: Mapping[str, tuple[Any, ...]] = {
   "trained_betas": (None,), "thresholding": (False,), "rescale_betas_zero_snr": (False,),
-  "clip_sample_range": (1.0, 1),
+  "clip_sample_range": (1.0, 1), "steps_offset": (0,), "set_alpha_to_one": (True,),
 }  # fmt: skip
 """Fields of DDPMScheduler and DDIMScheduler with the values that our processes have."""
 
 OFF_IN_FLOW: Mapping[str, tuple[Any, ...]] = {
-  "shift": (1.0, 1), "use_dynamic_shifting": (False,), "invert_sigmas": (False,),
-  "shift_terminal": (None,), "use_karras_sigmas": (False,), "use_exponential_sigmas": (False,),
-  "use_beta_sigmas": (False,), "stochastic_sampling": (False,), "num_train_timesteps": (1000,),
+  "use_dynamic_shifting": (False,), "invert_sigmas": (False,), "shift_terminal": (None,),
+  "use_karras_sigmas": (False,), "use_exponential_sigmas": (False,), "use_beta_sigmas": (False,),
+  "stochastic_sampling": (False,),
 }  # fmt: skip
 
 
@@ -69,10 +70,10 @@ def _read_noise(stored: Mapping[str, Any], where: str) -> Sections:
   _check(stored, where, OFF)
   num = stored.get("num_train_timesteps", 1000)
   first, last = stored.get("beta_start", 1e-4), stored.get("beta_end", 0.02)
+  linear = {"name": "linear_vp", "num_timesteps": num, "beta_start": first, "beta_end": last}
   schedules = {
-    "linear": {
-      "name": "linear_vp", "num_timesteps": num, "beta_start": first, "beta_end": last,
-    },
+    "linear": linear,
+    "scaled_linear": {**linear, "beta_schedule": "scaled_linear"},
     "squaredcos_cap_v2": {"name": "cosine_vp", "num_timesteps": num},
   }  # fmt: skip
   process = _choice(stored, where, "beta_schedule", "linear", schedules)
@@ -108,17 +109,27 @@ def _read_ddim(stored: Mapping[str, Any], where: str) -> Sections:
 
 def _read_flow(stored: Mapping[str, Any], where: str) -> Sections:
   _check(stored, where, OFF_IN_FLOW)
+  num, shift = stored.get("num_train_timesteps", 1000), stored.get("shift", 1.0)
+  if num < 2 or shift <= 0:
+    raise UserError(f"{where}: num_train_timesteps={num}, shift={shift} are not supported")
+  least = 1 / num
   return {
     "generative": {"name": "diffusion", "prediction": "velocity"},
-    "process": {"name": "flow"},
-    "model": {"time_scale": 1000 / 999},  # diffusers' times end at 1000, ours at 999
+    # diffusers shifts the least time twice: when it makes the schedule, and again for the steps
+    "process": {
+      "name": "flow", "shift": shift, "min_time": shift * least / (1 + (shift - 1) * least),
+    },
+    "model": {"time_scale": num / EMBED_SCALE},
     "loss": {"name": "flow_matching", "times": "uniform"},
     "sampler": {"name": "euler", "steps": 50, "spacing": "uniform"},
-  }
+  }  # fmt: skip
 
 
 def write_scheduler(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   """Return the config of the scheduler with a run's noise, prediction and sampler.
+
+  It is DDIMScheduler for the sampler ddim, unless a U-Net gives variances, which the DDIMPipeline
+  of diffusers does not expect; FlowMatchEulerDiscreteScheduler for flow; else DDPMScheduler.
 
   Args:
     config: all sections of the run.
@@ -128,12 +139,11 @@ def write_scheduler(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   """
   process, sampler = config["process"], config["sampler"]
   prediction = config["generative"]["prediction"]
+  time_scale = config["model"].get("time_scale", 1.0)
   if process["name"] == "flow":
-    if prediction != "velocity":
-      raise UserError(
-        f"`generative.prediction={prediction}`: diffusers' flow-matching scheduler has velocity"
-      )
-    return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+    return _write_flow(process, prediction, time_scale)
+  if time_scale != 1.0:
+    raise UserError(f"`model.time_scale={time_scale}`: diffusers' networks get the step's number")
   betas = {"linear_vp": "linear", "cosine_vp": "squaredcos_cap_v2"}
   if process["name"] not in betas:
     raise UserError(
@@ -145,21 +155,39 @@ def write_scheduler(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     raise UserError(
       f"`generative.prediction={prediction}`: diffusers' schedulers have {', '.join(theirs)}"
     )
-  variance = sampler.get("variance", "fixed_small")
   learned = config["model"].get("learned_variance", False)
-  names = {ours: name for name, ours in VARIANCES.items()} | {
-    "auto": "learned_range" if learned else "fixed_large"
-  }
   spacing = sampler.get("spacing", "auto")
-  return {
-    "_class_name": "DDPMScheduler",
+  common = {
     "num_train_timesteps": process["num_timesteps"],
-    "beta_schedule": betas[process["name"]],
+    "beta_schedule": process.get("beta_schedule", betas[process["name"]]),
     **{name: process[name] for name in ("beta_start", "beta_end") if name in process},
     "prediction_type": theirs[prediction],
-    "variance_type": names[variance],
     "clip_sample": bool(sampler.get("clip", True)),
     "timestep_spacing": spacing if spacing in SPACINGS else "trailing",
+  }
+  if sampler["name"] == "ddim" and not (learned and config["model"]["name"] == "unet"):
+    return {"_class_name": "DDIMScheduler", **common}
+  names = {ours: name for name, ours in VARIANCES.items()} | {"auto": "fixed_large"}
+  variance = "learned_range" if learned else names[sampler.get("variance", "fixed_small")]
+  return {"_class_name": "DDPMScheduler", **common, "variance_type": variance}
+
+
+def _write_flow(process: Mapping[str, Any], prediction: str, time_scale: float) -> dict[str, Any]:
+  """Return the scheduler of straight paths whose times are those that the network embeds."""
+  if prediction != "velocity":
+    raise UserError(
+      f"`generative.prediction={prediction}`: diffusers' flow-matching scheduler has velocity"
+    )
+  last = EMBED_SCALE * time_scale
+  if abs(last - round(last)) > 1e-6 * last or round(last) < 2:
+    raise UserError(
+      f"`model.time_scale={time_scale}`: the network's times end at {last:g}, and diffusers' "
+      "flow-matching scheduler counts whole steps, at least 2"
+    )
+  return {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": round(last),
+    "shift": process["shift"],
   }
 
 

@@ -67,10 +67,11 @@ def _name(path: str, num_levels: int) -> str:
 
 def prepared(tensors: Tensors, network: UNet, spec: ImageSpec) -> Tensors:
   """Return the tensors with today's names of attention's layers and a row for the null class."""
-  return with_null_row(_with_new_names(tensors), LABELS, spec.num_classes)
+  return with_null_row(with_new_names(tensors), LABELS, spec.num_classes)
 
 
-def _with_new_names(tensors: Tensors) -> Tensors:
+def with_new_names(tensors: Tensors) -> Tensors:
+  """Return the tensors with today's names of attention's layers."""
 
   def renamed(name: str) -> str:
     *stem, layer, leaf = name.split(".")
@@ -177,7 +178,7 @@ def unet_for_diffusers(network: UNet, spec: ImageSpec, num_labels: int) -> dict[
     "decoder_attention": ("every",), "skip_scale": (1.0,), "resampling": ("convolution",),
     "input_residual": (False,), "embedding": ("positional", "positional_adm"),
     "noise_multiplier": (1,), "embedding_multiplier": (4,), "label_embedding": ("table",),
-    "time_scale": (1.0,), "time_offset": (0.0,), "augmentation_labels": (0,),
+    "time_offset": (0.0,), "augmentation_labels": (0,),
   }  # fmt: skip
   for field, allowed in only.items():
     if (value := getattr(network, field)) not in allowed:

@@ -17,7 +17,8 @@ from diffusion_jax.core.config import Override
 from diffusion_jax.core.field_types import as_text
 from diffusion_jax.core.files import write_json
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh, state_shardings
-from diffusion_jax.porting.layout import Sections, Source, parameters_of
+from diffusion_jax.porting.latent_source import all_parameters_of
+from diffusion_jax.porting.layout import Sections, Source
 from diffusion_jax.runs.experiment import Experiment, build_experiment
 from diffusion_jax.runs.provenance import write_environment
 from diffusion_jax.runs.stored import write_config
@@ -60,9 +61,10 @@ def assumptions(source: Source, experiment: Experiment) -> list[str]:
     section, _, field = name.rpartition(".")
     if not section:
       lines.append(f"{name}={flags[name]}, which the file does not tell")
-    elif field in config[section] and config[section][field] == told[section].get(field):
-      value = as_text(config[section][field])
-      lines.append(f"`{name}={value}`, which the file does not tell")
+    elif field in config[section]:
+      value = config[section][field]
+      if value == told.get(section, {}).get(field):
+        lines.append(f"`{name}={as_text(value)}`, which the file does not tell")
   return lines
 
 
@@ -76,7 +78,7 @@ def write_run(out: Path, source: Source, experiment: Experiment) -> int:
   """
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f"--out={out} exists; choose another folder, or move it away")
-  params = parameters_of(source, experiment)
+  params = all_parameters_of(source, experiment)
   state = _state(params, experiment.create(source.described.spec), experiment)
   try:
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -40,12 +40,14 @@ class Described(NamedTuple):
     assumed: fields ("model.num_heads") and flags of the import ("image_size", "architecture") whose
       values the source does not tell: the original's.
     layout: layout of this source, where it depends on more than the network; None: `FileLayout`'s.
+    notes: sentences for the user on what the source does not have.
   """
 
   sections: Sections
   spec: ImageSpec
   assumed: tuple[str, ...] = ()
   layout: Any = None  # a Layout
+  notes: tuple[str, ...] = ()
 
 
 def _unchanged(tensors: Tensors, network: Any, of: Any) -> Tensors:
@@ -93,11 +95,15 @@ class DiffusersLayout(NamedTuple):
     layout: the layout; its name is the class of diffusers.
     read_config: (content of config.json, file's name for messages) -> (sections, spec).
     write_config: (experiment, spec, rows of the class table) -> content of config.json.
+    assumed: fields that no config of this class tells, see `Described`.
+    any_side: True if the network takes images of any side, so that the user may choose another.
   """
 
   layout: Layout
   read_config: Callable[[Mapping[str, Any], str], tuple[Sections, ImageSpec]]
   write_config: Callable[[Experiment, ImageSpec, int], dict[str, Any]]
+  assumed: tuple[str, ...] = ()
+  any_side: bool = False
 
 
 class Source(NamedTuple):
@@ -109,6 +115,7 @@ class Source(NamedTuple):
     tensors: arrays by name.
     origin: JSON values on the source: files with their SHA-256, format, architecture.
     where: the file's name, for messages.
+    autoencoder: source of the autoencoder that decodes the network's latents; None: it has images.
   """
 
   layout: Layout
@@ -116,6 +123,7 @@ class Source(NamedTuple):
   tensors: Tensors
   origin: Mapping[str, Any]
   where: str
+  autoencoder: Any = None  # a Source
 
 
 def network_of(experiment: Experiment) -> Any:
@@ -124,14 +132,23 @@ def network_of(experiment: Experiment) -> Any:
 
 
 def parameters_of(source: Source, experiment: Experiment) -> Params:
-  """Return the parameters of an experiment's model from a source, float32.
+  """Return the parameters of an experiment's model from a source of one network, float32.
 
   Raises:
     UserError: a tensor is missing, has another shape, or has no place in this network.
   """
-  spec, network = source.described.spec, network_of(experiment)
-  model = experiment.create(spec)
+  model = experiment.create(source.described.spec)
   wanted = jax.eval_shape(lambda: model.init(jax.random.key(0))[0])
+  return parameters_like(wanted, source, network_of(experiment))
+
+
+def parameters_like(wanted: Params, source: Source, network: Any) -> Params:
+  """Return parameters from a source in a structure, whose leaves need only a shape.
+
+  Raises:
+    UserError: a tensor is missing, has another shape, or has no place in this network.
+  """
+  spec = source.described.spec
   shapes = {name: leaf.shape for name, leaf in named_leaves(unstack_layers(wanted)).items()}
   layout = source.layout
   tensors = layout.prepared(source.tensors, network, spec)

@@ -7,6 +7,7 @@ gets the number n - 1 of 0..T-1, as in DDPM's original code.
 import abc
 import dataclasses
 import functools
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -89,20 +90,23 @@ class DiscreteVP(ProcessBase):
 
 @dataclasses.dataclass(frozen=True)
 class LinearVP(DiscreteVP):
-  """Betas rising linearly from `beta_start` to `beta_end` over T steps (DDPM).
+  """Betas (or their square roots) rising linearly from `beta_start` to `beta_end` (DDPM).
 
   Source: Ho et al. 2020 (arXiv 2006.11239), section 4, with 1e-4 and 0.02 for T = 1000; for another
   T both are multiplied by 1000 / T, as in the code of Nichol and Dhariwal 2021, so that x_1 is
   noise for every T. Their code needs betas below 1, so T above 20; here they are capped at
-  MAX_BETA.
+  MAX_BETA. Latent and Stable Diffusion have `scaled_linear`, from 0.0015 to 0.0195 and from 0.00085
+  to 0.012 (CompVis/latent-diffusion, make_beta_schedule).
 
   Attributes:
     beta_start: first beta, in (0, 1); none: 1e-4 scaled by 1000 / T.
     beta_end: last beta, in (0, 1); none: 0.02 scaled by 1000 / T.
+    beta_schedule: `linear`, evenly spaced betas; `scaled_linear`, evenly spaced square roots.
   """
 
   beta_start: float | None = None
   beta_end: float | None = None
+  beta_schedule: Literal["linear", "scaled_linear"] = "linear"
 
   noisier = ("beta_end", "higher")
 
@@ -125,9 +129,13 @@ class LinearVP(DiscreteVP):
     return self.beta_start, self.beta_end
 
   def betas(self) -> Float[np.ndarray, "T"]:
-    """Return T evenly spaced betas; for T = 1 the last one, which ends in noise."""
+    """Return T betas, by `beta_schedule`; for T = 1 the last one, which ends in noise."""
     (first, last), num_steps = self._ends(), self.num_timesteps
-    return np.linspace(first, last, num_steps) if num_steps > 1 else np.asarray([last])
+    if num_steps == 1:
+      return np.asarray([last])
+    if self.beta_schedule == "scaled_linear":
+      return np.linspace(first**0.5, last**0.5, num_steps) ** 2
+    return np.linspace(first, last, num_steps)
 
 
 @dataclasses.dataclass(frozen=True)

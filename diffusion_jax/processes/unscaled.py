@@ -75,13 +75,18 @@ class Flow(ContinuousProcess):
   Attributes:
     shift: s of u = s t / (1 + (s - 1) t), the position on the path at time t; above 1 means more
       noise, for larger images. It adds -2 log(s) to the log-SNR.
+    min_time: smallest time in training and sampling; 0: that of the data. Above it, a sampler's
+      last step goes from there to the data, as with the schedulers of diffusers.
   """
 
   shift: float = 1.0
+  min_time: float = 0.0  # pyright: ignore[reportIncompatibleVariableOverride]
 
   def __post_init__(self):
     if self.shift <= 0:
       raise ValueError(f"shift={self.shift} must be positive")
+    if not 0 <= self.min_time < 0.5:
+      raise ValueError(f"min_time={self.min_time} must be at least 0 and below 0.5")
 
   def alpha_sigma(self, t: Times) -> tuple[Times, Times]:
     """Return 1 - u and u."""

@@ -38,6 +38,8 @@ class Guidance(Part):
     rescale: fraction by which the guided estimate takes the standard deviation of D_label over an
       image: 0 off, 0.7 in the paper, which rescales the network's output. Source: Lin et al. 2024
       (arXiv 2305.08891), equations 14 to 16.
+    channels: number of the data's first channels that are guided; none: all. DiT and SiT guide
+      three of four latent channels for their published figures.
     against: estimate to move away from: the null class, or an inferior model, given by `sample
       --guide_workdir`.
   """
@@ -46,6 +48,7 @@ class Guidance(Part):
   interval_low: float = 0.0
   interval_high: float | None = None
   rescale: float = 0.0
+  channels: int | None = None
   against: Literal["null_class", "model"] = "null_class"
 
   setting_facts: ClassVar[Facts] = Facts(may_change=True)
@@ -59,6 +62,8 @@ class Guidance(Part):
       )
     if not 0 <= self.rescale <= 1:
       raise ValueError(f"guidance.rescale={self.rescale} must be between 0 (off) and 1")
+    if self.channels is not None and self.channels < 1:
+      raise ValueError(f"guidance.channels={self.channels} must be at least 1, or none for all")
 
   @property
   def is_off(self) -> bool:
@@ -129,6 +134,9 @@ class Guidance(Part):
     def guided(state: State, end_time: Any) -> Predicted:
       best, bad = pair(state, end_time)
       moved = self._rescaled(bad + self.weight * (best.x0 - bad), best.x0)
+      if self.channels is not None:
+        is_guided = jnp.arange(moved.shape[-1]) < self.channels
+        moved = jnp.where(is_guided, moved, best.x0)
       if not self.everywhere:
         moved = jnp.where(expand(self._acts(denoiser.process, state.t), moved), moved, best.x0)
       return best._replace(x0=moved)

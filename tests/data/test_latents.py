@@ -91,6 +91,11 @@ def test_times_the_scale_the_draws_have_unit_deviation(made):
   assert stored.weights.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_a_published_scale_is_stored_in_place_of_the_measured_one(tmp_path):
+  assert write_latents(tmp_path / "given", encoded(scale=0.18215)) == 0.18215
+  assert Latents(str(tmp_path / "given")).autoencoder().scale == 0.18215
+
+
 def test_encoding_again_gives_the_same_bytes(made, tmp_path):
   write_latents(tmp_path / "again", encoded())
   for file in made[0].iterdir():

@@ -14,7 +14,7 @@ from diffusion_jax.core.stacking import stack_layers, unstack_layers
 from diffusion_jax.core.trees import named_leaves
 from diffusion_jax.models import NETWORKS, DiT, dit
 from diffusion_jax.models.dit import _layer_norm
-from diffusion_jax.models.embeddings import position_embedding
+from diffusion_jax.models.embeddings import cosine_first_embedding, position_embedding
 from diffusion_jax.types import Condition, ImageSpec
 
 LATENTS = ImageSpec(32, 32, 4, None, 1000)
@@ -173,6 +173,25 @@ def test_learned_variance_doubles_the_channels():
   assert (np.std(out, axis=(0, 1, 2)) > 0.01).all()
 
 
+def test_a_transformer_of_sit_is_one_of_dit_that_counts_from_noise():
+  """Its output is the negative of the first half of the channels, at the time from the data."""
+  one = dataclasses.replace(TINY, depth=1)
+  plain = dataclasses.replace(one, learned_variance=True).create(SPEC, 4)
+  other = dataclasses.replace(one, from_noise=True, spare_outputs=True).create(SPEC, 4)
+  params = drawn_weights(plain.init)
+  expected = -np.asarray(jax.jit(plain.apply)(params, X, TIME, Condition(LABELS)))[..., :2]
+  found = np.asarray(jax.jit(other.apply)(params, X, 999 - TIME, Condition(LABELS)))
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_frequencies_of_the_time_are_their_formula(shift):
+  found = cosine_first_embedding(jnp.asarray(TIME), 8, shift)
+  angles = TIME[:, None] / 10000 ** (np.arange(4) / (4 - shift))
+  expected = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def gradient(remat, params, scan_blocks=True):
   """Of a network of two blocks."""
   network = dataclasses.replace(TINY, remat=remat, scan_blocks=scan_blocks).create(SPEC, 4)
@@ -237,7 +256,14 @@ def test_sides_that_cannot_be_cut_are_refused():
     dataclasses.replace(TINY, patch=4).create(SPEC, 0)
 
 
-@pytest.mark.parametrize("fields", [{"depth": 0}, {"heads": 5}, {"hidden": 6}, {"time_scale": 0.0}])
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"depth": 0}, {"heads": 5}, {"hidden": 6}, {"time_scale": 0.0}, {"frequency_shift": 2},
+    {"mlp_epsilon": 0.0}, {"spare_outputs": True, "learned_variance": True},
+    {"from_noise": True, "learned_variance": True},
+  ],
+)  # fmt: skip
 def test_impossible_networks_are_refused(fields):
   with pytest.raises(ValueError, match=next(iter(fields))):
     dataclasses.replace(TINY, **fields)

@@ -9,7 +9,7 @@ import pytest
 from numpy_draws import normal
 
 from diffusion_jax.core.config import parse_override
-from diffusion_jax.models import ConvVAE, UNet, VDMUNet
+from diffusion_jax.models import AutoencoderKL, ConvVAE, UNet, VDMUNet
 from diffusion_jax.models.layers import Conv3, Norm, num_groups
 from diffusion_jax.runs.stored import (
   check_continues,
@@ -38,7 +38,7 @@ def test_without_a_number_it_is_a_quarter_of_the_width_and_at_most_32():
   assert found == [1, 2, 5, 9, 32, 26, 32]
 
 
-@pytest.mark.parametrize("config", [UNet, VDMUNet, ConvVAE])
+@pytest.mark.parametrize("config", [UNet, VDMUNet, ConvVAE, AutoencoderKL])
 def test_every_network_takes_the_number_and_refuses_one_that_does_not_divide(config):
   assert config(channels=48, norm_groups=16).recipe.norm_groups == 16
   with pytest.raises(

@@ -174,6 +174,7 @@ DDPM = {
     {},
     {"prediction_type": "v_prediction", "variance_type": "fixed_small", "clip_sample": False},
     {"variance_type": "learned_range", "timestep_spacing": "trailing"},
+    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
   ],
 )
 def test_a_scheduler_comes_back(changes):

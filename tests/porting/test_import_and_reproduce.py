@@ -208,7 +208,8 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(
   flags, said, folder, tmp_path, monkeypatch, call
 ):
   monkeypatch.chdir(tmp_path)
-  file = folder / "diffusion_pytorch_model.safetensors"
+  file = folder.parent / "weights.safetensors"  # alone, without the folder's configs
+  file.write_bytes((folder / "diffusion_pytorch_model.safetensors").read_bytes())
   code, _, err = call(importer.main, *(f.format(folder=folder, file=file) for f in flags))
   assert code == 2
   assert re.search(said, err), err

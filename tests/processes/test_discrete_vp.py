@@ -6,7 +6,8 @@ import pytest
 
 from diffusion_jax.processes import CosineVP, LinearVP
 
-PROCESSES = [LinearVP(), CosineVP(), LinearVP(num_timesteps=7)]
+STABLE_DIFFUSION = LinearVP(1000, 0.00085, 0.012, "scaled_linear")
+PROCESSES = [LinearVP(), CosineVP(), LinearVP(num_timesteps=7), STABLE_DIFFUSION]
 
 
 def test_linear_schedule_has_ddpms_constants():
@@ -15,6 +16,20 @@ def test_linear_schedule_has_ddpms_constants():
   assert ab[1000] == pytest.approx(4.0358297654e-05, rel=1e-9)
   beta = 1 - ab[2] / ab[1]
   assert beta * (1 - ab[1]) / (1 - ab[2]) == pytest.approx(5.4531876613e-05, rel=1e-9)
+
+
+def test_scaled_linear_betas_have_evenly_spaced_roots():
+  """Their mean is that of squares, a b + (b - a)^2 (2 T - 1) / (6 (T - 1)), a and b the roots.
+
+  The end, x_T = 0.068265 x + 0.997667 noise, is from Lin et al. 2023 (arXiv 2305.08891), section 3.
+  """
+  betas, (first, last) = STABLE_DIFFUSION.betas(), np.sqrt([0.00085, 0.012])
+  np.testing.assert_allclose(np.diff(np.sqrt(betas)), (last - first) / 999, rtol=1e-9)
+  mean = first * last + (last - first) ** 2 * 1999 / (6 * 999)
+  assert betas.mean() == pytest.approx(mean, rel=1e-12)
+  ends = STABLE_DIFFUSION.alpha_sigma(np.float64(1.0))
+  np.testing.assert_allclose(ends, [0.068265, 0.997667], atol=5e-7)
+  assert LinearVP(1, 0.1, 0.9, "scaled_linear").betas() == [0.9]
 
 
 def test_cosine_schedule_follows_its_formula_until_the_cap():

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from diffusion_jax.porting.diffusers_scheduler import read_scheduler, write_scheduler
 from diffusion_jax.processes import EDMProcess, Flow, LinearVP
 from diffusion_jax.samplers import (
   DPMSolverPP2M,
@@ -248,3 +249,17 @@ def test_flow_heun_is_that_of_diffusers(shift, in_double):
   at = process.alpha_sigma(tableau.t)[1]
   velocity = lambda x0, x, i: (x - x0) / at[i]  # noqa: E731
   assert_same(states(tableau, given), run_theirs(theirs, given, velocity))
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear"])
+def test_betas_of_an_imported_scheduler_are_its_own_and_exported_again(name, schedule):
+  theirs = getattr(diffusers, name)(
+    beta_schedule=schedule, beta_start=0.00085, beta_end=0.012, num_train_timesteps=400
+  )
+  sections = read_scheduler({**theirs.config, "_class_name": name}, "file")
+  process = LinearVP(**{k: v for k, v in sections["process"].items() if k != "name"})
+  np.testing.assert_allclose(process.betas(), theirs.betas.numpy(), rtol=1e-5)
+  written = write_scheduler({**sections, "model": {}})
+  again = diffusers.DDPMScheduler.from_config(written)
+  assert torch.equal(again.betas, theirs.betas)

@@ -26,8 +26,8 @@ MAY_CHANGE = {
     "test_fraction",
     "unreadable",
   },
-  "model": {"attention", "dtype", "remat", "scan_blocks"},
-  "autoencoder": {"dtype", "remat"},
+  "model": {"attention", "dtype", "latent_scale", "remat", "scan_blocks"},
+  "autoencoder": {"dtype", "latent_scale", "remat"},
   "training": {"num_steps", "accumulation_steps", "max_skipped_in_a_row"},
   "ema": {"decay", "warmup", "half_life_steps", "half_life_ramp", "snapshot_every_steps"},
   "optimizer": ALL,
@@ -55,8 +55,8 @@ NO_FIGURES = {
     "metrics",
     "preset",
   },
-  "model": {"remat", "scan_blocks"},
-  "autoencoder": {"remat"},
+  "model": {"latent_scale", "remat", "scan_blocks"},
+  "autoencoder": {"latent_scale", "remat"},
   "logging": ALL,
   "checkpoint": ALL,
   "mesh": ALL,
@@ -131,9 +131,11 @@ def test_the_paths_of_data_sets():
 
 
 def test_the_fields_without_effect_on_latents():
+  common = {"dropout", "dtype", "remat"}
+  expected = {"conv_vae": common, "autoencoder_kl": common | {"latent_scale"}}
   for name, cls in [*VAES.items(), *DECODERS.items()]:
     free = {*fields_of(cls)} - {*fields_with("affects_encoding", cls)}
-    assert free == ({"dropout", "dtype", "remat"} if name == "conv_vae" else set())
+    assert free == expected.get(name, set())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,6 +53,22 @@ def test_an_interval_without_an_upper_end_holds_where_alpha_is_zero():
   np.testing.assert_allclose(outside, [1.0, 10 + 3 * (2 - 10)])
 
 
+def test_the_first_channels_alone_are_guided_as_in_dit():
+  """The others are the estimate for the label, before and after conversion from the noise."""
+  ones = np.ones((2, 2, 2, 4), np.float32)
+  for prediction in ("x0", "eps"):
+    network = lambda x, time, condition, key: 0 * x + condition.label[:, None, None, None] * 1.0  # noqa: E731
+    denoiser = Denoiser(network, EDM, prediction)
+    t = jnp.full(2, 0.5)
+    plain, full, part = (
+      np.asarray(guidance.bind(denoiser, LABELS, NULL)(jnp.asarray(ones), t))
+      for guidance in (Guidance(1.0), Guidance(3.0), Guidance(3.0, channels=3))
+    )
+    np.testing.assert_array_equal(part[..., :3], full[..., :3])
+    np.testing.assert_array_equal(part[..., 3:], plain[..., 3:])
+    assert (full != plain).all()
+
+
 def test_evaluations_are_counted_inside_the_interval_only():
   tableau = DDIM(steps=10).tableau(EDM)
   alpha, sigma = EDM.alpha_sigma(tableau.t)
@@ -107,6 +123,7 @@ def test_a_weight_of_one_asks_no_second_model():
     ({"interval_low": 2.0, "interval_high": 1.0}, "interval_low=2.0, interval_high=1.0"),
     ({"interval_low": -1.0}, "interval_low=-1.0"),
     ({"rescale": 1.5}, r"rescale=1.5 must be between 0 \(off\) and 1"),
+    ({"channels": 0}, "channels=0 must be at least 1, or none for all"),
   ],
 )
 def test_meaningless_settings_are_refused(options, message):
