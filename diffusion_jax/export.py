@@ -26,6 +26,7 @@ from diffusion_jax.porting.diffusers_export import (
   usage_of,
   write_pipeline,
 )
+from diffusion_jax.porting.downloads import check_upload, upload_folder
 from diffusion_jax.porting.model_card import newest_metrics, write_card
 from diffusion_jax.runs import command_line
 from diffusion_jax.runs.flags import parse_step
@@ -41,6 +42,10 @@ def main(argv: list[str]) -> None:
   average = restore.parse_average(args.ema)
   directory = restore.folder_of(args.workdir, args.step, average)
   spec = restore.stored_spec(directory, args.step)
+  if args.push is not None:
+    if args.format != "diffusers":
+      raise UserError(f"--push={args.push}: needs --format=diffusers, a folder with a model card")
+    check_upload(args.push)
   if args.format == "diffusers":
     describe_pipeline(experiment, spec)  # refuses before anything is read
   if args.out.exists() and (args.out.is_file() or any(args.out.iterdir())):
@@ -61,6 +66,8 @@ def main(argv: list[str]) -> None:
     if pipeline.lacks:
       print(f"  note       {pipeline.lacks}")
   print(f"exported {sum(x.size for x in _leaves(weights.params)):,} parameters to {args.out}")
+  if args.push is not None:
+    print(f"uploaded to {upload_folder(args.out, args.push)}")
 
 
 def _leaves(params: Any) -> list[Any]:
@@ -92,6 +99,8 @@ def parser() -> command_line.Parser:
   flags.add_argument("--format", choices=["diffusers", "safetensors"], required=True,
                      metavar="LAYOUT", help="diffusers or safetensors")  # fmt: skip
   flags.add_argument("--out", type=user_path, required=True, help="a new folder or file")
+  flags.add_argument("--push", metavar="OWNER/NAME",
+                     help="upload the folder to Hugging Face (extra hub)")  # fmt: skip
   flags.add_argument("--step", default="latest", help="latest, or a checkpoint's step")
   flags.add_argument("--ema", help=restore.EMA_HELP)
   return flags

@@ -146,10 +146,9 @@ def _from_hub(text: str) -> Path:
   except hub.errors.HFValidationError as error:
     raise UserError(f"{text}: must be hf:OWNER/NAME") from error
   except Exception as error:  # of its HTTP library, whichever it is
-    line = " ".join(str(error).split())[:200]
     raise UserError(
-      f"{text} cannot be downloaded ({line or type(error).__name__}); try again, or give a folder "
-      "that you have"
+      f"{text} cannot be downloaded ({_first_line(error)}); try again, or give a folder that you "
+      "have"
     ) from error
 
 
@@ -175,6 +174,46 @@ def wanted_files(files: Collection[str]) -> list[str]:
 
 
 CONFIGS = ("model_index.json", "config.json", "scheduler_config.json")
+
+
+def check_upload(name: str) -> None:
+  """Raise a UserError unless a folder can be uploaded to a repository of this name.
+
+  Raises:
+    UserError: no such name is possible, the hub's package is missing, or nobody is logged in.
+  """
+  hub = _import_hub(name)
+  if name.count("/") != 1 or not all(name.split("/")):
+    raise UserError(f"--push={name}: must be OWNER/NAME")
+  try:
+    hub.HfApi().whoami()
+  except Exception as error:  # of its HTTP library, whichever it is
+    reason = _first_line(error)
+    raise UserError(f"--push={name}: {reason}; log in by `hf auth login`") from error
+
+
+def upload_folder(folder: Path, name: str) -> str:
+  """Upload a folder to a repository of Hugging Face, made if it is new; return its address.
+
+  Raises:
+    UserError: the upload failed; the folder stays.
+  """
+  hub = _import_hub(name)
+  try:
+    address = hub.HfApi().create_repo(name, exist_ok=True)
+    hub.HfApi().upload_folder(
+      repo_id=name, folder_path=folder, commit_message="Weights of diffusion_jax"
+    )
+  except Exception as error:  # of its HTTP library, whichever it is
+    raise UserError(
+      f"--push={name}: the upload failed ({_first_line(error)}); {folder} is complete, upload it "
+      f"by `hf upload {name} {folder}`"
+    ) from error
+  return str(address)
+
+
+def _first_line(error: Exception) -> str:
+  return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _import_hub(text: str) -> Any:

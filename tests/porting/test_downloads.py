@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import http.server
+import sys
 import threading
+import types
 from typing import ClassVar
 
 import pytest
@@ -132,6 +134,56 @@ def test_of_a_repository_only_configs_and_one_set_of_weights_are_downloaded(file
 
 
 def test_without_the_hubs_package_its_extra_is_named(monkeypatch):
-  monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   with pytest.raises(UserError, match=r"hf:a/b needs .*pip install 'diffusion_jax\[hub\]'"):
     downloads.fetch_source("hf:a/b")
+
+
+class Hub(types.ModuleType):
+  """The part of huggingface_hub that an upload uses; its own is tried in tests/reference."""
+
+  def __init__(self, fails):
+    super().__init__("huggingface_hub")
+    self.fails, self.calls = fails, []
+    self.errors = types.ModuleType("huggingface_hub.errors")
+
+  def HfApi(self):
+    return self
+
+  def whoami(self):
+    if "whoami" in self.fails:
+      raise OSError("Token is required,\nbut no token found")
+
+  def create_repo(self, name, exist_ok):
+    self.calls.append((name, exist_ok))
+    return f"https://huggingface.co/{name}"
+
+  def upload_folder(self, repo_id, folder_path, commit_message):
+    if "upload" in self.fails:
+      raise OSError("403 Forbidden")
+    self.calls.append((repo_id, folder_path))
+
+
+@pytest.fixture
+def hub(monkeypatch, request):
+  made = Hub(getattr(request, "param", ()))
+  monkeypatch.setitem(sys.modules, "huggingface_hub", made)
+  monkeypatch.setitem(sys.modules, "huggingface_hub.errors", made.errors)
+  return made
+
+
+def test_a_folder_is_uploaded(hub, tmp_path):
+  downloads.check_upload("me/model")
+  assert downloads.upload_folder(tmp_path, "me/model") == "https://huggingface.co/me/model"
+  assert hub.calls == [("me/model", True), ("me/model", tmp_path)]
+  for name in ("model", "a/b/c", "/model"):
+    with pytest.raises(UserError, match=f"--push={name}: must be OWNER/NAME"):
+      downloads.check_upload(name)
+
+
+@pytest.mark.parametrize("hub", [("whoami", "upload")], indirect=True)
+def test_uploads_that_cannot_be_are_one_line(hub, tmp_path):
+  with pytest.raises(UserError, match="Token is required, but no token found; log in by `hf auth"):
+    downloads.check_upload("me/model")
+  with pytest.raises(UserError, match=rf"403 Forbidden\); {tmp_path} is complete, upload it by"):
+    downloads.upload_folder(tmp_path, "me/model")
