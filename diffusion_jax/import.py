@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.core.config import parse_override
-from diffusion_jax.core.files import run_folder, user_path
+from diffusion_jax.core.files import run_folder
 from diffusion_jax.core.wording import with_flags
 from diffusion_jax.porting.downloads import check_sha256, fetch_source
 from diffusion_jax.porting.imported import assumptions, experiment_of, write_run
@@ -39,7 +39,8 @@ def main(argv: list[str]) -> None:
   check_sha256(path, args.sha256 or (entry and entry.sha256))
   size = args.image_size or (entry and entry.image_size)
   kind = args.architecture or (entry and entry.architecture)
-  source = open_source(path, args.group, size, kind, args.autoencoder)
+  vae = args.autoencoder or (entry and entry.autoencoder)
+  source = open_source(path, args.group, size, kind, None if vae is None else fetch_source(vae))
   source = source._replace(origin={**source.origin, "source": args.source})
   experiment = experiment_of(source, base, [*told, *overrides])
   number = write_run(args.out, source, experiment)
@@ -75,8 +76,8 @@ def parser() -> command_line.Parser:
   flags.add_argument("--group", help="group of a file's arrays to read, e.g. model; default: ema")
   flags.add_argument("--image_size", type=int, metavar="PIXELS",
                      help="side of the images, where the file does not tell it")  # fmt: skip
-  flags.add_argument("--autoencoder", type=user_path, metavar="PATH", help="file or folder of the "
-                     "autoencoder (KL-f8) that decodes a network's latents")  # fmt: skip
+  flags.add_argument("--autoencoder", metavar="SOURCE", help="weights of the autoencoder (KL-f8) "
+                     "that decodes a network's latents")  # fmt: skip
   flags.add_argument("--sha256", metavar="HEX", help="checksum that the file must have")
   flags.add_argument(
     "--architecture", help="layout of the file's tensors, where it is not the one assumed"

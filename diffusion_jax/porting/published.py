@@ -45,6 +45,7 @@ class Published(NamedTuple):
     figures: published figures, the first by default.
     note: what else must be known; "" for nothing.
     sha256: confirmed checksum of a single file; None: none is published.
+    autoencoder: SOURCE of the autoencoder of a network of latents; None: it has none, or its own.
     architecture: layout, where the file's tensors leave it open; None: they tell it.
   """
 
@@ -60,6 +61,7 @@ class Published(NamedTuple):
   note: str = ""
   sha256: str | None = None
   architecture: str | None = None
+  autoencoder: str | None = None
 
 
 ONLY_FID = (
