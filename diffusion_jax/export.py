@@ -24,9 +24,11 @@ from diffusion_jax.porting.diffusers_export import (
   describe_pipeline,
   make_pipeline,
   usage_of,
+  with_ddpm_scheduler,
   write_pipeline,
 )
 from diffusion_jax.porting.downloads import check_upload, upload_folder
+from diffusion_jax.porting.imported import is_imported
 from diffusion_jax.porting.model_card import newest_metrics, write_card
 from diffusion_jax.runs import command_line
 from diffusion_jax.runs.flags import parse_step
@@ -46,8 +48,11 @@ def main(argv: list[str]) -> None:
     if args.format != "diffusers":
       raise UserError(f"--push={args.push}: needs --format=diffusers, a folder with a model card")
     check_upload(args.push)
+  written = experiment
+  if args.scheduler == "ddpm" or (args.scheduler is None and not is_imported(args.workdir)):
+    written = with_ddpm_scheduler(experiment)
   if args.format == "diffusers":
-    describe_pipeline(experiment, spec)  # refuses before anything is read
+    describe_pipeline(written, spec)  # refuses before anything is read
   if args.out.exists() and (args.out.is_file() or any(args.out.iterdir())):
     raise UserError(f"--out={args.out} exists; choose another, or move it away")
   mesh = sharding.create_mesh(sharding.MeshShape(), jax.devices()[:1])
@@ -58,11 +63,13 @@ def main(argv: list[str]) -> None:
     leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(weights.params).items()}
     write_safetensors(args.out, leaves, {"config": json.dumps(config)})
   else:
-    pipeline = make_pipeline(experiment, spec, weights.params)
+    pipeline = make_pipeline(written, spec, weights.params)
     metrics = newest_metrics(args.workdir, weights.step)
     usage = usage_of(pipeline, generative.num_classes)
     card = write_card(args.workdir.name, config, weights.meta, weights.step, metrics, usage)
     _write_folder(args.out, pipeline, card)
+    if written is not experiment:
+      print("  note       written with DDPMScheduler; --scheduler=own writes the run's ddim")
     if pipeline.lacks:
       print(f"  note       {pipeline.lacks}")
   print(f"exported {sum(x.size for x in _leaves(weights.params)):,} parameters to {args.out}")
@@ -99,6 +106,8 @@ def parser() -> command_line.Parser:
   flags.add_argument("--format", choices=["diffusers", "safetensors"], required=True,
                      metavar="LAYOUT", help="diffusers or safetensors")  # fmt: skip
   flags.add_argument("--out", type=user_path, required=True, help="a new folder or file")
+  flags.add_argument("--scheduler", choices=["ddpm", "own"], help="of a U-Net for diffusers; "
+                     "default: ddpm, and of an imported run its own")  # fmt: skip
   flags.add_argument("--push", metavar="OWNER/NAME",
                      help="upload the folder to Hugging Face (extra hub)")  # fmt: skip
   flags.add_argument("--step", default="latest", help="latest, or a checkpoint's step")

@@ -16,6 +16,7 @@ from diffusion_jax.porting.kl_weights import AUTOENCODER_KL
 from diffusion_jax.porting.latent_source import autoencoder_experiment, autoencoder_of
 from diffusion_jax.porting.layout import DiffusersLayout, tensors_of_parameters
 from diffusion_jax.runs.experiment import Experiment
+from diffusion_jax.samplers import DDIM, Ancestral
 from diffusion_jax.types import ImageSpec, UserError
 
 VERSION = "0.42.1"
@@ -74,6 +75,19 @@ class Pipeline(NamedTuple):
       "`generative.name=diffusion`: diffusers' DiTPipeline decodes latents by an autoencoder; the "
       "folder has transformer and scheduler only"
     )
+
+
+def with_ddpm_scheduler(experiment: Experiment) -> Experiment:
+  """Return a U-Net's experiment with ancestral sampling in place of ddim; another unchanged.
+
+  DDPMScheduler is right in every pipeline of U-Nets and at any number of steps. diffusers' DDIM
+  keeps the noise of before the clipping, so that it fails at many steps where a cosine schedule
+  clips most; ours computes the noise anew.
+  """
+  sampler = experiment.sections.get("sampler")
+  if not isinstance(experiment.sections.get("model"), UNet) or not isinstance(sampler, DDIM):
+    return experiment
+  return experiment.replace(sampler=Ancestral(clip=sampler.clip, spacing="leading"))
 
 
 def describe_pipeline(experiment: Experiment, spec: ImageSpec) -> tuple[dict, dict | None]:

@@ -68,6 +68,11 @@ def assumptions(source: Source, experiment: Experiment) -> list[str]:
   return lines
 
 
+def is_imported(workdir: Path) -> bool:
+  """Return whether a run began with weights of another library."""
+  return (workdir / ORIGIN).is_file()
+
+
 def write_run(out: Path, source: Source, experiment: Experiment) -> int:
   """Write a run's folder with one checkpoint, of step 0; return the number of parameters.
 

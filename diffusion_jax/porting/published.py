@@ -92,6 +92,10 @@ ADM = "Dhariwal and Nichol 2021 (arXiv 2105.05233), table 5"
 EDM = "Karras et al. 2022 (arXiv 2206.00364), table 2"
 SCORE_SDE = "Song et al. 2021 (arXiv 2011.13456), table 2"
 
+DIT = "Peebles and Xie 2023 (arXiv 2212.09748), table 2"
+SIT = "README of willisma/SiT; Ma et al. 2024 (arXiv 2401.08740)"
+
+IMAGENET_256 = "ImageNet's training images at 256x256"
 MINIMUM = "the least of three sets"
 ADMS_STATISTICS = "with the statistics of ADM's evaluator; --reference of evaluate takes its file"
 SUB_VP = ("process.name=sub_vp", "process.min_time=1e-5")
@@ -181,7 +185,7 @@ PUBLISHED: tuple[Published, ...] = (
   ),
   Published(
     "adm-imagenet256", f"{OPENAI}jul-2021/256x256_diffusion.pt", 2216, "MIT; for research only",
-    "ImageNet's training images at 256x256", None, 256, (),
+    IMAGENET_256, None, 256, (),
     (_fid(10.94, ADM, words=f"without guidance by a classifier; {ADMS_STATISTICS}"),),
   ),
   _edm("edm-cifar10-uncond-vp", "edm-cifar10-32x32-uncond-vp.pkl", "edm_cifar", 1.97),
@@ -202,6 +206,21 @@ PUBLISHED: tuple[Published, ...] = (
   _score_sde("score-sde-ddpmpp", "1xYjVMx10N9ivQQBIsEoXEeu9nvSGTBrC", 3.16),
   _score_sde("score-sde-ddpmpp-deep", "1ZMLBiu9j7-rpdTQu8M2LlHAEQq4xRYrj", 3.13),
   _score_sde("score-sde-ddpmpp-deep-subvp", "16QGkviGcizSbIPRk37-YksUhlNIna4Ys", 2.99, SUB_VP),
+  Published(
+    "dit-xl-2-256", "hf:facebook/DiT-XL-2-256", 2700, "CC BY-NC 4.0", IMAGENET_256, None, 256,
+    ("model.frequency_shift=0", "guidance.weight=1.5"),
+    (_fid(2.27, DIT, words=f"250 steps, guidance 1.5 on three channels; {ADMS_STATISTICS}"),),
+    "diffusers' own config has frequency_shift=1; the original was trained with 0",
+  ),
+  Published(
+    "sit-xl-2-256",
+    "https://www.dl.dropboxusercontent.com/scl/fi/as9oeomcbub47de5g4be0/SiT-XL-2-256.pt"
+    "?rlkey=uxzxmpicu46coq3msb17b9ofa&dl=0",
+    2700, "MIT", IMAGENET_256, None, 256, ("guidance.weight=1.5",),
+    (_fid(2.06, SIT, words=f"guidance 1.5, its SDE sampler; {ADMS_STATISTICS}"),),
+    "the SDE sampler of the published figure is not here: the import sets its ODE",
+    architecture="SiT", autoencoder="hf:stabilityai/sd-vae-ft-ema",
+  ),
 )  # fmt: skip
 
 

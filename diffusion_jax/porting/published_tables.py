@@ -45,6 +45,7 @@ def _section(entry: Published) -> str:
     f"- licence: {entry.licence}",
     f"- data: {entry.data}; images of {entry.image_size}x{entry.image_size}",
     f"- our config: {config}; set by hand: {settings}",
+    *([f"- autoencoder: `{entry.autoencoder}`"] if entry.autoencoder else []),
     *([f"- note: {entry.note}"] if entry.note else []),
     "",
     "| figure | published | protocol | source | ours | command |",

@@ -15,11 +15,12 @@ import pytest
 
 from diffusion_jax import export, reproduce
 from diffusion_jax.core.config import parse_override
+from diffusion_jax.porting.diffusers_export import describe_pipeline, with_ddpm_scheduler
 from diffusion_jax.porting.published import PUBLISHED, Figure, address_of, find_published
 from diffusion_jax.porting.published_tables import published_page, published_table
 from diffusion_jax.porting.reproduction import check_origin, compare_with_published, read_figure
 from diffusion_jax.runs.stored import load_experiment
-from diffusion_jax.types import UserError
+from diffusion_jax.types import ImageSpec, UserError
 
 importer = importlib.import_module("diffusion_jax.import")
 DDPM = find_published("ddpm-cifar10")
@@ -84,6 +85,19 @@ def test_reproduce_imports_measures_and_compares(folder, tmp_path, call):
   code, said, _ = call(reproduce.main, *flags)  # the second time all is there
   assert code == 0
   assert f"{tmp_path / 'run'} has the imported weights" in said
+
+
+def test_a_run_of_ours_is_written_with_the_scheduler_that_every_pipeline_takes():
+  """diffusers' DDIM is wrong at many steps of a clipped cosine schedule."""
+  groups = [parse_override("--config.model.norm_groups=8")]
+  experiment, spec = load_experiment("ddpm_digits", groups), ImageSpec(8, 8, 1, 17, 10)
+  _, own = describe_pipeline(experiment, spec)
+  _, ddpm = describe_pipeline(with_ddpm_scheduler(experiment), spec)
+  assert own["_class_name"] == "DDIMScheduler"
+  assert ddpm["_class_name"] == "DDPMScheduler"
+  assert (ddpm["variance_type"], ddpm["timestep_spacing"]) == ("fixed_large", "leading")
+  transformer = load_experiment("dit_digits", [])
+  assert with_ddpm_scheduler(transformer) is transformer
 
 
 METRICS = {
