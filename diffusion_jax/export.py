@@ -61,7 +61,11 @@ def main(argv: list[str]) -> None:
   config = experiment.to_dict()
   if args.format == "safetensors":
     leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(weights.params).items()}
-    write_safetensors(args.out, leaves, {"config": json.dumps(config)})
+    try:
+      args.out.parent.mkdir(parents=True, exist_ok=True)
+      write_safetensors(args.out, leaves, {"config": json.dumps(config)})
+    except OSError as error:
+      raise _cannot_write(args.out, error) from error
   else:
     pipeline = make_pipeline(written, spec, weights.params)
     metrics = newest_metrics(args.workdir, weights.step)
@@ -87,7 +91,7 @@ def _write_folder(out: Path, pipeline: Any, card: str) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
   except OSError as error:
-    raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
+    raise _cannot_write(out, error) from error
   try:
     write_pipeline(folder, pipeline, write_safetensors)
     (folder / "README.md").write_text(card)
@@ -98,6 +102,10 @@ def _write_folder(out: Path, pipeline: Any, card: str) -> None:
   except BaseException:
     shutil.rmtree(folder, ignore_errors=True)
     raise
+
+
+def _cannot_write(out: Path, error: OSError) -> UserError:
+  return UserError(f"--out={out} cannot be written ({error.strerror}); choose another")
 
 
 def parser() -> command_line.Parser:

@@ -27,10 +27,13 @@ from diffusion_jax.porting.published import (
 from diffusion_jax.porting.published_tables import published_table
 from diffusion_jax.runs import command_line
 from diffusion_jax.runs.stored import load_experiment
+from diffusion_jax.types import UserError
 
 
 def main(argv: list[str]) -> None:
   args, overrides = parser().parse(argv)
+  if args.image_size is not None and args.image_size < 1:
+    raise UserError(f"--image_size={args.image_size}: must be at least 1")
   entry = published_source(args)
   config = args.config or (entry and entry.config)
   base = {} if config is None else load_experiment(config, ()).to_dict()

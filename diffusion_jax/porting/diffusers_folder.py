@@ -1,7 +1,8 @@
 """Folders of diffusers: a pipeline, or the folder of one network."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def read_folder(folder: Path, image_size: int | None = None, weights: Path | Non
     known = " and ".join(LAYOUTS)
     raise UserError(f"{about}: the network {kind} is not supported; {known} are")
   chosen = LAYOUTS[kind]
-  found, spec = chosen.read_config(stored, str(about))
+  with _refusing_values(about):
+    found, spec = chosen.read_config(stored, str(about))
   if image_size is not None:
     spec = _with_side(spec, image_size, chosen, str(about))
   is_vae = found.get("generative", {}).get("name") == "vae"
@@ -76,13 +78,24 @@ def _with_scheduler(folder: Path, found: Sections, spec: ImageSpec) -> Sections:
       f"{folder} has no scheduler/scheduler_config.json, which says what the network predicts at "
       "which noise; give the folder of the whole pipeline"
     )
-  sections = read_scheduler(read_json(schedule), str(schedule))
+  with _refusing_values(schedule):
+    sections = read_scheduler(read_json(schedule), str(schedule))
   labels = {"conditional": bool(spec.num_classes), "label_dropout": 0.0}
   generative = {**sections["generative"], **labels, **found.get("generative", {})}
   model = {**found["model"], **sections.get("model", {})}
   if model["learned_variance"]:  # whatever the scheduler makes of it
     sections["loss"] = {"name": "hybrid"}
   return {**sections, **found, "generative": generative, "model": model}
+
+
+@contextlib.contextmanager
+def _refusing_values(path: Path) -> Iterator[None]:
+  """Turn the errors of values of a wrong type, such as a text for a number, into one line."""
+  try:
+    yield
+  except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
+    reason = " ".join(str(error).split())[:120]
+    raise UserError(f"{path} has a value that cannot be used ({reason}); get a copy") from error
 
 
 def _files(folder: Path, read: WeightFile) -> dict[str, Any]:

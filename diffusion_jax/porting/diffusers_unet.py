@@ -20,7 +20,7 @@ TOP = {
   "label": "class_embedding", "conv_in/conv": "conv_in", "norm_out/group": "conv_norm_out",
   "conv_out/conv": "conv_out",
 }  # fmt: skip
-LABELS = "class_embedding.weight"
+LABELS, LABEL_COUNT = "class_embedding.weight", "num_class_embeds"
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of attention's layers in files of before diffusers 0.15."""
 
@@ -150,6 +150,9 @@ def unet_from_diffusers(stored: Mapping[str, Any], where: str) -> tuple[UNet, Im
   except ValueError as error:
     raise UserError(f"{where}: {error}") from error
   labels = get("num_class_embeds") or 0
+  numbers = {"sample_size": height, "in_channels": channels, LABEL_COUNT: labels}
+  if wrong := [n for n, v in numbers.items() if type(v) is not int or v < (n != LABEL_COUNT)]:
+    raise UserError(f"{where}: {wrong[0]}={numbers[wrong[0]]!r} must be a positive number")
   return network, ImageSpec(height, width, channels, 256, labels)
 
 

@@ -133,7 +133,8 @@ def test_a_config_comes_back(changes):
     ("act_fn", "gelu"), ("time_embedding_type", "fourier"), ("freq_shift", 1.5),
     ("down_block_types", ["DownBlock2D", "SkipDownBlock2D"]), ("downsample_padding", 2),
     ("up_block_types", ["UpBlock2D", "AttnUpBlock2D"]), ("out_channels", 5),
-    ("block_out_channels", [16, 40]), ("class_embed_type", "timestep"),
+    ("block_out_channels", [16, 40]), ("num_class_embeds", "ten"), ("sample_size", 0),
+    ("class_embed_type", "timestep"),
   ],
 )  # fmt: skip
 def test_a_network_that_we_do_not_have_is_refused_by_its_field(field, value):

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from diffusion_jax import export, reproduce
 from diffusion_jax.core.config import parse_override
 from diffusion_jax.porting.diffusers_export import describe_pipeline, with_ddpm_scheduler
+from diffusion_jax.porting.opening import open_source
 from diffusion_jax.porting.published import PUBLISHED, Figure, address_of, find_published
 from diffusion_jax.porting.published_tables import published_page, published_table
 from diffusion_jax.porting.reproduction import check_origin, compare_with_published, read_figure
@@ -98,6 +100,25 @@ def test_a_run_of_ours_is_written_with_the_scheduler_that_every_pipeline_takes()
   assert (ddpm["variance_type"], ddpm["timestep_spacing"]) == ("fixed_large", "leading")
   transformer = load_experiment("dit_digits", [])
   assert with_ddpm_scheduler(transformer) is transformer
+
+
+@pytest.mark.parametrize(
+  ("file", "field", "value"),
+  [
+    ("config.json", "layers_per_block", "two"),
+    ("config.json", "block_out_channels", None),
+    ("config.json", "in_channels", []),
+    ("scheduler_config.json", "beta_schedule", {}),
+  ],
+)
+def test_a_value_of_another_type_is_one_line(folder, tmp_path, file, field, value):
+  copy = shutil.copytree(folder, tmp_path / "copy")
+  content = json.loads((copy / file).read_text())
+  (copy / file).write_text(json.dumps({**content, field: value}))
+  with pytest.raises(UserError) as refusal:
+    open_source(copy)
+  assert str(copy / file) in str(refusal.value)
+  assert "\n" not in str(refusal.value)
 
 
 METRICS = {
@@ -213,6 +234,7 @@ def test_settings_of_a_published_checkpoint_are_fields_that_exist(entry):
     (["{file}", "--out=x", "--sha256=00"], "has SHA-256"),
     (["{file}", "--out=x", "--group=ema"], "--group=ema: .* has no such group, and no groups"),
     (["{file}", "--out=x"], "an unknown architecture"),
+    (["{folder}", "--out=x", "--image_size=0"], "--image_size=0: must be at least 1"),
     (["{folder}", "--out={folder}"], "exists; choose another folder"),
     (["{folder}", "--out=x", "--config.model.channels=16"], "has the shape"),
     (["{folder}", "--out=x", "--config.model.widths=16"], "widths"),
