@@ -1,5 +1,6 @@
 """Recognise given weights: a folder of diffusers, or a file of a known layout."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ VAE = "vae"
 """Folder of a pipeline's autoencoder."""
 
 LATENT_IMAGE_SIZE = 256
+
+NUMBERED = re.compile(r"(?:ckpt-|checkpoint_)(\d+)(?:\.flax|\.pth)?")
+"""Names of checkpoints of clu, flax and score_sde with their step or number."""
 
 AVERAGES = ("ema", "ema_params", "params_ema", "model_ema", "state_dict", "model", "params")
 """Groups of a file that may hold the network, averages first."""
@@ -73,6 +77,7 @@ def _open_network(
     return read_folder(path, image_size)
   if path.name.startswith(IN_FOLDER) and is_diffusers(path.parent):
     return read_folder(path.parent, image_size, path)
+  path = _newest_checkpoint(path)
   read = read_weights(path)
   tensors, chosen = _group_of(read, group)
   entry = _entry_of(path, tensors, architecture)
@@ -84,6 +89,13 @@ def _open_network(
   origin = {"format": read.format, "architecture": layout.name, "files": file}
   origin |= {} if chosen is None else {"group": chosen}
   return Source(layout, described, tensors, origin, where)
+
+
+def _newest_checkpoint(path: Path) -> Path:
+  """Return the file of the highest step in a folder of numbered checkpoints; else the path."""
+  files = sorted(path.iterdir()) if path.is_dir() else []
+  steps = [(int(found[1]), file) for file in files if (found := NUMBERED.fullmatch(file.name))]
+  return max(steps)[1] if steps else path
 
 
 def _entry_of(path: Path, tensors: Tensors, architecture: str | None) -> FileLayout:

@@ -229,3 +229,13 @@ def test_a_tensor_of_another_shape_is_refused(opened):
     UserError, match=r"conv_out/bias has the shape \[4\], this architecture needs"
   ):
     parameters_of(found.source._replace(tensors=wrong), found.experiment)
+
+
+def test_of_a_folder_the_checkpoint_of_the_highest_number_is_read(opened):
+  """The published address is a folder, whose file's number is not known beforehand."""
+  found = opened("learned_linear")
+  file = Path(found.source.where.partition(" (")[0])
+  (file.parent / "ckpt-12.flax").write_bytes(file.read_bytes())
+  (file.parent / "ckpt-9.flax").write_bytes(b"not read")
+  source = open_source(file.parent, image_size=4)
+  assert list(source.origin["files"]) == ["ckpt-12.flax"]
