@@ -86,6 +86,12 @@ def test_each_file_has_a_name_of_its_own():
   assert [name for name, number in names.items() if number > 1] == []
 
 
+def test_each_file_of_the_tests_has_a_name_of_its_own():
+  """pytest imports them by their names alone."""
+  names = Counter(path.name for path in Path(__file__).parent.rglob("*.py"))
+  assert [name for name, number in names.items() if number > 1 and name != "conftest.py"] == []
+
+
 def functions_of(path: Path) -> set[str]:
   """The public functions of a file; a program's are its own, but for words that say nothing."""
   nodes = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)]
