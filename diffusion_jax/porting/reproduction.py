@@ -75,6 +75,7 @@ def compare_with_published(
     ("measured", f"{found.value:.4g}{unit}{error}"),
     ("difference", _difference(figure, found)),
     *(("differs", line) for line in (*found.differs, *_other_data(entry, metrics), *given)),
+    *([("note", entry.note)] if entry.note else []),
   ]
   lines = [f"  {name:<11} {text}" for name, text in rows]
   return "\n".join([f"{entry.name}: {found.name}", *lines])

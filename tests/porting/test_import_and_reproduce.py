@@ -174,6 +174,8 @@ def test_one_seed_has_no_standard_error_and_what_the_user_set_is_listed(tmp_path
   text = compare_with_published(DDPM, DDPM.figures[0], file, ["--config.sampler.steps=4"])
   assert "+0.3; without a standard error: measure with `eval.num_seeds=3`" in text
   assert text.endswith("\n  differs     --config.sampler.steps=4")
+  noted = compare_with_published(DDPM._replace(note="its ODE"), DDPM.figures[0], file)
+  assert noted.endswith("\n  note        its ODE")
 
 
 def test_a_figure_that_could_not_be_measured_says_why(tmp_path):
