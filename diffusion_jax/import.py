@@ -16,6 +16,7 @@ from typing import Any
 from diffusion_jax.core.config import parse_override
 from diffusion_jax.core.files import run_folder
 from diffusion_jax.core.wording import with_flags
+from diffusion_jax.porting.diffusers_folder import is_diffusers
 from diffusion_jax.porting.downloads import check_sha256, fetch_source
 from diffusion_jax.porting.imported import assumptions, experiment_of, write_run
 from diffusion_jax.porting.opening import open_source
@@ -40,7 +41,9 @@ def main(argv: list[str]) -> None:
   told = [parse_override(f"--config.{field}") for field in entry.overrides] if entry else []
   path = fetch_source(args.source)
   check_sha256(path, args.sha256 or (entry and entry.sha256))
-  size = args.image_size or (entry and entry.image_size)
+  size = args.image_size
+  if size is None and entry and not is_diffusers(path):  # whose config tells it
+    size = entry.image_size
   kind = args.architecture or (entry and entry.architecture)
   vae = args.autoencoder or (entry and entry.autoencoder)
   source = open_source(path, args.group, size, kind, None if vae is None else fetch_source(vae))

@@ -437,7 +437,7 @@ WRONG = {
   ),
   "another process": (
     ["--config.process.name=cosine_vp"],
-    "was trained with other settings (process.beta_end: 0.999 -> None; process.beta_start",
+    "was trained with other settings (process.beta_end: 0.999 -> None; process.beta_schedule",
   ),
   "another prediction": (
     ["--config.generative.prediction=x0"],

@@ -179,7 +179,7 @@ WRONG = {
   "out nowhere": (["--out=/proc/none/a.png"], "--out=/proc/none/a.png cannot be written"),
   "another process": (
     ["--config.process.name=cosine_vp"],
-    "was trained with other settings (process.beta_end: 0.02 -> None; process.beta_start",
+    "was trained with other settings (process.beta_end: 0.02 -> None; process.beta_schedule",
   ),
   "another prediction": (
     ["--config.generative.prediction=x0"],

@@ -1,0 +1,1 @@
+"""Read the weights of other libraries as runs, and write runs for other libraries."""
