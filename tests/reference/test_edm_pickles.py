@@ -373,7 +373,7 @@ def test_the_program_imports_a_snapshot_with_its_own_facts(tmp_path):
     capture_output=True, text=True, check=False,
   )  # fmt: skip
   assert made.returncode == 0, made.stderr
-  assert "parameters of a edm into" in made.stdout
+  assert "parameters (edm) into" in made.stdout
   config = (tmp_path / "run" / "config.json").read_text()
   for told in ('"log_sigma_mean": -1.0', '"augmentation": 0.12', '"dropout": 0.13'):
     assert told in config

@@ -300,6 +300,6 @@ def test_the_program_imports_a_file(tmp_path):
   )  # fmt: skip
   assert made.returncode == 0, made.stderr
   number = sum(value.numel() for value in state.values())
-  assert f"imported {number:,} parameters of a improved-diffusion" in made.stdout
+  assert f"imported {number:,} parameters (improved-diffusion)" in made.stdout
   assert "process.num_timesteps=4000" in made.stdout
   assert (tmp_path / "run" / "checkpoints" / "0").is_dir()
