@@ -8,10 +8,6 @@ with the parameters under our names, the config in its metadata.
 """
 
 import json
-import shutil
-import tempfile
-from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -30,9 +26,11 @@ from diffusion_jax.porting.diffusers_export import (
 from diffusion_jax.porting.downloads import check_upload, upload_folder
 from diffusion_jax.porting.imported import is_imported
 from diffusion_jax.porting.model_card import newest_metrics, write_card
+from diffusion_jax.porting.whole_folder import cannot_write, check_new, whole_folder
 from diffusion_jax.runs import command_line
 from diffusion_jax.runs.flags import parse_step
 from diffusion_jax.runs.stored import trained_experiment
+from diffusion_jax.training.train_state import count_parameters
 from diffusion_jax.types import UserError
 from diffusion_jax.weight_files.safetensors_file import write_safetensors
 
@@ -53,8 +51,7 @@ def main(argv: list[str]) -> None:
     written = with_ddpm_scheduler(experiment)
   if args.format == "diffusers":
     describe_pipeline(written, spec)  # refuses before anything is read
-  if args.out.exists() and (args.out.is_file() or any(args.out.iterdir())):
-    raise UserError(f"--out={args.out} exists; choose another, or move it away")
+  check_new(args.out)
   mesh = sharding.create_mesh(sharding.MeshShape(), jax.devices()[:1])
   generative = experiment.create(spec)
   weights = restore.restore_weights(args.workdir, args.step, mesh, generative, average)
@@ -65,47 +62,22 @@ def main(argv: list[str]) -> None:
       args.out.parent.mkdir(parents=True, exist_ok=True)
       write_safetensors(args.out, leaves, {"config": json.dumps(config)})
     except OSError as error:
-      raise _cannot_write(args.out, error) from error
+      raise cannot_write(args.out, error) from error
   else:
     pipeline = make_pipeline(written, spec, weights.params)
     metrics = newest_metrics(args.workdir, weights.step)
     usage = usage_of(pipeline, generative.num_classes)
     card = write_card(args.workdir.name, config, weights.meta, weights.step, metrics, usage)
-    _write_folder(args.out, pipeline, card)
+    with whole_folder(args.out) as folder:
+      write_pipeline(folder, pipeline, write_safetensors)
+      (folder / "README.md").write_text(card)
     if written is not experiment:
       print("  note       written with DDPMScheduler; --scheduler=own writes the run's ddim")
     if pipeline.lacks:
       print(f"  note       {pipeline.lacks}")
-  print(f"exported {sum(x.size for x in _leaves(weights.params)):,} parameters to {args.out}")
+  print(f"exported {count_parameters(weights.params):,} parameters to {args.out}")
   if args.push is not None:
     print(f"uploaded to {upload_folder(args.out, args.push)}")
-
-
-def _leaves(params: Any) -> list[Any]:
-  return list(named_leaves(params).values())
-
-
-def _write_folder(out: Path, pipeline: Any, card: str) -> None:
-  """Write the folder whole or not at all."""
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-  except OSError as error:
-    raise _cannot_write(out, error) from error
-  try:
-    write_pipeline(folder, pipeline, write_safetensors)
-    (folder / "README.md").write_text(card)
-    folder.chmod(0o755)
-    if out.exists():
-      out.rmdir()
-    folder.rename(out)
-  except BaseException:
-    shutil.rmtree(folder, ignore_errors=True)
-    raise
-
-
-def _cannot_write(out: Path, error: OSError) -> UserError:
-  return UserError(f"--out={out} cannot be written ({error.strerror}); choose another")
 
 
 def parser() -> command_line.Parser:

@@ -19,7 +19,7 @@ import optax
 from diffusion_jax.core import files, npz, progress, rng
 from diffusion_jax.core.pixels import as_pictures
 from diffusion_jax.core.rng import Stream
-from diffusion_jax.core.trees import named_leaves
+from diffusion_jax.core.trees import named_leaves, nested
 from diffusion_jax.data import Source, TrainStream, fingerprint, full_pass
 from diffusion_jax.extractors import random_features
 from diffusion_jax.extractors.base import Extractor
@@ -136,24 +136,12 @@ def load_domain(path: Path) -> Extractor:
   def apply(params, images):
     return (*network.apply(params, _to_input(images)), None)
 
-  return Extractor(facts["data"], stamp, _nest(arrays), apply, spec.shape)
+  return Extractor(facts["data"], stamp, nested(arrays), apply, spec.shape)
 
 
 def _apply_random(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array, None]:
   """Return random features, and no logits."""
   return random_features.random_features(params, images), jnp.zeros((len(images), 0)), None
-
-
-def _nest(arrays: dict[str, np.ndarray]) -> Any:
-  """Return the tree whose leaves have these names."""
-  tree: dict[str, Any] = {}
-  for name, leaf in arrays.items():
-    *parents, last = name.split("/")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[last] = leaf
-  return tree
 
 
 def _to_input(pictures: jax.Array) -> jax.Array:

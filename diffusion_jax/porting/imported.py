@@ -1,8 +1,5 @@
 """Make a run's folder from the weights of another library."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,13 @@ from diffusion_jax.core.files import write_json
 from diffusion_jax.parallel.sharding import MeshShape, create_mesh, state_shardings
 from diffusion_jax.porting.latent_source import all_parameters_of
 from diffusion_jax.porting.layout import Sections, Source
+from diffusion_jax.porting.whole_folder import check_new, whole_folder
 from diffusion_jax.runs.experiment import Experiment, build_experiment
 from diffusion_jax.runs.provenance import write_environment
 from diffusion_jax.runs.stored import write_config
 from diffusion_jax.training.step import make_init
 from diffusion_jax.training.train_state import TrainState
-from diffusion_jax.types import GenerativeModel, Params, UserError
+from diffusion_jax.types import GenerativeModel, Params
 
 ORIGIN = "imported.json"
 """File of a run's folder with the source of imported weights."""
@@ -81,31 +79,12 @@ def write_run(out: Path, source: Source, experiment: Experiment) -> int:
   Raises:
     UserError: the folder exists, cannot be written, or the model has other parameters.
   """
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise UserError(f"--out={out} exists; choose another folder, or move it away")
+  check_new(out)
   params = all_parameters_of(source, experiment)
   state = _state(params, experiment.create(source.described.spec), experiment)
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-  except OSError as error:
-    raise UserError(f"--out={out} cannot be written ({error.strerror}); choose another") from error
-  try:
+  with whole_folder(out) as folder:
     _write(folder, source, experiment, state)
-    folder.chmod(0o777 & ~_umask())
-    if out.exists():
-      out.rmdir()
-    folder.rename(out)
-  except BaseException:
-    shutil.rmtree(folder, ignore_errors=True)
-    raise
   return sum(array.size for array in jax.tree.leaves(params))
-
-
-def _umask() -> int:
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask
 
 
 def _state(params: Params, model: GenerativeModel, experiment: Experiment) -> TrainState:

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from diffusion_jax.core.stacking import restacked, unstack_layers
-from diffusion_jax.core.trees import named_leaves
-from diffusion_jax.porting.tensors import Pair, Shape, Tensors, nested, to_ours, to_theirs
+from diffusion_jax.core.trees import named_leaves, nested
+from diffusion_jax.porting.tensors import Pair, Shape, Tensors, to_ours, to_theirs
 from diffusion_jax.runs.experiment import Experiment
 from diffusion_jax.types import ImageSpec, Params
 

@@ -6,7 +6,7 @@ nothing is computed.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -148,15 +148,3 @@ def with_rows(tensors: Tensors, name: str, num_rows: int) -> Tensors:
   if name not in tensors or not num_rows:
     return tensors
   return {**tensors, name: np.ascontiguousarray(tensors[name][:num_rows])}
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Return the tree of parameters for values by path."""
-  tree: dict[str, Any] = {}
-  for path, value in flat.items():
-    *folders, last = path.split("/")
-    node = tree
-    for folder in folders:
-      node = node.setdefault(folder, {})
-    node[last] = value
-  return tree

@@ -66,6 +66,8 @@ def find_origin(text: str, generative: GenerativeModel, is_partial: bool) -> Ori
   """
   folder, number = _parse(text)
   workdir = run_folder(folder)
+  if not workdir.is_dir():
+    raise UserError(f"`init_from={text}`: no such folder; give the folder of a run")
   experiment = trained_experiment(workdir, ())
   checkpoints = checkpoint_folder(workdir)
   steps = parallel.broadcast_object(store.saved_steps(checkpoints))

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy_draws import normal
 
-from diffusion_jax.core.trees import named_leaves
+from diffusion_jax.core.trees import named_leaves, nested
 from diffusion_jax.models import UNet
 from diffusion_jax.porting import diffusers_unet
 from diffusion_jax.porting.diffusers_scheduler import read_scheduler, write_scheduler
-from diffusion_jax.porting.tensors import Pair, nested, to_ours, to_theirs
+from diffusion_jax.porting.tensors import Pair, to_ours, to_theirs
 from diffusion_jax.types import ImageSpec, UserError
 
 SPEC = ImageSpec(8, 8, 3, 256, 4)

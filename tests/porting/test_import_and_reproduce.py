@@ -237,7 +237,7 @@ def test_settings_of_a_published_checkpoint_are_fields_that_exist(entry):
     (["{file}", "--out=x", "--group=ema"], "--group=ema: .* has no such group, and no groups"),
     (["{file}", "--out=x"], "an unknown architecture"),
     (["{folder}", "--out=x", "--image_size=0"], "--image_size=0: must be at least 1"),
-    (["{folder}", "--out={folder}"], "exists; choose another folder"),
+    (["{folder}", "--out={folder}"], "exists; choose another, or"),
     (["{folder}", "--out=x", "--config.model.channels=16"], "has the shape"),
     (["{folder}", "--out=x", "--config.model.widths=16"], "widths"),
   ],

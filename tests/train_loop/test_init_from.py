@@ -109,7 +109,7 @@ def test_stacked_layers_are_matched_one_by_one(smoke_run, monkeypatch):
   [
     ("{run}@latest", "the step after @ must be a number"),
     ("{run}@31", "no checkpoint of step 31; there are 30, 60"),
-    ("{run}_other", "no run there"),
+    ("{run}_other", "`init_from=.*_other`: no such folder; give the folder of a run"),
   ],
 )
 def test_a_run_or_step_that_is_not_there_is_refused(smoke_run, create, text, said):
