@@ -46,7 +46,7 @@ def read_folder(folder: Path, image_size: int | None = None, weights: Path | Non
   about = place / "config.json"
   stored = read_json(about)
   if (kind := str(stored.get("_class_name"))) not in LAYOUTS:
-    known = " and ".join(LAYOUTS)
+    known = ", ".join(LAYOUTS)
     raise UserError(f"{about}: the network {kind} is not supported; {known} are")
   chosen = LAYOUTS[kind]
   with _refusing_values(about):

@@ -276,7 +276,7 @@ def _recipe(module: _Module, loss: _Module, form: _Form) -> dict[str, Any]:
 
 
 def _heun(form: _Form) -> dict[str, Any]:
-  """Return the sampler of EDM's README: by data set, of which the sides and networks tell."""
+  """Return the sampler settings of EDM's README for the data set, told by side and network."""
   sampler: dict[str, Any] = {"name": "heun", "spacing": "karras", "rho": 7.0}
   if form.is_song:
     return sampler | {"steps": 18 if form.side <= 32 else 40}
@@ -284,7 +284,7 @@ def _heun(form: _Form) -> dict[str, Any]:
 
 
 def _vp_recipe(module: _Module) -> dict[str, Any]:
-  """Return the VP SDE's: eps at the state of unit variance, time (M - 1) t."""
+  """Return the settings of VPPrecond: it predicts eps and embeds the time (M - 1) t."""
   first = module.number("beta_min", 0.1)
   return {
     "generative": {"name": "diffusion", "prediction": "eps"},
@@ -299,7 +299,7 @@ def _vp_recipe(module: _Module) -> dict[str, Any]:
 
 
 def _iddpm_recipe(module: _Module) -> dict[str, Any]:
-  """Return Improved DDPM's: eps on cosine betas, whose table of levels the file has as `u`."""
+  """Return the settings of iDDPMPrecond: it predicts eps on a cosine schedule."""
   num_timesteps = round(module.number("M", 1000.0))
   return {
     "generative": {"name": "diffusion", "prediction": "eps"},

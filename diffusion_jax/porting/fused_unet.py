@@ -58,7 +58,7 @@ def unet_place(layer: str) -> Place:
 
 
 def told_shape(content: Content, name: str, num_axes: int) -> Shape:
-  """Return the shape of a tensor that tells something of the network.
+  """Return the shape of a tensor from which a setting of the network is read.
 
   Raises:
     UserError: there is no such tensor, or it has another number of axes, or no elements.

@@ -38,7 +38,7 @@ It is about the error of Stable Diffusion's reconstructions, 24 dB, on the axis 
 
 
 class Names(NamedTuple):
-  """Names of a library for the parts of the encoder and decoder.
+  """The names that one library gives to the parts of encoder and decoder.
 
   Attributes:
     places: place in our networks -> the library's, for a level (`rising` counts the levels from the
@@ -269,7 +269,7 @@ def autoencoder_for_diffusers(
 
 
 def _describe(content: Content, tensors: Tensors, names: Names) -> Described:
-  """Return the network and its images by the tensors' shapes."""
+  """Return the network and the shape of its images, read from the shapes of tensors."""
   shape = lambda name: _shape_of(tensors, name, content.where)  # noqa: E731
   block = lambda level, i: names.places["encoder/block"].format(level=level, i=i)  # noqa: E731
   has = lambda stem: f"{stem}.conv1.weight" in tensors  # noqa: E731
